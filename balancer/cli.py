@@ -1,0 +1,139 @@
+"""The commands: ``serve``, ``demo``, ``watch``, ``check``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from urllib.parse import urlsplit
+
+from balancer import __version__
+from balancer.settings import Settings, SettingsError, flag, misspelt, show, variable
+
+# Exit statuses: a command line or setting that cannot be used; everything else that failed.
+UNUSABLE = 2
+FAILED = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return UNUSABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="balancer", description="HTTP load balancer with DNS discovery.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    for name, run, text in (
+        ("serve", _serve, "run the load balancer"),
+        ("check", _check, "print the effective settings and one DNS answer; exit 0 if it is usable"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        for item in fields(Settings):
+            default = show(item.default, item.metadata["kind"])
+            command.add_argument(
+                flag(item.name),
+                metavar="VALUE",
+                help=f"{item.metadata['meaning']} (default {default}; {variable(item.name)})".replace("%", "%%"),
+            )
+
+    demo = commands.add_parser("demo", help="run the whole system without Docker and watch it scale")
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--workers", type=_number(int, 1, 100), default=3, help="workers at the peak (default 3)")
+    demo.add_argument(
+        "--seconds",
+        type=_number(float, 0, 86400),
+        default=20.0,
+        help="length of one round (default 20); 0: until Ctrl-C",
+    )
+    demo.add_argument("--port", type=_number(int, 1, 65535), default=8080, help="the balancer's port (default 8080)")
+
+    watch = commands.add_parser("watch", help="send requests in a loop and show who answers; exit 1 if any failed")
+    watch.set_defaults(run=_watch)
+    watch.add_argument("url", metavar="URL", type=_url)
+    watch.add_argument("--rate", type=_number(float, 0.1, 1000), default=5.0, help="requests a second (default 5)")
+    watch.add_argument(
+        "--count", type=_number(int, 0, 10**9), default=0, help="stop after so many requests (default 0: at Ctrl-C)"
+    )
+    watch.add_argument(
+        "--timeout", type=_number(float, 0.1, 3600), default=30.0, help="seconds to wait for an answer (default 30)"
+    )
+    return parser
+
+
+def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = kind(low - 1)
+        if not low <= number <= high:
+            words = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes {words} from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def _url(text: str) -> str:
+    text = text if "://" in text else f"http://{text}"
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes a URL such as http://localhost:8080/")
+    return text
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    flags = {it.name: value for it in fields(Settings) if (value := getattr(arguments, it.name)) is not None}
+    for line in misspelt(os.environ):
+        print(line, file=sys.stderr)
+    return Settings.load(os.environ, flags)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    from balancer import server
+
+    server.configure_logging()
+    try:
+        server.serve(settings)
+    except server.CannotListen as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    for name, value, _ in settings.rows():
+        print(f"{name}={value}")
+    from balancer.discovery import DnsResolver
+
+    snapshot = asyncio.run(DnsResolver(settings)())
+    addresses = sorted(str(it.address) for answer in snapshot.answers for it in answer.endpoints)
+    print(f"\nDNS for {settings.alias}: {snapshot.describe()}")
+    for address in addresses:
+        print(f"  {address}")
+    return 0 if addresses else FAILED
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from balancer.demo.show import run
+
+    return run(arguments.workers, arguments.seconds, arguments.port)
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from balancer.watch import run
+
+    return run(arguments.url, arguments.rate, arguments.count, arguments.timeout)

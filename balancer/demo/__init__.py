@@ -1,0 +1,1 @@
+"""The whole system without Docker: DNS, Redis, workers and the balancer on loopback."""

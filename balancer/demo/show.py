@@ -1,0 +1,110 @@
+"""``balancer demo``: scales the system up and down and draws who answers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+
+from rich.console import Console
+from rich.live import Live
+
+from balancer.demo.system import DemoError, System
+from balancer.watch import Loop, Tally, first, interruptible, picture
+
+# Requests a second of the built-in curl loop.
+RATE = 20.0
+STEPS_IN_ROUND = 3
+
+
+def run(workers: int, seconds: float, port: int) -> int:
+    """One round of ``seconds`` (0: rounds until Ctrl-C); returns the exit status: 1 if any request failed."""
+    try:
+        tally = asyncio.run(_demo(Console(), workers, seconds, port))
+    except DemoError as error:
+        print(f"The demo cannot run: {error}", file=sys.stderr)
+        return 1
+    for line in tally.summary():
+        print(line)
+    return 1 if tally.failures else 0
+
+
+def steps(workers: int) -> list[int]:
+    """How many workers run in each third of a round: one, all, and in between."""
+    return [1, workers, (workers + 2) // 2 if workers > 1 else 1]
+
+
+class Stage:
+    """What the demo shows: a live picture on a terminal, elsewhere a plain line for every change."""
+
+    def __init__(self, console: Console, url: str) -> None:
+        self.tally = Tally()
+        self._url = url
+        self._doing = "starting"
+        self._began = time.monotonic()
+        self._answering: frozenset[str] = frozenset()
+        self.live = Live(console=console, refresh_per_second=10, transient=True) if console.is_terminal else None
+
+    def announce(self, doing: str) -> None:
+        self._doing = doing
+        self._draw()
+        self._say(doing)
+
+    def add_result(self, failure: str) -> None:
+        """After a result was tallied: redraw, or say if the rotation changed."""
+        self._draw()
+        if failure:
+            self._say(f"failed: {failure}")
+        # Over so many answers everybody had a turn, twice.
+        window = 2 * max(len(self._answering), len(set(self.tally.rotation)), 1)
+        answering = frozenset(list(self.tally.rotation)[-window:])
+        if answering != self._answering:
+            self._answering = answering
+            self._say("answering: " + ", ".join(sorted(answering)))
+
+    def _draw(self) -> None:
+        if self.live:
+            self.live.update(picture(f"{self._url}   {self._doing}", self.tally))
+
+    def _say(self, text: str) -> None:
+        if not self.live:
+            print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
+
+
+async def _demo(console: Console, workers: int, seconds: float, port: int) -> Tally:
+    url = f"http://127.0.0.1:{port}/"
+    stage = Stage(console, url)
+    async with interruptible() as stop:
+        if stage.live:
+            stage.live.start()
+        try:
+            await first(_rounds(stage, workers, seconds, port, url), stop.wait())
+        finally:
+            if stage.live:
+                stage.live.stop()
+    return stage.tally
+
+
+async def _rounds(stage: Stage, workers: int, seconds: float, port: int, url: str) -> None:
+    stage.announce("starting DNS, Redis, a worker and the balancer")
+    async with System(port) as system:
+        await system.scale(1)
+        load = asyncio.create_task(_load(stage, url))
+        try:
+            for count in itertools.cycle(steps(workers)) if not seconds else steps(workers):
+                stage.announce(f"{count} worker{'s' if count > 1 else ''} wanted")
+                began = time.monotonic()
+                await system.scale(count)
+                step = (seconds or 20.0) / STEPS_IN_ROUND
+                await asyncio.sleep(max(0.0, began + step - time.monotonic()))
+            stage.announce("stopping")
+        finally:
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+
+
+async def _load(stage: Stage, url: str) -> None:
+    async for result in Loop(url, RATE).results():
+        stage.tally.add(result)
+        stage.add_result(result.failure)

@@ -1,0 +1,190 @@
+"""The parts of the demo: a DNS server in this process; Redis, the workers and the balancer as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from balancer.demo.dnsserver import DnsServer, Zone
+
+ALIAS = "apps"
+# Where workers listen that have an address of their own: 127.0.1.1, 127.0.1.2, …
+WORKER_NETWORK = "127.0.1."
+PROJECT = Path(__file__).resolve().parents[2]
+# Limits in seconds for a process to start and to stop.
+START_LIMIT = 15.0
+STOP_LIMIT = 10.0
+
+_FAKE_REDIS = """
+import sys
+from fakeredis import TcpFakeServer
+TcpFakeServer.allow_reuse_address = True
+TcpFakeServer(("127.0.0.1", int(sys.argv[1]))).serve_forever()
+"""
+
+
+class DemoError(Exception):
+    """The demo cannot run; the message says why."""
+
+
+class System:
+    """The running system; use it within ``async with``. Leaving the context stops every process.
+
+    ``own_addresses``: each worker gets a loopback address; otherwise a port, and DNS says so by SRV.
+    """
+
+    def __init__(self, port: int, own_addresses: bool | None = None) -> None:
+        self.port = port
+        self.admin_port = free_port()
+        self.own_addresses = has_loopback_network() if own_addresses is None else own_addresses
+        self.workers: list[str] = []
+        self._zone = Zone()
+        self._zone.records[ALIAS] = []
+        self._dns = DnsServer(self._zone)
+        self._redis_port = free_port()
+        self._worker_port = free_port(WORKER_NETWORK + "1" if self.own_addresses else "127.0.0.1")
+        self._processes: dict[str, Process] = {}
+        self._places: dict[str, tuple[str, int]] = {}
+        self._started = 0
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> System:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._dns)
+            stack.push_async_callback(self._stop_all)
+            redis = shutil.which("redis-server")
+            if redis:
+                quiet = ("--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--loglevel", "warning")
+                await self._start("redis", redis, "--port", str(self._redis_port), *quiet)
+            else:
+                await self._start("redis", sys.executable, "-c", _FAKE_REDIS, str(self._redis_port))
+            await self._start(
+                "balancer", sys.executable, "-m", "balancer", "serve",
+                BALANCER_ALIAS=ALIAS,
+                BALANCER_RESOLVER=str(self._dns.address),
+                BALANCER_RECORD="a" if self.own_addresses else "srv",
+                BALANCER_UPSTREAM_PORT=str(self._worker_port),
+                BALANCER_BIND=f"127.0.0.1:{self.port}",
+                BALANCER_ADMIN=f"127.0.0.1:{self.admin_port}",
+                BALANCER_HEALTH_PATH="/healthz",
+                BALANCER_ACCESS_LOG="off",
+            )  # fmt: skip
+            await self._listening("redis", "127.0.0.1", self._redis_port)
+            await self._listening("balancer", "127.0.0.1", self.port)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._stack.aclose()
+
+    async def scale(self, count: int) -> None:
+        """Start or stop workers until ``count`` of them run. The newest goes first."""
+        stopping = [self.workers.pop() for _ in range(len(self.workers) - count)]
+        starting = [self._new_worker() for _ in range(count - len(self.workers))]
+        await asyncio.gather(*(self._start_worker(it) for it in starting), *(self._stop_worker(it) for it in stopping))
+
+    def _new_worker(self) -> str:
+        self._started += 1
+        name = f"worker-{self._started}"
+        self.workers.append(name)
+        taken = {host for host, _ in self._places.values()}
+        hosts = (f"{WORKER_NETWORK}{number}" for number in range(1, 255))
+        if self.own_addresses:
+            self._places[name] = (next(it for it in hosts if it not in taken), self._worker_port)
+        else:
+            self._places[name] = ("127.0.0.1", free_port())
+        return name
+
+    async def _start_worker(self, name: str) -> None:
+        host, port = self._places[name]
+        self._publish()  # Like Docker: the name is there before the process listens.
+        await self._start(
+            name, sys.executable, "-m", "worker",
+            HOST=host, PORT=str(port), HOSTNAME=name, HOST_REDIS="127.0.0.1", PORT_REDIS=str(self._redis_port),
+        )  # fmt: skip
+        await self._listening(name, host, port)
+
+    async def _stop_worker(self, name: str) -> None:
+        await self._stop(name)
+        del self._places[name]
+        self._publish()  # Like Docker: the name goes only after the process is gone.
+
+    def _publish(self) -> None:
+        if self.own_addresses:
+            self._zone.records[ALIAS] = [("A", host) for host, _ in self._places.values()]
+            return
+        self._zone.records[ALIAS] = [("SRV", f"0 1 {port} {name}.{ALIAS}.") for name, (_, port) in self._places.items()]
+        for name, (host, _) in self._places.items():
+            self._zone.records[f"{name}.{ALIAS}"] = [("A", host)]
+
+    async def _start(self, name: str, *command: str, **environ: str) -> None:
+        # A session of its own keeps Ctrl-C from reaching it: the demo stops its processes itself, in order.
+        self._processes[name] = await asyncio.create_subprocess_exec(
+            *command,
+            env={key: value for key, value in os.environ.items() if not key.startswith("BALANCER_")} | environ,
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=PIPE,
+            start_new_session=True,
+            # So that ``-m worker`` is found from wherever the demo was started.
+            cwd=PROJECT,
+        )
+
+    async def _listening(self, name: str, host: str, port: int) -> None:
+        """Wait until the process accepts connections. Raises DemoError with its last words if it does not."""
+        process = self._processes[name]
+        try:
+            async with asyncio.timeout(START_LIMIT):
+                while process.returncode is None:
+                    try:
+                        _, writer = await asyncio.open_connection(host, port)
+                    except OSError:
+                        await asyncio.sleep(0.05)
+                    else:
+                        writer.close()
+                        return
+        except TimeoutError:
+            raise DemoError(f"{name} did not listen on {host}:{port} within {START_LIMIT:g} s") from None
+        assert process.stderr
+        words = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
+        raise DemoError(f"{name} ended: {words[-1] if words else f'exit status {process.returncode}'}")
+
+    async def _stop(self, name: str) -> None:
+        process = self._processes.pop(name)
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_LIMIT):
+                await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.communicate()
+
+    async def _stop_all(self) -> None:
+        # The balancer first, so that no request is on its way to a worker that stops.
+        for names in (["balancer"], self.workers, ["redis"]):
+            await asyncio.gather(*(self._stop(name) for name in names if name in self._processes))
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as sock:
+        sock.bind((host, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def has_loopback_network() -> bool:
+    """Whether all of 127.0.0.0/8 is this machine (Linux), and not 127.0.0.1 alone."""
+    try:
+        free_port(WORKER_NETWORK + "1")
+    except OSError:
+        return False
+    return True

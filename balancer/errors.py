@@ -1,0 +1,66 @@
+"""Typed faults: what failed, whose fault it is, and whether the member may have seen the request.
+
+``Fault`` and its children are raised by an upstream (``balancer.upstream``) and never reach a
+client: ``balancer.retry`` decides what becomes of them. ``Refusal`` is what the client is told
+instead of a member's answer. ``ClientGone`` ends a request that nobody waits for any more.
+"""
+
+from __future__ import annotations
+
+
+class Fault(Exception):
+    """An exchange with one member ended before its response head was complete.
+
+    ``sent``: whether any byte of the request may have reached the member. Only while it is
+    false may a request that is not idempotent be given to another member (DESIGN 3.1).
+    ``departed``: whether it shows that nobody listens at the address any more.
+    """
+
+    departed = False
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class ConnectFailed(Fault):
+    """No connection: refused, unreachable, or not accepted within CONNECT_TIMEOUT."""
+
+    departed = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, sent=False)
+
+
+class ConnectionDied(Fault):
+    """The connection broke or was closed before the response head was complete."""
+
+
+class ResponseTimeout(Fault):
+    """No response head within RESPONSE_TIMEOUT, or the member stopped reading the request."""
+
+
+class ProtocolViolation(Fault):
+    """The member answered with something that is not HTTP."""
+
+
+class TruncatedResponse(Exception):
+    """A response body ended early: the client's connection must not be ended cleanly."""
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its response was complete."""
+
+
+class Refusal(Exception):
+    """What the balancer itself answers: a status, a token for ``X-Balancer-Error``, a reason.
+
+    ``retry_after``: seconds for the ``Retry-After`` header, or None to leave it out.
+    """
+
+    def __init__(self, status: int, token: str, reason: str, retry_after: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.token = token
+        self.reason = reason
+        self.retry_after = retry_after

@@ -1,0 +1,142 @@
+"""Which header fields cross the balancer, and which it writes itself.
+
+Header fields are raw pairs ``list[tuple[bytes, bytes]]`` with lower-case names, in the order in
+which they came; what is not named here passes untouched, duplicates included.
+
+Rules: RFC 9110 section 7.6.1 (hop-by-hop fields, and those that ``Connection`` names), RFC 7239
+(``Forwarded``), and the de-facto ``X-Forwarded-*``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+from balancer.settings import IPNetwork
+
+Headers = list[tuple[bytes, bytes]]
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+# ``Connection`` must not take these away: without them the message means something else.
+NEVER_NOMINATED = frozenset({b"host", b"content-length", b"content-type", b"content-encoding", b""})
+
+_TOKEN_LIKE = re.compile(rb"[A-Za-z0-9.:_\[\]-]+")
+
+
+def nominated(connection_values: Iterable[bytes]) -> frozenset[bytes]:
+    """The field names that ``Connection`` declares to be for this hop only, lower case."""
+    names = {name.strip().lower() for value in connection_values for name in value.split(b",")}
+    return frozenset(names - NEVER_NOMINATED)
+
+
+def response_headers(headers: Headers) -> Headers:
+    """The fields of a member's response that go on to the client."""
+    passed = [pair for pair in headers if pair[0] not in HOP_BY_HOP]
+    if len(passed) != len(headers):
+        gone = nominated(value for name, value in headers if name == b"connection")
+        if not gone <= HOP_BY_HOP:
+            passed = [pair for pair in passed if pair[0] not in gone]
+    return passed
+
+
+def announces_close(headers: Headers) -> bool:
+    """Whether the sender says that it closes the connection after this message."""
+    return any(name == b"connection" and b"close" in value.lower() for name, value in headers)
+
+
+def has_body(headers: Headers) -> bool:
+    """Whether a request with these fields has a body (RFC 9112 section 6.3)."""
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
+
+
+class RequestHeaders:
+    """Turns a client's request fields into those that a member gets.
+
+    ``trusted``: networks whose ``X-Forwarded-*`` and ``Forwarded`` are kept and extended. From
+    anybody else they are replaced, so that a member can rely on them.
+    """
+
+    def __init__(self, trusted: tuple[IPNetwork, ...] = ()) -> None:
+        self._trusted = trusted
+        self.trusts = lru_cache(maxsize=1024)(self._trusts)
+
+    def _trusts(self, client: str) -> bool:
+        try:
+            address = ipaddress.ip_address(client)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._trusted)
+
+    def __call__(self, headers: Headers, client: str, scheme: str, chunked: bool = False) -> Headers:
+        """The fields for the member, without hop-by-hop ones and with the forwarding ones.
+
+        ``client``: the peer's IP address, or "" where there is none (a Unix socket).
+        ``chunked``: the body's length is unknown, so it goes on in chunks.
+        """
+        passed: Headers = []
+        connection: list[bytes] = []
+        forwarding: dict[bytes, list[bytes]] = {}
+        host = b""
+        for pair in headers:
+            name = pair[0]
+            if name in HOP_BY_HOP:
+                if name == b"connection":
+                    connection.append(pair[1])
+            elif name == b"forwarded" or name.startswith(b"x-forwarded-"):
+                forwarding.setdefault(name, []).append(pair[1])
+            else:
+                if name == b"host":
+                    host = pair[1]
+                passed.append(pair)
+        if connection:
+            gone = nominated(connection)
+            passed = [pair for pair in passed if pair[0] not in gone]
+        if forwarding and not self.trusts(client):
+            forwarding.clear()
+        passed += _forwarding(forwarding, client.encode("ascii", "replace"), scheme.encode("ascii"), host)
+        if chunked:
+            passed.append((b"transfer-encoding", b"chunked"))
+        return passed
+
+
+def _forwarding(known: dict[bytes, list[bytes]], client: bytes, scheme: bytes, host: bytes) -> Headers:
+    """The forwarding fields: what a trusted proxy said (``known``), extended by this hop."""
+    hop = _forwarded_element(client, scheme, host)
+    if not known:
+        return [
+            (b"x-forwarded-for", client or b"unknown"),
+            (b"x-forwarded-proto", scheme),
+            (b"x-forwarded-host", host),
+            (b"forwarded", hop),
+        ]
+    known.setdefault(b"x-forwarded-proto", [scheme])
+    known.setdefault(b"x-forwarded-host", [host])
+    known.setdefault(b"x-forwarded-for", []).append(client or b"unknown")
+    known.setdefault(b"forwarded", []).append(hop)
+    lists = (b"x-forwarded-for", b"forwarded")
+    out = [(name, b", ".join(known.pop(name))) for name in lists]
+    return [(name, value) for name, values in known.items() for value in values] + out
+
+
+def _forwarded_element(client: bytes, scheme: bytes, host: bytes) -> bytes:
+    """One element of ``Forwarded`` (RFC 7239 section 4); an odd Host is left out, not quoted into it."""
+    node = b'"[%s]"' % client if b":" in client else client or b"unknown"
+    named = b';host="%s"' % host if _TOKEN_LIKE.fullmatch(host) else b""
+    return b"for=%s%s;proto=%s" % (node, named, scheme)

@@ -1,0 +1,94 @@
+"""The life of a member as a literal table, and when to probe it next. No I/O.
+
+Rules:
+* A member that just appeared in DNS gets no user request before a probe has succeeded: Docker
+  lists a container before its process listens.
+* A refused or unreachable connection takes a member out at once: Docker lists a stopping
+  container until it is gone, so this, not DNS, is how a departure is learnt.
+* A probe that fails in any other way (a time-out, a bad status) has to fail twice.
+* A response that announces ``Connection: close`` makes a member suspect: it is probed at once, and
+  goes on being chosen until the probe says that it is draining or gone.
+* LEAVING is final: an address that returns to DNS is a new member.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from random import Random
+
+
+class State(StrEnum):
+    JOINING = "joining"
+    UP = "up"
+    SUSPECT = "suspect"
+    DOWN = "down"
+    DRAINING = "draining"
+    LEAVING = "leaving"
+
+
+class Event(StrEnum):
+    PROBE_OK = "probe succeeded"
+    PROBE_FAILED = "probe failed"
+    PROBE_DRAINING = "member says that it is draining"
+    UNREACHABLE = "connection refused or unreachable"
+    CLOSE_ANNOUNCED = "member announced that it closes the connection"
+    LEFT_DNS = "address left DNS"
+
+
+CHOOSABLE = frozenset({State.UP, State.SUSPECT})
+
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    State.JOINING: {
+        Event.PROBE_OK: State.UP,
+        Event.PROBE_DRAINING: State.DRAINING,
+        Event.LEFT_DNS: State.LEAVING,
+    },
+    State.UP: {
+        Event.PROBE_FAILED: State.SUSPECT,
+        Event.PROBE_DRAINING: State.DRAINING,
+        Event.UNREACHABLE: State.DOWN,
+        Event.CLOSE_ANNOUNCED: State.SUSPECT,
+        Event.LEFT_DNS: State.LEAVING,
+    },
+    State.SUSPECT: {
+        Event.PROBE_OK: State.UP,
+        Event.PROBE_FAILED: State.DOWN,
+        Event.PROBE_DRAINING: State.DRAINING,
+        Event.UNREACHABLE: State.DOWN,
+        Event.LEFT_DNS: State.LEAVING,
+    },
+    State.DOWN: {
+        Event.PROBE_OK: State.UP,
+        Event.PROBE_DRAINING: State.DRAINING,
+        Event.LEFT_DNS: State.LEAVING,
+    },
+    State.DRAINING: {
+        Event.PROBE_OK: State.UP,
+        Event.PROBE_FAILED: State.DOWN,
+        Event.UNREACHABLE: State.DOWN,
+        Event.LEFT_DNS: State.LEAVING,
+    },
+    State.LEAVING: {},
+}
+
+# While nobody is available, and for a member that just appeared, news is worth a probe (and a
+# DNS query) this often, in seconds.
+URGENT_INTERVAL = 0.1
+# Share by which a probe may come early, so that a thousand members are not probed in one burst.
+JITTER = 0.2
+
+
+def next_probe(state: State, failures: int, interval: float, urgent: bool, rng: Random) -> float:
+    """Seconds until the next probe of a member.
+
+    ``failures``: probes that failed in a row: a member that is not up is probed every
+    URGENT_INTERVAL at first and ever less often, down to ``interval``, unless it is urgent
+    because nobody is available. A suspect is asked again soon.
+    """
+    if state is State.UP or state is State.DRAINING:
+        delay = interval
+    elif urgent or state is State.SUSPECT:
+        delay = URGENT_INTERVAL
+    else:
+        delay = URGENT_INTERVAL * 2 ** min(failures // 4, 16)
+    return min(delay, interval) * (1 - JITTER * rng.random())

@@ -1,0 +1,36 @@
+"""``python -m balancer.healthcheck``: exit status 0 if the balancer in this container is at work.
+
+It asks the admin listener; where that is off, it only sees whether the data listener accepts.
+"""
+
+import http.client
+import os
+import socket
+import sys
+
+from balancer.settings import Address, Settings
+
+LIMIT_SECONDS = 2
+
+
+def reachable(address: Address) -> tuple[str, int]:
+    """Where to reach a listener from within its own container."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host), address.port
+
+
+def main() -> int:
+    settings = Settings.load(os.environ)
+    try:
+        if settings.admin is None:
+            socket.create_connection(reachable(settings.bind), LIMIT_SECONDS).close()
+            return 0
+        connection = http.client.HTTPConnection(*reachable(settings.admin), timeout=LIMIT_SECONDS)
+        connection.request("GET", "/healthz")
+        return int(connection.getresponse().status != 200)
+    except OSError as error:
+        print(f"the balancer does not answer: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""An upstream over any ``httpx.AsyncBaseTransport``: httpx's own, a mock, HTTP/2, a user's.
+
+The transport is called directly. An ``httpx.AsyncClient`` would add headers, keep one cookie jar
+for all users, follow redirects, decode bodies and rewrite URLs. Each member has a transport of its
+own, so that forgetting a member closes its connections and nobody waits for a pool slot of
+another; its pool is unbounded, because httpcore 1.0.9 loses slots when a request is cancelled
+while it waits for one (encode/httpcore issue 1093).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from balancer.errors import (
+    ConnectFailed,
+    ConnectionDied,
+    Fault,
+    ProtocolViolation,
+    Refusal,
+    ResponseTimeout,
+    TruncatedResponse,
+)
+from balancer.headers import Headers
+from balancer.settings import Address
+from balancer.upstream import Body, Timeouts, UpstreamRequest
+
+# Below the 5 s after which a uvicorn member closes an idle connection.
+KEEPALIVE_SECONDS = 4.0
+
+# httpcore's own words for an end of file where a response head was due.
+_CLOSED_SILENTLY = "Server disconnected"
+
+
+class HttpxUpstream:
+    """``make_transport`` is called once for each member; the default speaks plain HTTP/1.1."""
+
+    def __init__(
+        self, timeouts: Timeouts, make_transport: Callable[[], httpx.AsyncBaseTransport] | None = None
+    ) -> None:
+        self._timeouts = timeouts
+        self._make_transport = make_transport or _default_transport()
+        self._links: dict[Address, _Link] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def send(self, address: Address, request: UpstreamRequest) -> _Response:
+        link = self._links.get(address)
+        if link is None:
+            link = self._links[address] = _Link(self._make_transport(), _url(address))
+        # httpcore reads "read" anew for the head and for the body: see _Response.
+        limits = {
+            "connect": self._timeouts.connect,
+            "pool": self._timeouts.connect,
+            "write": self._timeouts.response,
+            "read": self._timeouts.response,
+        }
+        outgoing = httpx.Request(
+            request.method,
+            link.url,
+            headers=request.headers,
+            stream=_RequestStream(request.body) if request.body else httpx.ByteStream(b""),
+            extensions={"target": request.target, "timeout": limits},
+        )
+        link.in_use += 1
+        try:
+            with _faults():
+                response = await link.transport.handle_async_request(outgoing)
+        except BaseException:
+            self._release(link)
+            raise
+        limits["read"] = self._timeouts.idle
+        return _Response(response, lambda: self._release(link))
+
+    def forget(self, address: Address) -> None:
+        link = self._links.pop(address, None)
+        if link:
+            link.forgotten = True
+            self._close_if_unused(link)
+
+    async def close(self) -> None:
+        for address in list(self._links):
+            self.forget(address)
+        await asyncio.gather(*self._closing)
+
+    def _release(self, link: _Link) -> None:
+        link.in_use -= 1
+        self._close_if_unused(link)
+
+    def _close_if_unused(self, link: _Link) -> None:
+        if link.forgotten and not link.in_use:
+            task = asyncio.get_running_loop().create_task(link.transport.aclose())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+@dataclass(slots=True)
+class _Link:
+    """A member's transport and how many exchanges use it."""
+
+    transport: httpx.AsyncBaseTransport
+    url: httpx.URL
+    in_use: int = 0
+    forgotten: bool = False
+
+
+class _Response:
+    def __init__(self, response: httpx.Response, release: Callable[[], None]) -> None:
+        self.status = response.status_code
+        self.headers: Headers = [(name.lower(), value) for name, value in response.headers.raw]
+        self._response = response
+        self._release: Callable[[], None] | None = release
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        self._pieces = aiter(response.stream)
+
+    async def read(self) -> tuple[bytes, bool]:
+        try:
+            async for piece in self._pieces:
+                if piece:
+                    return piece, True
+        except (httpx.TransportError, OSError) as error:
+            raise TruncatedResponse(str(error) or type(error).__name__) from error
+        return b"", False
+
+    async def close(self) -> None:
+        release, self._release = self._release, None
+        if release:
+            try:
+                await self._response.aclose()
+            finally:
+                release()
+
+
+class _RequestStream(httpx.AsyncByteStream):
+    def __init__(self, body: Body) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self._body.read():
+            yield piece
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """The one place where httpx's exceptions become the balancer's."""
+    try:
+        yield
+    except httpx.LocalProtocolError as error:
+        raise Refusal(400, "malformed_request", f"the request cannot be passed on: {error}") from error
+    except httpx.TransportError as error:
+        raise _fault(error) from error
+
+
+def _fault(error: httpx.TransportError) -> Fault:
+    text = str(error) or type(error).__name__
+    match error:
+        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
+            return ConnectFailed(text)
+        case httpx.TimeoutException():
+            return ResponseTimeout(text, sent=True)
+        case httpx.RemoteProtocolError() if not text.startswith(_CLOSED_SILENTLY):
+            return ProtocolViolation(text, sent=True)
+    return ConnectionDied(text, sent=True)
+
+
+def _url(address: Address) -> httpx.URL:
+    return httpx.URL(scheme="http", host=address.host, port=address.port, path="/")
+
+
+def _default_transport() -> Callable[[], httpx.AsyncBaseTransport]:
+    # One TLS context for all: making one takes milliseconds, and plain HTTP needs none.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
+    return lambda: httpx.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)

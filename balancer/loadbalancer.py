@@ -1,0 +1,100 @@
+"""The load balancer as one object: builds the parts, wires them, and runs its two loops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from random import Random
+from types import TracebackType
+
+from balancer.discovery import Discovery, DnsResolver, Resolve
+from balancer.dispatch import Clock, Dispatcher, Record
+from balancer.health import State
+from balancer.httpx_upstream import HttpxUpstream
+from balancer.membership import Member, Membership, Snapshot
+from balancer.policies import RoundRobin
+from balancer.probes import Probe, Prober, make_probe
+from balancer.proxy import Proxy, Receive, Scope, Send
+from balancer.settings import Settings
+from balancer.upstream import Timeouts, Upstream
+
+log = logging.getLogger(__name__)
+
+
+class LoadBalancer:
+    """An ASGI application that balances its requests; use it within ``async with``.
+
+    Every collaborator may be replaced: ``upstream`` talks to members, ``resolve`` names them,
+    ``probe`` judges them, ``on_done`` is told of every finished request.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        upstream: Upstream | None = None,
+        resolve: Resolve | None = None,
+        probe: Probe | None = None,
+        on_done: Callable[[Record], None] = lambda record: None,
+        clock: Clock = time.monotonic,
+        rng: Random | None = None,
+    ) -> None:
+        self.settings = settings
+        self.membership = Membership(on_flip=self._flipped)
+        self.snapshot: Snapshot | None = None
+        self.upstream = upstream or HttpxUpstream(
+            Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
+        )
+        self.dispatcher = Dispatcher(settings, self.membership, RoundRobin(), self.upstream, on_done, clock)
+        self.proxy = Proxy(self.dispatcher)
+        self._prober = Prober(
+            probe or make_probe(settings), self.membership, settings.health_interval, clock, rng or Random()
+        )
+        self._discovery = Discovery(
+            resolve or DnsResolver(settings, clock),
+            settings.resolve_interval,
+            urgent=lambda: not self.membership.available,
+            deliver=self._deliver,
+        )
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.proxy(scope, receive, send)
+
+    async def __aenter__(self) -> LoadBalancer:
+        self._loops = [asyncio.create_task(self._discovery.run()), asyncio.create_task(self._prober.run())]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.upstream.close()
+
+    def _deliver(self, snapshot: Snapshot) -> None:
+        before, self.snapshot = self.snapshot, snapshot
+        if before is None or before.describe() != snapshot.describe():
+            log.info("DNS for %s: %s", self.settings.alias, snapshot.describe())
+        change = self.membership.reconcile(snapshot)
+        for member in change.left:
+            self.upstream.forget(member.address)
+        if change.joined:
+            log.info("joining: %s", ", ".join(str(it.address) for it in change.joined))
+            self._prober.hurry(change.joined)
+
+    def _flipped(self, member: Member, before: State) -> None:
+        level = logging.DEBUG if State.SUSPECT in (before, member.state) else logging.INFO
+        log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
+        if self.membership.available:
+            self.dispatcher.hold.wake()
+        else:
+            self._discovery.hurry()
+            self._prober.hurry(self.membership.members.values())
+        if member.state is State.SUSPECT:
+            self._prober.hurry([member])
+        elif member.state is State.DOWN:
+            self.upstream.forget(member.address)

@@ -1,0 +1,180 @@
+"""Who is behind the alias: DNS answers in, members with their states out. No I/O.
+
+Rules (each measured on Docker's DNS, DESIGN 3.2):
+* An answer is a set: order and TTL carry no meaning.
+* NXDOMAIN and an empty answer mean "nobody", but only once EMPTY_POLLS of them came in a row.
+* SERVFAIL, REFUSED and silence mean "unknown": what is known stays.
+* Each record type keeps its own last good answer, so that AAAA cannot void A.
+* An address that leaves takes its state with it; when it comes back it is a new member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from balancer.health import CHOOSABLE, TRANSITIONS, Event, State
+from balancer.settings import Address
+
+EMPTY_POLLS = 3
+
+
+class Outcome(Enum):
+    """What a DNS query came to."""
+
+    FOUND = "found"
+    NOBODY = "nobody"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A place that DNS names. Priority (lower is preferred) and weight come from SRV (RFC 2782)."""
+
+    address: Address
+    priority: int = 0
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of one query: ``rcode`` is DNS's word for it, or "timeout" or another reason."""
+
+    record: str
+    outcome: Outcome
+    endpoints: frozenset[Endpoint] = frozenset()
+    rcode: str = "NOERROR"
+    over_tcp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The answers to one round of queries, one for each record type. ``when``: clock reading in seconds."""
+
+    answers: tuple[Answer, ...]
+    when: float
+
+    def describe(self) -> str:
+        """For a log line: ``A: NOERROR, 3 endpoints``."""
+        return "; ".join(
+            f"{it.record}: {it.rcode}, {len(it.endpoints)} endpoints{', over TCP' if it.over_tcp else ''}"
+            for it in self.answers
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A container behind the alias. ``since``, ``probe_at`` and ``probed_at`` are clock readings in seconds."""
+
+    endpoint: Endpoint
+    since: float
+    state: State = State.JOINING
+    reason: str = "found in DNS"
+    in_flight: int = 0
+    requests: int = 0
+    probe_at: float = 0.0
+    probed_at: float = 0.0
+    probe_failures: int = 0
+    probing: bool = False
+
+    @property
+    def address(self) -> Address:
+        return self.endpoint.address
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a snapshot did to the membership."""
+
+    joined: Sequence[Member] = ()
+    left: Sequence[Member] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.joined or self.left)
+
+
+@dataclass(slots=True)
+class _Family:
+    """The last good answer of one record type, and how often in a row "nobody" came since."""
+
+    endpoints: frozenset[Endpoint] = frozenset()
+    empty_polls: int = 0
+
+
+@dataclass(slots=True)
+class Membership:
+    """The members and their states.
+
+    ``on_flip``: called with a member and its previous state after every change of state.
+    ``generation`` counts the changes of who may be chosen, so that a policy knows when to rebuild.
+    """
+
+    on_flip: Callable[[Member, State], None] = lambda member, before: None
+    members: dict[Address, Member] = field(default_factory=dict)
+    generation: int = 0
+    _families: dict[str, _Family] = field(default_factory=dict)
+    _available: tuple[Member, ...] | None = ()
+
+    @property
+    def available(self) -> tuple[Member, ...]:
+        """The members that may be chosen, in order of address: of those, the best SRV priority only."""
+        if self._available is None:
+            up = [it for it in self.members.values() if it.state in CHOOSABLE]
+            best = min((it.endpoint.priority for it in up), default=0)
+            self._available = tuple(
+                sorted((it for it in up if it.endpoint.priority == best), key=lambda member: member.address)
+            )
+        return self._available
+
+    def reconcile(self, snapshot: Snapshot) -> Change:
+        """Take in a snapshot; returns who joined and who left by it."""
+        for answer in snapshot.answers:
+            self._learn(answer)
+        wanted: dict[Address, Endpoint] = {}
+        for family in self._families.values():
+            for endpoint in family.endpoints:
+                known = wanted.get(endpoint.address)
+                if known is None or endpoint.priority < known.priority:
+                    wanted[endpoint.address] = endpoint
+        joined = [Member(wanted[address], since=snapshot.when) for address in sorted(wanted.keys() - self.members)]
+        left = [self.members[address] for address in sorted(self.members.keys() - wanted)]
+        for member in left:
+            self.observe(member, Event.LEFT_DNS, snapshot.when)
+            del self.members[member.address]
+        for member in joined:
+            self.members[member.address] = member
+        self._reweigh(wanted.values())
+        return Change(joined, left)
+
+    def _learn(self, answer: Answer) -> None:
+        family = self._families.setdefault(answer.record, _Family())
+        if answer.outcome is Outcome.FOUND:
+            family.endpoints, family.empty_polls = answer.endpoints, 0
+        elif answer.outcome is Outcome.NOBODY:
+            family.empty_polls += 1
+            if family.empty_polls >= EMPTY_POLLS:
+                family.endpoints = frozenset()
+
+    def _reweigh(self, endpoints: Iterable[Endpoint]) -> None:
+        """SRV may change a member's priority or weight without touching the member."""
+        for endpoint in endpoints:
+            member = self.members[endpoint.address]
+            if member.endpoint != endpoint:
+                member.endpoint = endpoint
+                self._changed()
+
+    def observe(self, member: Member, event: Event, now: float, reason: str = "") -> None:
+        """Take in what happened to a member; ``reason`` is the event's own words where there are better ones."""
+        before = member.state
+        after = TRANSITIONS[before].get(event)
+        if after is None or after is before:
+            return
+        member.state, member.reason, member.since = after, reason or event.value, now
+        if (before in CHOOSABLE) != (after in CHOOSABLE):
+            self._changed()
+        self.on_flip(member, before)
+
+    def _changed(self) -> None:
+        self._available = None
+        self.generation += 1

@@ -1,0 +1,111 @@
+"""Asks members whether they can take requests, all the time, off the path of requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from random import Random
+
+from balancer.dispatch import Clock
+from balancer.health import URGENT_INTERVAL, Event, next_probe
+from balancer.membership import Member, Membership
+from balancer.settings import Address, Settings
+
+# The finest step in which probes are scheduled, in seconds.
+TICK = 0.02
+
+# An event of the member's life and words for it.
+Verdict = tuple[Event, str]
+Probe = Callable[[Address], Awaitable[Verdict]]
+
+
+def make_probe(settings: Settings) -> Probe:
+    """A probe as the settings want it: HTTP where HEALTH_PATH is set, else a TCP connect."""
+    path, limit = settings.health_path, settings.connect_timeout
+
+    async def probe(address: Address) -> Verdict:
+        try:
+            async with asyncio.timeout(limit):
+                reader, writer = await asyncio.open_connection(address.host, address.port)
+        except (OSError, TimeoutError) as error:
+            return Event.UNREACHABLE, _words(error)
+        try:
+            if path is None:
+                return Event.PROBE_OK, "accepts connections"
+            async with asyncio.timeout(limit):
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+                return _judge(path, await reader.readline())
+        except (OSError, TimeoutError, ValueError) as error:
+            return Event.PROBE_FAILED, f"GET {path}: {_words(error)}"
+        finally:
+            writer.transport.abort()  # close now; nothing is left to flush
+
+    return probe
+
+
+def _judge(path: str, status_line: bytes) -> Verdict:
+    """What a member's answer to ``GET path`` says: 2xx is up, 503 is draining, the rest is a failure."""
+    parts = status_line.split(maxsplit=2)
+    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
+        return Event.PROBE_FAILED, f"GET {path}: not an HTTP answer"
+    status = int(parts[1])
+    words = f"GET {path}: {status}"
+    if 200 <= status <= 299:
+        return Event.PROBE_OK, words
+    return (Event.PROBE_DRAINING if status == 503 else Event.PROBE_FAILED), words
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return str(error) or type(error).__name__
+
+
+class Prober:
+    """Probes each member when it is due."""
+
+    def __init__(self, probe: Probe, membership: Membership, interval: float, clock: Clock, rng: Random) -> None:
+        self._probe = probe
+        self._membership = membership
+        self._interval = interval
+        self._clock = clock
+        self._rng = rng
+        self._hurry = asyncio.Event()
+
+    def hurry(self, members: Iterable[Member]) -> None:
+        """Something happened to these members: probe them as soon as URGENT_INTERVAL since the last probe allows."""
+        now = self._clock()
+        for member in members:
+            member.probe_at = min(member.probe_at, max(now, member.probed_at + URGENT_INTERVAL))
+        self._hurry.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as probes:
+            while True:
+                self._hurry.clear()
+                now = self._clock()
+                for member in self._membership.members.values():
+                    if member.probe_at <= now and not member.probing:
+                        member.probing = True
+                        probes.create_task(self._visit(member))
+                await asyncio.sleep(TICK)
+                due = min((it.probe_at for it in self._membership.members.values() if not it.probing), default=None)
+                try:
+                    async with asyncio.timeout(None if due is None else max(0.0, due - self._clock())):
+                        await self._hurry.wait()
+                except TimeoutError:
+                    pass
+
+    async def _visit(self, member: Member) -> None:
+        event, reason = await self._probe(member.address)
+        now = self._clock()
+        member.probing = False
+        member.probed_at = now
+        member.probe_failures = 0 if event is Event.PROBE_OK else member.probe_failures + 1
+        self._membership.observe(member, event, now, reason)
+        urgent = not self._membership.available
+        member.probe_at = now + next_probe(member.state, member.probe_failures, self._interval, urgent, self._rng)
+        self._hurry.set()

@@ -1,0 +1,127 @@
+"""Runs the data listener and the admin listener in one process, from start to drained."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from balancer import __version__
+from balancer.accesslog import AccessLog
+from balancer.admin.app import admin_app
+from balancer.loadbalancer import LoadBalancer
+from balancer.settings import Address, Settings
+
+log = logging.getLogger(__name__)
+
+# As nginx: how long an idle client connection stays open, in seconds.
+CLIENT_KEEPALIVE = 75
+
+
+class CannotListen(Exception):
+    """A listener's address is taken, or not ours to take."""
+
+
+class Listener(uvicorn.Server):
+    """A uvicorn server among others in this process: signals are not its business."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, then drain. Raises CannotListen before anything has started."""
+    data = listen("BALANCER_BIND", settings.bind)
+    admin = listen("BALANCER_ADMIN", settings.admin) if settings.admin else None
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, data, admin))
+
+
+def listen(name: str, address: Address) -> socket.socket:
+    """A listening socket's beginnings: bound, not yet accepting."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise CannotListen(f"{name}={address} cannot be listened on: {error.strerror}") from error
+    return sock
+
+
+async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: socket.socket | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    access_log = AccessLog(sys.stdout)
+    balancer = LoadBalancer(settings, on_done=access_log) if settings.access_log else LoadBalancer(settings)
+    async with balancer, asyncio.TaskGroup() as listeners:
+        # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
+        limit = math.ceil(settings.shutdown_seconds) + 1
+        data = _listener(Starlette(routes=[Mount("/", app=balancer)]), CLIENT_KEEPALIVE, limit)
+        data_done = listeners.create_task(data.serve(sockets=[data_socket]))
+        log.info("balancer %s: %s on %s", __version__, settings.alias, settings.bind)
+        admin = _listener(admin_app(balancer), keepalive=5, drain_limit=1) if admin_socket else None
+        if admin and admin_socket:
+            listeners.create_task(admin.serve(sockets=[admin_socket]))
+            log.info("admin on %s", settings.admin)
+        await stop.wait()
+        log.info("stopping: %d requests in progress", balancer.proxy.active)
+        data.should_exit = True
+        loop.call_later(settings.shutdown_seconds, balancer.proxy.cut)
+        await data_done
+        if admin:
+            admin.should_exit = True
+    access_log.flush()
+    log.info("stopped")
+
+
+def _listener(app: Starlette, keepalive: int, drain_limit: int) -> Listener:
+    return Listener(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=keepalive,
+            timeout_graceful_shutdown=drain_limit,
+        )
+    )
+
+
+def configure_logging() -> None:
+    """Log lines go to standard error: standard output belongs to the access log."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    uvicorn_log = logging.getLogger("uvicorn.error")
+    uvicorn_log.setLevel(logging.WARNING)
+    uvicorn_log.addFilter(_expected)
+
+
+def _expected(record: logging.LogRecord) -> bool:
+    """False for what uvicorn reports as somebody's mistake and the balancer does on purpose or cannot help."""
+    return not record.getMessage().startswith(
+        (
+            "ASGI callable returned without completing response",  # how a broken response is broken for the client
+            "Unsupported upgrade request",
+            "No supported WebSocket library",
+            "Invalid HTTP request received",
+        )
+    )

@@ -1,0 +1,242 @@
+"""The settings: one frozen object, read once from the environment and the command line.
+
+Every setting is the environment variable ``BALANCER_<NAME>`` and the flag ``--<name>``; a flag
+wins over the variable. The field table below is the only place that knows a setting: parsing,
+``--help``, ``balancer check`` and the README's table all follow it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+PREFIX = "BALANCER_"
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Address(NamedTuple):
+    """Where to connect or listen: an IP address (or host name) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class SettingsError(ValueError):
+    """One or more settings cannot be used; ``problems`` has a line for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Kind(NamedTuple):
+    """How a setting is read: ``parse`` raises ValueError unless the text is what ``accepts`` says."""
+
+    parse: Callable[[str], Any]
+    accepts: str
+    unset: str = "(none)"  # how a value of None reads
+
+
+def _parse_address(text: str, default_port: int | None = None) -> Address:
+    bracketed = re.fullmatch(r"\[(?P<host>[^\]]+)\](?::(?P<port>\d+))?", text)
+    plain = bracketed or re.fullmatch(r"(?P<host>[^:\[\]]+)(?::(?P<port>\d+))?", text)
+    host, port = (plain["host"], plain["port"]) if plain else (text, None)
+    ipaddress.ip_address(host)
+    if port is None:
+        if default_port is None:
+            raise ValueError("a port is missing")
+        return Address(host, default_port)
+    return Address(host, _port(port))
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise ValueError("not a port")
+    return number
+
+
+def _listener(text: str) -> Address:
+    return _parse_address(text)
+
+
+def _listener_or_off(text: str) -> Address | None:
+    return None if text == "off" else _parse_address(text)
+
+
+def _nameserver(text: str) -> Address:
+    return _parse_address(text, default_port=53)
+
+
+def _dns_name(text: str) -> str:
+    labels = text.removesuffix(".").split(".")
+    if len(text) > 253 or not all(re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", it) for it in labels):
+        raise ValueError("not a DNS name")
+    return text
+
+
+def _path(text: str) -> str:
+    if not re.fullmatch(r"/[\x21-\x7e]*", text):
+        raise ValueError("not a path")
+    return text
+
+
+def _networks(text: str) -> tuple[IPNetwork, ...]:
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _on_off(text: str) -> bool:
+    return {"on": True, "off": False}[text.lower()]
+
+
+def seconds(low: float, high: float) -> Kind:
+    def parse(text: str) -> float:
+        number = float(text)
+        if not low <= number <= high:  # also refuses nan
+            raise ValueError("out of range")
+        return number
+
+    return Kind(parse, f"seconds from {low:g} to {high:g}")
+
+
+def count(low: int, high: int) -> Kind:
+    def parse(text: str) -> int:
+        number = int(text)
+        if not low <= number <= high:
+            raise ValueError("out of range")
+        return number
+
+    return Kind(parse, f"a whole number from {low} to {high}")
+
+
+def choice(*accepted: str) -> Kind:
+    def parse(text: str) -> str:
+        if text not in accepted:
+            raise ValueError("not one of them")
+        return text
+
+    return Kind(parse, "one of " + ", ".join(accepted))
+
+
+DNS_NAME = Kind(_dns_name, "a DNS name such as apps or _http._tcp.apps")
+PORT = Kind(_port, "a port from 1 to 65535")
+LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80")
+LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, or off", unset="off")
+NAMESERVER = Kind(_nameserver, "ip[:port] of a DNS server, such as 127.0.0.11", unset="(the system's)")
+PATH = Kind(_path, "a path such as /healthz")
+NETWORKS = Kind(_networks, "networks in CIDR notation with commas between, such as 10.0.0.0/8,192.168.0.1/32")
+ON_OFF = Kind(_on_off, "on or off")
+
+
+def setting(default: Any, kind: Kind, meaning: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "meaning": meaning})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What ``balancer serve`` runs with. Durations are in seconds."""
+
+    alias: str = setting("apps", DNS_NAME, "the name to resolve")
+    upstream_port: int = setting(80, PORT, "port of the members that A and AAAA records name (SRV brings its own)")
+    record: str = setting("a", choice("a", "aaaa", "a+aaaa", "srv"), "which records to ask for")
+    resolver: Address | None = setting(None, NAMESERVER, "the DNS server; the system's unless set")
+    resolve_interval: float = setting(1.0, seconds(0.1, 3600), "time between resolutions; the records' TTL is ignored")
+    bind: Address = setting(Address("0.0.0.0", 80), LISTENER, "where clients connect")
+    admin: Address | None = setting(
+        Address("127.0.0.1", 9000), LISTENER_OR_OFF, "where the balancer's own health and status are served"
+    )
+    policy: str = setting("round_robin", choice("round_robin"), "how a member is chosen")
+    health_path: str | None = setting(
+        None, PATH, "readiness path of a member: 2xx is up, 503 is draining; without one, a TCP connect"
+    )
+    health_interval: float = setting(1.0, seconds(0.1, 3600), "time between two probes of a member")
+    hold_seconds: float = setting(10.0, seconds(0, 3600), "how long a request may wait while no member is available")
+    hold_max: int = setting(1000, count(0, 1_000_000), "how many requests may wait so")
+    connect_timeout: float = setting(1.0, seconds(0.01, 3600), "limit for a connection to a member")
+    response_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for a member's first response byte")
+    idle_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for a member's silence in mid-body")
+    trusted_proxies: tuple[IPNetwork, ...] = setting(
+        (), NETWORKS, "whose X-Forwarded-* and Forwarded are kept and extended; everybody else's are replaced"
+    )
+    access_log: bool = setting(True, ON_OFF, "one JSON line a request on standard output")
+    shutdown_seconds: float = setting(8.0, seconds(0, 3600), "how long requests may go on after SIGTERM")
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
+        """Settings from environment variables and flags (by field name), defaults for the rest.
+
+        An empty variable counts as unset, as Compose makes one of ``${NAME:-}``.
+        Raises SettingsError with a line for every value that cannot be used.
+        """
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for item in fields(cls):
+            name, text = variable(item.name), environ.get(variable(item.name), "")
+            if flags and item.name in flags:
+                name, text = flag(item.name), flags[item.name]
+            if text == "":
+                continue
+            kind: Kind = item.metadata["kind"]
+            try:
+                values[item.name] = kind.parse(text)
+            except (ValueError, KeyError):
+                problems.append(f"{name}={text!r} cannot be used: it takes {kind.accepts}")
+        if problems:
+            raise SettingsError(problems)
+        return cls(**values)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(variable, value in effect, meaning) of every setting, for people to read."""
+        return [
+            (variable(it.name), show(getattr(self, it.name), it.metadata["kind"]), it.metadata["meaning"])
+            for it in fields(self)
+        ]
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field: ``BALANCER_RESOLVE_INTERVAL``."""
+    return PREFIX + name.upper()
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: ``--resolve-interval``."""
+    return "--" + name.replace("_", "-")
+
+
+def show(value: object, kind: Kind) -> str:
+    """A setting's value as one would write it."""
+    match value:
+        case None:
+            return kind.unset
+        case Address():
+            return str(value)
+        case tuple():
+            return ",".join(map(str, value)) or kind.unset
+        case bool():
+            return "on" if value else "off"
+        case float():
+            return f"{value:g}"
+    return str(value)
+
+
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """A line for each ``BALANCER_*`` variable that nobody reads but that looks like one that somebody does.
+
+    Others are let be: orchestrators inject names such as ``BALANCER_SERVICE_HOST`` on their own.
+    """
+    known = [variable(it.name) for it in fields(Settings)]
+    lines = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if close:
+                lines.append(f"{name} is not a setting and is ignored; did you mean {close[0]}?")
+    return lines

@@ -1,0 +1,72 @@
+"""The seam between the balancer and whatever talks to members.
+
+An upstream sends one request to one member and hands back the response as it arrives. It knows
+nothing of choice, retries or clients, and its failures are the faults of ``balancer.errors``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from balancer.headers import Headers
+from balancer.settings import Address
+
+
+class Body(Protocol):
+    """A request body as it arrives from the client."""
+
+    async def read(self) -> bytes:
+        """The next piece, or b"" at the end. Raises ClientGone if the client left before that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits in seconds: to connect, to the first response byte, of silence in mid-body."""
+
+    connect: float
+    response: float
+    idle: float
+
+
+@dataclass(slots=True)
+class UpstreamRequest:
+    """What a member gets, to the letter. ``target`` is the request target as the client wrote it.
+
+    ``headers`` say how the body is framed: by Content-Length, or by ``Transfer-Encoding: chunked``.
+    """
+
+    method: str
+    target: bytes
+    headers: Headers
+    body: Body | None = None
+
+
+class UpstreamResponse(Protocol):
+    """A member's response, from its head on. Header names are in lower case."""
+
+    status: int
+    headers: Headers
+
+    async def read(self) -> tuple[bytes, bool]:
+        """The next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
+
+    async def close(self) -> None:
+        """Let go of the response; unless it was read to its end, the connection goes with it."""
+
+
+class Upstream(Protocol):
+    """Sends requests to members."""
+
+    async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:
+        """Send the request and wait for the response head.
+
+        Raises Fault if the member fails, ClientGone if the request body's source does, and
+        Refusal if the request cannot be put on the wire.
+        """
+
+    def forget(self, address: Address) -> None:
+        """The member has left: close its idle connections; those in use end with their exchange."""
+
+    async def close(self) -> None:
+        """Close everything."""

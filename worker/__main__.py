@@ -1,0 +1,32 @@
+"""``python -m worker``: serve until SIGTERM, then drain."""
+
+import signal
+import sys
+
+# A container's first process ignores SIGTERM until it installs a handler, so a stop that
+# arrives while modules are still being imported would otherwise last until SIGKILL.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+import os  # noqa: E402
+import socket  # noqa: E402
+
+from worker import drain  # noqa: E402
+from worker.app import make_app  # noqa: E402
+from worker.counter import Counter  # noqa: E402
+
+
+def main() -> int:
+    ports = {}
+    for name, default in (("PORT", "80"), ("PORT_REDIS", "6379")):
+        text = os.environ.get(name) or default
+        if not (text.isdecimal() and 1 <= int(text) <= 65535):
+            print(f"{name}={text!r} cannot be used: it takes a port from 1 to 65535", file=sys.stderr)
+            return 2
+        ports[name] = int(text)
+    counter = Counter(os.environ.get("HOST_REDIS") or "redis", ports["PORT_REDIS"])
+    hostname = os.environ.get("HOSTNAME") or socket.gethostname()
+    return drain.run(make_app(counter, hostname), host=os.environ.get("HOST") or "0.0.0.0", port=ports["PORT"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
