@@ -11,6 +11,7 @@ from dataclasses import fields
 from urllib.parse import urlsplit
 
 from balancer import __version__
+from balancer.listen import CannotListen, listen
 from balancer.settings import Settings, SettingsError, flag, misspelt, show, variable
 
 # Exit statuses: a command line or setting that cannot be used; everything else that failed.
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=_number(float, 0, 86400),
         default=20.0,
-        help="length of one round (default 20); 0: until Ctrl-C",
+        help="length of a round (default 20); 0: until Ctrl-C",
     )
     demo.add_argument("--port", type=_number(int, 1, 65535), default=8080, help="the balancer's port (default 8080)")
 
@@ -102,14 +103,16 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
+    try:
+        data = listen(variable("bind"), settings.bind)
+        admin = listen(variable("admin"), settings.admin) if settings.admin else None
+    except CannotListen as error:
+        print(error, file=sys.stderr)
+        return FAILED
     from balancer import server
 
     server.configure_logging()
-    try:
-        server.serve(settings)
-    except server.CannotListen as error:
-        print(error, file=sys.stderr)
-        return FAILED
+    server.serve(settings, data, admin)
     return 0
 
 

@@ -190,8 +190,7 @@ class Dispatcher:
                     if body:
                         body.rewind()
                     continue
-                if announces_close(response.headers):
-                    self._membership.observe(member, Event.CLOSE_ANNOUNCED, self._clock())
+                self._membership.answered(member, announces_close(response.headers), self._clock())
                 await _relay(response, sink, record)
                 return
             finally:

@@ -6,8 +6,9 @@ Rules:
 * A refused or unreachable connection takes a member out at once: Docker lists a stopping
   container until it is gone, so this, not DNS, is how a departure is learnt.
 * A probe that fails in any other way (a time-out, a bad status) has to fail twice.
-* A response that announces ``Connection: close`` makes a member suspect: it is probed at once, and
-  goes on being chosen until the probe says that it is draining or gone.
+* A suspect gets requests only while nobody is up. A member becomes one by a failed probe, or when it
+  used to keep connections open and now announces ``Connection: close`` CLOSES_TO_SUSPECT times in a
+  row, as a draining one does; one that always closes, or that closes now and then, is not meant.
 * LEAVING is final: an address that returns to DNS is a new member.
 """
 
@@ -31,11 +32,12 @@ class Event(StrEnum):
     PROBE_FAILED = "probe failed"
     PROBE_DRAINING = "member says that it is draining"
     UNREACHABLE = "connection refused or unreachable"
-    CLOSE_ANNOUNCED = "member announced that it closes the connection"
+    CLOSE_ANNOUNCED = "member closes its connections"
     LEFT_DNS = "address left DNS"
 
 
-CHOOSABLE = frozenset({State.UP, State.SUSPECT})
+# Successive responses with ``Connection: close`` after which a member is thought to drain.
+CLOSES_TO_SUSPECT = 2
 
 TRANSITIONS: dict[State, dict[Event, State]] = {
     State.JOINING: {
@@ -83,12 +85,12 @@ def next_probe(state: State, failures: int, interval: float, urgent: bool, rng: 
 
     ``failures``: probes that failed in a row: a member that is not up is probed every
     URGENT_INTERVAL at first and ever less often, down to ``interval``, unless it is urgent
-    because nobody is available. A suspect is asked again soon.
+    because nobody is available.
     """
-    if state is State.UP or state is State.DRAINING:
-        delay = interval
-    elif urgent or state is State.SUSPECT:
+    if urgent:
         delay = URGENT_INTERVAL
+    elif not failures or state in (State.UP, State.DRAINING):
+        delay = interval
     else:
         delay = URGENT_INTERVAL * 2 ** min(failures // 4, 16)
     return min(delay, interval) * (1 - JITTER * rng.random())

@@ -94,7 +94,7 @@ class LoadBalancer:
         else:
             self._discovery.hurry()
             self._prober.hurry(self.membership.members.values())
-        if member.state is State.SUSPECT:
-            self._prober.hurry([member])
+        if member.state is State.SUSPECT and self.settings.health_path:
+            self._prober.hurry([member])  # It may say that it is draining; a TCP connect could not tell.
         elif member.state is State.DOWN:
             self.upstream.forget(member.address)

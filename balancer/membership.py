@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from balancer.health import CHOOSABLE, TRANSITIONS, Event, State
+from balancer.health import CLOSES_TO_SUSPECT, TRANSITIONS, Event, State
 from balancer.settings import Address
 
 EMPTY_POLLS = 3
@@ -65,7 +65,11 @@ class Snapshot:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A container behind the alias. ``since``, ``probe_at`` and ``probed_at`` are clock readings in seconds."""
+    """A container behind the alias. ``since``, ``probe_at`` and ``probed_at`` are clock readings in seconds.
+
+    ``keeps_alive``: it has let a connection stay open after a response; ``closes``: responses in a
+    row that announced the end of theirs.
+    """
 
     endpoint: Endpoint
     since: float
@@ -77,6 +81,8 @@ class Member:
     probed_at: float = 0.0
     probe_failures: int = 0
     probing: bool = False
+    keeps_alive: bool = False
+    closes: int = 0
 
     @property
     def address(self) -> Address:
@@ -118,14 +124,20 @@ class Membership:
 
     @property
     def available(self) -> tuple[Member, ...]:
-        """The members that may be chosen, in order of address: of those, the best SRV priority only."""
+        """The members that may be chosen, in order of address.
+
+        Those that are up, else the suspects; of these, the ones of the best SRV priority.
+        """
         if self._available is None:
-            up = [it for it in self.members.values() if it.state in CHOOSABLE]
-            best = min((it.endpoint.priority for it in up), default=0)
+            fit = self._in_state(State.UP) or self._in_state(State.SUSPECT)
+            best = min((it.endpoint.priority for it in fit), default=0)
             self._available = tuple(
-                sorted((it for it in up if it.endpoint.priority == best), key=lambda member: member.address)
+                sorted((it for it in fit if it.endpoint.priority == best), key=lambda member: member.address)
             )
         return self._available
+
+    def _in_state(self, state: State) -> list[Member]:
+        return [it for it in self.members.values() if it.state is state]
 
     def reconcile(self, snapshot: Snapshot) -> Change:
         """Take in a snapshot; returns who joined and who left by it."""
@@ -171,9 +183,19 @@ class Membership:
         if after is None or after is before:
             return
         member.state, member.reason, member.since = after, reason or event.value, now
-        if (before in CHOOSABLE) != (after in CHOOSABLE):
-            self._changed()
+        member.closes = 0
+        self._changed()
         self.on_flip(member, before)
+
+    def answered(self, member: Member, closes: bool, now: float) -> None:
+        """A member's response announced (``closes``) or did not announce that its connection ends with it."""
+        if not closes:
+            member.keeps_alive = True
+            member.closes = 0
+        elif member.keeps_alive:
+            member.closes += 1
+            if member.closes >= CLOSES_TO_SUSPECT:
+                self.observe(member, Event.CLOSE_ANNOUNCED, now)
 
     def _changed(self) -> None:
         self._available = None

@@ -20,16 +20,12 @@ from balancer import __version__
 from balancer.accesslog import AccessLog
 from balancer.admin.app import admin_app
 from balancer.loadbalancer import LoadBalancer
-from balancer.settings import Address, Settings
+from balancer.settings import Settings
 
 log = logging.getLogger(__name__)
 
 # As nginx: how long an idle client connection stays open, in seconds.
 CLIENT_KEEPALIVE = 75
-
-
-class CannotListen(Exception):
-    """A listener's address is taken, or not ours to take."""
 
 
 class Listener(uvicorn.Server):
@@ -40,25 +36,10 @@ class Listener(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT, then drain. Raises CannotListen before anything has started."""
-    data = listen("BALANCER_BIND", settings.bind)
-    admin = listen("BALANCER_ADMIN", settings.admin) if settings.admin else None
+def serve(settings: Settings, data: socket.socket, admin: socket.socket | None) -> None:
+    """Run on two listening sockets until SIGTERM or SIGINT, then drain."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, data, admin))
-
-
-def listen(name: str, address: Address) -> socket.socket:
-    """A listening socket's beginnings: bound, not yet accepting."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise CannotListen(f"{name}={address} cannot be listened on: {error.strerror}") from error
-    return sock
 
 
 async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: socket.socket | None) -> None:

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.support.compose import Compose, engine_problem
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine() -> None:
+    if problem := engine_problem():
+        if os.environ.get("CI"):
+            pytest.fail(f"CI has to run the engine tests, but {problem}")
+        pytest.skip(problem)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def compose(engine: None) -> AsyncIterator[Compose]:
+    """The project, up with one worker; each test sets the scale that it needs."""
+    compose = Compose()
+    await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
+    try:
+        await compose("up", "--build", "--detach", "--wait", "--scale", "worker=1")
+        yield compose
+    finally:
+        await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")

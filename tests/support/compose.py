@@ -1,0 +1,116 @@
+"""Drives the project's own ``compose.yaml`` on a real engine, under a project name of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from balancer.demo.system import free_port
+from balancer.watch import Loop, Result, Tally
+
+ROOT = Path(__file__).resolve().parents[2]
+GREETING = re.compile(r"Hello World I am (\S+)! (\d+) times\.\n")
+
+
+def engine_problem() -> str:
+    """Why no engine can be used here, or "" if one can."""
+    try:
+        subprocess.run(["docker", "compose", "version"], check=True, capture_output=True, timeout=30)
+        subprocess.run(["docker", "info"], check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"no Docker Engine with Compose answers: {error}"
+    return ""
+
+
+class Compose:
+    """The running project. ``url`` is the balancer's data port, ``admin`` its admin port."""
+
+    def __init__(self, project: str = "balancertest") -> None:
+        self.project = project
+        self.network = f"{project}_backend"
+        self._environ = {key: value for key, value in os.environ.items() if not key.startswith("BALANCER_")} | {
+            "COMPOSE_PROJECT_NAME": project,
+            "HTTP_PORT": str(free_port()),
+            "ADMIN_PORT": str(free_port()),
+        }
+        self.url = f"http://127.0.0.1:{self._environ['HTTP_PORT']}"
+        self.admin = f"http://127.0.0.1:{self._environ['ADMIN_PORT']}"
+
+    async def run(self, *command: str) -> str:
+        """Run a command in the project's folder; returns its output. Raises AssertionError if it fails."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=ROOT,
+            env=self._environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        assert process.returncode == 0, f"{' '.join(command)}: {err.decode()}"
+        return out.decode()
+
+    async def __call__(self, *arguments: str) -> str:
+        return await self.run("docker", "compose", *arguments)
+
+    async def scale(self, workers: int) -> None:
+        await self("up", "--detach", "--no-recreate", "--scale", f"worker={workers}")
+
+    async def containers(self, service: str) -> list[str]:
+        """Full ids of the service's containers, stopped ones included."""
+        return (await self("ps", "--all", "--quiet", service)).split()
+
+    async def exit_codes(self) -> dict[str, int]:
+        ids = (await self("ps", "--all", "--quiet")).split()
+        text = await self.run("docker", "inspect", "--format", "{{.Name}} {{.State.ExitCode}}", *ids)
+        return {name.lstrip("/"): int(code) for name, code in (line.split() for line in text.splitlines())}
+
+    async def get(self, path: str = "/", timeout: float = 30.0) -> httpx.Response:
+        async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
+            return await client.get(self.url + path)
+
+    async def greetings(self, count: int) -> list[tuple[str, int]]:
+        """(hostname, n) of so many requests, one after the other."""
+        found = []
+        async with httpx.AsyncClient(trust_env=False) as client:
+            for _ in range(count):
+                response = await client.get(self.url)
+                greeting = GREETING.fullmatch(response.text)
+                assert greeting, response.text
+                found.append((greeting[1], int(greeting[2])))
+        return found
+
+    async def hostnames(self, expected: int, limit: float) -> set[str]:
+        """The hostnames of a window of requests, once there are so many; at the latest after ``limit`` seconds."""
+        names: set[str] = set()
+        try:
+            async with asyncio.timeout(limit):
+                while len(names) != expected:
+                    names = {name for name, _ in await self.greetings(3 * expected)}
+        except TimeoutError:
+            pass
+        return names
+
+    @asynccontextmanager
+    async def load(self, rate: float = 20.0) -> AsyncIterator[Tally]:
+        """A curl loop for as long as the context lasts."""
+        tally = Tally()
+
+        async def pump() -> None:
+            result: Result
+            async for result in Loop(self.url, rate).results():
+                tally.add(result)
+
+        task = asyncio.create_task(pump())
+        try:
+            yield tally
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
