@@ -52,10 +52,10 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
     async with balancer, asyncio.TaskGroup() as listeners:
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
         limit = math.ceil(settings.shutdown_seconds) + 1
-        data = _listener(Starlette(routes=[Mount("/", app=balancer)]), CLIENT_KEEPALIVE, limit)
+        data = make_listener(Starlette(routes=[Mount("/", app=balancer)]), CLIENT_KEEPALIVE, limit)
         data_done = listeners.create_task(data.serve(sockets=[data_socket]))
         log.info("balancer %s: %s on %s", __version__, settings.alias, settings.bind)
-        admin = _listener(admin_app(balancer), keepalive=5, drain_limit=1) if admin_socket else None
+        admin = make_listener(admin_app(balancer), keepalive=5, drain_limit=1) if admin_socket else None
         if admin and admin_socket:
             listeners.create_task(admin.serve(sockets=[admin_socket]))
             log.info("admin on %s", settings.admin)
@@ -70,7 +70,8 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
     log.info("stopped")
 
 
-def _listener(app: Starlette, keepalive: int, drain_limit: int) -> Listener:
+def make_listener(app: Starlette, keepalive: int, drain_limit: int) -> Listener:
+    """A server for one socket; ``keepalive`` and ``drain_limit`` (for its shutdown) are in seconds."""
     return Listener(
         uvicorn.Config(
             app,

@@ -18,6 +18,7 @@ from balancer.settings import Address
 
 TTL = 600
 PLAIN_UDP = 512
+MAX_TCP = 65535
 
 # Answers a query in place: given the query and a response to fill.
 Answerer = Callable[[dns.message.Message, dns.message.Message], Awaitable[None]]
@@ -93,7 +94,7 @@ class DnsServer:
                 (length,) = struct.unpack("!H", await reader.readexactly(2))
                 query = dns.message.from_wire(await reader.readexactly(length))
                 self.tcp_queries += 1
-                wire = (await self._answer(query)).to_wire()
+                wire = (await self._answer(query)).to_wire(max_size=MAX_TCP)
                 writer.write(struct.pack("!H", len(wire)) + wire)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass

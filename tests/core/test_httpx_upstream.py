@@ -1,0 +1,203 @@
+"""The balancer over respx: membership appears, changes, vanishes, and DNS fails; no socket is opened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import respx
+
+from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, Refusal, ResponseTimeout
+from balancer.httpx_upstream import HttpxUpstream
+from balancer.loadbalancer import LoadBalancer
+from balancer.settings import Address, Settings
+from balancer.upstream import Timeouts, UpstreamRequest
+from tests.support.scripted import ScriptedProbe, ScriptedResolver
+from tests.support.wire import eventually
+
+ONE, TWO, THREE = (Address(f"10.0.0.{number}", 80) for number in (1, 2, 3))
+TIMEOUTS = Timeouts(connect=1, response=1, idle=1)
+
+
+@asynccontextmanager
+async def balanced(
+    router: respx.Router, resolver: ScriptedResolver, probe: ScriptedProbe | None = None, hold_seconds: float = 5
+) -> AsyncIterator[tuple[LoadBalancer, httpx.AsyncClient]]:
+    upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(router.async_handler))
+    settings = Settings(hold_seconds=hold_seconds, resolve_interval=0.1)
+    balancer = LoadBalancer(settings, upstream=upstream, resolve=resolver, probe=probe or ScriptedProbe())
+    async with (
+        balancer,
+        httpx.AsyncClient(transport=httpx.ASGITransport(balancer), base_url="http://shop.example") as client,
+    ):
+        yield balancer, client
+
+
+@pytest.fixture
+def router() -> respx.Router:
+    """Every member answers with its own address."""
+    router = respx.Router(assert_all_called=False)
+    for address in (ONE, TWO, THREE):
+        router.route(host=address.host).respond(text=address.host)
+    return router
+
+
+async def answers(client: httpx.AsyncClient, count: int) -> list[str]:
+    return [(await client.get("/")).text for _ in range(count)]
+
+
+async def size(balancer: LoadBalancer, count: int) -> None:
+    await eventually(lambda: len(balancer.membership.available) == count)
+
+
+async def test_members_take_turns(router: respx.Router) -> None:
+    async with balanced(router, ScriptedResolver(ONE, TWO, THREE)) as (balancer, client):
+        await size(balancer, 3)
+        assert await answers(client, 6) == [ONE.host, TWO.host, THREE.host] * 2
+
+
+async def test_a_new_member_takes_its_share(router: respx.Router) -> None:
+    resolver = ScriptedResolver(ONE)
+    async with balanced(router, resolver) as (balancer, client):
+        await size(balancer, 1)
+        assert set(await answers(client, 3)) == {ONE.host}
+        resolver.found(ONE, TWO)
+        await size(balancer, 2)
+        assert sorted(await answers(client, 4)) == [ONE.host] * 2 + [TWO.host] * 2
+
+
+async def test_a_member_that_left_gets_nothing_more(router: respx.Router) -> None:
+    resolver = ScriptedResolver(ONE, TWO)
+    async with balanced(router, resolver) as (balancer, client):
+        await size(balancer, 2)
+        resolver.found(TWO)
+        await size(balancer, 1)
+        assert set(await answers(client, 3)) == {TWO.host}
+
+
+async def test_a_member_gets_no_request_before_its_first_successful_probe(router: respx.Router) -> None:
+    probe = ScriptedProbe(down=[TWO])
+    async with balanced(router, ScriptedResolver(ONE, TWO), probe) as (balancer, client):
+        await size(balancer, 1)
+        assert set(await answers(client, 4)) == {ONE.host}
+        probe.down.clear()
+        await size(balancer, 2)
+        assert set(await answers(client, 4)) == {ONE.host, TWO.host}
+
+
+async def test_broken_dns_changes_nothing(router: respx.Router) -> None:
+    resolver = ScriptedResolver(ONE, TWO)
+    async with balanced(router, resolver) as (balancer, client):
+        await size(balancer, 2)
+        resolver.broken()
+        asked = resolver.calls
+        await eventually(lambda: resolver.calls > asked + 4)
+        assert set(await answers(client, 4)) == {ONE.host, TWO.host}
+
+
+async def test_when_everybody_vanished_a_request_waits_for_the_next_member(router: respx.Router) -> None:
+    resolver = ScriptedResolver(ONE)
+    async with balanced(router, resolver) as (balancer, client):
+        await size(balancer, 1)
+        resolver.nobody()
+        await size(balancer, 0)
+        waiting = asyncio.create_task(client.get("/"))
+        await eventually(lambda: len(balancer.dispatcher.hold) == 1)
+        resolver.found(TWO)
+        assert (await waiting).text == TWO.host
+
+
+async def test_a_wait_that_is_too_long_ends_with_the_reason(router: respx.Router) -> None:
+    async with balanced(router, ScriptedResolver(), hold_seconds=0.05) as (_, client):
+        response = await client.get("/")
+    assert response.status_code == 503
+    assert response.headers["X-Balancer-Error"] == "no_member"
+    assert response.headers["Retry-After"] == "1"
+    assert response.text.startswith("503 no member became available")
+
+
+async def test_a_refused_connection_moves_any_request_to_another_member(router: respx.Router) -> None:
+    router.routes.clear()
+    router.route(host=ONE.host).mock(side_effect=httpx.ConnectError("connection refused"))
+    router.route(host=TWO.host).respond(text=TWO.host)
+    async with balanced(router, ScriptedResolver(ONE, TWO), ScriptedProbe()) as (balancer, client):
+        await size(balancer, 2)
+        assert (await client.post("/", content=b"once")).text == TWO.host
+        assert router.calls.last.request.content == b"once"
+
+
+async def test_a_post_that_may_have_arrived_is_not_sent_again(router: respx.Router) -> None:
+    router.routes.clear()
+    router.route().mock(side_effect=httpx.ReadError("reset"))
+    async with balanced(router, ScriptedResolver(ONE, TWO)) as (balancer, client):
+        await size(balancer, 2)
+        response = await client.post("/", content=b"once")
+        assert (response.status_code, response.headers["X-Balancer-Error"]) == (502, "member_failed")
+        assert router.calls.call_count == 1
+
+
+async def test_a_get_whose_connection_died_is_sent_once_more_elsewhere(router: respx.Router) -> None:
+    router.routes.clear()
+    router.route(host=ONE.host).mock(side_effect=httpx.ReadError("reset"))
+    router.route(host=TWO.host).respond(text=TWO.host)
+    async with balanced(router, ScriptedResolver(ONE, TWO)) as (balancer, client):
+        await size(balancer, 2)
+        assert (await client.get("/")).text == TWO.host
+
+
+@pytest.mark.parametrize(
+    ("error", "fault", "sent"),
+    [
+        (httpx.ConnectError("refused"), ConnectFailed, False),
+        (httpx.ConnectTimeout("slow"), ConnectFailed, False),
+        (httpx.PoolTimeout("full"), ConnectFailed, False),
+        (httpx.ReadTimeout("silent"), ResponseTimeout, True),
+        (httpx.WriteTimeout("deaf"), ResponseTimeout, True),
+        (httpx.ReadError("reset"), ConnectionDied, True),
+        (httpx.WriteError("reset"), ConnectionDied, True),
+        (httpx.RemoteProtocolError("Server disconnected without sending a response."), ConnectionDied, True),
+        (httpx.RemoteProtocolError("illegal status line"), ProtocolViolation, True),
+    ],
+)
+async def test_httpx_errors_become_typed_faults(error: Exception, fault: type[Fault], sent: bool) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(fail))
+    with pytest.raises(fault) as caught:
+        await upstream.send(ONE, UpstreamRequest("GET", b"/", []))
+    assert caught.value.sent is sent
+    await upstream.close()
+
+
+async def test_a_request_that_cannot_be_written_is_the_clients_fault() -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise httpx.LocalProtocolError("Illegal header value")
+
+    upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(fail))
+    with pytest.raises(Refusal) as caught:
+        await upstream.send(ONE, UpstreamRequest("GET", b"/", []))
+    assert (caught.value.status, caught.value.token) == (400, "malformed_request")
+    await upstream.close()
+
+
+async def test_a_forgotten_members_transport_closes_after_its_last_exchange() -> None:
+    class Closable(httpx.MockTransport):
+        closed = False
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    transport = Closable(lambda request: httpx.Response(200, text="late"))
+    upstream = HttpxUpstream(TIMEOUTS, lambda: transport)
+    response = await upstream.send(ONE, UpstreamRequest("GET", b"/", []))
+    upstream.forget(ONE)
+    assert not transport.closed
+    assert await response.read() == (b"late", True)
+    assert await response.read() == (b"", False)
+    await response.close()
+    await upstream.close()
+    assert transport.closed

@@ -1,0 +1,44 @@
+"""Stand-ins for the outside world: a resolver that follows a script, a probe that says what it is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from balancer.health import Event
+from balancer.membership import Answer, Endpoint, Outcome, Snapshot
+from balancer.probes import Verdict
+from balancer.settings import Address
+
+
+class ScriptedResolver:
+    """Answers with whatever it was last told."""
+
+    def __init__(self, *addresses: Address) -> None:
+        self.calls = 0
+        self.found(*addresses)
+
+    def found(self, *addresses: Address) -> None:
+        self._answer = Answer("A", Outcome.FOUND, frozenset(map(Endpoint, addresses)))
+
+    def nobody(self) -> None:
+        self._answer = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+
+    def broken(self) -> None:
+        self._answer = Answer("A", Outcome.UNKNOWN, rcode="SERVFAIL")
+
+    async def __call__(self) -> Snapshot:
+        self.calls += 1
+        return Snapshot((self._answer,), time.monotonic())
+
+
+class ScriptedProbe:
+    """Every member is up, except the ones in ``down``."""
+
+    def __init__(self, down: Iterable[Address] = ()) -> None:
+        self.down = set(down)
+
+    async def __call__(self, address: Address) -> Verdict:
+        if address in self.down:
+            return Event.UNREACHABLE, "connection refused"
+        return Event.PROBE_OK, "accepts connections"

@@ -1,0 +1,208 @@
+"""Real sockets on loopback: members that record every byte, a balancer between, a client that sends raw bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from balancer.discovery import Resolve
+from balancer.dispatch import Record
+from balancer.listen import listen
+from balancer.loadbalancer import LoadBalancer
+from balancer.server import Listener, make_listener
+from balancer.settings import Address, Settings
+from balancer.upstream import Upstream
+from tests.support.scripted import ScriptedResolver
+
+# Longer than anything here takes; only a failing test waits for it.
+LIMIT = 10.0
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+# One connection to a member: what it reads and writes is up to the script.
+Script = Callable[["Connection"], Awaitable[None]]
+
+
+class Connection:
+    """A stream of bytes with a recorder: ``received`` is all that was read."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.received = b""
+
+    async def until(self, mark: bytes) -> bytes:
+        """Read up to and including ``mark``."""
+        async with asyncio.timeout(LIMIT):
+            piece = await self.reader.readuntil(mark)
+        self.received += piece
+        return piece
+
+    async def head(self) -> bytes:
+        return await self.until(b"\r\n\r\n")
+
+    async def exactly(self, size: int) -> bytes:
+        async with asyncio.timeout(LIMIT):
+            piece = await self.reader.readexactly(size)
+        self.received += piece
+        return piece
+
+    async def to_end(self) -> bytes:
+        """Read until the peer closes or resets."""
+        async with asyncio.timeout(LIMIT):
+            try:
+                while piece := await self.reader.read(65536):
+                    self.received += piece
+            except ConnectionResetError:
+                pass
+        return self.received
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        async with asyncio.timeout(LIMIT):
+            await self.writer.drain()
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def reset(self) -> None:
+        """Close so that the peer sees a reset rather than an end."""
+        sock: socket.socket = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        self.writer.transport.abort()
+
+
+async def keep_answering(connection: Connection) -> None:
+    """The usual member: 200 and "ok" for every request without a body, on a connection that stays open."""
+    while True:
+        await connection.head()
+        await connection.send(OK)
+
+
+class Member:
+    """A server that plays a script on each connection that brings a byte; probes bring none."""
+
+    def __init__(self, script: Script = keep_answering, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.script = script
+        self.address = Address(host, port)
+        self.connections: list[Connection] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Member:
+        self._server = await asyncio.start_server(self._serve, *self.address)
+        self.address = Address(self.address.host, self._server.sockets[0].getsockname()[1])
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop listening and cut every connection."""
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def start_again(self) -> None:
+        await self.__aenter__()
+
+    @property
+    def received(self) -> list[bytes]:
+        """What came in on each connection."""
+        return [it.received for it in self.connections if it.received]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        connection = Connection(reader, writer)
+        self.connections.append(connection)
+        try:
+            await self.script(connection)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+
+class Running:
+    """A balancer that serves on ``address``. ``records`` has a record for every finished request."""
+
+    def __init__(self, balancer: LoadBalancer, address: Address, records: list[Record], listener: Listener) -> None:
+        self.balancer = balancer
+        self.address = address
+        self.records = records
+        self.listener = listener
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Connection]:
+        """A raw connection to the balancer."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        try:
+            yield Connection(reader, writer)
+        finally:
+            writer.close()
+
+    async def exchange(self, request: bytes) -> bytes:
+        """Send bytes on a connection of their own; everything that comes back until the balancer closes."""
+        async with self.client() as client:
+            await client.send(request)
+            return await client.to_end()
+
+    async def available(self, count: int) -> None:
+        """Wait until so many members are available."""
+        await eventually(lambda: len(self.balancer.membership.available) == count)
+
+    async def idle(self) -> None:
+        """Wait until no request is in progress."""
+        await eventually(lambda: self.balancer.proxy.active == 0)
+
+
+@asynccontextmanager
+async def balance(
+    *members: Member | Address,
+    resolve: Resolve | None = None,
+    upstream: Upstream | None = None,
+    wait: bool = True,
+    **settings: Any,
+) -> AsyncIterator[Running]:
+    """A balancer over these members on a loopback port; ``settings`` as fields of Settings."""
+    addresses = [it.address if isinstance(it, Member) else it for it in members]
+    records: list[Record] = []
+    balancer = LoadBalancer(
+        Settings(**settings),
+        resolve=resolve or ScriptedResolver(*addresses),
+        upstream=upstream,
+        on_done=records.append,
+    )
+    sock = listen("BIND", Address("127.0.0.1", 0))
+    address = Address("127.0.0.1", sock.getsockname()[1])
+    async with balancer:
+        listener = make_listener(Starlette(routes=[Mount("/", app=balancer)]), keepalive=75, drain_limit=1)
+        serving = asyncio.create_task(listener.serve(sockets=[sock]))
+        running = Running(balancer, address, records, listener)
+        try:
+            if wait:
+                await running.available(len(addresses))
+            yield running
+        finally:
+            listener.should_exit = True
+            await serving
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something has become true; TimeoutError if it does not."""
+    async with asyncio.timeout(LIMIT):
+        while not condition():
+            await asyncio.sleep(0.01)

@@ -1,0 +1,209 @@
+"""The commands as a user runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+import pytest
+
+from balancer.demo import system
+from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.system import System, free_port
+from balancer.watch import Loop, Tally
+from tests.support.wire import OK, Connection, Member, balance
+
+
+async def start(*arguments: str, **environ: str) -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "balancer", *arguments, env=os.environ | environ, stdout=PIPE, stderr=PIPE
+    )
+
+
+async def run(*arguments: str, **environ: str) -> tuple[int | None, str, str]:
+    """Exit status, standard output and standard error."""
+    process = await start(*arguments, **environ)
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+def processes_with(text: str) -> list[str]:
+    """Command lines of the processes on this machine that contain ``text`` in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if text.encode() in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+async def test_the_demo_scales_and_leaves_nothing_behind() -> None:
+    mark = f"DEMO_TEST_{free_port()}"
+    status, out, err = await run("demo", "--seconds", "6", "--port", str(free_port()), **{mark: "1"})
+    assert (status, err) == (0, "")
+    assert re.search(r"answering: worker-1, worker-2, worker-3\n", out)
+    assert " 0 failed" in out
+    assert processes_with(mark) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_endless_demo_ends_on_a_signal_and_leaves_nothing_behind(number: signal.Signals) -> None:
+    mark = f"DEMO_TEST_{free_port()}"
+    process = await start("demo", "--seconds", "0", "--port", str(free_port()), **{mark: "1", "PYTHONUNBUFFERED": "1"})
+    assert process.stdout
+    while b"answering" not in await process.stdout.readline():
+        pass
+    process.send_signal(number)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert processes_with(mark) == []
+
+
+async def test_the_demo_says_so_when_its_port_is_taken() -> None:
+    async with Member() as member:
+        status, _, err = await run("demo", "--port", str(member.address.port))
+    assert status == 1
+    assert err == (
+        "The demo cannot run: balancer ended: "
+        f"BALANCER_BIND={member.address} cannot be listened on: Address already in use\n"
+    )
+
+
+async def test_where_loopback_has_one_address_workers_are_found_by_srv() -> None:
+    async with System(free_port(), own_addresses=False) as demo:
+        await demo.scale(2)
+        tally = Tally()
+        async for result in Loop(f"http://127.0.0.1:{demo.port}/", rate=50, count=40).results():
+            tally.add(result)
+    assert not tally.failures
+    assert set(tally.shares) == {"worker-1", "worker-2"}
+
+
+def test_this_machine_has_a_loopback_network() -> None:
+    assert system.has_loopback_network() == sys.platform.startswith("linux")
+
+
+async def test_check_prints_settings_and_the_dns_answer() -> None:
+    zone = Zone()
+    zone.records["apps"] = [("A", "10.0.0.7")]
+    async with DnsServer(zone) as server:
+        status, out, err = await run("check", BALANCER_RESOLVER=str(server.address))
+        assert (status, err) == (0, "")
+        assert f"BALANCER_RESOLVER={server.address}\n" in out
+        assert out.endswith("DNS for apps: A: NOERROR, 1 endpoints\n  10.0.0.7:80\n")
+        status, out, _ = await run("check", "--alias", "nobody", BALANCER_RESOLVER=str(server.address))
+        assert status == 1
+        assert out.endswith("DNS for nobody: A: NXDOMAIN, 0 endpoints\n")
+
+
+async def test_watch_shows_who_answers_and_succeeds() -> None:
+    async with Member() as member, balance(member) as running:
+        status, out, err = await run("watch", running.url, "--count", "5", "--rate", "100")
+    assert (status, err) == (0, "")
+    assert out.count("ok\n") == 5
+    assert "5 requests, 0 failed" in out
+    assert "  ok: 5 (100.0%)" in out
+
+
+async def test_watch_fails_when_a_request_fails_and_says_why() -> None:
+    async with balance(hold_seconds=0.01) as running:
+        status, out, _ = await run("watch", running.url, "--count", "2", "--rate", "100")
+    assert status == 1
+    assert "failed 2 times: 503 no_member" in out
+
+
+async def test_serve_finishes_what_is_in_flight_when_it_is_told_to_stop() -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(connection: Connection) -> None:
+        await connection.head()
+        asked.set()
+        await answer.wait()
+        await connection.send(OK)
+
+    zone = Zone()
+    zone.records["apps"] = [("A", "127.0.0.1")]
+    port, admin = free_port(), free_port()
+    async with Member(slow) as member, DnsServer(zone) as server:
+        process = await start(
+            "serve",
+            f"--bind=127.0.0.1:{port}",
+            f"--admin=127.0.0.1:{admin}",
+            f"--upstream-port={member.address.port}",
+            BALANCER_RESOLVER=str(server.address),
+        )
+        await _listening(port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        client = Connection(reader, writer)
+        await client.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        await asyncio.wait_for(asked.wait(), 10)
+        process.terminate()
+        await _refusing(port)
+        answer.set()
+        assert (await client.to_end()).endswith(b"\r\n\r\nok")
+        writer.close()
+        out, err = await process.communicate()
+    assert process.returncode == 0
+    assert b"Traceback" not in err
+    assert b'"target":"/slow","status":200,"bytes":2' in out
+
+
+async def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
+    zone = Zone()
+    port = free_port()
+    async with DnsServer(zone) as server:
+        process = await start(
+            "serve",
+            f"--bind=127.0.0.1:{port}",
+            "--admin=off",
+            "--shutdown-seconds=0.3",
+            BALANCER_RESOLVER=str(server.address),
+        )
+        await _listening(port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        client = Connection(reader, writer)
+        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        # Only a connection that was taken up can be finished.
+        assert process.stderr
+        while b"DNS for apps" not in await process.stderr.readline():
+            pass
+        process.terminate()
+        answer = await client.to_end()
+        writer.close()
+        _, err = await process.communicate()
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"x-balancer-error: shutting_down\r\n" in answer
+    assert process.returncode == 0
+    assert b"Traceback" not in err
+
+
+async def _listening(port: int) -> None:
+    async def up() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    async with asyncio.timeout(10):
+        while not await up():
+            await asyncio.sleep(0.02)
+
+
+async def _refusing(port: int) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                return
+            writer.close()
+            await asyncio.sleep(0.02)

@@ -1,0 +1,204 @@
+"""Members that refuse, die, lie or say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from balancer.demo.system import free_port
+from balancer.health import State
+from balancer.settings import Address
+from tests.support.scripted import ScriptedResolver
+from tests.support.wire import OK, Connection, Member, balance, eventually
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
+
+
+async def hang_up(connection: Connection) -> None:
+    await connection.head()
+    connection.reset()
+
+
+async def test_requests_on_one_connection_go_to_members_in_turn() -> None:
+    async with Member() as one, Member() as two, balance(one, two) as running, running.client() as client:
+        for _ in range(6):
+            await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await client.head()
+            await client.exactly(2)
+        assert [member.received[0].count(b"GET /") for member in (one, two)] == [3, 3]
+
+
+@pytest.mark.parametrize("request_bytes", [GET, POST])
+async def test_a_member_that_is_gone_is_found_out_by_a_request_that_does_not_notice(request_bytes: bytes) -> None:
+    async def script(connection: Connection) -> None:
+        head = await connection.head()
+        if head.startswith(b"POST"):
+            await connection.exactly(4)
+        await connection.send(OK)
+
+    async with Member(script) as one, Member(script) as two, balance(one, two, health_interval=60) as running:
+        await one.stop()
+        for _ in range(3):
+            assert (await running.exchange(request_bytes)).endswith(b"\r\n\r\nok")
+        assert running.balancer.membership.members[one.address].state is State.DOWN
+        assert sum(len(record.tries) for record in running.records) == 1
+
+
+async def test_a_member_that_comes_back_is_used_again() -> None:
+    async with Member() as member, balance(member) as running:
+        await member.stop()
+        await running.available(0)
+        await member.start_again()
+        assert (await running.exchange(GET)).endswith(b"ok")
+
+
+async def test_a_get_that_a_member_dropped_is_repeated_once_elsewhere() -> None:
+    async with Member(hang_up) as bad, Member() as good, balance(bad, good) as running:
+        for _ in range(2):
+            assert (await running.exchange(GET)).endswith(b"ok")
+        assert len(bad.received) == 1
+
+
+async def test_a_get_is_not_repeated_twice() -> None:
+    async with Member(hang_up) as one, Member(hang_up) as two, Member(hang_up) as three:
+        async with balance(one, two, three) as running:
+            answer = await running.exchange(GET)
+        assert answer.startswith(b"HTTP/1.1 502")
+        assert b"x-balancer-error: member_failed\r\n" in answer
+        assert len(one.received + two.received + three.received) == 2
+
+
+async def test_a_post_that_a_member_dropped_is_not_repeated() -> None:
+    async with Member(hang_up) as one, Member(hang_up) as two, balance(one, two) as running:
+        answer = await running.exchange(POST)
+        assert answer.startswith(b"HTTP/1.1 502")
+        assert len(one.received + two.received) == 1
+
+
+async def test_a_small_put_is_repeated_with_its_whole_body() -> None:
+    async def take(connection: Connection) -> None:
+        await connection.head()
+        await connection.exactly(4)
+        await connection.send(OK)
+
+    async def drop(connection: Connection) -> None:
+        await connection.head()
+        await connection.exactly(4)
+        connection.reset()
+
+    async with Member(drop) as bad, Member(take) as good, balance(bad, good) as running:
+        for _ in range(2):
+            assert (await running.exchange(POST.replace(b"POST", b"PUT"))).endswith(b"ok")
+        assert all(it.endswith(b"body") for it in good.received)
+
+
+async def test_an_answer_that_is_not_http_is_a_502() -> None:
+    async def babble(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(b"SSH-2.0-OpenSSH\r\n\r\n")
+
+    async with Member(babble) as member, balance(member) as running:
+        answer = await running.exchange(GET)
+        assert answer.startswith(b"HTTP/1.1 502")
+        assert b"x-balancer-error: bad_response\r\n" in answer
+
+
+async def test_silence_is_a_504() -> None:
+    async def say_nothing(connection: Connection) -> None:
+        await connection.to_end()
+
+    async with Member(say_nothing) as member, balance(member, response_timeout=0.2) as running:
+        answer = await running.exchange(GET)
+        assert answer.startswith(b"HTTP/1.1 504")
+        assert b"x-balancer-error: response_timeout\r\n" in answer
+
+
+async def test_silence_in_mid_body_breaks_the_response() -> None:
+    async def stall(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        await connection.to_end()
+
+    async with Member(stall) as member, balance(member, idle_timeout=0.2) as running:
+        assert (await running.exchange(GET)).endswith(b"half")
+        assert running.records[0].error == "truncated"
+
+
+async def test_nobody_listening_is_a_503_after_the_hold() -> None:
+    nowhere = Address("127.0.0.1", free_port())
+    async with balance(nowhere, hold_seconds=0.2, wait=False) as running:
+        answer = await running.exchange(GET)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"x-balancer-error: no_member\r\n" in answer
+    assert b"retry-after: 1\r\n" in answer
+
+
+async def test_the_queue_of_held_requests_is_bounded_and_served_when_a_member_comes() -> None:
+    resolver = ScriptedResolver()
+    async with Member() as member, balance(resolve=resolver, hold_seconds=30, hold_max=2) as running:
+        held = [asyncio.create_task(running.exchange(GET)) for _ in range(2)]
+        await eventually(lambda: len(running.balancer.dispatcher.hold) == 2)
+        refused = await running.exchange(GET)
+        assert b"x-balancer-error: hold_full\r\n" in refused
+        resolver.found(member.address)
+        assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*held))
+
+
+async def test_a_health_path_decides_who_is_up() -> None:
+    statuses = {"one": b"204 No Content", "two": b"500 Oops"}
+
+    def member(name: str) -> Member:
+        async def script(connection: Connection) -> None:
+            while True:
+                head = await connection.head()
+                status = statuses[name] if head.startswith(b"GET /ready ") else b"200 OK"
+                await connection.send(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % status)
+
+        return Member(script)
+
+    async with (
+        member("one") as one,
+        member("two") as two,
+        balance(one, two, health_path="/ready", health_interval=0.1, wait=False) as running,
+    ):
+        await running.available(1)
+        members = running.balancer.membership.members
+        assert members[two.address].state is State.JOINING
+        statuses["two"] = b"200 OK"
+        await running.available(2)
+        statuses["one"] = b"503 Draining"
+        await eventually(lambda: members[one.address].state is State.DRAINING)
+        assert members[one.address].reason == "GET /ready: 503"
+
+
+async def test_a_member_that_begins_to_close_its_connections_is_avoided() -> None:
+    draining = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            await connection.send(
+                OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") if draining.is_set() else OK
+            )
+
+    async with Member(script) as one, Member() as two, balance(one, two, health_interval=60) as running:
+        for _ in range(2):
+            await running.exchange(GET)
+        draining.set()
+        for _ in range(6):
+            await running.exchange(GET)
+        assert running.balancer.membership.members[one.address].state is State.SUSPECT
+        assert running.balancer.membership.available == (running.balancer.membership.members[two.address],)
+
+
+async def test_a_member_that_always_closes_is_not_suspected() -> None:
+    async def once(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+    async with Member(once) as member, balance(member) as running:
+        for _ in range(5):
+            await running.exchange(GET)
+        assert running.balancer.membership.members[member.address].state is State.UP

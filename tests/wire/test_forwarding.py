@@ -1,0 +1,168 @@
+"""What reaches a member, and what comes back, byte for byte."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from tests.support.wire import OK, Connection, Member, balance
+
+GET = b"GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n"
+
+
+def answering(response: bytes) -> Member:
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(response)
+
+    return Member(script)
+
+
+def fields(head: bytes) -> list[bytes]:
+    """The header lines of a message, without its first line."""
+    return head.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+
+
+async def test_the_target_arrives_as_it_was_written() -> None:
+    async with Member() as member, balance(member) as running:
+        await running.exchange(GET.replace(b"GET / ", b"GET /a%2Fb/../c?x=%20&x=2&&y "))
+        assert member.received[0].startswith(b"GET /a%2Fb/../c?x=%20&x=2&&y HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("method", [b"GET", b"DELETE", b"OPTIONS", b"PATCH", b"PROPFIND", b"PURGE"])
+async def test_every_method_is_passed_on(method: bytes) -> None:
+    async with Member() as member, balance(member) as running:
+        answer = await running.exchange(GET.replace(b"GET", method))
+        assert answer.endswith(b"\r\n\r\nok")
+        assert member.received[0].startswith(method + b" / HTTP/1.1\r\n")
+
+
+async def test_request_fields_keep_order_duplicates_and_odd_bytes() -> None:
+    request = GET.replace(b"\r\n\r\n", b"\r\nX-B: 1\r\nX-A: caf\xe9\r\nX-B: 2\r\nCookie: a=1\r\nCookie: b=2\r\n\r\n")
+    async with Member() as member, balance(member) as running:
+        await running.exchange(request)
+        sent = [line.lower() for line in fields(member.received[0])]
+        assert sent[:6] == [
+            b"host: shop.example",
+            b"x-b: 1",
+            b"x-a: caf\xe9",
+            b"x-b: 2",
+            b"cookie: a=1",
+            b"cookie: b=2",
+        ]
+
+
+async def test_hop_by_hop_fields_and_those_that_connection_names_stay_behind() -> None:
+    extra = (
+        b"Connection: X-Private, keep-alive\r\nX-Private: 1\r\nKeep-Alive: timeout=5\r\nTE: trailers\r\n"
+        b"Proxy-Authorization: Basic eA==\r\nUpgrade: h2c\r\nX-Public: 1\r\n"
+    )
+    async with Member() as member, balance(member) as running, running.client() as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n" + extra + b"\r\n")
+        await client.head()
+        names = {line.partition(b":")[0].lower() for line in fields(member.received[0])}
+        assert b"x-public" in names
+        assert not names & {b"x-private", b"keep-alive", b"te", b"proxy-authorization", b"upgrade"}
+
+
+async def test_a_stranger_cannot_forge_forwarding_fields() -> None:
+    forged = GET.replace(
+        b"\r\n\r\n",
+        b"\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-User: root\r\nForwarded: for=6.6.6.6\r\n"
+        b"X-Forwarded-Proto: https\r\n\r\n",
+    )
+    async with Member() as member, balance(member) as running:
+        await running.exchange(forged)
+        sent = [line.lower() for line in fields(member.received[0])]
+        assert [it for it in sent if it.startswith((b"x-forwarded", b"forwarded"))] == [
+            b"x-forwarded-for: 127.0.0.1",
+            b"x-forwarded-proto: http",
+            b"x-forwarded-host: shop.example",
+            b'forwarded: for=127.0.0.1;host="shop.example";proto=http',
+        ]
+
+
+async def test_a_trusted_proxys_forwarding_fields_are_extended() -> None:
+    request = GET.replace(
+        b"\r\n\r\n", b"\r\nX-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nForwarded: for=9.9.9.9\r\n\r\n"
+    )
+    trusted = (ipaddress.ip_network("127.0.0.0/8"),)
+    async with Member() as member, balance(member, trusted_proxies=trusted) as running:
+        await running.exchange(request)
+        sent = {line.lower() for line in fields(member.received[0])}
+        assert b"x-forwarded-for: 9.9.9.9, 127.0.0.1" in sent
+        assert b"x-forwarded-proto: https" in sent
+        assert b'forwarded: for=9.9.9.9, for=127.0.0.1;host="shop.example";proto=http' in sent
+
+
+async def test_response_fields_keep_order_and_duplicates_and_the_members_date() -> None:
+    response = (
+        b"HTTP/1.1 200 OK\r\nDate: then\r\nServer: theirs\r\nSet-Cookie: a=1\r\nX-A: caf\xe9\r\nSet-Cookie: b=2\r\n"
+        b"Connection: X-Private\r\nX-Private: 1\r\nContent-Length: 2\r\n\r\nok"
+    )
+    async with answering(response) as member, balance(member) as running:
+        head, _, body = (await running.exchange(GET)).partition(b"\r\n\r\n")
+        assert body == b"ok"
+        assert fields(head)[:6] == [
+            b"date: then",
+            b"server: theirs",
+            b"set-cookie: a=1",
+            b"x-a: caf\xe9",
+            b"set-cookie: b=2",
+            b"content-length: 2",
+        ]
+        assert b"x-private" not in head
+
+
+@pytest.mark.parametrize("encoded", [b"\x1f\x8b not really gzip", b"plain"])
+async def test_bodies_are_not_decoded(encoded: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(encoded)
+    async with answering(head + encoded) as member, balance(member) as running:
+        assert (await running.exchange(GET)).endswith(b"\r\n\r\n" + encoded)
+
+
+@pytest.mark.parametrize(
+    ("method", "response", "status"),
+    [
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTTP/1.1 200 OK"),
+        (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 204 No Content"),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\nEtag: x\r\n\r\n", b"HTTP/1.1 304 Not Modified"),
+    ],
+)
+async def test_responses_without_a_body(method: bytes, response: bytes, status: bytes) -> None:
+    async with answering(response) as member, balance(member) as running:
+        head, _, body = (await running.exchange(GET.replace(b"GET", method))).partition(b"\r\n\r\n")
+        assert head.startswith(status)
+        assert body == b""
+        assert not running.records[0].error
+
+
+async def test_a_chunked_upload_arrives_in_chunks_with_its_bytes_intact() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.until(b"0\r\n\r\n")
+        await connection.send(OK)
+
+    async with Member(script) as member, balance(member) as running:
+        await running.exchange(
+            b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"5\r\nhello\r\n7\r\n, world\r\n0\r\n\r\n"
+        )
+        head, _, body = member.received[0].partition(b"\r\n\r\n")
+        assert b"transfer-encoding: chunked" in head.lower()
+        assert b"content-length" not in head.lower()
+        assert body in (b"c\r\nhello, world\r\n0\r\n\r\n", b"5\r\nhello\r\n7\r\n, world\r\n0\r\n\r\n")
+
+
+async def test_an_upload_with_a_length_keeps_it() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.exactly(5)
+        await connection.send(OK)
+
+    async with Member(script) as member, balance(member) as running:
+        await running.exchange(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
+        head, _, body = member.received[0].partition(b"\r\n\r\n")
+        assert b"content-length: 5" in head.lower()
+        assert b"transfer-encoding" not in head.lower()
+        assert body == b"hello"
