@@ -1,9 +1,11 @@
-"""The commands: ``serve``, ``demo``, ``watch``, ``check``."""
+"""The commands: ``serve``, ``demo``, ``watch``, ``check``.
+
+What a command alone needs it imports itself, so that ``serve`` listens as early as it can.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -120,6 +122,8 @@ def _check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     for name, value, _ in settings.rows():
         print(f"{name}={value}")
+    import asyncio
+
     from balancer.discovery import DnsResolver
 
     snapshot = asyncio.run(DnsResolver(settings)())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -10,6 +12,8 @@ from redis.exceptions import RedisError
 # Limits in seconds for a connection to Redis and for its answer.
 CONNECT_TIMEOUT = 1.0
 ANSWER_TIMEOUT = 1.0
+# After so many idle seconds a connection is tried before an increment is trusted to it.
+CHECK_AFTER = 1.0
 
 
 class CounterDown(Exception):
@@ -29,13 +33,25 @@ class Counter:
             socket_timeout=ANSWER_TIMEOUT,
             retry=Retry(NoBackoff(), 0),
         )
+        self._last_used = 0.0
 
     async def hit(self) -> int:
         """Count one visit; returns the value that this very increment made. Raises CounterDown."""
+        if time.monotonic() - self._last_used > CHECK_AFTER:
+            await self._drop_dead_connections()
         try:
-            return int(await self._redis.incr(self._key))
+            count = int(await self._redis.incr(self._key))
         except (RedisError, OSError) as error:
             raise CounterDown(str(error) or type(error).__name__) from error
+        self._last_used = time.monotonic()
+        return count
+
+    async def _drop_dead_connections(self) -> None:
+        """redis-py does not notice that an idle connection was closed until a command on it has failed."""
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError):
+            await self._redis.connection_pool.disconnect()
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balancer.health import JITTER, TRANSITIONS, URGENT_INTERVAL, Event, State, next_probe
+
+events = st.sampled_from(Event)
+
+
+def run(state: State, *happened: Event) -> State:
+    for event in happened:
+        state = TRANSITIONS[state].get(event, state)
+    return state
+
+
+def test_every_state_has_a_row_and_every_living_one_can_leave() -> None:
+    assert TRANSITIONS.keys() == set(State)
+    assert all(TRANSITIONS[it].get(Event.LEFT_DNS) is State.LEAVING for it in State if it is not State.LEAVING)
+
+
+def test_a_row_names_no_event_that_changes_nothing() -> None:
+    assert not [(state, event) for state, row in TRANSITIONS.items() for event, to in row.items() if to is state]
+
+
+@pytest.mark.parametrize(
+    ("state", "happened", "after"),
+    [
+        (State.JOINING, [Event.PROBE_FAILED, Event.UNREACHABLE], State.JOINING),
+        (State.JOINING, [Event.PROBE_OK], State.UP),
+        (State.JOINING, [Event.PROBE_DRAINING], State.DRAINING),
+        (State.UP, [Event.UNREACHABLE], State.DOWN),
+        (State.UP, [Event.PROBE_FAILED], State.SUSPECT),
+        (State.UP, [Event.PROBE_FAILED, Event.PROBE_FAILED], State.DOWN),
+        (State.UP, [Event.PROBE_FAILED, Event.PROBE_OK, Event.PROBE_FAILED], State.SUSPECT),
+        (State.UP, [Event.CLOSE_ANNOUNCED], State.SUSPECT),
+        (State.UP, [Event.CLOSE_ANNOUNCED, Event.CLOSE_ANNOUNCED], State.SUSPECT),
+        (State.UP, [Event.CLOSE_ANNOUNCED, Event.PROBE_DRAINING], State.DRAINING),
+        (State.UP, [Event.CLOSE_ANNOUNCED, Event.UNREACHABLE], State.DOWN),
+        (State.DRAINING, [Event.CLOSE_ANNOUNCED], State.DRAINING),
+        (State.DRAINING, [Event.UNREACHABLE], State.DOWN),
+        (State.DRAINING, [Event.PROBE_OK], State.UP),
+        (State.DOWN, [Event.PROBE_FAILED, Event.UNREACHABLE], State.DOWN),
+        (State.DOWN, [Event.PROBE_OK], State.UP),
+    ],
+)
+def test_a_member_changes_state(state: State, happened: list[Event], after: State) -> None:
+    assert run(state, *happened) is after
+
+
+@given(st.lists(events), st.lists(events))
+def test_nothing_brings_back_a_member_that_has_left(before: list[Event], after: list[Event]) -> None:
+    assert run(State.JOINING, *before, Event.LEFT_DNS, *after) is State.LEAVING
+
+
+@given(st.lists(events))
+def test_only_a_successful_probe_makes_a_member_available(happened: list[Event]) -> None:
+    usable = run(State.JOINING, *happened) in (State.UP, State.SUSPECT)
+    assert not usable or Event.PROBE_OK in happened
+
+
+@given(st.sampled_from(State), st.integers(0, 10**6), st.floats(0.1, 3600), st.booleans(), st.randoms())
+def test_a_probe_comes_between_urgent_and_the_interval_or_a_little_early(
+    state: State, failures: int, interval: float, urgent: bool, rng: Random
+) -> None:
+    delay = next_probe(state, failures, interval, urgent, rng)
+    assert URGENT_INTERVAL * (1 - JITTER) <= delay <= (URGENT_INTERVAL if urgent else interval)
+
+
+@given(st.sampled_from(State), st.integers(1, 10**6), st.floats(0.1, 3600), st.integers())
+def test_each_failure_makes_the_next_probe_no_sooner(state: State, failures: int, interval: float, seed: int) -> None:
+    sooner = next_probe(state, failures, interval, False, Random(seed))
+    assert sooner <= next_probe(state, failures + 1, interval, False, Random(seed))
+
+
+@pytest.mark.parametrize(
+    ("state", "failures", "urgent", "delay"),
+    [
+        (State.UP, 0, False, 5.0),
+        (State.UP, 3, False, 5.0),
+        (State.DRAINING, 3, False, 5.0),
+        (State.DOWN, 1, False, 0.1),
+        (State.JOINING, 3, False, 0.1),
+        (State.JOINING, 4, False, 0.2),
+        (State.DOWN, 1000, False, 5.0),
+        (State.DOWN, 1000, True, 0.1),
+        (State.UP, 0, True, 0.1),
+    ],
+)
+def test_the_time_to_the_next_probe(state: State, failures: int, urgent: bool, delay: float) -> None:
+    class Latest(Random):
+        def random(self) -> float:
+            return 0.0
+
+    assert next_probe(state, failures, 5.0, urgent, Latest()) == pytest.approx(delay)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from ipaddress import IPv4Address, IPv6Address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balancer.settings import Address, Settings, SettingsError, misspelt, show, variable
+
+NAMES = [variable(it.name) for it in fields(Settings)]
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    contract = {
+        "BALANCER_ALIAS": "apps",
+        "BALANCER_UPSTREAM_PORT": "80",
+        "BALANCER_RECORD": "a",
+        "BALANCER_RESOLVER": "(the system's)",
+        "BALANCER_RESOLVE_INTERVAL": "1",
+        "BALANCER_BIND": "0.0.0.0:80",
+        "BALANCER_ADMIN": "127.0.0.1:9000",
+        "BALANCER_POLICY": "round_robin",
+        "BALANCER_HEALTH_PATH": "(none)",
+        "BALANCER_HEALTH_INTERVAL": "1",
+        "BALANCER_HOLD_SECONDS": "10",
+        "BALANCER_HOLD_MAX": "1000",
+        "BALANCER_CONNECT_TIMEOUT": "1",
+        "BALANCER_RESPONSE_TIMEOUT": "60",
+        "BALANCER_IDLE_TIMEOUT": "60",
+        "BALANCER_TRUSTED_PROXIES": "(none)",
+        "BALANCER_ACCESS_LOG": "on",
+        "BALANCER_SHUTDOWN_SECONDS": "8",
+    }
+    shown = {name: value for name, value, _ in Settings.load({}).rows()}
+    assert contract.items() <= shown.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("alias", "_http._tcp.apps.", "_http._tcp.apps."),
+        ("upstream_port", "65535", 65535),
+        ("record", "a+aaaa", "a+aaaa"),
+        ("resolver", "127.0.0.11", Address("127.0.0.11", 53)),
+        ("resolver", "127.0.0.1:5353", Address("127.0.0.1", 5353)),
+        ("resolver", "[::1]", Address("::1", 53)),
+        ("resolver", "::1", Address("::1", 53)),
+        ("resolve_interval", "0.1", 0.1),
+        ("bind", "[::]:8080", Address("::", 8080)),
+        ("admin", "off", None),
+        ("health_path", "/healthz?deep=1", "/healthz?deep=1"),
+        ("hold_seconds", "0", 0.0),
+        ("hold_max", "0", 0),
+        ("trusted_proxies", "10.0.0.0/8, ::1,", (ip_network("10.0.0.0/8"), ip_network("::1/128"))),
+        ("access_log", "OFF", False),
+    ],
+)
+def test_a_value_is_read(name: str, text: str, value: object) -> None:
+    assert getattr(Settings.load({variable(name): text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "accepted"),
+    [
+        ("alias", "my apps", "a DNS name such as apps"),
+        ("alias", "-apps", "a DNS name such as apps"),
+        ("alias", "a" * 64, "a DNS name such as apps"),
+        ("alias", ".".join(["a" * 49] * 6), "a DNS name such as apps"),
+        ("upstream_port", "0", "a port from 1 to 65535"),
+        ("upstream_port", "65536", "a port from 1 to 65535"),
+        ("record", "A", "one of a, aaaa, a+aaaa, srv"),
+        ("resolver", "dns.example", "ip[:port] of a DNS server"),
+        ("resolver", "127.0.0.11:", "ip[:port] of a DNS server"),
+        ("resolve_interval", "fast", "seconds from 0.1 to 3600"),
+        ("resolve_interval", "0.09", "seconds from 0.1 to 3600"),
+        ("resolve_interval", "nan", "seconds from 0.1 to 3600"),
+        ("resolve_interval", "inf", "seconds from 0.1 to 3600"),
+        ("bind", "0.0.0.0", "ip:port, such as 0.0.0.0:80"),
+        ("bind", "::", "ip:port, such as 0.0.0.0:80"),
+        ("bind", "off", "ip:port, such as 0.0.0.0:80"),
+        ("admin", "localhost:9000", "or off"),
+        ("policy", "fastest", "one of round_robin"),
+        ("health_path", "healthz", "a path such as /healthz"),
+        ("health_path", "/health z", "a path such as /healthz"),
+        ("hold_max", "1.5", "a whole number from 0 to 1000000"),
+        ("hold_max", "-1", "a whole number from 0 to 1000000"),
+        ("trusted_proxies", "10.0.0.1/8", "networks in CIDR notation"),
+        ("access_log", "yes", "on or off"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_variable_and_what_is_accepted(name: str, text: str, accepted: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({variable(name): text})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{variable(name)}={text!r} cannot be used: it takes ")
+    assert accepted in problem
+
+
+def test_every_bad_value_is_reported_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"BALANCER_HOLD_MAX": "many", "BALANCER_ALIAS": "web", "BALANCER_BIND": "here"})
+    assert [it.partition("=")[0] for it in caught.value.problems] == ["BALANCER_BIND", "BALANCER_HOLD_MAX"]
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert Settings.load(dict.fromkeys(NAMES, "")) == Settings()
+
+
+def test_a_flag_wins_over_a_variable_even_over_a_bad_one() -> None:
+    assert Settings.load({"BALANCER_HOLD_MAX": "many"}, {"hold_max": "5"}).hold_max == 5
+
+
+def test_a_bad_flag_is_named_as_a_flag() -> None:
+    with pytest.raises(SettingsError, match=r"^--hold-max='many' cannot be used"):
+        Settings.load({"BALANCER_HOLD_MAX": "5"}, {"hold_max": "many"})
+
+
+@given(name=st.sampled_from(NAMES), text=st.text())
+def test_any_text_is_either_used_or_one_line_about_its_variable(name: str, text: str) -> None:
+    try:
+        Settings.load({name: text})
+    except SettingsError as error:
+        (line,) = str(error).splitlines()
+        assert line.startswith(f"{name}=")
+
+
+@given(ip=st.ip_addresses(), port=st.integers(1, 65535))
+def test_an_address_is_read_as_it_is_shown(ip: IPv4Address | IPv6Address, port: int) -> None:
+    address = Address(str(ip), port)
+    assert Settings.load({"BALANCER_BIND": str(address)}).bind == address
+
+
+@pytest.mark.parametrize("name", [it.name for it in fields(Settings)])
+def test_a_default_is_shown_as_one_would_write_it(name: str) -> None:
+    (item,) = (it for it in fields(Settings) if it.name == name)
+    shown = show(item.default, item.metadata["kind"])
+    if not shown.startswith("("):
+        assert getattr(Settings.load({variable(name): shown}), name) == item.default
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("BALANCER_RESOLVE_INTERVALL", "BALANCER_RESOLVE_INTERVAL"),
+        ("BALANCER_HEALTHPATH", "BALANCER_HEALTH_PATH"),
+        ("BALANCER_TRUSTED_PROXY", "BALANCER_TRUSTED_PROXIES"),
+    ],
+)
+def test_a_misspelt_variable_is_reported_with_the_one_that_was_meant(name: str, meant: str) -> None:
+    (line,) = misspelt({name: "1", meant: "1", "PATH": "/bin"})
+    assert line == f"{name} is not a setting and is ignored; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BALANCER_SERVICE_HOST", "BALANCER_SERVICE_PORT", "BALANCER_PORT_80_TCP_ADDR", "BALANCE_ALIAS", *NAMES],
+)
+def test_variables_that_an_orchestrator_injects_are_not_reported(name: str) -> None:
+    assert misspelt({name: "tcp://10.0.0.1:80"}) == []
