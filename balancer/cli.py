@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from urllib.parse import urlsplit
 
@@ -82,18 +83,22 @@ def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[
             number = kind(low - 1)
         if not low <= number <= high:
             words = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes {words} from {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes {words} from {low} to {high}")
         return number
 
     return parse
 
 
 def _url(text: str) -> str:
-    text = text if "://" in text else f"http://{text}"
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    url = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes a URL such as http://localhost:8080/")
-    return text
+    return url
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -105,16 +110,17 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    try:
-        data = listen(variable("bind"), settings.bind)
-        admin = listen(variable("admin"), settings.admin) if settings.admin else None
-    except CannotListen as error:
-        print(error, file=sys.stderr)
-        return FAILED
-    from balancer import server
+    with ExitStack() as sockets:
+        try:
+            data = sockets.enter_context(listen(variable("bind"), settings.bind))
+            admin = sockets.enter_context(listen(variable("admin"), settings.admin)) if settings.admin else None
+        except CannotListen as error:
+            print(error, file=sys.stderr)
+            return FAILED
+        from balancer import server
 
-    server.configure_logging()
-    server.serve(settings, data, admin)
+        server.configure_logging()
+        server.serve(settings, data, admin)
     return 0
 
 

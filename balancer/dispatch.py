@@ -14,7 +14,7 @@ from typing import Protocol
 
 from balancer import retry
 from balancer.errors import ClientGone, Fault, Refusal, TruncatedResponse
-from balancer.headers import Headers, RequestHeaders, announces_close, response_headers
+from balancer.headers import Headers, RequestHeaders, response_headers
 from balancer.health import Event
 from balancer.hold import Hold
 from balancer.membership import Member, Membership
@@ -82,20 +82,24 @@ class ReplayableBody:
         self._kept: list[bytes] = []
         self._size = 0
         self._position = 0
-        self._ended = False
+        self._source_ended = False
         self.in_hand = True
 
     def rewind(self) -> None:
         self._position = 0
 
+    @property
+    def ended(self) -> bool:
+        return self._source_ended and self._position == len(self._kept)
+
     async def read(self) -> bytes:
         if self._position < len(self._kept):
             self._position += 1
             return self._kept[self._position - 1]
-        if self._ended:
+        if self._source_ended:
             return b""
         piece = await self._source.read()
-        self._ended = not piece
+        self._source_ended = not piece or self._source.ended
         self._size += len(piece)
         if self.in_hand and self._size > REPLAY_BYTES:
             self.in_hand = False
@@ -161,6 +165,7 @@ class Dispatcher:
             request.target,
             self._request_headers(request.headers, request.client, request.scheme, request.chunked),
             body,
+            request.chunked,
         )
         hold_until = record.started + self._settings.hold_seconds
         tried: set[Member] = set()
@@ -187,10 +192,11 @@ class Dispatcher:
                     if refusal or self._clock() > hold_until + self._settings.connect_timeout:
                         raise refusal or _nobody(record) from fault
                     repeats += fault.sent
+                    outgoing.fresh = fault.sent
                     if body:
                         body.rewind()
                     continue
-                self._membership.answered(member, announces_close(response.headers), self._clock())
+                self._membership.answered(member, response.closes, self._clock())
                 await _relay(response, sink, record)
                 return
             finally:

@@ -35,6 +35,8 @@ HOP_BY_HOP = frozenset(
 # ``Connection`` must not take these away: without them the message means something else.
 NEVER_NOMINATED = frozenset({b"host", b"content-length", b"content-type", b"content-encoding", b""})
 
+_LISTS = frozenset({b"x-forwarded-for", b"forwarded"})
+
 _TOKEN_LIKE = re.compile(rb"[A-Za-z0-9.:_\[\]-]+")
 
 
@@ -56,7 +58,10 @@ def response_headers(headers: Headers) -> Headers:
 
 def announces_close(headers: Headers) -> bool:
     """Whether the sender says that it closes the connection after this message."""
-    return any(name == b"connection" and b"close" in value.lower() for name, value in headers)
+    return any(
+        name == b"connection" and b"close" in (token.strip() for token in value.lower().split(b","))
+        for name, value in headers
+    )
 
 
 def has_body(headers: Headers) -> bool:
@@ -80,9 +85,8 @@ class RequestHeaders:
             address = ipaddress.ip_address(client)
         except ValueError:
             return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        return any(address in network for network in self._trusted)
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return any(address in network or (mapped and mapped in network) for network in self._trusted)
 
     def __call__(self, headers: Headers, client: str, scheme: str, chunked: bool = False) -> Headers:
         """The fields for the member, without hop-by-hop ones and with the forwarding ones.
@@ -117,22 +121,23 @@ class RequestHeaders:
 
 
 def _forwarding(known: dict[bytes, list[bytes]], client: bytes, scheme: bytes, host: bytes) -> Headers:
-    """The forwarding fields: what a trusted proxy said (``known``), extended by this hop."""
-    hop = _forwarded_element(client, scheme, host)
-    if not known:
-        return [
-            (b"x-forwarded-for", client or b"unknown"),
-            (b"x-forwarded-proto", scheme),
-            (b"x-forwarded-host", host),
-            (b"forwarded", hop),
-        ]
-    known.setdefault(b"x-forwarded-proto", [scheme])
-    known.setdefault(b"x-forwarded-host", [host])
-    known.setdefault(b"x-forwarded-for", []).append(client or b"unknown")
-    known.setdefault(b"forwarded", []).append(hop)
-    lists = (b"x-forwarded-for", b"forwarded")
-    out = [(name, b", ".join(known.pop(name))) for name in lists]
-    return [(name, value) for name, values in known.items() for value in values] + out
+    """The forwarding fields: what a trusted proxy said (``known``), extended by this hop.
+
+    Of the two ways to name the client, a proxy that used one only is not put words of the other
+    into its mouth: a list that begins with the proxy itself would name the wrong client.
+    """
+    out: Headers = [(name, value) for name, values in known.items() if name not in _LISTS for value in values]
+    for name, hop in (
+        (b"x-forwarded-for", client or b"unknown"),
+        (b"forwarded", _forwarded_element(client, scheme, host)),
+    ):
+        if name in known or not known.keys() & _LISTS:
+            out.append((name, b", ".join([*known.get(name, ()), hop])))
+    if b"x-forwarded-proto" not in known:
+        out.append((b"x-forwarded-proto", scheme))
+    if host and b"x-forwarded-host" not in known:
+        out.append((b"x-forwarded-host", host))
+    return out
 
 
 def _forwarded_element(client: bytes, scheme: bytes, host: bytes) -> bytes:

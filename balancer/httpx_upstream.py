@@ -26,7 +26,7 @@ from balancer.errors import (
     ResponseTimeout,
     TruncatedResponse,
 )
-from balancer.headers import Headers
+from balancer.headers import Headers, announces_close
 from balancer.settings import Address
 from balancer.upstream import Body, Timeouts, UpstreamRequest
 
@@ -112,6 +112,7 @@ class _Response:
     def __init__(self, response: httpx.Response, release: Callable[[], None]) -> None:
         self.status = response.status_code
         self.headers: Headers = [(name.lower(), value) for name, value in response.headers.raw]
+        self.closes = announces_close(self.headers)
         self._response = response
         self._release: Callable[[], None] | None = release
         assert isinstance(response.stream, httpx.AsyncByteStream)

@@ -12,8 +12,8 @@ from types import TracebackType
 from balancer.discovery import Discovery, DnsResolver, Resolve
 from balancer.dispatch import Clock, Dispatcher, Record
 from balancer.health import State
-from balancer.httpx_upstream import HttpxUpstream
 from balancer.membership import Member, Membership, Snapshot
+from balancer.native_upstream import NativeUpstream
 from balancer.policies import RoundRobin
 from balancer.probes import Probe, Prober, make_probe
 from balancer.proxy import Proxy, Receive, Scope, Send
@@ -44,7 +44,7 @@ class LoadBalancer:
         self.settings = settings
         self.membership = Membership(on_flip=self._flipped)
         self.snapshot: Snapshot | None = None
-        self.upstream = upstream or HttpxUpstream(
+        self.upstream = upstream or NativeUpstream(
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
         self.dispatcher = Dispatcher(settings, self.membership, RoundRobin(), self.upstream, on_done, clock)

@@ -2,7 +2,7 @@
 
 Rules (each measured on Docker's DNS, DESIGN 3.2):
 * An answer is a set: order and TTL carry no meaning.
-* NXDOMAIN and an empty answer mean "nobody", but only once EMPTY_POLLS of them came in a row.
+* NXDOMAIN and an empty answer mean "nobody", but only once EMPTY_POLLS of them came with no address between.
 * SERVFAIL, REFUSED and silence mean "unknown": what is known stays.
 * Each record type keeps its own last good answer, so that AAAA cannot void A.
 * An address that leaves takes its state with it; when it comes back it is a new member.
@@ -102,7 +102,7 @@ class Change:
 
 @dataclass(slots=True)
 class _Family:
-    """The last good answer of one record type, and how often in a row "nobody" came since."""
+    """The last good answer of one record type, and how often "nobody" came since."""
 
     endpoints: frozenset[Endpoint] = frozenset()
     empty_polls: int = 0
@@ -147,7 +147,7 @@ class Membership:
         for family in self._families.values():
             for endpoint in family.endpoints:
                 known = wanted.get(endpoint.address)
-                if known is None or endpoint.priority < known.priority:
+                if known is None or (endpoint.priority, -endpoint.weight) < (known.priority, -known.weight):
                     wanted[endpoint.address] = endpoint
         joined = [Member(wanted[address], since=snapshot.when) for address in sorted(wanted.keys() - self.members)]
         left = [self.members[address] for address in sorted(self.members.keys() - wanted)]

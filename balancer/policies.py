@@ -24,7 +24,7 @@ class Policy(Protocol):
 class RoundRobin:
     """One after the other, per request; by SRV weight where weights differ.
 
-    A member of weight 3 stands three times in a round, spread evenly over it. A weight of 0
+    A member of weight 3 stands three times in a round, spread over it. A weight of 0
     counts as the smallest share (RFC 2782 asks for a very small chance, not for none).
     """
 
@@ -50,10 +50,15 @@ class RoundRobin:
 
 
 def _weighted_round(members: Sequence[Member]) -> list[Member]:
-    heaviest = max(it.endpoint.weight for it in members)
-    scale = min(1.0, WEIGHT_STEPS / heaviest)
-    turns: list[tuple[float, int]] = []
-    for index, member in enumerate(members):
-        share = max(1, round(member.endpoint.weight * scale))
-        turns += [((turn + 0.5) / share, index) for turn in range(share)]
-    return [members[index] for _, index in sorted(turns)]
+    scale = min(1.0, WEIGHT_STEPS / max(it.endpoint.weight for it in members))
+    equals: dict[int, list[Member]] = {}
+    for member in members:
+        equals.setdefault(max(1, round(member.endpoint.weight * scale)), []).append(member)
+    # Time of each turn within the round, from 0 to 1: those of equal share take theirs one after the other.
+    turns = [
+        ((turn + (rank + 0.5) / len(group)) / share, -share, rank, member)
+        for share, group in equals.items()
+        for rank, member in enumerate(group)
+        for turn in range(share)
+    ]
+    return [member for *_, member in sorted(turns, key=lambda turn: turn[:3])]

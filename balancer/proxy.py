@@ -49,7 +49,7 @@ class Proxy:
         except (TruncatedResponse, ClientGone):
             pass  # To return with the response incomplete makes the server break the connection.
         except asyncio.CancelledError:
-            if not visit.ended:
+            if not visit.cancelled:
                 raise
             task.uncancel()
             if visit.refusal and not visit.started:
@@ -80,7 +80,7 @@ class Proxy:
 class _Visit:
     """One request of one client: the source of its body and the sink of its response."""
 
-    __slots__ = ("_receive", "_send", "_watcher", "began", "body_read", "ended", "refusal", "started", "task")
+    __slots__ = ("_receive", "_send", "_watcher", "began", "cancelled", "ended", "refusal", "started", "task")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
         self._receive = receive
@@ -89,17 +89,17 @@ class _Visit:
         self.task: asyncio.Task[Any] | None = task
         self.began = asyncio.get_running_loop().time()
         # The wait for a disconnect and the reading of the body share one channel: first the body.
-        self.body_read = not _carries_body(scope)
+        self.ended = not _carries_body(scope)
         self.started = False
-        self.ended = False
+        self.cancelled = False
         self.refusal: Refusal | None = None
 
     async def read(self) -> bytes:
-        while not self.body_read:
+        while not self.ended:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            self.body_read = not message.get("more_body", False)
+            self.ended = not message.get("more_body", False)
             if piece := message.get("body", b""):
                 return bytes(piece)
         return b""
@@ -119,7 +119,7 @@ class _Visit:
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     def watch(self, began_before: float) -> None:
-        if self._watcher is None and self.task and self.body_read and self.began <= began_before:
+        if self._watcher is None and self.task and self.ended and self.began <= began_before:
             self._watcher = asyncio.get_running_loop().create_task(self._await_disconnect())
 
     def unwatch(self) -> None:
@@ -133,8 +133,8 @@ class _Visit:
 
     def end(self, refusal: Refusal | None = None) -> None:
         """Cancel the request; ``refusal`` is what the client is told if its response has not begun."""
-        if not self.ended and self.task:
-            self.ended, self.refusal = True, refusal
+        if not self.cancelled and self.task:
+            self.cancelled, self.refusal = True, refusal
             self.task.cancel(refusal.token if refusal else "client_gone")
 
 
@@ -153,6 +153,6 @@ def _request(scope: Scope, visit: _Visit) -> Request:
         headers=headers,
         client=scope["client"][0] if scope.get("client") else "",
         scheme=scope.get("scheme", "http"),
-        body=None if visit.body_read else visit,
-        chunked=not visit.body_read and not any(name == b"content-length" for name, _ in headers),
+        body=None if visit.ended else visit,
+        chunked=not visit.ended and not any(name == b"content-length" for name, _ in headers),
     )

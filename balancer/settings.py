@@ -153,7 +153,6 @@ class Settings:
     admin: Address | None = setting(
         Address("127.0.0.1", 9000), LISTENER_OR_OFF, "where the balancer's own health and status are served"
     )
-    policy: str = setting("round_robin", choice("round_robin"), "how a member is chosen")
     health_path: str | None = setting(
         None, PATH, "readiness path of a member: 2xx is up, 503 is draining; without one, a TCP connect"
     )

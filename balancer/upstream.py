@@ -16,6 +16,10 @@ from balancer.settings import Address
 class Body(Protocol):
     """A request body as it arrives from the client."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has been read. May be false until a read has returned b""."""
+
     async def read(self) -> bytes:
         """The next piece, or b"" at the end. Raises ClientGone if the client left before that."""
 
@@ -33,20 +37,27 @@ class Timeouts:
 class UpstreamRequest:
     """What a member gets, to the letter. ``target`` is the request target as the client wrote it.
 
-    ``headers`` say how the body is framed: by Content-Length, or by ``Transfer-Encoding: chunked``.
+    ``headers`` say how the body is framed: by Content-Length, or (``chunked``) by ``Transfer-Encoding``.
+    ``fresh``: do not use a connection that was used before.
     """
 
     method: str
     target: bytes
     headers: Headers
     body: Body | None = None
+    chunked: bool = False
+    fresh: bool = False
 
 
 class UpstreamResponse(Protocol):
-    """A member's response, from its head on. Header names are in lower case."""
+    """A member's response, from its head on. Header names are in lower case.
+
+    ``closes``: the member ends the connection with this response.
+    """
 
     status: int
     headers: Headers
+    closes: bool
 
     async def read(self) -> tuple[bytes, bool]:
         """The next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""

@@ -136,7 +136,7 @@ class Loop:
         try:
             response = await client.get(self._url)
             return judge(response, time.monotonic() - began)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return Result(time.monotonic() - began, failure=str(error) or type(error).__name__)
 
 

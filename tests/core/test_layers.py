@@ -40,7 +40,7 @@ def modules(package: Path) -> list[Path]:
 
 def test_imports_are_found_wherever_they_stand() -> None:
     source = "import a.b, c\ndef f():\n    from d import e\nif x:\n    from g.h import i as j\n"
-    assert list(imports(source)) == ["a.b", "c", "g.h.i", "d.e"]
+    assert set(imports(source)) == {"a.b", "c", "d.e", "g.h.i"}
 
 
 @pytest.mark.parametrize("name", sorted(CORE))

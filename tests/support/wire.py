@@ -15,10 +15,14 @@ from balancer.discovery import Resolve
 from balancer.dispatch import Record
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
+from balancer.native_upstream import NativeUpstream
 from balancer.server import Listener, make_listener
 from balancer.settings import Address, Settings
-from balancer.upstream import Upstream
+from balancer.upstream import Timeouts, Upstream
 from tests.support.scripted import ScriptedResolver
+
+# What requests go through unless a test brings its own.
+upstream_class: Callable[[Timeouts], Upstream] = NativeUpstream
 
 # Longer than anything here takes; only a failing test waits for it.
 LIMIT = 10.0
@@ -180,10 +184,12 @@ async def balance(
     """A balancer over these members on a loopback port; ``settings`` as fields of Settings."""
     addresses = [it.address if isinstance(it, Member) else it for it in members]
     records: list[Record] = []
+    effective = Settings(**settings)
+    limits = Timeouts(effective.connect_timeout, effective.response_timeout, effective.idle_timeout)
     balancer = LoadBalancer(
-        Settings(**settings),
+        effective,
         resolve=resolve or ScriptedResolver(*addresses),
-        upstream=upstream,
+        upstream=upstream or upstream_class(limits),
         on_done=records.append,
     )
     sock = listen("BIND", Address("127.0.0.1", 0))

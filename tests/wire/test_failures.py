@@ -12,6 +12,8 @@ from balancer.settings import Address
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
+pytestmark = pytest.mark.usefixtures("each_upstream")
+
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
 
@@ -56,9 +58,9 @@ async def test_a_member_that_comes_back_is_used_again() -> None:
 
 async def test_a_get_that_a_member_dropped_is_repeated_once_elsewhere() -> None:
     async with Member(hang_up) as bad, Member() as good, balance(bad, good) as running:
-        for _ in range(2):
+        for _ in range(4):
             assert (await running.exchange(GET)).endswith(b"ok")
-        assert len(bad.received) == 1
+        assert sum(len(record.tries) for record in running.records) == len(bad.received) > 0
 
 
 async def test_a_get_is_not_repeated_twice() -> None:

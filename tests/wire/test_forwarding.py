@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.wire import OK, Connection, Member, balance
 
+pytestmark = pytest.mark.usefixtures("each_upstream")
+
 GET = b"GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n"
 
 
@@ -75,12 +77,12 @@ async def test_a_stranger_cannot_forge_forwarding_fields() -> None:
     async with Member() as member, balance(member) as running:
         await running.exchange(forged)
         sent = [line.lower() for line in fields(member.received[0])]
-        assert [it for it in sent if it.startswith((b"x-forwarded", b"forwarded"))] == [
+        assert {it for it in sent if it.startswith((b"x-forwarded", b"forwarded"))} == {
             b"x-forwarded-for: 127.0.0.1",
             b"x-forwarded-proto: http",
             b"x-forwarded-host: shop.example",
             b'forwarded: for=127.0.0.1;host="shop.example";proto=http',
-        ]
+        }
 
 
 async def test_a_trusted_proxys_forwarding_fields_are_extended() -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.support.wire import OK, Connection, Member, balance, eventually
+
+pytestmark = pytest.mark.usefixtures("each_upstream")
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

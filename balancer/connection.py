@@ -1,0 +1,355 @@
+"""One keep-alive connection to a member: HTTP/1.1 on ``asyncio.BufferedProtocol`` and httptools.
+
+Rules:
+* At most one exchange at a time. Bytes that arrive without one, or after a response is complete,
+  belong to nobody: the connection is closed and never used again.
+* That a connection is dead is learnt from ``connection_lost``; nobody ever asks it.
+* A response's end is where RFC 9112 section 6.3 says: nothing after HEAD, 204 and 304, else chunked, else
+  Content-Length, else the close of the connection. What cannot be framed is a ProtocolViolation.
+* Limits are kept by ``overdue``, which the pool calls a few times a second; there is no timer for
+  an exchange, let alone for a piece of body.
+* All connections read into one buffer, whose size bounds what a single read can bring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from math import inf
+from typing import Protocol
+
+import httptools
+
+from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
+from balancer.headers import Headers
+from balancer.upstream import Body, Timeouts
+
+# Read size, and how much of a response may wait for a slow client before reading pauses. Small,
+# because a slow client costs this twice: here and in the server's own write buffer.
+READ_SIZE = 64 * 1024
+PAUSE_ABOVE = 32 * 1024
+
+_buffer = bytearray(READ_SIZE)
+_view = memoryview(_buffer)
+
+
+class Owner(Protocol):
+    """Who keeps a connection while it is idle."""
+
+    def ended(self, connection: MemberConnection) -> None:
+        """An exchange has ended, and the next may begin."""
+
+    def lost(self, connection: MemberConnection) -> None:
+        """The connection is closed."""
+
+
+class MemberConnection(asyncio.BufferedProtocol):
+    """One connection. ``lost``: it cannot be used; ``idle_since`` belongs to the owner."""
+
+    __slots__ = (
+        "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_owner", "_parser",
+        "_progress", "_pump", "_response", "_spoilt", "_timeouts", "_transport", "_upload_done", "_writable",
+        "idle_since", "lost",
+    )  # fmt: skip
+
+    def __init__(self, timeouts: Timeouts, owner: Owner) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeouts = timeouts
+        self._owner = owner
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport
+        self._response: Response | None = None
+        self._headers: Headers = []
+        self._chunked = False
+        self._length = False
+        self._informational = False
+        # The stream of bytes is not one of responses any more.
+        self._spoilt = ""
+        self._pump: asyncio.Task[None] | None = None
+        self._upload_done = True
+        self._writable: asyncio.Future[None] | None = None
+        # When the member must have shown life, as a reading of the loop's clock; and whether it has since.
+        self._deadline = inf
+        self._progress = False
+        self.idle_since = 0.0
+        self.lost = False
+
+    # The exchange.
+
+    def begin(self, head: bytes, is_head: bool, first_piece: bytes, rest: Body | None, chunked: bool) -> Response:
+        """Send a request; its response comes to life by and by.
+
+        ``first_piece`` and ``rest`` are the request's body; ``chunked``: it is sent in chunks.
+        """
+        response = self._response = Response(self, is_head)
+        if chunked and first_piece:
+            first_piece = _chunk(first_piece)
+        self._upload_done = rest is None
+        if self._upload_done:
+            self._transport.write(head + first_piece + b"0\r\n\r\n" if chunked else head + first_piece)
+            self._deadline = self._loop.time() + self._timeouts.response
+        else:
+            assert rest is not None
+            self._transport.write(head + first_piece)
+            self._deadline = inf
+            self._pump = self._loop.create_task(self._upload(rest, chunked))
+        return response
+
+    async def _upload(self, body: Body, chunked: bool) -> None:
+        """Send the body as it comes from the client, no faster than the member takes it."""
+        try:
+            while piece := await self._next_piece(body):
+                self._transport.write(_chunk(piece) if chunked else piece)
+            if chunked:
+                self._transport.write(b"0\r\n\r\n")
+        except Exception as error:  # ClientGone, as a rule: whoever waits for the response gets it.
+            self._fail(error)
+            return
+        self._upload_done = True
+        self._deadline = self._loop.time() + self._timeouts.response
+
+    async def _next_piece(self, body: Body) -> bytes:
+        if self._writable:
+            # The member does not take what it was sent: that must not last for ever.
+            self._deadline = self._loop.time() + self._timeouts.response
+            await self._writable
+        self._deadline = inf  # From here on it is the client that is waited for.
+        return await body.read()
+
+    def _fail(self, error: Exception) -> None:
+        """End the exchange and the connection with it."""
+        response, self._response = self._response, None
+        self.abort()
+        if response:
+            response.fail(error)
+
+    def abort(self) -> None:
+        """Close at once. What is still expected on this connection will not come."""
+        self._deadline = inf
+        if self._pump:
+            self._pump.cancel()
+            self._pump = None
+        self._response = None
+        self.lost = True
+        self._transport.abort()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        self._transport.resume_reading()
+        self._deadline = self._loop.time() + self._timeouts.idle
+
+    def overdue(self, now: float) -> None:
+        """Fail the exchange if the member has been silent for too long."""
+        if self._progress:
+            self._progress = False
+            if self._deadline != inf:
+                self._deadline = now + self._timeouts.idle
+        elif now > self._deadline:
+            response = self._response
+            if response and response.started:
+                self._fail(TruncatedResponse(f"silent for {self._timeouts.idle:g} s in mid-body"))
+            else:
+                self._fail(ResponseTimeout(f"no response within {self._timeouts.response:g} s", sent=True))
+
+    # asyncio's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return _buffer
+
+    def buffer_updated(self, count: int) -> None:
+        response = self._response
+        if response is None:
+            self.abort()  # Nobody asked.
+            return
+        self._progress = True
+        try:
+            self._parser.feed_data(_view[:count])
+        except httptools.HttpParserUpgrade:
+            self._spoilt = "the member switched protocols unasked"
+        except httptools.HttpParserError as error:
+            # Nonsense after a complete response does not make the response nonsense.
+            self._spoilt = str(error)
+        if self._response is not response:
+            return
+        if response.complete:
+            self._end(response)
+        elif self._spoilt:
+            self._fail(
+                TruncatedResponse(self._spoilt) if response.started else ProtocolViolation(self._spoilt, sent=True)
+            )
+        else:
+            response.arrived()
+            if response.size > PAUSE_ABOVE:
+                self._transport.pause_reading()
+                self._deadline = inf  # From here on it is the client that is waited for.
+
+    def _end(self, response: Response) -> None:
+        """The response is complete: give the connection back, or close it if it cannot be used again."""
+        self._response = None
+        self._deadline = inf
+        if response.closes or self._spoilt or not self._upload_done:
+            self.abort()
+        else:
+            self._owner.ended(self)
+        response.arrived()
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        if self._writable:
+            self._writable.set_result(None)
+            self._writable = None
+        response = self._response
+        if response:
+            if response.started and not (self._chunked or self._length) and error is None:
+                response.complete = True
+                self._end(response)
+            elif response.started:
+                self._fail(TruncatedResponse(_words(error)))
+            else:
+                self._fail(ConnectionDied(_words(error), sent=True))
+        self._owner.lost(self)
+
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable:
+            self._writable.set_result(None)
+            self._writable = None
+            self._progress = True
+
+    # httptools' side.
+
+    def on_message_begin(self) -> None:
+        response = self._response
+        if response is None or response.complete:
+            self._spoilt = "bytes after the end of the response"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"transfer-encoding":
+            self._chunked = True
+            if value.lower() != b"chunked":
+                self._spoilt = f"Transfer-Encoding {value.decode('latin-1')!r} cannot be framed"
+        elif name == b"content-length":
+            self._length = True
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        response = self._response
+        if response is None or response.complete or self._spoilt:
+            return
+        status = self._parser.get_status_code()
+        headers, self._headers = self._headers, []
+        self._informational = status < 200
+        if self._informational:
+            self._chunked = self._length = False
+            return
+        response.status, response.headers, response.started = status, headers, True
+        response.closes = not self._parser.should_keep_alive()
+        if response.is_head:
+            # httptools would wait for the body that the header fields describe.
+            response.complete = True
+            self._parser = httptools.HttpResponseParser(self)
+            self._chunked = self._length = False
+
+    def on_body(self, piece: bytes) -> None:
+        response = self._response
+        if response is None or response.complete:
+            self._spoilt = "bytes after the end of the response"
+        elif not self._spoilt:
+            response.pieces.append(piece)
+            response.size += len(piece)
+
+    def on_message_complete(self) -> None:
+        self._headers = []  # Trailers, if there were any.
+        if self._informational:
+            self._informational = False
+            return
+        response = self._response
+        if response and not self._spoilt:
+            response.complete = True
+            self._chunked = self._length = False
+
+
+class Response:
+    """A member's response as it arrives; see ``balancer.upstream.UpstreamResponse``."""
+
+    __slots__ = (
+        "_connection", "_error", "_waiter", "closes", "complete", "headers", "is_head", "pieces", "size", "started",
+        "status",
+    )  # fmt: skip
+
+    def __init__(self, connection: MemberConnection, is_head: bool) -> None:
+        self._connection = connection
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+        self.is_head = is_head
+        self.status = 0
+        self.headers: Headers = []
+        # The head is complete; all of it has arrived; the connection ends with it.
+        self.started = False
+        self.complete = False
+        self.closes = False
+        # Body that nobody has taken yet, and its length.
+        self.pieces: list[bytes] = []
+        self.size = 0
+
+    async def wait_for_head(self) -> None:
+        """Raises Fault if the head does not come, ClientGone if the request body's source ended early."""
+        while not self.started:
+            if self._error:
+                raise self._error
+            await self._wait()
+
+    async def read(self) -> tuple[bytes, bool]:
+        while not self.pieces and not self.complete:
+            if self._error:
+                raise self._error
+            await self._wait()
+        pieces, self.pieces = self.pieces, []
+        paused, self.size = self.size > PAUSE_ABOVE, 0
+        if paused and not self.complete and not self._error:
+            self._connection.resume()
+        # An error may wait behind pieces that arrived before it.
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), not self.complete
+
+    async def close(self) -> None:
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Nobody will read on: unless the response is complete, its connection goes."""
+        if not self.complete and not self._error:
+            self._error = TruncatedResponse("abandoned")
+            self._connection.abort()
+
+    async def _wait(self) -> None:
+        self._waiter = self._connection._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def arrived(self) -> None:
+        """There is news: the head, a piece of the body, its end."""
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        if self.started and isinstance(error, Fault):
+            error = TruncatedResponse(str(error))
+        self._error = error
+        self.arrived()
+
+
+def _chunk(piece: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+def _words(error: Exception | None) -> str:
+    return str(error) if error else "the member closed the connection"

@@ -1,0 +1,160 @@
+"""The upstream that requests go through by default: keep-alive connections to members, and nothing else.
+
+Each member has a stack of idle connections; the one used last is used next, so that those not
+needed any more expire. To take one and to give one back cost the same with one connection as with
+thousands; no lock is held, no list scanned, no system call made to learn whether one is alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from math import inf
+
+from balancer.connection import MemberConnection, Response
+from balancer.errors import ConnectFailed, ConnectionDied, Refusal
+from balancer.headers import Headers
+from balancer.settings import Address
+from balancer.upstream import Timeouts, UpstreamRequest
+
+# Below the 5 s after which a uvicorn member closes an idle connection, by more than one sweep.
+KEEPALIVE_SECONDS = 4.0
+# How often limits are checked, in seconds: a quarter of the shortest, within these bounds.
+SWEEP_MIN, SWEEP_MAX = 0.01, 0.5
+
+
+class NativeUpstream:
+    """HTTP/1.1 to members. ``active`` and ``idle`` count its connections."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._links: dict[Address, _Link] = {}
+        self._active: set[MemberConnection] = set()
+        self._sweep_seconds = min(SWEEP_MAX, max(SWEEP_MIN, min(timeouts.response, timeouts.idle) / 4))
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def active(self) -> int:
+        return len(self._active)
+
+    @property
+    def idle(self) -> int:
+        return sum(len(link.idle) for link in self._links.values())
+
+    async def send(self, address: Address, request: UpstreamRequest) -> Response:
+        head = encode_head(request.method, request.target, request.headers)
+        link = self._links.get(address)
+        if link is None:
+            link = self._links[address] = _Link(self._active)
+        connection = (None if request.fresh else link.take()) or await self._connect(address, link)
+        self._active.add(connection)
+        try:
+            rest, piece = request.body, b""
+            if rest is not None:
+                # The first piece goes out together with the head. Often it is all there is.
+                piece = await rest.read()
+                if rest.ended:
+                    rest = None
+            if connection.lost:
+                raise ConnectionDied("the idle connection was closed before it was used", sent=False)
+            response = connection.begin(head, request.method == "HEAD", piece, rest, request.chunked)
+            if not response.started:
+                await response.wait_for_head()
+        except BaseException:
+            connection.abort()
+            raise
+        return response
+
+    async def _connect(self, address: Address, link: _Link) -> MemberConnection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeouts.connect):
+                _, connection = await loop.create_connection(
+                    lambda: MemberConnection(self._timeouts, link), address.host, address.port
+                )
+        except TimeoutError:
+            raise ConnectFailed(f"no connection within {self._timeouts.connect:g} s") from None
+        except OSError as error:
+            raise ConnectFailed(os.strerror(error.errno) if error.errno else str(error)) from error
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
+        return connection
+
+    def _sweep(self) -> None:
+        """Keep the limits: of exchanges under way, and of idle connections, oldest first."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in list(self._active):
+            connection.overdue(now)
+        for link in self._links.values():
+            link.expire(now - KEEPALIVE_SECONDS)
+        busy = self._active or any(link.idle for link in self._links.values())
+        self._sweeper = loop.call_later(self._sweep_seconds, self._sweep) if busy else None
+
+    def forget(self, address: Address) -> None:
+        link = self._links.pop(address, None)
+        if link:
+            link.forgotten = True
+            link.expire(inf)
+
+    async def close(self) -> None:
+        for address in list(self._links):
+            self.forget(address)
+        for connection in list(self._active):
+            connection.abort()
+        if self._sweeper:
+            self._sweeper.cancel()
+
+
+class _Link:
+    """The connections to one member: ``idle`` is a stack, whose order of insertion is that of their last use."""
+
+    def __init__(self, active: set[MemberConnection]) -> None:
+        self._active = active
+        self._loop = asyncio.get_running_loop()
+        self.idle: dict[MemberConnection, None] = {}
+        self.forgotten = False
+
+    def take(self) -> MemberConnection | None:
+        if self.idle:
+            connection, _ = self.idle.popitem()
+            if connection.idle_since > self._loop.time() - KEEPALIVE_SECONDS:
+                return connection
+            connection.abort()
+            self.expire(inf)  # The others have been idle for longer.
+        return None
+
+    def expire(self, idle_since: float) -> None:
+        """Close the connections that have been idle since then or longer."""
+        while self.idle:
+            connection = next(iter(self.idle))
+            if connection.idle_since > idle_since:
+                break
+            del self.idle[connection]
+            connection.abort()
+
+    def ended(self, connection: MemberConnection) -> None:
+        self._active.discard(connection)
+        if self.forgotten:
+            connection.abort()
+        else:
+            connection.idle_since = self._loop.time()
+            self.idle[connection] = None
+
+    def lost(self, connection: MemberConnection) -> None:
+        self._active.discard(connection)
+        self.idle.pop(connection, None)
+
+
+def encode_head(method: str, target: bytes, headers: Headers) -> bytes:
+    """A request head on the wire (RFC 9112 section 3). Raises Refusal if a field would break out of its line.
+
+    An HTTP/1.1 server never lets such a request in; one that speaks HTTP/2 may.
+    """
+    lines = [b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), target)]
+    lines += [b"%b: %b\r\n" % field for field in headers]
+    lines.append(b"\r\n")
+    head = b"".join(lines)
+    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head or b" " in target:
+        raise Refusal(400, "malformed_request", "the request has a line break or a NUL in its target or a header field")
+    return head

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import fields
+
+import pytest
+
+from balancer import __version__
+from balancer.cli import main
+from balancer.membership import Answer, Endpoint, Outcome, Snapshot
+from balancer.settings import Address, Settings, flag, variable
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [it for it in os.environ if it.startswith("BALANCER_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """An address that cannot be listened on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+def test_a_bad_variable_stops_the_start_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BALANCER_RESOLVE_INTERVAL", "fast")
+    assert main(["serve"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "BALANCER_RESOLVE_INTERVAL='fast' cannot be used: it takes seconds from 0.1 to 3600\n",
+    )
+
+
+def test_every_bad_value_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("BALANCER_RESOLVE_INTERVAL", "fast")
+    monkeypatch.setenv("BALANCER_HOLD_MAX", "many")
+    assert main(["serve", "--record", "mx", "--alias", "web"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [it.split("=")[0] for it in lines] == ["--record", "BALANCER_RESOLVE_INTERVAL", "BALANCER_HOLD_MAX"]
+
+
+def test_a_taken_port_stops_the_start_with_one_line(
+    taken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BALANCER_BIND", taken)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err == f"BALANCER_BIND={taken} cannot be listened on: Address already in use\n"
+
+
+def test_a_flag_wins_over_its_variable(
+    taken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BALANCER_BIND", "nonsense")
+    assert main(["serve", "--bind", taken]) == 1
+    assert taken in capsys.readouterr().err
+
+
+def test_a_misspelt_variable_is_reported_and_the_start_goes_on(
+    taken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BALANCER_RESOLVE_INTERVALL", "fast")
+    assert main(["serve", "--bind", taken]) == 1
+    warning, failure = capsys.readouterr().err.splitlines()
+    assert warning.endswith("did you mean BALANCER_RESOLVE_INTERVAL?")
+    assert failure.startswith("BALANCER_BIND=")
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "described"),
+    [
+        (Answer("A", Outcome.FOUND, frozenset({Endpoint(Address("10.0.0.2", 80))})), 0, "A: NOERROR, 1 endpoints"),
+        (Answer("A", Outcome.NOBODY, rcode="NXDOMAIN"), 1, "A: NXDOMAIN, 0 endpoints"),
+    ],
+)
+def test_check_prints_the_settings_in_effect_and_what_dns_says(
+    found: Answer,
+    status: int,
+    described: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Resolver:
+        def __init__(self, settings: Settings) -> None:
+            assert settings.alias == "web"
+
+        async def __call__(self) -> Snapshot:
+            return Snapshot((found,), 0.0)
+
+    monkeypatch.setattr("balancer.discovery.DnsResolver", Resolver)
+    monkeypatch.setenv("BALANCER_HOLD_MAX", "7")
+    assert main(["check", "--alias", "web"]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert {"BALANCER_ALIAS=web", "BALANCER_HOLD_MAX=7", f"DNS for web: {described}"} <= set(lines)
+    assert lines[-len(found.endpoints) :] == ["  10.0.0.2:80"] or not found.endpoints
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_help_names_the_flag_and_the_variable_of_every_setting(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    words = set(capsys.readouterr().out.replace(")", " ").split())
+    assert {flag(it.name) for it in fields(Settings)} | {variable(it.name) for it in fields(Settings)} <= words
+
+
+def test_the_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert (caught.value.code, capsys.readouterr().out) == (0, f"{__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "COMMAND"),
+        (["scale"], "invalid choice: 'scale'"),
+        (["serve", "--resolve-intervall", "1"], "--resolve-intervall"),
+        (["watch"], "URL"),
+        (["watch", ""], "cannot be used: it takes a URL such as"),
+        (["watch", "ftp://a/"], "'ftp://a/' cannot be used: it takes a URL such as"),
+        (["watch", "a", "--rate", "0"], "--rate: '0' cannot be used: it takes a number from 0.1 to 1000"),
+        (["watch", "a", "--rate", "nan"], "--rate: 'nan' cannot be used: it takes a number from 0.1 to 1000"),
+        (["watch", "a", "--count", "1.5"], "--count: '1.5' cannot be used: it takes a whole number from 0 to"),
+        (["watch", "a", "--timeout", "inf"], "--timeout: 'inf' cannot be used: it takes a number from 0.1 to 3600"),
+        (["demo", "--workers", "0"], "--workers: '0' cannot be used: it takes a whole number from 1 to 100"),
+        (["demo", "--seconds", "-1"], "--seconds: '-1' cannot be used: it takes a number from 0 to 86400"),
+        (["demo", "--port", "http"], "--port: 'http' cannot be used: it takes a whole number from 1 to 65535"),
+    ],
+)
+def test_a_command_line_that_cannot_be_used_is_explained(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert complaint in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "handed_on"),
+    [
+        (["localhost:8080"], ("http://localhost:8080", 5.0, 0, 30.0)),
+        (["https://a/b", "--rate", "20", "--count", "3", "--timeout", "1"], ("https://a/b", 20.0, 3, 1.0)),
+    ],
+)
+@pytest.mark.parametrize("status", [0, 1])
+def test_watch_ends_with_the_status_of_its_loop(
+    arguments: list[str], handed_on: tuple[object, ...], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def run(*given: object) -> int:
+        calls.append(given)
+        return status
+
+    monkeypatch.setattr("balancer.watch.run", run)
+    assert main(["watch", *arguments]) == status
+    assert calls == [handed_on]

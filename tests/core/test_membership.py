@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balancer.health import CLOSES_TO_SUSPECT, Event, State
+from balancer.membership import EMPTY_POLLS, Answer, Change, Endpoint, Member, Membership, Outcome, Snapshot
+from balancer.settings import Address
+
+NXDOMAIN = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+SERVFAIL = Answer("A", Outcome.UNKNOWN, rcode="SERVFAIL")
+
+
+def at(number: int, priority: int = 0, weight: int = 1) -> Endpoint:
+    return Endpoint(Address(f"10.0.0.{number}", 80), priority, weight)
+
+
+def found(*endpoints: Endpoint | int, record: str = "A") -> Answer:
+    return Answer(record, Outcome.FOUND, frozenset(at(it) if isinstance(it, int) else it for it in endpoints))
+
+
+def learn(membership: Membership, *answers: Answer, now: float = 0.0) -> Change:
+    return membership.reconcile(Snapshot(answers, now))
+
+
+def all_up(*endpoints: Endpoint | int) -> tuple[Membership, list[Member]]:
+    """A membership of these endpoints, each of which was probed with success."""
+    membership = Membership()
+    joined = list(learn(membership, found(*endpoints)).joined)
+    for member in joined:
+        membership.observe(member, Event.PROBE_OK, 0.0)
+    return membership, joined
+
+
+def test_a_new_member_is_not_available_before_a_probe_succeeds() -> None:
+    membership = Membership()
+    (member,) = learn(membership, found(1), now=5.0).joined
+    assert (member.state, member.since, membership.available) == (State.JOINING, 5.0, ())
+    membership.observe(member, Event.PROBE_OK, 6.0)
+    assert (member.state, member.since, membership.available) == (State.UP, 6.0, (member,))
+
+
+def test_the_same_answer_again_changes_nothing() -> None:
+    membership, _ = all_up(1, 2)
+    generation = membership.generation
+    assert not learn(membership, found(2, 1))
+    assert membership.generation == generation
+
+
+def test_an_address_that_leaves_dns_leaves_at_once_while_others_stay() -> None:
+    membership, (one, two) = all_up(1, 2)
+    change = learn(membership, found(2), now=9.0)
+    assert (change.joined, change.left) == ([], [one])
+    assert (one.state, one.since, one.reason) == (State.LEAVING, 9.0, "address left DNS")
+    assert membership.available == (two,)
+
+
+def test_an_address_that_returns_is_a_new_member() -> None:
+    membership, (one, _) = all_up(1, 2)
+    learn(membership, found(2))
+    (again,) = learn(membership, found(1, 2)).joined
+    assert again is not one
+    assert (again.address, again.state, one.state) == (one.address, State.JOINING, State.LEAVING)
+
+
+def test_nxdomain_drops_the_last_members_only_after_three_polls() -> None:
+    membership, (one,) = all_up(1)
+    assert [len(learn(membership, NXDOMAIN).left) for _ in range(4)] == [0, 0, 1, 0]
+    assert EMPTY_POLLS == 3
+    assert one.state is State.LEAVING
+
+
+def test_a_good_answer_starts_the_count_of_empty_polls_again() -> None:
+    membership, _ = all_up(1)
+    for answer in (NXDOMAIN, NXDOMAIN, found(1), NXDOMAIN, NXDOMAIN):
+        assert not learn(membership, answer)
+
+
+def test_a_failing_dns_server_drops_nobody_ever() -> None:
+    membership, members = all_up(1, 2)
+    assert not any(learn(membership, SERVFAIL) for _ in range(50))
+    assert membership.available == tuple(members)
+
+
+def test_an_empty_aaaa_answer_does_not_void_the_a_answer() -> None:
+    membership, members = all_up(1, 2)
+    for _ in range(10):
+        learn(membership, found(1, 2), Answer("AAAA", Outcome.NOBODY))
+    assert membership.available == tuple(members)
+
+
+def test_record_types_lose_their_answers_one_by_one() -> None:
+    membership = Membership()
+    learn(membership, found(1), found(6, record="AAAA"))
+    for _ in range(EMPTY_POLLS):
+        learn(membership, NXDOMAIN, found(6, record="AAAA"))
+    assert membership.members.keys() == {at(6).address}
+
+
+def test_suspects_are_available_only_while_nobody_is_up() -> None:
+    membership, (one, two) = all_up(1, 2)
+    membership.observe(one, Event.PROBE_FAILED, 1.0)
+    assert list(membership.available) == [two]
+    membership.observe(two, Event.PROBE_FAILED, 1.0)
+    assert list(membership.available) == [one, two]
+    membership.observe(one, Event.PROBE_OK, 2.0)
+    assert list(membership.available) == [one]
+
+
+def test_a_worse_srv_priority_is_available_only_while_the_better_one_is_out() -> None:
+    membership, (best, worse) = all_up(at(1, priority=10), at(2, priority=20))
+    assert membership.available == (best,)
+    membership.observe(best, Event.UNREACHABLE, 1.0)
+    assert membership.available == (worse,)
+
+
+def test_an_address_that_srv_names_twice_has_its_best_priority() -> None:
+    _, (member,) = all_up(at(1, priority=20), at(1, priority=10))
+    assert member.endpoint.priority == 10
+
+
+def test_a_new_weight_reaches_the_policy_and_keeps_the_member() -> None:
+    membership, (one,) = all_up(1)
+    generation = membership.generation
+    assert not learn(membership, found(at(1, weight=5)))
+    assert (membership.available, one.endpoint.weight) == ((one,), 5)
+    assert membership.generation > generation
+
+
+def test_only_a_change_of_state_is_told() -> None:
+    flips: list[tuple[State, State, str]] = []
+    membership = Membership(on_flip=lambda member, before: flips.append((before, member.state, member.reason)))
+    (member,) = learn(membership, found(1)).joined
+    for event, reason in (
+        (Event.PROBE_FAILED, ""),
+        (Event.PROBE_OK, ""),
+        (Event.PROBE_OK, ""),
+        (Event.UNREACHABLE, "connection refused"),
+        (Event.PROBE_FAILED, ""),
+    ):
+        membership.observe(member, event, 0.0, reason)
+    assert flips == [
+        (State.JOINING, State.UP, "probe succeeded"),
+        (State.UP, State.DOWN, "connection refused"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("closes", "state"),
+    [
+        ([True] * 9, State.UP),
+        ([False, True], State.UP),
+        ([False, True, False, True, False], State.UP),
+        ([False, True, True], State.SUSPECT),
+        ([True, False, True, True], State.SUSPECT),
+    ],
+)
+def test_a_member_that_starts_to_close_its_connections_is_suspect(closes: list[bool], state: State) -> None:
+    assert CLOSES_TO_SUSPECT == 2
+    membership, (member,) = all_up(1)
+    for close in closes:
+        membership.answered(member, close, 1.0)
+    assert member.state is state
+
+
+def test_a_suspect_that_a_probe_clears_has_to_close_twice_again() -> None:
+    membership, (member,) = all_up(1)
+    for close in (False, True, True):
+        membership.answered(member, close, 1.0)
+    membership.observe(member, Event.PROBE_OK, 2.0)
+    membership.answered(member, True, 3.0)
+    assert member.state is State.UP
+
+
+def test_a_snapshot_describes_itself_in_a_line() -> None:
+    tcp = Answer("AAAA", Outcome.FOUND, frozenset({at(1)}), over_tcp=True)
+    text = Snapshot((NXDOMAIN, tcp), 0.0).describe()
+    assert text == "A: NXDOMAIN, 0 endpoints; AAAA: NOERROR, 1 endpoints, over TCP"
+
+
+answers = st.builds(
+    Answer,
+    record=st.sampled_from(["A", "AAAA", "SRV"]),
+    outcome=st.just(Outcome.FOUND),
+    endpoints=st.frozensets(st.builds(at, st.integers(1, 4), priority=st.integers(0, 2)), min_size=1, max_size=4),
+) | st.builds(
+    Answer, record=st.sampled_from(["A", "AAAA", "SRV"]), outcome=st.sampled_from([Outcome.NOBODY, Outcome.UNKNOWN])
+)
+polls = st.lists(answers, min_size=1, max_size=2, unique_by=lambda it: it.record)
+observations = st.tuples(st.integers(0, 20), st.sampled_from([it for it in Event if it is not Event.LEFT_DNS]))
+
+
+def remember(known: dict[str, frozenset[Endpoint]], empty: dict[str, int], answer: Answer) -> None:
+    """The rules in the plainest words: what a record type's last good answer is."""
+    if answer.outcome is Outcome.FOUND:
+        known[answer.record], empty[answer.record] = answer.endpoints, 0
+    elif answer.outcome is Outcome.NOBODY:
+        empty[answer.record] += 1
+        if empty[answer.record] >= EMPTY_POLLS:
+            known[answer.record] = frozenset()
+
+
+@given(st.lists(polls | observations, max_size=40))
+def test_any_schedule_of_answers_and_events_keeps_the_invariants(
+    schedule: list[list[Answer] | tuple[int, Event]],
+) -> None:
+    membership = Membership()
+    known: dict[str, frozenset[Endpoint]] = defaultdict(frozenset)
+    empty: dict[str, int] = defaultdict(int)
+    seen: list[Member] = []
+    for now, step in enumerate(schedule):
+        before, generation = dict(membership.members), membership.generation
+        choice = [(it, it.endpoint) for it in membership.available]
+        if isinstance(step, list):
+            change = learn(membership, *step, now=float(now))
+            for answer in step:
+                remember(known, empty, answer)
+            assert not [it for it in change.joined if any(it is old for old in seen)]
+            assert all(it.state is State.JOINING for it in change.joined)
+            assert {it.address for it in change.left} == before.keys() - membership.members.keys()
+            seen += change.joined
+        elif seen:
+            membership.observe(seen[step[0] % len(seen)], step[1], float(now))
+
+        members = membership.members
+        endpoints = frozenset[Endpoint]().union(*known.values())
+        assert members.keys() == {it.address for it in endpoints}
+        assert all(members[it] is before[it] for it in members.keys() & before.keys())
+        for member in seen:
+            assert (member.state is State.LEAVING) is (members.get(member.address) is not member)
+        for address, member in members.items():
+            assert member.endpoint.priority == min(it.priority for it in endpoints if it.address == address)
+
+        states = {it.state for it in members.values()}
+        wanted = State.UP if State.UP in states else State.SUSPECT
+        fit = [it for it in members.values() if it.state is wanted]
+        best = min((it.endpoint.priority for it in fit), default=0)
+        assert set(membership.available) == {it for it in fit if it.endpoint.priority == best}
+        if choice != [(it, it.endpoint) for it in membership.available]:
+            assert membership.generation > generation

@@ -1,0 +1,38 @@
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from balancer.settings import Settings, show, variable
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
+def test_the_settings_table_has(field) -> None:  # type: ignore[no-untyped-def]
+    kind = field.metadata["kind"]
+    default = show(field.default, kind)
+    assert f"| `{variable(field.name)}` | {default} | {kind.accepts} | {field.metadata['meaning']} |\n" in README
+
+
+def test_the_settings_table_has_nothing_else() -> None:
+    assert README.count("\n| `BALANCER_") == len(fields(Settings))
+
+
+def test_compose_passes_every_setting_on_but_its_two_listeners() -> None:
+    passed = (ROOT / "compose.yaml").read_text()
+    missing = [it.name for it in fields(Settings) if f"      {variable(it.name)}:\n" not in passed]
+    assert missing == ["bind", "admin"]
+
+
+def test_every_token_that_the_balancer_can_answer_is_explained() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "balancer").glob("*.py"))
+    said = set(re.findall(r'Refusal\(\s*(\d{3}), "(\w+)"', source))
+    explained = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", README, re.MULTILINE))
+    assert said == explained
