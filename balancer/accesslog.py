@@ -25,7 +25,7 @@ def entry(record: Record, wall_clock: float) -> dict[str, object]:
         "status": record.status,
         "bytes": record.body_bytes,
         "duration_ms": round(record.duration * 1000, 2),
-        "member": record.member,
+        "member": str(record.member) if record.member else "",
     }
     if record.tries:
         line["tries"] = record.tries

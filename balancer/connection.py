@@ -46,7 +46,7 @@ class MemberConnection(asyncio.BufferedProtocol):
     """One connection. ``lost``: it cannot be used; ``idle_since`` belongs to the owner."""
 
     __slots__ = (
-        "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_owner", "_parser",
+        "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_owner", "_parser", "_patience",
         "_progress", "_pump", "_response", "_spoilt", "_timeouts", "_transport", "_upload_done", "_writable",
         "idle_since", "lost",
     )  # fmt: skip
@@ -67,8 +67,10 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._pump: asyncio.Task[None] | None = None
         self._upload_done = True
         self._writable: asyncio.Future[None] | None = None
-        # When the member must have shown life, as a reading of the loop's clock; and whether it has since.
+        # When the member must have shown life, as a reading of the loop's clock; how long it gets; and
+        # whether it has since the last look.
         self._deadline = inf
+        self._patience = 0.0
         self._progress = False
         self.idle_since = 0.0
         self.lost = False
@@ -86,11 +88,10 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._upload_done = rest is None
         if self._upload_done:
             self._transport.write(head + first_piece + b"0\r\n\r\n" if chunked else head + first_piece)
-            self._deadline = self._loop.time() + self._timeouts.response
+            self._expect_life(self._timeouts.response)
         else:
             assert rest is not None
             self._transport.write(head + first_piece)
-            self._deadline = inf
             self._pump = self._loop.create_task(self._upload(rest, chunked))
         return response
 
@@ -105,12 +106,12 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._fail(error)
             return
         self._upload_done = True
-        self._deadline = self._loop.time() + self._timeouts.response
+        self._expect_life(self._timeouts.response)
 
     async def _next_piece(self, body: Body) -> bytes:
         if self._writable:
             # The member does not take what it was sent: that must not last for ever.
-            self._deadline = self._loop.time() + self._timeouts.response
+            self._expect_life(self._timeouts.response)
             await self._writable
         self._deadline = inf  # From here on it is the client that is waited for.
         return await body.read()
@@ -129,20 +130,26 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._pump.cancel()
             self._pump = None
         self._response = None
-        self.lost = True
-        self._transport.abort()
+        if not self.lost:
+            self.lost = True
+            self._owner.lost(self)
+            self._transport.abort()
 
     def resume(self) -> None:
         """The client has caught up."""
         self._transport.resume_reading()
-        self._deadline = self._loop.time() + self._timeouts.idle
+        self._expect_life(self._timeouts.idle)
+
+    def _expect_life(self, within: float) -> None:
+        self._patience = within
+        self._deadline = self._loop.time() + within
 
     def overdue(self, now: float) -> None:
         """Fail the exchange if the member has been silent for too long."""
         if self._progress:
             self._progress = False
             if self._deadline != inf:
-                self._deadline = now + self._timeouts.idle
+                self._deadline = now + self._patience
         elif now > self._deadline:
             response = self._response
             if response and response.started:
@@ -199,10 +206,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.lost = True
-        if self._writable:
-            self._writable.set_result(None)
-            self._writable = None
+        self.resume_writing()  # There is no point in waiting any more.
         response = self._response
         if response:
             if response.started and not (self._chunked or self._length) and error is None:
@@ -212,15 +216,17 @@ class MemberConnection(asyncio.BufferedProtocol):
                 self._fail(TruncatedResponse(_words(error)))
             else:
                 self._fail(ConnectionDied(_words(error), sent=True))
-        self._owner.lost(self)
+        if not self.lost:
+            self.lost = True
+            self._owner.lost(self)
 
     def pause_writing(self) -> None:
         self._writable = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        if self._writable:
-            self._writable.set_result(None)
-            self._writable = None
+        writable, self._writable = self._writable, None
+        if writable and not writable.done():
+            writable.set_result(None)
             self._progress = True
 
     # httptools' side.
@@ -251,6 +257,7 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._chunked = self._length = False
             return
         response.status, response.headers, response.started = status, headers, True
+        self._patience = self._timeouts.idle
         response.closes = not self._parser.should_keep_alive()
         if response.is_head:
             # httptools would wait for the body that the header fields describe.

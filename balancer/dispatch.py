@@ -19,7 +19,7 @@ from balancer.health import Event
 from balancer.hold import Hold
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
-from balancer.settings import Settings
+from balancer.settings import Address, Settings
 from balancer.upstream import Body, Upstream, UpstreamRequest, UpstreamResponse
 
 # A request body up to this size stays in hand, so that the request can be sent again.
@@ -67,7 +67,7 @@ class Record:
     started: float
     status: int = 0
     body_bytes: int = 0
-    member: str = ""
+    member: Address | None = None
     tries: list[str] = field(default_factory=list)
     held: float = 0.0
     duration: float = 0.0
@@ -176,7 +176,7 @@ class Dispatcher:
                 await self._wait_for_member(hold_until, record)
                 tried.clear()
                 continue
-            record.member = str(member.address)
+            record.member = member.address
             member.in_flight += 1
             member.requests += 1
             try:

@@ -10,6 +10,7 @@ WATCH_SECONDS get one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import quote
@@ -33,17 +34,19 @@ class Proxy:
         self._dispatcher = dispatcher
         self._visits: set[_Visit] = set()
         self._watching = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"the balancer serves HTTP, not {scope['type']!r}")
-        task = asyncio.current_task()
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task
         visit = _Visit(scope, receive, send, task)
         self._visits.add(visit)
         if not self._watching:
             self._watching = True
-            asyncio.get_running_loop().call_later(WATCH_SECONDS, self._watch)
+            loop.call_later(WATCH_SECONDS, self._watch)
         try:
             await self._dispatcher.handle(_request(scope, visit), visit)
         except (TruncatedResponse, ClientGone):
@@ -71,7 +74,7 @@ class Proxy:
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         for visit in self._visits:
-            visit.watch(loop.time() - WATCH_SECONDS)
+            visit.watch(time.monotonic() - WATCH_SECONDS)
         self._watching = bool(self._visits)
         if self._watching:
             loop.call_later(WATCH_SECONDS, self._watch)
@@ -87,7 +90,7 @@ class _Visit:
         self._send = send
         self._watcher: asyncio.Task[None] | None = None
         self.task: asyncio.Task[Any] | None = task
-        self.began = asyncio.get_running_loop().time()
+        self.began = time.monotonic()
         # The wait for a disconnect and the reading of the body share one channel: first the body.
         self.ended = not _carries_body(scope)
         self.started = False

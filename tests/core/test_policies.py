@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -102,3 +103,18 @@ def test_a_member_that_was_taken_out_is_not_chosen() -> None:
     policy.choose()
     policy.build([a, c])
     assert {policy.choose() for _ in range(4)} == {a, c}
+
+
+def test_a_choice_among_a_thousand_members_looks_at_one() -> None:
+    class Counting(list[Member]):
+        looks = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            Counting.looks += 1
+            return super().__getitem__(index)
+
+    policy = RoundRobin()
+    policy.build(Counting(Member(Endpoint(Address(f"10.0.{n // 250}.{n % 250}", 80)), 0.0) for n in range(1000)))
+    for _ in range(2500):
+        policy.choose()
+    assert Counting.looks == 2500

@@ -8,9 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.routing import Mount
-
 from balancer.discovery import Resolve
 from balancer.dispatch import Record
 from balancer.listen import listen
@@ -195,7 +192,7 @@ async def balance(
     sock = listen("BIND", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:
-        listener = make_listener(Starlette(routes=[Mount("/", app=balancer)]), keepalive=75, drain_limit=1)
+        listener = make_listener(balancer, keepalive=75, drain_limit=1)
         serving = asyncio.create_task(listener.serve(sockets=[sock]))
         running = Running(balancer, address, records, listener)
         try:

@@ -1,0 +1,70 @@
+"""Clients that leave whenever they like, by the thousand; afterwards nothing is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+
+import pytest
+
+from balancer.native_upstream import NativeUpstream
+from tests.support.wire import Connection, Member, balance, eventually
+
+# More by hand: SOAK_REQUESTS=100000 pytest tests/wire/test_soak.py
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", "2000"))
+CLIENTS = 40
+LARGE = bytes(200_000)
+
+
+async def various(connection: Connection) -> None:
+    """Small and large, quick and slow answers, by the path that is asked for."""
+    while True:
+        head = await connection.head()
+        if head.startswith(b"POST"):
+            await connection.exactly(1000)
+        if b" /slow " in head:
+            await asyncio.sleep(0.01)
+        body = LARGE if b" /large " in head else b"ok"
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    rng = random.Random(1)
+    left = REQUESTS
+
+    async def client(address: tuple[str, int]) -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            reader, writer = await asyncio.open_connection(*address)
+            path = rng.choice([b"/", b"/slow", b"/large"])
+            if rng.random() < 0.3:
+                writer.write(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" % path)
+                writer.write(bytes(rng.choice([1000, 1000, 10])))  # Some never send all of it.
+            else:
+                writer.write(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
+            try:
+                async with asyncio.timeout(rng.choice([0.0, 0.001, 0.005, 0.02, 0.1])):
+                    await reader.read(rng.choice([1, 1000, 1_000_000]))
+            except (TimeoutError, ConnectionError):
+                pass
+            writer.transport.abort()
+
+    with caplog.at_level(logging.WARNING):
+        async with Member(various) as one, Member(various) as two, balance(one, two) as running:
+            upstream = running.balancer.upstream
+            assert isinstance(upstream, NativeUpstream)
+            async with asyncio.TaskGroup() as clients:
+                for _ in range(CLIENTS):
+                    clients.create_task(client(running.address))
+            await running.idle()
+            await eventually(lambda: upstream.active == 0)
+            assert len(running.records) > REQUESTS / 4
+            assert all(it.in_flight == 0 for it in running.balancer.membership.members.values())
+            assert len(running.balancer.dispatcher.hold) == 0
+            await eventually(lambda: upstream.idle == 0)  # They expire.
+            names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
+            assert not {it for it in names if it.startswith(("RequestResponseCycle", "MemberConnection", "_Visit"))}
+    assert [it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING] == []
