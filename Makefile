@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types bench clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -17,10 +17,23 @@ lint: .venv/.ready
 types: .venv/.ready
 	$(BIN)/mypy
 
-.venv/.ready: constraints.txt pyproject.toml $(wildcard */requirements.txt) balancer/demo/requirements.txt
+# Options: make bench OPTIONS="--loads get-32 --rounds 2", and see bench/README.md.
+bench: .venv/.ready bench/.cache/venv/.ready
+	bench/.cache/venv/bin/python -m bench $(OPTIONS)
+
+# What only the bench needs has an environment of its own, beside the same versions of what the balancer needs.
+bench/.cache/venv/.ready: bench/requirements.txt bench/constraints.txt balancer/requirements.txt constraints.txt
+	$(PYTHON) -m venv bench/.cache/venv
+	bench/.cache/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--constraint bench/constraints.txt --requirement balancer/requirements.txt --requirement bench/requirements.txt
+	touch $@
+
+NEEDS := balancer/requirements.txt balancer/demo/requirements.txt worker/requirements.txt tests/requirements.txt
+
+.venv/.ready: constraints.txt pyproject.toml $(NEEDS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv bench/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -25,7 +25,7 @@ from balancer.upstream import Body, Timeouts
 
 # Read size, and how much of a response may wait for a slow client before reading pauses. Small,
 # because a slow client costs this twice: here and in the server's own write buffer.
-READ_SIZE = 64 * 1024
+READ_SIZE = 32 * 1024
 PAUSE_ABOVE = 32 * 1024
 
 _buffer = bytearray(READ_SIZE)

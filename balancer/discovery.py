@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-import dns.asyncquery
 import dns.exception
 import dns.message
 import dns.name
@@ -17,16 +16,12 @@ import dns.rdatatype
 import dns.resolver
 
 from balancer.dispatch import Clock
+from balancer.dnsquery import EDNS_PAYLOAD, Reply, ask
 from balancer.health import URGENT_INTERVAL
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.settings import Address, Settings, SettingsError
 
 log = logging.getLogger(__name__)
-
-# Docker's DNS cuts an answer to the size asked for: without EDNS to 512 bytes, some 24 addresses.
-EDNS_PAYLOAD = 4096
-# Limit for one query, in seconds: Docker forwards unknown names and may take that long to give up.
-QUERY_TIMEOUT = 5.0
 
 NOBODY_RCODES = frozenset({dns.rcode.NXDOMAIN, dns.rcode.NOERROR})
 
@@ -42,6 +37,9 @@ class DnsResolver:
         self._records = settings.record.upper().split("+")
         self._servers = [settings.resolver] if settings.resolver else system_nameservers()
         self._clock = clock
+        # The record types whose last answer did not fit into UDP: ask for the next over TCP at once.
+        self._large: set[str] = set()
+        self._last: dict[str, tuple[list[str], frozenset[Endpoint]]] = {}
 
     async def __call__(self) -> Snapshot:
         answers = await asyncio.gather(*map(self._ask, self._records))
@@ -49,34 +47,48 @@ class DnsResolver:
 
     async def _ask(self, record: str) -> Answer:
         try:
-            message, over_tcp = await self._query(self._name, record)
-            endpoints = await self._endpoints(message, record)
-        except (dns.exception.DNSException, OSError, EOFError) as error:
-            reason = "timeout" if isinstance(error, dns.exception.Timeout) else str(error) or type(error).__name__
-            return Answer(record, Outcome.UNKNOWN, rcode=reason)
-        rcode = message.rcode()
+            reply = await self._query(self._name, record)
+            endpoints = await (self._services(reply) if record == "SRV" else self._addresses(reply, record))
+        except TimeoutError:
+            return Answer(record, Outcome.UNKNOWN, rcode="timeout")
+        except (dns.exception.DNSException, OSError) as error:
+            return Answer(record, Outcome.UNKNOWN, rcode=str(error) or type(error).__name__)
         if endpoints:
             outcome = Outcome.FOUND
-        elif rcode in NOBODY_RCODES:
+        elif reply.rcode in NOBODY_RCODES:
             outcome = Outcome.NOBODY
         else:
             outcome = Outcome.UNKNOWN
-        return Answer(record, outcome, endpoints, dns.rcode.to_text(rcode), over_tcp)
+        return Answer(record, outcome, endpoints, dns.rcode.to_text(dns.rcode.Rcode(reply.rcode)), reply.over_tcp)
 
-    async def _query(self, name: dns.name.Name, record: str) -> tuple[dns.message.Message, bool]:
-        """The response of the first server that sends one, and whether it took TCP."""
+    async def _query(self, name: dns.name.Name, record: str) -> Reply:
+        """The reply of the first server that sends one. Raises the last one's error if none does."""
         error: Exception = OSError("no name server to ask")
         for server in self._servers:
-            query = dns.message.make_query(name, record, use_edns=0, payload=EDNS_PAYLOAD)
             try:
-                return await dns.asyncquery.udp_with_fallback(query, server.host, QUERY_TIMEOUT, server.port)
-            except (dns.exception.DNSException, OSError, EOFError) as failure:
+                reply = await ask(server, name, record, by_tcp=record in self._large)
+            except (dns.exception.DNSException, OSError) as failure:
                 error = failure
+                self._large.discard(record)
+            else:
+                if reply.over_tcp and len(reply.wire) > EDNS_PAYLOAD:
+                    self._large.add(record)
+                else:
+                    self._large.discard(record)
+                return reply
         raise error
 
-    async def _endpoints(self, message: dns.message.Message, record: str) -> frozenset[Endpoint]:
-        if record != "SRV":
-            return frozenset(Endpoint(Address(data.address, self._port)) for data in _records(message.answer, record))
+    async def _addresses(self, reply: Reply, record: str) -> frozenset[Endpoint]:
+        hosts = sorted(reply.addresses(dns.rdatatype.from_text(record)))
+        known = self._last.get(record)
+        if known and known[0] == hosts:
+            return known[1]  # The very same set is recognized as no news further on.
+        endpoints = frozenset(Endpoint(Address(host, self._port)) for host in hosts)
+        self._last[record] = hosts, endpoints
+        return endpoints
+
+    async def _services(self, reply: Reply) -> frozenset[Endpoint]:
+        message = reply.message()
         services = list(_records(message.answer, "SRV"))
         targets = {data.target for data in services}
         hosts = dict(zip(targets, await asyncio.gather(*(self._hosts(it, message) for it in targets)), strict=True))
@@ -95,9 +107,9 @@ class DnsResolver:
         ]
         if given:
             return given
-        for record in ("A", "AAAA"):
-            answer, _ = await self._query(target, record)
-            if found := [data.address for data in _records(answer.answer, record)]:
+        for record in (dns.rdatatype.A, dns.rdatatype.AAAA):
+            reply = await self._query(target, record.name)
+            if found := reply.addresses(record):
                 return found
         return []
 

@@ -50,7 +50,12 @@ class LoadBalancer:
         self.dispatcher = Dispatcher(settings, self.membership, RoundRobin(), self.upstream, on_done, clock)
         self.proxy = Proxy(self.dispatcher)
         self._prober = Prober(
-            probe or make_probe(settings), self.membership, settings.health_interval, clock, rng or Random()
+            probe or make_probe(settings),
+            self.membership,
+            settings.health_interval,
+            clock,
+            rng or Random(),
+            asks_path=settings.health_path is not None,
         )
         self._discovery = Discovery(
             resolve or DnsResolver(settings, clock),

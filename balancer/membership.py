@@ -67,8 +67,9 @@ class Snapshot:
 class Member:
     """A container behind the alias. ``since``, ``probe_at`` and ``probed_at`` are clock readings in seconds.
 
-    ``keeps_alive``: it has let a connection stay open after a response; ``closes``: responses in a
-    row that announced the end of theirs.
+    ``answered``: it has answered a request since it was last due for a probe. ``keeps_alive``: it has
+    let a connection stay open after a response; ``closes``: responses in a row that announced the
+    end of theirs.
     """
 
     endpoint: Endpoint
@@ -81,6 +82,7 @@ class Member:
     probed_at: float = 0.0
     probe_failures: int = 0
     probing: bool = False
+    answered: bool = False
     keeps_alive: bool = False
     closes: int = 0
 
@@ -141,8 +143,9 @@ class Membership:
 
     def reconcile(self, snapshot: Snapshot) -> Change:
         """Take in a snapshot; returns who joined and who left by it."""
-        for answer in snapshot.answers:
-            self._learn(answer)
+        news = [self._learn(answer) for answer in snapshot.answers]
+        if not any(news):
+            return Change()
         wanted: dict[Address, Endpoint] = {}
         for family in self._families.values():
             for endpoint in family.endpoints:
@@ -159,14 +162,17 @@ class Membership:
         self._reweigh(wanted.values())
         return Change(joined, left)
 
-    def _learn(self, answer: Answer) -> None:
+    def _learn(self, answer: Answer) -> bool:
+        """Whether the answer changes who is known by its record type."""
         family = self._families.setdefault(answer.record, _Family())
+        known = family.endpoints
         if answer.outcome is Outcome.FOUND:
             family.endpoints, family.empty_polls = answer.endpoints, 0
         elif answer.outcome is Outcome.NOBODY:
             family.empty_polls += 1
             if family.empty_polls >= EMPTY_POLLS:
                 family.endpoints = frozenset()
+        return family.endpoints is not known and family.endpoints != known
 
     def _reweigh(self, endpoints: Iterable[Endpoint]) -> None:
         """SRV may change a member's priority or weight without touching the member."""
@@ -189,6 +195,7 @@ class Membership:
 
     def answered(self, member: Member, closes: bool, now: float) -> None:
         """A member's response announced (``closes``) or did not announce that its connection ends with it."""
+        member.answered = True
         if not closes:
             member.keeps_alive = True
             member.closes = 0

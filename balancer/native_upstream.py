@@ -57,11 +57,15 @@ class NativeUpstream:
                     rest = None
             if connection.lost:
                 raise ConnectionDied("the idle connection was closed before it was used", sent=False)
-            response = connection.begin(head, request.method == "HEAD", piece, rest, request.chunked)
-            if not response.started:
-                await response.wait_for_head()
         except BaseException:
             connection.abort()
+            raise
+        response = connection.begin(head, request.method == "HEAD", piece, rest, request.chunked)
+        try:
+            await response.wait_for_head()
+        except BaseException:
+            # Not connection.abort(): once the response is complete, the connection may be somebody else's.
+            response.abandon()
             raise
         return response
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from random import Random
 
 from balancer.dispatch import Clock
-from balancer.health import URGENT_INTERVAL, Event, next_probe
+from balancer.health import URGENT_INTERVAL, Event, State, next_probe
 from balancer.membership import Member, Membership
 from balancer.settings import Address, Settings
 
@@ -64,14 +64,17 @@ def _words(error: Exception) -> str:
 
 
 class Prober:
-    """Probes each member when it is due."""
+    """Probes each member when it is due. ``asks_path``: a probe can tell more than that connections are accepted."""
 
-    def __init__(self, probe: Probe, membership: Membership, interval: float, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self, probe: Probe, membership: Membership, interval: float, clock: Clock, rng: Random, asks_path: bool
+    ) -> None:
         self._probe = probe
         self._membership = membership
         self._interval = interval
         self._clock = clock
         self._rng = rng
+        self._asks_path = asks_path
         self._hurry = asyncio.Event()
 
     def hurry(self, members: Iterable[Member]) -> None:
@@ -89,8 +92,12 @@ class Prober:
                 now = self._clock()
                 for member in self._membership.members.values():
                     if member.probe_at <= now and not member.probing:
-                        member.probing = True
-                        probes.create_task(self._visit(member))
+                        if self._spare(member):
+                            member.probe_at = now + next_probe(State.UP, 0, self._interval, False, self._rng)
+                        else:
+                            member.probing = True
+                            probes.create_task(self._visit(member))
+                        member.answered = False
                 await asyncio.sleep(TICK)
                 due = min((it.probe_at for it in self._membership.members.values() if not it.probing), default=None)
                 try:
@@ -98,6 +105,10 @@ class Prober:
                         await self._hurry.wait()
                 except TimeoutError:
                     pass
+
+    def _spare(self, member: Member) -> bool:
+        """Whether a probe would say nothing new: a member that answers requests accepts connections."""
+        return member.answered and member.state is State.UP and not self._asks_path
 
     async def _visit(self, member: Member) -> None:
         event, reason = await self._probe(member.address)

@@ -107,7 +107,7 @@ async def test_a_failing_server_is_no_news(rcode: dns.rcode.Rcode) -> None:
 
 
 async def test_a_server_that_does_not_answer_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balancer.discovery.QUERY_TIMEOUT", 0.1)
+    monkeypatch.setattr("balancer.dnsquery.QUERY_TIMEOUT", 0.1)
 
     async def hang(query: dns.message.Message, response: dns.message.Message) -> None:
         await asyncio.Event().wait()

@@ -77,10 +77,12 @@ def answering(*pieces: bytes, then_close: bool = False) -> Member:
 async def body_of(upstream: NativeUpstream, member: Member, request: UpstreamRequest = GET) -> bytes:
     response = await upstream.send(member.address, request)
     body, more = b"", True
-    while more:
-        piece, more = await response.read()
-        body += piece
-    await response.close()
+    try:
+        while more:
+            piece, more = await response.read()
+            body += piece
+    finally:
+        await response.close()
     return body
 
 

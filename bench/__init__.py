@@ -1,0 +1,1 @@
+"""The benchmark of ``make bench``: the balancer beside its peers, on loopback. See bench/README.md."""

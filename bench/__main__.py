@@ -1,0 +1,220 @@
+"""The command: ``python -m bench [options]``, which ``make bench`` runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import members, memory, peers, report
+from bench.candidates import CANDIDATES, OURS, Candidate
+from bench.loads import LOADS
+from bench.processes import ROOT, BenchError, cores, ended_by_signals
+from bench.rounds import run_load
+from bench.upstreams import HUGE_MIB, Upstreams, running_upstreams
+
+MEMORY = [memory.IDLE, memory.SLOW, memory.HUGE]
+ALL = [*(load.name for load in LOADS), members.NAME, *MEMORY]
+PARTIAL = ROOT / "bench" / ".cache" / "partial"
+
+
+def main() -> int:
+    arguments = _arguments()
+    try:
+        with ended_by_signals(), tempfile.TemporaryDirectory(prefix="bench-") as directory:
+            return Run(arguments, Path(directory)).run()
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: stopped", file=sys.stderr)
+        return 130
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="The balancer beside its peers, on loopback.")
+    parser.add_argument("--rounds", type=_positive, default=5, help="rounds of each load (default 5)")
+    parser.add_argument("--seconds", type=_positive, default=3, help="length of a measurement (default 3)")
+    parser.add_argument(
+        "--loads", type=_names(ALL), default=None, metavar="LOAD,…", help=f"some of {', '.join(ALL)} (default all)"
+    )
+    parser.add_argument(
+        "--only",
+        type=_names([it.name for it in CANDIDATES]),
+        default=None,
+        metavar="CANDIDATE,…",
+        help=f"some of {', '.join(it.name for it in CANDIDATES)} "
+        f"(default all; for {', '.join(MEMORY)} the balancer alone)",
+    )
+    parser.add_argument(
+        "--idle", type=_positive, metavar="N", nargs="?", const=5000, help="only this, with N idle clients (5000)"
+    )
+    parser.add_argument(
+        "--slow-readers", type=_positive, metavar="N", nargs="?", const=200, help="only this, with N clients (200)"
+    )
+    parser.add_argument(
+        "--big-body",
+        type=_positive,
+        metavar="MIB",
+        nargs="?",
+        const=HUGE_MIB,
+        help=f"only this, with MIB MiB ({HUGE_MIB}, which is also the most)",
+    )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="write bench/RESULTS.md and docs/bench.svg although this is not a run of everything",
+    )
+    return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _names(known: Sequence[str]) -> Any:
+    def parse(text: str) -> list[str]:
+        wanted = text.split(",")
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} unknown; known are {', '.join(known)}")
+        return [name for name in known if name in wanted]
+
+    return parse
+
+
+class Run:
+    """One run of the command."""
+
+    def __init__(self, arguments: argparse.Namespace, directory: Path) -> None:
+        self._arguments = arguments
+        self._directory = directory
+        self._cores = cores()
+        self._candidates = [it for it in CANDIDATES if arguments.only is None or it.name in arguments.only]
+        sizes = {
+            memory.IDLE: arguments.idle,
+            memory.SLOW: arguments.slow_readers,
+            memory.HUGE: arguments.big_body and min(arguments.big_body, HUGE_MIB),
+        }
+        asked = [name for name, size in sizes.items() if size]
+        self._loads: list[str] = arguments.loads or asked or ALL
+        defaults = {memory.IDLE: 5000, memory.SLOW: 200, memory.HUGE: HUGE_MIB}
+        self._sizes = {name: size or defaults[name] for name, size in sizes.items()}
+        self._complete = self._loads == ALL and arguments.only is None and not asked
+
+    def run(self) -> int:
+        """Returns the exit status: 1 if the balancer failed or had errors."""
+        peers.install()
+        _raise_file_limit()
+        self._copy_sources()
+        # The harness itself, and so everything that it does not pin, stays away from the proxy's core.
+        os.sched_setaffinity(0, {self._cores[1]})
+        started = time.monotonic()
+        results: report.Results = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "rounds": self._arguments.rounds,
+            "seconds": self._arguments.seconds,
+            "machine": peers.machine(),
+            "candidates": {it.name: {"version": it.version(), "what": it.what} for it in self._candidates},
+            "loads": {},
+            "memory": {},
+        }
+        with running_upstreams(self._directory, self._cores[1]) as upstreams:
+            for load in LOADS:
+                if load.name in self._loads:
+                    results["loads"][load.name] = run_load(
+                        load,
+                        self._candidates,
+                        upstreams,
+                        self._arguments.rounds,
+                        self._arguments.seconds,
+                        self._cores,
+                        self._directory,
+                        _say,
+                    )
+                    self._finished(results, load.name)
+        if members.NAME in self._loads:
+            results["loads"][members.NAME] = members.run_members(
+                self._arguments.rounds, self._arguments.seconds, self._cores, self._directory, _say
+            )
+            self._finished(results, members.NAME)
+        if any(name in self._loads for name in MEMORY):
+            with running_upstreams(self._directory, self._cores[1]) as upstreams:
+                self._memory(upstreams, results)
+        self._write(results)
+        _say(f"{time.monotonic() - started:.0f} s; results in {self._target()}")
+        return 1 if _ours_failed(results) else 0
+
+    def _memory(self, upstreams: Upstreams, results: report.Results) -> None:
+        wanted = self._candidates if self._arguments.only else [it for it in CANDIDATES if it.name == OURS]
+        for name in MEMORY:
+            if name in self._loads:
+                results["memory"][name] = {it.name: self._memory_of(name, it, upstreams) for it in wanted}
+        for line in report.memory_lines(results):
+            _say(line)
+
+    def _memory_of(self, name: str, candidate: Candidate, upstreams: Upstreams) -> dict[str, Any]:
+        measure = {memory.IDLE: memory.idle_clients, memory.SLOW: memory.slow_readers, memory.HUGE: memory.huge_body}
+        _say(f"{name}  {candidate.name} …")
+        try:
+            with candidate.running(upstreams, self._directory / f"{name}-{candidate.name}", self._cores[0]) as (
+                server,
+                address,
+            ):
+                memory.warm_up(server, address, self._cores[1])
+                return measure[name](server, address, self._sizes[name])
+        except (BenchError, OSError, TimeoutError) as error:
+            return {"failed": str(error) or type(error).__name__}
+
+    def _finished(self, results: report.Results, name: str) -> None:
+        _say(f"\n{report.plain_table(name, results['loads'][name])}\n")
+        self._write(results)
+
+    def _copy_sources(self) -> None:
+        """What the run starts it starts from a copy, so that nobody's work in the tree changes it half-way."""
+        sources = self._directory / "sources"
+        for package in ("balancer", "bench"):
+            ignored = shutil.ignore_patterns("__pycache__", ".cache")
+            shutil.copytree(ROOT / package, sources / package, ignore=ignored)
+        os.environ["PYTHONPATH"] = str(sources)
+
+    def _target(self) -> Path:
+        return report.RESULTS_MD if self._complete or self._arguments.publish else PARTIAL / "RESULTS.md"
+
+    def _write(self, results: report.Results) -> None:
+        if self._complete or self._arguments.publish:
+            report.write(results, report.RESULTS_JSON, report.RESULTS_MD, report.CHART)
+        else:
+            report.write(results, PARTIAL / "results.json", PARTIAL / "RESULTS.md", PARTIAL / "bench.svg")
+
+
+def _ours_failed(results: report.Results) -> bool:
+    for load in results["loads"].values():
+        ours = load["candidates"].get(OURS, {"errors": {}})
+        if OURS in load["failures"] or ours["errors"]:
+            return True
+    return any("failed" in it.get(OURS, {}) for it in results["memory"].values())
+
+
+def _raise_file_limit() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

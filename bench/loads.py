@@ -1,0 +1,127 @@
+"""The loads: what is sent, with what, and what one measurement of it gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.peers import program
+from bench.processes import Address, BenchError, Server, busy_seconds, fetch, pinned
+from bench.upstreams import ANSWER, LARGE_MIB, MIB
+
+# More than any candidate takes for one request under the largest load.
+TIMEOUT_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement of one candidate; ``foreign_seconds`` is what others used of its core meanwhile."""
+
+    requests: int
+    mib: float
+    seconds: float
+    cpu_seconds: float
+    foreign_seconds: float
+    p50_ms: float
+    p99_ms: float
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Load:
+    """``body`` and ``answer`` are the sizes of the bodies in bytes; ``per_mib``: CPU time is told per MiB."""
+
+    name: str
+    description: str
+    connections: int
+    path: str = "/"
+    method: str = "GET"
+    body: int = 0
+    answer: int = len(ANSWER)
+    per_mib: bool = False
+
+    def verify(self, address: Address) -> None:
+        """One request by itself; BenchError unless the whole answer comes back."""
+        status, length = fetch(address, self.method, self.path, b"{}" + bytes(self.body - 2) if self.body else None)
+        if (status, length) != (200, self.answer):
+            raise BenchError(f"{self.method} {self.path} gives status {status} and {length} bytes, not {self.answer}")
+
+    def measure(self, server: Server, address: Address, seconds: int, core: int) -> Sample:
+        """Run the load on ``core`` for so many seconds and take the server's CPU time before and after."""
+        argv = self._upload(address, seconds) if self.body > MIB else self._wrk(address, seconds)
+        before, busy_before = server.cpu_seconds(), busy_seconds(server.core)
+        done = subprocess.run(
+            pinned(core, argv),
+            capture_output=True,
+            text=True,
+            timeout=seconds + 4 * TIMEOUT_SECONDS,
+        )
+        cpu = server.cpu_seconds() - before
+        foreign = max(0.0, busy_seconds(server.core) - busy_before - cpu)
+        line = next((it for it in reversed(done.stdout.splitlines()) if it.startswith("{")), None)
+        if done.returncode or line is None:
+            raise BenchError(f"the load did not run: {done.stdout[-500:]}{done.stderr[-500:]}")
+        figures = json.loads(line)
+        if not server.alive():
+            raise BenchError("it has died")
+        return Sample(
+            requests=figures["requests"],
+            mib=figures["bytes"] / MIB,
+            seconds=figures["seconds"],
+            cpu_seconds=cpu,
+            foreign_seconds=foreign,
+            p50_ms=figures["p50_ms"],
+            p99_ms=figures["p99_ms"],
+            errors={kind: number for kind, number in figures["errors"].items() if number},
+        )
+
+    def _wrk(self, address: Address, seconds: int) -> list[str]:
+        return [
+            program("wrk"),
+            "--threads=1",
+            f"--connections={self.connections}",
+            f"--duration={seconds}s",
+            f"--timeout={TIMEOUT_SECONDS}s",
+            "--latency",
+            f"--script={Path(__file__).parent / 'wrk.lua'}",
+            f"http://{address}{self.path}",
+            "--",
+            self.method,
+            str(self.body),
+        ]
+
+    def _upload(self, address: Address, seconds: int) -> list[str]:
+        target = [address.host, str(address.port), self.path]
+        numbers = [str(self.body // MIB), str(self.connections), str(seconds)]
+        return [sys.executable, "-m", "bench.uploader", *target, *numbers]
+
+
+def _get(connections: int) -> Load:
+    plural = "s" if connections > 1 else ""
+    return Load(f"get-{connections}", f"GET of 43 bytes, {connections} keep-alive connection{plural}", connections)
+
+
+def _post(name: str, size: int) -> Load:
+    return Load(name, f"POST of {size // 1024} KiB JSON, 32 connections", 32, path="/json", method="POST", body=size)
+
+
+LOADS = [
+    _get(1),
+    _get(32),
+    _get(256),
+    _post("post-1k", 1024),
+    _post("post-64k", 65536),
+    Load("download-16m", "GET of 16 MiB, 4 connections", 4, path="/16m", answer=LARGE_MIB * MIB, per_mib=True),
+    Load(
+        "upload-16m",
+        "POST of 16 MiB, 4 connections",
+        4,
+        path="/upload",
+        method="POST",
+        body=LARGE_MIB * MIB,
+        per_mib=True,
+    ),
+]

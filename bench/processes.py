@@ -1,0 +1,223 @@
+"""Processes of a run: started on one core, ended whatever happens, and their CPU time and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 30.0
+STOP_SECONDS = 5.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class BenchError(Exception):
+    """Something that a run needs is not there or does not work; the text says what."""
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def cores() -> tuple[int, int]:
+    """(core of the proxy, core of everything else)."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        raise BenchError("two cores are needed: one for the proxy, one for load and upstreams")
+    return allowed[0], allowed[1]
+
+
+def pinned(core: int, argv: Sequence[str]) -> list[str]:
+    """The command line on one core; the process is told to end when the harness dies, even if that is killed."""
+    return ["setpriv", "--pdeathsig", "TERM", "taskset", "--cpu-list", str(core), *argv]
+
+
+def free_port(hosts: Sequence[str] = ("127.0.0.1",)) -> int:
+    """A port that nobody has on any of these addresses.
+
+    Below 32768, because from there up the kernel gives ports to outgoing connections.
+    """
+    for _ in range(1000):
+        port = random.randrange(20000, 32000)
+        try:
+            for host in hosts:
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    with socket.socket(socket.AF_INET, kind) as sock:
+                        sock.bind((host, port))
+        except OSError:
+            continue
+        return port
+    raise BenchError("no free port")
+
+
+class Server:
+    """A long-running process group; use it within ``with``. Its output goes to ``log``."""
+
+    def __init__(
+        self, name: str, argv: Sequence[str], core: int, log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.core = core
+        self._argv = pinned(core, argv)
+        self._log = log
+        self._env = {**os.environ, **(env or {})}
+
+    def __enter__(self) -> Server:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+                cwd=self._log.parent,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._signal_group(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._signal_group(signal.SIGKILL)
+            self._process.wait()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def wait_for_answer(self, address: Address, path: str = "/") -> None:
+        """Return once ``GET path`` is answered 200; BenchError with the end of the log if that does not come."""
+        deadline = time.monotonic() + START_SECONDS
+        last = "nothing"
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                status, _ = fetch(address, "GET", path, timeout=2)
+            except (OSError, http.client.HTTPException) as error:
+                last = str(error)
+            else:
+                if status == 200:
+                    return
+                last = f"status {status}"
+            time.sleep(0.05)
+        tail = self._log.read_text(errors="replace")[-1500:]
+        raise BenchError(f"{self.name} does not answer on {address} ({last}); its log ends:\n{tail}")
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the process and its descendants, also those that have ended, have used."""
+        return sum(_cpu_seconds(pid) for pid in self._tree())
+
+    def rss_kib(self) -> int:
+        """Resident memory of the tree now; pages that processes share count once for each."""
+        return sum(_status_kib(pid, "VmRSS") for pid in self._tree())
+
+    def peak_kib(self) -> int:
+        """The sum of the peaks of resident memory of the tree's processes."""
+        return sum(_status_kib(pid, "VmHWM") for pid in self._tree())
+
+    def _tree(self) -> list[int]:
+        parents: dict[int, list[int]] = {}
+        for pid, parent in _processes():
+            parents.setdefault(parent, []).append(pid)
+        found = [self._process.pid]
+        for pid in found:
+            found.extend(parents.get(pid, ()))
+        return found
+
+
+def _processes() -> Iterator[tuple[int, int]]:
+    """(process, its parent) of all processes."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                yield int(entry.name), int(_stat(int(entry.name))[1])
+            except OSError:
+                continue
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: the second, the name, may hold blanks and brackets."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _cpu_seconds(pid: int) -> float:
+    # utime and stime in /proc/PID/stat are the same account in ticks of 10 ms; this clock has nanoseconds.
+    clock = ctypes.c_int()
+    try:
+        if _libc.clock_getcpuclockid(pid, ctypes.byref(clock)) != 0:
+            return 0.0
+        cutime, cstime = _stat(pid)[13:15]
+        return time.clock_gettime(clock.value) + (int(cutime) + int(cstime)) / _TICKS
+    except OSError:
+        return 0.0
+
+
+def _status_kib(pid: int, field: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(field + ":")), 0)
+
+
+def busy_seconds(core: int) -> float:
+    """CPU time that everybody has used on a core, time stolen by a hypervisor included."""
+    line = next(it for it in Path("/proc/stat").read_text().splitlines() if it.startswith(f"cpu{core} "))
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / _TICKS
+
+
+def fetch(address: Address, method: str, path: str, body: bytes | None = None, timeout: float = 30) -> tuple[int, int]:
+    """(status, length of the body) of one request on a connection of its own."""
+    connection = http.client.HTTPConnection(*address, timeout=timeout)
+    try:
+        connection.request(method, path, body=body)
+        response = connection.getresponse()
+        return response.status, len(response.read())
+    finally:
+        connection.close()
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the run through every ``with`` block; a second one does not cut that short."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stop(number: int, frame: object) -> None:
+        for it in numbers:
+            signal.signal(it, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,175 @@
+"""The figures for people: tables on the terminal and in RESULTS.md, and the chart.
+
+``python -m bench.report`` makes RESULTS.md and the chart anew from results.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.candidates import BASELINE, OURS
+from bench.chart import draw
+from bench.members import NAME as MEMBERS
+from bench.memory import HUGE, IDLE, SLOW
+from bench.processes import ROOT
+
+Results = dict[str, Any]
+
+RESULTS_JSON = ROOT / "bench" / "results.json"
+RESULTS_MD = ROOT / "bench" / "RESULTS.md"
+CHART = ROOT / "docs" / "bench.svg"
+CHARTED = "get-32"
+
+HOW_TO_READ = f"""\
+* Figures are medians over the rounds; *from-to* is the least and the most of the CPU time.
+* CPU time is the candidate's own by the kernel's account: all its processes, user and system.
+  *of {BASELINE}* is the ratio of the CPU times.
+* *core %* is how much of its core the candidate used, *others %* how much anybody else did. Where the sum is well below
+  100, the load generator and the members on the other core were the limit, and requests a second, p50 and p99 say
+  little. Where others used much, the machine was busy, and all figures say less.
+* p50 and p99 are those of a closed loop at full speed, not of a lightly loaded balancer.
+* Peak memory is the sum over the candidate's processes; pages that they share count for each.
+* (!) marks a candidate with errors."""
+
+
+def header(load: dict[str, Any]) -> list[str]:
+    relation = "of 2 members" if "idle_core_percent" in load else f"of {BASELINE}"
+    rate = "MiB/s" if load["unit"].endswith("MiB") else "requests/s"
+    return ["", load["unit"], "from-to", relation, rate, "p50 ms", "p99 ms", "peak MiB", "core %", "others %", "errors"]
+
+
+def rows(load: dict[str, Any]) -> list[list[str]]:
+    """A row for each candidate; those with errors are marked."""
+    found = []
+    per_mib = load["unit"].endswith("MiB")
+    for name, it in load["candidates"].items():
+        errors = ", ".join(f"{number} {kind}" for kind, number in it["errors"].items())
+        found.append(
+            [
+                f"{name} (!)" if errors else name,
+                _short(it["cpu"]),
+                f"{_short(it['cpu_min'])}-{_short(it['cpu_max'])}",
+                f"{it['ratio']:.2f}" if it["ratio"] else "",
+                f"{it['mib_per_second']:.0f}" if per_mib else f"{it['requests_per_second']:.0f}",
+                f"{it['p50_ms']:.2f}",
+                f"{it['p99_ms']:.2f}",
+                f"{it['peak_mib']:.0f}",
+                f"{it['core_percent']:.0f}",
+                f"{it['foreign_percent']:.0f}",
+                f"{errors} of {it['requests']}" if errors else "0",
+            ]
+        )
+    for name, reason in load["failures"].items():
+        found.append([f"{name} (!)", *[""] * (len(header(load)) - 2), f"failed: {reason.splitlines()[0][:90]}"])
+    return found
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def plain_table(title: str, load: dict[str, Any]) -> str:
+    table = [header(load), *rows(load)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    idle = [f"idle: {percent:5.2f} % of a core, {name}" for name, percent in load.get("idle_core_percent", {}).items()]
+    return "\n".join([f"{title}: {load['description']}", *lines, *idle])
+
+
+def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    align = ["---", *["---:"] * (len(head) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in [head, align, *body]]
+
+
+def memory_lines(results: Results) -> list[str]:
+    """A sentence for each measurement of memory."""
+    lines = []
+    for load, by_candidate in results["memory"].items():
+        for name, it in by_candidate.items():
+            if "failed" in it:
+                lines.append(f"{name}, {load}: failed: {it['failed'].splitlines()[0]}")
+            elif load == IDLE:
+                lines.append(
+                    f"{name}, {it['clients']} idle keep-alive clients: {it['kib_per_client']:.1f} KiB each "
+                    f"(RSS {it['before_kib']} KiB before, {it['during_kib']} with them, {it['after_kib']} after)"
+                )
+            elif load == SLOW:
+                lines.append(
+                    f"{name}, {it['clients']} clients that read 16 MiB answers at 64 KiB/s for {it['seconds']:.0f} s: "
+                    f"{it['kib_per_client']:.1f} KiB each at the peak "
+                    f"(RSS {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
+                )
+            elif load == HUGE:
+                lines.append(
+                    f"{name}, {it['mib']:.0f} MiB through one client at {it['mib'] / it['seconds']:.1f} MiB/s: "
+                    f"grows by {it['growth_mib']:.1f} MiB "
+                    f"(RSS {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
+                )
+    return lines
+
+
+def markdown(results: Results) -> str:
+    """RESULTS.md."""
+    lines = [
+        "# Results",
+        "",
+        "Generated by `make bench` (see [README.md](README.md)) from what it measured, also in "
+        "[results.json](results.json); do not edit.",
+        "",
+        f"{results['date']}; {results['rounds']} alternated rounds of {results['seconds']} s each.",
+        "",
+        *_markdown_table(["on", ""], list(results["machine"].items())),
+        "",
+        "| candidate | version | is |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {it['version']} | {it['what']} |" for name, it in results["candidates"].items()),
+        "",
+        *HOW_TO_READ.splitlines(),
+    ]
+    for name, load in results["loads"].items():
+        lines += ["", f"## {name}", "", f"{load['description']}.", "", *_markdown_table(header(load), rows(load))]
+        if name == MEMBERS:
+            idle = [[variant, f"{percent:.2f} %"] for variant, percent in load["idle_core_percent"].items()]
+            lines += ["", *_markdown_table(["idle balancer with", "of a core"], idle)]
+    if results["memory"]:
+        lines += ["", "## Memory", "", *(f"* {line}" for line in memory_lines(results))]
+    return "\n".join(lines) + "\n"
+
+
+def chart(results: Results) -> str | None:
+    """The SVG, if the load that it shows was run."""
+    load = results["loads"].get(CHARTED)
+    if not load or not load["candidates"]:
+        return None
+    return draw(
+        "CPU time per proxied request, µs (less is better)",
+        f"{load['description']}; one core; medians of {results['rounds']} alternated rounds; {results['date'][:10]}",
+        [(name, it["cpu"], name == OURS) for name, it in load["candidates"].items()],
+    )
+
+
+def write(results: Results, results_json: Path, results_md: Path, svg: Path) -> None:
+    results_json.parent.mkdir(parents=True, exist_ok=True)
+    results_json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    results_md.write_text(markdown(results))
+    drawn = chart(results)
+    if drawn:
+        svg.parent.mkdir(parents=True, exist_ok=True)
+        svg.write_text(drawn)
+
+
+def main() -> None:
+    write(json.loads(RESULTS_JSON.read_text()), RESULTS_JSON, RESULTS_MD, CHART)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""One load over all candidates: alternated round by round, medians over the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.candidates import BASELINE, Candidate
+from bench.loads import Load, Sample
+from bench.processes import Address, BenchError, Server
+from bench.upstreams import Upstreams
+
+Say = Callable[[str], None]
+Entrants = dict[str, tuple[Server, Address]]
+
+
+def run_load(
+    load: Load,
+    candidates: Sequence[Candidate],
+    upstreams: Upstreams,
+    rounds: int,
+    seconds: int,
+    cores: tuple[int, int],
+    directory: Path,
+    say: Say,
+) -> dict[str, Any]:
+    """The figures of every candidate under one load, as results.json has them."""
+    failures: dict[str, str] = {}
+    with ExitStack() as stack:
+        entrants: Entrants = {}
+        for candidate in candidates:
+            try:
+                entrant = stack.enter_context(
+                    candidate.running(upstreams, directory / f"{load.name}-{candidate.name}", cores[0])
+                )
+                load.verify(entrant[1])
+            except (BenchError, OSError) as error:
+                failures[candidate.name] = str(error)
+                say(f"{candidate.name} cannot take part in {load.name}: {error}")
+            else:
+                entrants[candidate.name] = entrant
+        samples = alternate(load, entrants, rounds, seconds, cores[1], failures, say)
+        peaks = {name: server.peak_kib() / 1024 for name, (server, _) in entrants.items()}
+    figures = {name: summarize(load, samples[name], peaks[name]) for name in samples}
+    baseline = figures.get(BASELINE, {}).get("cpu")
+    for figure in figures.values():
+        figure["ratio"] = figure["cpu"] / baseline if baseline else None
+    return {
+        "description": load.description,
+        "unit": "CPU ms/MiB" if load.per_mib else "CPU µs/request",
+        "candidates": {it.name: figures[it.name] for it in candidates if it.name in figures},
+        "failures": failures,
+    }
+
+
+def alternate(
+    load: Load,
+    entrants: Mapping[str, tuple[Server, Address]],
+    rounds: int,
+    seconds: int,
+    core: int,
+    failures: dict[str, str],
+    say: Say,
+) -> dict[str, list[Sample]]:
+    """A B C … A B C …, after a short warm-up of each; one that fails is out from then on."""
+    samples: dict[str, list[Sample]] = {name: [] for name in entrants}
+    for number in range(rounds + 1):
+        for name, (server, address) in entrants.items():
+            if name in failures:
+                continue
+            try:
+                sample = load.measure(server, address, seconds if number else 1, core)
+                if not sample.requests:
+                    raise BenchError(f"it answered nothing in {sample.seconds:.0f} s; errors: {sample.errors}")
+            except BenchError as error:
+                failures[name] = str(error)
+                say(f"{name} failed in {load.name}: {error}")
+                continue
+            if number:
+                samples[name].append(sample)
+                say(
+                    f"{load.name}  round {number}/{rounds}  {name:<18} {cost(load, sample):9.2f} "
+                    f"{'ms/MiB' if load.per_mib else 'µs'}  {sample.requests / sample.seconds:9.1f}/s"
+                    + (f"  errors {sample.errors}" if sample.errors else "")
+                )
+    return {name: taken for name, taken in samples.items() if taken and name not in failures}
+
+
+def cost(load: Load, sample: Sample) -> float:
+    """CPU ms a MiB or CPU µs a request."""
+    return sample.cpu_seconds * 1e3 / sample.mib if load.per_mib else sample.cpu_seconds * 1e6 / sample.requests
+
+
+def summarize(load: Load, samples: Sequence[Sample], peak_mib: float) -> dict[str, Any]:
+    """Medians over the rounds; errors are summed."""
+    costs = [cost(load, it) for it in samples]
+    errors: dict[str, int] = {}
+    for sample in samples:
+        for kind, number in sample.errors.items():
+            errors[kind] = errors.get(kind, 0) + number
+    return {
+        "cpu": median(costs),
+        "cpu_min": min(costs),
+        "cpu_max": max(costs),
+        "requests_per_second": median(it.requests / it.seconds for it in samples),
+        "mib_per_second": median(it.mib / it.seconds for it in samples),
+        "p50_ms": median(it.p50_ms for it in samples),
+        "p99_ms": median(it.p99_ms for it in samples),
+        "core_percent": median(100 * it.cpu_seconds / it.seconds for it in samples),
+        "foreign_percent": median(100 * it.foreign_seconds / it.seconds for it in samples),
+        "peak_mib": peak_mib,
+        "requests": sum(it.requests for it in samples),
+        "errors": errors,
+    }
