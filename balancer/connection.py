@@ -23,10 +23,9 @@ from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTi
 from balancer.headers import Headers
 from balancer.upstream import Body, Timeouts
 
-# Read size, and how much of a response may wait for a slow client before reading pauses. Small,
-# because a slow client costs this twice: here and in the server's own write buffer.
+# How much is read at once. Reading pauses while nobody waits for what was read last, so this is also
+# what a slow client costs here; it costs a few times as much in the server's own write buffer.
 READ_SIZE = 32 * 1024
-PAUSE_ABOVE = 32 * 1024
 
 _buffer = bytearray(READ_SIZE)
 _view = memoryview(_buffer)
@@ -43,12 +42,15 @@ class Owner(Protocol):
 
 
 class MemberConnection(asyncio.BufferedProtocol):
-    """One connection. ``lost``: it cannot be used; ``idle_since`` belongs to the owner."""
+    """One connection. ``lost``: it cannot be used; ``paused``: reading waits for the client.
+
+    ``idle_since`` belongs to the owner.
+    """
 
     __slots__ = (
         "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_owner", "_parser", "_patience",
         "_progress", "_pump", "_response", "_spoilt", "_timeouts", "_transport", "_upload_done", "_writable",
-        "idle_since", "lost",
+        "idle_since", "lost", "paused",
     )  # fmt: skip
 
     def __init__(self, timeouts: Timeouts, owner: Owner) -> None:
@@ -74,6 +76,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._progress = False
         self.idle_since = 0.0
         self.lost = False
+        self.paused = False
 
     # The exchange.
 
@@ -137,6 +140,7 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def resume(self) -> None:
         """The client has caught up."""
+        self.paused = False
         self._transport.resume_reading()
         self._expect_life(self._timeouts.idle)
 
@@ -187,10 +191,11 @@ class MemberConnection(asyncio.BufferedProtocol):
                 TruncatedResponse(self._spoilt) if response.started else ProtocolViolation(self._spoilt, sent=True)
             )
         else:
-            response.arrived()
-            if response.size > PAUSE_ABOVE:
+            if response.pieces and not response.awaited:
                 self._transport.pause_reading()
+                self.paused = True
                 self._deadline = inf  # From here on it is the client that is waited for.
+            response.arrived()
 
     def _end(self, response: Response) -> None:
         """The response is complete: give the connection back, or close it if it cannot be used again."""
@@ -271,7 +276,6 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._spoilt = "bytes after the end of the response"
         elif not self._spoilt:
             response.pieces.append(piece)
-            response.size += len(piece)
 
     def on_message_complete(self) -> None:
         self._headers = []  # Trailers, if there were any.
@@ -288,7 +292,7 @@ class Response:
     """A member's response as it arrives; see ``balancer.upstream.UpstreamResponse``."""
 
     __slots__ = (
-        "_connection", "_error", "_waiter", "closes", "complete", "headers", "is_head", "pieces", "size", "started",
+        "_connection", "_error", "_waiter", "closes", "complete", "headers", "is_head", "pieces", "started",
         "status",
     )  # fmt: skip
 
@@ -303,9 +307,8 @@ class Response:
         self.started = False
         self.complete = False
         self.closes = False
-        # Body that nobody has taken yet, and its length.
+        # Body that nobody has taken yet.
         self.pieces: list[bytes] = []
-        self.size = 0
 
     async def wait_for_head(self) -> None:
         """Raises Fault if the head does not come, ClientGone if the request body's source ended early."""
@@ -320,8 +323,7 @@ class Response:
                 raise self._error
             await self._wait()
         pieces, self.pieces = self.pieces, []
-        paused, self.size = self.size > PAUSE_ABOVE, 0
-        if paused and not self.complete and not self._error:
+        if not self.complete and not self._error and self._connection.paused:
             self._connection.resume()
         # An error may wait behind pieces that arrived before it.
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), not self.complete
@@ -334,6 +336,11 @@ class Response:
         if not self.complete and not self._error:
             self._error = TruncatedResponse("abandoned")
             self._connection.abort()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for news that has not come yet."""
+        return self._waiter is not None and not self._waiter.done()
 
     async def _wait(self) -> None:
         self._waiter = self._connection._loop.create_future()

@@ -11,6 +11,7 @@ import asyncio
 import os
 from math import inf
 
+from balancer import memory
 from balancer.connection import MemberConnection, Response
 from balancer.errors import ConnectFailed, ConnectionDied, Refusal
 from balancer.headers import Headers
@@ -92,8 +93,11 @@ class NativeUpstream:
             connection.overdue(now)
         for link in self._links.values():
             link.expire(now - KEEPALIVE_SECONDS)
-        busy = self._active or any(link.idle for link in self._links.values())
-        self._sweeper = loop.call_later(self._sweep_seconds, self._sweep) if busy else None
+        if self._active or any(link.idle for link in self._links.values()):
+            self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
+        else:
+            self._sweeper = None
+            memory.trim()
 
     def forget(self, address: Address) -> None:
         link = self._links.pop(address, None)

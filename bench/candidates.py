@@ -23,10 +23,11 @@ class Site:
     listen: Address
     upstreams: Upstreams
     directory: Path
+    count: int = 2
 
     @property
     def members(self) -> Sequence[Address]:
-        return self.upstreams.members[:2]
+        return self.upstreams.members[: self.count]
 
     def write(self, name: str, text: str) -> str:
         path = self.directory / name
@@ -119,7 +120,7 @@ def nginx_keepalive(site: Site) -> Command:
     return _nginx(
         peers.debian_nginx(),
         site,
-        http=f"upstream members {{ {servers} keepalive {POOL}; keepalive_requests 1000000000; }}",
+        http=f"upstream members {{ {servers} keepalive {max(POOL, 2 * site.count)}; keepalive_requests 1000000000; }}",
         server=_NGINX_KEEPALIVE_SERVER,
     )
 

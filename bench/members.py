@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.candidates import OURS, Candidate, Command, Site, balancer
+from bench.candidates import OURS, Candidate, Command, Site, balancer, nginx_keepalive
 from bench.loads import LOADS
 from bench.peers import balancer_version
 from bench.processes import START_SECONDS, Address, BenchError, Server, free_port
@@ -92,14 +92,22 @@ def _run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: P
         idle_only.close()
         failures: dict[str, str] = {}
         loaded = {it.name: running[it.name] for it in VARIANTS if it.loaded}
+        for count in (2, MANY):
+
+            def nginx(site: Site, count: int = count) -> Command:
+                return nginx_keepalive(replace(site, count=count))
+
+            name = f"nginx, {count} members"
+            peer = Candidate(name, "", nginx, balancer_version)
+            loaded[name] = stack.enter_context(peer.running(upstreams, directory / f"nginx{count}", cores[0]))
         samples = alternate(load, loaded, rounds, seconds, cores[1], failures, say)
         peaks = {name: server.peak_kib() / 1024 for name, (server, _) in loaded.items()}
     figures = {name: summarize(load, taken, peaks[name]) for name, taken in samples.items()}
-    few = figures.get(VARIANTS[0].name, {}).get("cpu")
-    for figure in figures.values():
+    for name, figure in figures.items():
+        few = figures.get("nginx, 2 members" if name.startswith("nginx") else VARIANTS[0].name, {}).get("cpu")
         figure["ratio"] = figure["cpu"] / few if few else None
     return {
-        "description": f"{load.description}; the balancer with {MANY} members beside the balancer with 2",
+        "description": f"{load.description}; the balancer and nginx, each with {MANY} members beside itself with 2",
         "unit": "CPU µs/request",
         "candidates": figures,
         "failures": failures,
