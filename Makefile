@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types bench drill clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -20,6 +20,10 @@ types: .venv/.ready
 # Options: make bench OPTIONS="--loads get-32 --rounds 2", and see bench/README.md.
 bench: .venv/.ready bench/.cache/venv/.ready
 	bench/.cache/venv/bin/python -m bench $(OPTIONS)
+
+# Options: make drill OPTIONS="--plain", make drill OPTIONS="--only pause".
+drill: .venv/.ready
+	$(BIN)/python -m bench.drill $(OPTIONS)
 
 # What only the bench needs has an environment of its own, beside the same versions of what the balancer needs.
 bench/.cache/venv/.ready: bench/requirements.txt bench/constraints.txt balancer/requirements.txt constraints.txt

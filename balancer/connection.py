@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import socket
 from math import inf
 from typing import Protocol
 
@@ -21,11 +22,25 @@ import httptools
 
 from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
 from balancer.headers import Headers
-from balancer.upstream import Body, Timeouts
+from balancer.upstream import Body, Timeouts, UpstreamRequest
 
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also
 # what a slow client costs here; it costs a few times as much in the server's own write buffer.
 READ_SIZE = 32 * 1024
+
+# A member that the network was taken from cannot close its connections. The kernel asks for it after 3 s of
+# silence, each second, three times; a member that is only slow, or paused, has its kernel answer.
+KEEPALIVE = (
+    {
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 3,
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 1,
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 3,
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 6000,
+    }
+    if hasattr(socket, "TCP_USER_TIMEOUT")
+    else {}
+)
 
 _buffer = bytearray(READ_SIZE)
 _view = memoryview(_buffer)
@@ -48,15 +63,15 @@ class MemberConnection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_owner", "_parser", "_patience",
-        "_progress", "_pump", "_response", "_spoilt", "_timeouts", "_transport", "_upload_done", "_writable",
-        "idle_since", "lost", "paused",
+        "_chunked", "_deadline", "_exchanges", "_headers", "_informational", "_length", "_loop", "_parser", "_patience",
+        "_progress", "_pump", "_received", "_repeatable", "_response", "_spoilt", "_timeouts", "_transport",
+        "_upload_done", "_writable", "idle_since", "lost", "owner", "paused",
     )  # fmt: skip
 
     def __init__(self, timeouts: Timeouts, owner: Owner) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeouts = timeouts
-        self._owner = owner
+        self.owner = owner
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._response: Response | None = None
@@ -74,18 +89,22 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._deadline = inf
         self._patience = 0.0
         self._progress = False
+        self._received = False
+        self._repeatable = False
+        self._exchanges = 0
         self.idle_since = 0.0
         self.lost = False
         self.paused = False
 
     # The exchange.
 
-    def begin(self, head: bytes, is_head: bool, first_piece: bytes, rest: Body | None, chunked: bool) -> Response:
-        """Send a request; its response comes to life by and by.
-
-        ``first_piece`` and ``rest`` are the request's body; ``chunked``: it is sent in chunks.
-        """
-        response = self._response = Response(self, is_head)
+    def begin(self, request: UpstreamRequest, head: bytes, first_piece: bytes, rest: Body | None) -> Response:
+        """Send a request; its response comes to life by and by. ``first_piece`` and ``rest`` are its body."""
+        chunked = request.chunked and request.body is not None
+        response = self._response = Response(self, request.method == "HEAD")
+        self._repeatable = request.repeatable
+        self._exchanges += 1
+        self._received = False
         if chunked and first_piece:
             first_piece = _chunk(first_piece)
         self._upload_done = rest is None
@@ -109,7 +128,9 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._fail(error)
             return
         self._upload_done = True
-        self._expect_life(self._timeouts.response)
+        response = self._response
+        if response and not self.paused:
+            self._expect_life(self._timeouts.idle if response.started else self._timeouts.response)
 
     async def _next_piece(self, body: Body) -> bytes:
         if self._writable:
@@ -119,12 +140,21 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._deadline = inf  # From here on it is the client that is waited for.
         return await body.read()
 
+    def _fault(self, kind: type[Fault], message: str) -> Fault:
+        """A fault of the exchange under way, whose request has been written at least in part."""
+        return kind(message, sent=True, received=self._received, reused=self._exchanges > 1)
+
     def _fail(self, error: Exception) -> None:
         """End the exchange and the connection with it."""
         response, self._response = self._response, None
         self.abort()
         if response:
             response.fail(error)
+
+    def give_up(self) -> None:
+        """The member gives no sign of life: do not wait for the response to a request that can go elsewhere."""
+        if self._response and self._repeatable and self._upload_done and not self._received:
+            self._fail(self._fault(ConnectionDied, "the member stopped answering"))
 
     def abort(self) -> None:
         """Close at once. What is still expected on this connection will not come."""
@@ -135,7 +165,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._response = None
         if not self.lost:
             self.lost = True
-            self._owner.lost(self)
+            self.owner.lost(self)
             self._transport.abort()
 
     def resume(self) -> None:
@@ -159,12 +189,16 @@ class MemberConnection(asyncio.BufferedProtocol):
             if response and response.started:
                 self._fail(TruncatedResponse(f"silent for {self._timeouts.idle:g} s in mid-body"))
             else:
-                self._fail(ResponseTimeout(f"no response within {self._timeouts.response:g} s", sent=True))
+                self._fail(self._fault(ResponseTimeout, f"no response within {self._timeouts.response:g} s"))
 
     # asyncio's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            for option, value in KEEPALIVE.items():
+                sock.setsockopt(*option, value)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return _buffer
@@ -174,7 +208,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         if response is None:
             self.abort()  # Nobody asked.
             return
-        self._progress = True
+        self._progress = self._received = True
         try:
             self._parser.feed_data(_view[:count])
         except httptools.HttpParserUpgrade:
@@ -188,7 +222,7 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._end(response)
         elif self._spoilt:
             self._fail(
-                TruncatedResponse(self._spoilt) if response.started else ProtocolViolation(self._spoilt, sent=True)
+                TruncatedResponse(self._spoilt) if response.started else self._fault(ProtocolViolation, self._spoilt)
             )
         else:
             if response.pieces and not response.awaited:
@@ -204,7 +238,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         if response.closes or self._spoilt or not self._upload_done:
             self.abort()
         else:
-            self._owner.ended(self)
+            self.owner.ended(self)
         response.arrived()
 
     def eof_received(self) -> None:
@@ -220,10 +254,10 @@ class MemberConnection(asyncio.BufferedProtocol):
             elif response.started:
                 self._fail(TruncatedResponse(_words(error)))
             else:
-                self._fail(ConnectionDied(_words(error), sent=True))
+                self._fail(self._fault(ConnectionDied, _words(error)))
         if not self.lost:
             self.lost = True
-            self._owner.lost(self)
+            self.owner.lost(self)
 
     def pause_writing(self) -> None:
         self._writable = self._loop.create_future()

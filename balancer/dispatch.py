@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from balancer import retry
-from balancer.errors import ClientGone, Fault, Refusal, TruncatedResponse
+from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
 from balancer.headers import Headers, RequestHeaders, response_headers
 from balancer.health import Event
 from balancer.hold import Hold
@@ -166,6 +166,7 @@ class Dispatcher:
             self._request_headers(request.headers, request.client, request.scheme, request.chunked),
             body,
             request.chunked,
+            repeatable=request.method in retry.IDEMPOTENT,
         )
         hold_until = record.started + self._settings.hold_seconds
         tried: set[Member] = set()
@@ -185,8 +186,9 @@ class Dispatcher:
                 except Fault as fault:
                     record.tries.append(f"{member.address}: {fault}")
                     tried.add(member)
-                    if fault.departed:
-                        self._membership.observe(member, Event.UNREACHABLE, self._clock(), str(fault))
+                    if isinstance(fault, ConnectFailed):
+                        event = Event.REFUSED if fault.refused else Event.UNREACHABLE
+                        self._membership.observe(member, event, self._clock(), str(fault))
                     refusal = retry.decide(fault, request.method, body is None or body.in_hand, repeats)
                     # The last try may begin while the request could still be waiting, and then fail slowly.
                     if refusal or self._clock() > hold_until + self._settings.connect_timeout:

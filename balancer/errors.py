@@ -13,23 +13,23 @@ class Fault(Exception):
 
     ``sent``: whether any byte of the request may have reached the member. Only while it is
     false may a request that is not idempotent be given to another member (DESIGN 3.1).
-    ``departed``: whether it shows that nobody listens at the address any more.
+    ``received``: whether any byte of a response came back. ``reused``: whether the connection had
+    served an earlier exchange, so that the member may have closed it just before.
     """
 
-    departed = False
-
-    def __init__(self, message: str, *, sent: bool) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, sent: bool, received: bool = False, reused: bool = False) -> None:
+        super().__init__(f"{message} (reused connection)" if reused else message)
         self.sent = sent
+        self.received = received
+        self.reused = reused
 
 
 class ConnectFailed(Fault):
-    """No connection: refused, unreachable, or not accepted within CONNECT_TIMEOUT."""
+    """No connection: ``refused`` (nobody listens), unreachable, or not accepted within CONNECT_TIMEOUT."""
 
-    departed = True
-
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message, sent=False)
+        self.refused = refused
 
 
 class ConnectionDied(Fault):

@@ -6,6 +6,8 @@ Rules:
 * A refused or unreachable connection takes a member out at once: Docker lists a stopping
   container until it is gone, so this, not DNS, is how a departure is learnt.
 * A probe that fails in any other way (a time-out, a bad status) has to fail twice.
+* A member that went down by silence (HUNG), not by a refusal, will not answer what it was asked either. One
+  that refuses connections may well be finishing its last requests.
 * A suspect gets requests only while nobody is up. A member becomes one by a failed probe, or when it
   used to keep connections open and now announces ``Connection: close`` CLOSES_TO_SUSPECT times in a
   row, as a draining one does; one that always closes, or that closes now and then, is not meant.
@@ -31,10 +33,14 @@ class Event(StrEnum):
     PROBE_OK = "probe succeeded"
     PROBE_FAILED = "probe failed"
     PROBE_DRAINING = "member says that it is draining"
-    UNREACHABLE = "connection refused or unreachable"
+    REFUSED = "connection refused"
+    UNREACHABLE = "no connection"
     CLOSE_ANNOUNCED = "member closes its connections"
     LEFT_DNS = "address left DNS"
 
+
+# Events of a member that says nothing at all: paused, hung, cut off from the network.
+HUNG = frozenset({Event.PROBE_FAILED, Event.UNREACHABLE})
 
 # Successive responses with ``Connection: close`` after which a member is thought to drain.
 CLOSES_TO_SUSPECT = 2
@@ -48,6 +54,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.UP: {
         Event.PROBE_FAILED: State.SUSPECT,
         Event.PROBE_DRAINING: State.DRAINING,
+        Event.REFUSED: State.DOWN,
         Event.UNREACHABLE: State.DOWN,
         Event.CLOSE_ANNOUNCED: State.SUSPECT,
         Event.LEFT_DNS: State.LEAVING,
@@ -56,6 +63,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.PROBE_OK: State.UP,
         Event.PROBE_FAILED: State.DOWN,
         Event.PROBE_DRAINING: State.DRAINING,
+        Event.REFUSED: State.DOWN,
         Event.UNREACHABLE: State.DOWN,
         Event.LEFT_DNS: State.LEAVING,
     },
@@ -67,6 +75,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.DRAINING: {
         Event.PROBE_OK: State.UP,
         Event.PROBE_FAILED: State.DOWN,
+        Event.REFUSED: State.DOWN,
         Event.UNREACHABLE: State.DOWN,
         Event.LEFT_DNS: State.LEAVING,
     },

@@ -82,6 +82,9 @@ class HttpxUpstream:
             link.forgotten = True
             self._close_if_unused(link)
 
+    def give_up(self, address: Address) -> None:
+        """httpx cannot take back a request from outside: those under way end with RESPONSE_TIMEOUT."""
+
     async def close(self) -> None:
         for address in list(self._links):
             self.forget(address)
@@ -160,7 +163,7 @@ def _fault(error: httpx.TransportError) -> Fault:
     text = str(error) or type(error).__name__
     match error:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
-            return ConnectFailed(text)
+            return ConnectFailed(text, refused="refused" in text.lower())
         case httpx.TimeoutException():
             return ResponseTimeout(text, sent=True)
         case httpx.RemoteProtocolError() if not text.startswith(_CLOSED_SILENTLY):

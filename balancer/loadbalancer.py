@@ -11,7 +11,7 @@ from types import TracebackType
 
 from balancer.discovery import Discovery, DnsResolver, Resolve
 from balancer.dispatch import Clock, Dispatcher, Record
-from balancer.health import State
+from balancer.health import HUNG, Event, State
 from balancer.membership import Member, Membership, Snapshot
 from balancer.native_upstream import NativeUpstream
 from balancer.policies import RoundRobin
@@ -91,7 +91,7 @@ class LoadBalancer:
             log.info("joining: %s", ", ".join(str(it.address) for it in change.joined))
             self._prober.hurry(change.joined)
 
-    def _flipped(self, member: Member, before: State) -> None:
+    def _flipped(self, member: Member, before: State, event: Event) -> None:
         level = logging.DEBUG if State.SUSPECT in (before, member.state) else logging.INFO
         log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
         if self.membership.available:
@@ -102,4 +102,6 @@ class LoadBalancer:
         if member.state is State.SUSPECT and self.settings.health_path:
             self._prober.hurry([member])  # It may say that it is draining; a TCP connect could not tell.
         elif member.state is State.DOWN:
+            if event in HUNG:
+                self.upstream.give_up(member.address)
             self.upstream.forget(member.address)

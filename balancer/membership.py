@@ -114,11 +114,11 @@ class _Family:
 class Membership:
     """The members and their states.
 
-    ``on_flip``: called with a member and its previous state after every change of state.
+    ``on_flip``: called with a member, its previous state and the event after every change of state.
     ``generation`` counts the changes of who may be chosen, so that a policy knows when to rebuild.
     """
 
-    on_flip: Callable[[Member, State], None] = lambda member, before: None
+    on_flip: Callable[[Member, State, Event], None] = lambda member, before, event: None
     members: dict[Address, Member] = field(default_factory=dict)
     generation: int = 0
     _families: dict[str, _Family] = field(default_factory=dict)
@@ -191,7 +191,7 @@ class Membership:
         member.state, member.reason, member.since = after, reason or event.value, now
         member.closes = 0
         self._changed()
-        self.on_flip(member, before)
+        self.on_flip(member, before, event)
 
     def answered(self, member: Member, closes: bool, now: float) -> None:
         """A member's response announced (``closes``) or did not announce that its connection ends with it."""

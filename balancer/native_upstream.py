@@ -61,7 +61,7 @@ class NativeUpstream:
         except BaseException:
             connection.abort()
             raise
-        response = connection.begin(head, request.method == "HEAD", piece, rest, request.chunked)
+        response = connection.begin(request, head, piece, rest)
         try:
             await response.wait_for_head()
         except BaseException:
@@ -80,7 +80,8 @@ class NativeUpstream:
         except TimeoutError:
             raise ConnectFailed(f"no connection within {self._timeouts.connect:g} s") from None
         except OSError as error:
-            raise ConnectFailed(os.strerror(error.errno) if error.errno else str(error)) from error
+            refused = isinstance(error, ConnectionRefusedError)
+            raise ConnectFailed(os.strerror(error.errno) if error.errno else str(error), refused=refused) from error
         if self._sweeper is None:
             self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
         return connection
@@ -98,6 +99,11 @@ class NativeUpstream:
         else:
             self._sweeper = None
             memory.trim()
+
+    def give_up(self, address: Address) -> None:
+        link = self._links.get(address)
+        for connection in [it for it in self._active if it.owner is link]:
+            connection.give_up()
 
     def forget(self, address: Address) -> None:
         link = self._links.pop(address, None)

@@ -28,7 +28,8 @@ def make_probe(settings: Settings) -> Probe:
             async with asyncio.timeout(limit):
                 reader, writer = await asyncio.open_connection(address.host, address.port)
         except (OSError, TimeoutError) as error:
-            return Event.UNREACHABLE, _words(error)
+            refused = isinstance(error, ConnectionRefusedError)
+            return (Event.REFUSED if refused else Event.UNREACHABLE), _words(error)
         try:
             if path is None:
                 return Event.PROBE_OK, "accepts connections"

@@ -30,6 +30,6 @@ def decide(fault: Fault, method: str, body_in_hand: bool, repeats: int) -> Refus
         return Refusal(504, "response_timeout", str(fault))
     elif isinstance(fault, ProtocolViolation):
         return Refusal(502, "bad_response", str(fault))
-    elif method in IDEMPOTENT and body_in_hand and repeats < MAX_REPEATS:
+    elif method in IDEMPOTENT and not fault.received and body_in_hand and repeats < MAX_REPEATS:
         return None
     return Refusal(502, "member_failed", str(fault))

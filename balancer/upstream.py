@@ -38,7 +38,8 @@ class UpstreamRequest:
     """What a member gets, to the letter. ``target`` is the request target as the client wrote it.
 
     ``headers`` say how the body is framed: by Content-Length, or (``chunked``) by ``Transfer-Encoding``.
-    ``fresh``: do not use a connection that was used before.
+    ``fresh``: do not use a connection that was used before. ``repeatable``: it may be sent to another
+    member when this one gives no sign of life.
     """
 
     method: str
@@ -47,6 +48,7 @@ class UpstreamRequest:
     body: Body | None = None
     chunked: bool = False
     fresh: bool = False
+    repeatable: bool = False
 
 
 class UpstreamResponse(Protocol):
@@ -78,6 +80,9 @@ class Upstream(Protocol):
 
     def forget(self, address: Address) -> None:
         """The member has left: close its idle connections; those in use end with their exchange."""
+
+    def give_up(self, address: Address) -> None:
+        """The member gives no sign of life: fail what is repeatable and has no response from it yet."""
 
     async def close(self) -> None:
         """Close everything."""

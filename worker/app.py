@@ -17,22 +17,29 @@ from worker.counter import Counter, CounterDown
 log = logging.getLogger(__name__)
 
 MAX_WORK_SECONDS = 30.0
+MAX_NAME_BYTES = 100
 
 
 def make_app(counter: Counter, hostname: str) -> Starlette:
     """``/`` greets and counts, ``/work`` takes its time, ``/healthz`` says that the worker takes requests.
+
+    ``POST /record`` counts how often it was sent the name in its body: more than once means that
+    somebody between here and the client repeated it.
 
     Redis does not enter into ``/healthz``: without it every worker is as good as any other, and a
     client is better served by the reason than by a wait for a worker that is not coming.
     """
 
     async def hello(request: Request) -> Response:
-        try:
-            count = await counter.hit()
-        except CounterDown as error:
-            log.warning("Redis is away: %s", error)
-            return PlainTextResponse(f"{hostname} cannot count: Redis is away\n", 503, {"Retry-After": "1"})
-        return PlainTextResponse(f"Hello World I am {hostname}! {count} times.\n")
+        return PlainTextResponse(f"Hello World I am {hostname}! {await counter.hit()} times.\n")
+
+    async def record(request: Request) -> Response:
+        name = (await request.body())[:MAX_NAME_BYTES].decode("latin-1")
+        return PlainTextResponse(f"Hello World I am {hostname}! {name} came {await counter.record(name)} times.\n")
+
+    async def redis_away(request: Request, error: Exception) -> Response:
+        log.warning("Redis is away: %s", error)
+        return PlainTextResponse(f"{hostname} cannot count: Redis is away\n", 503, {"Retry-After": "1"})
 
     async def work(request: Request) -> Response:
         text = request.query_params.get("seconds", "1")
@@ -53,4 +60,10 @@ def make_app(counter: Counter, hostname: str) -> Starlette:
         yield
         await counter.close()
 
-    return Starlette(routes=[Route("/", hello), Route("/work", work), Route("/healthz", healthz)], lifespan=lifespan)
+    routes = [
+        Route("/", hello),
+        Route("/record", record, methods=["POST"]),
+        Route("/work", work),
+        Route("/healthz", healthz),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={CounterDown: redis_away})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -14,6 +15,8 @@ CONNECT_TIMEOUT = 1.0
 ANSWER_TIMEOUT = 1.0
 # After so many idle seconds a connection is tried before an increment is trusted to it.
 CHECK_AFTER = 1.0
+# The hash of what was recorded, by name.
+RECORDS = "records"
 
 
 class CounterDown(Exception):
@@ -37,10 +40,17 @@ class Counter:
 
     async def hit(self) -> int:
         """Count one visit; returns the value that this very increment made. Raises CounterDown."""
+        return await self._increment(lambda: self._redis.incr(self._key))
+
+    async def record(self, name: str) -> int:
+        """Count how often ``name`` was recorded; returns that. Raises CounterDown."""
+        return await self._increment(lambda: self._redis.hincrby(RECORDS, name, 1))
+
+    async def _increment(self, command: Callable[[], Awaitable[int]]) -> int:
         if time.monotonic() - self._last_used > CHECK_AFTER:
             await self._drop_dead_connections()
         try:
-            count = int(await self._redis.incr(self._key))
+            count = int(await command())
         except (RedisError, OSError) as error:
             raise CounterDown(str(error) or type(error).__name__) from error
         self._last_used = time.monotonic()

@@ -132,7 +132,7 @@ def test_a_new_weight_reaches_the_policy_and_keeps_the_member() -> None:
 
 def test_only_a_change_of_state_is_told() -> None:
     flips: list[tuple[State, State, str]] = []
-    membership = Membership(on_flip=lambda member, before: flips.append((before, member.state, member.reason)))
+    membership = Membership(on_flip=lambda member, before, event: flips.append((before, member.state, member.reason)))
     (member,) = learn(membership, found(1)).joined
     for event, reason in (
         (Event.PROBE_FAILED, ""),

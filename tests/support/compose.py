@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -32,13 +32,15 @@ def engine_problem() -> str:
 class Compose:
     """The running project. ``url`` is the balancer's data port, ``admin`` its admin port."""
 
-    def __init__(self, project: str = "balancertest") -> None:
+    def __init__(self, project: str = "balancertest", files: Sequence[str] = ("compose.yaml",), **environ: str) -> None:
         self.project = project
         self.network = f"{project}_backend"
         self._environ = {key: value for key, value in os.environ.items() if not key.startswith("BALANCER_")} | {
             "COMPOSE_PROJECT_NAME": project,
+            "COMPOSE_FILE": os.pathsep.join(files),
             "HTTP_PORT": str(free_port()),
             "ADMIN_PORT": str(free_port()),
+            **environ,
         }
         self.url = f"http://127.0.0.1:{self._environ['HTTP_PORT']}"
         self.admin = f"http://127.0.0.1:{self._environ['ADMIN_PORT']}"
@@ -71,6 +73,11 @@ class Compose:
         ids = (await self("ps", "--all", "--quiet")).split()
         text = await self.run("docker", "inspect", "--format", "{{.Name}} {{.State.ExitCode}}", *ids)
         return {name.lstrip("/"): int(code) for name, code in (line.split() for line in text.splitlines())}
+
+    async def records(self) -> dict[str, int]:
+        """How often each name was recorded by a worker."""
+        words = (await self("exec", "--no-TTY", "redis", "redis-cli", "--raw", "hgetall", "records")).split()
+        return {name: int(count) for name, count in zip(words[::2], words[1::2], strict=True)}
 
     async def get(self, path: str = "/", timeout: float = 30.0) -> httpx.Response:
         async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:

@@ -40,5 +40,5 @@ class ScriptedProbe:
 
     async def __call__(self, address: Address) -> Verdict:
         if address in self.down:
-            return Event.UNREACHABLE, "connection refused"
+            return Event.REFUSED, "connection refused"
         return Event.PROBE_OK, "accepts connections"

@@ -1,0 +1,97 @@
+"""What the drill does to the workers while the load runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tests.support.compose import Compose
+
+Act = Callable[[Compose], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """``act`` is done under load, which then goes on for ``settle`` seconds. ``excuses``: POSTs may fail honestly."""
+
+    name: str
+    act: Act
+    settle: float = 3.0
+    excuses: bool = False
+
+
+async def nothing(compose: Compose) -> None:
+    await asyncio.sleep(3)
+
+
+async def up(compose: Compose) -> None:
+    await compose.scale(3)
+
+
+async def one(compose: Compose) -> None:
+    await compose.scale(1)
+
+
+async def four(compose: Compose) -> None:
+    await compose.scale(4)
+
+
+async def recreate(compose: Compose) -> None:
+    await compose("up", "--detach", "--force-recreate", "--no-deps", "--scale", "worker=4", "worker")
+
+
+async def restart(compose: Compose) -> None:
+    await compose("restart", "worker")
+
+
+async def stop_and_start(compose: Compose) -> None:
+    await compose("stop", "worker")
+    await asyncio.sleep(2)
+    await compose("start", "worker")
+
+
+async def kill(compose: Compose) -> None:
+    victim = (await compose.containers("worker"))[0]
+    await compose.run("docker", "kill", "--signal", "KILL", victim)
+    await asyncio.sleep(2)
+    await compose.run("docker", "start", victim)
+
+
+async def pause(compose: Compose) -> None:
+    victim = (await compose.containers("worker"))[0]
+    await compose.run("docker", "pause", victim)
+    await asyncio.sleep(5)
+    await compose.run("docker", "unpause", victim)
+
+
+async def disconnect(compose: Compose) -> None:
+    victim = (await compose.containers("worker"))[0]
+    await compose.run("docker", "network", "disconnect", compose.network, victim)
+    await asyncio.sleep(5)
+    await compose.run("docker", "network", "connect", "--alias", "apps", compose.network, victim)
+
+
+async def deploy(compose: Compose) -> None:
+    """A new image: the label makes it another one."""
+    await compose("build", "--build-arg", "RELEASE=next", "worker")
+    await compose("up", "--detach", "--no-deps", "--scale", "worker=4", "worker")
+
+
+async def restart_redis(compose: Compose) -> None:
+    await compose("restart", "redis")
+
+
+PHASES = [
+    Phase("steady, 3 workers", nothing, settle=0),
+    Phase("scale 3 to 1", one),
+    Phase("scale 1 to 4", four),
+    Phase("force-recreate", recreate),
+    Phase("restart", restart),
+    Phase("stop, 2 s, start", stop_and_start),
+    Phase("kill -9 of one", kill, excuses=True),
+    Phase("pause of one, 5 s", pause, excuses=True),
+    Phase("disconnect of one, 5 s", disconnect, excuses=True),
+    Phase("deploy of a new image", deploy),
+    Phase("Redis restart", restart_redis),
+]
