@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -178,6 +179,7 @@ class Run:
             return {"failed": str(error) or type(error).__name__}
 
     def _finished(self, results: report.Results, name: str) -> None:
+        results["loads"][name]["measured"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}, {peers.balancer_version()}"
         _say(f"\n{report.plain_table(name, results['loads'][name])}\n")
         self._write(results)
 
@@ -193,6 +195,10 @@ class Run:
         return report.RESULTS_MD if self._complete or self._arguments.publish else PARTIAL / "RESULTS.md"
 
     def _write(self, results: report.Results) -> None:
+        if self._arguments.publish and not self._complete:
+            # The parts that were measured take the place of the older ones.
+            known = json.loads(report.RESULTS_JSON.read_text())
+            results = results | {it: known[it] | results[it] for it in ("candidates", "loads", "memory")}
         if self._complete or self._arguments.publish:
             report.write(results, report.RESULTS_JSON, report.RESULTS_MD, report.CHART)
         else:

@@ -136,7 +136,9 @@ def markdown(results: Results) -> str:
         *HOW_TO_READ.splitlines(),
     ]
     for name, load in results["loads"].items():
-        lines += ["", f"## {name}", "", f"{load['description']}.", "", *_markdown_table(header(load), rows(load))]
+        measured = f" Measured {load['measured']}." if "measured" in load else ""
+        lines += ["", f"## {name}", "", f"{load['description']}.{measured}", ""]
+        lines += _markdown_table(header(load), rows(load))
         if name == MEMBERS:
             idle = [[variant, f"{percent:.2f} %"] for variant, percent in load["idle_core_percent"].items()]
             lines += ["", *_markdown_table(["idle balancer with", "of a core"], idle)]
