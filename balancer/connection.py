@@ -14,12 +14,12 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import socket
 from math import inf
 from typing import Protocol
 
 import httptools
 
+from balancer import tcp
 from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
 from balancer.headers import Headers
 from balancer.upstream import Body, Timeouts, UpstreamRequest
@@ -27,20 +27,6 @@ from balancer.upstream import Body, Timeouts, UpstreamRequest
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also
 # what a slow client costs here; it costs a few times as much in the server's own write buffer.
 READ_SIZE = 32 * 1024
-
-# A member that the network was taken from cannot close its connections. The kernel asks for it after 3 s of
-# silence, each second, three times; a member that is only slow, or paused, has its kernel answer.
-KEEPALIVE = (
-    {
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): 3,
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): 1,
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): 3,
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): 6000,
-    }
-    if hasattr(socket, "TCP_USER_TIMEOUT")
-    else {}
-)
 
 _buffer = bytearray(READ_SIZE)
 _view = memoryview(_buffer)
@@ -63,9 +49,9 @@ class MemberConnection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_chunked", "_deadline", "_exchanges", "_headers", "_informational", "_length", "_loop", "_parser", "_patience",
-        "_progress", "_pump", "_received", "_repeatable", "_response", "_spoilt", "_timeouts", "_transport",
-        "_upload_done", "_writable", "idle_since", "lost", "owner", "paused",
+        "_acknowledged", "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_parser",
+        "_patience", "_progress", "_pump", "_received", "_repeatable", "_response", "_reused", "_socket", "_spoilt",
+        "_timeouts", "_transport", "_upload_done", "_writable", "idle_since", "lost", "owner", "paused",
     )  # fmt: skip
 
     def __init__(self, timeouts: Timeouts, owner: Owner) -> None:
@@ -91,7 +77,9 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._progress = False
         self._received = False
         self._repeatable = False
-        self._exchanges = 0
+        # The kernel's count of acknowledged bytes before a request that must not run twice was written.
+        self._acknowledged: int | None = None
+        self._reused = False
         self.idle_since = 0.0
         self.lost = False
         self.paused = False
@@ -101,19 +89,20 @@ class MemberConnection(asyncio.BufferedProtocol):
     def begin(self, request: UpstreamRequest, head: bytes, first_piece: bytes, rest: Body | None) -> Response:
         """Send a request; its response comes to life by and by. ``first_piece`` and ``rest`` are its body."""
         chunked = request.chunked and request.body is not None
+        data = head + (_chunk(first_piece) if chunked and first_piece else first_piece)
+        if chunked and rest is None:
+            data += b"0\r\n\r\n"
         response = self._response = Response(self, request.method == "HEAD")
         self._repeatable = request.repeatable
-        self._exchanges += 1
         self._received = False
-        if chunked and first_piece:
-            first_piece = _chunk(first_piece)
+        self._acknowledged = None
+        if self._reused and rest is None and not request.repeatable and len(data) <= tcp.ONE_SEGMENT:
+            self._acknowledged = tcp.acknowledged(self._socket)
+        self._transport.write(data)
         self._upload_done = rest is None
-        if self._upload_done:
-            self._transport.write(head + first_piece + b"0\r\n\r\n" if chunked else head + first_piece)
+        if rest is None:
             self._expect_life(self._timeouts.response)
         else:
-            assert rest is not None
-            self._transport.write(head + first_piece)
             self._pump = self._loop.create_task(self._upload(rest, chunked))
         return response
 
@@ -142,7 +131,16 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def _fault(self, kind: type[Fault], message: str) -> Fault:
         """A fault of the exchange under way, whose request has been written at least in part."""
-        return kind(message, sent=True, received=self._received, reused=self._exchanges > 1)
+        return kind(message, sent=True, received=self._received, reused=self._reused)
+
+    def _died(self, error: Exception | None) -> Fault:
+        """The connection is closed, before the response was there."""
+        # Only an orderly end carries the kernel's last word: after a reset, bytes may have been read all the same.
+        orderly = error is None and self._acknowledged is not None and not self._received
+        if orderly and tcp.acknowledged(self._socket) == self._acknowledged:
+            words = "the member closed the connection before the request reached it"
+            return ConnectionDied(words, sent=False, reused=True)
+        return self._fault(ConnectionDied, _words(error))
 
     def _fail(self, error: Exception) -> None:
         """End the exchange and the connection with it."""
@@ -195,10 +193,8 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            for option, value in KEEPALIVE.items():
-                sock.setsockopt(*option, value)
+        self._socket = transport.get_extra_info("socket")
+        tcp.watch_silence(self._socket)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return _buffer
@@ -238,6 +234,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         if response.closes or self._spoilt or not self._upload_done:
             self.abort()
         else:
+            self._reused = True
             self.owner.ended(self)
         response.arrived()
 
@@ -254,7 +251,7 @@ class MemberConnection(asyncio.BufferedProtocol):
             elif response.started:
                 self._fail(TruncatedResponse(_words(error)))
             else:
-                self._fail(self._fault(ConnectionDied, _words(error)))
+                self._fail(self._died(error))
         if not self.lost:
             self.lost = True
             self.owner.lost(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,10 @@ from bench.candidates import BASELINE, Candidate
 from bench.loads import Load, Sample
 from bench.processes import Address, BenchError, Server
 from bench.upstreams import Upstreams
+
+# Seconds: how long a candidate may take to come to rest, and in which steps it is looked at; the share of a core below
+# which it counts as being at rest.
+SETTLE_LIMIT, SETTLE_STEP, QUIET_SHARE = 10.0, 0.2, 0.2
 
 Say = Callable[[str], None]
 Entrants = dict[str, tuple[Server, Address]]
@@ -79,6 +84,8 @@ def alternate(
                 failures[name] = str(error)
                 say(f"{name} failed in {load.name}: {error}")
                 continue
+            finally:
+                _settle(server)
             if number:
                 samples[name].append(sample)
                 say(
@@ -87,6 +94,16 @@ def alternate(
                     + (f"  errors {sample.errors}" if sample.errors else "")
                 )
     return {name: taken for name, taken in samples.items() if taken and name not in failures}
+
+
+def _settle(server: Server) -> None:
+    """Wait until a candidate has worked off what the load left behind: the next one shares its core."""
+    deadline = time.monotonic() + SETTLE_LIMIT
+    while time.monotonic() < deadline:
+        before = server.cpu_seconds()
+        time.sleep(SETTLE_STEP)
+        if server.cpu_seconds() - before < QUIET_SHARE * SETTLE_STEP:
+            return
 
 
 def cost(load: Load, sample: Sample) -> float:

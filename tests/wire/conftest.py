@@ -1,12 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 
 import pytest
+import uvloop
 
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.native_upstream import NativeUpstream
 from tests.support import wire
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loop that the balancer runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(params=[NativeUpstream, HttpxUpstream], ids=["native", "httpx"])
