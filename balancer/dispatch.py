@@ -190,11 +190,16 @@ class Dispatcher:
                         event = Event.REFUSED if fault.refused else Event.UNREACHABLE
                         self._membership.observe(member, event, self._clock(), str(fault))
                     refusal = retry.decide(fault, request.method, body is None or body.in_hand, repeats)
-                    # The last try may begin while the request could still be waiting, and then fail slowly.
-                    if refusal or self._clock() > hold_until + self._settings.connect_timeout:
-                        raise refusal or _nobody(record) from fault
-                    repeats += fault.sent
-                    outgoing.fresh = fault.sent
+                    if refusal:
+                        raise refusal from fault
+                    if fault.sent:
+                        # The time that a member had the request for was not spent waiting for a member.
+                        hold_until = self._clock() + self._settings.hold_seconds
+                        repeats += 1
+                        outgoing.fresh = True
+                    elif self._clock() > hold_until + self._settings.connect_timeout:
+                        # The last try began while the request might still have waited, and failed slowly.
+                        raise _nobody(record) from fault
                     if body:
                         body.rewind()
                     continue

@@ -63,6 +63,19 @@ async def test_a_get_that_a_member_dropped_is_repeated_once_elsewhere() -> None:
         assert sum(len(record.tries) for record in running.records) == len(bad.received) > 0
 
 
+async def test_a_get_that_a_member_dropped_late_is_repeated_all_the_same() -> None:
+    async def drop_late(connection: Connection) -> None:
+        await connection.head()
+        await asyncio.sleep(0.4)
+        connection.reset()
+
+    limits = {"hold_seconds": 0.1, "connect_timeout": 0.1}
+    async with Member(drop_late) as bad, Member() as good, balance(bad, good, **limits) as running:
+        for _ in range(2):
+            assert (await running.exchange(GET)).endswith(b"ok")
+        assert bad.received
+
+
 async def test_a_get_is_not_repeated_twice() -> None:
     async with Member(hang_up) as one, Member(hang_up) as two, Member(hang_up) as three:
         async with balance(one, two, three) as running:
