@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ async def test_a_get_that_a_member_dropped_late_is_repeated_all_the_same() -> No
         await asyncio.sleep(0.4)
         connection.reset()
 
-    limits = {"hold_seconds": 0.1, "connect_timeout": 0.1}
+    limits: dict[str, Any] = {"hold_seconds": 0.1, "connect_timeout": 0.1}
     async with Member(drop_late) as bad, Member() as good, balance(bad, good, **limits) as running:
         for _ in range(2):
             assert (await running.exchange(GET)).endswith(b"ok")
