@@ -22,6 +22,7 @@ import httptools
 from balancer import tcp
 from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
 from balancer.headers import Headers
+from balancer.settings import Address
 from balancer.upstream import Body, Timeouts, UpstreamRequest
 
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also
@@ -49,15 +50,16 @@ class MemberConnection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_acknowledged", "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_parser",
-        "_patience", "_progress", "_pump", "_received", "_repeatable", "_response", "_reused", "_socket", "_spoilt",
-        "_timeouts", "_transport", "_upload_done", "_writable", "idle_since", "lost", "owner", "paused",
+        "_acknowledged", "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_owner",
+        "_parser", "_patience", "_progress", "_pump", "_received", "_repeatable", "_response", "_reused", "_socket",
+        "_spoilt", "_timeouts", "_transport", "_upload_done", "_writable", "address", "idle_since", "lost", "paused",
     )  # fmt: skip
 
-    def __init__(self, timeouts: Timeouts, owner: Owner) -> None:
+    def __init__(self, address: Address, timeouts: Timeouts, owner: Owner) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeouts = timeouts
-        self.owner = owner
+        self._owner = owner
+        self.address = address
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._response: Response | None = None
@@ -163,7 +165,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._response = None
         if not self.lost:
             self.lost = True
-            self.owner.lost(self)
+            self._owner.lost(self)
             self._transport.abort()
 
     def resume(self) -> None:
@@ -235,7 +237,7 @@ class MemberConnection(asyncio.BufferedProtocol):
             self.abort()
         else:
             self._reused = True
-            self.owner.ended(self)
+            self._owner.ended(self)
         response.arrived()
 
     def eof_received(self) -> None:
@@ -254,7 +256,7 @@ class MemberConnection(asyncio.BufferedProtocol):
                 self._fail(self._died(error))
         if not self.lost:
             self.lost = True
-            self.owner.lost(self)
+            self._owner.lost(self)
 
     def pause_writing(self) -> None:
         self._writable = self._loop.create_future()

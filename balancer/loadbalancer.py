@@ -17,7 +17,7 @@ from balancer.native_upstream import NativeUpstream
 from balancer.policies import RoundRobin
 from balancer.probes import Probe, Prober, make_probe
 from balancer.proxy import Proxy, Receive, Scope, Send
-from balancer.settings import Settings
+from balancer.settings import Address, Settings
 from balancer.upstream import Timeouts, Upstream
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,9 @@ class LoadBalancer:
         )
         self.dispatcher = Dispatcher(settings, self.membership, RoundRobin(), self.upstream, on_done, clock)
         self.proxy = Proxy(self.dispatcher)
+        self._probe = probe or make_probe(settings)
         self._prober = Prober(
-            probe or make_probe(settings),
+            self._probe,
             self.membership,
             settings.health_interval,
             clock,
@@ -64,6 +65,7 @@ class LoadBalancer:
             deliver=self._deliver,
         )
         self._loops: list[asyncio.Task[None]] = []
+        self._farewells: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.proxy(scope, receive, send)
@@ -75,9 +77,10 @@ class LoadBalancer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for loop in self._loops:
-            loop.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        tasks = [*self._loops, *self._farewells]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.upstream.close()
 
     def _deliver(self, snapshot: Snapshot) -> None:
@@ -87,9 +90,19 @@ class LoadBalancer:
         change = self.membership.reconcile(snapshot)
         for member in change.left:
             self.upstream.forget(member.address)
+            if member.in_flight:
+                farewell = asyncio.get_running_loop().create_task(self._look_once_more(member.address))
+                self._farewells.add(farewell)
+                farewell.add_done_callback(self._farewells.discard)
         if change.joined:
             log.info("joining: %s", ", ".join(str(it.address) for it in change.joined))
             self._prober.hurry(change.joined)
+
+    async def _look_once_more(self, address: Address) -> None:
+        """A member that left DNS may be finishing its requests, or be cut off from the network and never answer."""
+        event, _ = await self._probe(address)
+        if event in HUNG:
+            self.upstream.give_up(address)
 
     def _flipped(self, member: Member, before: State, event: Event) -> None:
         level = logging.DEBUG if State.SUSPECT in (before, member.state) else logging.INFO

@@ -75,7 +75,7 @@ class NativeUpstream:
         try:
             async with asyncio.timeout(self._timeouts.connect):
                 _, connection = await loop.create_connection(
-                    lambda: MemberConnection(self._timeouts, link), address.host, address.port
+                    lambda: MemberConnection(address, self._timeouts, link), *address
                 )
         except TimeoutError:
             raise ConnectFailed(f"no connection within {self._timeouts.connect:g} s") from None
@@ -101,8 +101,7 @@ class NativeUpstream:
             memory.trim()
 
     def give_up(self, address: Address) -> None:
-        link = self._links.get(address)
-        for connection in [it for it in self._active if it.owner is link]:
+        for connection in [it for it in self._active if it.address == address]:
             connection.give_up()
 
     def forget(self, address: Address) -> None:

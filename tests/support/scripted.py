@@ -33,12 +33,15 @@ class ScriptedResolver:
 
 
 class ScriptedProbe:
-    """Every member is up, except the ones in ``down``."""
+    """Every member is up, except that those in ``down`` refuse and those in ``silent`` do not answer."""
 
     def __init__(self, down: Iterable[Address] = ()) -> None:
         self.down = set(down)
+        self.silent: set[Address] = set()
 
     async def __call__(self, address: Address) -> Verdict:
         if address in self.down:
             return Event.REFUSED, "connection refused"
+        if address in self.silent:
+            return Event.UNREACHABLE, "no answer in time"
         return Event.PROBE_OK, "accepts connections"

@@ -13,6 +13,7 @@ from balancer.dispatch import Record
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.native_upstream import NativeUpstream
+from balancer.probes import Probe
 from balancer.server import Listener, make_listener
 from balancer.settings import Address, Settings
 from balancer.upstream import Timeouts, Upstream
@@ -175,6 +176,7 @@ async def balance(
     *members: Member | Address,
     resolve: Resolve | None = None,
     upstream: Upstream | None = None,
+    probe: Probe | None = None,
     wait: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Running]:
@@ -187,6 +189,7 @@ async def balance(
         effective,
         resolve=resolve or ScriptedResolver(*addresses),
         upstream=upstream or upstream_class(limits),
+        probe=probe,
         on_done=records.append,
     )
     sock = listen("BIND", Address("127.0.0.1", 0))
