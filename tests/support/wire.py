@@ -14,7 +14,7 @@ from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.native_upstream import NativeUpstream
 from balancer.probes import Probe
-from balancer.server import Listener, make_listener
+from balancer.server import make_listener
 from balancer.settings import Address, Settings
 from balancer.upstream import Timeouts, Upstream
 from tests.support.scripted import ScriptedResolver
@@ -137,11 +137,10 @@ class Member:
 class Running:
     """A balancer that serves on ``address``. ``records`` has a record for every finished request."""
 
-    def __init__(self, balancer: LoadBalancer, address: Address, records: list[Record], listener: Listener) -> None:
+    def __init__(self, balancer: LoadBalancer, address: Address, records: list[Record]) -> None:
         self.balancer = balancer
         self.address = address
         self.records = records
-        self.listener = listener
 
     @property
     def url(self) -> str:
@@ -197,7 +196,7 @@ async def balance(
     async with balancer:
         listener = make_listener(balancer, keepalive=75, drain_limit=1)
         serving = asyncio.create_task(listener.serve(sockets=[sock]))
-        running = Running(balancer, address, records, listener)
+        running = Running(balancer, address, records)
         try:
             if wait:
                 await running.available(len(addresses))
