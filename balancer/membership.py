@@ -98,6 +98,9 @@ class Change:
     joined: Sequence[Member] = ()
     left: Sequence[Member] = ()
 
+    def __bool__(self) -> bool:
+        return bool(self.joined or self.left)
+
 
 @dataclass(slots=True)
 class _Family:
