@@ -6,6 +6,8 @@ Rules:
 * That a connection is dead is learnt from ``connection_lost``; nobody ever asks it.
 * A response's end is where RFC 9112 section 6.3 says: nothing after HEAD, 204 and 304, else chunked, else
   Content-Length, else the close of the connection. What cannot be framed is a ProtocolViolation.
+* A 101 that was asked for ends HTTP on the connection: what follows is passed on as it is, both ways, and
+  no limit of HTTP applies to it (RFC 9110 section 7.8). One that was not asked for is a ProtocolViolation.
 * Limits are kept by ``overdue``, which the pool calls a few times a second; there is no timer for
   an exchange, let alone for a piece of body.
 * All connections read into one buffer, whose size bounds what a single read can bring.
@@ -22,8 +24,9 @@ import httptools
 from balancer import tcp
 from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
 from balancer.headers import Headers
+from balancer.request import Body
 from balancer.settings import Address
-from balancer.upstream import Body, Timeouts, UpstreamRequest
+from balancer.upstream import Timeouts, UpstreamRequest
 
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also
 # what a slow client costs here; it costs a few times as much in the server's own write buffer.
@@ -52,7 +55,8 @@ class MemberConnection(asyncio.BufferedProtocol):
     __slots__ = (
         "_acknowledged", "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_owner",
         "_parser", "_patience", "_progress", "_pump", "_received", "_repeatable", "_response", "_reused", "_socket",
-        "_spoilt", "_timeouts", "_transport", "_upload_done", "_writable", "address", "idle_since", "lost", "paused",
+        "_spoilt", "_timeouts", "_transport", "_upgrade", "_upload_done", "_writable", "address", "idle_since",
+        "lost", "paused",
     )  # fmt: skip
 
     def __init__(self, address: Address, timeouts: Timeouts, owner: Owner) -> None:
@@ -79,6 +83,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._progress = False
         self._received = False
         self._repeatable = False
+        self._upgrade = False
         # The kernel's count of acknowledged bytes before a request that must not run twice was written.
         self._acknowledged: int | None = None
         self._reused = False
@@ -96,6 +101,7 @@ class MemberConnection(asyncio.BufferedProtocol):
             data += b"0\r\n\r\n"
         response = self._response = Response(self, request.method == "HEAD")
         self._repeatable = request.repeatable
+        self._upgrade = bool(request.upgrade)
         self._received = False
         self._acknowledged = None
         if self._reused and rest is None and not request.repeatable and len(data) <= tcp.ONE_SEGMENT:
@@ -172,7 +178,15 @@ class MemberConnection(asyncio.BufferedProtocol):
         """The client has caught up."""
         self.paused = False
         self._transport.resume_reading()
-        self._expect_life(self._timeouts.idle)
+        if not (self._response and self._response.switched):
+            self._expect_life(self._timeouts.idle)
+
+    async def write(self, data: bytes) -> None:
+        """Bytes of the protocol switched to."""
+        if self._writable:
+            await self._writable
+        if not self.lost:
+            self._transport.write(data)
 
     def _expect_life(self, within: float) -> None:
         self._patience = within
@@ -208,9 +222,15 @@ class MemberConnection(asyncio.BufferedProtocol):
             return
         self._progress = self._received = True
         try:
-            self._parser.feed_data(_view[:count])
-        except httptools.HttpParserUpgrade:
-            self._spoilt = "the member switched protocols unasked"
+            if response.switched:
+                response.pieces.append(bytes(_view[:count]))
+            else:
+                self._parser.feed_data(_view[:count])
+        except httptools.HttpParserUpgrade as upgrade:
+            if not response.switched:
+                self._spoilt = "the member switched protocols unasked"
+            elif upgrade.args[0] < count:
+                response.pieces.append(bytes(_view[upgrade.args[0] : count]))
         except httptools.HttpParserError as error:
             # Nonsense after a complete response does not make the response nonsense.
             self._spoilt = str(error)
@@ -291,6 +311,10 @@ class MemberConnection(asyncio.BufferedProtocol):
         status = self._parser.get_status_code()
         headers, self._headers = self._headers, []
         self._informational = status < 200
+        if status == 101 and self._upgrade:
+            response.status, response.headers, response.started, response.switched = status, headers, True, True
+            self._deadline = inf
+            return
         if self._informational:
             self._chunked = self._length = False
             return
@@ -326,7 +350,7 @@ class Response:
 
     __slots__ = (
         "_connection", "_error", "_waiter", "closes", "complete", "headers", "is_head", "pieces", "started",
-        "status",
+        "status", "switched",
     )  # fmt: skip
 
     def __init__(self, connection: MemberConnection, is_head: bool) -> None:
@@ -340,6 +364,8 @@ class Response:
         self.started = False
         self.complete = False
         self.closes = False
+        # The connection does not speak HTTP any more.
+        self.switched = False
         # Body that nobody has taken yet.
         self.pieces: list[bytes] = []
 
@@ -360,6 +386,11 @@ class Response:
             self._connection.resume()
         # An error may wait behind pieces that arrived before it.
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), not self.complete
+
+    async def write(self, data: bytes) -> None:
+        if self._error:
+            raise self._error
+        await self._connection.write(data)
 
     async def close(self) -> None:
         self.abandon()

@@ -16,11 +16,13 @@ from balancer import retry
 from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
 from balancer.headers import Headers, RequestHeaders, response_headers
 from balancer.health import Event
-from balancer.hold import Hold
+from balancer.hold import Claim, Hold
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
+from balancer.request import Body, Request
 from balancer.settings import Address, Settings
-from balancer.upstream import Body, Upstream, UpstreamRequest, UpstreamResponse
+from balancer.slots import Slots
+from balancer.upstream import Upstream, UpstreamRequest, UpstreamResponse
 
 # A request body up to this size stays in hand, so that the request can be sent again.
 REPLAY_BYTES = 64 * 1024
@@ -28,21 +30,9 @@ REPLAY_BYTES = 64 * 1024
 # What the log gives as the status of a request whose client left before there was one (nginx's number).
 CLIENT_GONE = 499
 
+SWITCHING_PROTOCOLS = 101
+
 Clock = Callable[[], float]
-
-
-@dataclass(slots=True)
-class Request:
-    """A client's request. ``client`` is the peer's IP address, or "" where there is none."""
-
-    method: str
-    target: bytes
-    headers: Headers
-    client: str
-    scheme: str = "http"
-    body: Body | None = None
-    # The body's length is not announced: it goes on in chunks.
-    chunked: bool = False
 
 
 class Sink(Protocol):
@@ -53,6 +43,12 @@ class Sink(Protocol):
 
     async def write(self, data: bytes, more: bool) -> None:
         """A piece of the body; ``more`` is false for the last."""
+
+    async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
+        """The member has switched protocols, as the request asked: pass everything on, both ways, to the end.
+
+        ``count`` is told of bytes that went to the client.
+        """
 
 
 @dataclass(slots=True)
@@ -80,10 +76,15 @@ class ReplayableBody:
     def __init__(self, source: Body) -> None:
         self._source = source
         self._kept: list[bytes] = []
-        self._size = 0
+        self._size = 0  # of what has been read from the source so far
         self._position = 0
         self._source_ended = False
         self.in_hand = True
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return self._size if self.in_hand else 0
 
     def rewind(self) -> None:
         self._position = 0
@@ -130,8 +131,11 @@ class Dispatcher:
         self._on_done = on_done
         self._clock = clock
         self._request_headers = RequestHeaders(settings.trusted_proxies)
-        self._built_for = -1
-        self.hold = Hold(settings.hold_max)
+        self._budget = retry.Budget()
+        self.hold = Hold(settings.hold_max, settings.hold_bytes)
+        self._slots = Slots(membership, policy, self.hold, settings.max_requests_per_member)
+        # Who is available has changed: those who wait get members as long as there are some.
+        self.wake = self._slots.wake
 
     async def handle(self, request: Request, sink: Sink) -> None:
         """Answer the request.
@@ -140,6 +144,7 @@ class Dispatcher:
         must break the client's connection rather than end it cleanly.
         """
         record = Record(request, self._clock())
+        self._budget.request(record.started)
         try:
             await self._exchange(request, sink, record)
         except Refusal as refusal:
@@ -163,33 +168,29 @@ class Dispatcher:
         outgoing = UpstreamRequest(
             request.method,
             request.target,
-            self._request_headers(request.headers, request.client, request.scheme, request.chunked),
+            self._request_headers(request.headers, request.client, request.scheme, request.chunked, request.upgrade),
             body,
             request.chunked,
             repeatable=request.method in retry.IDEMPOTENT,
+            upgrade=request.upgrade,
         )
+        claim = Claim(request)
         hold_until = record.started + self._settings.hold_seconds
-        tried: set[Member] = set()
         repeats = 0
         while True:
-            member = self._choose(tried)
-            if member is None:
-                await self._wait_for_member(hold_until, record)
-                tried.clear()
-                continue
+            member = self._slots.take(claim) or await self._wait_for_member(claim, body, hold_until, record)
             record.member = member.address
-            member.in_flight += 1
-            member.requests += 1
             try:
                 try:
                     response = await self._upstream.send(member.address, outgoing)
                 except Fault as fault:
                     record.tries.append(f"{member.address}: {fault}")
-                    tried.add(member)
+                    claim.tried.add(member)
                     if isinstance(fault, ConnectFailed):
                         event = Event.REFUSED if fault.refused else Event.UNREACHABLE
-                        self._membership.observe(member, event, self._clock(), str(fault))
-                    refusal = retry.decide(fault, request.method, body is None or body.in_hand, repeats)
+                        self._membership.observe(member, event, self._clock(), str(fault), by_request=True)
+                    in_hand = body is None or body.in_hand
+                    refusal = retry.decide(fault, request.method, in_hand, repeats, self._afford_repeat)
                     if refusal:
                         raise refusal from fault
                     if fault.sent:
@@ -204,32 +205,47 @@ class Dispatcher:
                         body.rewind()
                     continue
                 self._membership.answered(member, response.closes, self._clock())
-                await _relay(response, sink, record)
+                await _relay(response, sink, record, self._policy.mark(request, member))
                 return
             finally:
-                member.in_flight -= 1
+                self._slots.give_back(member)
 
-    def _choose(self, tried: set[Member]) -> Member | None:
-        if self._built_for != self._membership.generation:
-            self._built_for = self._membership.generation
-            self._policy.build(self._membership.available)
-        return self._policy.choose(tried)
+    def _afford_repeat(self) -> bool:
+        return self._budget.spend(self._clock())
 
-    async def _wait_for_member(self, until: float, record: Record) -> None:
-        """Hold the request while nobody is available, in order of arrival."""
+    async def _wait_for_member(self, claim: Claim, body: ReplayableBody | None, until: float, record: Record) -> Member:
+        """Hold the request, in order of arrival, until a member can take it. Raises Refusal if none can."""
         began = self._clock()
-        awake = asyncio.Event()
-        ticket = self.hold.enter(awake.set)
+        given: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+
+        def give(member: Member) -> bool:
+            if given.done():
+                return False
+            given.set_result(member)
+            return True
+
+        claim.give = give
+        claim.in_hand = body.size if body else 0
         try:
+            self.hold.enter(claim, until - began, moving=bool(self._membership.available))
             async with asyncio.timeout(max(0.0, until - began)):
-                while not self._membership.available:
-                    awake.clear()
-                    await awake.wait()
-        except TimeoutError:
-            raise _nobody(record) from None
+                await given
+        except (Refusal, TimeoutError) as error:
+            if not given.done() or given.cancelled():
+                if member := self._slots.last_resort(claim):
+                    return member
+                if isinstance(error, Refusal):
+                    raise
+                raise (_overloaded() if self._membership.available else _nobody(record)) from None
+        except asyncio.CancelledError:
+            if given.done() and not given.cancelled():
+                self._slots.give_back(given.result())
+            raise
         finally:
-            self.hold.leave(ticket)
+            self.hold.leave(claim)
             record.held += self._clock() - began
+        self.hold.served(claim, self._clock() - began)
+        return given.result()
 
 
 def _nobody(record: Record) -> Refusal:
@@ -237,10 +253,22 @@ def _nobody(record: Record) -> Refusal:
     return Refusal(503, "no_member", f"no member became available in time{last}", retry_after=1)
 
 
-async def _relay(response: UpstreamResponse, sink: Sink, record: Record) -> None:
+def _overloaded() -> Refusal:
+    return Refusal(503, "overloaded", "every member was busy all the time", retry_after=1)
+
+
+async def _relay(response: UpstreamResponse, sink: Sink, record: Record, marks: Headers) -> None:
     try:
         record.status = response.status
-        await sink.start(response.status, response_headers(response.headers))
+        headers = response_headers(response.headers) + marks
+        if response.status == SWITCHING_PROTOCOLS:
+
+            def count(passed: int) -> None:
+                record.body_bytes += passed
+
+            await sink.switch(response, headers, count)
+            return
+        await sink.start(response.status, headers)
         more = True
         while more:
             piece, more = await response.read()

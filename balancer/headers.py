@@ -78,6 +78,17 @@ def has_body(headers: Headers) -> bool:
     return False
 
 
+def cookie(headers: Headers, name: bytes) -> bytes:
+    """The value of the first cookie of that name (RFC 6265 section 4.2), or b""."""
+    for field, value in headers:
+        if field == b"cookie" and name in value:
+            for pair in value.split(b";"):
+                key, _, text = pair.strip().partition(b"=")
+                if key == name:
+                    return text
+    return b""
+
+
 class RequestHeaders:
     """Turns a client's request fields into those that a member gets.
 
@@ -97,11 +108,13 @@ class RequestHeaders:
         mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
         return any(address in network or (mapped and mapped in network) for network in self._trusted)
 
-    def __call__(self, headers: Headers, client: str, scheme: str, chunked: bool = False) -> Headers:
+    def __call__(
+        self, headers: Headers, client: str, scheme: str, chunked: bool = False, upgrade: bytes = b""
+    ) -> Headers:
         """The fields for the member, without hop-by-hop ones and with the forwarding ones.
 
         ``client``: the peer's IP address, or "" where there is none (a Unix socket).
-        ``chunked``: the body's length is unknown, so it goes on in chunks.
+        ``chunked``: the body's length is unknown, so it goes on in chunks. ``upgrade``: the protocol to ask for.
         """
         passed: Headers = []
         connection: list[bytes] = []
@@ -126,7 +139,16 @@ class RequestHeaders:
         passed += _forwarding(forwarding, client.encode("ascii", "replace"), scheme.encode("ascii"), host)
         if chunked:
             passed.append((b"transfer-encoding", b"chunked"))
+        if upgrade:
+            passed += [(b"connection", b"upgrade"), (b"upgrade", upgrade)]
         return passed
+
+    def origin(self, headers: Headers, client: str) -> str:
+        """The address that the request came from: beyond the trusted proxies, as far as they tell."""
+        hops = [hop.strip() for name, value in headers if name == b"x-forwarded-for" for hop in value.split(b",")]
+        while hops and self.trusts(client):
+            client = hops.pop().decode("latin-1")
+        return client
 
 
 def _forwarding(known: dict[bytes, list[bytes]], client: bytes, scheme: bytes, host: bytes) -> Headers:

@@ -1,37 +1,79 @@
-"""The queue of requests that wait while no member is available. No I/O: the caller brings the waking."""
+"""The queue of requests that wait for a member. No I/O: the caller brings the waking.
+
+Bounded three ways, so that neither patience nor memory runs out: by the number of requests, by the
+bytes of their bodies that are in hand, and (while the queue moves) by the wait that the pace of the
+last ones promises: whoever would not have a turn in time is told so at once, not after that time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from balancer.errors import Refusal
+from balancer.membership import Member
+from balancer.request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """One request's claim to a member. ``tried``: those that failed it, who get it again only if nobody else can.
+
+    ``give``: called with the member when the wait is over; returns False if nobody waits any more.
+    ``place``: how many waited in front when it joined the queue.
+    """
+
+    request: Request
+    tried: set[Member] = field(default_factory=set)
+    give: Callable[[Member], bool] = lambda member: False
+    in_hand: int = 0
+    place: int = 0
 
 
 class Hold:
-    """Bounded, first come first served.
+    """First come, first served."""
 
-    A request keeps its place until it leaves, so that one that was woken for nothing is still in front.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._waiting: dict[object, Callable[[], None]] = {}
+    def __init__(self, limit: int, bytes_limit: int) -> None:
+        self._limit = limit
+        self._bytes_limit = bytes_limit
+        self._waiting: dict[Claim, None] = {}
+        self._bytes = 0
+        # Seconds that each place in front cost the one served last; 0 while that is not known.
+        self._pace = 0.0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def enter(self, wake: Callable[[], None]) -> object:
-        """Join the queue; returns the ticket to leave with. Raises Refusal when the queue is full."""
-        if len(self._waiting) >= self.limit:
-            raise Refusal(503, "hold_full", f"no member is available and {self.limit} requests wait already", 1)
-        ticket = object()
-        self._waiting[ticket] = wake
-        return ticket
+    def enter(self, claim: Claim, patience: float, moving: bool) -> None:
+        """Join the queue. Raises Refusal where there is no use or no room.
 
-    def leave(self, ticket: object) -> None:
-        self._waiting.pop(ticket, None)
+        ``patience``: seconds that the request can wait. ``moving``: it waits for a turn, not for somebody to come up.
+        """
+        place = len(self._waiting)
+        if place >= self._limit:
+            raise Refusal(503, "hold_full", f"{self._limit} requests wait for a member already", retry_after=1)
+        if self._bytes + claim.in_hand > self._bytes_limit:
+            raise Refusal(503, "hold_full", f"the requests that wait hold {self._bytes} bytes already", retry_after=1)
+        if moving and self._pace * place > patience:
+            words = f"every member is busy, and the wait would be {self._pace * place:.1f} s"
+            raise Refusal(503, "overloaded", words, retry_after=1)
+        claim.place = place
+        self._waiting[claim] = None
+        self._bytes += claim.in_hand
 
-    def wake(self) -> None:
-        """A member is available: everybody looks again, in order of arrival."""
-        for wake in list(self._waiting.values()):
-            wake()
+    def leave(self, claim: Claim) -> None:
+        """No longer wait; a claim that does not wait may leave, too."""
+        if claim in self._waiting:
+            del self._waiting[claim]
+            self._bytes -= claim.in_hand
+            if not self._waiting:
+                self._pace = 0.0
+
+    def first(self) -> Claim | None:
+        """The one that has waited longest."""
+        return next(iter(self._waiting), None)
+
+    def served(self, claim: Claim, waited: float) -> None:
+        """A claim had its turn after so many seconds."""
+        if self._waiting and claim.place:
+            self._pace = waited / claim.place

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import httpcore
 import httpx
 
 from balancer.errors import (
@@ -27,11 +28,15 @@ from balancer.errors import (
     TruncatedResponse,
 )
 from balancer.headers import Headers, announces_close
+from balancer.request import Body
 from balancer.settings import Address
-from balancer.upstream import Body, Timeouts, UpstreamRequest
+from balancer.upstream import Timeouts, UpstreamRequest
 
 # Below the 5 s after which a uvicorn member closes an idle connection.
 KEEPALIVE_SECONDS = 4.0
+
+# How much is read at once of a protocol that a member switched to.
+READ_SIZE = 32 * 1024
 
 # httpcore's own words for an end of file where a response head was due.
 _CLOSED_SILENTLY = "Server disconnected"
@@ -74,7 +79,7 @@ class HttpxUpstream:
             self._release(link)
             raise
         limits["read"] = self._timeouts.idle
-        return _Response(response, lambda: self._release(link))
+        return _Response(response, self._timeouts.idle, lambda: self._release(link))
 
     def forget(self, address: Address) -> None:
         link = self._links.pop(address, None)
@@ -112,7 +117,8 @@ class _Link:
 
 
 class _Response:
-    def __init__(self, response: httpx.Response, release: Callable[[], None]) -> None:
+    def __init__(self, response: httpx.Response, idle: float, release: Callable[[], None]) -> None:
+        self._idle = idle
         self.status = response.status_code
         self.headers: Headers = [(name.lower(), value) for name, value in response.headers.raw]
         self.closes = announces_close(self.headers)
@@ -120,15 +126,27 @@ class _Response:
         self._release: Callable[[], None] | None = release
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
+        # The other protocol's bytes, where the member switched to one.
+        self._network = response.extensions["network_stream"] if response.status_code == 101 else None
 
     async def read(self) -> tuple[bytes, bool]:
         try:
+            if self._network:
+                data = bytes(await self._network.read(READ_SIZE, timeout=None))
+                return data, bool(data)
             async for piece in self._pieces:
                 if piece:
                     return piece, True
-        except (httpx.TransportError, OSError) as error:
+        except (httpx.TransportError, httpcore.NetworkError, OSError) as error:
             raise TruncatedResponse(str(error) or type(error).__name__) from error
         return b"", False
+
+    async def write(self, data: bytes) -> None:
+        assert self._network, "the member has not switched protocols"
+        try:
+            await self._network.write(data, timeout=self._idle)
+        except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
+            raise TruncatedResponse(str(error) or type(error).__name__) from error
 
     async def close(self) -> None:
         release, self._release = self._release, None

@@ -14,11 +14,12 @@ from balancer.dispatch import Clock, Dispatcher, Record
 from balancer.health import HUNG, Event, State
 from balancer.membership import Member, Membership, Snapshot
 from balancer.native_upstream import NativeUpstream
-from balancer.policies import RoundRobin
+from balancer.policies import make_policy
 from balancer.probes import Probe, Prober, make_probe
-from balancer.proxy import Proxy, Receive, Scope, Send
+from balancer.proxy import Proxy
 from balancer.settings import Address, Settings
 from balancer.upstream import Timeouts, Upstream
+from balancer.visit import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ class LoadBalancer:
         rng: Random | None = None,
     ) -> None:
         self.settings = settings
-        self.membership = Membership(on_flip=self._flipped)
+        rng = rng or Random()
+        self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
         self.snapshot: Snapshot | None = None
         self.upstream = upstream or NativeUpstream(
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
-        self.dispatcher = Dispatcher(settings, self.membership, RoundRobin(), self.upstream, on_done, clock)
+        policy = make_policy(settings, rng)
+        self.dispatcher = Dispatcher(settings, self.membership, policy, self.upstream, on_done, clock)
         self.proxy = Proxy(self.dispatcher)
         self._probe = probe or make_probe(settings)
         self._prober = Prober(
@@ -55,7 +58,7 @@ class LoadBalancer:
             self.membership,
             settings.health_interval,
             clock,
-            rng or Random(),
+            rng,
             asks_path=settings.health_path is not None,
         )
         self._discovery = Discovery(
@@ -88,6 +91,7 @@ class LoadBalancer:
         if before is None or before.describe() != snapshot.describe():
             log.info("DNS for %s: %s", self.settings.alias, snapshot.describe())
         change = self.membership.reconcile(snapshot)
+        self.dispatcher.wake()  # SRV's priorities may have changed without anybody's state.
         for member in change.left:
             self.upstream.forget(member.address)
             if member.in_flight:
@@ -108,7 +112,7 @@ class LoadBalancer:
         level = logging.DEBUG if State.SUSPECT in (before, member.state) else logging.INFO
         log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
         if self.membership.available:
-            self.dispatcher.hold.wake()
+            self.dispatcher.wake()
         else:
             self._discovery.hurry()
             self._prober.hurry(self.membership.members.values())

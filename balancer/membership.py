@@ -65,11 +65,12 @@ class Snapshot:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A container behind the alias. ``since``, ``probe_at`` and ``probed_at`` are clock readings in seconds.
+    """A container behind the alias. Times (``since``, ``warm_since``, ``probe_at``, ``probed_at``) are clock readings.
 
-    ``answered``: it has answered a request since it was last due for a probe. ``keeps_alive``: it has
-    let a connection stay open after a response; ``closes``: responses in a row that announced the
-    end of theirs.
+    ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
+    answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
+    open after a response; ``closes``: responses in a row that announced the end of theirs.
+    ``accused``: it is down because requests failed to connect, and no probe has looked since.
     """
 
     endpoint: Endpoint
@@ -85,6 +86,12 @@ class Member:
     answered: bool = False
     keeps_alive: bool = False
     closes: int = 0
+    accused: bool = False
+    warm_since: float = 0.0
+    weight: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weight = self.endpoint.weight
 
     @property
     def address(self) -> Address:
@@ -114,15 +121,19 @@ class _Family:
 class Membership:
     """The members and their states.
 
+    ``slow_start``: seconds in which the weight of a member that came up rises to its full value.
     ``on_flip``: called with a member, its previous state and the event after every change of state.
     ``generation`` counts the changes of who may be chosen, so that a policy knows when to rebuild.
     """
 
     on_flip: Callable[[Member, State, Event], None] = lambda member, before, event: None
     members: dict[Address, Member] = field(default_factory=dict)
+    slow_start: float = 0.0
     generation: int = 0
     _families: dict[str, _Family] = field(default_factory=dict)
     _available: tuple[Member, ...] | None = ()
+    _available_set: frozenset[Member] = frozenset()
+    _warming: set[Member] = field(default_factory=set)
 
     @property
     def available(self) -> tuple[Member, ...]:
@@ -136,7 +147,16 @@ class Membership:
             self._available = tuple(
                 sorted((it for it in fit if it.endpoint.priority == best), key=lambda member: member.address)
             )
+            self._available_set = frozenset(self._available)
         return self._available
+
+    def is_available(self, member: Member) -> bool:
+        """Whether it is one of ``available``; costs the same however many there are."""
+        return bool(self.available) and member in self._available_set
+
+    def accused(self) -> list[Member]:
+        """The members that are down by the evidence of failed requests alone."""
+        return [it for it in self._in_state(State.DOWN) if it.accused]
 
     def _in_state(self, state: State) -> list[Member]:
         return [it for it in self.members.values() if it.state is state]
@@ -180,16 +200,41 @@ class Membership:
             member = self.members[endpoint.address]
             if member.endpoint != endpoint:
                 member.endpoint = endpoint
+                if member not in self._warming:
+                    member.weight = endpoint.weight
                 self._changed()
 
-    def observe(self, member: Member, event: Event, now: float, reason: str = "") -> None:
-        """Take in what happened to a member; ``reason`` is the event's own words where there are better ones."""
+    def warm_up(self, now: float) -> None:
+        """Raise the weights of the members that are new, a tenth at a time."""
+        for member in list(self._warming):
+            part = min(1.0, max(1, int(10 * (now - member.warm_since) / self.slow_start)) / 10)
+            if part == 1.0:
+                self._warming.discard(member)
+            weight = member.endpoint.weight * part
+            if member.weight != weight:
+                member.weight = weight
+                self._changed()
+
+    def observe(self, member: Member, event: Event, now: float, reason: str = "", *, by_request: bool = False) -> None:
+        """Take in what happened to a member; ``reason`` is the event's own words where there are better ones.
+
+        ``by_request``: a user's request met with it, not a probe.
+        """
+        if not by_request:
+            member.accused = False
         before = member.state
         after = TRANSITIONS[before].get(event)
         if after is None or after is before:
             return
         member.state, member.reason, member.since = after, reason or event.value, now
         member.closes = 0
+        member.accused = by_request and after is State.DOWN
+        if after is State.UP and before in (State.JOINING, State.DOWN) and self.slow_start:
+            member.warm_since = now
+            self._warming.add(member)
+            self.warm_up(now)
+        elif after in (State.DOWN, State.LEAVING):
+            self._warming.discard(member)
         self._changed()
         self.on_flip(member, before, event)
 
@@ -202,7 +247,7 @@ class Membership:
         elif member.keeps_alive:
             member.closes += 1
             if member.closes >= CLOSES_TO_SUSPECT:
-                self.observe(member, Event.CLOSE_ANNOUNCED, now)
+                self.observe(member, Event.CLOSE_ANNOUNCED, now, by_request=True)
 
     def _changed(self) -> None:
         self._available = None

@@ -91,6 +91,7 @@ class Prober:
             while True:
                 self._hurry.clear()
                 now = self._clock()
+                self._membership.warm_up(now)
                 for member in self._membership.members.values():
                     if member.probe_at <= now and not member.probing:
                         if self._spare(member):

@@ -11,44 +11,48 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
-from balancer.dispatch import Dispatcher, Request, refuse
+from balancer.dispatch import Dispatcher, refuse
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.headers import Headers, has_body
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from balancer.request import Request
+from balancer.upstream import UpstreamResponse
+from balancer.visit import Receive, Scope, Send, Visit, client, target
+from balancer.websocket import WebSocketVisit
 
 WATCH_SECONDS = 0.4
 
 
 class Proxy:
-    """Serves every HTTP request of its scope through the dispatcher."""
+    """Serves every HTTP request and every WebSocket of its scope through the dispatcher."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._visits: set[_Visit] = set()
+        self._visits: set[Visit] = set()
         self._watching = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise RuntimeError(f"the balancer serves HTTP, not {scope['type']!r}")
         loop = self._loop = self._loop or asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task
-        visit = _Visit(scope, receive, send, task)
+        visit: _HttpVisit | WebSocketVisit
+        if scope["type"] == "http":
+            visit = _HttpVisit(scope, receive, send, task)
+            request = _request(scope, visit)
+        elif scope["type"] == "websocket":
+            visit = WebSocketVisit(scope, receive, send, task)
+            request = await visit.request()
+        else:
+            raise RuntimeError(f"the balancer serves HTTP and WebSocket, not {scope['type']!r}")
         self._visits.add(visit)
         if not self._watching:
             self._watching = True
             loop.call_later(WATCH_SECONDS, self._watch)
         try:
-            await self._dispatcher.handle(_request(scope, visit), visit)
+            await self._dispatcher.handle(request, visit)
         except (TruncatedResponse, ClientGone):
             pass  # To return with the response incomplete makes the server break the connection.
         except asyncio.CancelledError:
@@ -66,6 +70,11 @@ class Proxy:
         """Requests in progress."""
         return len(self._visits)
 
+    async def leave_websockets(self) -> None:
+        """The balancer is about to exit: close every WebSocket with 1001, which none would do by itself."""
+        visits = [it for it in self._visits if isinstance(it, WebSocketVisit)]
+        await asyncio.gather(*(it.go_away() for it in visits))
+
     def cut(self) -> None:
         """The balancer is about to exit: end every request still in progress, those without a response by a 503."""
         for visit in self._visits:
@@ -80,22 +89,19 @@ class Proxy:
             loop.call_later(WATCH_SECONDS, self._watch)
 
 
-class _Visit:
-    """One request of one client: the source of its body and the sink of its response."""
+class _HttpVisit(Visit):
+    """A plain request: the source of its body and the sink of its response."""
 
-    __slots__ = ("_receive", "_send", "_watcher", "began", "cancelled", "ended", "refusal", "started", "task")
+    __slots__ = ("ended",)
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
-        self._receive = receive
-        self._send = send
-        self._watcher: asyncio.Task[None] | None = None
-        self.task: asyncio.Task[Any] | None = task
-        self.began = time.monotonic()
+        super().__init__(receive, send, task)
         # The wait for a disconnect and the reading of the body share one channel: first the body.
         self.ended = not _carries_body(scope)
-        self.started = False
-        self.cancelled = False
-        self.refusal: Refusal | None = None
+
+    @property
+    def watchable(self) -> bool:
+        return self.ended
 
     async def read(self) -> bytes:
         while not self.ended:
@@ -121,24 +127,13 @@ class _Visit:
             self.task = None
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
-    def watch(self, began_before: float) -> None:
-        if self._watcher is None and self.task and self.ended and self.began <= began_before:
-            self._watcher = asyncio.get_running_loop().create_task(self._await_disconnect())
-
-    def unwatch(self) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
+    async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
+        raise AssertionError("a plain request does not ask for another protocol")
 
     async def _await_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.end()
-
-    def end(self, refusal: Refusal | None = None) -> None:
-        """Cancel the request; ``refusal`` is what the client is told if its response has not begun."""
-        if not self.cancelled and self.task:
-            self.cancelled, self.refusal = True, refusal
-            self.task.cancel(refusal.token if refusal else "client_gone")
 
 
 def _carries_body(scope: Scope) -> bool:
@@ -146,15 +141,13 @@ def _carries_body(scope: Scope) -> bool:
     return has_body(scope["headers"]) or not scope.get("http_version", "1.1").startswith("1")
 
 
-def _request(scope: Scope, visit: _Visit) -> Request:
-    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
-    query: bytes = scope.get("query_string", b"")
+def _request(scope: Scope, visit: _HttpVisit) -> Request:
     headers: Headers = scope["headers"]
     return Request(
         method=scope["method"],
-        target=path + b"?" + query if query else path,
+        target=target(scope),
         headers=headers,
-        client=scope["client"][0] if scope.get("client") else "",
+        client=client(scope),
         scheme=scope.get("scheme", "http"),
         body=None if visit.ended else visit,
         chunked=not visit.ended and not any(name == b"content-length" for name, _ in headers),

@@ -6,9 +6,15 @@ Rules (DESIGN 3.1), in this order:
    (RFC 9110 section 9.2.2) and the body is still in hand.
 3. A response byte has reached the client, or the client left: never (such a failure does not come here).
 4. Otherwise the client is told. A request that is not idempotent is never sent twice.
+
+Repeats (rule 2) have a budget: whatever makes members drop requests, load is not what they need more
+of. Other tries (rule 1) have none and need none: what was not sent was no load for anybody, and a
+member that cannot be connected to is not tried again until a probe has succeeded.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from balancer.errors import Fault, ProtocolViolation, Refusal, ResponseTimeout
 
@@ -16,12 +22,50 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 MAX_REPEATS = 1
 
+# The repeats of the last BUDGET_SECONDS may be this share of the requests, and so many on top: one
+# member's worth of requests in flight where traffic is light.
+BUDGET_SHARE = 0.2
+BUDGET_FLOOR = 100
+BUDGET_SECONDS = 10
 
-def decide(fault: Fault, method: str, body_in_hand: bool, repeats: int) -> Refusal | None:
+
+class Budget:
+    """How many repeats there may be. Times are clock readings in seconds."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._requests = [0] * BUDGET_SECONDS
+        self._repeats = [0] * BUDGET_SECONDS
+
+    def request(self, now: float) -> None:
+        """A request has come."""
+        if int(now) != self._second:
+            self._advance(int(now))
+        self._requests[self._second % BUDGET_SECONDS] += 1
+
+    def spend(self, now: float) -> bool:
+        """Whether one more request may be repeated; if so, it is counted."""
+        self._advance(int(now))
+        if sum(self._repeats) >= BUDGET_FLOOR + BUDGET_SHARE * sum(self._requests):
+            return False
+        self._repeats[self._second % BUDGET_SECONDS] += 1
+        return True
+
+    def _advance(self, second: int) -> None:
+        """Forget the seconds that are too long ago."""
+        for past in range(max(self._second + 1, second - BUDGET_SECONDS + 1), second + 1):
+            self._requests[past % BUDGET_SECONDS] = self._repeats[past % BUDGET_SECONDS] = 0
+        self._second = second
+
+
+def decide(
+    fault: Fault, method: str, body_in_hand: bool, repeats: int, afford: Callable[[], bool] = lambda: True
+) -> Refusal | None:
     """None to try again with another member, or what to tell the client.
 
     ``body_in_hand``: every body byte taken from the client so far can be sent again.
     ``repeats``: how often the request has been sent again after it had been sent already.
+    ``afford``: asked last, whether the budget allows a repeat.
     """
     if not fault.sent:
         if body_in_hand:
@@ -31,5 +75,5 @@ def decide(fault: Fault, method: str, body_in_hand: bool, repeats: int) -> Refus
     elif isinstance(fault, ProtocolViolation):
         return Refusal(502, "bad_response", str(fault))
     elif method in IDEMPOTENT and not fault.received and body_in_hand and repeats < MAX_REPEATS:
-        return None
+        return None if afford() else Refusal(502, "member_failed", f"{fault}; too many repeats already", retry_after=1)
     return Refusal(502, "member_failed", str(fault))

@@ -19,8 +19,9 @@ from balancer import __version__
 from balancer.accesslog import AccessLog
 from balancer.admin.app import admin_app
 from balancer.loadbalancer import LoadBalancer
-from balancer.proxy import Receive, Scope, Send
 from balancer.settings import Settings
+from balancer.visit import Receive, Scope, Send
+from balancer.websocket import MAX_MESSAGE
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -68,8 +69,9 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
             log.info("admin on %s", settings.admin)
         await stop.wait()
         log.info("stopping: %d requests in progress", balancer.proxy.active)
-        data.should_exit = True
         loop.call_later(settings.shutdown_seconds, balancer.proxy.cut)
+        await balancer.proxy.leave_websockets()
+        data.should_exit = True
         await data_done
         if admin:
             admin.should_exit = True
@@ -84,7 +86,10 @@ def make_listener(app: App, keepalive: int, drain_limit: int) -> Listener:
             app,
             interface="asgi3",
             http="httptools",
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=MAX_MESSAGE,
+            # What members send is not compressed either: messages cross as they are.
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,

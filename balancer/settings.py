@@ -126,6 +126,19 @@ def choice(*accepted: str) -> Kind:
     return Kind(parse, "one of " + ", ".join(accepted))
 
 
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", text):
+        raise ValueError("not a token")
+    return text
+
+
+def _hash_key(text: str) -> tuple[str, str]:
+    source, _, name = text.partition(":")
+    if source not in ("header", "cookie") and text != "client":
+        raise ValueError("not a source")
+    return (source, _token(name)) if name or source != "client" else (source, "")
+
+
 DNS_NAME = Kind(_dns_name, "a DNS name such as apps or _http._tcp.apps")
 PORT = Kind(_port, "a port from 1 to 65535")
 LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80")
@@ -133,6 +146,8 @@ LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, or of
 NAMESERVER = Kind(_nameserver, "ip[:port] of a DNS server, such as 127.0.0.11", unset="(the system's)")
 PATH = Kind(_path, "a path such as /healthz")
 NETWORKS = Kind(_networks, "networks in CIDR notation with commas between, such as 10.0.0.0/8,192.168.0.1/32")
+TOKEN = Kind(_token, "a cookie name such as member")
+HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
 ON_OFF = Kind(_on_off, "on or off")
 
 
@@ -153,12 +168,30 @@ class Settings:
     admin: Address | None = setting(
         Address("127.0.0.1", 9000), LISTENER_OR_OFF, "where the balancer's own health and status are served"
     )
+    policy: str = setting(
+        "round_robin", choice("round_robin", "least_requests", "random", "hash"), "who gets the next request"
+    )
+    hash_key: tuple[str, str] = setting(
+        ("client", ""), HASH_KEY, "what the hash policy tells requests apart by; those without it take turns"
+    )
+    sticky_cookie: str | None = setting(
+        None, TOKEN, "name of a cookie that keeps a client at its member, whatever the policy; no cookie unless set"
+    )
+    slow_start: float = setting(
+        0.0, seconds(0, 3600), "time in which the share of a member that came up rises from a tenth to the full"
+    )
+    max_requests_per_member: int = setting(
+        0, count(0, 1_000_000), "requests that a member is given at a time; the rest wait their turn (0: no limit)"
+    )
     health_path: str | None = setting(
         None, PATH, "readiness path of a member: 2xx is up, 503 is draining; without one, a TCP connect"
     )
     health_interval: float = setting(1.0, seconds(0.1, 3600), "time between two probes of a member")
-    hold_seconds: float = setting(10.0, seconds(0, 3600), "how long a request may wait while no member is available")
-    hold_max: int = setting(1000, count(0, 1_000_000), "how many requests may wait so")
+    hold_seconds: float = setting(10.0, seconds(0, 3600), "how long a request may wait for a member")
+    hold_max: int = setting(1000, count(0, 1_000_000), "how many requests may wait for a member")
+    hold_bytes: int = setting(
+        64 * 1024 * 1024, count(0, 1 << 40), "how many bytes of bodies the requests that wait may hold in memory"
+    )
     connect_timeout: float = setting(1.0, seconds(0.01, 3600), "limit for a connection to a member")
     response_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for a member's first response byte")
     idle_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for a member's silence in mid-body")
@@ -217,6 +250,10 @@ def show(value: object, kind: Kind) -> str:
             return kind.unset
         case Address():
             return str(value)
+        case ("client", ""):
+            return "client"
+        case ("header" | "cookie", str()):
+            return ":".join(value)
         case tuple():
             return ",".join(map(str, value)) or kind.unset
         case bool():

@@ -10,18 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from balancer.headers import Headers
+from balancer.request import Body
 from balancer.settings import Address
-
-
-class Body(Protocol):
-    """A request body as it arrives from the client."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it has been read. May be false until a read has returned b""."""
-
-    async def read(self) -> bytes:
-        """The next piece, or b"" at the end. Raises ClientGone if the client left before that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +29,7 @@ class UpstreamRequest:
 
     ``headers`` say how the body is framed: by Content-Length, or (``chunked``) by ``Transfer-Encoding``.
     ``fresh``: do not use a connection that was used before. ``repeatable``: it may be sent to another
-    member when this one gives no sign of life.
+    member when this one gives no sign of life. ``upgrade``: the protocol that ``headers`` ask to switch to, or b"".
     """
 
     method: str
@@ -49,12 +39,14 @@ class UpstreamRequest:
     chunked: bool = False
     fresh: bool = False
     repeatable: bool = False
+    upgrade: bytes = b""
 
 
 class UpstreamResponse(Protocol):
     """A member's response, from its head on. Header names are in lower case.
 
-    ``closes``: the member ends the connection with this response.
+    ``closes``: the member ends the connection with this response. With status 101 what follows is not
+    a body but the other protocol: ``read`` gives its bytes as they come, ``write`` sends some.
     """
 
     status: int
@@ -63,6 +55,9 @@ class UpstreamResponse(Protocol):
 
     async def read(self) -> tuple[bytes, bool]:
         """The next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes of the protocol switched to; waits while the member cannot take more. Raises TruncatedResponse."""
 
     async def close(self) -> None:
         """Let go of the response; unless it was read to its end, the connection goes with it."""

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from balancer.accesslog import entry
-from balancer.dispatch import Record, Request
+from balancer.dispatch import Record
+from balancer.request import Request
 from balancer.settings import Address
 
 

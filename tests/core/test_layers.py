@@ -14,7 +14,9 @@ import worker
 BALANCER = Path(balancer.__file__).parent
 WORKER = Path(worker.__file__).parent
 
-CORE = {"errors", "settings", "headers", "health", "membership", "policies", "retry", "hold"}
+CORE = {
+    "errors", "settings", "headers", "request", "health", "membership", "policies", "retry", "hold", "slots",
+}  # fmt: skip
 IO = {"asyncio", "time", "logging", "socket", "httpx", "starlette", "uvicorn", "dns", "redis"}
 
 

@@ -1,19 +1,33 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Container
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.headers import Headers
 from balancer.membership import Endpoint, Member
-from balancer.policies import WEIGHT_STEPS, RoundRobin
-from balancer.settings import Address
+from balancer.policies import WEIGHT_STEPS, HashRing, LeastRequests, Policy, RandomChoice, RoundRobin, make_policy
+from balancer.request import Request
+from balancer.settings import Address, Settings
+
+
+def request(*headers: tuple[bytes, bytes], client: str = "192.0.2.1", scheme: str = "http") -> Request:
+    return Request("GET", b"/", list(headers), client, scheme)
+
+
+ANY = request()
 
 
 def members(*weights: int) -> list[Member]:
-    return [Member(Endpoint(Address(f"10.0.0.{it}", 80), weight=weight), 0.0) for it, weight in enumerate(weights)]
+    return [
+        Member(Endpoint(Address(f"10.0.{it // 250}.{it % 250}", 80), weight=weight), 0.0)
+        for it, weight in enumerate(weights)
+    ]
 
 
 def built(fit: list[Member]) -> RoundRobin:
@@ -22,20 +36,28 @@ def built(fit: list[Member]) -> RoundRobin:
     return policy
 
 
-def shares(policy: RoundRobin, fit: list[Member], requests: int) -> list[int]:
-    chosen = Counter(policy.choose() for _ in range(requests))
+def shares(policy: Policy, fit: list[Member], requests: int) -> list[int]:
+    chosen = Counter(policy.choose(ANY) for _ in range(requests))
     return [chosen[it] for it in fit]
 
 
+def keyed(header: bytes = b"x-key") -> HashRing:
+    return HashRing(lambda it: dict(it.headers).get(header, b""), RoundRobin())
+
+
+def owners(policy: Policy, keys: int = 4000) -> list[Member | None]:
+    return [policy.choose(request((b"x-key", b"%d" % key))) for key in range(keys)]
+
+
 def test_nobody_is_chosen_where_nobody_is() -> None:
-    assert RoundRobin().choose() is None
-    assert built([]).choose(members(1)) is None
+    assert RoundRobin().choose(ANY) is None
+    assert built([]).choose(ANY, members(1)) is None
 
 
 def test_members_take_turns() -> None:
     a, b, c = members(1, 1, 1)
     policy = built([a, b, c])
-    assert [policy.choose() for _ in range(5)] == [a, b, c, a, b]
+    assert [policy.choose(ANY) for _ in range(5)] == [a, b, c, a, b]
 
 
 @given(size=st.integers(1, 300), weight=st.integers(0, 65535), before=st.integers(0, 50), requests=st.integers(0, 1000))
@@ -74,35 +96,44 @@ def test_a_round_keeps_weights_to_one_part_in_a_hundred(weights: list[int], turn
     assert [shares(policy, fit, sum(turns)) for _ in range(2)] == [turns, turns]
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.lists(st.sets(st.integers(0, 5)), max_size=20))
-def test_an_excluded_member_is_chosen_only_where_there_is_no_other(weights: list[int], tries: list[set[int]]) -> None:
+EVERY = {
+    "round_robin": RoundRobin,
+    "random": lambda: RandomChoice(Random(1)),
+    "least_requests": lambda: LeastRequests(Random(1)),
+    "hash": keyed,
+}
+every_policy = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
+
+
+@every_policy
+@given(
+    weights=st.lists(st.integers(0, 9), max_size=6),
+    tries=st.lists(st.tuples(st.sets(st.integers(0, 5)), st.binary(max_size=3)), max_size=20),
+)
+def test_an_excluded_member_is_never_chosen_and_another_always(
+    make: Callable[[], Policy], weights: list[int], tries: list[tuple[set[int], bytes]]
+) -> None:
     fit = members(*weights)
-    policy = built(fit)
-    for indices in tries:
+    policy = make()
+    policy.build(fit)
+    for indices, key in tries:
         excluded = {it for index, it in enumerate(fit) if index in indices}
-        chosen = policy.choose(excluded)
-        assert chosen in fit
-        assert chosen not in excluded or excluded == set(fit)
+        chosen = policy.choose(request((b"x-key", key)), excluded)
+        assert (chosen is None) if excluded == set(fit) else (chosen in set(fit) - excluded)
 
 
 def test_the_turn_goes_on_behind_the_member_that_was_chosen_instead() -> None:
     a, b, c = members(1, 1, 1)
     policy = built([a, b, c])
-    assert [policy.choose({a}), policy.choose(), policy.choose()] == [b, c, a]
-
-
-def test_requests_go_round_even_while_everybody_is_excluded() -> None:
-    fit = members(1, 1, 1)
-    policy = built(fit)
-    assert [policy.choose(fit) for _ in range(4)] == [*fit, fit[0]]
+    assert [policy.choose(ANY, {a}), policy.choose(ANY), policy.choose(ANY)] == [b, c, a]
 
 
 def test_a_member_that_was_taken_out_is_not_chosen() -> None:
     a, b, c = members(1, 1, 1)
     policy = built([a, b, c])
-    policy.choose()
+    policy.choose(ANY)
     policy.build([a, c])
-    assert {policy.choose() for _ in range(4)} == {a, c}
+    assert {policy.choose(ANY) for _ in range(4)} == {a, c}
 
 
 def test_a_choice_among_a_thousand_members_looks_at_one() -> None:
@@ -116,5 +147,221 @@ def test_a_choice_among_a_thousand_members_looks_at_one() -> None:
     policy = RoundRobin()
     policy.build(Counting(Member(Endpoint(Address(f"10.0.{n // 250}.{n % 250}", 80)), 0.0) for n in range(1000)))
     for _ in range(2500):
-        policy.choose()
+        policy.choose(ANY)
     assert Counting.looks == 2500
+
+
+def test_a_long_weighted_round_is_kept_short() -> None:
+    fit = members(*range(1, 3001))
+    policy = built(fit)
+    assert min(shares(policy, fit, 40_000)) > 0
+
+
+# Distributions. Limits are five standard deviations: with these seeds they hold for certain.
+
+
+@pytest.mark.parametrize("make", [EVERY["random"], EVERY["least_requests"]], ids=["random", "least_requests"])
+@pytest.mark.parametrize("weights", [(1, 1, 1, 1), (3, 1), (1, 2, 3, 4), (100, 0)])
+def test_idle_members_are_drawn_in_proportion_to_weights(make: Callable[[], Policy], weights: tuple[int, ...]) -> None:
+    fit = members(*weights)
+    policy = make()
+    policy.build(fit)
+    requests = 20_000
+    floored = [max(it, max(weights) / WEIGHT_STEPS) for it in weights]
+    for got, weight in zip(shares(policy, fit, requests), floored, strict=True):
+        part = weight / sum(floored)
+        assert abs(got - requests * part) < 5 * (requests * part * (1 - part)) ** 0.5
+
+
+def test_draws_that_exclude_somebody_keep_the_proportions_of_the_rest() -> None:
+    fit = members(1, 2, 3)
+    policy = RandomChoice(Random(1))
+    policy.build(fit)
+    chosen = Counter(policy.choose(ANY, {fit[2]}) for _ in range(9000))
+    assert abs(chosen[fit[0]] - 3000) < 5 * (9000 * 2 / 9) ** 0.5
+
+
+def test_two_choices_keep_queues_shorter_than_one() -> None:
+    """Each step gives a request out and ends one of a random member: the longest queue tells policies apart."""
+
+    def longest(policy: Policy) -> int:
+        fit, rng, peak = members(*[1] * 100), Random(2), 0
+        policy.build(fit)
+        for step in range(30_000):
+            chosen = policy.choose(ANY)
+            assert chosen
+            chosen.in_flight += 1
+            peak = max(peak, chosen.in_flight)
+            if step > 300:
+                busy = [it for it in fit if it.in_flight]
+                rng.choice(busy).in_flight -= 1
+        return peak
+
+    assert longest(LeastRequests(Random(1))) < longest(RandomChoice(Random(1))) / 1.5
+
+
+def test_a_slow_member_gets_less_by_least_requests() -> None:
+    """One of four takes four times as long: by turns it would get a quarter, here it gets about a thirteenth."""
+    fit = members(1, 1, 1, 1)
+    policy = LeastRequests(Random(1))
+    policy.build(fit)
+    ends: list[tuple[int, Member]] = []
+    chosen: Counter[Member] = Counter()
+    for now in range(40_000):
+        while ends and ends[0][0] <= now:
+            ends.pop(0)[1].in_flight -= 1
+        member = policy.choose(ANY)
+        assert member
+        member.in_flight += 1
+        chosen[member] += 1
+        ends.append((now + (40 if member is fit[0] else 10), member))
+        ends.sort(key=lambda it: it[0])
+    assert chosen[fit[0]] < 40_000 / 8
+    assert min(chosen[it] for it in fit[1:]) > 40_000 / 4
+
+
+def test_weights_count_when_two_members_are_compared() -> None:
+    strong, weak = members(3, 1)
+    policy = LeastRequests(Random(1))
+    policy.build([strong, weak])
+    strong.in_flight, weak.in_flight = 5, 2
+    assert Counter(policy.choose(ANY) for _ in range(100))[strong] > 80
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 50])
+def test_a_hash_spreads_keys_within_reason(size: int) -> None:
+    fit = members(*[1] * size)
+    policy = keyed()
+    policy.build(fit)
+    got = Counter(owners(policy, 20_000))
+    assert min(got[it] for it in fit) > 0.7 * 20_000 / size
+    assert max(got[it] for it in fit) < 1.35 * 20_000 / size
+
+
+def test_a_hash_honours_weights() -> None:
+    fit = members(3, 1)
+    policy = keyed()
+    policy.build(fit)
+    assert 0.68 < owners(policy).count(fit[0]) / 4000 < 0.82
+
+
+@given(st.sets(st.integers(0, 19), min_size=1), st.integers(0, 19))
+def test_only_the_keys_of_a_member_that_comes_or_goes_move(present: set[int], other: int) -> None:
+    everybody = members(*[1] * 20)
+    policy = keyed()
+    policy.build([everybody[it] for it in sorted(present | {other})])
+    before = owners(policy, 300)
+    policy.build([everybody[it] for it in sorted(present - {other})])
+    after = owners(policy, 300)
+    assert all(old is new for old, new in zip(before, after, strict=True) if old is not everybody[other])
+
+
+def test_a_hash_is_the_same_in_every_process() -> None:
+    fit = members(1, 1, 1)
+    policy = keyed()
+    policy.build(fit)
+    assert [fit.index(it) for it in owners(policy, 12) if it] == [0, 1, 0, 0, 1, 2, 0, 0, 1, 2, 1, 2]
+
+
+def test_requests_without_a_key_take_turns() -> None:
+    fit = members(1, 1)
+    policy = keyed()
+    policy.build(fit)
+    assert [policy.choose(ANY) for _ in range(4)] == [*fit, *fit]
+
+
+def one(policy: Policy, it: Request, exclude: Container[Member] = ()) -> Member:
+    member = policy.choose(it, exclude)
+    assert member
+    return member
+
+
+def of(**settings: Any) -> Policy:
+    policy = make_policy(Settings(**settings), Random(1))
+    policy.build(members(*[1] * 20))
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("settings", "same", "other"),
+    [
+        ({}, request(client="10.1.1.1"), request(client="10.1.1.2")),
+        ({"hash_key": ("header", "X-Tenant")}, request((b"x-tenant", b"a")), request((b"x-tenant", b"b"))),
+        (
+            {"hash_key": ("cookie", "session")},
+            request((b"cookie", b"a=b; session=1")),
+            request((b"cookie", b"session=2;a=b")),
+        ),
+    ],
+)
+def test_what_the_hash_goes_by(settings: dict[str, Any], same: Request, other: Request) -> None:
+    policy = of(policy="hash", **settings)
+    assert len({one(policy, same) for _ in range(9)}) == 1
+    assert one(policy, same) is not one(policy, other)
+
+
+def test_behind_a_trusted_proxy_the_client_is_who_it_says() -> None:
+    policy = of(
+        policy="hash", trusted_proxies=Settings.load({"BALANCER_TRUSTED_PROXIES": "10.0.0.0/8"}).trusted_proxies
+    )
+
+    def behind(proxy: str, hops: bytes) -> Member:
+        return one(policy, request((b"x-forwarded-for", hops), client=proxy))
+
+    direct = one(policy, request(client="192.0.2.7"))
+    assert behind("10.0.0.1", b"192.0.2.7") is direct
+    assert behind("10.0.0.9", b"1.2.3.4, 192.0.2.7, 10.0.0.3") is direct
+    assert behind("192.0.2.7", b"192.0.2.99") is direct
+
+
+def sticky(name: str = "member") -> tuple[Policy, list[Member]]:
+    policy = make_policy(Settings(sticky_cookie=name), Random(1))
+    fit = members(1, 1, 1)
+    policy.build(fit)
+    return policy, fit
+
+
+def given_cookie(fields: Headers) -> tuple[bytes, bytes]:
+    [(name, value)] = fields
+    assert name == b"set-cookie"
+    return (b"cookie", value.partition(b";")[0])
+
+
+def test_a_client_stays_where_its_cookie_says() -> None:
+    policy, _ = sticky()
+    first = one(policy, ANY)
+    returning = request((b"cookie", b"theme=dark"), given_cookie(policy.mark(ANY, first)))
+    assert {one(policy, returning) for _ in range(9)} == {first}
+    assert policy.mark(returning, first) == []
+
+
+def test_new_clients_are_spread_as_without_cookies() -> None:
+    policy, fit = sticky()
+    assert [policy.choose(ANY) for _ in range(6)] == [*fit, *fit]
+
+
+def test_while_its_member_is_busy_a_client_goes_elsewhere_and_keeps_its_cookie() -> None:
+    policy, fit = sticky()
+    returning = request(given_cookie(policy.mark(ANY, fit[1])))
+    other = one(policy, returning, {fit[1]})
+    assert other is not fit[1]
+    assert policy.mark(returning, other) == []
+    assert one(policy, returning) is fit[1]
+
+
+def test_once_its_member_is_gone_a_client_gets_a_new_cookie() -> None:
+    policy, fit = sticky()
+    returning = request(given_cookie(policy.mark(ANY, fit[1])))
+    policy.build([fit[0], fit[2]])
+    moved = one(policy, returning)
+    assert one(policy, request(given_cookie(policy.mark(returning, moved)))) is moved
+
+
+def test_the_cookie_tells_nobody_the_address_and_is_not_for_scripts() -> None:
+    policy, fit = sticky("srv")
+    [(_, plain)] = policy.mark(ANY, fit[0])
+    [(_, secure)] = policy.mark(request(scheme="https"), fit[0])
+    value, *attributes = plain.split(b"; ")
+    assert value.startswith(b"srv=") and b"10.0" not in value
+    assert attributes == [b"Path=/", b"HttpOnly", b"SameSite=Lax"]
+    assert secure == plain + b"; Secure"

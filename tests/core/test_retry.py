@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, ResponseTimeout
-from balancer.retry import IDEMPOTENT, MAX_REPEATS, decide
+from balancer.retry import (
+    BUDGET_FLOOR,
+    BUDGET_SECONDS,
+    BUDGET_SHARE,
+    IDEMPOTENT,
+    MAX_REPEATS,
+    Budget,
+    decide,
+)
 
 REFUSED = ConnectFailed("refused")
 UNSENT = ConnectionDied("closed while idle", sent=False)
@@ -53,3 +61,61 @@ def test_a_request_that_a_member_may_have_seen_is_repeated_once_and_only_if_idem
 
 def test_a_request_is_not_repeated_once_a_byte_of_a_response_came_back() -> None:
     assert decide(ConnectionDied("reset", sent=True, received=True), "GET", True, 0) is not None
+
+
+def test_a_repeat_that_the_budget_does_not_allow_is_told_the_client() -> None:
+    refusal = decide(DIED, "GET", True, 0, afford=lambda: False)
+    assert refusal
+    assert (refusal.status, refusal.token, refusal.retry_after) == (502, "member_failed", 1)
+    assert str(refusal) == "closed by peer; too many repeats already"
+
+
+@pytest.mark.parametrize(("fault", "method"), [(REFUSED, "POST"), (DIED, "POST"), (SILENT, "GET"), (UNSENT, "GET")])
+def test_only_a_repeat_costs_the_budget(fault: Fault, method: str) -> None:
+    def afford() -> bool:
+        raise AssertionError("asked")
+
+    decide(fault, method, True, 0, afford)
+
+
+def spent(budget: Budget, now: float) -> int:
+    count = 0
+    while budget.spend(now):
+        count += 1
+    return count
+
+
+def test_the_budget_is_a_fifth_of_the_requests_and_a_floor() -> None:
+    budget = Budget()
+    for _ in range(1000):
+        budget.request(100.5)
+    assert spent(budget, 100.9) == BUDGET_FLOOR + 200
+    assert not budget.spend(109.9)
+
+
+def test_what_is_long_ago_neither_gives_nor_takes() -> None:
+    budget = Budget()
+    for _ in range(1000):
+        budget.request(100.0)
+    assert spent(budget, 105.0) == BUDGET_FLOOR + 200
+    assert spent(budget, 110.0) == 0, "the requests are forgotten, the repeats are not"
+    assert spent(budget, 115.0) == BUDGET_FLOOR
+    assert spent(budget, 10_000.0) == BUDGET_FLOOR
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 300), st.integers(0, 200)), max_size=40))
+def test_repeats_never_exceed_the_budget(steps: list[tuple[float, int, int]]) -> None:
+    budget, now = Budget(), 50.0
+    requests: list[float] = []
+    repeats: list[float] = []
+    for passed, come, wanted in steps:
+        now += passed
+        for _ in range(come):
+            budget.request(now)
+            requests.append(now)
+        allowed = sum(budget.spend(now) for _ in range(wanted))
+        repeats += [now] * allowed
+        if allowed:
+            window = [it for it in repeats if int(it) > int(now) - BUDGET_SECONDS]
+            recent = sum(int(it) > int(now) - BUDGET_SECONDS for it in requests)
+            assert len(window) < BUDGET_FLOOR + BUDGET_SHARE * recent + 1

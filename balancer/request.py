@@ -1,0 +1,37 @@
+"""A client's request as every front end hands it over and every policy sees it. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from balancer.headers import Headers
+
+
+class Body(Protocol):
+    """A request body as it arrives from the client."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has been read. May be false until a read has returned b""."""
+
+    async def read(self) -> bytes:
+        """The next piece, or b"" at the end. Raises ClientGone if the client left before that."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A client's request. ``client`` is the peer's IP address, or "" where there is none.
+
+    ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
+    protocol that the client wants to switch to (RFC 9110 section 7.8), or b"".
+    """
+
+    method: str
+    target: bytes
+    headers: Headers
+    client: str
+    scheme: str = "http"
+    body: Body | None = None
+    chunked: bool = False
+    upgrade: bytes = b""

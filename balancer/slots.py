@@ -1,0 +1,96 @@
+"""Who gets which member, and who waits for one. No I/O.
+
+Rules:
+* A member is given at most ``limit`` requests at a time.
+* Nobody waits while a member could take them; whoever comes while others wait, waits behind them.
+* A slot that becomes free goes to the request that has waited longest, in the same step, so that
+  nobody can slip in between.
+* A request gets a member that failed it before only while every other one is busy or gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from math import inf
+
+from balancer.hold import Claim, Hold
+from balancer.membership import Member, Membership
+from balancer.policies import Policy
+
+
+class Slots:
+    """Gives members to claims and takes them back. ``limit``: requests at a time for each; 0 for no limit."""
+
+    def __init__(self, membership: Membership, policy: Policy, hold: Hold, limit: int = 0) -> None:
+        self._membership = membership
+        self._policy = policy
+        self._hold = hold
+        self._limit = limit or inf
+        self._built_for = -1
+
+    def take(self, claim: Claim) -> Member | None:
+        """A member for the claim, to be given back; None if it has to wait its turn."""
+        member = None if self._hold else self._choose(claim)
+        return member and _occupy(member)
+
+    def give_back(self, member: Member) -> None:
+        """A request has ended at this member; the slot goes to whoever has waited longest and still wants it."""
+        member.in_flight -= 1
+        if self._hold and member.in_flight < self._limit and self._membership.is_available(member):
+            while (claim := self._hold.first()) and not self._give(claim, member):
+                pass
+
+    def wake(self) -> None:
+        """Who is available has changed: those who wait get members as long as there are some."""
+        while (claim := self._hold.first()) and (member := self._choose(claim)):
+            self._give(claim, member)
+
+    def last_resort(self, claim: Claim) -> Member | None:
+        """A member that is down by the evidence of failed requests alone, where nobody else is left.
+
+        Better to try it than to refuse: what failed may have been a moment's congestion.
+        """
+        if self._membership.available:
+            return None
+        for member in self._membership.accused():
+            if member not in claim.tried and member.in_flight < self._limit:
+                return _occupy(member)
+        return None
+
+    def _give(self, claim: Claim, member: Member) -> bool:
+        self._hold.leave(claim)
+        _occupy(member)
+        if not claim.give(member):
+            member.in_flight -= 1
+            member.requests -= 1
+            return False
+        return True
+
+    def _choose(self, claim: Claim) -> Member | None:
+        if self._built_for != self._membership.generation:
+            self._built_for = self._membership.generation
+            self._policy.build(self._membership.available)
+        if self._limit == inf and not claim.tried:
+            return self._policy.choose(claim.request)
+        member = self._policy.choose(claim.request, _Unfit(self._limit, claim.tried))
+        if member is None and claim.tried:
+            member = self._policy.choose(claim.request, _Unfit(self._limit, ()))
+        return member
+
+
+def _occupy(member: Member) -> Member:
+    member.in_flight += 1
+    member.requests += 1
+    return member
+
+
+class _Unfit:
+    """The members that cannot take a request: they are busy, or they failed it before."""
+
+    def __init__(self, limit: float, tried: Container[Member]) -> None:
+        self._limit = limit
+        self._tried = tried
+
+    def __contains__(self, member: object) -> bool:
+        assert isinstance(member, Member)
+        return member.in_flight >= self._limit or member in self._tried

@@ -1,0 +1,254 @@
+"""WebSockets through ASGI: the member is dialled first, and only once it has accepted is the client accepted.
+
+The server speaks the protocol with the client, and ``websockets`` speaks it with the member, so that each
+side's pings are answered on its own connection, and what crosses are messages and close codes.
+
+Rules (RFC 6455):
+* A member that refuses is the one who answers: its status, its fields, its body.
+* A message is passed on before the next is read, both ways, so that a slow side slows the other down.
+* Each side gets the close code and reason of the other. One that vanishes without has its peer told so:
+  1001 for a client that left, 1014 for a member whose connection died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol, Side, State
+from websockets.utils import accept_key, generate_key
+
+from balancer.errors import ClientGone, Refusal, TruncatedResponse
+from balancer.headers import Headers
+from balancer.request import Request
+from balancer.upstream import UpstreamResponse
+from balancer.visit import Message, Receive, Scope, Send, Visit, client, target
+
+# The largest message that passes, in bytes: a message is whole before it is passed on.
+MAX_MESSAGE = 16 * 1024 * 1024
+
+# How long the other side may take to answer a close, in seconds.
+CLOSE_SECONDS = 1.0
+
+GOING_AWAY, INVALID_DATA, TOO_BIG, BAD_GATEWAY = 1001, 1007, 1009, 1014
+# What an ASGI server reports, but nobody may send (RFC 6455 section 7.4.1).
+NO_CODE, ABNORMAL = 1005, 1006
+
+# What is between the balancer and one side alone.
+_HOP = frozenset({b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-accept"})
+
+
+class WebSocketVisit(Visit):
+    """One WebSocket, from handshake to close: the sink of its request."""
+
+    __slots__ = ("_early", "_key", "_scope", "_talk")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
+        super().__init__(receive, send, task)
+        self._scope = scope
+        self._key = generate_key()
+        # What the client sent before it was accepted.
+        self._early: list[Message] = []
+        self._talk: _Talk | None = None
+
+    async def request(self) -> Request:
+        """The handshake as a request to a member (RFC 6455 section 4.1)."""
+        await self._receive()  # websocket.connect
+        headers = [pair for pair in self._scope["headers"] if pair[0] not in _HOP]
+        headers += [(b"sec-websocket-key", self._key.encode()), (b"sec-websocket-version", b"13")]
+        scheme = "https" if self._scope.get("scheme") == "wss" else "http"
+        return Request("GET", target(self._scope), headers, client(self._scope), scheme, upgrade=b"websocket")
+
+    @property
+    def watchable(self) -> bool:
+        return not self.started and not self._early
+
+    async def _await_disconnect(self) -> None:
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self.end()
+        else:
+            self._early.append(message)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """The member's refusal. A server without the extension for it can only say 403."""
+        self.started = True
+        if "websocket.http.response" in self._scope.get("extensions", {}):
+            await self._tell({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        else:
+            await self._tell({"type": "websocket.close"})
+
+    async def write(self, data: bytes, more: bool) -> None:
+        if "websocket.http.response" in self._scope.get("extensions", {}):
+            await self._tell({"type": "websocket.http.response.body", "body": data, "more_body": more})
+
+    async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
+        fields = dict(headers)
+        if fields.get(b"sec-websocket-accept") != accept_key(self._key).encode():
+            raise Refusal(502, "bad_response", "the member's handshake has a wrong Sec-WebSocket-Accept")
+        subprotocol = fields.get(b"sec-websocket-protocol")
+        passed = [pair for pair in headers if pair[0] not in _HOP and pair[0] != b"sec-websocket-protocol"]
+        self.unwatch()
+        self.started = True
+        await self._tell(
+            {
+                "type": "websocket.accept",
+                "subprotocol": subprotocol.decode("latin-1") if subprotocol else None,
+                "headers": passed,
+            }
+        )
+        self._talk = _Talk(response, self._next, self._tell, count)
+        await self._talk.run()
+
+    async def go_away(self) -> None:
+        """Close both sides with 1001; returns when that is done, or CLOSE_SECONDS have passed."""
+        if self._talk and self.task:
+            await self._talk.leave(GOING_AWAY, "the balancer is shutting down")
+            await asyncio.wait([self.task], timeout=CLOSE_SECONDS)
+
+    async def _next(self) -> Message:
+        return self._early.pop(0) if self._early else await self._receive()
+
+    async def _tell(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except OSError as error:  # so says the ASGI specification of a client that has left
+            raise ClientGone from error
+
+
+class _Talk:
+    """The messages of one WebSocket, both ways, until both sides have closed."""
+
+    def __init__(
+        self,
+        response: UpstreamResponse,
+        receive: Receive,
+        tell: Send,
+        count: Callable[[int], None],
+    ) -> None:
+        self._response = response
+        self._receive = receive
+        self._tell = tell
+        self._count = count
+        self._member = Protocol(Side.CLIENT, state=State.OPEN, max_size=MAX_MESSAGE)
+        self._fragments: list[bytes] = []
+        self._is_text = False
+        self._client_open = True
+        # Runs once either side has begun to close.
+        self._limit = asyncio.timeout(None)
+        self._over = False
+
+    async def run(self) -> None:
+        upward = asyncio.get_running_loop().create_task(self._upward())
+        try:
+            async with self._limit:
+                await self._downward()
+        except TimeoutError:
+            pass  # The member does not answer a close.
+        finally:
+            self._over = True
+            upward.cancel()
+            await asyncio.gather(upward, return_exceptions=True)
+
+    async def leave(self, code: int, reason: str) -> None:
+        """Close both sides in the balancer's own name."""
+        await self._close_member(code, reason)
+        await self._close_client(code, reason)
+
+    async def _downward(self) -> None:
+        """From the member to the client, until the member's end of file."""
+        more = True
+        while more:
+            try:
+                data, more = await self._response.read()
+            except TruncatedResponse:
+                data, more = b"", False
+            if data:
+                self._member.receive_data(data)
+            for event in self._member.events_received():
+                assert isinstance(event, Frame)
+                await self._frame(event)
+            await self._flush()
+            if self._member.close_sent and not self._limit.when():
+                # Either the member began to close, or it broke the rules: it has a moment to finish.
+                self._expect_end()
+                if not self._member.close_rcvd:
+                    code = self._member.close_sent.code
+                    await self._close_client(code if code == TOO_BIG else BAD_GATEWAY, self._member.close_sent.reason)
+        await self._close_client(BAD_GATEWAY, "the member's connection died")
+
+    async def _frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            close = self._member.close_rcvd
+            assert close
+            await self._close_client(1000 if close.code == NO_CODE else close.code, close.reason)
+        elif frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            if frame.opcode is not Opcode.CONT:
+                self._is_text = frame.opcode is Opcode.TEXT
+            self._fragments.append(bytes(frame.data))
+            if frame.fin:
+                data = b"".join(self._fragments)
+                self._fragments.clear()
+                await self._message(data)
+
+    async def _message(self, data: bytes) -> None:
+        if not self._client_open:
+            return
+        message: Message = {"type": "websocket.send", "bytes": data}
+        if self._is_text:
+            try:
+                message = {"type": "websocket.send", "text": data.decode()}
+            except UnicodeDecodeError:
+                self._member.fail(INVALID_DATA, "invalid UTF-8 in a text message")
+                return
+        try:
+            await self._tell(message)
+        except ClientGone:
+            self._client_open = False
+        else:
+            self._count(len(data))
+
+    async def _upward(self) -> None:
+        """From the client to the member, until the client closes."""
+        while True:
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                self._client_open = False
+                code = message.get("code") or NO_CODE
+                await self._close_member(GOING_AWAY if code in (NO_CODE, ABNORMAL) else code, message.get("reason"))
+                return
+            if self._member.state is not State.OPEN:
+                continue
+            if (text := message.get("text")) is not None:
+                self._member.send_text(text.encode())
+            else:
+                self._member.send_binary(message["bytes"])
+            await self._flush()
+
+    async def _close_client(self, code: int, reason: str) -> None:
+        if self._client_open:
+            self._client_open = False
+            try:
+                await self._tell({"type": "websocket.close", "code": code, "reason": reason})
+            except ClientGone:
+                pass
+
+    async def _close_member(self, code: int, reason: str | None) -> None:
+        if self._member.state is State.OPEN:
+            self._member.send_close(code, reason or "")
+            self._expect_end()
+            await self._flush()
+
+    def _expect_end(self) -> None:
+        if not self._over:
+            self._limit.reschedule(asyncio.get_running_loop().time() + CLOSE_SECONDS)
+
+    async def _flush(self) -> None:
+        """Send what the protocol has to say to the member: messages, pongs, closes."""
+        try:
+            if data := b"".join(self._member.data_to_send()):
+                await self._response.write(data)
+        except TruncatedResponse:
+            pass  # The other direction will learn it, too.

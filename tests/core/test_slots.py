@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import pytest
+
+from balancer.health import Event
+from balancer.hold import Claim, Hold
+from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
+from balancer.policies import RoundRobin
+from balancer.request import Request
+from balancer.settings import Address
+from balancer.slots import Slots
+
+REQUEST = Request("GET", b"/", [], "192.0.2.1")
+
+
+class System:
+    """``members`` members that are up, and what was given to whom."""
+
+    def __init__(self, members: int, limit: int = 0) -> None:
+        self.membership = Membership()
+        self.hold = Hold(100, 0)
+        self.slots = Slots(self.membership, RoundRobin(), self.hold, limit)
+        self.given: list[tuple[str, Member]] = []
+        self.resolve(members)
+        for member in self.members:
+            self.membership.observe(member, Event.PROBE_OK, 0.0)
+
+    def resolve(self, members: int) -> None:
+        found = frozenset(Endpoint(Address(f"10.0.0.{number}", 80)) for number in range(members))
+        self.membership.reconcile(Snapshot((Answer("A", Outcome.FOUND, found),), 0.0))
+
+    @property
+    def members(self) -> list[Member]:
+        return list(self.membership.members.values())
+
+    def down(self, member: Member, *, by_request: bool = True) -> None:
+        self.membership.observe(member, Event.REFUSED, 0.0, by_request=by_request)
+
+    def take(self) -> Member:
+        member = self.slots.take(Claim(REQUEST))
+        assert member
+        return member
+
+    def wait(self, name: str, *tried: Member, gone: bool = False) -> Claim:
+        claim = Claim(REQUEST, set(tried))
+        assert self.slots.take(claim) is None
+
+        def give(member: Member) -> bool:
+            if not gone:
+                self.given.append((name, member))
+            return not gone
+
+        claim.give = give
+        self.hold.enter(claim, 10.0, moving=True)
+        return claim
+
+
+def test_a_member_is_given_no_more_than_its_limit() -> None:
+    system = System(2, limit=3)
+    taken = [system.take() for _ in range(6)]
+    assert [it.in_flight for it in system.members] == [3, 3]
+    assert system.slots.take(Claim(REQUEST)) is None
+    system.slots.give_back(taken[0])
+    assert system.take() is taken[0]
+
+
+def test_without_a_limit_nobody_waits() -> None:
+    system = System(1)
+    for _ in range(1000):
+        system.take()
+    assert system.members[0].in_flight == 1000
+
+
+def test_a_freed_slot_goes_to_the_request_that_has_waited_longest() -> None:
+    system = System(2, limit=1)
+    one, other = system.take(), system.take()
+    system.wait("first")
+    system.wait("second")
+    system.slots.give_back(other)
+    system.slots.give_back(one)
+    assert system.given == [("first", other), ("second", one)]
+    assert (one.in_flight, other.in_flight, len(system.hold)) == (1, 1, 0)
+
+
+def test_nobody_slips_in_before_those_who_wait() -> None:
+    system = System(1)
+    (member,) = system.members
+    system.down(member)
+    system.wait("first")
+    system.membership.observe(member, Event.PROBE_OK, 1.0)
+    assert system.slots.take(Claim(REQUEST)) is None
+    system.slots.wake()
+    assert system.given == [("first", member)]
+    assert system.take() is member
+
+
+def test_who_has_stopped_waiting_is_passed_over() -> None:
+    system = System(1, limit=1)
+    member = system.take()
+    system.wait("left", gone=True)
+    system.wait("second")
+    system.slots.give_back(member)
+    assert system.given == [("second", member)]
+    assert (member.in_flight, member.requests) == (1, 2)
+
+
+def test_when_everybody_has_stopped_waiting_the_slot_is_free() -> None:
+    system = System(1, limit=1)
+    member = system.take()
+    system.wait("left", gone=True)
+    system.slots.give_back(member)
+    assert (member.in_flight, len(system.hold)) == (0, 0)
+    assert system.take() is member
+
+
+def test_everybody_gets_a_member_when_one_comes_up() -> None:
+    system = System(1)
+    (member,) = system.members
+    system.down(member)
+    for name in "abc":
+        system.wait(name)
+    system.membership.observe(member, Event.PROBE_OK, 1.0)
+    system.slots.wake()
+    assert system.given == [("a", member), ("b", member), ("c", member)]
+    assert member.in_flight == 3
+
+
+def test_as_many_get_a_member_as_it_may_have() -> None:
+    system = System(1, limit=2)
+    (member,) = system.members
+    system.down(member)
+    for name in "abc":
+        system.wait(name)
+    system.membership.observe(member, Event.PROBE_OK, 1.0)
+    system.slots.wake()
+    assert [name for name, _ in system.given] == ["a", "b"]
+    assert len(system.hold) == 1
+
+
+def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
+    system = System(2, limit=1)
+    one, other = system.take(), system.take()
+    system.wait("first")
+    system.down(one)
+    system.slots.give_back(one)
+    assert system.given == []
+    system.slots.give_back(other)
+    assert system.given == [("first", other)]
+
+
+def test_a_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -> None:
+    system = System(2, limit=1)
+    a, b = system.members
+    again = Claim(REQUEST, {a})
+    assert system.slots.take(again) is b
+    assert system.slots.take(Claim(REQUEST, {a})) is a
+    assert system.slots.take(Claim(REQUEST, {a})) is None
+    system.wait("tried a", a)
+    system.slots.give_back(a)
+    assert system.given == [("tried a", a)]
+
+
+def test_a_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
+    system = System(2)
+    a, b = system.members
+    claim = Claim(REQUEST)
+    system.down(a)
+    assert system.slots.last_resort(claim) is None, "somebody is available"
+    system.down(b, by_request=False)
+    assert system.slots.last_resort(claim) is a
+    assert a.in_flight == 1
+    claim.tried.add(a)
+    assert system.slots.last_resort(claim) is None
+    system.membership.observe(a, Event.UNREACHABLE, 1.0)
+    assert system.slots.last_resort(Claim(REQUEST)) is None, "a probe has confirmed it"
+
+
+def test_the_last_resort_has_a_limit_too() -> None:
+    system = System(1, limit=1)
+    (member,) = system.members
+    system.down(member)
+    assert system.slots.last_resort(Claim(REQUEST)) is member
+    assert system.slots.last_resort(Claim(REQUEST)) is None
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_member_that_left_takes_nothing_with_it(limit: int) -> None:
+    system = System(2, limit)
+    a, b = system.take(), system.take()
+    system.resolve(1)
+    system.slots.give_back(b)
+    assert b.in_flight == 0
+    system.slots.give_back(a)
+    assert system.take() is a
