@@ -1,0 +1,412 @@
+"""The whole balancer but its sockets, on a virtual clock, through thousands of random schedules.
+
+Each schedule is a small world: members that come up, refuse, hang, drain, die and leave, a DNS that
+lies now and then, clients that come, send bodies and lose patience. What must never be, whatever
+happens in which order, is checked after every turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import pytest
+
+from balancer import slots
+from balancer.dispatch import Record
+from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
+from balancer.headers import Headers
+from balancer.health import Event, State
+from balancer.loadbalancer import LoadBalancer
+from balancer.membership import Answer, Endpoint, Member, Outcome, Snapshot
+from balancer.policies import Policy
+from balancer.probes import Verdict
+from balancer.request import Request
+from balancer.retry import IDEMPOTENT
+from balancer.settings import Address, Settings
+from balancer.upstream import UpstreamRequest, UpstreamResponse
+from tests.support.virtual import VirtualLoop
+
+SCHEDULES = 10_000
+SHARDS = 10
+# Virtual seconds in which things happen; then the world is at peace, and everything must come to its end.
+TROUBLE = 2.5
+PATIENCE = 1.0
+
+METHODS = ["GET", "GET", "HEAD", "PUT", "POST", "POST", "PATCH"]
+MOODS = ["fine", "fine", "fine", "refuses", "unreachable", "hangs", "drains", "closes", "drops"]
+
+
+@dataclass
+class Container:
+    """What runs at an address: its mood, and the exchanges that it has under way."""
+
+    mood: str
+    exchanges: set[asyncio.Future[str]] = field(default_factory=set)
+
+    def turn(self, mood: str) -> None:
+        self.mood = mood
+        if mood in ("refuses", "unreachable"):
+            self.break_off("died")
+
+    def break_off(self, how: str) -> None:
+        for exchange in self.exchanges:
+            _settle(exchange, how)
+
+
+def _settle(exchange: asyncio.Future[str], how: str) -> None:
+    if not exchange.done():
+        exchange.set_result(how)
+
+
+class World:
+    """The outside of one schedule; is the balancer's upstream, resolver and probe."""
+
+    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+        self.rng = rng = Random(seed)
+        self.loop = loop
+        self.trouble = True
+        self.containers: dict[Address, Container] = {}
+        # Who is in DNS, with SRV's priority.
+        self.listed: dict[Address, int] = {}
+        self.visits: dict[bytes, asyncio.Future[None]] = {}
+        self.written: Counter[bytes] = Counter()
+        self.done: Counter[bytes] = Counter()
+        self.started: Counter[bytes] = Counter()
+        self.limit = rng.choice([0, 0, 1, 2])
+        self.settings = Settings(
+            resolve_interval=0.3,
+            health_interval=0.3,
+            hold_seconds=rng.choice([0.0, 0.3, PATIENCE]),
+            hold_max=rng.choice([0, 2, 100]),
+            connect_timeout=0.2,
+            response_timeout=PATIENCE,
+            max_requests_per_member=self.limit,
+            policy=rng.choice(["round_robin", "least_requests", "random", "hash"]),
+            sticky_cookie=rng.choice([None, "member"]),
+            slow_start=rng.choice([0.0, 1.0]),
+            health_path=rng.choice([None, "/healthz"]),
+        )
+        self.balancer = LoadBalancer(
+            self.settings, upstream=self, resolve=self.resolve, probe=self.probe, on_done=self.finished,
+            clock=loop.time, rng=Random(seed),
+        )  # fmt: skip
+
+    # What must never be.
+
+    def check(self) -> None:
+        members = self.balancer.membership
+        for member in members.members.values():
+            assert member.in_flight >= 0
+            assert not self.limit or member.in_flight <= self.limit
+        if self.balancer.dispatcher.hold:
+            free = [it for it in members.available if not self.limit or it.in_flight < self.limit]
+            assert not free, "somebody waits while a member is free"
+
+    def occupy(self, member: Member) -> None:
+        assert member.state in (State.UP, State.SUSPECT) or (member.state is State.DOWN and member.accused)
+        assert self.balancer.membership.members.get(member.address) is member, "a member that left was chosen"
+        if self.visits and self.rng.random() < 0.05:
+            # The worst moment to leave: between being given a member and learning of it.
+            self.loop.call_soon(self.rng.choice(list(self.visits.values())).cancel)
+
+    def finished(self, record: Record) -> None:
+        self.done[record.request.target] += 1
+
+    # The seams.
+
+    async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:
+        container = self.containers.get(address)
+        mood = container.mood if container else "unreachable"
+        await self.pause(0.01)
+        if mood == "refuses":
+            raise ConnectFailed("refused", refused=True)
+        if container is None or mood == "unreachable" or container.mood == "unreachable":
+            await asyncio.sleep(self.settings.connect_timeout)
+            raise ConnectFailed("unreachable")
+        if mood == "drops" and self.rng.random() < 0.3:
+            raise ConnectionDied("closed before it was used", sent=False, reused=True)
+        if request.body:
+            while await request.body.read():
+                pass
+        self.written[request.target] += 1
+        return await self.answer(container, request)
+
+    async def answer(self, container: Container, request: UpstreamRequest) -> UpstreamResponse:
+        exchange: asyncio.Future[str] = self.loop.create_future()
+        exchange.repeatable = request.repeatable  # type: ignore[attr-defined]
+        container.exchanges.add(exchange)
+        if container.mood not in ("hangs", "refuses", "unreachable"):
+            how = "dropped" if container.mood == "drops" and self.rng.random() < 0.5 else "answered"
+            self.loop.call_later(self.rng.expovariate(20), _settle, exchange, how)
+        try:
+            async with asyncio.timeout(self.settings.response_timeout):
+                how = await exchange
+        except TimeoutError:
+            raise ResponseTimeout("no response", sent=True) from None
+        finally:
+            container.exchanges.discard(exchange)
+        if how != "answered":
+            raise ConnectionDied(how, sent=True, received=how == "dropped" and self.rng.random() < 0.3)
+        return _Response(self, closes=container.mood in ("closes", "drains"))
+
+    def forget(self, address: Address) -> None:
+        pass
+
+    def give_up(self, address: Address) -> None:
+        if container := self.containers.get(address):
+            for exchange in container.exchanges:
+                if exchange.repeatable:  # type: ignore[attr-defined]
+                    _settle(exchange, "given up")
+
+    async def close(self) -> None:
+        pass
+
+    async def resolve(self) -> Snapshot:
+        await self.pause(0.05)
+        lie = self.rng.random() if self.trouble else 1.0
+        if lie < 0.1:
+            answer = Answer("A", Outcome.UNKNOWN, rcode="SERVFAIL")
+        elif lie < 0.2 or not self.listed:
+            answer = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+        else:
+            answer = Answer("A", Outcome.FOUND, frozenset(map(Endpoint, self.listed, self.listed.values())))
+        return Snapshot((answer,), self.loop.time())
+
+    async def probe(self, address: Address) -> Verdict:
+        await self.pause(0.02)
+        container = self.containers.get(address)
+        match container.mood if container else "unreachable":
+            case "refuses":
+                return Event.REFUSED, "refused"
+            case "unreachable":
+                await asyncio.sleep(self.settings.connect_timeout)
+                return Event.UNREACHABLE, "unreachable"
+            case "hangs" if self.settings.health_path:
+                await asyncio.sleep(self.settings.connect_timeout)
+                return Event.PROBE_FAILED, "silent"
+            case "drains" if self.settings.health_path:
+                return Event.PROBE_DRAINING, "503"
+        return Event.PROBE_OK, "ok"
+
+    async def pause(self, most: float) -> None:
+        if self.rng.random() < 0.5:
+            await asyncio.sleep(self.rng.random() * most)
+
+    # What happens.
+
+    async def live(self) -> None:
+        for number in range(self.rng.randint(0, 3)):
+            self.start(Address(f"10.0.0.{number}", 80))
+        async with self.balancer, asyncio.TaskGroup() as clients:
+            for number in range(self.rng.randint(1, 14)):
+                clients.create_task(self.client(b"/%d" % number))
+            while self.loop.time() < self.ends - PATIENCE:
+                await asyncio.sleep(self.rng.random() * 0.4)
+                self.happen()
+            self.trouble = False
+            for container in self.containers.values():
+                container.turn("fine")
+        # At peace, nothing of the trouble is left.
+        members = self.balancer.membership.members.values()
+        assert all(it.in_flight == 0 for it in members)
+        assert len(self.balancer.dispatcher.hold) == 0
+        for target, count in self.done.items():
+            assert count == 1, f"{target!r} ended {count} times"
+
+    @property
+    def ends(self) -> float:
+        return self.began + TROUBLE + PATIENCE
+
+    began = 0.0
+
+    def start(self, address: Address) -> None:
+        self.containers[address] = Container(self.rng.choice(MOODS))
+        self.listed[address] = 0
+
+    def happen(self) -> None:
+        address = Address(f"10.0.0.{self.rng.randrange(5)}", 80)
+        container = self.containers.get(address)
+        if container is None:
+            self.start(address)
+        elif self.rng.random() < 0.25:
+            container.break_off("died")
+            del self.containers[address]
+            self.listed.pop(address, None)
+        elif self.rng.random() < 0.15:
+            if self.listed.pop(address, None) is None:
+                self.listed[address] = 0
+        elif self.rng.random() < 0.4 and address in self.listed:
+            self.listed[address] ^= 1
+        else:
+            container.turn(self.rng.choice(MOODS))
+
+    async def client(self, target: bytes) -> None:
+        rng = self.rng
+        await asyncio.sleep(rng.random() * TROUBLE)
+        method = rng.choice(METHODS)
+        body = _Body(self, rng.randint(1, 4)) if method not in ("GET", "HEAD") else None
+        headers: Headers = [(b"cookie", b"member=%x" % rng.getrandbits(64))] if rng.random() < 0.3 else []
+        sink = _Sink(self, target)
+        request = Request(method, target, headers, f"192.0.2.{rng.randrange(9)}", body=body)
+        visit = asyncio.ensure_future(self.balancer.dispatcher.handle(request, sink))
+        self.visits[target] = visit
+        visit.add_done_callback(lambda _: self.visits.pop(target))
+        if rng.random() < 0.15:
+            self.loop.call_later(rng.random() * PATIENCE, visit.cancel)
+        try:
+            await visit
+        except (TruncatedResponse, ClientGone, asyncio.CancelledError):
+            pass
+        else:
+            assert sink.ended, "a request came to its end without a response"
+        assert visit.done()
+        assert self.done[target] == 1
+        assert self.written[target] <= (2 if method in IDEMPOTENT else 1), "a request ran twice"
+
+
+class _Body:
+    def __init__(self, world: World, pieces: int) -> None:
+        self._world = world
+        self._pieces = pieces
+
+    @property
+    def ended(self) -> bool:
+        return not self._pieces
+
+    async def read(self) -> bytes:
+        await self._world.pause(0.05)
+        if self._world.rng.random() < 0.02:
+            raise ClientGone
+        if not self._pieces:
+            return b""
+        self._pieces -= 1
+        return bytes(self._world.rng.choice([1, 40_000]))
+
+
+class _Response:
+    status = 200
+
+    def __init__(self, world: World, closes: bool) -> None:
+        self.headers: Headers = []
+        self.closes = closes
+        self._world = world
+        self._pieces = world.rng.randint(0, 3)
+
+    async def read(self) -> tuple[bytes, bool]:
+        await self._world.pause(0.05)
+        if self._world.rng.random() < 0.02:
+            raise TruncatedResponse("died in mid-body")
+        self._pieces -= 1
+        return b"x", self._pieces > 0
+
+    async def write(self, data: bytes) -> None:
+        raise AssertionError("nobody switched protocols")
+
+    async def close(self) -> None:
+        pass
+
+
+class _Sink:
+    def __init__(self, world: World, target: bytes) -> None:
+        self._world = world
+        self._target = target
+        self.ended = False
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self._world.started[self._target] += 1
+        assert self._world.started[self._target] == 1, "two responses to one request"
+        await self._world.pause(0.02)
+
+    async def write(self, data: bytes, more: bool) -> None:
+        assert not self.ended
+        if self._world.rng.random() < 0.02:
+            raise ClientGone
+        await self._world.pause(0.02)
+        self.ended = not more
+
+    async def switch(self, response: UpstreamResponse, headers: Headers, count: Any) -> None:
+        raise AssertionError("nobody asked for that")
+
+
+@contextmanager
+def occupied(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    real = slots._occupy
+
+    def checked(member: Member) -> Member:
+        world.occupy(member)
+        return real(member)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slots, "_occupy", checked)
+        yield
+
+
+def run(seed: int, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World(seed, loop)
+    world.began = loop.time()
+    loop.after_each = world.check
+    with occupied(world, monkeypatch):
+        loop.run_until_complete(world.live())
+    assert not asyncio.all_tasks(loop)
+    return world
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_nothing_that_must_not_be_ever_is(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    loop = VirtualLoop()
+    answered = repeated = 0
+    try:
+        for seed in range(shard, SCHEDULES, SHARDS):
+            try:
+                world = run(seed, loop, monkeypatch)
+            except BaseException as error:
+                error.add_note(f"schedule {seed}")
+                raise
+            answered += world.started.total()
+            repeated += sum(count > 1 for count in world.written.values())
+    finally:
+        loop.close()
+    # The schedules are worth something only if a good deal happens in them.
+    assert answered > 3 * SCHEDULES / SHARDS
+    assert repeated > SCHEDULES / SHARDS / 100
+
+
+class _Overtaking(Policy):
+    """A wrong policy, to see that the checks can fail: it forgets what is full."""
+
+    def build(self, members: Any) -> None:
+        self._members = members
+
+    def choose(self, request: Request, exclude: Any = ()) -> Member | None:
+        return self._members[0] if self._members else None
+
+
+def test_the_checks_can_fail(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    monkeypatch.setattr("balancer.loadbalancer.make_policy", lambda *_: _Overtaking())
+    loop = VirtualLoop()
+    failures = 0
+    for seed in range(30):
+        try:
+            run(seed, loop, monkeypatch)
+        except (AssertionError, ExceptionGroup):
+            failures += 1
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.after_each = lambda: None
+            loop.run_until_complete(asyncio.sleep(10))
+    loop.close()
+    assert failures
