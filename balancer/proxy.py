@@ -24,6 +24,11 @@ from balancer.websocket import WebSocketVisit
 
 WATCH_SECONDS = 0.4
 
+SHUTTING_DOWN = Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1)
+
+# After these bytes a stream of server-sent events may end (HTML, section 9.2.5).
+END_OF_EVENT = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
 
 class Proxy:
     """Serves every HTTP request and every WebSocket of its scope through the dispatcher."""
@@ -70,15 +75,17 @@ class Proxy:
         """Requests in progress."""
         return len(self._visits)
 
-    async def leave_websockets(self) -> None:
-        """The balancer is about to exit: close every WebSocket with 1001, which none would do by itself."""
-        visits = [it for it in self._visits if isinstance(it, WebSocketVisit)]
-        await asyncio.gather(*(it.go_away() for it in visits))
+    async def end_endless(self) -> None:
+        """The balancer is about to exit: end what would not end by itself, so that its client goes elsewhere.
+
+        WebSockets are closed with 1001; server-sent events end as a complete response, after an event.
+        """
+        await asyncio.gather(*(it.go_away() for it in self._visits))
 
     def cut(self) -> None:
         """The balancer is about to exit: end every request still in progress, those without a response by a 503."""
         for visit in self._visits:
-            visit.end(Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1))
+            visit.end(SHUTTING_DOWN)
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -92,12 +99,16 @@ class Proxy:
 class _HttpVisit(Visit):
     """A plain request: the source of its body and the sink of its response."""
 
-    __slots__ = ("ended",)
+    __slots__ = ("_headers", "_leaving", "_sent", "ended")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
         super().__init__(receive, send, task)
         # The wait for a disconnect and the reading of the body share one channel: first the body.
         self.ended = not _carries_body(scope)
+        self._headers: Headers = []
+        # The last piece of body that has been sent whole.
+        self._sent = b""
+        self._leaving = False
 
     @property
     def watchable(self) -> bool:
@@ -119,13 +130,33 @@ class _HttpVisit(Visit):
             # uvicorn counts a 304's Content-Length, which describes no body of its own, as bytes to come.
             headers = [pair for pair in headers if pair[0] != b"content-length"]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._headers = headers
+        self._sent = END_OF_EVENT[0]
 
     async def write(self, data: bytes, more: bool) -> None:
         if not more:
             # From here on the server reports the end of the request as a disconnect, too.
             self.unwatch()
             self.task = None
+        self._sent = b""
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sent = data
+        if self._leaving:
+            await self._end_between_events()
+
+    async def go_away(self) -> None:
+        fields = dict(self._headers)
+        self._leaving = fields.get(b"content-type", b"").startswith(b"text/event-stream") and not (
+            fields.keys() & {b"content-length", b"content-encoding"}
+        )
+        if self._leaving:
+            await self._end_between_events()
+
+    async def _end_between_events(self) -> None:
+        """End a stream of server-sent events as if the member had, so that the client connects again."""
+        if self.task and self._sent.endswith(END_OF_EVENT):
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            self.end(SHUTTING_DOWN)
 
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         raise AssertionError("a plain request does not ask for another protocol")

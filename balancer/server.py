@@ -70,7 +70,7 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
         await stop.wait()
         log.info("stopping: %d requests in progress", balancer.proxy.active)
         loop.call_later(settings.shutdown_seconds, balancer.proxy.cut)
-        await balancer.proxy.leave_websockets()
+        await balancer.proxy.end_endless()
         data.should_exit = True
         await data_done
         if admin:

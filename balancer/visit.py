@@ -43,6 +43,9 @@ class Visit:
     async def _await_disconnect(self) -> None:
         raise NotImplementedError
 
+    async def go_away(self) -> None:
+        """The balancer is about to exit: end here what would not end by itself."""
+
     def watch(self, began_before: float) -> None:
         """See to it that a client that leaves is noticed, if the visit has lasted since then."""
         if self._watcher is None and self.task and self.watchable and self.began <= began_before:

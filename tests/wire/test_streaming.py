@@ -120,3 +120,58 @@ async def test_a_client_that_leaves_while_it_is_held_leaves_the_queue() -> None:
             await client.send(GET)
             await eventually(lambda: len(running.balancer.dispatcher.hold) == 1)
         await eventually(lambda: len(running.balancer.dispatcher.hold) == 0)
+
+
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_on_shutdown_events_end_as_a_complete_response() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(EVENTS + b"9\r\ndata: 1\n\n\r\n")
+        await connection.to_end()
+
+    async with Member(script) as member, balance(member) as running, running.client() as client:
+        await client.send(GET)
+        await client.until(b"data: 1\n\n")
+        await running.balancer.proxy.end_endless()
+        assert await client.until(b"0\r\n\r\n") == b"\r\n0\r\n\r\n"
+        await running.idle()
+        assert running.records[0].error == "shutting_down"
+
+
+async def test_on_shutdown_an_event_under_way_is_finished_first() -> None:
+    half, go = asyncio.Event(), asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(EVENTS + b"5\r\ndata:\r\n")
+        half.set()
+        await go.wait()
+        await connection.send(b"4\r\n 1\n\n\r\n")
+        await connection.to_end()
+
+    async with Member(script) as member, balance(member) as running, running.client() as client:
+        await client.send(GET)
+        await client.until(b"data:")
+        await running.balancer.proxy.end_endless()
+        assert running.balancer.proxy.active == 1
+        go.set()
+        assert (await client.until(b"0\r\n\r\n")).endswith(b" 1\n\n\r\n0\r\n\r\n")
+
+
+async def test_on_shutdown_a_stream_that_may_end_by_itself_goes_on() -> None:
+    go = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\n\n\r\n")
+        await go.wait()
+        await connection.send(b"3\r\nb\n\n\r\n0\r\n\r\n")
+
+    async with Member(script) as member, balance(member) as running, running.client() as client:
+        await client.send(GET)
+        await client.until(b"a\n\n")
+        await running.balancer.proxy.end_endless()
+        go.set()
+        assert b"b\n\n" in await client.until(b"0\r\n\r\n")

@@ -391,7 +391,7 @@ async def test_on_shutdown_both_sides_get_1001() -> None:
     async with member(wait) as one, balance(one) as running, dial(running) as client:
         await client.send("hi")
         await client.recv()
-        leaving = asyncio.create_task(running.balancer.proxy.leave_websockets())
+        leaving = asyncio.create_task(running.balancer.proxy.end_endless())
         assert await closing(client) == (1001, "the balancer is shutting down")
         await leaving
         assert await asyncio.wait_for(closed, LIMIT) == 1001
