@@ -204,7 +204,8 @@ class Dispatcher:
                     if body:
                         body.rewind()
                     continue
-                self._membership.answered(member, response.closes, self._clock())
+                if response.status != SWITCHING_PROTOCOLS:
+                    self._membership.answered(member, response.closes, self._clock())
                 await _relay(response, sink, record, self._policy.mark(request, member))
                 return
             finally:
