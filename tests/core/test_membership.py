@@ -130,6 +130,54 @@ def test_a_new_weight_reaches_the_policy_and_keeps_the_member() -> None:
     assert membership.generation > generation
 
 
+def test_a_member_that_came_up_warms_up_in_tenths() -> None:
+    membership, (old,) = all_up(1)
+    membership.slow_start = 10.0
+    (new,) = learn(membership, found(1, at(2, weight=4))).joined
+    membership.observe(new, Event.PROBE_OK, 100.0)
+    weights = []
+    for now in (100.0, 101.0, 102.5, 105.0, 109.9, 110.0, 200.0):
+        generation = membership.generation
+        membership.warm_up(now)
+        weights.append(new.weight)
+        assert (membership.generation > generation) is (len(weights) > 1 and weights[-1] != weights[-2])
+    assert weights == pytest.approx([0.4, 0.4, 0.8, 2.0, 3.6, 4.0, 4.0])
+    assert old.weight == 1
+
+
+@pytest.mark.parametrize(
+    ("events", "starts_anew"),
+    [
+        ([Event.PROBE_FAILED, Event.PROBE_OK], False),
+        ([Event.PROBE_DRAINING, Event.PROBE_OK], False),
+        ([Event.REFUSED, Event.PROBE_OK], True),
+    ],
+)
+def test_only_a_member_that_was_down_starts_slowly_again(events: list[Event], starts_anew: bool) -> None:
+    membership, (member,) = all_up(1)
+    membership.slow_start = 10.0
+    for event in events:
+        membership.observe(member, event, 50.0)
+    assert member.weight == (0.1 if starts_anew else 1)
+
+
+def test_a_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
+    membership, (a, b) = all_up(1, 2)
+    membership.observe(a, Event.REFUSED, 1.0, by_request=True)
+    membership.observe(b, Event.REFUSED, 1.0)
+    assert membership.accused() == [a]
+    membership.observe(a, Event.REFUSED, 2.0)
+    assert membership.accused() == []
+
+
+def test_who_is_available_can_be_asked_of_each() -> None:
+    membership, (a, b) = all_up(1, 2)
+    membership.observe(b, Event.PROBE_FAILED, 1.0)
+    assert (membership.is_available(a), membership.is_available(b)) == (True, False)
+    membership.observe(a, Event.REFUSED, 1.0)
+    assert (membership.is_available(a), membership.is_available(b)) == (False, True)
+
+
 def test_only_a_change_of_state_is_told() -> None:
     flips: list[tuple[State, State, str]] = []
     membership = Membership(on_flip=lambda member, before, event: flips.append((before, member.state, member.reason)))
