@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -137,7 +138,7 @@ async def test_a_cookie_keeps_a_client_at_its_member_until_that_is_gone() -> Non
 
 
 async def test_a_hash_keeps_a_key_at_its_member() -> None:
-    settings = {"policy": "hash", "hash_key": ("header", "X-Tenant")}
+    settings: dict[str, Any] = {"policy": "hash", "hash_key": ("header", "X-Tenant")}
     async with Member() as one, Member() as two, Member() as three, balance(one, two, three, **settings) as running:
         for tenant in range(30):
             for _ in range(2):
