@@ -33,7 +33,8 @@ def make_app(counter: Counter, hostname: str) -> Starlette:
     back what it is sent; its handshake says in ``x-worker`` who does so.
 
     Redis does not enter into ``/healthz``: without it every worker is as good as any other, and a
-    client is better served by the reason than by a wait for a worker that is not coming.
+    client is better served by the reason, after the counter's own patience, than by a wait for a
+    worker that is not coming.
     """
 
     async def hello(request: Request) -> Response:
