@@ -25,7 +25,8 @@ def main() -> int:
         ports[name] = int(text)
     counter = Counter(os.environ.get("HOST_REDIS") or "redis", ports["PORT_REDIS"])
     hostname = os.environ.get("HOSTNAME") or socket.gethostname()
-    return drain.run(make_app(counter, hostname), host=os.environ.get("HOST") or "0.0.0.0", port=ports["PORT"])
+    app = make_app(counter, hostname)
+    return drain.run(app, host=os.environ.get("HOST") or "0.0.0.0", port=ports["PORT"], ws="websockets-sansio")
 
 
 if __name__ == "__main__":

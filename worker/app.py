@@ -6,17 +6,20 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from worker.counter import Counter, CounterDown
 
 log = logging.getLogger(__name__)
 
-MAX_WORK_SECONDS = 30.0
+MAX_SECONDS = 30.0
+MIN_EVENT_SECONDS = 0.01
 MAX_NAME_BYTES = 100
 
 
@@ -26,8 +29,12 @@ def make_app(counter: Counter, hostname: str) -> Starlette:
     ``POST /record`` counts how often it was sent the name in its body: more than once means that
     somebody between here and the client repeated it.
 
+    ``/events`` sends an event every so many seconds without end, and the WebSocket ``/echo`` sends
+    back what it is sent; its handshake says in ``x-worker`` who does so.
+
     Redis does not enter into ``/healthz``: without it every worker is as good as any other, and a
-    client is better served by the reason than by a wait for a worker that is not coming.
+    client is better served by the reason, after the counter's own patience, than by a wait for a
+    worker that is not coming.
     """
 
     async def hello(request: Request) -> Response:
@@ -42,15 +49,31 @@ def make_app(counter: Counter, hostname: str) -> Starlette:
         return PlainTextResponse(f"{hostname} cannot count: Redis is away\n", 503, {"Retry-After": "1"})
 
     async def work(request: Request) -> Response:
-        text = request.query_params.get("seconds", "1")
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = -1.0
-        if not 0 <= seconds <= MAX_WORK_SECONDS:
-            return PlainTextResponse(f"seconds={text!r} cannot be used: it takes 0 to {MAX_WORK_SECONDS:g}\n", 400)
+        seconds = _seconds(request, least=0.0)
         await asyncio.sleep(seconds)
         return PlainTextResponse(f"{hostname} worked for {seconds:g} s.\n")
+
+    async def events(request: Request) -> Response:
+        seconds = _seconds(request, least=MIN_EVENT_SECONDS)
+
+        async def greet() -> AsyncIterator[str]:
+            for n in count(1):
+                yield f"data: Hello World I am {hostname}! {n}\n\n"
+                await asyncio.sleep(seconds)
+
+        return StreamingResponse(greet(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def echo(socket: WebSocket) -> None:
+        subprotocol = "echo" if "echo" in socket.scope["subprotocols"] else None
+        await socket.accept(subprotocol, headers=[(b"x-worker", hostname.encode())])
+        try:
+            while (message := await socket.receive())["type"] == "websocket.receive":
+                await socket.send({**message, "type": "websocket.send"})
+        except WebSocketDisconnect:
+            pass  # it left before its answer
+
+    async def unusable(request: Request, error: Exception) -> Response:
+        return PlainTextResponse(f"{error}\n", 400)
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -64,6 +87,24 @@ def make_app(counter: Counter, hostname: str) -> Starlette:
         Route("/", hello),
         Route("/record", record, methods=["POST"]),
         Route("/work", work),
+        Route("/events", events),
+        WebSocketRoute("/echo", echo),
         Route("/healthz", healthz),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={CounterDown: redis_away})
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={CounterDown: redis_away, Unusable: unusable})
+
+
+class Unusable(Exception):
+    """A parameter of a request that cannot be used; the message says what can be."""
+
+
+def _seconds(request: Request, least: float) -> float:
+    """The parameter ``seconds``, 1 if there is none. Raises Unusable."""
+    text = request.query_params.get("seconds", "1")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not least <= seconds <= MAX_SECONDS:
+        raise Unusable(f"seconds={text!r} cannot be used: it takes {least:g} to {MAX_SECONDS:g}")
+    return seconds

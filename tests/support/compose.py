@@ -6,9 +6,11 @@ import asyncio
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 
@@ -75,9 +77,9 @@ class Compose:
         return {name.lstrip("/"): int(code) for name, code in (line.split() for line in text.splitlines())}
 
     async def records(self) -> dict[str, int]:
-        """How often each name was recorded by a worker."""
-        words = (await self("exec", "--no-TTY", "redis", "redis-cli", "--raw", "hgetall", "records")).split()
-        return {name: int(count) for name, count in zip(words[::2], words[1::2], strict=True)}
+        """How many requests recorded each name at a worker. Each is a line with the quoted name and its own id."""
+        lines = await self("exec", "--no-TTY", "redis", "redis-cli", "--raw", "zrange", "recorded", "0", "-1")
+        return Counter(unquote(line.partition(" ")[0]) for line in lines.split("\n") if line)
 
     async def get(self, path: str = "/", timeout: float = 30.0) -> httpx.Response:
         async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
