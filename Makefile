@@ -21,7 +21,8 @@ types: .venv/.ready
 bench: .venv/.ready bench/.cache/venv/.ready
 	bench/.cache/venv/bin/python -m bench $(OPTIONS)
 
-# Options: make drill OPTIONS="--plain", make drill OPTIONS="--only pause".
+# Options: make drill OPTIONS="--plain", "--only pause", "--rolling 100000", "--websockets", "--overload" (the last without
+# Docker; BALANCER_ settings from the environment apply).
 drill: .venv/.ready
 	$(BIN)/python -m bench.drill $(OPTIONS)
 

@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Awaitable, Callable
 
+import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
@@ -44,24 +45,41 @@ class Zone:
 
 
 class DnsServer:
-    """Serves one answerer over UDP and TCP; use it within ``async with``."""
+    """Serves one answerer over UDP and TCP; use it within ``async with``.
+
+    It can also misbehave: ``answerer`` may be replaced, ``stop()`` leaves nobody on the port until ``start()``,
+    ``refuse_tcp()`` leaves UDP alone there, and ``truncates`` sends every answer over UDP empty and marked as cut (TC).
+    """
 
     def __init__(self, answerer: Answerer, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._answerer = answerer
+        self.answerer = answerer
+        self.truncates = False
         self.address = Address(host, port)
         self.udp_queries = 0
         self.tcp_queries = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> DnsServer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen, on the same port as before if it is not the first time."""
         self._tcp = await asyncio.start_server(self._serve_tcp, *self.address)
         # UDP takes the port that TCP was given.
         self.address = Address(self.address.host, self._tcp.sockets[0].getsockname()[1])
         loop = asyncio.get_running_loop()
         self._udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), local_addr=self.address)
-        return self
 
-    async def __aexit__(self, *exception: object) -> None:
+    def refuse_tcp(self) -> None:
+        """Accept no connection any more."""
+        self._tcp.close()
+
+    async def stop(self) -> None:
+        """Close both sockets and drop what is being answered."""
         self._udp.close()
         self._tcp.close()
         for task in list(self._tasks):
@@ -74,6 +92,9 @@ class DnsServer:
             query = dns.message.from_wire(wire)
             limit = max(PLAIN_UDP, query.payload) if query.edns >= 0 else PLAIN_UDP
             response = await self._answer(query)
+            if self.truncates:
+                response.flags |= dns.flags.TC
+                response.answer.clear()
             transport.sendto(response.to_wire(max_size=limit, prefer_truncation=True), client)
 
         task = asyncio.get_running_loop().create_task(answer())
@@ -82,7 +103,7 @@ class DnsServer:
 
     async def _answer(self, query: dns.message.Message) -> dns.message.Message:
         response = dns.message.make_response(query, recursion_available=True)
-        await self._answerer(query, response)
+        await self.answerer(query, response)
         return response
 
     async def _serve_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

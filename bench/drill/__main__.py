@@ -1,63 +1,23 @@
-"""``make drill``: the load through every phase, the figures, the picture. Exit status 1 if anything was lost."""
+"""``make drill``: a load, what is done to the workers meanwhile, the figures.
+
+Without an option the load goes through every phase, and the picture is drawn. Exit status 1 if anything was lost.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from balancer.settings import Address
-from bench.drill.load import Load
-from bench.drill.phases import PHASES, Phase
-from bench.drill.report import Row, Span, rows, table, timeline
+from bench.drill.overload import Problem, overload
+from bench.drill.report import table
+from bench.drill.rolling import roll
+from bench.drill.run import drill, project, running, unexcused
+from bench.drill.websocket import CONNECTIONS, scaled
 from tests.support.compose import ROOT, Compose
 
 PICTURE = ROOT / "docs" / "drill.svg"
-
-
-async def drill(compose: Compose, phases: Sequence[Phase] = PHASES) -> tuple[list[Row], str]:
-    """Run the phases on a project that is up with three workers; returns the figures and the picture."""
-    target = urlsplit(compose.url)
-    assert target.hostname and target.port
-    load = Load(Address(target.hostname, target.port))
-    spans = []
-    async with load.running():
-        for phase in phases:
-            began = time.monotonic()
-            await phase.act(compose)
-            await asyncio.sleep(phase.settle)
-            spans.append(Span(phase.name, began, time.monotonic()))
-    return rows(spans, load.outcomes, await compose.records()), timeline(spans, load.outcomes)
-
-
-def unexcused(found: Sequence[Row], phases: Sequence[Phase] = PHASES) -> list[str]:
-    """What must not be: a line for each. POSTs in flight on a member that was cut off may fail, with 502 or 504."""
-    problems = []
-    for row, phase in zip(found, phases, strict=True):
-        for kind, count in row.failures.items():
-            honest = phase.excuses and kind.startswith(("POST 502", "POST 504"))
-            redis = "Redis" in phase.name and "Redis is away" in kind
-            if not (honest or redis):
-                problems.append(f"{row.name}: {count} times {kind}")
-        if row.twice:
-            problems.append(f"{row.name}: {row.twice} POSTs ran twice")
-        if row.missing:
-            problems.append(f"{row.name}: {row.missing} acknowledged POSTs are missing")
-    return problems
-
-
-async def _run(compose: Compose, phases: Sequence[Phase]) -> tuple[list[Row], str, str]:
-    await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
-    try:
-        await compose("up", "--build", "--detach", "--wait", "--scale", "worker=3")
-        found, picture = await drill(compose, phases)
-        return found, picture, await compose("logs", "--no-log-prefix", "balancer")
-    finally:
-        await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
 
 
 def main() -> int:
@@ -65,19 +25,70 @@ def main() -> int:
     parser.add_argument("--plain", action="store_true", help="uvicorn as it comes: no drain, no health path")
     parser.add_argument("--only", help="phases whose name contains this")
     parser.add_argument("--log", type=Path, help="write the balancer's log to this file")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--rolling", type=int, metavar="N", help="N requests, while one worker of three is restarted every 2 s"
+    )
+    instead.add_argument(
+        "--websockets",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=CONNECTIONS,
+        help=f"N WebSockets (default {CONNECTIONS}), while the workers are scaled",
+    )
+    instead.add_argument(
+        "--overload", action="store_true", help="three times what the members can do, with and without the limit"
+    )
     arguments = parser.parse_args()
-    phases = [it for it in PHASES if not arguments.only or arguments.only in it.name]
-    if arguments.plain:
-        compose = Compose("balancerdrill", files=["compose.yaml", "bench/drill/plain.yaml"])
-    else:
-        compose = Compose("balancerdrill", BALANCER_HEALTH_PATH="/healthz")
-    found, picture, log = asyncio.run(_run(compose, phases))
+    if arguments.rolling:
+        return asyncio.run(_rolling(arguments))
+    if arguments.websockets:
+        return asyncio.run(_websockets(arguments))
+    if arguments.overload:
+        try:
+            return asyncio.run(overload())
+        except Problem as problem:
+            print(problem, file=sys.stderr)
+            return 2
+    return asyncio.run(_phases(arguments))
+
+
+async def _rolling(arguments: argparse.Namespace) -> int:
+    compose, _ = project(arguments.plain)
+    async with running(compose):
+        rolled = await roll(compose, arguments.rolling)
+        await _keep_log(compose, arguments.log)
+    print("\n".join(rolled.lines()))
+    return 1 if rolled.lost else 0
+
+
+async def _websockets(arguments: argparse.Namespace) -> int:
+    compose, _ = project(arguments.plain)
+    async with running(compose):
+        lines, found = await scaled(compose, arguments.websockets)
+        await _keep_log(compose, arguments.log)
+    print("\n".join([*lines, "", *(found or ["nobody noticed, except those who were told"])]))
+    return 1 if found else 0
+
+
+async def _keep_log(compose: Compose, path: Path | None) -> None:
+    """Write the balancer's log to a file, if one is wanted."""
+    if path:
+        await asyncio.to_thread(path.write_text, await compose("logs", "--no-log-prefix", "balancer"))
+
+
+async def _phases(arguments: argparse.Namespace) -> int:
+    compose, phases = project(arguments.plain)
+    phases = [it for it in phases if not arguments.only or arguments.only in it.name]
+    async with running(compose):
+        found, picture = await drill(compose, phases)
+        await _keep_log(compose, arguments.log)
     if not (arguments.only or arguments.plain):
         PICTURE.write_text(picture)
-    if arguments.log:
-        arguments.log.write_text(log)
     problems = unexcused(found, phases)
-    print("\n".join([*table(found), "", *(problems or ["nothing was lost, nothing ran twice"])]))
+    verdict = problems or ["nothing was lost, nothing ran twice, nobody waited too long"]
+    print("\n".join([*table(found), "", *verdict]))
     return 1 if problems else 0
 
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from balancer.errors import Fault, TruncatedResponse
 from balancer.native_upstream import NativeUpstream
@@ -43,10 +44,13 @@ class Outcome:
 
 
 class Load:
-    """Forty clients on connections that stay open; ``outcomes`` grows as they go."""
+    """Forty clients on connections that stay open; ``outcomes`` grows as they go. ``pause``: of each, in seconds."""
 
-    def __init__(self, target: Address) -> None:
-        self._target = target
+    def __init__(self, url: str, pause: float = PAUSE) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname and parts.port
+        self._target = Address(parts.hostname, parts.port)
+        self._pause = pause
         self._upstream = NativeUpstream(Timeouts(connect=PATIENCE, response=PATIENCE, idle=PATIENCE))
         self._rng = random.Random(1)
         self._stop = False
@@ -65,10 +69,10 @@ class Load:
         await self._upstream.close()
 
     async def _client(self) -> None:
-        await asyncio.sleep(self._rng.random() * PAUSE)
+        await asyncio.sleep(self._rng.random() * self._pause)
         while not self._stop:
             self.outcomes.append(await self._request())
-            await asyncio.sleep(PAUSE * (0.5 + self._rng.random()))
+            await asyncio.sleep(self._pause * (0.5 + self._rng.random()))
 
     async def _request(self) -> Outcome:
         host = (b"host", str(self._target).encode())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from bench.drill.load import Outcome
+from bench.drill.readiness import Life, gap
 
 COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#97bbf5", "#9c6b4e", "#6cc5b0")
 LEFT, TOP, WIDTH, HEIGHT = 60, 40, 1100, 220
@@ -24,18 +25,24 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """One phase's figures. ``longest`` is the longest wait of a request in seconds, ``longest_get`` of a GET."""
+    """One phase's figures. ``longest`` is the longest wait of a request in seconds, ``longest_get`` of a GET.
+
+    ``gap``: the longest time in seconds when no worker was there.
+    """
 
     name: str
     requests: int
     failures: Mapping[str, int]
+    gap: float
     longest: float
     longest_get: float
     twice: int
     missing: int
 
 
-def rows(spans: Sequence[Span], outcomes: Sequence[Outcome], recorded: Mapping[str, int]) -> list[Row]:
+def rows(
+    spans: Sequence[Span], outcomes: Sequence[Outcome], recorded: Mapping[str, int], lives: Sequence[Life]
+) -> list[Row]:
     """``recorded``: how often each POST's name came to a worker. A request belongs to the phase in which it began."""
     found = []
     for span in spans:
@@ -46,6 +53,7 @@ def rows(spans: Sequence[Span], outcomes: Sequence[Outcome], recorded: Mapping[s
                 span.name,
                 len(mine),
                 Counter(f"{it.method} {it.failure}" for it in mine if it.failure),
+                gap(lives, span.began, span.ended),
                 max((it.seconds for it in mine), default=0.0),
                 max((it.seconds for it in mine if it.method == "GET"), default=0.0),
                 sum(recorded.get(it.name, 0) > 1 for it in posts),
@@ -56,10 +64,11 @@ def rows(spans: Sequence[Span], outcomes: Sequence[Outcome], recorded: Mapping[s
 
 
 def table(found: Sequence[Row]) -> list[str]:
-    lines = [f"{'phase':24} {'requests':>8} {'failed':>6} {'longest':>8} {'GET':>8} {'twice':>5} {'missing':>7}"]
+    columns = f"{'gap':>8} {'longest':>8} {'GET':>8} {'twice':>5} {'missing':>7}"
+    lines = [f"{'phase':24} {'requests':>8} {'failed':>6} {columns}"]
     for row in found:
         lines.append(
-            f"{row.name:24} {row.requests:8} {sum(row.failures.values()):6} {row.longest:6.2f} s "
+            f"{row.name:24} {row.requests:8} {sum(row.failures.values()):6} {row.gap:6.2f} s {row.longest:6.2f} s "
             f"{row.longest_get:6.2f} s {row.twice:5} {row.missing:7}"
         )
         lines += [f"{'':24} {count:8} times {kind}" for kind, count in row.failures.items()]

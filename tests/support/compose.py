@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import subprocess
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -81,6 +82,27 @@ class Compose:
         lines = await self("exec", "--no-TTY", "redis", "redis-cli", "--raw", "zrange", "recorded", "0", "-1")
         return Counter(unquote(line.partition(" ")[0]) for line in lines.split("\n") if line)
 
+    async def address(self, container: str) -> str:
+        """The container's IPv4 address on the project's network, or "" while it has none."""
+        form = f'{{{{with index .NetworkSettings.Networks "{self.network}"}}}}{{{{.IPAddress}}}}{{{{end}}}}'
+        return (await self.run("docker", "inspect", "--format", form, container)).strip()
+
+    @asynccontextmanager
+    async def events(self, service: str) -> AsyncIterator[AsyncIterator[str]]:
+        """The engine's events of the service's containers from now on, each as a line of JSON."""
+        command = ["docker", "events", "--format", "{{json .}}", "--since", str(int(time.time()))]
+        for label in (f"project={self.project}", f"service={service}"):
+            command += ["--filter", f"label=com.docker.compose.{label}"]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout
+        try:
+            yield _lines(process.stdout)
+        finally:
+            process.terminate()
+            await process.wait()
+
     async def get(self, path: str = "/", timeout: float = 30.0) -> httpx.Response:
         async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
             return await client.get(self.url + path)
@@ -123,3 +145,8 @@ class Compose:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    while line := await stream.readline():
+        yield line.decode()

@@ -1,0 +1,73 @@
+"""The drill itself: the load through every phase, and what must not be found afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from bench.drill.load import Load
+from bench.drill.phases import PHASES, PLAIN_PHASES, Phase
+from bench.drill.readiness import Readiness
+from bench.drill.report import Row, Span, rows, timeline
+from tests.support.compose import Compose
+
+PROJECT = "balancerdrill"
+
+
+def project(plain: bool) -> tuple[Compose, list[Phase]]:
+    """The project with workers that drain and say when they are ready, or with plain ones; and their phases."""
+    if plain:
+        return Compose(PROJECT, files=["compose.yaml", "bench/drill/plain.yaml"]), PLAIN_PHASES
+    return Compose(PROJECT, BALANCER_HEALTH_PATH="/healthz"), PHASES
+
+
+@asynccontextmanager
+async def running(compose: Compose) -> AsyncIterator[None]:
+    """The project is up with three workers for as long as the context lasts; nothing is left of it afterwards."""
+    await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
+    try:
+        await compose("up", "--build", "--detach", "--wait", "--scale", "worker=3")
+        yield
+    finally:
+        await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
+
+
+async def drill(compose: Compose, phases: Sequence[Phase] = PHASES) -> tuple[list[Row], str]:
+    """Run the phases on a project that is up with three workers; returns the figures and the picture."""
+    load, readiness, spans = Load(compose.url), Readiness(compose), []
+    async with readiness.watching(), load.running():
+        await readiness.ready()
+        for phase in phases:
+            began = time.monotonic()
+            await phase.act(compose)
+            await asyncio.sleep(phase.settle)
+            spans.append(Span(phase.name, began, time.monotonic()))
+    found = rows(spans, load.outcomes, await compose.records(), readiness.lives)
+    return found, timeline(spans, load.outcomes)
+
+
+def unexcused(found: Sequence[Row], phases: Sequence[Phase] = PHASES, slack: float = 0.0) -> list[str]:
+    """What must not be: a line for each. POSTs in flight on a member that was cut off may fail, with 502 or 504.
+
+    ``slack``: seconds by which every wait may be longer, on a machine that has other things to do.
+    """
+    problems = []
+    for row, phase in zip(found, phases, strict=True):
+        for kind, count in row.failures.items():
+            honest = phase.excuses and kind.startswith(("POST 502", "POST 504"))
+            redis = "Redis" in phase.name and "Redis is away" in kind
+            if not (honest or redis):
+                problems.append(f"{row.name}: {count} times {kind}")
+        if row.twice:
+            problems.append(f"{row.name}: {row.twice} POSTs ran twice")
+        if row.missing:
+            problems.append(f"{row.name}: {row.missing} acknowledged POSTs are missing")
+        waited = row.longest_get if phase.excuses else row.longest
+        if waited > row.gap + phase.limit + slack:
+            problems.append(
+                f"{row.name}: {'a GET' if phase.excuses else 'a request'} waited {waited:.2f} s, and "
+                f"{row.gap:.2f} s without a worker plus {phase.limit:g} s are allowed"
+            )
+    return problems
