@@ -177,7 +177,11 @@ class Dispatcher:
         claim = Claim(request)
         hold_until = record.started + self._settings.hold_seconds
         repeats = 0
+        pause = False
         while True:
+            if pause:
+                await asyncio.sleep(retry.PAUSE_SECONDS)
+                pause = False
             member = self._slots.take(claim) or await self._wait_for_member(claim, body, hold_until, record)
             record.member = member.address
             try:
@@ -197,6 +201,7 @@ class Dispatcher:
                         # The time that a member had the request for was not spent waiting for a member.
                         hold_until = self._clock() + self._settings.hold_seconds
                         repeats += 1
+                        pause = repeats == retry.MAX_REPEATS
                         outgoing.fresh = True
                     elif self._clock() > hold_until + self._settings.connect_timeout:
                         # The last try began while the request might still have waited, and failed slowly.

@@ -92,14 +92,14 @@ JITTER = 0.2
 def next_probe(state: State, failures: int, interval: float, urgent: bool, rng: Random) -> float:
     """Seconds until the next probe of a member.
 
-    ``failures``: probes that failed in a row: a member that is not up is probed every
+    ``failures``: probes that failed in a row: a member that is new or down is probed every
     URGENT_INTERVAL at first and ever less often, down to ``interval``, unless it is urgent
     because nobody is available.
     """
     if urgent:
         delay = URGENT_INTERVAL
-    elif not failures or state in (State.UP, State.DRAINING):
-        delay = interval
-    else:
+    elif state is State.JOINING or (failures and state not in (State.UP, State.DRAINING)):
         delay = URGENT_INTERVAL * 2 ** min(failures // 4, 16)
+    else:
+        delay = interval
     return min(delay, interval) * (1 - JITTER * rng.random())

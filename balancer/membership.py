@@ -67,6 +67,7 @@ class Snapshot:
 class Member:
     """A container behind the alias. Times (``since``, ``warm_since``, ``probe_at``, ``probed_at``) are clock readings.
 
+    ``probes`` is how many were begun, ``probing`` how many are under way, ``heard`` the last that brought an answer.
     ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
     answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
     open after a response; ``closes``: responses in a row that announced the end of theirs.
@@ -82,7 +83,9 @@ class Member:
     probe_at: float = 0.0
     probed_at: float = 0.0
     probe_failures: int = 0
-    probing: bool = False
+    probing: int = 0
+    probes: int = 0
+    heard: int = 0
     answered: bool = False
     keeps_alive: bool = False
     closes: int = 0

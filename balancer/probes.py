@@ -11,6 +11,11 @@ from balancer.health import URGENT_INTERVAL, Event, State, next_probe
 from balancer.membership import Member, Membership
 from balancer.settings import Address, Settings
 
+# How many probes of a member may be under way. A container is in DNS before its network is set up, and the
+# connection that is asked for too early hangs for a second; the next one, asked for a tenth of a second
+# later, may be there at once.
+OVERLAP = 10
+
 # The finest step in which probes are scheduled, in seconds.
 TICK = 0.02
 
@@ -93,32 +98,46 @@ class Prober:
                 now = self._clock()
                 self._membership.warm_up(now)
                 for member in self._membership.members.values():
-                    if member.probe_at <= now and not member.probing:
-                        if self._spare(member):
-                            member.probe_at = now + next_probe(State.UP, 0, self._interval, False, self._rng)
-                        else:
-                            member.probing = True
-                            probes.create_task(self._visit(member))
+                    if member.probe_at <= now and (not member.probing or self._may_probe(member)):
+                        spare = self._spare(member)
+                        if not spare:
+                            member.probes += 1
+                            member.probing += 1
+                            probes.create_task(self._visit(member, member.probes))
                         member.answered = False
+                        member.probe_at = now + self._delay(member)
                 await asyncio.sleep(TICK)
-                due = min((it.probe_at for it in self._membership.members.values() if not it.probing), default=None)
+                members = self._membership.members.values()
+                due = min((it.probe_at for it in members if not it.probing or self._may_probe(it)), default=None)
                 try:
                     async with asyncio.timeout(None if due is None else max(0.0, due - self._clock())):
                         await self._hurry.wait()
                 except TimeoutError:
                     pass
 
+    def _may_probe(self, member: Member) -> bool:
+        hurry = member.state is State.JOINING or not self._membership.available
+        return member.probing < (OVERLAP if hurry else 1)
+
+    def _delay(self, member: Member) -> float:
+        urgent = not self._membership.available
+        return next_probe(member.state, member.probe_failures, self._interval, urgent, self._rng)
+
     def _spare(self, member: Member) -> bool:
         """Whether a probe would say nothing new: a member that answers requests accepts connections."""
         return member.answered and member.state is State.UP and not self._asks_path
 
-    async def _visit(self, member: Member) -> None:
+    async def _visit(self, member: Member, number: int) -> None:
         event, reason = await self._probe(member.address)
         now = self._clock()
-        member.probing = False
+        member.probing -= 1
+        if number < member.heard:
+            return  # A later one has told more.
+        member.heard = number
         member.probed_at = now
         member.probe_failures = 0 if event is Event.PROBE_OK else member.probe_failures + 1
+        before = member.state
         self._membership.observe(member, event, now, reason)
-        urgent = not self._membership.available
-        member.probe_at = now + next_probe(member.state, member.probe_failures, self._interval, urgent, self._rng)
+        next_at = now + self._delay(member)
+        member.probe_at = next_at if member.state is not before else min(member.probe_at, next_at)
         self._hurry.set()

@@ -2,8 +2,9 @@
 
 Rules (DESIGN 3.1), in this order:
 1. No byte of the request was sent: another member, any method.
-2. The connection died with no byte of response: repeat once, only if the method is idempotent
-   (RFC 9110 section 9.2.2) and the body is still in hand.
+2. The connection died with no byte of response: repeat, only if the method is idempotent
+   (RFC 9110 section 9.2.2) and the body is still in hand; and once more after a pause, because members
+   that stop together drop what they have one right after the other.
 3. A response byte has reached the client, or the client left: never (such a failure does not come here).
 4. Otherwise the client is told. A request that is not idempotent is never sent twice.
 
@@ -20,7 +21,9 @@ from balancer.errors import Fault, ProtocolViolation, Refusal, ResponseTimeout
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
-MAX_REPEATS = 1
+MAX_REPEATS = 2
+# The pause before the last repeat, in seconds.
+PAUSE_SECONDS = 0.1
 
 # The repeats of the last BUDGET_SECONDS may be this share of the requests, and so many on top: one
 # member's worth of requests in flight where traffic is light.

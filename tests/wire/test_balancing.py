@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from balancer.demo.system import free_port
+from balancer.probes import OVERLAP
 from balancer.retry import BUDGET_FLOOR
 from balancer.settings import Address
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
@@ -166,7 +167,7 @@ async def test_where_failed_requests_alone_speak_against_a_member_it_is_tried_ra
     async with Member() as one, balance(one, health_interval=60, hold_seconds=0) as running:
         member = running.balancer.membership.members[one.address]
         member.probe_at = float("inf")
-        member.probing = True  # no probe will come
+        member.probing = OVERLAP  # no probe will come
         await one.stop()
         assert b"x-balancer-error: no_member" in await running.exchange(GET)
         assert member.accused
