@@ -32,7 +32,7 @@ import uvicorn
 
 log = logging.getLogger(__name__)
 
-QUIET_SECONDS = 0.25
+QUIET_SECONDS = 0.1
 QUIET_LIMIT_SECONDS = 3.0
 # For the rest of an event that is half sent, and for the clients' part of the closing handshake of WebSockets.
 END_SECONDS = 1.5
