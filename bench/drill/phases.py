@@ -103,8 +103,14 @@ PHASES = [
 ]
 
 # uvicorn as it comes resets connections on which a request arrives just when it is told to stop; a POST on one of
-# them may have been carried out. Without a health path, what waits on a paused container waits until it goes on.
+# them may have been carried out. It refuses connections some 0.4 s before its end, from which the gap is counted.
+# Without a health path, what waits on a paused container waits until it goes on.
 _STOPPING = (one, recreate, restart, stop_and_start, deploy)
 PLAIN_PHASES = [
-    replace(it, excuses=it.excuses or it.act in _STOPPING, limit=7.0 if it.act is pause else it.limit) for it in PHASES
+    replace(
+        it,
+        excuses=it.excuses or it.act in _STOPPING,
+        limit=7.0 if it.act is pause else 1.0 if it.act in _STOPPING else it.limit,
+    )
+    for it in PHASES
 ]
