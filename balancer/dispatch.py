@@ -189,7 +189,7 @@ class Dispatcher:
                     response = await self._upstream.send(member.address, outgoing)
                 except Fault as fault:
                     record.tries.append(f"{member.address}: {fault}")
-                    claim.tried.add(member)
+                    claim.tried |= {member}
                     if isinstance(fault, ConnectFailed):
                         event = Event.REFUSED if fault.refused else Event.UNREACHABLE
                         self._membership.observe(member, event, self._clock(), str(fault), by_request=True)
@@ -266,7 +266,9 @@ def _overloaded() -> Refusal:
 async def _relay(response: UpstreamResponse, sink: Sink, record: Record, marks: Headers) -> None:
     try:
         record.status = response.status
-        headers = response_headers(response.headers) + marks
+        headers = response_headers(response.headers)
+        if marks:
+            headers += marks
         if response.status == SWITCHING_PROTOCOLS:
 
             def count(passed: int) -> None:

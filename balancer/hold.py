@@ -8,7 +8,7 @@ last ones promises: whoever would not have a turn in time is told so at once, no
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from balancer.errors import Refusal
 from balancer.membership import Member
@@ -24,7 +24,7 @@ class Claim:
     """
 
     request: Request
-    tried: set[Member] = field(default_factory=set)
+    tried: frozenset[Member] = frozenset()
     give: Callable[[Member], bool] = lambda member: False
     in_hand: int = 0
     place: int = 0

@@ -42,7 +42,7 @@ class System:
         return member
 
     def wait(self, name: str, *tried: Member, gone: bool = False) -> Claim:
-        claim = Claim(REQUEST, set(tried))
+        claim = Claim(REQUEST, frozenset(tried))
         assert self.slots.take(claim) is None
 
         def give(member: Member) -> bool:
@@ -151,10 +151,10 @@ def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
 def test_a_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -> None:
     system = System(2, limit=1)
     a, b = system.members
-    again = Claim(REQUEST, {a})
+    again = Claim(REQUEST, frozenset({a}))
     assert system.slots.take(again) is b
-    assert system.slots.take(Claim(REQUEST, {a})) is a
-    assert system.slots.take(Claim(REQUEST, {a})) is None
+    assert system.slots.take(Claim(REQUEST, frozenset({a}))) is a
+    assert system.slots.take(Claim(REQUEST, frozenset({a}))) is None
     system.wait("tried a", a)
     system.slots.give_back(a)
     assert system.given == [("tried a", a)]
@@ -169,7 +169,7 @@ def test_a_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
     system.down(b, by_request=False)
     assert system.slots.last_resort(claim) is a
     assert a.in_flight == 1
-    claim.tried.add(a)
+    claim.tried |= {a}
     assert system.slots.last_resort(claim) is None
     system.membership.observe(a, Event.UNREACHABLE, 1.0)
     assert system.slots.last_resort(Claim(REQUEST)) is None, "a probe has confirmed it"
