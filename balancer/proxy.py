@@ -14,20 +14,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from balancer.dispatch import Dispatcher, refuse
-from balancer.errors import ClientGone, Refusal, TruncatedResponse
+from balancer.dispatch import Dispatcher, Sink, refuse
+from balancer.errors import ClientGone, TruncatedResponse
 from balancer.headers import Headers, has_body
 from balancer.request import Request
 from balancer.upstream import UpstreamResponse
-from balancer.visit import Receive, Scope, Send, Visit, client, target
+from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Receive, Scope, Send, Visit, client, target
 from balancer.websocket import WebSocketVisit
 
 WATCH_SECONDS = 0.4
-
-SHUTTING_DOWN = Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1)
-
-# After these bytes a stream of server-sent events may end (HTML, section 9.2.5).
-END_OF_EVENT = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class Proxy:
@@ -52,20 +47,24 @@ class Proxy:
             request = await visit.request()
         else:
             raise RuntimeError(f"the balancer serves HTTP and WebSocket, not {scope['type']!r}")
-        self._visits.add(visit)
         if not self._watching:
             self._watching = True
             loop.call_later(WATCH_SECONDS, self._watch)
+        await self.serve(visit, request, visit, task)
+
+    async def serve(self, visit: Visit, request: Request, sink: Sink, task: asyncio.Task[Any]) -> None:
+        """Answer the request of a visit, by whatever front end it came. ``task`` is the one that runs this."""
+        self._visits.add(visit)
         try:
-            await self._dispatcher.handle(request, visit)
+            await self._dispatcher.handle(request, sink)
         except (TruncatedResponse, ClientGone):
-            pass  # To return with the response incomplete makes the server break the connection.
+            pass  # Whoever finds the response incomplete breaks the connection.
         except asyncio.CancelledError:
             if not visit.cancelled:
                 raise
             task.uncancel()
             if visit.refusal and not visit.started:
-                await refuse(visit.refusal, visit)
+                await refuse(visit.refusal, sink)
         finally:
             self._visits.discard(visit)
             visit.unwatch()
@@ -96,19 +95,15 @@ class Proxy:
             loop.call_later(WATCH_SECONDS, self._watch)
 
 
-class _HttpVisit(Visit):
+class _HttpVisit(AsgiVisit):
     """A plain request: the source of its body and the sink of its response."""
 
-    __slots__ = ("_headers", "_leaving", "_sent", "ended")
+    __slots__ = ("ended",)
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
         super().__init__(receive, send, task)
         # The wait for a disconnect and the reading of the body share one channel: first the body.
         self.ended = not _carries_body(scope)
-        self._headers: Headers = []
-        # The last piece of body that has been sent whole.
-        self._sent = b""
-        self._leaving = False
 
     @property
     def watchable(self) -> bool:
@@ -144,19 +139,8 @@ class _HttpVisit(Visit):
         if self._leaving:
             await self._end_between_events()
 
-    async def go_away(self) -> None:
-        fields = dict(self._headers)
-        self._leaving = fields.get(b"content-type", b"").startswith(b"text/event-stream") and not (
-            fields.keys() & {b"content-length", b"content-encoding"}
-        )
-        if self._leaving:
-            await self._end_between_events()
-
-    async def _end_between_events(self) -> None:
-        """End a stream of server-sent events as if the member had, so that the client connects again."""
-        if self.task and self._sent.endswith(END_OF_EVENT):
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-            self.end(SHUTTING_DOWN)
+    async def _complete(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         raise AssertionError("a plain request does not ask for another protocol")

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from balancer.errors import Refusal
+from balancer.headers import Headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -16,24 +17,74 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+# After these bytes a stream of server-sent events may end (HTML, section 9.2.5).
+END_OF_EVENT = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+SHUTTING_DOWN = Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1)
+
+
 class Visit:
-    """One request of one client.
+    """One request of one client, by whatever way it came.
 
     ``task`` serves it, until there is nothing left to cancel; ``started``: the response has begun;
     ``cancelled``: ``end`` has ended it.
     """
 
-    __slots__ = ("_receive", "_send", "_watcher", "began", "cancelled", "refusal", "started", "task")
+    __slots__ = ("_headers", "_leaving", "_sent", "cancelled", "refusal", "started", "task")
 
-    def __init__(self, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
-        self._receive = receive
-        self._send = send
-        self._watcher: asyncio.Task[None] | None = None
-        self.task: asyncio.Task[Any] | None = task
-        self.began = time.monotonic()
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        self.task = task
         self.started = False
         self.cancelled = False
         self.refusal: Refusal | None = None
+        # Of the response: its fields, and the last piece of its body that has been sent whole.
+        self._headers: Headers = []
+        self._sent = b""
+        self._leaving = False
+
+    def end(self, refusal: Refusal | None = None) -> None:
+        """Cancel the request; ``refusal`` is what the client is told if its response has not begun."""
+        if not self.cancelled and self.task:
+            self.cancelled, self.refusal = True, refusal
+            self.task.cancel(refusal.token if refusal else "client_gone")
+
+    async def go_away(self) -> None:
+        """The balancer is about to exit: end here what would not end by itself."""
+        fields = dict(self._headers)
+        self._leaving = fields.get(b"content-type", b"").startswith(b"text/event-stream") and not (
+            fields.keys() & {b"content-length", b"content-encoding"}
+        )
+        if self._leaving:
+            await self._end_between_events()
+
+    async def _end_between_events(self) -> None:
+        """End a stream of server-sent events as if the member had, so that the client connects again."""
+        if self.task and self._sent.endswith(END_OF_EVENT):
+            await self._complete()
+            self.end(SHUTTING_DOWN)
+
+    async def _complete(self) -> None:
+        """Send the end of the response."""
+        raise NotImplementedError
+
+    def watch(self, began_before: float) -> None:
+        """See to it that a client that leaves is noticed, if the visit has lasted since then."""
+
+    def unwatch(self) -> None:
+        """Nobody needs to be told any more of a client that leaves."""
+
+
+class AsgiVisit(Visit):
+    """A request that an ASGI server brought."""
+
+    __slots__ = ("_receive", "_send", "_watcher", "began")
+
+    def __init__(self, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
+        super().__init__(task)
+        self._receive = receive
+        self._send = send
+        self._watcher: asyncio.Task[None] | None = None
+        self.began = time.monotonic()
 
     @property
     def watchable(self) -> bool:
@@ -43,9 +94,6 @@ class Visit:
     async def _await_disconnect(self) -> None:
         raise NotImplementedError
 
-    async def go_away(self) -> None:
-        """The balancer is about to exit: end here what would not end by itself."""
-
     def watch(self, began_before: float) -> None:
         """See to it that a client that leaves is noticed, if the visit has lasted since then."""
         if self._watcher is None and self.task and self.watchable and self.began <= began_before:
@@ -54,12 +102,6 @@ class Visit:
     def unwatch(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
-
-    def end(self, refusal: Refusal | None = None) -> None:
-        """Cancel the request; ``refusal`` is what the client is told if its response has not begun."""
-        if not self.cancelled and self.task:
-            self.cancelled, self.refusal = True, refusal
-            self.task.cancel(refusal.token if refusal else "client_gone")
 
 
 def target(scope: Scope) -> bytes:

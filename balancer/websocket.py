@@ -24,7 +24,7 @@ from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.headers import Headers
 from balancer.request import Request
 from balancer.upstream import UpstreamResponse
-from balancer.visit import Message, Receive, Scope, Send, Visit, client, target
+from balancer.visit import AsgiVisit, Message, Receive, Scope, Send, client, target
 
 # The largest message that passes, in bytes: a message is whole before it is passed on.
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -40,7 +40,7 @@ NO_CODE, ABNORMAL = 1005, 1006
 _HOP = frozenset({b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-accept"})
 
 
-class WebSocketVisit(Visit):
+class WebSocketVisit(AsgiVisit):
     """One WebSocket, from handshake to close: the sink of its request."""
 
     __slots__ = ("_early", "_key", "_scope", "_talk")
