@@ -286,8 +286,8 @@ async def _relay(response: UpstreamResponse, sink: Sink, record: Record, marks: 
         await response.close()
 
 
-async def refuse(refusal: Refusal, sink: Sink, record: Record | None = None) -> None:
-    """Answer in the balancer's own name: short plain text with the reason."""
+def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
+    """What the balancer says in its own name: short plain text with the reason."""
     text = f"{refusal.status} {refusal.reason}\n".encode()
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
@@ -297,7 +297,13 @@ async def refuse(refusal: Refusal, sink: Sink, record: Record | None = None) -> 
     ]
     if refusal.retry_after is not None:
         headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    return refusal.status, headers, text
+
+
+async def refuse(refusal: Refusal, sink: Sink, record: Record | None = None) -> None:
+    """Answer in the balancer's own name."""
+    status, headers, text = refusal_response(refusal)
     if record:
-        record.status, record.body_bytes = refusal.status, len(text)
-    await sink.start(refusal.status, headers)
+        record.status, record.body_bytes = status, len(text)
+    await sink.start(status, headers)
     await sink.write(text, False)

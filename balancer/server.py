@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -18,6 +19,7 @@ import uvloop
 from balancer import __version__
 from balancer.accesslog import AccessLog
 from balancer.admin.app import admin_app
+from balancer.edge import Clients
 from balancer.loadbalancer import LoadBalancer
 from balancer.settings import Settings
 from balancer.visit import Receive, Scope, Send
@@ -60,7 +62,7 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
     async with balancer, asyncio.TaskGroup() as listeners:
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
         limit = math.ceil(settings.shutdown_seconds) + 1
-        data = make_listener(balancer, CLIENT_KEEPALIVE, limit)
+        data = make_listener(balancer, CLIENT_KEEPALIVE, limit, Clients(balancer.proxy))
         data_done = listeners.create_task(data.serve(sockets=[data_socket]))
         log.info("balancer %s: %s on %s", __version__, settings.alias, settings.bind)
         admin = make_listener(admin_app(balancer), keepalive=5, drain_limit=1) if admin_socket else None
@@ -79,13 +81,17 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
     log.info("stopped")
 
 
-def make_listener(app: App, keepalive: int, drain_limit: int) -> Listener:
-    """A server for one socket; ``keepalive`` and ``drain_limit`` (for its shutdown) are in seconds."""
+def make_listener(app: App, keepalive: int, drain_limit: int, clients: Clients | None = None) -> Listener:
+    """A server for one socket; ``keepalive`` and ``drain_limit`` (for its shutdown) are in seconds.
+
+    ``clients``: our own front end in place of uvicorn's. What is not plain HTTP goes to ``app`` all the same.
+    """
     return Listener(
         uvicorn.Config(
             app,
             interface="asgi3",
-            http="httptools",
+            # uvicorn calls it as it would call a class.
+            http=cast("type[asyncio.Protocol]", clients) if clients else "httptools",
             ws="websockets-sansio",
             ws_max_size=MAX_MESSAGE,
             # What members send is not compressed either: messages cross as they are.

@@ -10,6 +10,7 @@ from typing import Any
 
 from balancer.discovery import Resolve
 from balancer.dispatch import Record
+from balancer.edge import Clients
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.native_upstream import NativeUpstream
@@ -21,6 +22,9 @@ from tests.support.scripted import ScriptedResolver
 
 # What requests go through unless a test brings its own.
 upstream_class: Callable[[Timeouts], Upstream] = NativeUpstream
+
+# Whether clients are served by our own front end or through ASGI.
+edge = True
 
 # Longer than anything here takes; only a failing test waits for it.
 LIMIT = 10.0
@@ -194,7 +198,8 @@ async def balance(
     sock = listen("BIND", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:
-        listener = make_listener(balancer, keepalive=75, drain_limit=1)
+        clients = Clients(balancer.proxy) if edge else None
+        listener = make_listener(balancer, keepalive=75, drain_limit=1, clients=clients)
         serving = asyncio.create_task(listener.serve(sockets=[sock]))
         running = Running(balancer, address, records)
         try:

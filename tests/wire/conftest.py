@@ -16,8 +16,13 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(params=[NativeUpstream, HttpxUpstream], ids=["native", "httpx"])
-def each_upstream(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The test runs twice: over our own connections, and over httpx's behind the adapter."""
-    monkeypatch.setattr(wire, "upstream_class", request.param)
+@pytest.fixture(
+    params=[(True, NativeUpstream), (False, NativeUpstream), (True, HttpxUpstream)],
+    ids=["native", "asgi", "httpx"],
+)
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The test runs as it is for users, with clients served through ASGI, and with httpx's connections to members."""
+    edge, upstream = request.param
+    monkeypatch.setattr(wire, "edge", edge)
+    monkeypatch.setattr(wire, "upstream_class", upstream)
     yield

@@ -15,7 +15,7 @@ from balancer.retry import BUDGET_FLOOR
 from balancer.settings import Address
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
 
-pytestmark = pytest.mark.usefixtures("each_upstream")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 

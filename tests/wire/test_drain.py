@@ -52,10 +52,22 @@ async def test_a_request_in_flight_is_finished() -> None:
 
 async def test_while_it_drains_it_answers_but_is_not_ready() -> None:
     async with worker() as it:
+        answers: list[bytes] = []
+
+        async def keep_asking() -> None:  # so that it is not quiet, and stays
+            while True:
+                answers.append(await it.get("/work?seconds=0"))
+
+        asking = asyncio.create_task(keep_asking())
         it.signal()
-        await asyncio.sleep(0.1)
-        assert (await it.get("/healthz")).startswith(b"HTTP/1.1 503")
-        assert (await it.get("/work?seconds=0")).startswith(b"HTTP/1.1 200")
+        async with asyncio.timeout(2):
+            while not (await it.get("/healthz")).startswith(b"HTTP/1.1 503"):
+                pass
+            seen = len(answers)
+            while len(answers) < seen + 3:
+                await asyncio.sleep(0.01)
+        asking.cancel()
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
 
 
 async def test_server_sent_events_end_after_a_whole_event_and_with_a_whole_body() -> None:

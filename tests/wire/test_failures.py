@@ -13,7 +13,7 @@ from balancer.settings import Address
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
-pytestmark = pytest.mark.usefixtures("each_upstream")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.wire import OK, Connection, Member, balance
 
-pytestmark = pytest.mark.usefixtures("each_upstream")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 GET = b"GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n"
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
-pytestmark = pytest.mark.usefixtures("each_upstream")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

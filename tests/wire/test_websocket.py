@@ -23,7 +23,7 @@ from balancer.settings import Address
 from balancer.websocket import MAX_MESSAGE
 from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
 
-pytestmark = pytest.mark.usefixtures("each_upstream")
+pytestmark = pytest.mark.usefixtures("each_way")
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
 
