@@ -397,7 +397,7 @@ class Exchange(Visit):
         self.request = request
         self._version = version
         self._is_head = request.method == "HEAD"
-        self.expects = version == "1.1" and any(
+        self.expects = bool(request.body and version == "1.1") and any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in request.headers
         )
         # The body: all of it has come; what nobody has taken yet.
