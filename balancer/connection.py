@@ -8,6 +8,8 @@ Rules:
   Content-Length, else the close of the connection. What cannot be framed is a ProtocolViolation.
 * A 101 that was asked for ends HTTP on the connection: what follows is passed on as it is, both ways, and
   no limit of HTTP applies to it (RFC 9110 section 7.8). One that was not asked for is a ProtocolViolation.
+* Other interim responses are passed on as they come (RFC 9110 section 15.2), up to INTERIM_MAX of them.
+* A head has HEAD_MAX bytes at most, and so has what comes between two pieces of a body.
 * Limits are kept by ``overdue``, which the pool calls a few times a second; there is no timer for
   an exchange, let alone for a piece of body.
 * All connections read into one buffer, whose size bounds what a single read can bring.
@@ -16,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
@@ -23,7 +26,7 @@ import httptools
 
 from balancer import tcp
 from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
-from balancer.headers import Headers
+from balancer.headers import Headers, trailers
 from balancer.request import Body
 from balancer.settings import Address
 from balancer.upstream import Timeouts, UpstreamRequest
@@ -31,6 +34,12 @@ from balancer.upstream import Timeouts, UpstreamRequest
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also
 # what a slow client costs here; it costs a few times as much in the server's own write buffer.
 READ_SIZE = 32 * 1024
+
+# Of a response: bytes of its head, or of chunk sizes and trailers in a row, and interim responses before it.
+HEAD_MAX = 64 * 1024
+INTERIM_MAX = 20
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 _buffer = bytearray(READ_SIZE)
 _view = memoryview(_buffer)
@@ -53,10 +62,10 @@ class MemberConnection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_acknowledged", "_chunked", "_deadline", "_headers", "_informational", "_length", "_loop", "_owner",
-        "_parser", "_patience", "_progress", "_pump", "_received", "_repeatable", "_response", "_reused", "_socket",
-        "_spoilt", "_timeouts", "_transport", "_upgrade", "_upload_done", "_writable", "address", "idle_since",
-        "lost", "paused",
+        "_acknowledged", "_chunked", "_deadline", "_expects", "_headers", "_inform", "_interim", "_length", "_loop",
+        "_owner", "_parser", "_patience", "_progress", "_pump", "_received", "_repeatable", "_response", "_reused",
+        "_socket", "_spoilt", "_timeouts", "_transport", "_unproductive", "_upgrade", "_upload_done", "_writable",
+        "address", "idle_since", "lost", "paused",
     )  # fmt: skip
 
     def __init__(self, address: Address, timeouts: Timeouts, owner: Owner) -> None:
@@ -70,7 +79,11 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._headers: Headers = []
         self._chunked = False
         self._length = False
-        self._informational = False
+        # Interim responses so far, and who is told of them.
+        self._interim = 0
+        self._inform: Callable[[int, Headers], None] | None = None
+        # Bytes since there was last something to pass on.
+        self._unproductive = 0
         # The stream of bytes is not one of responses any more.
         self._spoilt = ""
         self._pump: asyncio.Task[None] | None = None
@@ -84,6 +97,8 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._received = False
         self._repeatable = False
         self._upgrade = False
+        # The body waits for the member's 100 (Continue).
+        self._expects = False
         # The kernel's count of acknowledged bytes before a request that must not run twice was written.
         self._acknowledged: int | None = None
         self._reused = False
@@ -95,15 +110,21 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def begin(self, request: UpstreamRequest, head: bytes, first_piece: bytes, rest: Body | None) -> Response:
         """Send a request; its response comes to life by and by. ``first_piece`` and ``rest`` are its body."""
-        chunked = request.chunked and request.body is not None
-        data = head + (_chunk(first_piece) if chunked and first_piece else first_piece)
-        if chunked and rest is None:
-            data += b"0\r\n\r\n"
+        data = head
+        chunked = False
+        if request.body is not None:
+            chunked = request.chunked
+            data += _chunk(first_piece) if chunked and first_piece else first_piece
+            if chunked and rest is None:
+                data += _last_chunk(request.body)
         response = self._response = Response(self, request.method == "HEAD")
         self._repeatable = request.repeatable
         self._upgrade = bool(request.upgrade)
+        self._inform = request.inform
         self._received = False
         self._acknowledged = None
+        self._interim = self._unproductive = 0
+        self._expects = request.expects and rest is not None
         if self._reused and rest is None and not request.repeatable and len(data) <= tcp.ONE_SEGMENT:
             self._acknowledged = tcp.acknowledged(self._socket)
         self._transport.write(data)
@@ -111,6 +132,8 @@ class MemberConnection(asyncio.BufferedProtocol):
         if rest is None:
             self._expect_life(self._timeouts.response)
         else:
+            if self._expects:
+                self._expect_life(self._timeouts.response)
             self._pump = self._loop.create_task(self._upload(rest, chunked))
         return response
 
@@ -120,7 +143,7 @@ class MemberConnection(asyncio.BufferedProtocol):
             while piece := await self._next_piece(body):
                 self._transport.write(_chunk(piece) if chunked else piece)
             if chunked:
-                self._transport.write(b"0\r\n\r\n")
+                self._transport.write(_last_chunk(body))
         except Exception as error:  # ClientGone, as a rule: whoever waits for the response gets it.
             self._fail(error)
             return
@@ -134,8 +157,11 @@ class MemberConnection(asyncio.BufferedProtocol):
             # The member does not take what it was sent: that must not last for ever.
             self._expect_life(self._timeouts.response)
             await self._writable
-        self._deadline = inf  # From here on it is the client that is waited for.
-        return await body.read()
+        if not self._expects:
+            self._deadline = inf  # From here on it is the client that is waited for.
+        piece = await body.read()
+        self._expects = False
+        return piece
 
     def _fault(self, kind: type[Fault], message: str) -> Fault:
         """A fault of the exchange under way, whose request has been written at least in part."""
@@ -187,6 +213,18 @@ class MemberConnection(asyncio.BufferedProtocol):
             await self._writable
         if not self.lost:
             self._transport.write(data)
+
+    def write_eof(self) -> None:
+        if not self.lost:
+            self._transport.write_eof()
+
+    def finish(self) -> None:
+        """Close once everything has been written."""
+        if not self.lost:
+            self.lost = True
+            self._response = None
+            self._owner.lost(self)
+            self._transport.close()
 
     def _expect_life(self, within: float) -> None:
         self._patience = within
@@ -243,15 +281,27 @@ class MemberConnection(asyncio.BufferedProtocol):
                 TruncatedResponse(self._spoilt) if response.started else self._fault(ProtocolViolation, self._spoilt)
             )
         else:
-            if response.pieces and not response.awaited:
-                self._transport.pause_reading()
-                self.paused = True
-                self._deadline = inf  # From here on it is the client that is waited for.
+            if response.pieces or response.switched:
+                self._unproductive = 0
+                if not response.awaited:
+                    self._transport.pause_reading()
+                    self.paused = True
+                    self._deadline = inf  # From here on it is the client that is waited for.
+            else:
+                self._unproductive += count
+                if self._unproductive > HEAD_MAX:
+                    self._fail(self._too_much(response))
+                    return
             response.arrived()
+
+    def _too_much(self, response: Response) -> Exception:
+        if response.started:
+            return TruncatedResponse(f"{HEAD_MAX} bytes with nothing of the body")
+        return self._fault(ProtocolViolation, f"a response head of more than {HEAD_MAX} bytes")
 
     def _end(self, response: Response) -> None:
         """The response is complete: give the connection back, or close it if it cannot be used again."""
-        self._response = None
+        self._response = self._inform = None
         self._deadline = inf
         if response.closes or self._spoilt or not self._upload_done:
             self.abort()
@@ -260,14 +310,20 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._owner.ended(self)
         response.arrived()
 
-    def eof_received(self) -> None:
-        return None
+    def eof_received(self) -> bool:
+        response = self._response
+        if response and response.switched:
+            # One direction of the other protocol has ended, and the other may go on.
+            response.complete = True
+            response.arrived()
+            return True
+        return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self.resume_writing()  # There is no point in waiting any more.
         response = self._response
         if response:
-            if response.started and not (self._chunked or self._length) and error is None:
+            if response.started and not (self._chunked or self._length or response.switched) and error is None:
                 response.complete = True
                 self._end(response)
             elif response.started:
@@ -296,13 +352,19 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        if name == b"transfer-encoding":
+        if name in _FRAMING:
+            self._framed(name, value)
+        self._headers.append((name, value))
+
+    def _framed(self, name: bytes, value: bytes) -> None:
+        if self._response and self._response.started:
+            return  # A trailer.
+        if name == b"content-length":
+            self._length = True
+        else:
             self._chunked = True
             if value.lower() != b"chunked":
                 self._spoilt = f"Transfer-Encoding {value.decode('latin-1')!r} cannot be framed"
-        elif name == b"content-length":
-            self._length = True
-        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         response = self._response
@@ -310,13 +372,9 @@ class MemberConnection(asyncio.BufferedProtocol):
             return
         status = self._parser.get_status_code()
         headers, self._headers = self._headers, []
-        self._informational = status < 200
-        if status == 101 and self._upgrade:
-            response.status, response.headers, response.started, response.switched = status, headers, True, True
-            self._deadline = inf
-            return
-        if self._informational:
+        if status < 200:
             self._chunked = self._length = False
+            self._on_interim(response, status, headers)
             return
         response.status, response.headers, response.started = status, headers, True
         self._patience = self._timeouts.idle
@@ -327,6 +385,23 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._parser = httptools.HttpResponseParser(self)
             self._chunked = self._length = False
 
+    def _on_interim(self, response: Response, status: int, headers: Headers) -> None:
+        self._interim += 1
+        if status == 101:
+            if self._upgrade:
+                response.status, response.headers, response.started, response.switched = status, headers, True, True
+                self._deadline = inf
+            else:
+                self._spoilt = "the member switched protocols unasked"
+        elif self._interim > INTERIM_MAX:
+            self._spoilt = f"more than {INTERIM_MAX} interim responses"
+        else:
+            if status == 100 and self._expects:
+                self._expects = False
+                self._deadline = inf  # From here on it is the client that is waited for.
+            if self._inform:
+                self._inform(status, headers)
+
     def on_body(self, piece: bytes) -> None:
         response = self._response
         if response is None or response.complete:
@@ -335,31 +410,32 @@ class MemberConnection(asyncio.BufferedProtocol):
             response.pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        self._headers = []  # Trailers, if there were any.
-        if self._informational:
-            self._informational = False
-            return
         response = self._response
-        if response and not self._spoilt:
+        if response and response.started and not self._spoilt and not response.switched:
             response.complete = True
             self._chunked = self._length = False
+            if self._headers:
+                response.trailers = trailers(self._headers)
+        self._headers = []
 
 
 class Response:
-    """A member's response as it arrives; see ``balancer.upstream.UpstreamResponse``."""
+    """A member's response as it arrives; see ``balancer.upstream.PendingResponse``."""
 
     __slots__ = (
-        "_connection", "_error", "_waiter", "closes", "complete", "headers", "is_head", "pieces", "started",
-        "status", "switched",
+        "_connection", "_error", "_waiter", "closes", "complete", "headers", "is_head", "listener", "pieces",
+        "started", "status", "switched", "trailers",
     )  # fmt: skip
 
     def __init__(self, connection: MemberConnection, is_head: bool) -> None:
         self._connection = connection
         self._waiter: asyncio.Future[None] | None = None
         self._error: Exception | None = None
+        self.listener: Callable[[], None] | None = None
         self.is_head = is_head
         self.status = 0
         self.headers: Headers = []
+        self.trailers: Headers = []
         # The head is complete; all of it has arrived; the connection ends with it.
         self.started = False
         self.complete = False
@@ -370,41 +446,55 @@ class Response:
         self.pieces: list[bytes] = []
 
     async def wait_for_head(self) -> None:
-        """Raises Fault if the head does not come, ClientGone if the request body's source ended early."""
-        while not self.started:
-            if self._error:
-                raise self._error
-            await self._wait()
+        """Raises Fault if the head does not come, ClientGone or Refusal if the request body's source does."""
+        try:
+            while not self.started:
+                if self._error:
+                    raise self._error
+                await self._wait()
+        except BaseException:
+            # Not connection.abort(): once the response is complete, the connection may be somebody else's.
+            self.abandon()
+            raise
 
     async def read(self) -> tuple[bytes, bool]:
         while not self.pieces and not self.complete:
             if self._error:
                 raise self._error
             await self._wait()
-        pieces, self.pieces = self.pieces, []
+        piece = self.take()
         if not self.complete and not self._error and self._connection.paused:
             self._connection.resume()
         # An error may wait behind pieces that arrived before it.
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces), not self.complete
+        return piece, not self.complete
+
+    def take(self) -> bytes:
+        pieces, self.pieces = self.pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def write(self, data: bytes) -> None:
         if self._error:
             raise self._error
         await self._connection.write(data)
 
+    async def write_eof(self) -> None:
+        self._connection.write_eof()
+
     async def close(self) -> None:
         self.abandon()
 
     def abandon(self) -> None:
         """Nobody will read on: unless the response is complete, its connection goes."""
-        if not self.complete and not self._error:
+        if self.switched:
+            self._connection.finish()
+        elif not self.complete and not self._error:
             self._error = TruncatedResponse("abandoned")
             self._connection.abort()
 
     @property
     def awaited(self) -> bool:
         """Whether somebody waits for news that has not come yet."""
-        return self._waiter is not None and not self._waiter.done()
+        return self.listener is not None or (self._waiter is not None and not self._waiter.done())
 
     async def _wait(self) -> None:
         self._waiter = self._connection._loop.create_future()
@@ -415,7 +505,9 @@ class Response:
 
     def arrived(self) -> None:
         """There is news: the head, a piece of the body, its end."""
-        if self._waiter and not self._waiter.done():
+        if self.listener:
+            self.listener()
+        elif self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
     def fail(self, error: Exception) -> None:
@@ -427,6 +519,10 @@ class Response:
 
 def _chunk(piece: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+def _last_chunk(body: Body) -> bytes:
+    return b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % it for it in trailers(body.trailers))
 
 
 def _words(error: Exception | None) -> str:

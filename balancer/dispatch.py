@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from math import inf
 from typing import Protocol
 
 from balancer import retry
 from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
-from balancer.headers import Headers, RequestHeaders, response_headers
+from balancer.headers import NO_FIELDS, Headers, RequestHeaders, content_length, response_headers
 from balancer.health import Event
 from balancer.hold import Claim, Hold
 from balancer.membership import Member, Membership
@@ -22,7 +22,7 @@ from balancer.policies import Policy
 from balancer.request import Body, Request
 from balancer.settings import Address, Settings
 from balancer.slots import Slots
-from balancer.upstream import Upstream, UpstreamRequest, UpstreamResponse
+from balancer.upstream import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
 
 # A request body up to this size stays in hand, so that the request can be sent again.
 REPLAY_BYTES = 64 * 1024
@@ -32,17 +32,22 @@ CLIENT_GONE = 499
 
 SWITCHING_PROTOCOLS = 101
 
+_NONE: frozenset[Member] = frozenset()
+
 Clock = Callable[[], float]
 
 
 class Sink(Protocol):
-    """Where a response goes. Both methods wait while the client cannot take more, and raise ClientGone."""
+    """Where a response goes. ``start`` and ``write`` wait while the client cannot take more, and raise ClientGone."""
+
+    def inform(self, status: int, headers: Headers) -> None:
+        """An interim response, before the response itself; whoever cannot pass it on drops it."""
 
     async def start(self, status: int, headers: Headers) -> None:
         """The response head; once, before any body."""
 
-    async def write(self, data: bytes, more: bool) -> None:
-        """A piece of the body; ``more`` is false for the last."""
+    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
+        """A piece of the body; ``more`` is false for the last, after which ``trailers`` follow."""
 
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         """The member has switched protocols, as the request asked: pass everything on, both ways, to the end.
@@ -51,7 +56,22 @@ class Sink(Protocol):
         """
 
 
-@dataclass(slots=True)
+class DirectSink(Sink, Protocol):
+    """A sink that takes a complete response at once, without waiting."""
+
+    def answer(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
+        """All of a response. A client that has left is not an error here: nothing more is done for it."""
+
+    def news(self) -> None:
+        """There is news of the response: have ``Dispatcher.news`` called."""
+
+    def go_on(self) -> None:
+        """The rest takes waiting: have ``Dispatcher.run`` awaited."""
+
+    def done(self) -> None:
+        """The request has been answered."""
+
+
 class Record:
     """What became of a request. Clock readings and durations are in seconds.
 
@@ -59,27 +79,64 @@ class Record:
     or ``client_gone`` or ``truncated`` for a response that could not be completed.
     """
 
-    request: Request
-    started: float
-    status: int = 0
-    body_bytes: int = 0
+    # Most requests leave most of these alone.
+    status = 0
+    body_bytes = 0
     member: Address | None = None
-    tries: list[str] = field(default_factory=list)
-    held: float = 0.0
-    duration: float = 0.0
-    error: str = ""
+    tries: Sequence[str] = ()
+    held = 0.0
+    duration = 0.0
+    error = ""
+
+    def __init__(self, request: Request, started: float) -> None:
+        self.request = request
+        self.started = started
+
+    def tried(self, member: Address | None, failure: object) -> None:
+        self.tries = [*self.tries, f"{member}: {failure}"]
+
+
+class Course:
+    """A request under way. ``member`` and ``response``: what it was given and sent already without waiting."""
+
+    member: Member | None = None
+    response: PendingResponse | None = None
+    outgoing: UpstreamRequest | None = None
+    body: ReplayableBody | None = None
+
+    def __init__(self, request: Request, started: float, max_body: float) -> None:
+        self.record = Record(request, started)
+        if request.body:
+            self.body = ReplayableBody(request.body, max_body)
+
+    def listen_no_more(self) -> None:
+        """``Dispatcher.run`` takes over."""
+        if self.response:
+            self.response.listener = None
 
 
 class ReplayableBody:
-    """A request body that can be sent again from its beginning, while it is small."""
+    """A request body that can be sent again from its beginning, while it is small.
 
-    def __init__(self, source: Body) -> None:
+    ``limit``: bytes that it may have at most.
+    """
+
+    def __init__(self, source: Body, limit: float = inf) -> None:
         self._source = source
+        self.limit = limit
         self._kept: list[bytes] = []
         self._size = 0  # of what has been read from the source so far
         self._position = 0
         self._source_ended = False
         self.in_hand = True
+
+    @property
+    def trailers(self) -> Headers:
+        return self._source.trailers
+
+    def keep(self, whole: bytes) -> None:
+        """All of it, which the source has given at once."""
+        self._kept, self._size, self._source_ended = [whole] if whole else [], len(whole), True
 
     @property
     def size(self) -> int:
@@ -102,6 +159,8 @@ class ReplayableBody:
         piece = await self._source.read()
         self._source_ended = not piece or self._source.ended
         self._size += len(piece)
+        if self._size > self.limit:
+            raise too_large(self.limit)
         if self.in_hand and self._size > REPLAY_BYTES:
             self.in_hand = False
             self._kept.clear()
@@ -130,6 +189,7 @@ class Dispatcher:
         self._upstream = upstream
         self._on_done = on_done
         self._clock = clock
+        self._max_body = settings.max_body or inf
         self._request_headers = RequestHeaders(settings.trusted_proxies)
         self._budget = retry.Budget()
         self.hold = Hold(settings.hold_max, settings.hold_bytes)
@@ -137,22 +197,79 @@ class Dispatcher:
         # Who is available has changed: those who wait get members as long as there are some.
         self.wake = self._slots.wake
 
+    def begin(self, request: Request) -> Course:
+        """A request has come."""
+        now = self._clock()
+        self._budget.request(now)
+        return Course(request, now, self._max_body)
+
+    def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
+        """Send a request whose ``body`` is at hand without waiting for anything, if that can be.
+
+        Then ``sink`` gets the response as soon as it is complete, or is told to go on by ``run``. If it cannot be
+        (nobody is available, no connection is idle), ``run`` has to be awaited.
+        """
+        record = course.record
+        if course.body:
+            course.body.keep(body)
+        try:
+            outgoing = self._outgoing(course, sink)
+            member = course.member = self._slots.take(record.request, _NONE)
+            if member is None:
+                return False
+            response = self._upstream.send_at_once(member.address, outgoing, body)
+        except Refusal:
+            return False  # ``run`` meets it again.
+        if response is None:
+            return False
+        record.member = member.address
+        course.response = response
+        response.listener = sink.news
+        return True
+
+    def news(self, course: Course, sink: DirectSink) -> None:
+        """There is news of the response to a request that was sent at once: pass it on, if it has come whole."""
+        response, member = course.response, course.member
+        assert response and member
+        response.listener = None
+        if not (response.complete and response.started):
+            sink.go_on()
+            return
+        record = course.record
+        now = self._clock()
+        self._membership.answered(member, response.closes, now)
+        headers = response_headers(response.headers)
+        marks = self._policy.mark(record.request, member)
+        if marks:
+            headers += marks
+        body = response.take()
+        record.status = response.status
+        record.body_bytes = len(body)
+        record.duration = now - record.started
+        sink.answer(response.status, headers, body, response.trailers)
+        self._slots.give_back(member)
+        self._on_done(record)
+        sink.done()
+
     async def handle(self, request: Request, sink: Sink) -> None:
-        """Answer the request.
+        """Answer the request; see ``run``."""
+        await self.run(self.begin(request), sink)
+
+    async def run(self, course: Course, sink: Sink) -> None:
+        """Answer the request, whatever it takes.
 
         Raises TruncatedResponse when the response has begun and cannot be completed: the caller
         must break the client's connection rather than end it cleanly.
         """
-        record = Record(request, self._clock())
-        self._budget.request(record.started)
+        record = course.record
         try:
-            await self._exchange(request, sink, record)
+            await self._exchange(course, sink)
         except Refusal as refusal:
             record.error = refusal.token
             await refuse(refusal, sink, record)
         except TruncatedResponse as error:
             record.error = "truncated"
-            record.tries.append(f"{record.member}: {error}")
+            record.tried(record.member, error)
             raise
         except (ClientGone, asyncio.CancelledError) as error:
             # Whoever cancels a request says why in the message.
@@ -163,17 +280,32 @@ class Dispatcher:
             record.duration = self._clock() - record.started
             self._on_done(record)
 
-    async def _exchange(self, request: Request, sink: Sink, record: Record) -> None:
-        body = ReplayableBody(request.body) if request.body else None
-        outgoing = UpstreamRequest(
-            request.method,
-            request.target,
-            self._request_headers(request.headers, request.client, request.scheme, request.chunked, request.upgrade),
-            body,
-            request.chunked,
-            repeatable=request.method in retry.IDEMPOTENT,
-            upgrade=request.upgrade,
-        )
+    def _outgoing(self, course: Course, sink: Sink) -> UpstreamRequest:
+        """The request as members get it. Raises Refusal where they must not."""
+        if course.outgoing is None:
+            request = course.record.request
+            if course.body and content_length(request.headers) > course.body.limit:
+                raise too_large(course.body.limit)
+            course.outgoing = UpstreamRequest(
+                request.method,
+                request.target,
+                self._request_headers(
+                    request.headers, request.client, request.scheme, request.chunked, request.upgrade
+                ),
+                course.body,
+                request.chunked,
+                False,
+                request.method in retry.IDEMPOTENT,
+                request.upgrade,
+                request.expects,
+                sink.inform,
+            )
+        return course.outgoing
+
+    async def _exchange(self, course: Course, sink: Sink) -> None:
+        record, body = course.record, course.body
+        request = record.request
+        outgoing = self._outgoing(course, sink)
         claim = Claim(request)
         hold_until = record.started + self._settings.hold_seconds
         repeats = 0
@@ -182,13 +314,22 @@ class Dispatcher:
             if pause:
                 await asyncio.sleep(retry.PAUSE_SECONDS)
                 pause = False
-            member = self._slots.take(claim) or await self._wait_for_member(claim, body, hold_until, record)
+            given, course.member = course.member, None
+            begun, course.response = course.response, None
+            member = given or self._slots.take(request, claim.tried)
+            if member is None:
+                member = await self._wait_for_member(claim, body, hold_until, record)
             record.member = member.address
+            response: UpstreamResponse
             try:
                 try:
-                    response = await self._upstream.send(member.address, outgoing)
+                    if begun:
+                        response = begun
+                        await begun.wait_for_head()
+                    else:
+                        response = await self._upstream.send(member.address, outgoing)
                 except Fault as fault:
-                    record.tries.append(f"{member.address}: {fault}")
+                    record.tried(member.address, fault)
                     claim.tried |= {member}
                     if isinstance(fault, ConnectFailed):
                         event = Event.REFUSED if fault.refused else Event.UNREACHABLE
@@ -254,6 +395,10 @@ class Dispatcher:
         return given.result()
 
 
+def too_large(limit: float) -> Refusal:
+    return Refusal(413, "body_too_large", f"the body of a request may have {limit:.0f} bytes")
+
+
 def _nobody(record: Record) -> Refusal:
     last = f"; last try: {record.tries[-1]}" if record.tries else ""
     return Refusal(503, "no_member", f"no member became available in time{last}", retry_after=1)
@@ -281,7 +426,7 @@ async def _relay(response: UpstreamResponse, sink: Sink, record: Record, marks: 
         while more:
             piece, more = await response.read()
             record.body_bytes += len(piece)
-            await sink.write(piece, more)
+            await sink.write(piece, more, NO_FIELDS if more else response.trailers)
     finally:
         await response.close()
 

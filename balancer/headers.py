@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 
 from balancer.settings import IPNetwork
 
 Headers = list[tuple[bytes, bytes]]
+
+# Nobody adds to it.
+NO_FIELDS: Headers = []
 
 HOP_BY_HOP = frozenset(
     {
@@ -26,40 +28,67 @@ HOP_BY_HOP = frozenset(
         b"proxy-authorization",
         b"proxy-connection",
         b"te",
-        b"trailer",
         b"transfer-encoding",
         b"upgrade",
     }
 )
 
 # ``Connection`` must not take these away: without them the message means something else.
-NEVER_NOMINATED = frozenset({b"host", b"content-length", b"content-type", b"content-encoding", b""})
+_NEVER_NOMINATED = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"content-type",
+    b"content-encoding",
+    b"keep-alive",
+    b"close",
+    b"",
+}
 
-# What ``Connection`` nearly always says: options that name no field.
-_OPTIONS = frozenset({b"keep-alive", b"close"})
+# What a trailer must not say (RFC 9110 section 6.5.1): how the message is framed, routed or authorized, and what
+# its content is. Who merges trailers into the head would be told so behind everybody's back.
+NO_TRAILERS = HOP_BY_HOP | {
+    b"authorization",
+    b"cache-control",
+    b"content-encoding",
+    b"content-length",
+    b"content-range",
+    b"content-type",
+    b"cookie",
+    b"expect",
+    b"forwarded",
+    b"host",
+    b"max-forwards",
+    b"range",
+    b"set-cookie",
+    b"trailer",
+}
 
 _LISTS = frozenset({b"x-forwarded-for", b"forwarded"})
+_X_FORWARDED = b"x-forwarded-"
+_NOT_PASSED = HOP_BY_HOP | {b"forwarded"}
 
 _TOKEN_LIKE = re.compile(rb"[A-Za-z0-9.:_\[\]-]+")
 
 
-def nominated(connection_values: Iterable[bytes]) -> frozenset[bytes]:
-    """The field names that ``Connection`` declares to be for this hop only, lower case."""
-    names: set[bytes] = set()
-    for value in connection_values:
-        if value.lower() not in _OPTIONS:
-            names.update(name.strip().lower() for name in value.split(b","))
-    return frozenset(names - NEVER_NOMINATED)
+@lru_cache(maxsize=256)
+def nominated(connection: bytes) -> frozenset[bytes]:
+    """The fields that would pass but for ``Connection``, which declares them to be for this hop only; lower case."""
+    return frozenset(name.strip().lower() for name in connection.split(b",")) - _NEVER_NOMINATED
 
 
 def response_headers(headers: Headers) -> Headers:
     """The fields of a member's response that go on to the client."""
     passed = [pair for pair in headers if pair[0] not in HOP_BY_HOP]
     if len(passed) != len(headers):
-        gone = nominated(value for name, value in headers if name == b"connection")
-        if not gone <= HOP_BY_HOP:
-            passed = [pair for pair in passed if pair[0] not in gone]
+        for name, value in headers:
+            if name == b"connection" and (gone := nominated(value)):
+                passed = [pair for pair in passed if pair[0] not in gone]
     return passed
+
+
+def trailers(fields: Headers) -> Headers:
+    """The fields after a body that go on."""
+    return [it for it in fields if it[0] not in NO_TRAILERS and not it[0].startswith((_X_FORWARDED, b"if-"))]
 
 
 def announces_close(headers: Headers) -> bool:
@@ -76,6 +105,14 @@ def has_body(headers: Headers) -> bool:
         if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
             return True
     return False
+
+
+def content_length(headers: Headers) -> int:
+    """The announced length of a body; 0 where there is none."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+    return 0
 
 
 def cookie(headers: Headers, name: bytes) -> bytes:
@@ -116,31 +153,38 @@ class RequestHeaders:
         ``client``: the peer's IP address, or "" where there is none (a Unix socket).
         ``chunked``: the body's length is unknown, so it goes on in chunks. ``upgrade``: the protocol to ask for.
         """
-        passed: Headers = []
-        connection: list[bytes] = []
-        forwarding: dict[bytes, list[bytes]] = {}
+        passed = [pair for pair in headers if pair[0] not in _NOT_PASSED and not pair[0].startswith(_X_FORWARDED)]
         host = b""
-        for pair in headers:
-            name = pair[0]
-            if name in HOP_BY_HOP:
+        for name, value in passed:
+            if name == b"host":
+                host = value
+                break
+        te = b""
+        if len(passed) == len(headers):
+            passed += _first_hop(client, scheme, host)
+        else:
+            forwarding: dict[bytes, list[bytes]] = {}
+            for name, value in headers:
+                if name not in _NOT_PASSED and not name.startswith(_X_FORWARDED):
+                    continue
                 if name == b"connection":
-                    connection.append(pair[1])
-            elif name == b"forwarded" or name.startswith(b"x-forwarded-"):
-                forwarding.setdefault(name, []).append(pair[1])
+                    if gone := nominated(value):
+                        passed = [pair for pair in passed if pair[0] not in gone]
+                elif name == b"forwarded" or name.startswith(_X_FORWARDED):
+                    forwarding.setdefault(name, []).append(value)
+                elif name == b"te" and b"trailers" in value.lower():
+                    te = b"trailers"
+            if forwarding and self.trusts(client):
+                passed += _forwarding(forwarding, client, scheme, host)
             else:
-                if name == b"host":
-                    host = pair[1]
-                passed.append(pair)
-        if connection:
-            gone = nominated(connection)
-            passed = [pair for pair in passed if pair[0] not in gone]
-        if forwarding and not self.trusts(client):
-            forwarding.clear()
-        passed += _forwarding(forwarding, client.encode("ascii", "replace"), scheme.encode("ascii"), host)
+                passed += _first_hop(client, scheme, host)
         if chunked:
             passed.append((b"transfer-encoding", b"chunked"))
         if upgrade:
             passed += [(b"connection", b"upgrade"), (b"upgrade", upgrade)]
+        elif te:
+            # Trailers pass, so whoever takes them may say so (RFC 9110 section 10.1.4).
+            passed += [(b"connection", b"te"), (b"te", te)]
         return passed
 
     def origin(self, headers: Headers, client: str) -> str:
@@ -151,12 +195,19 @@ class RequestHeaders:
         return client
 
 
-def _forwarding(known: dict[bytes, list[bytes]], client: bytes, scheme: bytes, host: bytes) -> Headers:
+@lru_cache(maxsize=1024)
+def _first_hop(client: str, scheme: str, host: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """The forwarding fields where nobody trusted was before; a client's requests nearly always share them."""
+    return tuple(_forwarding({}, client, scheme, host))
+
+
+def _forwarding(known: dict[bytes, list[bytes]], client_address: str, scheme_name: str, host: bytes) -> Headers:
     """The forwarding fields: what a trusted proxy said (``known``), extended by this hop.
 
     Of the two ways to name the client, a proxy that used one only is not put words of the other
     into its mouth: a list that begins with the proxy itself would name the wrong client.
     """
+    client, scheme = client_address.encode("ascii", "replace"), scheme_name.encode("ascii")
     out: Headers = [(name, value) for name, values in known.items() if name not in _LISTS for value in values]
     for name, hop in (
         (b"x-forwarded-for", client or b"unknown"),

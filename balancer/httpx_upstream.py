@@ -53,6 +53,9 @@ class HttpxUpstream:
         self._links: dict[Address, _Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
+    def send_at_once(self, address: Address, request: UpstreamRequest, body: bytes) -> None:
+        """A transport does not tell whether it would have to wait."""
+
     async def send(self, address: Address, request: UpstreamRequest) -> _Response:
         link = self._links.get(address)
         if link is None:
@@ -122,6 +125,8 @@ class _Response:
         self.status = response.status_code
         self.headers: Headers = [(name.lower(), value) for name, value in response.headers.raw]
         self.closes = announces_close(self.headers)
+        # httpcore reads trailers and keeps them to itself.
+        self.trailers: Headers = []
         self._response = response
         self._release: Callable[[], None] | None = release
         assert isinstance(response.stream, httpx.AsyncByteStream)
@@ -147,6 +152,9 @@ class _Response:
             await self._network.write(data, timeout=self._idle)
         except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
             raise TruncatedResponse(str(error) or type(error).__name__) from error
+
+    async def write_eof(self) -> None:
+        """httpcore's streams cannot be closed one way: the other side learns it when the response is closed."""
 
     async def close(self) -> None:
         release, self._release = self._release, None

@@ -42,6 +42,17 @@ class NativeUpstream:
     def idle(self) -> int:
         return sum(len(link.idle) for link in self._links.values())
 
+    def send_at_once(self, address: Address, request: UpstreamRequest, body: bytes) -> Response | None:
+        link = self._links.get(address)
+        if link is None or not link.idle:
+            return None
+        head = encode_head(request.method, request.target, request.headers)
+        connection = link.take()
+        if connection is None:
+            return None
+        self._active.add(connection)
+        return connection.begin(request, head, body, None)
+
     async def send(self, address: Address, request: UpstreamRequest) -> Response:
         head = encode_head(request.method, request.target, request.headers)
         link = self._links.get(address)
@@ -51,7 +62,7 @@ class NativeUpstream:
         self._active.add(connection)
         try:
             rest, piece = request.body, b""
-            if rest is not None:
+            if rest is not None and not request.expects:
                 # The first piece goes out together with the head. Often it is all there is.
                 piece = await rest.read()
                 if rest.ended:
@@ -62,12 +73,7 @@ class NativeUpstream:
             connection.abort()
             raise
         response = connection.begin(request, head, piece, rest)
-        try:
-            await response.wait_for_head()
-        except BaseException:
-            # Not connection.abort(): once the response is complete, the connection may be somebody else's.
-            response.abandon()
-            raise
+        await response.wait_for_head()
         return response
 
     async def _connect(self, address: Address, link: _Link) -> MemberConnection:
@@ -164,10 +170,8 @@ def encode_head(method: str, target: bytes, headers: Headers) -> bytes:
 
     An HTTP/1.1 server never lets such a request in; one that speaks HTTP/2 may.
     """
-    lines = [b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), target)]
-    lines += [b"%b: %b\r\n" % field for field in headers]
-    lines.append(b"\r\n")
-    head = b"".join(lines)
+    lines = [b" ".join((method.encode("ascii"), target, b"HTTP/1.1")), *map(b": ".join, headers), b"\r\n"]
+    head = b"\r\n".join(lines)
     if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head or b" " in target:
         raise Refusal(400, "malformed_request", "the request has a line break or a NUL in its target or a header field")
     return head

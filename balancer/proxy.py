@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from balancer.dispatch import Dispatcher, Sink, refuse
+from balancer.dispatch import Course, Dispatcher, Sink, refuse
 from balancer.errors import ClientGone, TruncatedResponse
-from balancer.headers import Headers, has_body
+from balancer.headers import NO_FIELDS, Headers, has_body
 from balancer.request import Request
 from balancer.upstream import UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Receive, Scope, Send, Visit, client, target
@@ -26,11 +26,14 @@ WATCH_SECONDS = 0.4
 
 
 class Proxy:
-    """Serves every HTTP request and every WebSocket of its scope through the dispatcher."""
+    """Serves every HTTP request and every WebSocket of its scope through the dispatcher.
+
+    ``visits``: those under way, by whatever front end they came.
+    """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-        self._visits: set[Visit] = set()
+        self.dispatcher = dispatcher
+        self.visits: set[Visit] = set()
         self._watching = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -50,13 +53,13 @@ class Proxy:
         if not self._watching:
             self._watching = True
             loop.call_later(WATCH_SECONDS, self._watch)
-        await self.serve(visit, request, visit, task)
+        await self.serve(visit, self.dispatcher.begin(request), visit, task)
 
-    async def serve(self, visit: Visit, request: Request, sink: Sink, task: asyncio.Task[Any]) -> None:
+    async def serve(self, visit: Visit, course: Course, sink: Sink, task: asyncio.Task[Any]) -> None:
         """Answer the request of a visit, by whatever front end it came. ``task`` is the one that runs this."""
-        self._visits.add(visit)
+        self.visits.add(visit)
         try:
-            await self._dispatcher.handle(request, sink)
+            await self.dispatcher.run(course, sink)
         except (TruncatedResponse, ClientGone):
             pass  # Whoever finds the response incomplete breaks the connection.
         except asyncio.CancelledError:
@@ -66,31 +69,31 @@ class Proxy:
             if visit.refusal and not visit.started:
                 await refuse(visit.refusal, sink)
         finally:
-            self._visits.discard(visit)
+            self.visits.discard(visit)
             visit.unwatch()
 
     @property
     def active(self) -> int:
         """Requests in progress."""
-        return len(self._visits)
+        return len(self.visits)
 
     async def end_endless(self) -> None:
         """The balancer is about to exit: end what would not end by itself, so that its client goes elsewhere.
 
         WebSockets are closed with 1001; server-sent events end as a complete response, after an event.
         """
-        await asyncio.gather(*(it.go_away() for it in self._visits))
+        await asyncio.gather(*(it.go_away() for it in list(self.visits)))
 
     def cut(self) -> None:
         """The balancer is about to exit: end every request still in progress, those without a response by a 503."""
-        for visit in self._visits:
+        for visit in list(self.visits):
             visit.end(SHUTTING_DOWN)
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        for visit in self._visits:
+        for visit in self.visits:
             visit.watch(time.monotonic() - WATCH_SECONDS)
-        self._watching = bool(self._visits)
+        self._watching = bool(self.visits)
         if self._watching:
             loop.call_later(WATCH_SECONDS, self._watch)
 
@@ -98,7 +101,8 @@ class Proxy:
 class _HttpVisit(AsgiVisit):
     """A plain request: the source of its body and the sink of its response."""
 
-    __slots__ = ("ended",)
+    # ASGI has no message for them.
+    trailers = NO_FIELDS
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
         super().__init__(receive, send, task)
@@ -128,7 +132,7 @@ class _HttpVisit(AsgiVisit):
         self._headers = headers
         self._sent = END_OF_EVENT[0]
 
-    async def write(self, data: bytes, more: bool) -> None:
+    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
         if not more:
             # From here on the server reports the end of the request as a disconnect, too.
             self.unwatch()

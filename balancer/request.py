@@ -9,11 +9,15 @@ from balancer.headers import Headers
 
 
 class Body(Protocol):
-    """A request body as it arrives from the client."""
+    """A request body as it arrives from the client. ``trailers`` are there once it has ended."""
 
     @property
     def ended(self) -> bool:
         """Whether all of it has been read. May be false until a read has returned b""."""
+
+    @property
+    def trailers(self) -> Headers:
+        """The fields that came after the last chunk (RFC 9112 section 7.1.2)."""
 
     async def read(self) -> bytes:
         """The next piece, or b"" at the end. Raises ClientGone if the client left before that."""
@@ -24,7 +28,8 @@ class Request:
     """A client's request. ``client`` is the peer's IP address, or "" where there is none.
 
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
-    protocol that the client wants to switch to (RFC 9110 section 7.8), or b"".
+    protocol that the client wants to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
+    body only once it is told to go on (RFC 9110 section 10.1.1).
     """
 
     method: str
@@ -35,3 +40,4 @@ class Request:
     body: Body | None = None
     chunked: bool = False
     upgrade: bytes = b""
+    expects: bool = False

@@ -29,9 +29,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
-# As nginx: how long an idle client connection stays open, in seconds.
-CLIENT_KEEPALIVE = 75
-
 
 class Listener(uvicorn.Server):
     """A uvicorn server among others in this process: signals are not its business."""
@@ -62,7 +59,8 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
     async with balancer, asyncio.TaskGroup() as listeners:
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
         limit = math.ceil(settings.shutdown_seconds) + 1
-        data = make_listener(balancer, CLIENT_KEEPALIVE, limit, Clients(balancer.proxy))
+        clients = Clients(balancer.proxy, settings)
+        data = make_listener(balancer, settings.keepalive_timeout, limit, clients)
         data_done = listeners.create_task(data.serve(sockets=[data_socket]))
         log.info("balancer %s: %s on %s", __version__, settings.alias, settings.bind)
         admin = make_listener(admin_app(balancer), keepalive=5, drain_limit=1) if admin_socket else None
@@ -81,7 +79,7 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
     log.info("stopped")
 
 
-def make_listener(app: App, keepalive: int, drain_limit: int, clients: Clients | None = None) -> Listener:
+def make_listener(app: App, keepalive: float, drain_limit: int, clients: Clients | None = None) -> Listener:
     """A server for one socket; ``keepalive`` and ``drain_limit`` (for its shutdown) are in seconds.
 
     ``clients``: our own front end in place of uvicorn's. What is not plain HTTP goes to ``app`` all the same.
@@ -102,7 +100,7 @@ def make_listener(app: App, keepalive: int, drain_limit: int, clients: Clients |
             server_header=False,
             date_header=False,
             proxy_headers=False,
-            timeout_keep_alive=keepalive,
+            timeout_keep_alive=math.ceil(keepalive),
             timeout_graceful_shutdown=drain_limit,
         )
     )

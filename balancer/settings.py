@@ -194,7 +194,20 @@ class Settings:
     )
     connect_timeout: float = setting(1.0, seconds(0.01, 3600), "limit for a connection to a member")
     response_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for a member's first response byte")
-    idle_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for a member's silence in mid-body")
+    idle_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for silence in mid-body, a member's or a client's")
+    max_body: int = setting(0, count(0, 1 << 50), "bytes that the body of a request may have (0: no limit)")
+    max_head: int = setting(32 * 1024, count(1024, 1 << 20), "bytes that the head of a request may have")
+    max_fields: int = setting(100, count(10, 10_000), "fields that the head of a request may have")
+    max_target: int = setting(16 * 1024, count(256, 1 << 20), "bytes that the target of a request may have")
+    head_timeout: float = setting(10.0, seconds(0.1, 3600), "limit for the head of a request, from its first byte on")
+    keepalive_timeout: float = setting(75.0, seconds(0.1, 86400), "how long a client's connection may be idle")
+    min_body_rate: int = setting(
+        240, count(0, 1 << 30), "bytes a second that a client has to send of a body, after the first 20 s"
+    )
+    max_connections: int = setting(0, count(0, 10_000_000), "connections of clients in all (0: no limit)")
+    max_connections_per_client: int = setting(
+        0, count(0, 10_000_000), "connections of one client's address (0: no limit)"
+    )
     trusted_proxies: tuple[IPNetwork, ...] = setting(
         (), NETWORKS, "whose X-Forwarded-* and Forwarded are kept and extended; everybody else's are replaced"
     )

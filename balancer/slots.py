@@ -16,6 +16,7 @@ from math import inf
 from balancer.hold import Claim, Hold
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
+from balancer.request import Request
 
 
 class Slots:
@@ -28,9 +29,14 @@ class Slots:
         self._limit = limit or inf
         self._built_for = -1
 
-    def take(self, claim: Claim) -> Member | None:
-        """A member for the claim, to be given back; None if it has to wait its turn."""
-        member = None if self._hold else self._choose(claim)
+    def take(self, request: Request, tried: Container[Member]) -> Member | None:
+        """A member for the request, to be given back; None if it has to wait its turn.
+
+        ``tried``: those that failed it before.
+        """
+        if self._hold:
+            return None
+        member = self._choose(request, tried)
         return member and _occupy(member)
 
     def give_back(self, member: Member) -> None:
@@ -42,7 +48,7 @@ class Slots:
 
     def wake(self) -> None:
         """Who is available has changed: those who wait get members as long as there are some."""
-        while (claim := self._hold.first()) and (member := self._choose(claim)):
+        while (claim := self._hold.first()) and (member := self._choose(claim.request, claim.tried)):
             self._give(claim, member)
 
     def last_resort(self, claim: Claim) -> Member | None:
@@ -66,15 +72,15 @@ class Slots:
             return False
         return True
 
-    def _choose(self, claim: Claim) -> Member | None:
+    def _choose(self, request: Request, tried: Container[Member]) -> Member | None:
         if self._built_for != self._membership.generation:
             self._built_for = self._membership.generation
             self._policy.build(self._membership.available)
-        if self._limit == inf and not claim.tried:
-            return self._policy.choose(claim.request)
-        member = self._policy.choose(claim.request, _Unfit(self._limit, claim.tried))
-        if member is None and claim.tried:
-            member = self._policy.choose(claim.request, _Unfit(self._limit, ()))
+        if self._limit == inf and not tried:
+            return self._policy.choose(request)
+        member = self._policy.choose(request, _Unfit(self._limit, tried))
+        if member is None and tried:
+            member = self._policy.choose(request, _Unfit(self._limit, ()))
         return member
 
 

@@ -6,6 +6,7 @@ nothing of choice, retries or clients, and its failures are the faults of ``bala
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +31,8 @@ class UpstreamRequest:
     ``headers`` say how the body is framed: by Content-Length, or (``chunked``) by ``Transfer-Encoding``.
     ``fresh``: do not use a connection that was used before. ``repeatable``: it may be sent to another
     member when this one gives no sign of life. ``upgrade``: the protocol that ``headers`` ask to switch to, or b"".
+    ``expects``: the body waits for the member's 100 (Continue). ``inform`` is called with status and fields of each
+    interim response (RFC 9110 section 15.2).
     """
 
     method: str
@@ -40,18 +43,22 @@ class UpstreamRequest:
     fresh: bool = False
     repeatable: bool = False
     upgrade: bytes = b""
+    expects: bool = False
+    inform: Callable[[int, Headers], None] | None = None
 
 
 class UpstreamResponse(Protocol):
     """A member's response, from its head on. Header names are in lower case.
 
-    ``closes``: the member ends the connection with this response. With status 101 what follows is not
+    ``closes``: the member ends the connection with this response. ``trailers`` are there once all has been
+    read. With status 101 what follows is not
     a body but the other protocol: ``read`` gives its bytes as they come, ``write`` sends some.
     """
 
     status: int
     headers: Headers
     closes: bool
+    trailers: Headers
 
     async def read(self) -> tuple[bytes, bool]:
         """The next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
@@ -59,12 +66,35 @@ class UpstreamResponse(Protocol):
     async def write(self, data: bytes) -> None:
         """Send bytes of the protocol switched to; waits while the member cannot take more. Raises TruncatedResponse."""
 
+    async def write_eof(self) -> None:
+        """Nothing more will be written of the protocol switched to."""
+
     async def close(self) -> None:
         """Let go of the response; unless it was read to its end, the connection goes with it."""
 
 
+class PendingResponse(UpstreamResponse, Protocol):
+    """A response that is not there yet. ``listener`` is called whenever there is news of it.
+
+    ``complete``: all of it is there, and ``take`` gives the body, or what has come of it since.
+    """
+
+    listener: Callable[[], None] | None
+    complete: bool
+    started: bool
+
+    def take(self) -> bytes:
+        """The body, as far as it has come and was not taken."""
+
+    async def wait_for_head(self) -> None:
+        """Raises what ``Upstream.send`` does."""
+
+
 class Upstream(Protocol):
     """Sends requests to members."""
+
+    def send_at_once(self, address: Address, request: UpstreamRequest, body: bytes) -> PendingResponse | None:
+        """Send the request and all of its body, if that takes no waiting: on an idle connection. Else None."""
 
     async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:
         """Send the request and wait for the response head.

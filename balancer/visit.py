@@ -30,23 +30,24 @@ class Visit:
     ``cancelled``: ``end`` has ended it.
     """
 
-    __slots__ = ("_headers", "_leaving", "_sent", "cancelled", "refusal", "started", "task")
-
-    def __init__(self, task: asyncio.Task[Any] | None) -> None:
-        self.task = task
-        self.started = False
-        self.cancelled = False
-        self.refusal: Refusal | None = None
-        # Of the response: its fields, and the last piece of its body that has been sent whole.
-        self._headers: Headers = []
-        self._sent = b""
-        self._leaving = False
+    task: asyncio.Task[Any] | None = None
+    started = False
+    cancelled = False
+    refusal: Refusal | None = None
+    # Of the response: its fields, and the last piece of its body that has been sent whole.
+    _headers: Headers = []  # noqa: RUF012 - replaced, never changed
+    _sent = b""
+    _leaving = False
 
     def end(self, refusal: Refusal | None = None) -> None:
         """Cancel the request; ``refusal`` is what the client is told if its response has not begun."""
         if not self.cancelled and self.task:
             self.cancelled, self.refusal = True, refusal
-            self.task.cancel(refusal.token if refusal else "client_gone")
+            self.cancel()
+
+    def cancel(self) -> None:
+        if self.task:
+            self.task.cancel(self.refusal.token if self.refusal else "client_gone")
 
     async def go_away(self) -> None:
         """The balancer is about to exit: end here what would not end by itself."""
@@ -77,10 +78,8 @@ class Visit:
 class AsgiVisit(Visit):
     """A request that an ASGI server brought."""
 
-    __slots__ = ("_receive", "_send", "_watcher", "began")
-
     def __init__(self, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
-        super().__init__(task)
+        self.task = task
         self._receive = receive
         self._send = send
         self._watcher: asyncio.Task[None] | None = None
@@ -90,6 +89,9 @@ class AsgiVisit(Visit):
     def watchable(self) -> bool:
         """Whether nobody else is reading from the client just now."""
         raise NotImplementedError
+
+    def inform(self, status: int, headers: Headers) -> None:
+        """ASGI has no message for interim responses."""
 
     async def _await_disconnect(self) -> None:
         raise NotImplementedError

@@ -21,7 +21,8 @@ from websockets.protocol import Protocol, Side, State
 from websockets.utils import accept_key, generate_key
 
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
-from balancer.headers import Headers
+from balancer.frames import BAD_GATEWAY, GOING_AWAY
+from balancer.headers import NO_FIELDS, Headers
 from balancer.request import Request
 from balancer.upstream import UpstreamResponse
 from balancer.visit import AsgiVisit, Message, Receive, Scope, Send, client, target
@@ -32,7 +33,7 @@ MAX_MESSAGE = 16 * 1024 * 1024
 # How long the other side may take to answer a close, in seconds.
 CLOSE_SECONDS = 1.0
 
-GOING_AWAY, INVALID_DATA, TOO_BIG, BAD_GATEWAY = 1001, 1007, 1009, 1014
+INVALID_DATA, TOO_BIG = 1007, 1009
 # What an ASGI server reports, but nobody may send (RFC 6455 section 7.4.1).
 NO_CODE, ABNORMAL = 1005, 1006
 
@@ -42,8 +43,6 @@ _HOP = frozenset({b"sec-websocket-key", b"sec-websocket-version", b"sec-websocke
 
 class WebSocketVisit(AsgiVisit):
     """One WebSocket, from handshake to close: the sink of its request."""
-
-    __slots__ = ("_early", "_key", "_scope", "_talk")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
         super().__init__(receive, send, task)
@@ -80,7 +79,7 @@ class WebSocketVisit(AsgiVisit):
         else:
             await self._tell({"type": "websocket.close"})
 
-    async def write(self, data: bytes, more: bool) -> None:
+    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
         if "websocket.http.response" in self._scope.get("extensions", {}):
             await self._tell({"type": "websocket.http.response.body", "body": data, "more_body": more})
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from balancer.errors import Fault, TruncatedResponse
+from balancer.headers import NO_FIELDS
 from balancer.native_upstream import NativeUpstream
 from balancer.settings import Address
 from balancer.upstream import Timeouts, UpstreamRequest
@@ -107,6 +108,8 @@ class Load:
 
 class _Whole:
     """A request body that is all there."""
+
+    trailers = NO_FIELDS
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -7,10 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.dispatch import REPLAY_BYTES, ReplayableBody
+from balancer.headers import NO_FIELDS
 
 
 class Pieces:
     """A body that comes in these pieces; ``reads`` counts how often it was asked."""
+
+    trailers = NO_FIELDS
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = list(pieces)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from balancer import slots
-from balancer.dispatch import Record
+from balancer.dispatch import Course, Record
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
-from balancer.headers import Headers
+from balancer.headers import NO_FIELDS, Headers
 from balancer.health import Event, State
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Answer, Endpoint, Member, Outcome, Snapshot
@@ -30,7 +30,7 @@ from balancer.probes import Verdict
 from balancer.request import Request
 from balancer.retry import IDEMPOTENT, MAX_REPEATS
 from balancer.settings import Address, Settings
-from balancer.upstream import UpstreamRequest, UpstreamResponse
+from balancer.upstream import PendingResponse, UpstreamRequest, UpstreamResponse
 from tests.support.virtual import VirtualLoop
 
 SCHEDULES = 10_000
@@ -120,6 +120,13 @@ class World:
         self.done[record.request.target] += 1
 
     # The seams.
+
+    def send_at_once(self, address: Address, request: UpstreamRequest, body: bytes) -> PendingResponse | None:
+        container = self.containers.get(address)
+        if container is None or container.mood in ("refuses", "unreachable") or self.rng.random() < 0.3:
+            return None
+        self.written[request.target] += 1
+        return _Pending(self, container, request)
 
     async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:
         container = self.containers.get(address)
@@ -253,9 +260,14 @@ class World:
         method = rng.choice(METHODS)
         body = _Body(self, rng.randint(1, 4)) if method not in ("GET", "HEAD") else None
         headers: Headers = [(b"cookie", b"member=%x" % rng.getrandbits(64))] if rng.random() < 0.3 else []
-        sink = _Sink(self, target)
         request = Request(method, target, headers, f"192.0.2.{rng.randrange(9)}", body=body)
-        visit = asyncio.ensure_future(self.balancer.dispatcher.handle(request, sink))
+        sink: _Sink
+        if body is None and rng.random() < 0.5:
+            sink = direct = _DirectSink(self, target, self.balancer.dispatcher.begin(request))
+            visit = asyncio.ensure_future(direct.serve())
+        else:
+            sink = _Sink(self, target)
+            visit = asyncio.ensure_future(self.balancer.dispatcher.handle(request, sink))
         self.visits[target] = visit
         visit.add_done_callback(lambda _: self.visits.pop(target))
         if rng.random() < 0.15:
@@ -272,6 +284,8 @@ class World:
 
 
 class _Body:
+    trailers = NO_FIELDS
+
     def __init__(self, world: World, pieces: int) -> None:
         self._world = world
         self._pieces = pieces
@@ -292,6 +306,7 @@ class _Body:
 
 class _Response:
     status = 200
+    trailers = NO_FIELDS
 
     def __init__(self, world: World, closes: bool) -> None:
         self.headers: Headers = []
@@ -309,8 +324,36 @@ class _Response:
     async def write(self, data: bytes) -> None:
         raise AssertionError("nobody switched protocols")
 
+    async def write_eof(self) -> None:
+        raise AssertionError("nobody switched protocols")
+
     async def close(self) -> None:
         pass
+
+
+class _Pending(_Response):
+    """A response to a request that was sent at once. It may come whole, in parts, or not."""
+
+    def __init__(self, world: World, container: Container, request: UpstreamRequest) -> None:
+        super().__init__(world, closes=False)
+        self.listener: Callable[[], None] | None = None
+        self.complete = self.started = False
+        self._answering = world.loop.create_task(world.answer(container, request))
+        self._answering.add_done_callback(self._arrived)
+
+    def _arrived(self, answering: asyncio.Task[UpstreamResponse]) -> None:
+        if not answering.cancelled() and answering.exception() is None:
+            self.closes = answering.result().closes
+            self.started = True
+            self.complete = self._world.rng.random() < 0.7
+        if self.listener:
+            self.listener()
+
+    def take(self) -> bytes:
+        return b"x"
+
+    async def wait_for_head(self) -> None:
+        await self._answering
 
 
 class _Sink:
@@ -319,12 +362,15 @@ class _Sink:
         self._target = target
         self.ended = False
 
+    def inform(self, status: int, headers: Headers) -> None:
+        raise AssertionError("no member sends interim responses")
+
     async def start(self, status: int, headers: Headers) -> None:
         self._world.started[self._target] += 1
         assert self._world.started[self._target] == 1, "two responses to one request"
         await self._world.pause(0.02)
 
-    async def write(self, data: bytes, more: bool) -> None:
+    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
         assert not self.ended
         if self._world.rng.random() < 0.02:
             raise ClientGone
@@ -333,6 +379,55 @@ class _Sink:
 
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Any) -> None:
         raise AssertionError("nobody asked for that")
+
+
+class _DirectSink(_Sink):
+    """A client of the front end that needs no task for a request, as long as nothing has to be waited for."""
+
+    def __init__(self, world: World, target: bytes, course: Course) -> None:
+        super().__init__(world, target)
+        self._course = course
+        self._over: asyncio.Future[None] = world.loop.create_future()
+        self._task: asyncio.Task[None] | None = None
+
+    async def serve(self) -> None:
+        if not self._world.balancer.dispatcher.at_once(self._course, self, b""):
+            self.go_on()
+        try:
+            await asyncio.shield(self._over)
+        except asyncio.CancelledError:
+            if self._task is None and not self._over.done():
+                self._course.listen_no_more()
+                self.go_on()
+            if self._task:
+                self._world.loop.call_soon(self._task.cancel)
+            await asyncio.wait([self._over])
+            if not self.ended:
+                raise
+
+    def news(self) -> None:
+        self._world.balancer.dispatcher.news(self._course, self)
+
+    def answer(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
+        assert not self._over.done() and self._task is None
+        self._world.started[self._target] += 1
+        self.ended = True
+
+    def done(self) -> None:
+        self._over.set_result(None)
+
+    def go_on(self) -> None:
+        assert self._task is None
+        self._task = self._world.loop.create_task(self._world.balancer.dispatcher.run(self._course, self))
+        self._task.add_done_callback(self._ran)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            self._over.cancel()
+        elif error := task.exception():
+            self._over.set_exception(error)
+        else:
+            self._over.set_result(None)
 
 
 @contextmanager

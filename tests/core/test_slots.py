@@ -37,13 +37,13 @@ class System:
         self.membership.observe(member, Event.REFUSED, 0.0, by_request=by_request)
 
     def take(self) -> Member:
-        member = self.slots.take(Claim(REQUEST))
+        member = self.slots.take(REQUEST, ())
         assert member
         return member
 
     def wait(self, name: str, *tried: Member, gone: bool = False) -> Claim:
         claim = Claim(REQUEST, frozenset(tried))
-        assert self.slots.take(claim) is None
+        assert self.slots.take(REQUEST, tried) is None
 
         def give(member: Member) -> bool:
             if not gone:
@@ -59,7 +59,7 @@ def test_a_member_is_given_no_more_than_its_limit() -> None:
     system = System(2, limit=3)
     taken = [system.take() for _ in range(6)]
     assert [it.in_flight for it in system.members] == [3, 3]
-    assert system.slots.take(Claim(REQUEST)) is None
+    assert system.slots.take(REQUEST, ()) is None
     system.slots.give_back(taken[0])
     assert system.take() is taken[0]
 
@@ -88,7 +88,7 @@ def test_nobody_slips_in_before_those_who_wait() -> None:
     system.down(member)
     system.wait("first")
     system.membership.observe(member, Event.PROBE_OK, 1.0)
-    assert system.slots.take(Claim(REQUEST)) is None
+    assert system.slots.take(REQUEST, ()) is None
     system.slots.wake()
     assert system.given == [("first", member)]
     assert system.take() is member
@@ -151,10 +151,9 @@ def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
 def test_a_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -> None:
     system = System(2, limit=1)
     a, b = system.members
-    again = Claim(REQUEST, frozenset({a}))
-    assert system.slots.take(again) is b
-    assert system.slots.take(Claim(REQUEST, frozenset({a}))) is a
-    assert system.slots.take(Claim(REQUEST, frozenset({a}))) is None
+    assert system.slots.take(REQUEST, {a}) is b
+    assert system.slots.take(REQUEST, {a}) is a
+    assert system.slots.take(REQUEST, {a}) is None
     system.wait("tried a", a)
     system.slots.give_back(a)
     assert system.given == [("tried a", a)]

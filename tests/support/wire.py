@@ -198,7 +198,7 @@ async def balance(
     sock = listen("BIND", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:
-        clients = Clients(balancer.proxy) if edge else None
+        clients = Clients(balancer.proxy, effective) if edge else None
         listener = make_listener(balancer, keepalive=75, drain_limit=1, clients=clients)
         serving = asyncio.create_task(listener.serve(sockets=[sock]))
         running = Running(balancer, address, records)

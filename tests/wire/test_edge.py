@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from balancer import edge
+from balancer.settings import Settings
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -17,12 +19,16 @@ async def answer_all(connection: Connection) -> None:
     """A member that reads whole requests, bodies too, and answers each."""
     while True:
         head = await connection.head()
+        if b"expect: 100-continue" in head:
+            await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if b"transfer-encoding: chunked" in head:
             await connection.until(b"0\r\n\r\n")
         elif b"content-length: " in head:
             await connection.exactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
         await connection.send(OK)
 
+
+LIMIT = Settings()
 
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 
@@ -123,11 +129,11 @@ async def test_a_body_that_cannot_be_framed_ends_in_400_and_no_second_request(bo
 
 
 LIMITS = {
-    "a long target": (b"GET /" + b"x" * edge.TARGET_MAX + b" HTTP/1.1\r\nHost: a\r\n\r\n", b"414"),
-    "many fields": (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * edge.FIELDS_MAX + b"\r\n", b"431"),
+    "a long target": (b"GET /" + b"x" * LIMIT.max_target + b" HTTP/1.1\r\nHost: a\r\n\r\n", b"414"),
+    "many fields": (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * LIMIT.max_fields + b"\r\n", b"431"),
     "a large head": (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: %b\r\n" % (b"y" * 1000) * 40 + b"\r\n", b"431"),
-    "a field without end": (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 2 * edge.HEAD_MAX, b"431"),
-    "a target without end": (b"GET /" + b"y" * 2 * edge.HEAD_MAX, b"431"),
+    "a field without end": (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 2 * LIMIT.max_head, b"431"),
+    "a target without end": (b"GET /" + b"y" * 2 * LIMIT.max_head, b"431"),
 }
 
 
@@ -271,11 +277,13 @@ async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client() -> N
         assert (await client.to_end()).endswith(b"\r\n\r\nno")
 
 
+IMPATIENT: dict[str, Any] = {"head_timeout": 0.3, "keepalive_timeout": 0.3, "idle_timeout": 0.3}
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Limits of tenths of seconds."""
-    for name in ("HEAD_SECONDS", "KEEPALIVE_SECONDS", "SILENCE_SECONDS", "LINGER_SECONDS"):
-        monkeypatch.setattr(edge, name, 0.3)
+    """Limits of tenths of seconds are kept to."""
+    monkeypatch.setattr(edge, "LINGER_SECONDS", 0.3)
     monkeypatch.setattr(edge, "SWEEP_SECONDS", 0.05)
     yield
 
@@ -283,7 +291,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("begun", [b"G", b"GET / HTTP/1.1\r\nHost: a\r\nX: "])
 async def test_a_head_has_to_come_in_time(begun: bytes) -> None:
-    async with Member() as member, balance(member) as running, running.client() as client:
+    async with Member() as member, balance(member, **IMPATIENT) as running, running.client() as client:
         await client.send(begun)
         answer = await client.to_end()
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -292,7 +300,7 @@ async def test_a_head_has_to_come_in_time(begun: bytes) -> None:
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_head_that_trickles_in_has_no_more_time() -> None:
-    async with Member() as member, balance(member) as running, running.client() as client:
+    async with Member() as member, balance(member, **IMPATIENT) as running, running.client() as client:
         await client.send(b"GET /")
         answering = asyncio.create_task(client.to_end())
         for _ in range(25):
@@ -305,16 +313,16 @@ async def test_a_head_that_trickles_in_has_no_more_time() -> None:
 
 @pytest.mark.usefixtures("impatient")
 async def test_an_idle_connection_is_closed_without_a_word() -> None:
-    async with Member() as member, balance(member) as running, running.client() as client:
+    async with Member() as member, balance(member, **IMPATIENT) as running, running.client() as client:
         assert await client.to_end() == b""
-    async with Member() as member, balance(member) as running, running.client() as client:
+    async with Member() as member, balance(member, **IMPATIENT) as running, running.client() as client:
         await client.send(GET)
         assert (await client.to_end()).endswith(b"ok")
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_body_has_to_go_on() -> None:
-    async with Member(answer_all) as member, balance(member) as running, running.client() as client:
+    async with Member(answer_all) as member, balance(member, **IMPATIENT) as running, running.client() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
         answer = await client.to_end()
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -329,7 +337,7 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
         for _ in range(100):
             await connection.send(bytes(1_000_000))
 
-    async with Member(flood) as member, balance(member) as running, running.client() as client:
+    async with Member(flood) as member, balance(member, **IMPATIENT) as running, running.client() as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(GET)
         await eventually(lambda: len(running.records) == 1)
@@ -343,7 +351,7 @@ async def test_an_answer_that_takes_long_is_waited_for() -> None:
         await asyncio.sleep(1)
         await connection.send(OK)
 
-    async with Member(slow) as member, balance(member) as running, running.client() as client:
+    async with Member(slow) as member, balance(member, **IMPATIENT) as running, running.client() as client:
         await client.send(GET)
         await client.head()
         assert await client.exactly(2) == b"ok"

@@ -20,6 +20,7 @@ from balancer.errors import (
     ResponseTimeout,
     TruncatedResponse,
 )
+from balancer.headers import NO_FIELDS
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.native_upstream import NativeUpstream
 from balancer.settings import Address
@@ -33,6 +34,8 @@ HEAD = UpstreamRequest("HEAD", b"/", [(b"host", b"a")])
 
 class Pieces:
     """A request body in pieces, each of which may have to be waited for."""
+
+    trailers = NO_FIELDS
 
     def __init__(self, *pieces: bytes, forever: bool = False) -> None:
         self._pieces = list(pieces)
@@ -381,6 +384,7 @@ async def test_a_member_that_stops_reading_an_upload_is_given_up() -> None:
 
     class Endless:
         ended = False
+        trailers = NO_FIELDS
 
         async def read(self) -> bytes:
             return bytes(65536)
@@ -395,6 +399,8 @@ async def test_a_slow_upload_is_not_the_members_fault() -> None:
     """The response time-out does not run while it is the client that is waited for."""
 
     class Slow:
+        trailers = NO_FIELDS
+
         def __init__(self) -> None:
             self.left = 4
 

@@ -21,9 +21,17 @@ from websockets.utils import accept_key
 from balancer.demo.system import free_port
 from balancer.settings import Address
 from balancer.websocket import MAX_MESSAGE
+from tests.support import wire
 from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")
+
+
+@pytest.fixture
+def through_asgi(each_way: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the balancer speaks WebSocket itself, it holds members to it; a tunnel passes on whatever it gets."""
+    monkeypatch.setattr(wire, "edge", False)
+
 
 Handler = Callable[[ServerConnection], Awaitable[None]]
 
@@ -256,6 +264,7 @@ async def test_a_fragmented_message_of_a_member_arrives_whole() -> None:
         assert await client.recv() == "einés"
 
 
+@pytest.mark.usefixtures("through_asgi")
 async def test_a_message_that_is_too_large_is_refused_with_1009() -> None:
     async def speak(connection: ServerConnection) -> None:
         await connection.send(bytes(MAX_MESSAGE + 1))
@@ -283,7 +292,7 @@ async def test_a_client_that_does_not_read_holds_the_member_back() -> None:
             await connection.send(bytes(64 * 1024))
             sent += 1
 
-    async with member(flood) as one, balance(one) as running, dial(running, max_queue=1) as client:
+    async with member(flood, compression=None) as one, balance(one) as running, dial(running, max_queue=1) as client:
         before = -1
         async with asyncio.timeout(LIMIT):
             while sent > before:
@@ -304,7 +313,7 @@ async def test_a_member_that_does_not_read_holds_the_client_back() -> None:
         async for _ in connection:
             received += 1
 
-    async with member(lazy, max_queue=1) as one, balance(one) as running, dial(running) as client:
+    async with member(lazy, max_queue=1, compression=None) as one, balance(one) as running, dial(running) as client:
         sent = 0
 
         async def pump() -> None:
@@ -340,9 +349,10 @@ async def test_a_frame_that_comes_with_the_members_handshake_is_not_lost() -> No
     async with Member(greet) as one, balance(one) as running, dial(running) as client:
         assert await asyncio.wait_for(client.recv(), LIMIT) == "hello"
         assert b"connection: upgrade\r\nupgrade: websocket\r\n" in one.received[0]
-        assert b"sec-websocket-extensions" not in one.received[0]
+        assert (b"sec-websocket-extensions" in one.received[0]) is wire.edge
 
 
+@pytest.mark.usefixtures("through_asgi")
 async def test_a_member_that_accepts_wrongly_is_a_bad_response() -> None:
     async def lie(connection: Connection) -> None:
         await connection.head()
@@ -359,6 +369,7 @@ async def test_a_member_that_accepts_wrongly_is_a_bad_response() -> None:
         assert caught.value.response.headers["X-Balancer-Error"] == "bad_response"
 
 
+@pytest.mark.usefixtures("through_asgi")
 async def test_a_member_that_breaks_the_protocol_is_closed_and_the_client_told() -> None:
     async def babble(connection: ServerConnection) -> None:
         connection.transport.write(b"\xff\xff\xff\xff")
@@ -369,6 +380,7 @@ async def test_a_member_that_breaks_the_protocol_is_closed_and_the_client_told()
         assert code == 1014
 
 
+@pytest.mark.usefixtures("through_asgi")
 async def test_text_that_is_not_utf_8_is_closed_and_the_client_told() -> None:
     async def babble(connection: ServerConnection) -> None:
         connection.transport.write(Frame(Opcode.TEXT, b"\xff").serialize(mask=False))

@@ -1,0 +1,292 @@
+"""One request of a client of ``balancer.edge``: the source of its body and the sink of its response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from balancer.dispatch import Course
+from balancer.errors import ClientGone, Refusal
+from balancer.headers import NO_FIELDS, Headers, response_headers
+from balancer.request import Request
+from balancer.tunnel import CLOSE_SECONDS, Tunnel
+from balancer.upstream import UpstreamResponse
+from balancer.visit import END_OF_EVENT, Visit
+
+if TYPE_CHECKING:
+    from balancer.edge import Edge
+
+# Body bytes that may wait to be taken.
+HIGH_WATER = 64 * 1024
+# Pieces from here on are handed to the kernel beside the head rather than copied behind it.
+LARGE = 8 * 1024
+
+_NO_BODY = frozenset({204, 304})
+
+STATUS_LINES = {it.value: b"HTTP/1.1 %d %b" % (it.value, it.phrase.encode()) for it in HTTPStatus}
+
+
+def render_head(status: int, headers: Headers, *more: bytes) -> bytes:
+    """The head of a response; ``more`` are field lines."""
+    first = STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+    return b"\r\n".join([first, *map(b": ".join, headers), *more, b"\r\n"])
+
+
+class Exchange(Visit):
+    """``closes``: the connection has to end with this response. ``finished``: all of it has been sent.
+
+    ``complete``: all of the request has come. ``trailers``: the fields that came after its body.
+    ``awaits_continue``: the client waits to be told to send the body. ``ends_by_closing``: only that
+    the connection ends tells the client that the response is complete.
+    """
+
+    # Most requests leave these alone. Of the body: what nobody has taken yet, and who waits for more.
+    complete = False
+    finished = False
+    ends_by_closing = False
+    trailers = NO_FIELDS
+    _size = 0
+    _waiter: asyncio.Future[None] | None = None
+    _error: Exception | None = None
+    # Of the response: its head, until it is sent, and whether it goes on in chunks.
+    _head = b""
+    _chunked = False
+    _tunnel: Tunnel | None = None
+    course: Course
+
+    def __init__(self, edge: Edge, request: Request, version: str, closes: bool) -> None:
+        self._edge = edge
+        self.request = request
+        self._version = version
+        self._is_head = request.method == "HEAD"
+        self.closes = closes
+        self.awaits_continue = request.expects
+        if request.body is not None:
+            self._pieces: list[bytes] = []
+            request.body = self
+
+    # The body.
+
+    def feed(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        self.awaits_continue = False
+        if self._size > HIGH_WATER:
+            self._edge.pause()
+        self._wake()
+
+    def fed(self) -> None:
+        """The request is complete."""
+        self.complete = True
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """The body will not be complete."""
+        self._error = error
+        self.closes = True
+        self._wake()
+
+    def client_left(self) -> None:
+        self.fail(ClientGone())
+        self.end()
+
+    @property
+    def ended(self) -> bool:
+        return self.complete and not self._pieces
+
+    def at_hand(self) -> bytes | None:
+        """The whole body, if it has come and is small enough to be sent again; else None."""
+        if self.request.body is None:
+            return b""
+        if not self.complete or self._size > HIGH_WATER:
+            return None
+        return self._take()
+
+    def _take(self) -> bytes:
+        pieces, self._pieces, self._size = self._pieces, [], 0
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def read(self) -> bytes:
+        while not self._pieces and not self.complete:
+            if self._error:
+                raise self._error
+            self._edge.resume()  # It may have been paused for the sake of a request before.
+            self._waiter = self._edge.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        piece = self._take()
+        if not self.complete:
+            self._edge.resume()
+        return piece
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # The course of the exchange.
+
+    def begin(self) -> None:
+        """It is this request's turn."""
+        proxy = self._edge.clients.proxy
+        proxy.visits.add(self)
+        self.course = proxy.dispatcher.begin(self.request)
+        body = self.at_hand()
+        if body is None or not proxy.dispatcher.at_once(self.course, self, body):
+            self.go_on()
+
+    def go_on(self) -> None:
+        self.task = self._edge.loop.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        assert self.task
+        try:
+            await self._edge.clients.proxy.serve(self, self.course, self, self.task)
+        finally:
+            self._over()
+
+    def news(self) -> None:
+        self._edge.clients.proxy.dispatcher.news(self.course, self)
+
+    def done(self) -> None:
+        self._edge.clients.proxy.visits.discard(self)
+        self._over()
+
+    def _over(self) -> None:
+        # Without these two, reference counts alone free all that a request was made of.
+        del self.course
+        self.request.body = None
+        self._edge.answered(self)
+
+    def end(self, refusal: Refusal | None = None) -> None:
+        if self.task is None and not self.finished and not self.cancelled:
+            # What waits for its response without a task gets one, which has to begin before it can be ended.
+            self.course.listen_no_more()
+            self.go_on()
+            self.cancelled, self.refusal = True, refusal
+            self._edge.loop.call_soon(self.cancel)
+        else:
+            super().end(refusal)
+
+    # The response.
+
+    def inform(self, status: int, headers: Headers) -> None:
+        if self.started or self._version != "1.1":
+            return
+        if status == 100:
+            if not self.awaits_continue or self.complete:
+                return  # It is there already, or on its way.
+            self.awaits_continue = False
+        self._edge.transport.write(render_head(status, response_headers(headers)))
+
+    def answer(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
+        self.started = self.finished = True
+        transport = self._edge.transport
+        if transport.is_closing():
+            return
+        head = self._render(status, headers)
+        if self._is_head:
+            body = b""
+        elif self._chunked:
+            body = _chunk(body) + _last_chunk(trailers)
+        if len(body) < LARGE:
+            transport.write(head + body)
+        else:
+            transport.writelines([head, body])
+
+    def _render(self, status: int, headers: Headers) -> bytes:
+        first = STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+        if status in _NO_BODY:
+            self._is_head = True
+            if status == 204:  # RFC 9110 section 8.6
+                headers = [it for it in headers if it[0] != b"content-length"]
+        head = b"\r\n".join([first, *map(b": ".join, headers)])
+        # No value has a line break in it.
+        if not self._is_head and b"\r\ncontent-length: " not in head:
+            if self._version == "1.1":
+                self._chunked = True
+                head += b"\r\ntransfer-encoding: chunked"
+            else:
+                self.closes = self.ends_by_closing = True
+        if self.closes:
+            head += b"\r\nconnection: close"
+        elif self._version != "1.1":
+            head += b"\r\nconnection: keep-alive"
+        return head + b"\r\n\r\n"
+
+    async def start(self, status: int, headers: Headers) -> None:
+        if self.started:
+            raise ClientGone("refused in mid-response")
+        self.started = True
+        self._headers = headers
+        self._sent = END_OF_EVENT[0]
+        self._head = self._render(status, headers)
+        # Head and body leave together where the body is at hand, and the head alone where it is not.
+        self._edge.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head:
+            self._edge.transport.write(head)
+
+    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
+        edge = self._edge
+        if edge.transport.is_closing():
+            raise ClientGone
+        head, self._head = self._head, b""
+        if self._is_head:
+            data = b""
+        tail = b""
+        if self._chunked:
+            if data:
+                head += b"%x\r\n" % len(data)
+                tail = b"\r\n"
+            if not more:
+                tail += _last_chunk(trailers)
+        if len(data) < LARGE:
+            edge.transport.write(head + data + tail)
+        else:
+            edge.transport.writelines([head, data, tail])
+        if not more:
+            self.finished = True
+            self.task = None
+            return
+        self._sent = b""
+        if not edge.writable.is_set():
+            await edge.writable.wait()
+        self._sent = data
+        if self._leaving:
+            await self._end_between_events()
+
+    async def _complete(self) -> None:
+        self._flush()
+        self._edge.transport.write(b"0\r\n\r\n" if self._chunked else b"")
+        self.finished = True
+
+    # Another protocol.
+
+    async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
+        self.started = True
+        upgrade = b", ".join(value for name, value in response.headers if name == b"upgrade") or self.request.upgrade
+        head = render_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
+        self._edge.transport.write(head)
+        self._tunnel = self._edge.become_tunnel(response, upgrade.lower() == b"websocket")
+        await self._tunnel.run(count)
+
+    async def go_away(self) -> None:
+        if self._tunnel and self.task:
+            if self._tunnel.leave():
+                await asyncio.wait([self.task], timeout=CLOSE_SECONDS)
+        else:
+            await super().go_away()
+
+
+def _chunk(piece: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
+
+
+def _last_chunk(fields: Headers) -> bytes:
+    return b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % it for it in fields) if fields else b"0\r\n\r\n"

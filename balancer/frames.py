@@ -1,0 +1,69 @@
+"""Where the frames of a WebSocket end, so that a frame of the balancer's own can go between two. No I/O.
+
+Rules: RFC 6455 section 5.2 (frames), 5.5.1 (a close is the last frame of a side), 5.4 (control frames may
+stand between the fragments of a message).
+"""
+
+from __future__ import annotations
+
+import os
+
+# Close codes (RFC 6455 section 7.4.1 and its registry) that the balancer sends in its own name.
+GOING_AWAY, BAD_GATEWAY = 1001, 1014
+
+_CLOSE = 0x8
+
+
+def close_frame(code: int, reason: str, masked: bool) -> bytes:
+    """A close frame; a client's (``masked``) has its payload masked (section 5.3)."""
+    payload = code.to_bytes(2) + reason.encode()
+    if not masked:
+        return bytes((0x80 | _CLOSE, len(payload))) + payload
+    mask = os.urandom(4)
+    covered = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    return bytes((0x80 | _CLOSE, 0x80 | len(payload))) + mask + covered
+
+
+class Frames:
+    """Follows the frames of one direction. ``closed``: a close frame has begun; nothing may follow it."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._head = b""
+        # Bytes of the frame under way that are still to come.
+        self._left = 0
+
+    @property
+    def between(self) -> bool:
+        """Whether a frame may be put in here."""
+        return not (self._head or self._left or self.closed)
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the direction."""
+        if self._left >= len(data):  # most of a large message
+            self._left -= len(data)
+            return
+        at = self._left
+        while at < len(data) or self._head:
+            head = self._head + data[at : at + 14 - len(self._head)]
+            size, payload = _head_size(head)
+            if len(head) < size:
+                self._head, self._left = head, 0
+                return
+            if head[0] & 0x0F == _CLOSE:
+                self.closed = True
+            at += size - len(self._head) + payload
+            self._head = b""
+        self._left = at - len(data)
+
+
+def _head_size(head: bytes) -> tuple[int, int]:
+    """The length of a frame's head, as far as it can be told, and of the payload behind it."""
+    if len(head) < 2:
+        return 2, 0
+    length = head[1] & 0x7F
+    extended = {126: 2, 127: 8}.get(length, 0)
+    size = 2 + extended + (4 if head[1] & 0x80 else 0)
+    if extended and len(head) >= 2 + extended:
+        length = int.from_bytes(head[2 : 2 + extended])
+    return size, length

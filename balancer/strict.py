@@ -1,0 +1,151 @@
+"""What the head of a request has to be, before anything of it goes to a member. No I/O.
+
+httptools (llhttp) has parsed it by then: it refuses control characters, folded fields, spaces before a
+colon, bare LF, and lengths that are none. What it lets pass and a balancer must not is refused here,
+because two servers in a row that read the same bytes differently can be played off against each other
+(request smuggling).
+
+Rules (RFC 9110, RFC 9112): one Host that is valid; the authority of a target in absolute form takes its
+place; a body is framed by one Content-Length or by ``chunked`` alone; HTTP/1.0 knows no chunks.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from balancer.errors import Refusal
+from balancer.headers import Headers
+from balancer.request import Request
+from balancer.settings import Settings
+
+# RFC 9110 section 7.2 and RFC 3986 section 3.2.2: a host, perhaps with a port.
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(:[0-9]*)?")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
+
+# The fields that are looked at here.
+_NOTED = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"}
+)  # fmt: skip
+
+# Protocols that are not tunnelled: they carry HTTP requests, which then nobody would balance or check.
+_NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
+
+_REFUSED_METHODS = {
+    b"CONNECT": Refusal(501, "method_refused", "CONNECT is for proxies of another kind"),
+    b"TRACE": Refusal(405, "method_refused", "TRACE is not passed on"),
+}
+
+
+def malformed(reason: str) -> Refusal:
+    return Refusal(400, "malformed_request", reason)
+
+
+def check(
+    method: bytes, target: bytes, fields: Headers, version: str, size: int, limits: Settings
+) -> tuple[Request, bool]:
+    """The request that a head makes, and whether it is the last of its connection.
+
+    ``size``: bytes that the head has at most. Raises Refusal where no request can, or should, be made of it.
+    """
+    if version not in ("1.0", "1.1"):
+        raise Refusal(505, "version_not_supported", f"HTTP/{version} is not spoken here")
+    if len(target) > limits.max_target:
+        raise Refusal(414, "target_too_long", f"a request target may have {limits.max_target} bytes")
+    if len(fields) > limits.max_fields:
+        raise Refusal(431, "head_too_large", f"a request may have {limits.max_fields} fields")
+    if size > limits.max_head and _size(target, fields) > limits.max_head:
+        raise head_too_large(limits)
+    if method in _REFUSED_METHODS:
+        raise _REFUSED_METHODS[method]
+    hosts: list[bytes] = []
+    length = chunked = connection = upgrade = expect = b""
+    for name, value in fields:
+        if name not in _NOTED:
+            continue
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"connection":
+            connection += b"," + value.lower()
+        elif name == b"content-length":
+            length = value
+        elif name == b"transfer-encoding":
+            chunked += b"," + value if chunked else value
+        elif name == b"upgrade":
+            upgrade += b"," + value if upgrade else value
+        else:
+            expect = value.lower()
+    if chunked:
+        if chunked.lower() != b"chunked":
+            raise malformed("the only Transfer-Encoding that is understood is chunked, once")
+        if version == "1.0" or length:
+            raise malformed("Transfer-Encoding is not for HTTP/1.0, and not for requests with a Content-Length")
+    if len(hosts) > 1 or (not hosts and version == "1.1"):
+        raise malformed("a request needs one Host")
+    if target[0] != 47:  # "/"
+        target = _absolute(method, target, fields, hosts)
+    elif hosts and not _is_host(hosts[0]):
+        raise malformed("the Host is not one")
+    request = Request(method.decode(), target, fields, "")
+    if chunked or (length and length.strip(b"0")):
+        request.body = _PENDING
+        request.chunked = bool(chunked)
+    if version == "1.0":
+        return request, not (connection and b"keep-alive" in _options(connection))
+    if expect == b"100-continue" and request.body:
+        request.expects = True
+    if not connection:
+        return request, False
+    options = _options(connection)
+    if upgrade and b"upgrade" in options and not request.body and not _carries_http(upgrade):
+        request.upgrade = upgrade
+    return request, b"close" in options
+
+
+def head_too_large(limits: Settings) -> Refusal:
+    return Refusal(431, "head_too_large", f"a request head may have {limits.max_head} bytes")
+
+
+def _size(target: bytes, fields: Headers) -> int:
+    return len(target) + sum(len(name) + len(value) + 4 for name, value in fields)
+
+
+@lru_cache(maxsize=256)
+def _options(connection: bytes) -> frozenset[bytes]:
+    return frozenset(it.strip() for it in connection.split(b","))
+
+
+def _carries_http(upgrade: bytes) -> bool:
+    return any(it.strip().lower().startswith(_NOT_TUNNELLED) for it in upgrade.split(b","))
+
+
+@lru_cache(maxsize=1024)
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value) is not None
+
+
+def _absolute(method: bytes, target: bytes, fields: Headers, hosts: list[bytes]) -> bytes:
+    """The path of a target in absolute form, whose authority takes the place of Host (RFC 9112 section 3.2.2)."""
+    if target == b"*" and method == b"OPTIONS":
+        if hosts and not _is_host(hosts[0]):
+            raise malformed("the Host is not one")
+        return target
+    found = _ABSOLUTE.fullmatch(target)
+    if not found or not _is_host(found[1]):
+        raise malformed("the request target is neither a path nor a URL")
+    fields[:] = [(b"host", found[1]), *(it for it in fields if it[0] != b"host")]
+    path = found[2] or b"/"
+    return path if path.startswith(b"/") else b"/" + path
+
+
+class _Pending:
+    """Stands for the body of a request until its exchange takes that place."""
+
+    ended = False
+    trailers: Headers = []  # noqa: RUF012 - nobody changes it
+
+    async def read(self) -> bytes:
+        raise AssertionError("nobody reads a body before its exchange begins")
+
+
+_PENDING = _Pending()

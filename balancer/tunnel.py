@@ -1,0 +1,180 @@
+"""A connection that does not speak HTTP any more: a member has answered 101, and bytes go both ways as they are.
+
+Rules:
+* Nothing is looked into or changed, except that the frames of a WebSocket are counted, so that a side that ends
+  without a close frame can be followed by one: 1014 for a member that died, 1001 for a client that left or a
+  balancer that stops (RFC 6455 section 7.4.1). The client's answer to 1001 goes on to the member, who closes too.
+* What one side does not take is not read from the other.
+* Either side may end its direction first; the other then has SILENCE seconds between two pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from balancer.errors import TruncatedResponse
+from balancer.frames import BAD_GATEWAY, GOING_AWAY, Frames, close_frame
+from balancer.upstream import UpstreamResponse
+
+# How long a WebSocket's side may take to answer a close, in seconds.
+CLOSE_SECONDS = 1.0
+# Bytes from the client that may wait to be taken.
+HIGH_WATER = 64 * 1024
+
+
+class Tunnel(asyncio.Protocol):
+    """``silence``: seconds that one direction may pause once the other has ended. ``lost`` is called at the end."""
+
+    def __init__(
+        self, transport: asyncio.Transport, response: UpstreamResponse, websocket: bool, silence: float,
+        lost: Callable[[Exception | None], None],
+    ) -> None:  # fmt: skip
+        self._transport = transport
+        self._response = response
+        self._silence = silence
+        self._lost = lost
+        self._client = Frames() if websocket else None
+        self._member = Frames() if websocket else None
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._reading = True
+        self._client_ended = False
+        self._news = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        # Runs once a side has begun to end; with ``_renewed``, anew with every piece of the other.
+        self._limit = asyncio.timeout(None)
+        self._renewed = False
+        self._over = False
+        # The balancer stops, and (``_left``) has told the client so.
+        self._leaving = False
+        self._left = False
+
+    # asyncio's side.
+
+    def data_received(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > HIGH_WATER and self._reading:
+            self._reading = False
+            self._transport.pause_reading()
+        self._news.set()
+
+    def eof_received(self) -> bool:
+        self._client_ended = True
+        self._news.set()
+        return True
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._client_ended = True
+        self._news.set()
+        self._writable.set()
+        self._expect(CLOSE_SECONDS)
+        self._lost(error)
+
+    # The course of a tunnel.
+
+    async def run(self, count: Callable[[int], None]) -> None:
+        """Pass everything on until both directions have ended. ``count`` is told of bytes to the client."""
+        try:
+            async with self._limit, asyncio.TaskGroup() as directions:
+                directions.create_task(self._upward())
+                directions.create_task(self._downward(count))
+        except TimeoutError:
+            pass  # One direction had ended, and the other does not.
+        finally:
+            self._over = True
+
+    def leave(self) -> bool:
+        """The balancer stops: close a WebSocket, as soon as a frame may be put in. False for what cannot be closed."""
+        if not self._member:
+            return False
+        self._leaving = True
+        self._say_goodbye()
+        return True
+
+    def _say_goodbye(self) -> None:
+        if self._leaving and self._member and self._member.between:
+            self._left = True
+            self._close_client(GOING_AWAY, "the balancer is shutting down")
+
+    def _close_client(self, code: int, reason: str) -> None:
+        assert self._member
+        self._member.closed = True
+        if self._transport.is_closing():
+            return
+        self._transport.write(close_frame(code, reason, masked=False))
+        self._expect(CLOSE_SECONDS)
+
+    def _expect(self, within: float, renewed: bool = False) -> None:
+        if not self._over:
+            self._renewed = renewed
+            self._limit.reschedule(asyncio.get_running_loop().time() + within)
+
+    def _progress(self) -> None:
+        if self._renewed:
+            self._expect(self._silence, renewed=True)
+
+    async def _upward(self) -> None:
+        """From the client to the member."""
+        try:
+            while self._pieces or not self._client_ended:
+                if not self._pieces:
+                    self._news.clear()
+                    await self._news.wait()
+                    continue
+                data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+                self._pieces.clear()
+                self._size = 0
+                if self._client:
+                    self._client.feed(data)
+                await self._response.write(data)
+                if not self._reading and not self._transport.is_closing():
+                    self._reading = True
+                    self._transport.resume_reading()
+                self._progress()
+            if self._client and self._client.between:
+                self._client.closed = True
+                await self._response.write(close_frame(GOING_AWAY, "", masked=True))
+            await self._response.write_eof()
+        except TruncatedResponse:
+            pass  # The other direction learns it, too.
+        self._ended()
+
+    async def _downward(self, count: Callable[[int], None]) -> None:
+        """From the member to the client."""
+        more = True
+        while more:
+            try:
+                data, more = await self._response.read()
+            except TruncatedResponse:
+                data, more = b"", False
+            if self._transport.is_closing():
+                break
+            if data and not self._left:
+                if self._member:
+                    self._member.feed(data)
+                self._transport.write(data)
+                count(len(data))
+                self._say_goodbye()
+                self._progress()
+            await self._writable.wait()
+        if self._member and self._member.between:
+            self._close_client(BAD_GATEWAY, "the member's connection died")
+        if self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+        self._ended()
+
+    def _ended(self) -> None:
+        """One direction is over."""
+        if self._client:
+            self._expect(CLOSE_SECONDS)
+        elif not self._transport.is_closing():
+            self._expect(self._silence, renewed=True)
