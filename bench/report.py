@@ -13,7 +13,7 @@ from typing import Any
 from bench.candidates import BASELINE, OURS
 from bench.chart import draw
 from bench.members import NAME as MEMBERS
-from bench.memory import HUGE, IDLE, SLOW
+from bench.memory import CROWD, HUGE, IDLE, SLOW
 from bench.processes import ROOT
 
 Results = dict[str, Any]
@@ -101,6 +101,7 @@ def memory_lines(results: Results) -> list[str]:
                 lines.append(
                     f"{name}, {it['clients']} idle keep-alive clients: {it['kib_per_client']:.1f} KiB each "
                     f"(RSS {it['before_kib']} KiB before, {it['during_kib']} with them, {it['after_kib']} after)"
+                    + (f"; {it['load']}: {_beside(it)}" if "beside" in it else "")
                 )
             elif load == SLOW:
                 lines.append(
@@ -114,7 +115,30 @@ def memory_lines(results: Results) -> list[str]:
                     f"grows by {it['growth_mib']:.1f} MiB "
                     f"(RSS {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
                 )
+            elif load == CROWD:
+                fates = ", ".join(
+                    f"{kind} {', '.join(f'{number} {fate}' for fate, number in found.items()) or 'none'}"
+                    for kind, found in it["crowd"]["fates"].items()
+                )
+                lines.append(
+                    f"{name}, {it['heads']} half-sent heads, {it['bodies']} slow bodies and {it['readers']} slow "
+                    f"readers together for {it['seconds']} s; {it['load']}: {_beside(it)}; "
+                    f"RSS {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after they "
+                    f"have left and requests went on for {it['after_seconds']} s; cut off were of the {fates}"
+                )
     return lines
+
+
+def _beside(it: dict[str, Any]) -> str:
+    """What requests waited without others and beside them."""
+    alone, beside = it["alone"], it["beside"]
+    errors = ", ".join(f"{number} {kind}" for kind, number in beside["errors"].items())
+    return (
+        f"p50 {beside['p50_ms']:.2f} ms, p99 {beside['p99_ms']:.2f}, slowest {beside['max_ms']:.1f}, "
+        f"{errors or 'no'} errors of {beside['requests']} "
+        f"(without them p50 {alone['p50_ms']:.2f} ms, p99 {alone['p99_ms']:.2f}, slowest {alone['max_ms']:.1f}; "
+        f"ratio of p99 {beside['p99_ms'] / alone['p99_ms']:.2f})"
+    )
 
 
 def markdown(results: Results) -> str:
