@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import members, memory, peers, report
+from bench import members, memory, peers, report, steady
 from bench.candidates import CANDIDATES, OURS, Candidate
 from bench.loads import LOADS
 from bench.processes import ROOT, BenchError, cores, ended_by_signals
@@ -23,7 +23,7 @@ from bench.rounds import run_load
 from bench.upstreams import HUGE_MIB, Upstreams, running_upstreams
 
 MEMORY = [memory.IDLE, memory.SLOW, memory.HUGE, memory.CROWD]
-ALL = [*(load.name for load in LOADS), members.NAME, *MEMORY]
+ALL = [*(load.name for load in LOADS), steady.NAME, members.NAME, *MEMORY]
 PARTIAL = ROOT / "bench" / ".cache" / "partial"
 
 
@@ -54,6 +54,11 @@ def _arguments() -> argparse.Namespace:
         metavar="CANDIDATE,…",
         help=f"some of {', '.join(it.name for it in CANDIDATES)} "
         f"(default all; for {', '.join(MEMORY)} the balancer alone)",
+    )
+    parser.add_argument(
+        "--steady",
+        action="store_true",
+        help=f"only this, at {steady.SHARE:.0%} of the most that the balancer answers".replace("%", "%%"),
     )
     parser.add_argument(
         "--idle", type=_positive, metavar="N", nargs="?", const=10000, help="only this, with N idle clients (10000)"
@@ -117,7 +122,7 @@ class Run:
             memory.HUGE: arguments.big_body and min(arguments.big_body, HUGE_MIB),
             memory.CROWD: arguments.crowd,
         }
-        asked = [name for name, size in sizes.items() if size]
+        asked = [name for name, size in sizes.items() if size] + [steady.NAME] * arguments.steady
         self._loads: list[str] = arguments.loads or asked or ALL
         defaults = {memory.IDLE: 10000, memory.SLOW: 200, memory.HUGE: HUGE_MIB, memory.CROWD: 40}
         self._sizes = {name: size or defaults[name] for name, size in sizes.items()}
@@ -154,6 +159,17 @@ class Run:
                         _say,
                     )
                     self._finished(results, load.name)
+            if steady.NAME in self._loads:
+                results["loads"][steady.NAME] = steady.run_steady(
+                    self._candidates,
+                    upstreams,
+                    self._arguments.rounds,
+                    self._arguments.seconds,
+                    self._cores,
+                    self._directory,
+                    _say,
+                )
+                self._finished(results, steady.NAME)
         if members.NAME in self._loads:
             results["loads"][members.NAME] = members.run_members(
                 self._arguments.rounds, self._arguments.seconds, self._cores, self._directory, _say

@@ -36,6 +36,8 @@ HOW_TO_READ = f"""\
 
 
 def header(load: dict[str, Any]) -> list[str]:
+    if "rate" in load:
+        return ["", "p50 ms", "p99 ms", "from-to", f"of {BASELINE}", "requests/s", "core %", "others %", "errors"]
     relation = "of 2 members" if "idle_core_percent" in load else f"of {BASELINE}"
     rate = "MiB/s" if load["unit"].endswith("MiB") else "requests/s"
     return ["", load["unit"], "from-to", relation, rate, "p50 ms", "p99 ms", "peak MiB", "core %", "others %", "errors"]
@@ -47,6 +49,9 @@ def rows(load: dict[str, Any]) -> list[list[str]]:
     per_mib = load["unit"].endswith("MiB")
     for name, it in load["candidates"].items():
         errors = ", ".join(f"{number} {kind}" for kind, number in it["errors"].items())
+        if "rate" in load:
+            found.append(_steady_row(name, it, errors))
+            continue
         found.append(
             [
                 f"{name} (!)" if errors else name,
@@ -65,6 +70,20 @@ def rows(load: dict[str, Any]) -> list[list[str]]:
     for name, reason in load["failures"].items():
         found.append([f"{name} (!)", *[""] * (len(header(load)) - 2), f"failed: {reason.splitlines()[0][:90]}"])
     return found
+
+
+def _steady_row(name: str, it: dict[str, Any], errors: str) -> list[str]:
+    return [
+        f"{name} (!)" if errors else name,
+        f"{it['p50_ms']:.2f}",
+        f"{it['p99_ms']:.2f}",
+        f"{it['p99_min_ms']:.2f}-{it['p99_max_ms']:.2f}",
+        f"{it['p99_ratio']:.2f}" if it["p99_ratio"] else "",
+        f"{it['requests_per_second']:.0f}",
+        f"{it['core_percent']:.0f}",
+        f"{it['foreign_percent']:.0f}",
+        f"{errors} of {it['requests']}" if errors else "0",
+    ]
 
 
 def _short(value: float) -> str:
