@@ -240,7 +240,8 @@ def _ours_failed(results: report.Results) -> bool:
         ours = load["candidates"].get(OURS, {"errors": {}})
         if OURS in load["failures"] or ours["errors"]:
             return True
-    return any("failed" in it.get(OURS, {}) for it in results["memory"].values())
+    ours = [it[OURS] for it in results["memory"].values() if OURS in it]
+    return any("failed" in it or it.get("beside", {}).get("errors") for it in ours)
 
 
 def _raise_file_limit() -> None:

@@ -85,7 +85,6 @@ class Pacer:
         rng = random.Random(1)
         timer = Timer()
         self._epoll.register(timer.fd, select.EPOLLIN)
-        gc.disable()
         if not self._fresh:
             self._warm_up()
         # When the requests were due that found no connection idle.
@@ -108,6 +107,11 @@ class Pacer:
                 if fd != timer.fd:
                     self._ready(fd)
         unanswered = [*waiting, *(it.due for it in self._busy.values())]
+        for connection in (*self._busy.values(), *idle):
+            if connection.sock:
+                self._close(connection)
+        self._epoll.close()
+        os.close(timer.fd)
         latencies = sorted([*self._latencies, *(now - due for due in unanswered)])
         return {
             "requests": len(self._latencies),
@@ -204,6 +208,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 def main() -> None:
     host, port, path, rate, seconds, connections, *fresh = sys.argv[1:]
+    gc.disable()
     pacer = Pacer(host, int(port), path, float(rate), int(connections), fresh == ["fresh"])
     print(json.dumps(pacer.run(float(seconds))))
 

@@ -32,6 +32,8 @@ HOW_TO_READ = f"""\
   little. Where others used much, the machine was busy, and all figures say less.
 * p50 and p99 are those of a closed loop at full speed, not of a lightly loaded balancer.
 * Peak memory is the sum over the candidate's processes; pages that they share count for each.
+* Under *steady*, requests come at a rate of their own, and p50 and p99 count from when each was due; *from-to* is
+  that of p99, and *of {BASELINE}* the ratio of p99. *no proxy* is the member alone, asked by the same generator.
 * (!) marks a candidate with errors."""
 
 
