@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +41,7 @@ class Listener(uvicorn.Server):
 
 def serve(settings: Settings, data: socket.socket, admin: socket.socket | None) -> None:
     """Run on two listening sockets until SIGTERM or SIGINT, then drain."""
+    raise_file_limit()
     # What start-up made stays for good: the collector need not look at it again, and need not look as
     # often as by default, because what a request makes is freed by counting references.
     gc.collect()
@@ -47,6 +49,19 @@ def serve(settings: Settings, data: socket.socket, admin: socket.socket | None) 
     gc.set_threshold(50_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, data, admin))
+
+
+def raise_file_limit() -> None:
+    """Allow this process as many descriptors as it may have.
+
+    A request under way takes two, and a soft limit of 1024 is common: it is that low for the sake of programs
+    that use select(), which this is not.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError) as error:  # where "unlimited" is more than the system gives
+        log.warning("the limit on open files stays as it is: %s", error)
 
 
 async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: socket.socket | None) -> None:

@@ -15,15 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import members, memory, peers, report
+from bench import members, memory, peers, report, steady
 from bench.candidates import CANDIDATES, OURS, Candidate
 from bench.loads import LOADS
 from bench.processes import ROOT, BenchError, cores, ended_by_signals
 from bench.rounds import run_load
 from bench.upstreams import HUGE_MIB, Upstreams, running_upstreams
 
-MEMORY = [memory.IDLE, memory.SLOW, memory.HUGE]
-ALL = [*(load.name for load in LOADS), members.NAME, *MEMORY]
+MEMORY = [memory.IDLE, memory.SLOW, memory.HUGE, memory.CROWD]
+ALL = [*(load.name for load in LOADS), steady.NAME, members.NAME, *MEMORY]
 PARTIAL = ROOT / "bench" / ".cache" / "partial"
 
 
@@ -56,7 +56,12 @@ def _arguments() -> argparse.Namespace:
         f"(default all; for {', '.join(MEMORY)} the balancer alone)",
     )
     parser.add_argument(
-        "--idle", type=_positive, metavar="N", nargs="?", const=5000, help="only this, with N idle clients (5000)"
+        "--steady",
+        action="store_true",
+        help=f"only this, at {steady.SHARE:.0%} of the most that the balancer answers".replace("%", "%%"),
+    )
+    parser.add_argument(
+        "--idle", type=_positive, metavar="N", nargs="?", const=10000, help="only this, with N idle clients (10000)"
     )
     parser.add_argument(
         "--slow-readers", type=_positive, metavar="N", nargs="?", const=200, help="only this, with N clients (200)"
@@ -68,6 +73,14 @@ def _arguments() -> argparse.Namespace:
         nargs="?",
         const=HUGE_MIB,
         help=f"only this, with MIB MiB ({HUGE_MIB}, which is also the most)",
+    )
+    parser.add_argument(
+        "--crowd",
+        type=_positive,
+        metavar="SECONDS",
+        nargs="?",
+        const=40,
+        help="only this, requests beside half-sent heads, slow bodies and slow readers for SECONDS (40)",
     )
     parser.add_argument(
         "--publish",
@@ -107,10 +120,11 @@ class Run:
             memory.IDLE: arguments.idle,
             memory.SLOW: arguments.slow_readers,
             memory.HUGE: arguments.big_body and min(arguments.big_body, HUGE_MIB),
+            memory.CROWD: arguments.crowd,
         }
-        asked = [name for name, size in sizes.items() if size]
+        asked = [name for name, size in sizes.items() if size] + [steady.NAME] * arguments.steady
         self._loads: list[str] = arguments.loads or asked or ALL
-        defaults = {memory.IDLE: 5000, memory.SLOW: 200, memory.HUGE: HUGE_MIB}
+        defaults = {memory.IDLE: 10000, memory.SLOW: 200, memory.HUGE: HUGE_MIB, memory.CROWD: 40}
         self._sizes = {name: size or defaults[name] for name, size in sizes.items()}
         self._complete = self._loads == ALL and arguments.only is None and not asked
 
@@ -145,6 +159,17 @@ class Run:
                         _say,
                     )
                     self._finished(results, load.name)
+            if steady.NAME in self._loads:
+                results["loads"][steady.NAME] = steady.run_steady(
+                    self._candidates,
+                    upstreams,
+                    self._arguments.rounds,
+                    self._arguments.seconds,
+                    self._cores,
+                    self._directory,
+                    _say,
+                )
+                self._finished(results, steady.NAME)
         if members.NAME in self._loads:
             results["loads"][members.NAME] = members.run_members(
                 self._arguments.rounds, self._arguments.seconds, self._cores, self._directory, _say
@@ -166,7 +191,12 @@ class Run:
             _say(line)
 
     def _memory_of(self, name: str, candidate: Candidate, upstreams: Upstreams) -> dict[str, Any]:
-        measure = {memory.IDLE: memory.idle_clients, memory.SLOW: memory.slow_readers, memory.HUGE: memory.huge_body}
+        measure = {
+            memory.IDLE: memory.idle_clients,
+            memory.SLOW: memory.slow_readers,
+            memory.HUGE: memory.huge_body,
+            memory.CROWD: memory.crowd,
+        }
         _say(f"{name}  {candidate.name} …")
         try:
             with candidate.running(upstreams, self._directory / f"{name}-{candidate.name}", self._cores[0]) as (
@@ -174,7 +204,7 @@ class Run:
                 address,
             ):
                 memory.warm_up(server, address, self._cores[1])
-                return measure[name](server, address, self._sizes[name])
+                return measure[name](server, address, self._cores[1], self._sizes[name])
         except (BenchError, OSError, TimeoutError) as error:
             return {"failed": str(error) or type(error).__name__}
 
@@ -210,7 +240,8 @@ def _ours_failed(results: report.Results) -> bool:
         ours = load["candidates"].get(OURS, {"errors": {}})
         if OURS in load["failures"] or ours["errors"]:
             return True
-    return any("failed" in it.get(OURS, {}) for it in results["memory"].values())
+    ours = [it[OURS] for it in results["memory"].values() if OURS in it]
+    return any("failed" in it or it.get("beside", {}).get("errors") for it in ours)
 
 
 def _raise_file_limit() -> None:

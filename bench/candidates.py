@@ -88,7 +88,7 @@ def _nginx(program: str, site: Site, http: str, server: str) -> Command:
         user=nginx_user(),
         directory=site.directory,
         files=open_files(),
-        connections=open_files() // 2,
+        connections=open_files() - 100,
         listen=site.listen,
         http=http,
         server=server,

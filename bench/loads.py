@@ -27,12 +27,19 @@ class Sample:
     foreign_seconds: float
     p50_ms: float
     p99_ms: float
+    # Of a load with a rate: the slowest request, and how late requests were sent through the generator's own fault.
+    max_ms: float = 0.0
+    late_p99_ms: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Load:
-    """``body`` and ``answer`` are the sizes of the bodies in bytes; ``per_mib``: CPU time is told per MiB."""
+    """``body`` and ``answer`` are the sizes of the bodies in bytes; ``per_mib``: CPU time is told per MiB.
+
+    ``rate``: requests a second, come what may, with latency from when each was due; without one, a closed loop.
+    ``fresh``: each on a connection of its own.
+    """
 
     name: str
     description: str
@@ -42,6 +49,8 @@ class Load:
     body: int = 0
     answer: int = len(ANSWER)
     per_mib: bool = False
+    rate: float = 0.0
+    fresh: bool = False
 
     def verify(self, address: Address) -> None:
         """One request by itself; BenchError unless the whole answer comes back."""
@@ -51,7 +60,10 @@ class Load:
 
     def measure(self, server: Server, address: Address, seconds: int, core: int) -> Sample:
         """Run the load on ``core`` for so many seconds and take the server's CPU time before and after."""
-        argv = self._upload(address, seconds) if self.body > MIB else self._wrk(address, seconds)
+        if self.rate:
+            argv = self._paced(address, seconds)
+        else:
+            argv = self._upload(address, seconds) if self.body > MIB else self._wrk(address, seconds)
         before, busy_before = server.cpu_seconds(), busy_seconds(server.core)
         done = subprocess.run(
             pinned(core, argv),
@@ -75,6 +87,8 @@ class Load:
             foreign_seconds=foreign,
             p50_ms=figures["p50_ms"],
             p99_ms=figures["p99_ms"],
+            max_ms=figures.get("max_ms", 0.0),
+            late_p99_ms=figures.get("late_p99_ms", 0.0),
             errors={kind: number for kind, number in figures["errors"].items() if number},
         )
 
@@ -97,6 +111,11 @@ class Load:
         target = [address.host, str(address.port), self.path]
         numbers = [str(self.body // MIB), str(self.connections), str(seconds)]
         return [sys.executable, "-m", "bench.uploader", *target, *numbers]
+
+    def _paced(self, address: Address, seconds: int) -> list[str]:
+        target = [address.host, str(address.port), self.path]
+        numbers = [str(self.rate), str(seconds), str(self.connections)]
+        return [sys.executable, "-m", "bench.pacer", *target, *numbers, *(["fresh"] if self.fresh else [])]
 
 
 def _get(connections: int) -> Load:

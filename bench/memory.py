@@ -1,4 +1,4 @@
-"""What clients cost in memory: idle ones, slow ones, and one with a very large answer.
+"""What clients cost that are idle, slow or malicious, or take a very large answer: memory, and what others wait.
 
 All figures are the resident memory of the candidate's processes, read from outside. Memory of the
 kernel (socket buffers) is not in them.
@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from bench.loads import LOADS
-from bench.processes import Address, BenchError, Server
+from bench.crowd import RAMP_SECONDS, SOURCES
+from bench.loads import LOADS, Load, Sample
+from bench.processes import Address, BenchError, Server, pinned
 from bench.upstreams import MIB
 
 IDLE = "idle"
 SLOW = "slow-readers"
 HUGE = "big-body"
+CROWD = "crowd"
 
 SETTLE_SECONDS = 3.0
 SLOW_SECONDS = 8.0
@@ -29,6 +34,15 @@ SLOW_BYTES_PER_SECOND = 64 * 1024
 SLOW_RECEIVE_BUFFER = 64 * 1024
 FAST_MIB_PER_SECOND = 10
 
+# Requests beside idle clients, and beside a crowd; those that come new are served last if anybody is neglected.
+BESIDE_IDLE = Load("beside-idle", "GET of 43 bytes, 2000/s", 32, rate=2000)
+BESIDE_CROWD = Load("beside-crowd", "GET of 43 bytes, 200/s, each on a new connection", 500, rate=200, fresh=True)
+BESIDE_SECONDS = 10
+# Half-sent heads, slow bodies, slow readers.
+HEADS, BODIES, READERS = 2000, 1000, 500
+# Requests go on for so many seconds when the crowd has left.
+AFTER_SECONDS = 10
+
 
 def warm_up(server: Server, address: Address, core: int) -> None:
     """Memory that a process takes once, on its first requests, is not a client's."""
@@ -36,21 +50,23 @@ def warm_up(server: Server, address: Address, core: int) -> None:
     time.sleep(1)
 
 
-def idle_clients(server: Server, address: Address, count: int) -> dict[str, Any]:
-    """``count`` connections that each made one request and stay open."""
-    return asyncio.run(_idle_clients(server, address, count))
+def idle_clients(server: Server, address: Address, core: int, count: int) -> dict[str, Any]:
+    """``count`` connections that each made one request and stay open; what others wait without and with them."""
+    return asyncio.run(_idle_clients(server, address, core, count))
 
 
-async def _idle_clients(server: Server, address: Address, count: int) -> dict[str, Any]:
+async def _idle_clients(server: Server, address: Address, core: int, count: int) -> dict[str, Any]:
+    alone = BESIDE_IDLE.measure(server, address, BESIDE_SECONDS, core)
     before = server.rss_kib()
     open_connections: list[socket.socket] = []
     try:
-        for _ in range(count):
-            sock = await _request(address, "/")
+        for number in range(count):
+            sock = await _request(address, "/", source=SOURCES[number % len(SOURCES)])
             open_connections.append(sock)
             await _read_answer(sock)
         await asyncio.sleep(SETTLE_SECONDS)
         during = server.rss_kib()
+        beside = BESIDE_IDLE.measure(server, address, BESIDE_SECONDS, core)
         closed = sum(_is_closed(sock) for sock in open_connections)
         if closed:
             raise BenchError(f"{closed} of {count} idle connections were closed by the other side")
@@ -64,10 +80,13 @@ async def _idle_clients(server: Server, address: Address, count: int) -> dict[st
         "during_kib": during,
         "after_kib": server.rss_kib(),
         "kib_per_client": (during - before) / count,
+        "load": BESIDE_IDLE.description,
+        "alone": _latency(alone),
+        "beside": _latency(beside),
     }
 
 
-def slow_readers(server: Server, address: Address, count: int) -> dict[str, Any]:
+def slow_readers(server: Server, address: Address, _core: int, count: int) -> dict[str, Any]:
     """``count`` clients that each read a 16 MiB answer at 64 KiB/s."""
     return asyncio.run(_slow_readers(server, address, count))
 
@@ -108,7 +127,7 @@ async def _slow_readers(server: Server, address: Address, count: int) -> dict[st
     }
 
 
-def huge_body(server: Server, address: Address, mib: int) -> dict[str, Any]:
+def huge_body(server: Server, address: Address, _core: int, mib: int) -> dict[str, Any]:
     """One answer, of which ``mib`` MiB are read at 10 MiB/s."""
     return asyncio.run(_huge_body(server, address, mib))
 
@@ -143,13 +162,77 @@ async def _huge_body(server: Server, address: Address, mib: int) -> dict[str, An
     }
 
 
-async def _request(address: Address, path: str, receive_buffer: int = 0) -> socket.socket:
+def crowd(server: Server, address: Address, core: int, seconds: int) -> dict[str, Any]:
+    """Requests at a modest rate alone, beside a crowd of all that is slow for so many seconds, and after it."""
+    return asyncio.run(_crowd(server, address, core, seconds))
+
+
+async def _crowd(server: Server, address: Address, core: int, seconds: int) -> dict[str, Any]:
+    alone = BESIDE_CROWD.measure(server, address, BESIDE_SECONDS, core)
+    before = server.rss_kib()
+    async with _sampled_rss(server, 0.5) as peak:
+        with _crowding(address, core) as clients:
+            await asyncio.sleep(RAMP_SECONDS)
+            beside = await asyncio.to_thread(BESIDE_CROWD.measure, server, address, seconds, core)
+            told = _dismiss(clients)
+        after = await asyncio.to_thread(BESIDE_CROWD.measure, server, address, AFTER_SECONDS, core)
+    return {
+        "heads": HEADS,
+        "bodies": BODIES,
+        "readers": READERS,
+        "seconds": seconds,
+        "crowd": told,
+        "load": BESIDE_CROWD.description,
+        "alone": _latency(alone),
+        "beside": _latency(beside),
+        "later": _latency(after),
+        "before_kib": before,
+        "peak_kib": peak[0],
+        "after_kib": server.rss_kib(),
+        "after_seconds": AFTER_SECONDS,
+    }
+
+
+@contextmanager
+def _crowding(address: Address, core: int) -> Iterator[subprocess.Popen[str]]:
+    numbers = [str(it) for it in (address.port, HEADS, BODIES, READERS)]
+    argv = pinned(core, [sys.executable, "-m", "bench.crowd", address.host, *numbers])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _dismiss(clients: subprocess.Popen[str]) -> dict[str, Any]:
+    """End the crowd; what it tells of how it fared."""
+    clients.terminate()
+    out, err = clients.communicate(timeout=30)
+    if not out.startswith("{"):
+        raise BenchError(f"the crowd did not run: {err[-500:]}")
+    told: dict[str, Any] = json.loads(out)
+    return told
+
+
+def _latency(sample: Sample) -> dict[str, Any]:
+    return {
+        "requests": sample.requests,
+        "p50_ms": sample.p50_ms,
+        "p99_ms": sample.p99_ms,
+        "max_ms": sample.max_ms,
+        "errors": sample.errors,
+    }
+
+
+async def _request(address: Address, path: str, receive_buffer: int = 0, source: str = "") -> socket.socket:
     """A non-blocking connection on which a request has been sent."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            sock.bind((source, 0))
         loop = asyncio.get_running_loop()
         await loop.sock_connect(sock, address)
         await loop.sock_sendall(sock, f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
@@ -186,13 +269,13 @@ def _is_closed(sock: socket.socket) -> bool:
 
 
 @asynccontextmanager
-async def _sampled_rss(server: Server) -> AsyncIterator[list[int]]:
-    """The largest resident memory within the block, looked at ten times a second."""
+async def _sampled_rss(server: Server, seconds: float = 0.1) -> AsyncIterator[list[int]]:
+    """The largest resident memory within the block, looked at every so many seconds."""
     peak = [server.rss_kib()]
 
     async def sample() -> None:
         while True:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(seconds)
             peak[0] = max(peak[0], server.rss_kib())
 
     task = asyncio.create_task(sample())

@@ -13,7 +13,7 @@ from typing import Any
 from bench.candidates import BASELINE, OURS
 from bench.chart import draw
 from bench.members import NAME as MEMBERS
-from bench.memory import HUGE, IDLE, SLOW
+from bench.memory import CROWD, HUGE, IDLE, SLOW
 from bench.processes import ROOT
 
 Results = dict[str, Any]
@@ -32,10 +32,14 @@ HOW_TO_READ = f"""\
   little. Where others used much, the machine was busy, and all figures say less.
 * p50 and p99 are those of a closed loop at full speed, not of a lightly loaded balancer.
 * Peak memory is the sum over the candidate's processes; pages that they share count for each.
+* Under *steady*, requests come at a rate of their own, and p50 and p99 count from when each was due; *from-to* is
+  that of p99, and *of {BASELINE}* the ratio of p99. *no proxy* is the member alone, asked by the same generator.
 * (!) marks a candidate with errors."""
 
 
 def header(load: dict[str, Any]) -> list[str]:
+    if "rate" in load:
+        return ["", "p50 ms", "p99 ms", "from-to", f"of {BASELINE}", "requests/s", "core %", "others %", "errors"]
     relation = "of 2 members" if "idle_core_percent" in load else f"of {BASELINE}"
     rate = "MiB/s" if load["unit"].endswith("MiB") else "requests/s"
     return ["", load["unit"], "from-to", relation, rate, "p50 ms", "p99 ms", "peak MiB", "core %", "others %", "errors"]
@@ -47,6 +51,9 @@ def rows(load: dict[str, Any]) -> list[list[str]]:
     per_mib = load["unit"].endswith("MiB")
     for name, it in load["candidates"].items():
         errors = ", ".join(f"{number} {kind}" for kind, number in it["errors"].items())
+        if "rate" in load:
+            found.append(_steady_row(name, it, errors))
+            continue
         found.append(
             [
                 f"{name} (!)" if errors else name,
@@ -65,6 +72,20 @@ def rows(load: dict[str, Any]) -> list[list[str]]:
     for name, reason in load["failures"].items():
         found.append([f"{name} (!)", *[""] * (len(header(load)) - 2), f"failed: {reason.splitlines()[0][:90]}"])
     return found
+
+
+def _steady_row(name: str, it: dict[str, Any], errors: str) -> list[str]:
+    return [
+        f"{name} (!)" if errors else name,
+        f"{it['p50_ms']:.2f}",
+        f"{it['p99_ms']:.2f}",
+        f"{it['p99_min_ms']:.2f}-{it['p99_max_ms']:.2f}",
+        f"{it['p99_ratio']:.2f}" if it["p99_ratio"] else "",
+        f"{it['requests_per_second']:.0f}",
+        f"{it['core_percent']:.0f}",
+        f"{it['foreign_percent']:.0f}",
+        f"{errors} of {it['requests']}" if errors else "0",
+    ]
 
 
 def _short(value: float) -> str:
@@ -101,6 +122,7 @@ def memory_lines(results: Results) -> list[str]:
                 lines.append(
                     f"{name}, {it['clients']} idle keep-alive clients: {it['kib_per_client']:.1f} KiB each "
                     f"(RSS {it['before_kib']} KiB before, {it['during_kib']} with them, {it['after_kib']} after)"
+                    + (f"; {it['load']}: {_beside(it)}" if "beside" in it else "")
                 )
             elif load == SLOW:
                 lines.append(
@@ -114,7 +136,30 @@ def memory_lines(results: Results) -> list[str]:
                     f"grows by {it['growth_mib']:.1f} MiB "
                     f"(RSS {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
                 )
+            elif load == CROWD:
+                fates = ", ".join(
+                    f"{kind} {', '.join(f'{number} {fate}' for fate, number in found.items()) or 'none'}"
+                    for kind, found in it["crowd"]["fates"].items()
+                )
+                lines.append(
+                    f"{name}, {it['heads']} half-sent heads, {it['bodies']} slow bodies and {it['readers']} slow "
+                    f"readers together for {it['seconds']} s; {it['load']}: {_beside(it)}; "
+                    f"RSS {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after they "
+                    f"have left and requests went on for {it['after_seconds']} s; cut off were of the {fates}"
+                )
     return lines
+
+
+def _beside(it: dict[str, Any]) -> str:
+    """What requests waited without others and beside them."""
+    alone, beside = it["alone"], it["beside"]
+    errors = ", ".join(f"{number} {kind}" for kind, number in beside["errors"].items())
+    return (
+        f"p50 {beside['p50_ms']:.2f} ms, p99 {beside['p99_ms']:.2f}, slowest {beside['max_ms']:.1f}, "
+        f"{errors or 'no'} errors of {beside['requests']} "
+        f"(without them p50 {alone['p50_ms']:.2f} ms, p99 {alone['p99_ms']:.2f}, slowest {alone['max_ms']:.1f}; "
+        f"ratio of p99 {beside['p99_ms'] / alone['p99_ms']:.2f})"
+    )
 
 
 def markdown(results: Results) -> str:

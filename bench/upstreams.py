@@ -72,10 +72,11 @@ http {{
 
 @dataclass(frozen=True)
 class Upstreams:
-    """Members that run, and where DNS names them as ``ALIAS`` (two) and ``MANY_ALIAS`` (all)."""
+    """Members that run, in one process, and where DNS names them as ``ALIAS`` (two) and ``MANY_ALIAS`` (all)."""
 
     members: Sequence[Address]
     resolver: Address
+    server: Server
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def running_upstreams(directory: Path, core: int, count: int = 2) -> Iterator[Up
         stack.enter_context(dns)
         nginx.wait_for_answer(Address(hosts[-1], port), "/any")
         _wait_for_listener(resolver)
-        yield Upstreams([Address(host, port) for host in hosts], resolver)
+        yield Upstreams([Address(host, port) for host in hosts], resolver, nginx)
 
 
 def _wait_for_listener(address: Address) -> None:

@@ -7,7 +7,8 @@ import os
 import re
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,29 @@ async def test_serve_finishes_what_is_in_flight_when_it_is_told_to_stop() -> Non
     assert process.returncode == 0
     assert b"Traceback" not in err
     assert b'"target":"/slow","status":200,"bytes":2' in out
+
+
+async def test_serve_has_more_clients_than_the_soft_limit_on_open_files() -> None:
+    zone = Zone()
+    zone.records["apps"] = [("A", "127.0.0.1")]
+    port = free_port()
+    async with AsyncExitStack() as stack:
+        member = await stack.enter_async_context(Member())
+        server = await stack.enter_async_context(DnsServer(zone))
+        arguments = [f"--bind=127.0.0.1:{port}", "--admin=off", f"--upstream-port={member.address.port}"]
+        # ``exec``, so that the process is the balancer and not the shell.
+        command = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"', sys.executable, "-m", "balancer", "serve", *arguments]
+        environ = os.environ | {"BALANCER_RESOLVER": str(server.address)}
+        process = await asyncio.create_subprocess_exec(*command, env=environ, stdout=DEVNULL, stderr=DEVNULL)
+        stack.push_async_callback(process.wait)
+        stack.callback(process.terminate)
+        await _listening(port)
+        for _ in range(100):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.callback(writer.close)
+            client = Connection(reader, writer)
+            await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await client.until(b"\r\n\r\nok")
 
 
 async def test_a_request_that_outlasts_the_drain_is_told_so() -> None:

@@ -1,0 +1,73 @@
+"""The bench's generator of requests at a fixed rate measures what a client would have waited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from bench.pacer import Pacer
+from bench.upstreams import ANSWER
+from tests.support.wire import Connection, Member
+
+REPLY = f"HTTP/1.1 200 OK\r\nContent-Length: {len(ANSWER)}\r\n\r\n{ANSWER}".encode()
+
+
+async def pace(member: Member, rate: float, seconds: float, connections: int, *, fresh: bool = False) -> dict[str, Any]:
+    pacer = Pacer(*member.address, "/", rate, connections, fresh)
+    return await asyncio.to_thread(pacer.run, seconds)
+
+
+async def test_every_request_that_was_due_while_the_server_stalled_has_waited() -> None:
+    asked = 0
+
+    async def stall_once(connection: Connection) -> None:
+        nonlocal asked
+        while True:
+            await connection.head()
+            asked += 1
+            if asked == 20:
+                await asyncio.sleep(0.6)
+            await connection.send(REPLY)
+
+    async with Member(stall_once) as member:
+        began = time.monotonic()
+        figures = await pace(member, 100, 0.8, 1)
+    assert figures["errors"] == {"connect": 0, "broken": 0, "status": 0, "timeout": 0}
+    # One at a time and measured from when it was sent, a single request would have waited.
+    assert figures["p50_ms"] > 100
+    assert figures["max_ms"] > 500
+    assert figures["requests"] == asked - 1  # less the one that warms the connection up
+    assert figures["seconds"] < time.monotonic() - began
+
+
+@pytest.mark.parametrize(("fresh", "expected"), [(False, 2), (True, None)])
+async def test_connections_are_kept_or_fresh(fresh: bool, expected: int | None) -> None:
+    async def answer(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            await connection.send(REPLY)
+
+    async with Member(answer) as member:
+        figures = await pace(member, 200, 0.3, 2, fresh=fresh)
+        assert len(member.connections) == (expected or figures["requests"])
+    assert figures["requests"] > 10
+    assert not any(figures["errors"].values())
+
+
+async def test_what_is_not_an_answer_is_an_error() -> None:
+    number = 0
+
+    async def fail_in_turn(connection: Connection) -> None:
+        nonlocal number
+        await connection.head()
+        number += 1
+        await connection.send(REPLY.replace(b"200", b"503") if number % 2 else b"HTTP/1.1 200 OK\r\n")
+
+    async with Member(fail_in_turn) as member:
+        figures = await pace(member, 100, 0.3, 50, fresh=True)
+    assert figures["requests"] == 0
+    assert figures["errors"]["status"] + figures["errors"]["broken"] == number
+    assert figures["errors"]["status"] > 0 < figures["errors"]["broken"]
