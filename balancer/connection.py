@@ -321,6 +321,8 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.resume_writing()  # There is no point in waiting any more.
+        # The parser knows this object's methods: without it, reference counts alone free both.
+        del self._parser
         response = self._response
         if response:
             if response.started and not (self._chunked or self._length or response.switched) and error is None:

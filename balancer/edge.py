@@ -17,6 +17,7 @@ Rules (RFC 9110, RFC 9112):
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter, deque
 from typing import Any
 
@@ -24,6 +25,7 @@ import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
+from balancer import memory
 from balancer.dispatch import refusal_response
 from balancer.errors import Refusal
 from balancer.exchange import HIGH_WATER, Exchange, render_head
@@ -41,6 +43,8 @@ HALF_CLOSED_SECONDS = 0.5
 # How often limits are checked, in seconds, and how many connections are looked at in one go.
 SWEEP_SECONDS = 1.0
 SWEEP_BATCH = 500
+# How many connections are a crowd.
+CROWD = 1000
 # Seconds that a body may take whatever its rate.
 RATE_SECONDS = 20.0
 # Requests that a client may send without waiting for the answer to the first. After these the connection ends,
@@ -57,6 +61,7 @@ class Clients:
         self.proxy = proxy
         self.settings = settings
         self.connections: set[Edge] = set()
+        self._crowd = 0
         self._per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -89,11 +94,21 @@ class Clients:
             if not self._per_address[connection.peer]:
                 del self._per_address[connection.peer]
 
+    def _round(self) -> list[Edge]:
+        """All connections. A crowd that has left leaves its memory behind: have that given back."""
+        connections = list(self.connections)
+        self._crowd = max(self._crowd, len(connections))
+        if self._crowd > CROWD and len(connections) < self._crowd / 2:
+            self._crowd = len(connections)
+            gc.collect()
+            memory.trim()
+        return connections
+
     def _sweep(self, left: list[Edge]) -> None:
         """Look at all connections, a batch at a time, so that requests pass in between."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        left = left or list(self.connections)
+        left = left or self._round()
         batch, left = left[:SWEEP_BATCH], left[SWEEP_BATCH:]
         for connection in batch:
             connection.look(now)
@@ -163,6 +178,9 @@ class Edge(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._forget(error)
         self.writable.set()
+        self._last = True
+        # The parser knows this object's methods: without it, reference counts alone free both.
+        del self._parser
         self._leave()
 
     def _forget(self, error: Exception | None) -> None:
@@ -296,7 +314,7 @@ class Edge(asyncio.Protocol):
             self._break(exchange)
         elif self._receiving is exchange or exchange.closes:
             self._end()  # The client sends a body that nobody reads, or was told that the connection ends.
-        elif self._rest is not None:
+        elif self._rest is not None and not self._queue:
             self._decline_upgrade()
         elif self._queue:
             self._begin()
@@ -353,7 +371,7 @@ class Edge(asyncio.Protocol):
     def _decline_upgrade(self) -> None:
         """The member has answered as if it had not been asked for another protocol (RFC 9110 section 7.8)."""
         rest, self._rest = self._rest, None
-        if self._last:
+        if self._last or self.transport.is_closing():
             self.transport.close()
             return
         self.resume()

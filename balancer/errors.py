@@ -7,6 +7,11 @@ instead of a member's answer. ``ClientGone`` ends a request that nobody waits fo
 
 from __future__ import annotations
 
+import errno
+
+# What the balancer itself has run out of: descriptors, local ports. That is no evidence against a member.
+OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL})
+
 
 class Fault(Exception):
     """An exchange with one member ended before its response head was complete.

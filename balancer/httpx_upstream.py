@@ -71,7 +71,7 @@ class HttpxUpstream:
             request.method,
             link.url,
             headers=request.headers,
-            stream=_RequestStream(request.body) if request.body else httpx.ByteStream(b""),
+            stream=_RequestStream(request, request.body) if request.body else httpx.ByteStream(b""),
             extensions={"target": request.target, "timeout": limits},
         )
         link.in_use += 1
@@ -166,10 +166,14 @@ class _Response:
 
 
 class _RequestStream(httpx.AsyncByteStream):
-    def __init__(self, body: Body) -> None:
+    def __init__(self, request: UpstreamRequest, body: Body) -> None:
+        self._request = request
         self._body = body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._request.expects and self._request.inform:
+            # httpcore sends the whole body before it reads anything, so that the member cannot say it.
+            self._request.inform(100, [])
         while piece := await self._body.read():
             yield piece
 

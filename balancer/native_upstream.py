@@ -13,7 +13,7 @@ from math import inf
 
 from balancer import memory
 from balancer.connection import MemberConnection, Response
-from balancer.errors import ConnectFailed, ConnectionDied, Refusal
+from balancer.errors import OURS, ConnectFailed, ConnectionDied, Refusal
 from balancer.headers import Headers
 from balancer.settings import Address
 from balancer.upstream import Timeouts, UpstreamRequest
@@ -86,6 +86,9 @@ class NativeUpstream:
         except TimeoutError:
             raise ConnectFailed(f"no connection within {self._timeouts.connect:g} s") from None
         except OSError as error:
+            if error.errno in OURS:
+                words = f"the balancer cannot open another connection: {os.strerror(error.errno)}"
+                raise Refusal(503, "overloaded", words, retry_after=1) from error
             refused = isinstance(error, ConnectionRefusedError)
             raise ConnectFailed(os.strerror(error.errno) if error.errno else str(error), refused=refused) from error
         if self._sweeper is None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from random import Random
 
 from balancer.dispatch import Clock
+from balancer.errors import OURS
 from balancer.health import URGENT_INTERVAL, Event, State, next_probe
 from balancer.membership import Member, Membership
 from balancer.settings import Address, Settings
@@ -19,8 +20,8 @@ OVERLAP = 10
 # The finest step in which probes are scheduled, in seconds.
 TICK = 0.02
 
-# An event of the member's life and words for it.
-Verdict = tuple[Event, str]
+# An event of the member's life, or None where nothing was learnt of it, and words for it.
+Verdict = tuple[Event | None, str]
 Probe = Callable[[Address], Awaitable[Verdict]]
 
 
@@ -33,6 +34,8 @@ def make_probe(settings: Settings) -> Probe:
             async with asyncio.timeout(limit):
                 reader, writer = await asyncio.open_connection(address.host, address.port)
         except (OSError, TimeoutError) as error:
+            if error.errno in OURS:
+                return None, _words(error)
             refused = isinstance(error, ConnectionRefusedError)
             return (Event.REFUSED if refused else Event.UNREACHABLE), _words(error)
         try:
@@ -135,6 +138,8 @@ class Prober:
             return  # A later one has told more.
         member.heard = number
         member.probed_at = now
+        if event is None:
+            return
         member.probe_failures = 0 if event is Event.PROBE_OK else member.probe_failures + 1
         before = member.state
         self._membership.observe(member, event, now, reason)

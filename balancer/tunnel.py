@@ -5,7 +5,8 @@ Rules:
   without a close frame can be followed by one: 1014 for a member that died, 1001 for a client that left or a
   balancer that stops (RFC 6455 section 7.4.1). The client's answer to 1001 goes on to the member, who closes too.
 * What one side does not take is not read from the other.
-* Either side may end its direction first; the other then has SILENCE seconds between two pieces.
+* Either side may end its direction first; the other then has ``silence`` seconds between two pieces. A side
+  that is cut off cuts off the other.
 """
 
 from __future__ import annotations
@@ -155,7 +156,9 @@ class Tunnel(asyncio.Protocol):
             try:
                 data, more = await self._response.read()
             except TruncatedResponse:
-                data, more = b"", False
+                if not self._member:
+                    self._transport.abort()  # The client must not take what it has for the whole.
+                break
             if self._transport.is_closing():
                 break
             if data and not self._left:

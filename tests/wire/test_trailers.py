@@ -1,0 +1,66 @@
+"""Trailers: the fields after a body pass both ways, except those that would change what the message is."""
+
+from __future__ import annotations
+
+import pytest
+
+from balancer import edge
+from tests.support.wire import OK, Connection, Member, balance
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
+FORBIDDEN = b"Host: b\r\nContent-Type: a/b\r\nIf-Match: c\r\nX-Forwarded-For: 6.6.6.6\r\nCookie: a\r\n"
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in pieces"])
+async def test_a_requests_trailers_reach_the_member(at_once: bool) -> None:
+    async def script(connection: Connection) -> None:
+        await connection.until(b"x-sum: 1\r\n\r\n")
+        await connection.send(OK)
+
+    async with Member(script) as member, balance(member) as running, running.client() as client:
+        parts = [CHUNKED, b"3\r\nabc\r\n0\r\n", FORBIDDEN, b"X-Sum: 1\r\n\r\n"]
+        for part in [b"".join(parts)] if at_once else parts:
+            await client.send(part)
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+        assert b"\r\ntrailer: X-Sum\r\n" in member.received[0]
+        assert member.received[0].endswith(b"3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n")
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in pieces"])
+async def test_a_responses_trailers_reach_the_client(at_once: bool) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            parts = [head, b"3\r\nabc\r\n", b"0\r\n", FORBIDDEN, b"X-Sum: 1\r\n\r\n"]
+            for part in [b"".join(parts)] if at_once else parts:
+                await connection.send(part)
+
+    async with Member(script) as member, balance(member) as running, running.client() as client:
+        for _ in range(2):
+            await client.send(GET)
+            assert b"\r\ntrailer: X-Sum\r\n" in await client.head()
+            assert await client.until(b"\r\n\r\n") == b"3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n"
+        assert b"connection: te\r\nte: trailers\r\n" in member.received[0]
+
+
+async def test_trailers_have_a_limit_on_either_side() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
+        while True:
+            await connection.send(b"X: y\r\n" * 10_000)
+
+    async with Member(script) as member, balance(member) as running:
+        answer = await running.exchange(GET)
+        assert answer.endswith(b"3\r\nabc\r\n")
+        assert running.records[0].error == "truncated"
+        async with running.client() as client:
+            await client.send(CHUNKED + b"0\r\n" + b"X: y\r\n" * (edge.Settings().max_fields + 1) + b"\r\n")
+            assert (await client.to_end()).startswith(b"HTTP/1.1 431 ")
+        async with running.client() as client:
+            await client.send(CHUNKED + b"0\r\nX: ")
+            await client.send(b"y" * 400_000)
+            assert (await client.to_end()).startswith(b"HTTP/1.1 431 ")
