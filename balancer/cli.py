@@ -14,7 +14,7 @@ from dataclasses import fields
 from urllib.parse import urlsplit
 
 from balancer import __version__
-from balancer.listen import CannotListen, listen
+from balancer.listen import CannotListen, listening
 from balancer.settings import Settings, SettingsError, flag, misspelt, show, variable
 
 # Exit statuses: a command line or setting that cannot be used; everything else that failed.
@@ -112,8 +112,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     with ExitStack() as sockets:
         try:
-            data = sockets.enter_context(listen(variable("bind"), settings.bind))
-            admin = sockets.enter_context(listen(variable("admin"), settings.admin)) if settings.admin else None
+            data = sockets.enter_context(listening(variable("bind"), settings.bind))
+            admin = sockets.enter_context(listening(variable("admin"), settings.admin)) if settings.admin else None
         except CannotListen as error:
             print(error, file=sys.stderr)
             return FAILED

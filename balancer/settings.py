@@ -29,6 +29,15 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class UnixSocket(NamedTuple):
+    """Where to listen for clients of this machine only: a path in the file system."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
 class SettingsError(ValueError):
     """One or more settings cannot be used; ``problems`` has a line for each."""
 
@@ -64,8 +73,14 @@ def _port(text: str) -> int:
     return number
 
 
-def _listener(text: str) -> Address:
-    return _parse_address(text)
+def _listener(text: str) -> Address | UnixSocket:
+    scheme, _, path = text.partition("unix:")
+    if scheme or not path:
+        return _parse_address(text)
+    # The kernel takes 108 bytes with a final NUL (unix(7)).
+    if not path.startswith("/") or "\0" in path or len(path.encode(errors="surrogateescape")) > 107:
+        raise ValueError("not a path for a socket")
+    return UnixSocket(path)
 
 
 def _listener_or_off(text: str) -> Address | None:
@@ -141,7 +156,7 @@ def _hash_key(text: str) -> tuple[str, str]:
 
 DNS_NAME = Kind(_dns_name, "a DNS name such as apps or _http._tcp.apps")
 PORT = Kind(_port, "a port from 1 to 65535")
-LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80")
+LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, or unix:/path")
 LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, or off", unset="off")
 NAMESERVER = Kind(_nameserver, "ip[:port] of a DNS server, such as 127.0.0.11", unset="(the system's)")
 PATH = Kind(_path, "a path such as /healthz")
@@ -164,7 +179,7 @@ class Settings:
     record: str = setting("a", choice("a", "aaaa", "a+aaaa", "srv"), "which records to ask for")
     resolver: Address | None = setting(None, NAMESERVER, "the DNS server; the system's unless set")
     resolve_interval: float = setting(1.0, seconds(0.1, 3600), "time between resolutions; the records' TTL is ignored")
-    bind: Address = setting(Address("0.0.0.0", 80), LISTENER, "where clients connect")
+    bind: Address | UnixSocket = setting(Address("0.0.0.0", 80), LISTENER, "where clients connect")
     admin: Address | None = setting(
         Address("127.0.0.1", 9000), LISTENER_OR_OFF, "where the balancer's own health and status are served"
     )
@@ -248,7 +263,7 @@ def show(value: object, kind: Kind) -> str:
     match value:
         case None:
             return kind.unset
-        case Address():
+        case Address() | UnixSocket():
             return str(value)
         case ("client", ""):
             return "client"

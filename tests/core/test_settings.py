@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.settings import Address, Settings, SettingsError, misspelt, show, variable
+from balancer.settings import Address, Settings, SettingsError, UnixSocket, misspelt, show, variable
 
 NAMES = [variable(it.name) for it in fields(Settings)]
 
@@ -48,6 +48,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("resolver", "::1", Address("::1", 53)),
         ("resolve_interval", "0.1", 0.1),
         ("bind", "[::]:8080", Address("::", 8080)),
+        ("bind", "unix:/run/balancer.sock", UnixSocket("/run/balancer.sock")),
         ("admin", "off", None),
         ("health_path", "/healthz?deep=1", "/healthz?deep=1"),
         ("hold_seconds", "0", 0.0),
@@ -79,6 +80,9 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("bind", "0.0.0.0", "ip:port, such as 0.0.0.0:80"),
         ("bind", "::", "ip:port, such as 0.0.0.0:80"),
         ("bind", "off", "ip:port, such as 0.0.0.0:80"),
+        ("bind", "unix:", "or unix:/path"),
+        ("bind", "unix:balancer.sock", "or unix:/path"),
+        ("bind", "unix:/" + "a" * 107, "or unix:/path"),
         ("admin", "localhost:9000", "or off"),
         ("health_path", "healthz", "a path such as /healthz"),
         ("health_path", "/health z", "a path such as /healthz"),
@@ -128,6 +132,11 @@ def test_any_text_is_either_used_or_one_line_about_its_variable(name: str, text:
 def test_an_address_is_read_as_it_is_shown(ip: IPv4Address | IPv6Address, port: int) -> None:
     address = Address(str(ip), port)
     assert Settings.load({"BALANCER_BIND": str(address)}).bind == address
+
+
+def test_a_unix_socket_is_read_as_it_is_shown() -> None:
+    settings = Settings.load({"BALANCER_BIND": "unix:/run/balancer.sock"})
+    assert ("BALANCER_BIND", "unix:/run/balancer.sock", "where clients connect") in settings.rows()
 
 
 @pytest.mark.parametrize("name", [it.name for it in fields(Settings)])
