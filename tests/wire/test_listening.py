@@ -8,16 +8,13 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from balancer.demo.dnsserver import DnsServer, Zone
-from balancer.demo.system import free_port
 from balancer.listen import CannotListen, listen, listening
-from balancer.settings import Address, UnixSocket
+from balancer.settings import UnixSocket
 from tests.support.processes import Serving, serving
 from tests.support.wire import LIMIT, Connection, Member
 
@@ -105,19 +102,20 @@ def test_what_a_successor_listens_on_is_not_taken_away_at_the_end(tmp_path: Path
         client.connect(address.path)
 
 
-@asynccontextmanager
-async def _ipv6() -> AsyncIterator[None]:
+def free_everywhere() -> int:
+    """A port that is free at every address of this machine, of both families."""
     try:
-        listen("BIND", Address("::1", free_port())).close()
-    except CannotListen as error:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::", 0))
+            return int(sock.getsockname()[1])
+    except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    yield
 
 
 @pytest.mark.parametrize(("bind", "client"), [("[::]", "::1"), ("[::1]", "::1"), ("[::]", "127.0.0.1")])
 async def test_an_ipv6_address_is_listened_on(bind: str, client: str) -> None:
-    port = free_port()
-    async with _ipv6(), Member() as member, serving(member, bind=f"{bind}:{port}") as serve:
+    port = free_everywhere()
+    async with Member() as member, serving(member, bind=f"{bind}:{port}") as serve:
         reader, writer = await asyncio.open_connection(client, port)
         connection = Connection(reader, writer)
         await connection.send(GET)
