@@ -110,6 +110,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
+    certificate = None
+    if settings.tls_cert:
+        from balancer.tls import Certificate
+
+        certificate = Certificate.of(settings)
     with ExitStack() as sockets:
         try:
             data = sockets.enter_context(listening(variable("bind"), settings.bind))
@@ -120,7 +125,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         from balancer import server
 
         server.configure_logging()
-        server.serve(settings, data, admin)
+        server.serve(settings, data, admin, certificate)
     return 0
 
 

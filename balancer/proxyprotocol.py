@@ -22,6 +22,10 @@ FIXED = 16
 REST_MAX = 4096
 
 _LINE_BEGIN = b"PROXY "
+_FAMILIES: dict[bytes, type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]] = {
+    b"TCP4": ipaddress.IPv4Address,
+    b"TCP6": ipaddress.IPv6Address,
+}
 _PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
 # Section 2.2: the address block of each family, and how much of it is the source's address.
 _BLOCKS = {1: (12, 4), 2: (36, 16), 3: (216, 0)}
@@ -64,17 +68,17 @@ def _line(data: bytes) -> Header | None:
     size = end + 2
     if family == b"UNKNOWN":
         return Header("", size)  # whatever else the line has
-    kind = {b"TCP4": ipaddress.IPv4Address, b"TCP6": ipaddress.IPv6Address}.get(family)
+    kind = _FAMILIES.get(family)
     if kind is None or len(rest) != 4:
         raise Malformed("it is neither TCP4 nor TCP6 with two addresses and two ports, nor UNKNOWN")
-    source, _ = (_address(kind, text) for text in rest[:2])
+    source, _destination = _address(kind, rest[0]), _address(kind, rest[1])
     for port in rest[2:]:
         if not _PORT.fullmatch(port) or int(port) > 65535:
             raise Malformed("a port is not one")
     return Header(source, size)
 
 
-def _address(kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address], text: bytes) -> str:
+def _address(kind: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address], text: bytes) -> str:
     try:
         address = kind(text.decode("ascii"))
     except ValueError:

@@ -17,11 +17,14 @@ import uvicorn
 import uvloop
 
 from balancer import __version__
+from balancer.acceptor import Acceptor, TlsEdge
 from balancer.accesslog import AccessLog
 from balancer.admin.app import admin_app
 from balancer.edge import Clients
+from balancer.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
 from balancer.settings import Settings
+from balancer.tls import Certificate
 from balancer.visit import Receive, Scope, Send
 from balancer.websocket import MAX_MESSAGE
 
@@ -41,7 +44,9 @@ class Listener(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings, data: socket.socket, admin: socket.socket | None) -> None:
+def serve(
+    settings: Settings, data: socket.socket, admin: socket.socket | None, certificate: Certificate | None = None
+) -> None:
     """Run on two listening sockets until SIGTERM or SIGINT, then drain."""
     # What start-up made stays for good: the collector need not look at it again, and need not look as
     # often as by default, because what a request makes is freed by counting references.
@@ -49,10 +54,12 @@ def serve(settings: Settings, data: socket.socket, admin: socket.socket | None) 
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, data, admin))
+        runner.run(_serve(settings, data, admin, certificate))
 
 
-async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: socket.socket | None) -> None:
+async def _serve(
+    settings: Settings, data_socket: socket.socket, admin_socket: socket.socket | None, certificate: Certificate | None
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,7 +70,10 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
         limit = math.ceil(settings.shutdown_seconds) + 1
         data = make_listener(balancer, CLIENT_KEEPALIVE, limit, Clients(balancer.proxy))
-        data_done = listeners.create_task(data.serve(sockets=[data_socket]))
+        acceptor = accept(settings, data_socket, data, certificate)
+        data_done = listeners.create_task(data.serve(sockets=[] if acceptor else [data_socket]))
+        if certificate:
+            loop.add_signal_handler(signal.SIGHUP, certificate.reload)
         log.info("balancer %s: %s on %s", __version__, settings.alias, settings.bind)
         admin = make_listener(admin_app(balancer), keepalive=5, drain_limit=1) if admin_socket else None
         if admin and admin_socket:
@@ -73,6 +83,8 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
         log.info("stopping: %d requests in progress", balancer.proxy.active)
         loop.call_later(settings.shutdown_seconds, balancer.proxy.cut)
         await balancer.proxy.end_endless()
+        if acceptor:
+            await acceptor.close()
         data.should_exit = True
         await data_done
         if admin:
@@ -106,6 +118,35 @@ def make_listener(app: App, keepalive: int, drain_limit: int, clients: Clients |
             timeout_graceful_shutdown=drain_limit,
         )
     )
+
+
+def accept(
+    settings: Settings, sock: socket.socket, listener: Listener, certificate: Certificate | None
+) -> Acceptor | None:
+    """What accepts in place of uvicorn, if a connection of ``listener`` begins with anything before HTTP."""
+    if not certificate and not settings.proxy_protocol:
+        return None
+    config, state = listener.config, listener.server_state
+    config.load()
+    clients = cast(Clients, config.http)
+    over_tls: Callable[..., asyncio.Protocol] = TlsEdge
+    if settings.http2:
+        from balancer.http2 import Http2Edge
+
+        over_http2: Callable[..., asyncio.Protocol] = Http2Edge
+
+    def make(http2: bool) -> asyncio.Protocol:
+        if http2:
+            return over_http2(clients, config, state, {})
+        return over_tls(clients, config, state, {}) if certificate else clients(config, state, {})
+
+    trusts = RequestHeaders(settings.trusted_proxies).trusts
+
+    def announced(peer: str) -> bool:
+        # Whoever reaches a Unix socket has been let by the file's mode.
+        return settings.proxy_protocol and (not peer or trusts(peer))
+
+    return Acceptor(sock, make, certificate, announced)
 
 
 def configure_logging() -> None:

@@ -108,6 +108,12 @@ def _networks(text: str) -> tuple[IPNetwork, ...]:
     return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
+def _file(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("not a path")
+    return text
+
+
 def _on_off(text: str) -> bool:
     return {"on": True, "off": False}[text.lower()]
 
@@ -161,6 +167,7 @@ LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, or of
 NAMESERVER = Kind(_nameserver, "ip[:port] of a DNS server, such as 127.0.0.11", unset="(the system's)")
 PATH = Kind(_path, "a path such as /healthz")
 NETWORKS = Kind(_networks, "networks in CIDR notation with commas between, such as 10.0.0.0/8,192.168.0.1/32")
+PEM_FILE = Kind(_file, "the path of a PEM file")
 TOKEN = Kind(_token, "a cookie name such as member")
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
 ON_OFF = Kind(_on_off, "on or off")
@@ -213,6 +220,14 @@ class Settings:
     trusted_proxies: tuple[IPNetwork, ...] = setting(
         (), NETWORKS, "whose X-Forwarded-* and Forwarded are kept and extended; everybody else's are replaced"
     )
+    proxy_protocol: bool = setting(
+        False, ON_OFF, "whether connections from trusted proxies, and on a Unix socket, begin with a PROXY header"
+    )
+    tls_cert: str | None = setting(
+        None, PEM_FILE, "certificate, with its chain, for TLS with clients; no TLS unless set; SIGHUP reads it again"
+    )
+    tls_key: str | None = setting(None, PEM_FILE, "private key of the certificate")
+    http2: bool = setting(False, ON_OFF, "whether TLS clients may speak HTTP/2; needs the extra http2")
     access_log: bool = setting(True, ON_OFF, "one JSON line a request on standard output")
     shutdown_seconds: float = setting(8.0, seconds(0, 3600), "how long requests may go on after SIGTERM")
 
@@ -224,6 +239,7 @@ class Settings:
         Raises SettingsError with a line for every value that cannot be used.
         """
         values: dict[str, Any] = {}
+        written: dict[str, str] = {}
         problems: list[str] = []
         for item in fields(cls):
             name, text = variable(item.name), environ.get(variable(item.name), "")
@@ -232,13 +248,34 @@ class Settings:
             if text == "":
                 continue
             kind: Kind = item.metadata["kind"]
+            written[item.name] = f"{name}={text!r}"
             try:
                 values[item.name] = kind.parse(text)
             except (ValueError, KeyError):
-                problems.append(f"{name}={text!r} cannot be used: it takes {kind.accepts}")
+                problems.append(f"{written[item.name]} cannot be used: it takes {kind.accepts}")
+        if not problems:
+            settings = cls(**values)
+            problems = [
+                f"{written[name]} cannot be used without {' and '.join(map(variable, needed))}"
+                for name, needed in settings.incomplete()
+            ]
         if problems:
             raise SettingsError(problems)
-        return cls(**values)
+        return settings
+
+    def incomplete(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Settings that would do nothing, or cannot be done, without others: each with those that it needs."""
+        tls = bool(self.tls_cert and self.tls_key)
+        found: list[tuple[str, tuple[str, ...]]] = []
+        if self.tls_cert and not tls:
+            found.append(("tls_cert", ("tls_key",)))
+        if self.tls_key and not tls:
+            found.append(("tls_key", ("tls_cert",)))
+        if self.http2 and not tls:
+            found.append(("http2", ("tls_cert", "tls_key")))
+        if self.proxy_protocol and not self.trusted_proxies and not isinstance(self.bind, UnixSocket):
+            found.append(("proxy_protocol", ("trusted_proxies",)))
+        return found
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(variable, value in effect, meaning) of every setting, for people to read."""
