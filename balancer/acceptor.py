@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import logging
 import socket
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from balancer.edge import HEAD_SECONDS, Edge
+from balancer.edge import HEAD_SECONDS, SILENCE_SECONDS, Edge
 from balancer.proxyprotocol import FIXED, REST_MAX, Malformed, parse
 from balancer.tls import HTTP2, Certificate
 
@@ -21,8 +23,8 @@ log = logging.getLogger(__name__)
 
 # Seconds for a TLS handshake, as for a request head.
 HANDSHAKE_SECONDS = HEAD_SECONDS
-# Seconds in which a client has to read what was sent before TLS is ended, and to end it itself.
-FAREWELL_SECONDS = 30.0
+# Seconds in which a client has to take what was sent before TLS is ended, and to end it from its side.
+FAREWELL_SECONDS = SILENCE_SECONDS
 # Seconds without accepting after the process has run out of files, and connections that are accepted in one go.
 PAUSE_SECONDS = 1.0
 AT_ONCE = 100
@@ -128,6 +130,24 @@ class Acceptor:
             await ready.wait()
         finally:
             self._loop.remove_reader(sock)
+
+
+def hang_up(connections: Iterable[Any]) -> None:
+    """Drop those of a server's connections that only wait for the client to end TLS from its side."""
+    for connection in list(connections):
+        transport = connection.transport
+        if transport.is_closing() and not transport.get_write_buffer_size() and _has_got_all(transport):
+            transport.abort()
+
+
+def _has_got_all(transport: asyncio.Transport) -> bool:
+    """Whether the peer's kernel has acknowledged every byte. Says so where the kernel cannot tell (it is not Linux)."""
+    unread = bytearray(4)
+    try:
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unread)
+    except (AttributeError, OSError):
+        return True
+    return not any(unread)
 
 
 class _Arrival(asyncio.Protocol):

@@ -17,7 +17,7 @@ import uvicorn
 import uvloop
 
 from balancer import __version__
-from balancer.acceptor import Acceptor, TlsEdge
+from balancer.acceptor import Acceptor, TlsEdge, hang_up
 from balancer.accesslog import AccessLog
 from balancer.admin.app import admin_app
 from balancer.edge import Clients
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # As nginx: how long an idle client connection stays open, in seconds.
 CLIENT_KEEPALIVE = 75
+# How often the stop looks for TLS clients that have all that is theirs.
+HANG_UP_SECONDS = 0.2
 
 
 class Listener(uvicorn.Server):
@@ -86,6 +88,9 @@ async def _serve(
         if acceptor:
             await acceptor.close()
         data.should_exit = True
+        while certificate and not data_done.done():
+            await asyncio.wait([data_done], timeout=HANG_UP_SECONDS)
+            hang_up(data.server_state.connections)
         await data_done
         if admin:
             admin.should_exit = True

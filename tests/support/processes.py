@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -23,8 +24,10 @@ class Serving:
         self.port = 0 if bind.startswith("unix:") else int(bind.rpartition(":")[2])
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Connection]:
+    async def client(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Connection]:
         reader, writer = await self._connect()
+        if tls:
+            await writer.start_tls(tls, server_hostname="127.0.0.1")
         try:
             yield Connection(reader, writer)
         finally:
