@@ -21,8 +21,8 @@ from balancer.tls import HTTP2, Certificate
 
 log = logging.getLogger(__name__)
 
-# Seconds for a TLS handshake, as for a request head.
-HANDSHAKE_SECONDS = HEAD_SECONDS
+# Seconds for a PROXY header, and for a TLS handshake, as for a request head.
+HEADER_SECONDS = HANDSHAKE_SECONDS = HEAD_SECONDS
 # Seconds in which a client has to take what was sent before TLS is ended, and to end it from its side.
 FAREWELL_SECONDS = SILENCE_SECONDS
 # Seconds without accepting after the process has run out of files, and connections that are accepted in one go.
@@ -91,7 +91,7 @@ class Acceptor:
         try:
             source = ""
             if self._announced(peer):
-                async with asyncio.timeout(HEAD_SECONDS):
+                async with asyncio.timeout(HEADER_SECONDS):
                     source = await self._source(sock)
             tls: dict[str, Any] = {}
             if self._certificate:

@@ -9,7 +9,9 @@ Rules (RFC 9113, where nothing else is said):
 * A piece of a response is taken from the member once the last has left for the client: the window of a client that does
   not read holds up the member, not memory.
 * A stream that is reset is a client that has left: its request is cancelled at once.
-* Before zttp would break a connection off because of its age, the client is told to open another (section 6.8).
+* Before zttp would break a connection off because of its age, it is closed in a moment without requests. A client
+  that leaves it none, or asks for more while the server stops, is told to open another (GOAWAY, section 6.8). The
+  h2 package, and so httpx, takes that for the end of the requests under way: nobody is told who need not be.
 * WebSocket (RFC 8441) is not on offer, so that browsers open a connection of HTTP/1.1 for it.
 """
 
@@ -34,10 +36,10 @@ from balancer.errors import ClientGone, Refusal
 from balancer.headers import Headers
 from balancer.visit import Message, Receive, Scope, Send
 
-# zttp breaks a connection off after 4096 streams, and after 256 resets by the client. Well before, it is retired:
-# as many streams as may be under way at once, and more, are still served.
-STREAMS_MAX = 3072
-RESETS_MAX = 128
+# zttp breaks a connection off after 4096 streams, and after 256 resets by the client. Well before, it is retired when
+# it is next idle, and at the latest so long before that as many streams as may be under way (128) are still served.
+STREAMS_MAX, STREAMS_LAST = 3072, 3840
+RESETS_MAX, RESETS_LAST = 128, 192
 
 _MAX_STREAM_ID = 2**31 - 1
 _NO_ERROR, _CANCEL = 0x0, 0x8
@@ -105,7 +107,6 @@ class Http2Edge(ZttpH2Protocol):
     def shutdown(self) -> None:
         """The server stops: finish what has been asked for, then close."""
         self._stopping = True
-        self._retire()
         self._close_connection()
 
     def flush(self) -> None:
@@ -120,7 +121,7 @@ class Http2Edge(ZttpH2Protocol):
 
     def handle_request(self, event: zttp.Request) -> None:
         self._opened += 1
-        if self._opened >= STREAMS_MAX:
+        if self._stopping or self._opened >= STREAMS_LAST or self._resets >= RESETS_LAST:
             self._retire()
         fields = [(name.lower(), value) for name, value in event.headers]
         try:
@@ -142,8 +143,6 @@ class Http2Edge(ZttpH2Protocol):
 
     def handle_rst_stream(self, event: zttp.RstStream) -> None:
         self._resets += 1
-        if self._resets >= RESETS_MAX:
-            self._retire()
         super().handle_rst_stream(event)
         if stream := self._streams.get(event.stream_id):
             stream.leave()
@@ -166,11 +165,13 @@ class Http2Edge(ZttpH2Protocol):
 
     def _idle(self) -> None:
         now = self.loop.time()
-        if self._stopping or self.shutdown_requested:
+        if self._retiring:
+            # Requests that were on their way when the client was told to send no more are still served.
+            self._deadline = now + edge.LINGER_SECONDS
+        elif self._stopping or self.shutdown_requested or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
             self._close_connection()
         else:
-            # Requests that were on their way when the client was told to send no more are still served.
-            self._deadline = now + (edge.LINGER_SECONDS if self._retiring else edge.KEEPALIVE_SECONDS)
+            self._deadline = now + edge.KEEPALIVE_SECONDS
 
     def _refuse(self, event: zttp.Request, refusal: Refusal) -> None:
         status, fields, text = refusal_response(refusal)
@@ -191,13 +192,10 @@ class Http2Edge(ZttpH2Protocol):
 
     def reset(self, stream_id: int, code: int) -> None:
         """End a stream, if it has not ended."""
-        if self.transport.is_closing():
-            return
-        try:
-            self.conn.stream(stream_id).reset(code)
-        except zttp.LocalProtocolError:
-            return
-        self.flush()
+        stream = self.conn.stream(stream_id)
+        if stream.pending_bytes is not None and not self.transport.is_closing():
+            stream.reset(code)
+            self.flush()
 
     def overdue(self, now: float) -> None:
         """Cut off a client that keeps its connection for nothing."""
@@ -217,7 +215,9 @@ class _Stream:
         self._connection = connection
         self._handle = connection.conn.stream(event.stream_id)
         self._fields = fields
-        self._expects = event.expect_continue and not event.end_stream
+        self._expects = not event.end_stream and any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in fields
+        )
         self._task: asyncio.Task[Any] | None = None
         self._receive: Receive
         self._send: Send
@@ -276,8 +276,7 @@ class _Stream:
         try:
             await self._send(message)
         except zttp.LocalProtocolError as error:
-            self.cycle.response_started = False
-            raise Refusal(502, "bad_response", f"the member's response cannot be put into HTTP/2: {error}") from error
+            await self._send_again(message, error)
         while parked := self._handle.pending_bytes:
             try:
                 async with asyncio.timeout(edge.SILENCE_SECONDS):
@@ -286,6 +285,14 @@ class _Stream:
             except TimeoutError:
                 self._break_off()
                 raise ClientGone from None
+
+    async def _send_again(self, message: Message, error: zttp.LocalProtocolError) -> None:
+        """zttp says no tab, which RFC 9110 section 5.5 lets a value have: a space means the same."""
+        fields = [(name, value.replace(b"\t", b" ")) for name, value in message.get("headers", ())]
+        self.cycle.response_started = False
+        if fields == list(message.get("headers", ())):
+            raise Refusal(502, "bad_response", f"the response cannot be said in HTTP/2: {error}") from error
+        await self.send({**message, "headers": fields})
 
 
 def our_settings(data: bytes) -> bytes:

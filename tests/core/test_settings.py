@@ -166,3 +166,38 @@ def test_a_misspelt_variable_is_reported_with_the_one_that_was_meant(name: str, 
 )
 def test_variables_that_an_orchestrator_injects_are_not_reported(name: str) -> None:
     assert misspelt({name: "tcp://10.0.0.1:80"}) == []
+
+
+TLS = {"BALANCER_TLS_CERT": "/cert.pem", "BALANCER_TLS_KEY": "/key.pem"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        ({"BALANCER_TLS_CERT": "/c"}, "BALANCER_TLS_CERT='/c' cannot be used without BALANCER_TLS_KEY"),
+        ({"BALANCER_TLS_KEY": "/k"}, "BALANCER_TLS_KEY='/k' cannot be used without BALANCER_TLS_CERT"),
+        ({"BALANCER_HTTP2": "on"}, "BALANCER_HTTP2='on' cannot be used without BALANCER_TLS_CERT and BALANCER_TLS_KEY"),
+        (
+            {"BALANCER_PROXY_PROTOCOL": "on"},
+            "BALANCER_PROXY_PROTOCOL='on' cannot be used without BALANCER_TRUSTED_PROXIES",
+        ),
+    ],
+)
+def test_a_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str], line: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ)
+    assert caught.value.problems == [line]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        TLS,
+        TLS | {"BALANCER_HTTP2": "on"},
+        {"BALANCER_HTTP2": "off", "BALANCER_PROXY_PROTOCOL": "off"},
+        {"BALANCER_PROXY_PROTOCOL": "on", "BALANCER_TRUSTED_PROXIES": "10.0.0.1"},
+        {"BALANCER_PROXY_PROTOCOL": "on", "BALANCER_BIND": "unix:/run/balancer.sock"},
+    ],
+)
+def test_a_setting_with_what_it_needs_is_used(environ: dict[str, str]) -> None:
+    assert Settings.load(environ).incomplete() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import trustme
 
@@ -14,7 +15,7 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def issue(folder: Path, *names: str, ca: trustme.CA | None = None) -> dict[str, str]:
+def issue(folder: Path, *names: str, ca: trustme.CA | None = None) -> dict[str, Any]:
     """A new certificate and its key as files in ``folder``: the settings that name them."""
     issued = (ca or authority()).issue_cert(*(names or ("127.0.0.1", "localhost")))
     certificate, key = folder / "certificate.pem", folder / "key.pem"

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from websockets.asyncio.client import connect
 
 from balancer import acceptor
@@ -29,7 +38,7 @@ SIZE = 20_000_000
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
+def files(tmp_path: Path) -> dict[str, Any]:
     return issue(tmp_path)
 
 
@@ -39,7 +48,7 @@ async def httpx_client(running: Running) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_https_is_served_and_the_member_told(files: dict[str, str]) -> None:
+async def test_https_is_served_and_the_member_told(files: dict[str, Any]) -> None:
     async with Member() as member, balance(member, **files) as running, httpx_client(running) as client:
         response = await client.get("/a?b")
         assert (response.status_code, response.http_version, response.text) == (200, "HTTP/1.1", "ok")
@@ -55,7 +64,7 @@ async def test_https_is_served_and_the_member_told(files: dict[str, str]) -> Non
     [(["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1"), ([], None), (["spdy/3"], None)],
 )
 async def test_without_http2_every_client_speaks_http_1_1(
-    offered: list[str], chosen: str | None, files: dict[str, str]
+    offered: list[str], chosen: str | None, files: dict[str, Any]
 ) -> None:
     async with Member() as member, balance(member, **files) as running, running.client(trusting(*offered)) as client:
         assert client.writer.get_extra_info("ssl_object").selected_alpn_protocol() == chosen
@@ -64,7 +73,7 @@ async def test_without_http2_every_client_speaks_http_1_1(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_tls_1_2_and_1_3_are_spoken(version: ssl.TLSVersion, files: dict[str, str]) -> None:
+async def test_tls_1_2_and_1_3_are_spoken(version: ssl.TLSVersion, files: dict[str, Any]) -> None:
     tls = trusting()
     tls.minimum_version = tls.maximum_version = version
     async with Member() as member, balance(member, **files) as running, running.client(tls) as client:
@@ -74,7 +83,7 @@ async def test_tls_1_2_and_1_3_are_spoken(version: ssl.TLSVersion, files: dict[s
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
-async def test_tls_1_1_is_not_spoken(files: dict[str, str]) -> None:
+async def test_tls_1_1_is_not_spoken(files: dict[str, Any]) -> None:
     tls = trusting()
     tls.set_ciphers("DEFAULT@SECLEVEL=0")
     tls.minimum_version = tls.maximum_version = ssl.TLSVersion.TLSv1_1
@@ -84,7 +93,7 @@ async def test_tls_1_1_is_not_spoken(files: dict[str, str]) -> None:
                 pass
 
 
-async def test_a_large_body_crosses_each_way(files: dict[str, str]) -> None:
+async def test_a_large_body_crosses_each_way(files: dict[str, Any]) -> None:
     async def swallow(connection: Connection) -> None:
         while True:
             head = await connection.head()
@@ -103,7 +112,7 @@ async def test_a_large_body_crosses_each_way(files: dict[str, str]) -> None:
         assert response.content == bytes(SIZE)
 
 
-async def test_a_websocket_is_served_over_tls(files: dict[str, str]) -> None:
+async def test_a_websocket_is_served_over_tls(files: dict[str, Any]) -> None:
     async with (
         websocket_member() as address,
         balance(address, **files) as running,
@@ -118,7 +127,7 @@ async def test_a_websocket_is_served_over_tls(files: dict[str, str]) -> None:
     [GET, b"\x16\x03\x01\xff\xff" + bytes(100), bytes(1000), b"\x80\x2e\x01\x00\x02" + bytes(100)],
     ids=["plain HTTP", "a record too long", "zeros", "SSL 2"],
 )
-async def test_what_is_not_tls_is_closed(garbage: bytes, files: dict[str, str]) -> None:
+async def test_what_is_not_tls_is_closed(garbage: bytes, files: dict[str, Any]) -> None:
     async with Member() as member, balance(member, **files) as running:
         answer = await running.exchange(garbage)
         assert not answer.startswith(b"HTTP")
@@ -130,7 +139,7 @@ async def test_what_is_not_tls_is_closed(garbage: bytes, files: dict[str, str]) 
 
 @pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01"])
 async def test_a_handshake_that_does_not_end_is_cut(
-    begun: bytes, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    begun: bytes, files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert acceptor.HANDSHAKE_SECONDS == 10
     monkeypatch.setattr(acceptor, "HANDSHAKE_SECONDS", 0.3)
@@ -139,7 +148,7 @@ async def test_a_handshake_that_does_not_end_is_cut(
         assert await client.to_end() == b""
 
 
-async def test_a_client_that_closes_its_side_has_left(files: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_closes_its_side_has_left(files: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     asked = asyncio.Event()
 
     async def silent(connection: Connection) -> None:
@@ -165,7 +174,7 @@ async def test_a_client_that_closes_its_side_has_left(files: dict[str, str], cap
     assert not [it for it in caplog.records if it.name == "asyncio"]
 
 
-async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client(files: dict[str, str]) -> None:
+async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client(files: dict[str, Any]) -> None:
     async def refuse(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -176,7 +185,7 @@ async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client(files:
         assert (await client.to_end()).endswith(b"\r\n\r\nno")
 
 
-async def test_a_client_that_does_not_read_is_waited_for_with_little_in_memory(files: dict[str, str]) -> None:
+async def test_a_client_that_does_not_read_is_waited_for_with_little_in_memory(files: dict[str, Any]) -> None:
     sent = 0
 
     async def flood(connection: Connection) -> None:
@@ -205,7 +214,7 @@ def names(connection: Connection) -> list[str]:
     return [name for _, name in certificate["subjectAltName"]]
 
 
-async def test_a_new_certificate_is_for_new_connections(files: dict[str, str], tmp_path: Path) -> None:
+async def test_a_new_certificate_is_for_new_connections(files: dict[str, Any], tmp_path: Path) -> None:
     async with Member() as member, balance(member, **files) as running, running.client(trusting()) as old:
         assert running.certificate
         issue(tmp_path, "127.0.0.1", "renewed")
@@ -219,7 +228,7 @@ async def test_a_new_certificate_is_for_new_connections(files: dict[str, str], t
 
 
 async def test_a_bad_pair_changes_nothing(
-    files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    files: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Member() as member, balance(member, **files) as running:
         assert running.certificate
@@ -232,7 +241,7 @@ async def test_a_bad_pair_changes_nothing(
             assert (await client.head()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_sighup_renews_the_certificate(files: dict[str, str], tmp_path: Path) -> None:
+async def test_sighup_renews_the_certificate(files: dict[str, Any], tmp_path: Path) -> None:
     async with Member() as member, serving(member, **files) as serve, serve.client(trusting()) as old:
         await serve.logged("up: accepts connections")
         issue(tmp_path, "127.0.0.1", "renewed")
@@ -247,7 +256,7 @@ async def test_sighup_renews_the_certificate(files: dict[str, str], tmp_path: Pa
         assert (await old.head()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_stop_does_not_wait_for_clients_that_do_not_read(files: dict[str, str]) -> None:
+async def test_a_stop_does_not_wait_for_clients_that_do_not_read(files: dict[str, Any]) -> None:
     async with Member() as member, serving(member, **files) as serve, serve.client(trusting()) as client:
         await client.send(GET)
         await client.head()
@@ -259,14 +268,14 @@ async def test_a_stop_does_not_wait_for_clients_that_do_not_read(files: dict[str
     assert json.loads(out)["status"] == 200
 
 
-def cannot(files: dict[str, str], http2: bool = False) -> str:
+def cannot(files: dict[str, Any], http2: bool = False) -> str:
     with pytest.raises(SettingsError) as caught:
         Certificate(files["tls_cert"], files["tls_key"], http2)
     (line,) = caught.value.problems
     return line
 
 
-def test_files_that_cannot_be_used_are_named(files: dict[str, str], tmp_path: Path) -> None:
+def test_files_that_cannot_be_used_are_named(files: dict[str, Any], tmp_path: Path) -> None:
     certificate, key = files["tls_cert"], files["tls_key"]
     missing = str(tmp_path / "missing.pem")
     assert cannot(files | {"tls_cert": missing}) == (
@@ -284,8 +293,38 @@ def test_files_that_cannot_be_used_are_named(files: dict[str, str], tmp_path: Pa
     assert cannot(files | {"tls_key": str(other)}).startswith(f"BALANCER_TLS_KEY={other} cannot be used: OpenSSL")
 
 
-async def test_a_key_that_cannot_be_used_stops_the_start_with_one_line(files: dict[str, str]) -> None:
+async def test_a_key_that_cannot_be_used_stops_the_start_with_one_line(files: dict[str, Any]) -> None:
     async with Member() as member:
         with pytest.raises(AssertionError, match=r"^it ended: BALANCER_TLS_KEY=/nowhere cannot be used: No such file"):
             async with serving(member, **files | {"tls_key": "/nowhere"}):
                 pass
+
+
+def test_http2_without_its_package_is_refused(files: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("balancer.tls.find_spec", lambda name: None)
+    assert cannot(files, http2=True) == (
+        "BALANCER_HTTP2=on cannot be used: the package zttp is missing; install balancer[http2]"
+    )
+
+
+def test_a_key_with_a_password_is_refused_rather_than_asked_for(files: dict[str, Any]) -> None:
+    key = load_pem_private_key(Path(files["tls_key"]).read_bytes(), None)
+    Path(files["tls_key"]).write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    )
+    assert "it is encrypted" in cannot(files)
+
+
+async def test_the_health_check_finds_a_listener_that_speaks_tls(files: dict[str, Any]) -> None:
+    async with Member() as member, serving(member, **files) as serve:
+        for environ in ({"BALANCER_ADMIN": "off"}, {"BALANCER_ADMIN": serve.bind}):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "balancer.healthcheck",
+                env=os.environ | {"BALANCER_BIND": serve.bind} | environ,
+                stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            await process.communicate()
+            # The admin listener is never on TLS; where it is asked for at the wrong place, nothing answers.
+            assert process.returncode == (0 if environ["BALANCER_ADMIN"] == "off" else 1)
+        _, _, err = await serve.stop()
+    assert "Traceback" not in err
