@@ -15,7 +15,7 @@ import termios
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from balancer.edge import HEAD_SECONDS, SILENCE_SECONDS, Edge
+from balancer.edge import HEAD_SECONDS, HIGH_WATER, SILENCE_SECONDS, Edge
 from balancer.proxyprotocol import FIXED, REST_MAX, Malformed, parse
 from balancer.tls import HTTP2, Certificate
 
@@ -158,11 +158,15 @@ class _Arrival(asyncio.Protocol):
         self._source = source
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)
         tls = transport.get_extra_info("ssl_object")
+        if tls:
+            # By default 512 KiB may wait for a client that does not read, eight times what may without TLS.
+            transport.set_write_buffer_limits(high=HIGH_WATER)
         protocol = self._make(tls is not None and tls.selected_alpn_protocol() == HTTP2)
         transport.set_protocol(protocol)
-        named = _Named(cast(asyncio.Transport, transport), self._source) if self._source else transport
-        protocol.connection_made(cast(asyncio.Transport, named))
+        named = cast(asyncio.Transport, _Named(transport, self._source)) if self._source else transport
+        protocol.connection_made(named)
 
 
 class _Named:
