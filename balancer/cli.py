@@ -11,11 +11,15 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from balancer import __version__
 from balancer.listen import CannotListen, listening
 from balancer.settings import Settings, SettingsError, flag, misspelt, show, variable
+
+if TYPE_CHECKING:
+    from balancer.tls import Certificate
 
 # Exit statuses: a command line or setting that cannot be used; everything else that failed.
 UNUSABLE = 2
@@ -108,13 +112,17 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings.load(os.environ, flags)
 
 
+def _certificate(settings: Settings) -> Certificate | None:
+    if not settings.tls_cert:
+        return None
+    from balancer.tls import Certificate
+
+    return Certificate.of(settings)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    certificate = None
-    if settings.tls_cert:
-        from balancer.tls import Certificate
-
-        certificate = Certificate.of(settings)
+    certificate = _certificate(settings)
     with ExitStack() as sockets:
         try:
             data = sockets.enter_context(listening(variable("bind"), settings.bind))
@@ -131,6 +139,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
+    _certificate(settings)
     for name, value, _ in settings.rows():
         print(f"{name}={value}")
     import asyncio

@@ -34,7 +34,7 @@ from balancer.dispatch import refusal_response
 from balancer.edge import Clients, Edge, check, malformed
 from balancer.errors import ClientGone, Refusal
 from balancer.headers import Headers
-from balancer.visit import Message, Receive, Scope, Send
+from balancer.visit import SHUTTING_DOWN, Message, Receive, Scope, Send
 
 # zttp breaks a connection off after 4096 streams, and after 256 resets by the client. Well before, it is retired when
 # it is next idle, and at the latest so long before that as many streams as may be under way (128) are still served.
@@ -125,6 +125,8 @@ class Http2Edge(ZttpH2Protocol):
             self._retire()
         fields = [(name.lower(), value) for name, value in event.headers]
         try:
+            if self.shutdown_requested:
+                raise SHUTTING_DOWN  # The client itself has said that it ends this connection.
             _fit(event, fields)
         except Refusal as refusal:
             self._refuse(event, refusal)
@@ -265,12 +267,15 @@ class _Stream:
             self._expects = False
             self._handle.send_informational(100)
             self._connection.flush()
-        try:
-            async with asyncio.timeout(edge.SILENCE_SECONDS):
-                return await self._receive()
-        except TimeoutError:
-            reason = f"no byte of the body for {edge.SILENCE_SECONDS:g} s"
-            raise Refusal(408, "request_timeout", reason) from None
+        while True:
+            try:
+                async with asyncio.timeout(edge.SILENCE_SECONDS):
+                    return await self._receive()
+            except TimeoutError:
+                # It may be that nobody reads from the client, for the sake of another stream.
+                if not self._connection.flow.read_paused:
+                    reason = f"no byte of the body for {edge.SILENCE_SECONDS:g} s"
+                    raise Refusal(408, "request_timeout", reason) from None
 
     async def send(self, message: Message) -> None:
         try:

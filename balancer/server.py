@@ -170,5 +170,6 @@ def _expected(record: logging.LogRecord) -> bool:
             "Unsupported upgrade request",
             "No supported WebSocket library",
             "Invalid HTTP request received",
+            "Invalid HTTP/2 frame received",
         )
     )

@@ -67,6 +67,8 @@ class Http2Client:
         self.acknowledges = True
         self.acknowledged = False
         self.ended = False
+        # Bytes of bodies.
+        self.sent = 0
         # What is wrong is for the server to find.
         self.h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(
@@ -109,16 +111,16 @@ class Http2Client:
     async def send(self, stream: int, data: bytes, end: bool = False) -> None:
         """Send a body, as the server makes room for it, until it breaks the stream off."""
         answer = self.answers[stream]
-        while data and answer.reset is None:
-            size = min(len(data), self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
+        left = memoryview(data)
+        while left and answer.reset is None:
+            size = min(len(left), self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
             if size:
-                self.h2.send_data(stream, data[:size], end_stream=end and size == len(data))
-                data = data[size:]
+                self.h2.send_data(stream, bytes(left[:size]), end_stream=end and size == len(left))
+                self.sent += size
+                left = left[size:]
                 await self.flush()
             else:
                 await self.read()
-        if end and not data and not size:
-            self.h2.end_stream(stream)
 
     async def answer(self, stream: int) -> Answer:
         """The whole answer, or what there is of one that was broken off."""

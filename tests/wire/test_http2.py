@@ -21,7 +21,7 @@ from tests.support.tls import issue, trusting
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
 from tests.wire.test_edge import answer_all
 
-CANCEL, ENHANCE_YOUR_CALM = 0x8, 0xB
+REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 0x7, 0x8, 0xB
 MEBI = 1 << 20
 
 
@@ -184,6 +184,65 @@ async def test_websocket_is_left_to_http_1_1(tmp_path: Path) -> None:
         answer = await client.answer(stream)
         assert (answer.status, dict(answer.headers)[b"x-balancer-error"]) == (501, b"method_refused")
         assert member.received == []
+
+
+async def test_more_streams_than_announced_are_refused_and_safe_to_repeat(tmp_path: Path) -> None:
+    told = asyncio.Event()
+
+    async def when_told(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            await told.wait()
+            await connection.send(OK)
+
+    async with Member(when_told) as member, spoken(tmp_path, member) as here, here.client() as client:
+        assert client.settings[0x3] == 128
+        client.h2.remote_settings.update({0x3: 1000})
+        client.h2.remote_settings.acknowledge()
+        streams = [await client.ask() for _ in range(140)]
+        refused = [await client.answer(stream) for stream in streams[128:]]
+        assert {it.reset for it in refused} == {REFUSED_STREAM}
+        told.set()
+        assert [(await client.answer(stream)).body for stream in streams[:128]] == [b"ok"] * 128
+
+
+async def test_an_upload_is_not_to_blame_for_one_beside_it_that_nobody_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "SILENCE_SECONDS", 0.3)
+    told = asyncio.Event()
+
+    async def take_one(connection: Connection) -> None:
+        head = await connection.head()
+        if b"/stuck" in head:
+            await told.wait()
+        await connection.exactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+        await connection.send(OK)
+
+    size = 40_000_000
+    async with Member(take_one) as member, spoken(tmp_path, member) as here, here.client() as client:
+        beside = await client.ask((b"content-length", b"3"), method=b"POST", end=False)
+        stuck = await client.ask((b"content-length", b"%d" % size), method=b"POST", path=b"/stuck", end=False)
+        sending = asyncio.create_task(client.send(stuck, bytes(size), end=True))
+        while not await halted(client):
+            pass
+        assert not sending.done()
+        assert await halted(client)
+        # From here on the balancer reads again, and the second body comes after the first.
+        monkeypatch.setattr(edge, "SILENCE_SECONDS", 60)
+        assert await halted(client)
+        told.set()
+        await sending
+        await client.send(beside, b"abc", end=True)
+        assert (await client.answer(stuck)).status == 200
+        assert (await client.answer(beside)).status == 200
+
+
+async def halted(client: Http2Client) -> bool:
+    """Whether nothing more of a body could be sent for a while."""
+    before = client.sent
+    await asyncio.sleep(0.7)
+    return client.sent == before
 
 
 async def test_a_response_that_breaks_off_breaks_its_stream_alone(tmp_path: Path) -> None:

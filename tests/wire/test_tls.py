@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from websockets.asyncio.client import connect
 
 from balancer import acceptor
+from balancer.cli import main
 from balancer.settings import SettingsError
 from balancer.tls import Certificate
 from tests.support.processes import serving
@@ -127,7 +129,9 @@ async def test_a_websocket_is_served_over_tls(files: dict[str, Any]) -> None:
     [GET, b"\x16\x03\x01\xff\xff" + bytes(100), bytes(1000), b"\x80\x2e\x01\x00\x02" + bytes(100)],
     ids=["plain HTTP", "a record too long", "zeros", "SSL 2"],
 )
-async def test_what_is_not_tls_is_closed(garbage: bytes, files: dict[str, Any]) -> None:
+async def test_what_is_not_tls_is_closed_without_a_word(
+    garbage: bytes, files: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     async with Member() as member, balance(member, **files) as running:
         answer = await running.exchange(garbage)
         assert not answer.startswith(b"HTTP")
@@ -135,6 +139,7 @@ async def test_what_is_not_tls_is_closed(garbage: bytes, files: dict[str, Any]) 
         async with running.client(trusting()) as client:
             await client.send(GET)
             assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+    assert not [it for it in caplog.records if it.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01"])
@@ -291,6 +296,11 @@ def test_files_that_cannot_be_used_are_named(files: dict[str, Any], tmp_path: Pa
     )
     other.write_text("-----BEGIN PRIVATE KEY-----\nbm90aGluZw==\n-----END PRIVATE KEY-----\n")
     assert cannot(files | {"tls_key": str(other)}).startswith(f"BALANCER_TLS_KEY={other} cannot be used: OpenSSL")
+
+
+def test_check_tells_of_files_that_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"]) == 2
+    assert capsys.readouterr() == ("", "BALANCER_TLS_CERT=/nowhere cannot be used: No such file or directory\n")
 
 
 async def test_a_key_that_cannot_be_used_stops_the_start_with_one_line(files: dict[str, Any]) -> None:
