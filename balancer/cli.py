@@ -11,11 +11,15 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from balancer import __version__
-from balancer.listen import CannotListen, listen
+from balancer.listen import CannotListen, listening
 from balancer.settings import Settings, SettingsError, flag, misspelt, show, variable
+
+if TYPE_CHECKING:
+    from balancer.tls import Certificate
 
 # Exit statuses: a command line or setting that cannot be used; everything else that failed.
 UNUSABLE = 2
@@ -108,24 +112,34 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings.load(os.environ, flags)
 
 
+def _certificate(settings: Settings) -> Certificate | None:
+    if not settings.tls_cert:
+        return None
+    from balancer.tls import Certificate
+
+    return Certificate.of(settings)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
+    certificate = _certificate(settings)
     with ExitStack() as sockets:
         try:
-            data = sockets.enter_context(listen(variable("bind"), settings.bind))
-            admin = sockets.enter_context(listen(variable("admin"), settings.admin)) if settings.admin else None
+            data = sockets.enter_context(listening(variable("bind"), settings.bind))
+            admin = sockets.enter_context(listening(variable("admin"), settings.admin)) if settings.admin else None
         except CannotListen as error:
             print(error, file=sys.stderr)
             return FAILED
         from balancer import server
 
         server.configure_logging()
-        server.serve(settings, data, admin)
+        server.serve(settings, data, admin, certificate)
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
+    _certificate(settings)
     for name, value, _ in settings.rows():
         print(f"{name}={value}")
     import asyncio

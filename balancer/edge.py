@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter, deque
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 import uvicorn
@@ -54,13 +54,22 @@ PIPELINE_MAX = 100
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
+class Connection(Protocol):
+    """A client connection. ``peer``: the client's IP address, or "" where there is none."""
+
+    peer: str
+
+    def look(self, now: float) -> None:
+        """Cut off a client that has been waited for too long. ``now`` is a reading of the loop's clock."""
+
+
 class Clients:
     """The connections of a listener, and the limits that they have to keep."""
 
     def __init__(self, proxy: Proxy, settings: Settings) -> None:
         self.proxy = proxy
         self.settings = settings
-        self.connections: set[Edge] = set()
+        self.connections: set[Connection] = set()
         self._crowd = 0
         self._per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -75,7 +84,7 @@ class Clients:
         """A protocol for a new connection, as uvicorn asks for it."""
         return Edge(self, server_state)
 
-    def admit(self, connection: Edge) -> None:
+    def admit(self, connection: Connection) -> None:
         """Count a new connection. Raises Refusal where there are too many."""
         self.connections.add(connection)
         self._per_address[connection.peer] += 1
@@ -87,14 +96,14 @@ class Clients:
         if each and self._per_address[connection.peer] > each:
             raise Refusal(503, "too_many_connections", f"you have {each} connections already", retry_after=1)
 
-    def remove(self, connection: Edge) -> None:
+    def remove(self, connection: Connection) -> None:
         if connection in self.connections:
             self.connections.remove(connection)
             self._per_address[connection.peer] -= 1
             if not self._per_address[connection.peer]:
                 del self._per_address[connection.peer]
 
-    def _round(self) -> list[Edge]:
+    def _round(self) -> list[Connection]:
         """All connections. A crowd that has left leaves its memory behind: have that given back."""
         connections = list(self.connections)
         self._crowd = max(self._crowd, len(connections))
@@ -104,7 +113,7 @@ class Clients:
             memory.trim()
         return connections
 
-    def _sweep(self, left: list[Edge]) -> None:
+    def _sweep(self, left: list[Connection]) -> None:
         """Look at all connections, a batch at a time, so that requests pass in between."""
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -412,7 +421,7 @@ class Edge(asyncio.Protocol):
             self.transport.resume_reading()
 
     def look(self, now: float) -> None:
-        """Cut off a client that has been waited for too long. ``now`` is a reading of the loop's clock."""
+        """See ``Connection``."""
         limits = self.clients.settings
         unread = 0 if self.writable.is_set() else self.transport.get_write_buffer_size()
         if unread != self._stuck[0]:

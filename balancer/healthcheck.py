@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 
-from balancer.settings import Address, Settings
+from balancer.settings import Address, Settings, UnixSocket
 
 LIMIT_SECONDS = 2
 
@@ -22,7 +22,12 @@ def main() -> int:
     settings = Settings.load(os.environ)
     try:
         if settings.admin is None:
-            socket.create_connection(reachable(settings.bind), LIMIT_SECONDS).close()
+            if isinstance(settings.bind, UnixSocket):
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.settimeout(LIMIT_SECONDS)
+                    sock.connect(settings.bind.path)
+            else:
+                socket.create_connection(reachable(settings.bind), LIMIT_SECONDS).close()
             return 0
         connection = http.client.HTTPConnection(*reachable(settings.admin), timeout=LIMIT_SECONDS)
         connection.request("GET", "/healthz")

@@ -6,25 +6,97 @@ instead of refusing them, so a client that comes during the start waits a little
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from balancer.settings import Address
+from balancer.settings import Address, UnixSocket
 
 BACKLOG = 2048
+# What a Unix socket lets alone: clients of the same user and of the same group may connect.
+UMASK = 0o117
 
 
 class CannotListen(Exception):
     """A listener's address is taken, or not ours to take."""
 
 
-def listen(name: str, address: Address) -> socket.socket:
+@contextmanager
+def listening(name: str, address: Address | UnixSocket) -> Iterator[socket.socket]:
+    """A listening socket for the setting called ``name``, closed at the end; the file of a Unix socket goes with it.
+
+    Raises CannotListen, which says why not.
+    """
+    with listen(name, address) as sock:
+        made = _identity(address)
+        try:
+            yield sock
+        finally:
+            # Another process may have taken the place in the meantime.
+            if isinstance(address, UnixSocket) and made and made == _identity(address):
+                Path(address.path).unlink(missing_ok=True)
+
+
+def listen(name: str, address: Address | UnixSocket) -> socket.socket:
     """A listening socket for the setting called ``name``. Raises CannotListen, which says why not."""
+    try:
+        return _listen_unix(address.path) if isinstance(address, UnixSocket) else _listen_tcp(address)
+    except OSError as error:
+        raise CannotListen(f"{name}={address} cannot be listened on: {error.strerror}") from error
+
+
+def _listen_tcp(address: Address) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise CannotListen(f"{name}={address} cannot be listened on: {error.strerror}") from error
+        raise
     return sock
+
+
+def _listen_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    before = os.umask(UMASK)
+    try:
+        if _abandoned(path):
+            Path(path).unlink()
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
+
+
+def _abandoned(path: str) -> bool:
+    """Whether the file is a socket on which nobody listens any more: its process was killed."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)  # A full backlog is somebody's too.
+            probe.connect(path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _identity(address: Address | UnixSocket) -> tuple[int, int] | None:
+    """What tells a socket's file from another of the same name."""
+    if isinstance(address, UnixSocket):
+        try:
+            found = os.lstat(address.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+    return None

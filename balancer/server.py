@@ -18,17 +18,23 @@ import uvicorn
 import uvloop
 
 from balancer import __version__
+from balancer.acceptor import Acceptor, TlsEdge, hang_up
 from balancer.accesslog import AccessLog
 from balancer.admin.app import admin_app
 from balancer.edge import Clients
+from balancer.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
 from balancer.settings import Settings
+from balancer.tls import Certificate
 from balancer.visit import Receive, Scope, Send
 from balancer.websocket import MAX_MESSAGE
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger(__name__)
+
+# How often the stop looks for TLS clients that have all that is theirs.
+HANG_UP_SECONDS = 0.2
 
 
 class Listener(uvicorn.Server):
@@ -39,7 +45,9 @@ class Listener(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings, data: socket.socket, admin: socket.socket | None) -> None:
+def serve(
+    settings: Settings, data: socket.socket, admin: socket.socket | None, certificate: Certificate | None = None
+) -> None:
     """Run on two listening sockets until SIGTERM or SIGINT, then drain."""
     raise_file_limit()
     # What start-up made stays for good: the collector need not look at it again, and need not look as
@@ -48,7 +56,7 @@ def serve(settings: Settings, data: socket.socket, admin: socket.socket | None) 
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, data, admin))
+        runner.run(_serve(settings, data, admin, certificate))
 
 
 def raise_file_limit() -> None:
@@ -64,7 +72,9 @@ def raise_file_limit() -> None:
         log.warning("the limit on open files stays as it is: %s", error)
 
 
-async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: socket.socket | None) -> None:
+async def _serve(
+    settings: Settings, data_socket: socket.socket, admin_socket: socket.socket | None, certificate: Certificate | None
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -76,7 +86,10 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
         limit = math.ceil(settings.shutdown_seconds) + 1
         clients = Clients(balancer.proxy, settings)
         data = make_listener(balancer, settings.keepalive_timeout, limit, clients)
-        data_done = listeners.create_task(data.serve(sockets=[data_socket]))
+        acceptor = accept(settings, data_socket, data, certificate)
+        data_done = listeners.create_task(data.serve(sockets=[] if acceptor else [data_socket]))
+        if certificate:
+            loop.add_signal_handler(signal.SIGHUP, certificate.reload)
         log.info("balancer %s: %s on %s", __version__, settings.alias, settings.bind)
         admin = make_listener(admin_app(balancer), keepalive=5, drain_limit=1) if admin_socket else None
         if admin and admin_socket:
@@ -86,7 +99,12 @@ async def _serve(settings: Settings, data_socket: socket.socket, admin_socket: s
         log.info("stopping: %d requests in progress", balancer.proxy.active)
         loop.call_later(settings.shutdown_seconds, balancer.proxy.cut)
         await balancer.proxy.end_endless()
+        if acceptor:
+            await acceptor.close()
         data.should_exit = True
+        while certificate and not data_done.done():
+            await asyncio.wait([data_done], timeout=HANG_UP_SECONDS)
+            hang_up(data.server_state.connections)
         await data_done
         if admin:
             admin.should_exit = True
@@ -121,6 +139,35 @@ def make_listener(app: App, keepalive: float, drain_limit: int, clients: Clients
     )
 
 
+def accept(
+    settings: Settings, sock: socket.socket, listener: Listener, certificate: Certificate | None
+) -> Acceptor | None:
+    """What accepts in place of uvicorn, if a connection of ``listener`` begins with anything before HTTP."""
+    if not certificate and not settings.proxy_protocol:
+        return None
+    config, state = listener.config, listener.server_state
+    config.load()
+    clients = cast(Clients, config.http)
+    over_tls: Callable[..., asyncio.Protocol] = TlsEdge
+    if settings.http2:
+        from balancer.http2 import Http2Edge
+
+        over_http2: Callable[..., asyncio.Protocol] = Http2Edge
+
+    def make(http2: bool) -> asyncio.Protocol:
+        if http2:
+            return over_http2(clients, config, state, {})
+        return over_tls(clients, state) if certificate else clients(config, state, {})
+
+    trusts = RequestHeaders(settings.trusted_proxies).trusts
+
+    def announced(peer: str) -> bool:
+        # Whoever reaches a Unix socket has been let by the file's mode.
+        return settings.proxy_protocol and (not peer or trusts(peer))
+
+    return Acceptor(sock, make, settings, certificate, announced)
+
+
 def configure_logging() -> None:
     """Log lines go to standard error: standard output belongs to the access log."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -137,5 +184,6 @@ def _expected(record: logging.LogRecord) -> bool:
             "Unsupported upgrade request",
             "No supported WebSocket library",
             "Invalid HTTP request received",
+            "Invalid HTTP/2 frame received",
         )
     )

@@ -29,6 +29,15 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class UnixSocket(NamedTuple):
+    """Where to listen for clients of this machine only: a path in the file system."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
 class SettingsError(ValueError):
     """One or more settings cannot be used; ``problems`` has a line for each."""
 
@@ -64,8 +73,14 @@ def _port(text: str) -> int:
     return number
 
 
-def _listener(text: str) -> Address:
-    return _parse_address(text)
+def _listener(text: str) -> Address | UnixSocket:
+    scheme, _, path = text.partition("unix:")
+    if scheme or not path:
+        return _parse_address(text)
+    # The kernel takes 108 bytes with a final NUL (unix(7)).
+    if not path.startswith("/") or "\0" in path or len(path.encode(errors="surrogateescape")) > 107:
+        raise ValueError("not a path for a socket")
+    return UnixSocket(path)
 
 
 def _listener_or_off(text: str) -> Address | None:
@@ -91,6 +106,12 @@ def _path(text: str) -> str:
 
 def _networks(text: str) -> tuple[IPNetwork, ...]:
     return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _file(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("not a path")
+    return text
 
 
 def _on_off(text: str) -> bool:
@@ -141,11 +162,12 @@ def _hash_key(text: str) -> tuple[str, str]:
 
 DNS_NAME = Kind(_dns_name, "a DNS name such as apps or _http._tcp.apps")
 PORT = Kind(_port, "a port from 1 to 65535")
-LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80")
+LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, or unix:/path")
 LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, or off", unset="off")
 NAMESERVER = Kind(_nameserver, "ip[:port] of a DNS server, such as 127.0.0.11", unset="(the system's)")
 PATH = Kind(_path, "a path such as /healthz")
 NETWORKS = Kind(_networks, "networks in CIDR notation with commas between, such as 10.0.0.0/8,192.168.0.1/32")
+PEM_FILE = Kind(_file, "the path of a PEM file")
 TOKEN = Kind(_token, "a cookie name such as member")
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
 ON_OFF = Kind(_on_off, "on or off")
@@ -164,7 +186,7 @@ class Settings:
     record: str = setting("a", choice("a", "aaaa", "a+aaaa", "srv"), "which records to ask for")
     resolver: Address | None = setting(None, NAMESERVER, "the DNS server; the system's unless set")
     resolve_interval: float = setting(1.0, seconds(0.1, 3600), "time between resolutions; the records' TTL is ignored")
-    bind: Address = setting(Address("0.0.0.0", 80), LISTENER, "where clients connect")
+    bind: Address | UnixSocket = setting(Address("0.0.0.0", 80), LISTENER, "where clients connect")
     admin: Address | None = setting(
         Address("127.0.0.1", 9000), LISTENER_OR_OFF, "where the balancer's own health and status are served"
     )
@@ -211,6 +233,14 @@ class Settings:
     trusted_proxies: tuple[IPNetwork, ...] = setting(
         (), NETWORKS, "whose X-Forwarded-* and Forwarded are kept and extended; everybody else's are replaced"
     )
+    proxy_protocol: bool = setting(
+        False, ON_OFF, "whether connections from trusted proxies, and on a Unix socket, begin with a PROXY header"
+    )
+    tls_cert: str | None = setting(
+        None, PEM_FILE, "certificate, with its chain, for TLS with clients; no TLS unless set; SIGHUP reads it again"
+    )
+    tls_key: str | None = setting(None, PEM_FILE, "private key of the certificate")
+    http2: bool = setting(False, ON_OFF, "whether TLS clients may speak HTTP/2; needs the extra http2")
     access_log: bool = setting(True, ON_OFF, "one JSON line a request on standard output")
     shutdown_seconds: float = setting(8.0, seconds(0, 3600), "how long requests may go on after SIGTERM")
 
@@ -222,6 +252,7 @@ class Settings:
         Raises SettingsError with a line for every value that cannot be used.
         """
         values: dict[str, Any] = {}
+        written: dict[str, str] = {}
         problems: list[str] = []
         for item in fields(cls):
             name, text = variable(item.name), environ.get(variable(item.name), "")
@@ -230,13 +261,34 @@ class Settings:
             if text == "":
                 continue
             kind: Kind = item.metadata["kind"]
+            written[item.name] = f"{name}={text!r}"
             try:
                 values[item.name] = kind.parse(text)
             except (ValueError, KeyError):
-                problems.append(f"{name}={text!r} cannot be used: it takes {kind.accepts}")
+                problems.append(f"{written[item.name]} cannot be used: it takes {kind.accepts}")
+        if not problems:
+            settings = cls(**values)
+            problems = [
+                f"{written[name]} cannot be used without {' and '.join(map(variable, needed))}"
+                for name, needed in settings.incomplete()
+            ]
         if problems:
             raise SettingsError(problems)
-        return cls(**values)
+        return settings
+
+    def incomplete(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Settings that would do nothing, or cannot be done, without others: each with those that it needs."""
+        tls = bool(self.tls_cert and self.tls_key)
+        found: list[tuple[str, tuple[str, ...]]] = []
+        if self.tls_cert and not tls:
+            found.append(("tls_cert", ("tls_key",)))
+        if self.tls_key and not tls:
+            found.append(("tls_key", ("tls_cert",)))
+        if self.http2 and not tls:
+            found.append(("http2", ("tls_cert", "tls_key")))
+        if self.proxy_protocol and not self.trusted_proxies and not isinstance(self.bind, UnixSocket):
+            found.append(("proxy_protocol", ("trusted_proxies",)))
+        return found
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(variable, value in effect, meaning) of every setting, for people to read."""
@@ -261,7 +313,7 @@ def show(value: object, kind: Kind) -> str:
     match value:
         case None:
             return kind.unset
-        case Address():
+        case Address() | UnixSocket():
             return str(value)
         case ("client", ""):
             return "client"

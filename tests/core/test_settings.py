@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.settings import Address, Settings, SettingsError, misspelt, show, variable
+from balancer.settings import Address, Settings, SettingsError, UnixSocket, misspelt, show, variable
 
 NAMES = [variable(it.name) for it in fields(Settings)]
 
@@ -48,6 +48,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("resolver", "::1", Address("::1", 53)),
         ("resolve_interval", "0.1", 0.1),
         ("bind", "[::]:8080", Address("::", 8080)),
+        ("bind", "unix:/run/balancer.sock", UnixSocket("/run/balancer.sock")),
         ("admin", "off", None),
         ("health_path", "/healthz?deep=1", "/healthz?deep=1"),
         ("hold_seconds", "0", 0.0),
@@ -79,6 +80,9 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("bind", "0.0.0.0", "ip:port, such as 0.0.0.0:80"),
         ("bind", "::", "ip:port, such as 0.0.0.0:80"),
         ("bind", "off", "ip:port, such as 0.0.0.0:80"),
+        ("bind", "unix:", "or unix:/path"),
+        ("bind", "unix:balancer.sock", "or unix:/path"),
+        ("bind", "unix:/" + "a" * 107, "or unix:/path"),
         ("admin", "localhost:9000", "or off"),
         ("health_path", "healthz", "a path such as /healthz"),
         ("health_path", "/health z", "a path such as /healthz"),
@@ -130,6 +134,11 @@ def test_an_address_is_read_as_it_is_shown(ip: IPv4Address | IPv6Address, port: 
     assert Settings.load({"BALANCER_BIND": str(address)}).bind == address
 
 
+def test_a_unix_socket_is_read_as_it_is_shown() -> None:
+    settings = Settings.load({"BALANCER_BIND": "unix:/run/balancer.sock"})
+    assert ("BALANCER_BIND", "unix:/run/balancer.sock", "where clients connect") in settings.rows()
+
+
 @pytest.mark.parametrize("name", [it.name for it in fields(Settings)])
 def test_a_default_is_shown_as_one_would_write_it(name: str) -> None:
     (item,) = (it for it in fields(Settings) if it.name == name)
@@ -157,3 +166,38 @@ def test_a_misspelt_variable_is_reported_with_the_one_that_was_meant(name: str, 
 )
 def test_variables_that_an_orchestrator_injects_are_not_reported(name: str) -> None:
     assert misspelt({name: "tcp://10.0.0.1:80"}) == []
+
+
+TLS = {"BALANCER_TLS_CERT": "/cert.pem", "BALANCER_TLS_KEY": "/key.pem"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        ({"BALANCER_TLS_CERT": "/c"}, "BALANCER_TLS_CERT='/c' cannot be used without BALANCER_TLS_KEY"),
+        ({"BALANCER_TLS_KEY": "/k"}, "BALANCER_TLS_KEY='/k' cannot be used without BALANCER_TLS_CERT"),
+        ({"BALANCER_HTTP2": "on"}, "BALANCER_HTTP2='on' cannot be used without BALANCER_TLS_CERT and BALANCER_TLS_KEY"),
+        (
+            {"BALANCER_PROXY_PROTOCOL": "on"},
+            "BALANCER_PROXY_PROTOCOL='on' cannot be used without BALANCER_TRUSTED_PROXIES",
+        ),
+    ],
+)
+def test_a_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str], line: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(environ)
+    assert caught.value.problems == [line]
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        TLS,
+        TLS | {"BALANCER_HTTP2": "on"},
+        {"BALANCER_HTTP2": "off", "BALANCER_PROXY_PROTOCOL": "off"},
+        {"BALANCER_PROXY_PROTOCOL": "on", "BALANCER_TRUSTED_PROXIES": "10.0.0.1"},
+        {"BALANCER_PROXY_PROTOCOL": "on", "BALANCER_BIND": "unix:/run/balancer.sock"},
+    ],
+)
+def test_a_setting_with_what_it_needs_is_used(environ: dict[str, str]) -> None:
+    assert Settings.load(environ).incomplete() == []

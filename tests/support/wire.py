@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,8 +16,9 @@ from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.native_upstream import NativeUpstream
 from balancer.probes import Probe
-from balancer.server import make_listener
+from balancer.server import accept, make_listener
 from balancer.settings import Address, Settings
+from balancer.tls import Certificate
 from balancer.upstream import Timeouts, Upstream
 from tests.support.scripted import ScriptedResolver
 
@@ -25,6 +27,9 @@ upstream_class: Callable[[Timeouts], Upstream] = NativeUpstream
 
 # Whether clients are served by our own front end or through ASGI.
 edge = True
+
+# Settings that differ from the product's defaults for the test under way.
+defaults: dict[str, Any] = {}
 
 # Longer than anything here takes; only a failing test waits for it.
 LIMIT = 10.0
@@ -141,19 +146,26 @@ class Member:
 class Running:
     """A balancer that serves on ``address``. ``records`` has a record for every finished request."""
 
-    def __init__(self, balancer: LoadBalancer, address: Address, records: list[Record]) -> None:
+    def __init__(
+        self, balancer: LoadBalancer, address: Address, records: list[Record], certificate: Certificate | None
+    ) -> None:
         self.balancer = balancer
         self.address = address
         self.records = records
+        self.certificate = certificate
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{'https' if self.certificate else 'http'}://{self.address}"
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Connection]:
-        """A raw connection to the balancer."""
+    async def client(self, tls: ssl.SSLContext | None = None, first: bytes = b"") -> AsyncIterator[Connection]:
+        """A raw connection to the balancer. ``first``: bytes that are sent before the TLS handshake."""
         reader, writer = await asyncio.open_connection(*self.address)
+        if first:
+            writer.write(first)
+        if tls:
+            await writer.start_tls(tls, server_hostname=self.address.host)
         try:
             yield Connection(reader, writer)
         finally:
@@ -186,7 +198,7 @@ async def balance(
     """A balancer over these members on a loopback port; ``settings`` as fields of Settings."""
     addresses = [it.address if isinstance(it, Member) else it for it in members]
     records: list[Record] = []
-    effective = Settings(**settings)
+    effective = Settings(**{**defaults, **settings})
     limits = Timeouts(effective.connect_timeout, effective.response_timeout, effective.idle_timeout)
     balancer = LoadBalancer(
         effective,
@@ -200,13 +212,17 @@ async def balance(
     async with balancer:
         clients = Clients(balancer.proxy, effective) if edge else None
         listener = make_listener(balancer, keepalive=75, drain_limit=1, clients=clients)
-        serving = asyncio.create_task(listener.serve(sockets=[sock]))
-        running = Running(balancer, address, records)
+        certificate = Certificate.of(effective)
+        acceptor = accept(effective, sock, listener, certificate)
+        serving = asyncio.create_task(listener.serve(sockets=[] if acceptor else [sock]))
+        running = Running(balancer, address, records, certificate)
         try:
             if wait:
                 await running.available(len(addresses))
             yield running
         finally:
+            if acceptor:
+                await acceptor.close()
             listener.should_exit = True
             await serving
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from balancer import edge
 from balancer.settings import Settings
+from tests.support import wire
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -277,12 +277,11 @@ async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client() -> N
         assert (await client.to_end()).endswith(b"\r\n\r\nno")
 
 
-IMPATIENT: dict[str, Any] = {"head_timeout": 0.3, "keepalive_timeout": 0.3, "idle_timeout": 0.3}
-
-
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Limits of tenths of seconds are kept to."""
+    """Limits of tenths of seconds."""
+    for name in ("head_timeout", "keepalive_timeout", "idle_timeout"):
+        monkeypatch.setitem(wire.defaults, name, 0.3)
     monkeypatch.setattr(edge, "LINGER_SECONDS", 0.3)
     monkeypatch.setattr(edge, "SWEEP_SECONDS", 0.05)
     yield
@@ -291,7 +290,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("begun", [b"G", b"GET / HTTP/1.1\r\nHost: a\r\nX: "])
 async def test_a_head_has_to_come_in_time(begun: bytes) -> None:
-    async with Member() as member, balance(member, **IMPATIENT) as running, running.client() as client:
+    async with Member() as member, balance(member) as running, running.client() as client:
         await client.send(begun)
         answer = await client.to_end()
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -300,7 +299,7 @@ async def test_a_head_has_to_come_in_time(begun: bytes) -> None:
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_head_that_trickles_in_has_no_more_time() -> None:
-    async with Member() as member, balance(member, **IMPATIENT) as running, running.client() as client:
+    async with Member() as member, balance(member) as running, running.client() as client:
         await client.send(b"GET /")
         answering = asyncio.create_task(client.to_end())
         for _ in range(25):
@@ -313,16 +312,16 @@ async def test_a_head_that_trickles_in_has_no_more_time() -> None:
 
 @pytest.mark.usefixtures("impatient")
 async def test_an_idle_connection_is_closed_without_a_word() -> None:
-    async with Member() as member, balance(member, **IMPATIENT) as running, running.client() as client:
+    async with Member() as member, balance(member) as running, running.client() as client:
         assert await client.to_end() == b""
-    async with Member() as member, balance(member, **IMPATIENT) as running, running.client() as client:
+    async with Member() as member, balance(member) as running, running.client() as client:
         await client.send(GET)
         assert (await client.to_end()).endswith(b"ok")
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_body_has_to_go_on() -> None:
-    async with Member(answer_all) as member, balance(member, **IMPATIENT) as running, running.client() as client:
+    async with Member(answer_all) as member, balance(member) as running, running.client() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
         answer = await client.to_end()
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -337,7 +336,7 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
         for _ in range(100):
             await connection.send(bytes(1_000_000))
 
-    async with Member(flood) as member, balance(member, **IMPATIENT) as running, running.client() as client:
+    async with Member(flood) as member, balance(member) as running, running.client() as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(GET)
         await eventually(lambda: len(running.records) == 1)
@@ -351,7 +350,7 @@ async def test_an_answer_that_takes_long_is_waited_for() -> None:
         await asyncio.sleep(1)
         await connection.send(OK)
 
-    async with Member(slow) as member, balance(member, **IMPATIENT) as running, running.client() as client:
+    async with Member(slow) as member, balance(member) as running, running.client() as client:
         await client.send(GET)
         await client.head()
         assert await client.exactly(2) == b"ok"

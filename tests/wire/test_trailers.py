@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from balancer import edge
+from balancer.settings import Settings
 from tests.support.wire import OK, Connection, Member, balance
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\n\r\n"
@@ -58,7 +58,7 @@ async def test_trailers_have_a_limit_on_either_side() -> None:
         assert answer.endswith(b"3\r\nabc\r\n")
         assert running.records[0].error == "truncated"
         async with running.client() as client:
-            await client.send(CHUNKED + b"0\r\n" + b"X: y\r\n" * (edge.Settings().max_fields + 1) + b"\r\n")
+            await client.send(CHUNKED + b"0\r\n" + b"X: y\r\n" * (Settings().max_fields + 1) + b"\r\n")
             assert (await client.to_end()).startswith(b"HTTP/1.1 431 ")
         async with running.client() as client:
             await client.send(CHUNKED + b"0\r\nX: ")

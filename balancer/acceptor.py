@@ -1,0 +1,203 @@
+"""Takes up connections that begin with something before HTTP: a PROXY header, a TLS handshake, or both in this order.
+
+uvicorn's own listener knows neither the first nor a limit for the second, so here connections are accepted, and uvicorn
+keeps what comes after: protocols, shutdown, limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import socket
+import termios
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from balancer.edge import Edge
+from balancer.exchange import HIGH_WATER
+from balancer.proxyprotocol import FIXED, REST_MAX, Malformed, parse
+from balancer.settings import Settings
+from balancer.tls import HTTP2, Certificate
+
+log = logging.getLogger(__name__)
+
+# Seconds without accepting after the process has run out of files, and connections that are accepted in one go.
+PAUSE_SECONDS = 1.0
+AT_ONCE = 100
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+# A protocol for a new connection; the argument says whether it speaks HTTP/2.
+Make = Callable[[bool], asyncio.Protocol]
+
+
+class Acceptor:
+    """Accepts on ``sock`` until it is closed.
+
+    ``limits``: a PROXY header and a TLS handshake have ``head_timeout`` each; once the last byte has been sent, a
+    client has ``idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
+    ``announced``: tells by a peer's IP address ("" on a Unix socket) whether its connections have to begin with a
+    PROXY header; those of others must not, and are served as their own.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        make: Make,
+        limits: Settings,
+        certificate: Certificate | None = None,
+        announced: Callable[[str], bool] = lambda peer: False,
+    ) -> None:
+        self._sock = sock
+        self._make = make
+        self._limits = limits
+        self._certificate = certificate
+        self._announced = announced
+        self._loop = asyncio.get_running_loop()
+        self._arriving: set[asyncio.Task[None]] = set()
+        self._resume: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+        self._loop.add_reader(sock, self._accept)
+
+    async def close(self) -> None:
+        """Accept no more, and drop who has not come to ask for anything yet."""
+        if self._resume:
+            self._resume.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+        for task in self._arriving:
+            task.cancel()
+        await asyncio.gather(*self._arriving, return_exceptions=True)
+
+    def _accept(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                sock, peer = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                log.error("no connection can be accepted: %s", error.strerror)
+                self._loop.remove_reader(self._sock)
+                self._resume = self._loop.call_later(PAUSE_SECONDS, self._loop.add_reader, self._sock, self._accept)
+                return
+            sock.setblocking(False)
+            task = self._loop.create_task(self._arrive(sock, peer[0] if isinstance(peer, tuple) else ""))
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+
+    async def _arrive(self, sock: socket.socket, peer: str) -> None:
+        try:
+            source = ""
+            if self._announced(peer):
+                async with asyncio.timeout(self._limits.head_timeout):
+                    source = await self._source(sock)
+            tls: dict[str, Any] = {}
+            if self._certificate:
+                tls = {
+                    "ssl": self._certificate.context,
+                    "ssl_handshake_timeout": self._limits.head_timeout,
+                    "ssl_shutdown_timeout": self._limits.idle_timeout,
+                }
+            await self._loop.connect_accepted_socket(lambda: _Arrival(self._make, source), sock, **tls)
+        except (Malformed, TimeoutError, OSError) as error:
+            # Nobody has asked for anything yet: there is no request that could be answered.
+            log.debug("a connection from %s came to nothing: %s", peer or "a Unix socket", error)
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _source(self, sock: socket.socket) -> str:
+        """Read a PROXY header, and no byte of what follows: that is the TLS handshake's, or HTTP's."""
+        data = b""
+        while True:
+            await self._readable(sock)
+            peeked = sock.recv(FIXED + REST_MAX, socket.MSG_PEEK)
+            if not peeked:
+                raise Malformed("it ends before its header")
+            header = parse(data + peeked)
+            # What has been seen of a header is taken, or the socket would be readable all the time.
+            data += sock.recv(header.size - len(data) if header else len(peeked))
+            if header:
+                return header.source
+
+    async def _readable(self, sock: socket.socket) -> None:
+        ready = asyncio.Event()
+        self._loop.add_reader(sock, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_reader(sock)
+
+
+def hang_up(connections: Iterable[Any]) -> None:
+    """Drop those of a server's connections that only wait for the client to end TLS from its side."""
+    for connection in list(connections):
+        transport = connection.transport
+        if transport.is_closing() and not transport.get_write_buffer_size() and _has_got_all(transport):
+            transport.abort()
+
+
+def _has_got_all(transport: asyncio.Transport) -> bool:
+    """Whether the peer's kernel has acknowledged every byte. Says so where the kernel cannot tell (it is not Linux)."""
+    unread = bytearray(4)
+    try:
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unread)
+    except (AttributeError, OSError):
+        return True
+    return not any(unread)
+
+
+class _Arrival(asyncio.Protocol):
+    """Stands in until it is known which protocol is spoken, and hands over to it."""
+
+    def __init__(self, make: Make, source: str) -> None:
+        self._make = make
+        self._source = source
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)
+        tls = transport.get_extra_info("ssl_object")
+        if tls:
+            # By default 512 KiB may wait for a client that does not read, eight times what may without TLS.
+            transport.set_write_buffer_limits(high=HIGH_WATER)
+        protocol = self._make(tls is not None and tls.selected_alpn_protocol() == HTTP2)
+        transport.set_protocol(protocol)
+        named = cast(asyncio.Transport, _Named(transport, self._source)) if self._source else transport
+        protocol.connection_made(named)
+
+
+class _Named:
+    """A transport whose peer is who a PROXY header named."""
+
+    __slots__ = ("_source", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, source: str) -> None:
+        self._transport = transport
+        self._source = source
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "peername":
+            return self._source, 0
+        # uvicorn asks the socket itself for its peer's address, if it is given one.
+        return default if name == "socket" else self._transport.get_extra_info(name, default)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class TlsEdge(Edge):
+    """HTTP/1.1 over TLS, where a client that closes its side has left.
+
+    asyncio knows no half-closed TLS connection: once the client has closed its side, nothing reaches it any more.
+    """
+
+    __slots__ = ()
+
+    def eof_received(self) -> bool:
+        super().eof_received()
+        return False

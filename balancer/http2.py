@@ -1,0 +1,345 @@
+"""HTTP/2 with clients, by uvicorn's own protocol on zttp: what that leaves open is closed here.
+
+Requests go to the ASGI application as they do from any server. This module needs the extra ``http2`` and is imported
+only where HTTP/2 is on. zttp parses, and bounds what one connection may do (streams, resets, field
+blocks); uvicorn makes requests of it. Neither has a clock, and neither waits for a client that does not read.
+
+Rules (RFC 9113, where nothing else is said):
+* A request is held to the same limits as one of HTTP/1.1, and refused with the same tokens.
+* A piece of a response is taken from the member once the last has left for the client: the window of a client that does
+  not read holds up the member, not memory.
+* A stream that is reset is a client that has left: its request is cancelled at once.
+* Before zttp would break a connection off because of its age, it is closed in a moment without requests. A client
+  that leaves it none, or asks for more while the server stops, is told to open another (GOAWAY, section 6.8). The
+  h2 package, and so httpx, takes that for the end of the requests under way: nobody is told who need not be.
+* WebSocket (RFC 8441) is not on offer, so that browsers open a connection of HTTP/1.1 for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from functools import partial
+from math import inf
+from typing import Any, cast
+
+import uvicorn
+import zttp
+from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
+from uvicorn.server import ServerState
+
+from balancer import edge
+from balancer.dispatch import refusal_response
+from balancer.edge import Clients
+from balancer.errors import ClientGone, Refusal
+from balancer.headers import Headers
+from balancer.settings import Settings
+from balancer.strict import check, malformed
+from balancer.visit import SHUTTING_DOWN, Message, Receive, Scope, Send
+
+# zttp breaks a connection off after 4096 streams, and after 256 resets by the client. Well before, it is retired when
+# it is next idle, and at the latest so long before that as many streams as may be under way (128) are still served.
+STREAMS_MAX, STREAMS_LAST = 3072, 3840
+RESETS_MAX, RESETS_LAST = 128, 192
+
+_MAX_STREAM_ID = 2**31 - 1
+_NO_ERROR, _CANCEL = 0x0, 0x8
+# Settings (section 6.5.2, RFC 8441 section 3), and the type of their frame and the length of a frame's header.
+_MAX_HEADER_LIST_SIZE, _ENABLE_CONNECT_PROTOCOL = 0x6, 0x8
+_SETTINGS, _FRAME_HEADER = 0x4, 9
+
+_METHOD = re.compile(rb"[A-Z][A-Z0-9_-]*")
+_ASCII = re.compile(rb"[\x21-\x7e]+")
+
+
+class Http2Edge(ZttpH2Protocol):
+    """One client connection that speaks HTTP/2."""
+
+    def __init__(
+        self, clients: Clients, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._clients = clients
+        self.limits = clients.settings
+        self._application = self.app
+        self._streams: dict[int, _Stream] = {}
+        self._opened = 0
+        self._resets = 0
+        self._greeted = False
+        self._retiring = False
+        self._stopping = False
+        # What the client must have asked for something by, as a reading of the loop's clock.
+        self._deadline = inf
+        # Bytes that the kernel had not taken at the last look, and since when there are so many.
+        self._stuck = (0, inf)
+        # Set for a moment when the client may have made room for more.
+        self.credit = asyncio.Event()
+
+    # asyncio's side.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.peer = self.client[0] if self.client else ""
+        try:
+            self._clients.admit(self)
+        except Refusal:
+            self._close_connection()  # There is no request yet that could be told so.
+        self._deadline = self.loop.time() + self.limits.head_timeout
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._clients.remove(self)
+        for stream in self._streams.values():
+            stream.leave()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.credit.set()
+        self.credit.clear()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # Every frame may want an answer, and who reads none gets no more of them.
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.resume_reading_if_idle()
+
+    def resume_reading_if_idle(self) -> None:
+        if not self.flow.write_paused:
+            super().resume_reading_if_idle()
+
+    def shutdown(self) -> None:
+        """The server stops: finish what has been asked for, then close."""
+        self._stopping = True
+        self._close_connection()
+
+    def flush(self) -> None:
+        data = self.conn.data_to_send()
+        if data and not self._greeted:
+            self._greeted = True
+            data = our_settings(data, self.limits.max_head)
+        if data:
+            self.transport.write(data)
+
+    # uvicorn's side.
+
+    def handle_request(self, event: zttp.Request) -> None:
+        self._opened += 1
+        if self._stopping or self._opened >= STREAMS_LAST or self._resets >= RESETS_LAST:
+            self._retire()
+        fields = [(name.lower(), value) for name, value in event.headers]
+        try:
+            if self.shutdown_requested:
+                raise SHUTTING_DOWN  # The client itself has said that it ends this connection.
+            _fit(event, fields, self.limits)
+        except Refusal as refusal:
+            self._refuse(event, refusal)
+            return
+        self._deadline = inf
+        stream = _Stream(self, event, _join_cookies(fields))
+        self._streams[event.stream_id] = stream
+        # uvicorn hands ``app`` to the task that it makes for this request.
+        self.app = cast(Any, partial(self._serve, stream))
+        super().handle_request(event)
+        stream.cycle = cycle = self.cycles[event.stream_id]
+        if event.end_stream:
+            # zttp says it with the head, and uvicorn 0.54 waits to be told.
+            cycle.more_body = False
+            cycle.message_event.set()
+
+    def handle_rst_stream(self, event: zttp.RstStream) -> None:
+        self._resets += 1
+        super().handle_rst_stream(event)
+        if stream := self._streams.get(event.stream_id):
+            stream.leave()
+
+    def _close_connection(self) -> None:
+        # uvicorn counts a stream as closed although bytes of it are still waiting for the client.
+        if not self._streams:
+            super()._close_connection()
+
+    # The course of a connection.
+
+    async def _serve(self, stream: _Stream, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if not stream.gone:
+                await stream.serve(self._application, scope, receive, send)
+        finally:
+            del self._streams[stream.event.stream_id]
+            if not self._streams:
+                self._idle()
+
+    def _idle(self) -> None:
+        now = self.loop.time()
+        if self._retiring:
+            # Requests that were on their way when the client was told to send no more are still served.
+            self._deadline = now + edge.LINGER_SECONDS
+        elif self._stopping or self.shutdown_requested or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
+            self._close_connection()
+        else:
+            self._deadline = now + self.limits.keepalive_timeout
+
+    def _refuse(self, event: zttp.Request, refusal: Refusal) -> None:
+        status, fields, text = refusal_response(refusal)
+        stream = self.conn.stream(event.stream_id)
+        stream.send_response(status, fields)
+        if event.method != b"HEAD":
+            stream.send_data(text)
+        stream.end_message()
+        if not event.end_stream:
+            self.loop.call_later(edge.LINGER_SECONDS, self.reset, event.stream_id, _NO_ERROR)
+
+    def _retire(self) -> None:
+        """Ask the client to open another connection for what comes next (RFC 9113 section 6.8)."""
+        if not self._retiring:
+            self._retiring = True
+            self.conn.close(_NO_ERROR, _MAX_STREAM_ID)
+            self.flush()
+
+    def reset(self, stream_id: int, code: int) -> None:
+        """End a stream, if it has not ended."""
+        stream = self.conn.stream(stream_id)
+        if stream.pending_bytes is not None and not self.transport.is_closing():
+            stream.reset(code)
+            self.flush()
+
+    def look(self, now: float) -> None:
+        """Cut off a client that keeps its connection for nothing."""
+        unread = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+        if unread != self._stuck[0]:
+            self._stuck = (unread, now)
+        elif unread and now > self._stuck[1] + self.limits.idle_timeout:
+            self.transport.abort()
+        if now > self._deadline:
+            self._close_connection()
+
+
+class _Stream:
+    """One request. ``gone``: its client has left."""
+
+    def __init__(self, connection: Http2Edge, event: zttp.Request, fields: Headers) -> None:
+        self._connection = connection
+        self._limits = connection.limits
+        self._handle = connection.conn.stream(event.stream_id)
+        self._fields = fields
+        self._expects = not event.end_stream and any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in fields
+        )
+        self._task: asyncio.Task[Any] | None = None
+        self._receive: Receive
+        self._send: Send
+        self.cycle: RequestResponseCycle
+        self.event = event
+        self.gone = False
+
+    def leave(self) -> None:
+        self.gone = True
+        if self._task:
+            self._task.cancel("client_gone")
+
+    async def serve(
+        self, app: Callable[[Any, Any, Any], Awaitable[None]], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._task = asyncio.current_task()
+        self._receive, self._send = receive, send
+        scope["headers"] = self._fields
+        if self.event.end_stream:
+            # The scope of HTTP/2 cannot say that no body follows; that of HTTP/1.1 does.
+            scope["http_version"] = "1.1"
+        try:
+            await app(scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            # Of a client that has left, or by a server whose time is up: nobody is there to be told.
+            self._break_off()
+        finally:
+            self._task = None
+        if self.cycle.response_complete and self.cycle.more_body:
+            # The client sends a body that nobody reads. It gets a moment to read the answer first (section 8.1).
+            loop = asyncio.get_running_loop()
+            loop.call_later(edge.LINGER_SECONDS, self._connection.reset, self.event.stream_id, _NO_ERROR)
+
+    def _break_off(self) -> None:
+        if not self.gone:
+            self.gone = True
+            self._connection.reset(self.event.stream_id, _CANCEL)
+        self.cycle.disconnected = True
+
+    async def receive(self) -> Message:
+        cycle = self.cycle
+        if not cycle.more_body or cycle.message_event.is_set():
+            return await self._receive()
+        if self._expects:
+            self._expects = False
+            self._handle.send_informational(100)
+            self._connection.flush()
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.idle_timeout):
+                    return await self._receive()
+            except TimeoutError:
+                # It may be that nobody reads from the client, for the sake of another stream.
+                if not self._connection.flow.read_paused:
+                    reason = f"no byte of the body for {self._limits.idle_timeout:g} s"
+                    raise Refusal(408, "request_timeout", reason) from None
+
+    async def send(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except zttp.LocalProtocolError as error:
+            await self._send_again(message, error)
+        while parked := self._handle.pending_bytes:
+            try:
+                async with asyncio.timeout(self._limits.idle_timeout):
+                    while self._handle.pending_bytes == parked:
+                        await self._connection.credit.wait()
+            except TimeoutError:
+                self._break_off()
+                raise ClientGone from None
+
+    async def _send_again(self, message: Message, error: zttp.LocalProtocolError) -> None:
+        """zttp says no tab, which RFC 9110 section 5.5 lets a value have: a space means the same."""
+        fields = [(name, value.replace(b"\t", b" ")) for name, value in message.get("headers", ())]
+        self.cycle.response_started = False
+        if fields == list(message.get("headers", ())):
+            raise Refusal(502, "bad_response", f"the response cannot be said in HTTP/2: {error}") from error
+        await self.send({**message, "headers": fields})
+
+
+def our_settings(data: bytes, max_head: int) -> bytes:
+    """The first bytes for a client, with the settings of zttp (section 6.5) made those of this server."""
+    length = int.from_bytes(data[:3])
+    if data[3] != _SETTINGS:
+        return data
+    settings = data[_FRAME_HEADER : _FRAME_HEADER + length]
+    ours = b""
+    for index in range(0, length, 6):
+        number = int.from_bytes(settings[index : index + 2])
+        if number == _MAX_HEADER_LIST_SIZE:
+            ours += number.to_bytes(2) + max_head.to_bytes(4)
+        elif number != _ENABLE_CONNECT_PROTOCOL:
+            ours += settings[index : index + 6]
+    return len(ours).to_bytes(3) + data[3:_FRAME_HEADER] + ours + data[_FRAME_HEADER + length :]
+
+
+def _fit(event: zttp.Request, fields: Headers, limits: Settings) -> None:
+    """Raise Refusal for a request that would be refused over HTTP/1.1, or that could not be said in it."""
+    if not _METHOD.fullmatch(event.method):
+        raise malformed("the method is not one")
+    check(event.method, event.target, fields.copy(), "1.1", limits.max_head + 1, limits)
+    if not event.target.startswith(b"/") and event.target != b"*":
+        raise malformed("the request target is not a path")
+    if not _ASCII.fullmatch(event.target):
+        raise malformed("the request target has characters that have to be percent-encoded")
+    if sum(name == b"content-length" for name, _ in fields) > 1:
+        raise malformed("a request has one Content-Length")
+
+
+def _join_cookies(fields: Headers) -> Headers:
+    """What HTTP/2 may have split for the sake of compression, as one field (section 8.2.3)."""
+    cookies = [value for name, value in fields if name == b"cookie"]
+    if len(cookies) < 2:
+        return fields
+    return [pair for pair in fields if pair[0] != b"cookie"] + [(b"cookie", b"; ".join(cookies))]

@@ -1,0 +1,89 @@
+"""``balancer serve`` as a process of its own, over members that a DNS server of the test names."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.system import free_port
+from tests.support.wire import LIMIT, Connection, Member
+
+
+class Serving:
+    """A running process. ``bind`` is where its clients connect."""
+
+    def __init__(self, process: Process, bind: str) -> None:
+        self.process = process
+        self.bind = bind
+        self.port = 0 if bind.startswith("unix:") else int(bind.rpartition(":")[2])
+
+    @asynccontextmanager
+    async def client(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Connection]:
+        reader, writer = await self._connect()
+        if tls:
+            await writer.start_tls(tls, server_hostname="127.0.0.1")
+        try:
+            yield Connection(reader, writer)
+        finally:
+            writer.close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.bind.startswith("unix:"):
+            return await asyncio.open_unix_connection(self.bind.removeprefix("unix:"))
+        host = self.bind.rpartition(":")[0].strip("[]")
+        return await asyncio.open_connection({"::": "::1"}.get(host, host), self.port)
+
+    async def logged(self, text: str) -> None:
+        """Wait until a line with ``text`` has been written to standard error."""
+        assert self.process.stderr
+        async with asyncio.timeout(LIMIT):
+            while text.encode() not in (line := await self.process.stderr.readline()):
+                assert line, f"it ended without {text!r}"
+
+    async def stop(self) -> tuple[int | None, str, str]:
+        """Exit status, standard output and the rest of standard error, after SIGTERM."""
+        self.process.terminate()
+        async with asyncio.timeout(2 * LIMIT):
+            out, err = await self.process.communicate()
+        return self.process.returncode, out.decode(), err.decode()
+
+    async def listening(self) -> None:
+        async with asyncio.timeout(LIMIT):
+            while self.process.returncode is None:
+                try:
+                    _, writer = await self._connect()
+                except OSError:
+                    await asyncio.sleep(0.02)
+                else:
+                    writer.close()
+                    return
+        raise AssertionError(f"it ended: {(await self.process.communicate())[1].decode()}")
+
+
+@asynccontextmanager
+async def serving(member: Member, bind: str = "", **settings: str) -> AsyncIterator[Serving]:
+    """A balancer whose settings are given by the names of their fields."""
+    zone = Zone()
+    zone.records["apps"] = [("A", member.address.host)]
+    bind = bind or f"127.0.0.1:{free_port()}"
+    async with DnsServer(zone) as server:
+        environ = {f"BALANCER_{name.upper()}": value for name, value in settings.items()}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "balancer", "serve", f"--bind={bind}", "--admin=off",
+            f"--upstream-port={member.address.port}", f"--resolver={server.address}",
+            env=os.environ | environ, stdout=PIPE, stderr=PIPE,
+        )  # fmt: skip
+        serve = Serving(process, bind)
+        try:
+            await serve.listening()
+            yield serve
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
