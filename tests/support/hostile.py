@@ -17,6 +17,8 @@ FIELDS_MAX = 100
 TARGET_MAX = 16 * 1024
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+# What is sent behind a case: nobody may answer it once something was refused.
+NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
