@@ -606,3 +606,69 @@ RESPONSES: dict[str, tuple[Answer, ...]] = {
     "Responses that pass": ANSWERS_PASSED,
 }
 ANSWERS = [answer for answers in RESPONSES.values() for answer in answers]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A limit that takes time or other means than bytes to show. ``test``: the id of the wire test that keeps it."""
+
+    name: str
+    promise: str
+    test: str
+
+
+BOUNDS = (
+    Bound("a connection without a byte", "closed after 10 s",
+          "tests/wire/test_edge.py::test_an_idle_connection_is_closed_without_a_word"),
+    Bound("a head that stops", "408, 10 s after its first byte",
+          "tests/wire/test_edge.py::test_a_head_has_to_come_in_time"),
+    Bound("a head that trickles in", "408, 10 s after its first byte",
+          "tests/wire/test_edge.py::test_a_head_that_trickles_in_has_no_more_time"),
+    Bound("an idle connection", "closed 75 s after the last response",
+          "tests/wire/test_edge.py::test_an_idle_connection_is_closed_without_a_word"),
+    Bound("a body that stops", "408 after 60 s", "tests/wire/test_edge.py::test_a_body_has_to_go_on"),
+    Bound("a client that does not read", "closed after 60 s",
+          "tests/wire/test_edge.py::test_a_client_that_does_not_read_is_cut_off"),
+)  # fmt: skip
+
+# What the balancer does not do as it should yet. Each leaves this list with its cure: its test then fails until it has.
+OPEN = frozenset(
+    {
+        "two spaces in the request line",
+        "two spaces before the version",
+        "a fragment in the target",
+        "an absolute target with a fragment",
+        "a bare LF first",
+        "a bare CR first",
+        "a host with a percent sign that encodes nothing",
+        "an absolute target and an invalid host",
+        "an asterisk and an invalid host",
+        "a size with zeros without bound",
+        "an extension without a value",
+        "an extension without end",
+        "an extension of 1 KiB for each of 64 bytes",
+        "a trailer without end",
+        "20,000 trailers",
+        "a URL without a path for OPTIONS",
+        "white space around a value",
+        "white space after a host",
+        "white space after a length",
+        "white space after a coding",
+        "HTTP/2.0 in a status line",
+        "a status of 000",
+        "a status of 099",
+        "a NUL in the reason",
+        "chunks in two fields of a response",
+        "chunks in a response of HTTP/1.0",
+        "a reason without end",
+        "a response field without end",
+        "a response field name without end",
+        "response fields without end",
+        "empty lines without end before a response",
+        "interim responses without end",
+        "an extension without end in a response",
+        "a size with zeros without end in a response",
+        "a trailer without end in a response",
+        "trailers without end in a response",
+    }
+)

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from balancer import edge
-from tests.support.hostile import CASES, GET, NEXT, POST, Case
+from tests.support.hostile import CASES, GET, NEXT, OPEN, POST, Case
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
 
 
@@ -23,31 +23,6 @@ async def answer_all(connection: Connection) -> None:
         elif b"content-length: " in head:
             await connection.exactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
         await connection.send(OK)
-
-
-# What still gets through. Each leaves this list with its cure, or its test fails.
-OPEN = {
-    "two spaces in the request line",
-    "two spaces before the version",
-    "a fragment in the target",
-    "an absolute target with a fragment",
-    "a bare LF first",
-    "a bare CR first",
-    "a host with a percent sign that encodes nothing",
-    "an absolute target and an invalid host",
-    "an asterisk and an invalid host",
-    "a size with zeros without bound",
-    "an extension without a value",
-    "an extension without end",
-    "an extension of 1 KiB for each of 64 bytes",
-    "a trailer without end",
-    "20,000 trailers",
-    "a URL without a path for OPTIONS",
-    "white space around a value",
-    "white space after a host",
-    "white space after a length",
-    "white space after a coding",
-}
 
 
 def each(cases: Iterable[Case]) -> pytest.MarkDecorator:
