@@ -60,6 +60,11 @@ class Member:
         await asyncio.gather(*tasks, return_exceptions=True)
         self.requests = []
 
+    def hang_up(self) -> None:
+        """Close all connections, as a member does that has sent what it had."""
+        for writer in self._tasks.values():
+            writer.close()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task
@@ -115,7 +120,6 @@ async def _some(reader: asyncio.StreamReader) -> bytes:
 async def _body(request: Request, data: bytes, reader: asyncio.StreamReader) -> bytes:
     """Read the body into ``request``; what follows it is given back."""
     if _CHUNKED.search(request.head):
-        size, missing = None, 0
         while (size := _chunked_size(data)) is None:
             request.raw_body = data
             data += await _some(reader)

@@ -3,8 +3,8 @@
 The wire tests send each of them, ``bench/strictness`` sends the same bytes to nginx, HAProxy and Caddy, and
 ``docs/strictness.md`` has a row for each. Nothing here does I/O.
 
-``rule`` is a section of RFC 9110 or RFC 9112 (or another one that it names), or the contract of the issue's bounds.
-The numbers are written down rather than imported: they are what is promised.
+``rule`` is the number of an RFC and a section of it, or *bounded* for a limit of this project's own. The limits are
+written down here rather than imported: they are what is promised.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _refused(rule: str, request: bytes, name: str, status: int = 400) -> Case:
 
 
 def _unfinished(request: bytes, name: str) -> Case:
-    return Case(name, "issue", request, 431, unfinished=True)
+    return Case(name, "bounded", request, 431, unfinished=True)
 
 
 def _line(rule: str, line: bytes, name: str, status: int = 400) -> Case:
@@ -334,10 +334,10 @@ TRAILERS = (
 )  # fmt: skip
 
 SIZES = (
-    _refused("issue", b"GET /" + b"x" * TARGET_MAX + b" HTTP/1.1\r\nHost: a\r\n\r\n", "a long target", 414),
-    _refused("issue", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * FIELDS_MAX + b"\r\n", "many fields", 431),
+    _refused("bounded", b"GET /" + b"x" * TARGET_MAX + b" HTTP/1.1\r\nHost: a\r\n\r\n", "a long target", 414),
+    _refused("bounded", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * FIELDS_MAX + b"\r\n", "many fields", 431),
     _refused(
-        "issue",
+        "bounded",
         b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: %b\r\n" % (b"y" * 1000) * 40 + b"\r\n",
         "a large head",
         431,
@@ -403,11 +403,11 @@ PASSED = (
     _body_passes(b"3;a=b;c\r\nabc\r\n0;d=\"e\"\r\n\r\n", "extensions", "9112 §7.1.1"),
     _body_passes(b"3\r\nabc\r\n0\r\nX: y\r\n\r\n", "a trailer", "9112 §7.1.2"),
     _body_passes(b"3\r\nabc\r\n0\r\nHost: b\r\n\r\n", "a host in the trailers", "9110 §6.5.1"),
-    _passes("issue", b"GET /" + b"x" * (TARGET_MAX - 1) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-            b"x HTTP/1.1\r\nhost: a\r\n", "the longest target"),
-    _passes("issue", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * (FIELDS_MAX - 1) + b"\r\n",
+    _passes("bounded", b"GET /" + b"x" * (TARGET_MAX - 1) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET /" + b"x" * (TARGET_MAX - 1) + b" HTTP/1.1\r\nhost: a\r\n", "the longest target"),
+    _passes("bounded", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * (FIELDS_MAX - 1) + b"\r\n",
             b"host: a\r\n" + b"x: y\r\n" * (FIELDS_MAX - 1), "as many fields as may be"),
-    _passes("issue", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: %b\r\n" % (b"y" * 1000) * 32 + b"\r\n",
+    _passes("bounded", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: %b\r\n" % (b"y" * 1000) * 32 + b"\r\n",
             b"host: a\r\n" + b"x: %b\r\n" % (b"y" * 1000) * 32, "a head of nearly 32 KiB"),
 )  # fmt: skip
 
