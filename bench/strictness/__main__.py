@@ -9,19 +9,23 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bench import peers
 from bench.candidates import CANDIDATES, Candidate, Command, Site, caddy
 from bench.processes import ROOT, Address, BenchError, Server, cores, ended_by_signals, free_port
 from bench.strictness import report, timed
-from bench.strictness.client import answer_case, request_case, settle
+from bench.strictness.client import PATIENCE, answer_case, request_case, settle
 from bench.strictness.member import Member
 from bench.upstreams import ALIAS, FIRST_MEMBER, Upstreams
 from tests.support.hostile import ANSWERS, CASES
+
+# How often a case is sent.
+TRIES = 5
 
 
 def main() -> int:
@@ -95,6 +99,18 @@ async def run(directory: Path, wanted: str | None, only: list[str] | None) -> in
     return 1 if found else 0
 
 
+async def _laxest(attempt: Callable[[], Awaitable[str]], listen: Address, member: Member) -> str:
+    """The laxest of TRIES results: some depend on what arrives first. One that was waited for does not."""
+    cells = []
+    for _ in range(TRIES):
+        await settle(listen, member)
+        started = time.monotonic()
+        cells.append(await attempt())
+        if time.monotonic() - started > PATIENCE:
+            break
+    return max(cells, key=report.laxness)
+
+
 async def _candidate(
     candidate: Candidate,
     directory: Path,
@@ -112,14 +128,11 @@ async def _candidate(
     running = candidate.running(Upstreams([address], resolver), directory, core)
     _, listen = await asyncio.to_thread(stack.enter_context, running)
     cells: dict[str, str] = {}
-    for case in CASES:
-        if wanted is None or wanted in case.name:
-            await settle(listen, member)
-            cells[case.name] = await request_case(listen, member, case)
-    for number, answer in enumerate(ANSWERS):
-        if wanted is None or wanted in answer.name:
-            await settle(listen, member)
-            cells[answer.name] = await answer_case(listen, member, number)
+    tries = {it.name: partial(request_case, listen, member, it) for it in CASES}
+    tries |= {it.name: partial(answer_case, listen, member, number) for number, it in enumerate(ANSWERS)}
+    for name, attempt in tries.items():
+        if wanted is None or wanted in name:
+            cells[name] = await _laxest(attempt, listen, member)
     await settle(listen, member)
     if bounds:
         print(f"{candidate.name}: {len(cells)} cases; bounds of time …", flush=True)

@@ -122,7 +122,8 @@ of the bench ([bench/candidates.py](../bench/candidates.py)), otherwise its defa
 are limits of this project that no RFC sets: there, others may just have larger ones.
 """
 
-REQUEST_LEGEND = """Behind each request, unless it has no end, another one is sent in the same packet.
+REQUEST_LEGEND = """Behind each request, unless it has no end, another one is sent in the same packet. Each is sent five
+times, unless it is waited for, and the laxest of what was seen is given: some depends on what arrives first.
 
 * A status: that answer; nothing of the request reached the member, and the connection is closed. *goes on*: it is
   not, and the next request was answered too.
@@ -133,7 +134,7 @@ REQUEST_LEGEND = """Behind each request, unless it has no end, another one is se
 * *passed as n requests*: what was sent as one.
 """
 
-RESPONSE_LEGEND = """The member sends this for a request; then the client asks once more.
+RESPONSE_LEGEND = """The member sends this; then the client asks once more. This, too, is the laxest of five.
 
 * A status of 500 or more: that in place of the response. *closes*: nothing, and the connection is closed. *cut off*:
   the response has begun and is broken off, so that nobody can take it for the whole.
