@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench drill clean
+.PHONY: demo test lint types bench drill strictness clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -25,6 +25,10 @@ bench: .venv/.ready bench/.cache/venv/.ready
 # Docker; BALANCER_ settings from the environment apply).
 drill: .venv/.ready
 	$(BIN)/python -m bench.drill $(OPTIONS)
+
+# Options: make strictness OPTIONS="--cases chunks" (prints only), and see bench/README.md.
+strictness: .venv/.ready bench/.cache/venv/.ready
+	bench/.cache/venv/bin/python -m bench.strictness $(OPTIONS)
 
 # What only the bench needs has an environment of its own, beside the same versions of what the balancer needs.
 bench/.cache/venv/.ready: bench/requirements.txt bench/constraints.txt balancer/requirements.txt constraints.txt

@@ -282,7 +282,6 @@ class MemberConnection(asyncio.BufferedProtocol):
             )
         else:
             if response.pieces or response.switched:
-                self._unproductive = 0
                 if not response.awaited:
                     self._transport.pause_reading()
                     self.paused = True
@@ -363,16 +362,22 @@ class MemberConnection(asyncio.BufferedProtocol):
             return  # A trailer.
         if name == b"content-length":
             self._length = True
+        elif self._chunked or value.rstrip().lower() != b"chunked":
+            self._spoilt = "only Transfer-Encoding: chunked, once, can be framed"
         else:
             self._chunked = True
-            if value.lower() != b"chunked":
-                self._spoilt = f"Transfer-Encoding {value.decode('latin-1')!r} cannot be framed"
 
     def on_headers_complete(self) -> None:
         response = self._response
         if response is None or response.complete or self._spoilt:
             return
         status = self._parser.get_status_code()
+        if status < 100:
+            self._spoilt = f"{status} is no status"
+            return
+        if self._chunked and self._parser.get_http_version() == "1.0":
+            self._spoilt = "there are no chunks in that version of HTTP"
+            return
         headers, self._headers = self._headers, []
         if status < 200:
             self._chunked = self._length = False

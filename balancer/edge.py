@@ -32,7 +32,7 @@ from balancer.exchange import HIGH_WATER, Exchange, render_head
 from balancer.headers import Headers
 from balancer.proxy import Proxy
 from balancer.settings import Settings
-from balancer.strict import check, head_too_large, malformed
+from balancer.strict import check, head_size, head_too_large, malformed
 from balancer.tunnel import Tunnel
 from balancer.upstream import UpstreamResponse
 
@@ -45,11 +45,15 @@ SWEEP_SECONDS = 1.0
 SWEEP_BATCH = 500
 # How many connections are a crowd.
 CROWD = 1000
+# Bytes of chunk sizes and extensions that a byte of a body makes up for; what is beyond counts as if it were a head.
+BODY_WORTH = 16
 # Seconds that a body may take whatever its rate.
 RATE_SECONDS = 20.0
 # Requests that a client may send without waiting for the answer to the first. After these the connection ends,
 # which is how a client learns to send the rest again (RFC 9112 section 9.3.2).
 PIPELINE_MAX = 100
+
+_TOO_MUCH = malformed("there is too much beside the body in its chunks")
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -131,9 +135,9 @@ class Edge(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_body_bytes", "_current", "_fields", "_head_bytes", "_last", "_lingers", "_messages", "_parser", "_queue",
-        "_quiet", "_receiving", "_refusal", "_rest", "_scheme", "_server_state", "_since", "_stuck", "_target",
-        "_waits_for", "clients", "loop", "peer", "reading", "transport", "writable",
+        "_body_bytes", "_current", "_fields", "_head_bytes", "_is_head", "_last", "_lingers", "_messages", "_parser",
+        "_queue", "_quiet", "_receiving", "_refusal", "_rest", "_scheme", "_server_state", "_since", "_stuck",
+        "_target", "_waits_for", "clients", "loop", "peer", "reading", "transport", "writable",
     )  # fmt: skip
 
     def __init__(self, clients: Clients, server_state: ServerState) -> None:
@@ -148,7 +152,7 @@ class Edge(asyncio.Protocol):
         self._current: Exchange | None = None
         self._queue: deque[Exchange] = deque()
         self._receiving: Exchange | None = None
-        # The head that comes in; bytes since a message was complete or a piece of a body came; messages so far.
+        # The head that comes in; bytes since a message was complete, but for those of its body; messages so far.
         self._target = b""
         self._fields: Headers = []
         self._head_bytes = 0
@@ -159,6 +163,7 @@ class Edge(asyncio.Protocol):
         self._last = False
         self._refusal: Refusal | None = None
         self._lingers = False
+        self._is_head = False
         self.reading = True
         self.writable = asyncio.Event()
         self.writable.set()
@@ -233,7 +238,7 @@ class Edge(asyncio.Protocol):
             if self._refusal:
                 self._refuse(self._refusal)
             elif self._head_bytes > self.clients.settings.max_head:
-                self._refuse(head_too_large(self.clients.settings))
+                self._refuse(head_too_large(self.clients.settings) if self._receiving is None else _TOO_MUCH)
         if self._queue:
             if self._current is None:
                 self._begin()
@@ -260,15 +265,16 @@ class Edge(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._receiving is None:
-            self._fields.append((name.lower(), value))
+            # httptools leaves the white space behind a value to us.
+            self._fields.append((name.lower(), value.rstrip()))
         else:
-            self._on_trailer((name.lower(), value))
+            self._on_trailer((name.lower(), value.rstrip()))
 
     def _on_trailer(self, field: tuple[bytes, bytes]) -> None:
         exchange = self._receiving
         assert exchange
         if len(exchange.trailers) >= self.clients.settings.max_fields:
-            self._refusal = Refusal(431, "head_too_large", "a body has too many trailers")
+            self._refusal = malformed("a body has too many trailers")
         elif not self._refusal:
             exchange.trailers = [*exchange.trailers, field]
 
@@ -285,15 +291,18 @@ class Edge(asyncio.Protocol):
             )
         except Refusal as refusal:
             self._refusal = refusal
+            self._is_head = parser.get_method() == b"HEAD"
             return
         request.client, request.scheme = self.peer, self._scheme
         self._messages += 1
+        # What has come of a body already counts for that, but for its chunks only the parser knows where they begin.
+        self._head_bytes = max(0, self._head_bytes - head_size(target, fields)) if request.chunked else 0
         self._last = closes or len(self._queue) >= PIPELINE_MAX
         exchange = self._receiving = Exchange(self, request, version, self._last)
         self._queue.append(exchange)
 
     def on_body(self, piece: bytes) -> None:
-        self._head_bytes = 0
+        self._head_bytes = max(0, self._head_bytes - BODY_WORTH * len(piece))
         if self._receiving and not self._refusal:
             self._body_bytes += len(piece)
             self._receiving.feed(piece)
@@ -352,7 +361,7 @@ class Edge(asyncio.Protocol):
 
     def _tell(self, refusal: Refusal) -> None:
         status, fields, text = refusal_response(refusal)
-        self.transport.write(render_head(status, fields, b"connection: close") + text)
+        self.transport.write(render_head(status, fields, b"connection: close") + (b"" if self._is_head else text))
         self._end()
 
     def _end(self) -> None:

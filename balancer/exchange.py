@@ -162,14 +162,15 @@ class Exchange(Visit):
         self._edge.answered(self)
 
     def end(self, refusal: Refusal | None = None) -> None:
-        if self.task is None and not self.finished and not self.cancelled:
-            # What waits for its response without a task gets one, which has to begin before it can be ended.
+        if self.cancelled or self.finished:
+            return
+        if self.task is None:
+            # What waits for its response without a task gets one, so that it ends like any other.
             self.course.listen_no_more()
             self.go_on()
-            self.cancelled, self.refusal = True, refusal
-            self._edge.loop.call_soon(self.cancel)
-        else:
-            super().end(refusal)
+        self.cancelled, self.refusal = True, refusal
+        # A task that is cancelled before it has begun never begins, and cleans up nothing.
+        self._edge.loop.call_soon(self.cancel)
 
     # The response.
 

@@ -161,7 +161,8 @@ def _carries_body(scope: Scope) -> bool:
 
 
 def _request(scope: Scope, visit: _HttpVisit) -> Request:
-    headers: Headers = scope["headers"]
+    # ASGI has no message for trailers, so nobody is told that they are welcome.
+    headers: Headers = [it for it in scope["headers"] if it[0] != b"te"]
     return Request(
         method=scope["method"],
         target=target(scope),

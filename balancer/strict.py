@@ -20,7 +20,7 @@ from balancer.request import Request
 from balancer.settings import Settings
 
 # RFC 9110 section 7.2 and RFC 3986 section 3.2.2: a host, perhaps with a port.
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(:[0-9]*)?")
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(:[0-9]*)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 
 # The fields that are looked at here.
@@ -54,7 +54,7 @@ def check(
         raise Refusal(414, "target_too_long", f"a request target may have {limits.max_target} bytes")
     if len(fields) > limits.max_fields:
         raise Refusal(431, "head_too_large", f"a request may have {limits.max_fields} fields")
-    if size > limits.max_head and _size(target, fields) > limits.max_head:
+    if size > limits.max_head and head_size(target, fields) > limits.max_head:
         raise head_too_large(limits)
     if method in _REFUSED_METHODS:
         raise _REFUSED_METHODS[method]
@@ -82,10 +82,15 @@ def check(
             raise malformed("Transfer-Encoding is not for HTTP/1.0, and not for requests with a Content-Length")
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         raise malformed("a request needs one Host")
-    if target[0] != 47:  # "/"
-        target = _absolute(method, target, fields, hosts)
-    elif hosts and not _is_host(hosts[0]):
+    if hosts and not _is_host(hosts[0]):
         raise malformed("the Host is not one")
+    if not hosts:
+        # HTTP/1.0 may come without; members are spoken to in HTTP/1.1 (RFC 9112 section 3.3).
+        fields.insert(0, (b"host", limits.alias.encode("ascii")))
+    if b"#" in target:
+        raise malformed("a request target has no fragment")
+    if target[0] != 47:  # "/"
+        target = _absolute(method, target, fields)
     request = Request(method.decode(), target, fields, "")
     if chunked or (length and length.strip(b"0")):
         request.body = _PENDING
@@ -106,7 +111,8 @@ def head_too_large(limits: Settings) -> Refusal:
     return Refusal(431, "head_too_large", f"a request head may have {limits.max_head} bytes")
 
 
-def _size(target: bytes, fields: Headers) -> int:
+def head_size(target: bytes, fields: Headers) -> int:
+    """The bytes of a head on the wire, but for its method and version."""
     return len(target) + sum(len(name) + len(value) + 4 for name, value in fields)
 
 
@@ -124,18 +130,17 @@ def _is_host(value: bytes) -> bool:
     return _HOST.fullmatch(value) is not None
 
 
-def _absolute(method: bytes, target: bytes, fields: Headers, hosts: list[bytes]) -> bytes:
+def _absolute(method: bytes, target: bytes, fields: Headers) -> bytes:
     """The path of a target in absolute form, whose authority takes the place of Host (RFC 9112 section 3.2.2)."""
     if target == b"*" and method == b"OPTIONS":
-        if hosts and not _is_host(hosts[0]):
-            raise malformed("the Host is not one")
         return target
     found = _ABSOLUTE.fullmatch(target)
     if not found or not _is_host(found[1]):
         raise malformed("the request target is neither a path nor a URL")
     fields[:] = [(b"host", found[1]), *(it for it in fields if it[0] != b"host")]
-    path = found[2] or b"/"
-    return path if path.startswith(b"/") else b"/" + path
+    # Without a path, OPTIONS means the server itself (section 3.2.4).
+    path = found[2] or (b"*" if method == b"OPTIONS" else b"/")
+    return b"/" + path if path.startswith(b"?") else path
 
 
 class _Pending:

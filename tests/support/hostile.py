@@ -1,0 +1,641 @@
+"""Every case of strictness and of the bounds, in one place: what is sent, and what has to become of it.
+
+The wire tests send each of them, ``bench/strictness`` sends the same bytes to nginx, HAProxy and Caddy, and
+``docs/strictness.md`` has a row for each. Nothing here does I/O.
+
+``rule`` is the number of an RFC and a section of it, or *bounded* for a limit of this project's own. The limits are
+written down here rather than imported: they are what is promised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# What a request head may have, in bytes, fields, and bytes of the target.
+HEAD_MAX = 32 * 1024
+FIELDS_MAX = 100
+TARGET_MAX = 16 * 1024
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+# What is sent behind a case: nobody may answer it once something was refused.
+NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request. ``status``: what it is refused with, or 0 if it passes; ``arrives``: what the member then reads.
+
+    ``in_body``: the fault is in the body, so that the member may have got what came before it, but never the end.
+    ``unfinished``: the client would go on like that, so nothing is sent behind it.
+    """
+
+    name: str
+    rule: str
+    request: bytes
+    status: int = 0
+    arrives: bytes = b""
+    in_body: bool = False
+    unfinished: bool = False
+
+
+def _refused(rule: str, request: bytes, name: str, status: int = 400) -> Case:
+    return Case(name, rule, request, status)
+
+
+def _unfinished(request: bytes, name: str) -> Case:
+    return Case(name, "bounded", request, 431, unfinished=True)
+
+
+def _line(rule: str, line: bytes, name: str, status: int = 400) -> Case:
+    """A request line that is refused."""
+    return Case(name, rule, line + b"\r\nHost: a\r\n\r\n", status)
+
+
+def _host(rule: str, value: bytes, name: str) -> Case:
+    return Case(name, rule, b"GET / HTTP/1.1\r\nHost:" + value + b"\r\n\r\n", 400)
+
+
+def _field(rule: str, field: bytes, name: str) -> Case:
+    """A field, with its line ending, that is refused."""
+    return Case(name, rule, b"GET / HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n", 400)
+
+
+def _length(value: bytes, name: str, body: bytes = b"x") -> Case:
+    return Case(name, "9112 §6.3", POST + b"Content-Length:" + value + b"\r\n\r\n" + body, 400)
+
+
+def _coding(value: bytes, name: str, rule: str = "9112 §6.1") -> Case:
+    return Case(name, rule, POST + b"Transfer-Encoding:" + value + b"\r\n\r\n0\r\n\r\n", 400)
+
+
+def _chunks(body: bytes, name: str, rule: str = "9112 §7.1") -> Case:
+    return Case(name, rule, CHUNKED + body, 400, in_body=True)
+
+
+def _passes(rule: str, request: bytes, arrives: bytes, name: str) -> Case:
+    return Case(name, rule, request, arrives=arrives)
+
+
+def _body_passes(body: bytes, name: str, rule: str = "9112 §7.1") -> Case:
+    """A chunked body that arrives as the three bytes ``abc`` and nothing else."""
+    return Case(name, rule, CHUNKED + body, arrives=b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+
+
+REQUEST_LINES = (
+    _line("9112 §2.3", b"GET / HTTP/2.0", "HTTP/2.0 in a request line", 505),
+    _line("9112 §2.3", b"GET / HTTP/1.2", "HTTP/1.2"),
+    _line("9112 §2.3", b"GET / HTTP/1.10", "HTTP/1.10"),
+    _line("9112 §2.3", b"GET / HTTP/01.1", "HTTP/01.1"),
+    _line("9112 §2.3", b"GET / http/1.1", "http in lower case"),
+    _line("9112 §2.3", b"GET / HTTP/1.1x", "a version with a letter behind it"),
+    _line("9112 §2.3", b"GET / HTTPS/1.1", "another protocol"),
+    _refused("9112 §3", b"GET /\r\n\r\n", "HTTP/0.9", 505),
+    _refused("9113 §3.4", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "a preface of HTTP/2"),
+    _refused("9112 §3", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "garbage"),
+    _refused("9112 §3", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "a response"),
+    _line("9112 §3", b"GET\t/\tHTTP/1.1", "tabs in the request line"),
+    _line("9112 §3", b" GET / HTTP/1.1", "a space before the method"),
+    _line("9112 §3", b"GET / HTTP/1.1 ", "a space after the version"),
+    _line("9112 §3", b" / HTTP/1.1", "no method"),
+    _line("9112 §3", b"GET HTTP/1.1", "no target"),
+    _line("9112 §3.2", b"GET /a b HTTP/1.1", "a space in the target"),
+    _line("9112 §3.2", b"GET /\tb HTTP/1.1", "a tab in the target"),
+    _refused("9112 §3.2", b"GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", "a NUL in the target"),
+    _line("9112 §3.2", b"GET /\x01 HTTP/1.1", "a control character in the target"),
+    _line("9112 §3.2", b"GET /\x7f HTTP/1.1", "a DEL in the target"),
+    _line("9112 §3.2", b"GET /\rb HTTP/1.1", "a bare CR in the target"),
+    _line("9112 §3.2", b"GET /a#b HTTP/1.1", "a fragment in the target"),
+    _line("9112 §3.2", b"GET index HTTP/1.1", "a target without a slash"),
+    _line("9112 §3.2.3", b"GET a:80 HTTP/1.1", "a host and port for GET"),
+    _line("9112 §3.2.4", b"GET * HTTP/1.1", "an asterisk for GET"),
+    _line("9112 §3.2.2", b"GET http://u@a/ HTTP/1.1", "an absolute target with a user"),
+    _line("9112 §3.2.2", b"GET ftp://a/ HTTP/1.1", "an absolute target of another scheme"),
+    _line("9112 §3.2.2", b"GET http:///x HTTP/1.1", "an absolute target without a host"),
+    _line("9112 §3.2.2", b"GET http://a:b/ HTTP/1.1", "an absolute target with a wrong port"),
+    _line("9112 §3.2.2", b"GET http://a/x#y HTTP/1.1", "an absolute target with a fragment"),
+    _line("9110 §9.1", b"get / HTTP/1.1", "a method in lower case"),
+    _line("9110 §9.1", b"G(T / HTTP/1.1", "a method that is no token"),
+    _refused("9110 §9.3.6", b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "CONNECT", 501),
+    _line("9110 §9.3.8", b"TRACE / HTTP/1.1", "TRACE", 405),
+    _refused("9112 §2.2", b"GET / HTTP/1.1\nHost: a\r\n\r\n", "a bare LF after the request line"),
+    _refused("9112 §2.2", b"GET / HTTP/1.1\rHost: a\r\n\r\n", "a bare CR after the request line"),
+)
+
+HOSTS = (
+    _refused("9112 §3.2", b"GET / HTTP/1.1\r\n\r\n", "no host"),
+    _refused("9112 §3.2", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "two hosts"),
+    _refused("9112 §3.2", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "two hosts that differ"),
+    _refused("9112 §3.2", b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", "two hosts in HTTP/1.0"),
+    _host("9112 §3.2", b"", "an empty host"),
+    _host("9112 §3.2", b" a/b", "a host with a path"),
+    _host("9112 §3.2", b" a?b", "a host with a query"),
+    _host("9112 §3.2", b" a#b", "a host with a fragment"),
+    _host("9112 §3.2", b" a b", "a host with a space"),
+    _host("9112 §3.2", b" a\tb", "a host with a tab"),
+    _host("9112 §3.2", b" a@b", "a host with a user"),
+    _host("9112 §3.2", b" a:b", "a host with a wrong port"),
+    _host("9112 §3.2", b" a:80:80", "a host with two ports"),
+    _host("9112 §3.2", b" :80", "a port without a host"),
+    _host("9112 §3.2", b" http://a", "a URL for a host"),
+    _host("9112 §3.2", b" a\\b", "a host with a backslash"),
+    _host("9112 §3.2", b' "a"', "a host in quotes"),
+    _host("9112 §3.2", b" <a>", "a host in angle brackets"),
+    _host("9112 §3.2", b" a\xe9", "a host beyond ASCII"),
+    _host("9112 §3.2", b" a%zz", "a host with a percent sign that encodes nothing"),
+    _host("9112 §3.2", b" [::1", "an IPv6 host that is not closed"),
+    _host("9112 §3.2", b" ::1", "an IPv6 host without brackets"),
+    _host("9112 §3.2", b" [a/b]", "an IPv6 host that is none"),
+    _host("9112 §5.2", b"\r\n a", "a folded host"),
+    _refused("9112 §3.2", b"GET http://b/ HTTP/1.1\r\n\r\n", "an absolute target and no host"),
+    _refused("9112 §3.2", b"GET http://b/ HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "an absolute target and two hosts"),
+    _refused("9112 §3.2", b"GET http://b/ HTTP/1.1\r\nHost: a b\r\n\r\n", "an absolute target and an invalid host"),
+    _refused("9112 §3.2", b"OPTIONS * HTTP/1.1\r\nHost: a b\r\n\r\n", "an asterisk and an invalid host"),
+)
+
+FIELDS = (
+    _field("9112 §5.2", b"X: a\r\n b\r\n", "a folded field"),
+    _field("9112 §5.2", b"X: a\r\n\tb\r\n", "a field folded with a tab"),
+    _field("9112 §5.2", b"X:\r\n b\r\n", "a field folded before its value"),
+    _field("9112 §5.2", b"X: a\r\n \r\n", "a field folded to nothing"),
+    _refused("9112 §2.2", b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", "a folded field at the beginning"),
+    _refused("9112 §2.2", b"GET / HTTP/1.1\r\n X: b\r\nHost: a\r\n\r\n", "a space before the first field"),
+    _refused("9112 §2.2", b"GET / HTTP/1.1\r\n \r\nHost: a\r\n\r\n", "a line of a space first"),
+    _field("9112 §2.2", b"X: a\rb\r\n", "a bare CR in a value"),
+    _field("9112 §2.2", b"X: a\r\r\n", "a bare CR at the end of a value"),
+    _field("9112 §2.2", b"X\r: a\r\n", "a bare CR in a name"),
+    _refused("9112 §2.2", b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", "a bare LF after a field"),
+    _refused("9112 §2.2", b"GET / HTTP/1.1\r\nHost: a\r\n\n", "a bare LF at the end of the head"),
+    _refused("9112 §2.2", b"GET / HTTP/1.1\nHost: a\n\n", "bare LFs alone"),
+    _field("9110 §5.5", b"X: a\0b\r\n", "a NUL in a value"),
+    _field("9110 §5.5", b"X: a\x01b\r\n", "a control character in a value"),
+    _field("9110 §5.5", b"X: a\x7fb\r\n", "a DEL in a value"),
+    _refused("9112 §5.1", b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", "a space before the colon"),
+    _field("9112 §5.1", b"X : b\r\n", "a space before the colon of another field"),
+    _field("9112 §5.1", b"X\t: b\r\n", "a tab before the colon"),
+    _field("9110 §5.1", b"X Y: b\r\n", "a space in a name"),
+    _field("9110 §5.1", b"X\0: b\r\n", "a NUL in a name"),
+    _field("9110 §5.1", b"X\x01: b\r\n", "a control character in a name"),
+    _field("9110 §5.1", b"X\xe9: b\r\n", "a name beyond ASCII"),
+    _field("9110 §5.1", b"X(: b\r\n", "a name with a parenthesis"),
+    _field("9110 §5.1", b'"X": b\r\n', "a name in quotes"),
+    _field("9110 §5.1", b"[X]: b\r\n", "a name in brackets"),
+    _field("9110 §5.1", b"X@Y: b\r\n", "a name with an at sign"),
+    _field("9110 §5.1", b": b\r\n", "an empty name"),
+    _field("9112 §5", b"X\r\n", "a field without a colon"),
+)
+
+FRAMING = (
+    _length(b"", "an empty length", b""),
+    Case("two lengths", "9112 §6.3", POST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx", 400),
+    Case("two lengths that differ", "9112 §6.3", POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxy", 400),
+    Case("a length and a 0", "9112 §6.3", POST + b"Content-Length: 1\r\nContent-Length: 0\r\n\r\nx", 400),
+    Case("a 0 and a length", "9112 §6.3", POST + b"Content-Length: 0\r\nContent-Length: 1\r\n\r\nx", 400),
+    _length(b" 1, 1", "a list of lengths"),
+    _length(b" 1, 2", "a list of lengths that differ"),
+    _length(b" 1 1", "a length with a space inside"),
+    _length(b" +1", "a signed length"),
+    _length(b" -1", "a negative length"),
+    _length(b" -0", "a negative length of 0", b""),
+    _length(b" 0x1", "a length in hexadecimal"),
+    _length(b" 1_0", "a length with an underscore", b"0123456789"),
+    _length(b" 1.0", "a length with a fraction"),
+    _length(b" 1e1", "a length with an exponent", b"0123456789"),
+    _length(b" 1x", "a length with a letter behind it"),
+    _length(b" \x0b1", "a vertical tab before the length"),
+    _length(b" 99999999999999999999", "a length beyond 64 bits"),
+    _length(b" 18446744073709551617", "a length of 2 to the 64th and 1"),
+    _length(b"\r\n 1", "a folded length"),
+    Case("a length with a space before the colon", "9112 §5.1", POST + b"Content-Length : 1\r\n\r\nx", 400),
+    _refused(
+        "9112 §6.3",
+        POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "a length and chunks",
+    ),
+    _refused(
+        "9112 §6.3",
+        POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        "chunks and a length",
+    ),
+    _refused(
+        "9112 §6.3",
+        POST + b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n",
+        "chunks and a length of 0",
+    ),
+    _refused(
+        "9112 §6.1",
+        b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "chunks in HTTP/1.0",
+    ),
+    # This would be sound (RFC 9110 section 5.5), but the parser does not think so.
+    _coding(b" chunked \t", "white space after a coding"),
+    _coding(b" chunked, chunked", "chunks twice", "9112 §7.1"),
+    _refused(
+        "9112 §7.1",
+        POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "chunks in two fields",
+    ),
+    _coding(b" chunked, gzip", "chunks that are not last", "9112 §6.3"),
+    _refused(
+        "9112 §6.3",
+        POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        "chunks, and another coding in a second field",
+    ),
+    _coding(b" gzip, chunked", "another coding before the chunks"),
+    _refused("9112 §6.3", POST + b"Transfer-Encoding: identity\r\n\r\n", "another coding"),
+    _coding(b" xchunked", "a coding that ends like chunked"),
+    _coding(b" chunkedx", "a coding that begins like chunked"),
+    _coding(b' "chunked"', "chunked in quotes"),
+    _coding(b" chunked;q=1", "chunked with a parameter"),
+    _coding(b" \x0bchunked", "a vertical tab in the coding"),
+    _coding(b" chunked\x0b", "a vertical tab behind the coding"),
+    _coding(b" chunked\xa0", "a no-break space behind the coding"),
+    _coding(b" chunked\0", "a NUL behind the coding"),
+    _coding(b" chun ked", "a space in the coding"),
+    _coding(b"", "an empty coding"),
+    _coding(b"\r\n chunked", "a folded coding", "9112 §5.2"),
+    Case(
+        "a coding with a space before the colon",
+        "9112 §5.1",
+        POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    Case(
+        "a coding with a bare LF before it",
+        "9112 §2.2",
+        POST + b"X: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    Case(
+        "a coding with a bare CR before it",
+        "9112 §2.2",
+        POST + b"X: y\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+)
+
+CHUNKS = (
+    _chunks(b"x\r\nabc\r\n0\r\n\r\n", "a size that is none"),
+    _chunks(b"3x\r\nabc\r\n0\r\n\r\n", "a size with a letter behind it"),
+    _chunks(b"fffffffffffffffff\r\nabc\r\n0\r\n\r\n", "a size beyond 64 bits"),
+    _chunks(b"10000000000000003\r\nabc\r\n0\r\n\r\n", "a size of 2 to the 64th and 3"),
+    _chunks(b"+3\r\nabc\r\n0\r\n\r\n", "a signed size"),
+    _chunks(b"-3\r\nabc\r\n0\r\n\r\n", "a negative size"),
+    _chunks(b"0x3\r\nabc\r\n0\r\n\r\n", "a size with a prefix"),
+    _chunks(b"0_3\r\nabc\r\n0\r\n\r\n", "a size with an underscore"),
+    _chunks(b"\r\nabc\r\n0\r\n\r\n", "an empty size"),
+    _chunks(b" 3\r\nabc\r\n0\r\n\r\n", "a space before the size"),
+    _chunks(b"3 \r\nabc\r\n0\r\n\r\n", "a space after the size"),
+    _chunks(b"3\t\r\nabc\r\n0\r\n\r\n", "a tab after the size"),
+    _chunks(b"3\0\r\nabc\r\n0\r\n\r\n", "a NUL after the size"),
+    _chunks(b"2\r\nabc\r\n0\r\n\r\n", "more than the size"),
+    _chunks(b"4\r\nabc\r\n0\r\n\r\n", "less than the size"),
+    _chunks(b"3\nabc\r\n0\r\n\r\n", "a bare LF after the size"),
+    _chunks(b"3\rabc\r\n0\r\n\r\n", "a bare CR after the size"),
+    _chunks(b"3\r\nabc\n0\r\n\r\n", "a bare LF after the data"),
+    _chunks(b"3\r\nabc\r0\r\n\r\n", "a bare CR after the data"),
+    _chunks(b"3\r\nabc0\r\n\r\n", "no line break after the data"),
+    _chunks(b"3\r\nabc\r\n0\n\r\n", "a bare LF after the last size"),
+    _chunks(b"3\r\nabc\r\n0\r\n\n", "a bare LF at the end"),
+    _chunks(b"3\r\nabc\r\n0\r\n", "no line break at the end"),
+    _chunks(b"0" * 12 * HEAD_MAX + b"3\r\nabc\r\n0\r\n\r\n", "a size with zeros without bound"),
+    _chunks(b"3;a\nb\r\nabc\r\n0\r\n\r\n", "a bare LF in an extension", "9112 §7.1.1"),
+    _chunks(b"3;\nabc\r\n0\r\n\r\n", "a bare LF that ends an extension", "9112 §7.1.1"),
+    _chunks(b"3;a\rb\r\nabc\r\n0\r\n\r\n", "a bare CR in an extension", "9112 §7.1.1"),
+    _chunks(b"3;a\0\r\nabc\r\n0\r\n\r\n", "a NUL in an extension", "9112 §7.1.1"),
+    _chunks(b'3;a="\x01"\r\nabc\r\n0\r\n\r\n', "a control character in an extension", "9112 §7.1.1"),
+    _chunks(b'3;a="b\r\nabc\r\n0\r\n\r\n', "an extension in quotes that do not end", "9112 §7.1.1"),
+    _chunks(b"3;\r\nabc\r\n0\r\n\r\n", "an extension without a name", "9112 §7.1.1"),
+    Case("an extension without end", "9112 §7.1.1", CHUNKED + b"3;" + b"a" * 2 * HEAD_MAX, 400, in_body=True,
+         unfinished=True),
+    _chunks(b"1;" + b"a" * 1024 + b"\r\nx\r\n" + (b"1;" + b"a" * 1024 + b"\r\nx\r\n") * 511 + b"0\r\n\r\n",
+            "an extension of 1 KiB for each of 512 bytes", "9112 §7.1.1"),
+)  # fmt: skip
+
+TRAILERS = (
+    _chunks(b"0\r\nX: a\r\n b\r\n\r\n", "a folded trailer", "9112 §5.2"),
+    _chunks(b"0\r\nX: a\nY: b\r\n\r\n", "a bare LF after a trailer", "9112 §2.2"),
+    _chunks(b"0\r\nX: a\rb\r\n\r\n", "a bare CR in a trailer", "9112 §2.2"),
+    _chunks(b"0\r\nX: a\0b\r\n\r\n", "a NUL in a trailer", "9110 §5.5"),
+    _chunks(b"0\r\nX: a\x01b\r\n\r\n", "a control character in a trailer", "9110 §5.5"),
+    _chunks(b"0\r\nX : b\r\n\r\n", "a space before the colon of a trailer", "9112 §5.1"),
+    _chunks(b"0\r\nX\r\n\r\n", "a trailer without a colon", "9112 §5"),
+    _chunks(b"0\r\nX(: b\r\n\r\n", "a trailer whose name is no token", "9110 §5.1"),
+    _chunks(b"0\r\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n", "a request in place of the trailers", "9112 §7.1.2"),
+    _chunks(b"0\r\nContent-Length: 9\r\n\r\n", "a length in the trailers", "9110 §6.5.1"),
+    _chunks(b"0\r\nTransfer-Encoding: gzip\r\n\r\n", "a coding in the trailers", "9110 §6.5.1"),
+    Case("a trailer without end", "9112 §7.1.2", CHUNKED + b"0\r\nX: " + b"a" * 2 * HEAD_MAX, 400, in_body=True,
+         unfinished=True),
+    _chunks(b"0\r\n" + b"X: y\r\n" * 20_000 + b"\r\n", "20,000 trailers", "9112 §7.1.2"),
+)  # fmt: skip
+
+SIZES = (
+    _refused("bounded", b"GET /" + b"x" * TARGET_MAX + b" HTTP/1.1\r\nHost: a\r\n\r\n", "a long target", 414),
+    _refused("bounded", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * FIELDS_MAX + b"\r\n", "many fields", 431),
+    _refused(
+        "bounded",
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: %b\r\n" % (b"y" * 1000) * 40 + b"\r\n",
+        "a large head",
+        431,
+    ),
+    _unfinished(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 2 * HEAD_MAX, "a field without end"),
+    _unfinished(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X" * 2 * HEAD_MAX, "a name without end"),
+    _unfinished(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 12_000, "fields without end"),
+    _unfinished(b"GET /" + b"y" * 2 * HEAD_MAX, "a target without end"),
+    _unfinished(b"\r\n" * 2 * HEAD_MAX, "empty lines without end"),
+    _unfinished(b"GET / " + b" " * 2 * HEAD_MAX, "spaces without end"),
+)
+
+PASSED = (
+    _passes("9110 §9.3.7", b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", b"OPTIONS * HTTP/1.1\r\nhost: a\r\n",
+            "an asterisk for OPTIONS"),
+    _passes("9112 §3.2.4", b"OPTIONS http://b HTTP/1.1\r\nHost: b\r\n\r\n", b"OPTIONS * HTTP/1.1\r\nhost: b\r\n",
+            "a URL without a path for OPTIONS"),
+    _passes("9112 §3.2.2", b"GET http://b:81/x?y HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET /x?y HTTP/1.1\r\nhost: b:81\r\n", "a URL, whose host counts"),
+    _passes("9112 §3.2.2", b"GET http://b?y HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /?y HTTP/1.1\r\nhost: b\r\n",
+            "a URL without a path"),
+    _passes("9110 §4.2.1", b"GET HTTP://b/ HTTP/1.1\r\nHost: b\r\n\r\n", b"GET / HTTP/1.1\r\nhost: b\r\n",
+            "a URL in upper case"),
+    _passes("9112 §3.2.1", b"GET /a%2Fb/../c//d?x=%20&y HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET /a%2Fb/../c//d?x=%20&y HTTP/1.1\r\n", "a path that could be normalised"),
+    _passes("9110 §7.2", b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", b"GET / HTTP/1.1\r\nhost: [::1]:80\r\n",
+            "an IPv6 host"),
+    _passes("9110 §7.2", b"GET / HTTP/1.1\r\nHost: a:\r\n\r\n", b"GET / HTTP/1.1\r\nhost: a:\r\n",
+            "a host with an empty port"),
+    _passes("9110 §7.2", b"GET / HTTP/1.1\r\nHost: a_b.example\r\n\r\n", b"GET / HTTP/1.1\r\nhost: a_b.example\r\n",
+            "a host with an underscore"),
+    _passes("9112 §3.2", b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", b"GET / HTTP/1.1\r\n",
+            "HTTP/1.0 without a host"),
+    _passes("9110 §9.1", b"PROPFIND / HTTP/1.1\r\nHost: a\r\n\r\n", b"PROPFIND / HTTP/1.1\r\nhost: a\r\n",
+            "an uncommon method"),
+    _passes("9110 §5.5", b"GET / HTTP/1.1\r\nHost: a\r\nX: \xff\tb\r\n\r\n", b"host: a\r\nx: \xff\tb\r\n", "obs-text"),
+    _passes("9110 §5.5", b"GET / HTTP/1.1\r\nHost: a\r\nX:\r\n\r\n", b"host: a\r\nx: \r\n", "an empty value"),
+    _passes("9110 §5.5", b"GET / HTTP/1.1\r\nHost:a\r\nX:\t b \t\r\n\r\n", b"host: a\r\nx: b\r\n",
+            "white space around a value"),
+    _passes("9110 §5.5", b"GET / HTTP/1.1\r\nHost: a \t\r\n\r\n", b"\r\nhost: a\r\nx-", "white space after a host"),
+    _passes("9110 §5.5", POST + b"Content-Length: 3 \t\r\n\r\nabc", b"content-length: 3\r\n",
+            "white space after a length"),
+    _passes("9110 §5.1", b"GET / HTTP/1.1\r\nHost: a\r\n!#$%&'*+-.^_`|~: b\r\n\r\n",
+            b"host: a\r\n!#$%&'*+-.^_`|~: b\r\n", "a name of every mark that a token may have"),
+    _passes("9110 §5.3", b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nY: 2\r\nX: 3\r\n\r\n",
+            b"host: a\r\nx: 1\r\ny: 2\r\nx: 3\r\n", "a field that is repeated"),
+    _passes("9112 §2.2", b"\r\n" + GET, b"GET / HTTP/1.1\r\nhost: a\r\n", "an empty line first"),
+    # Section 2.2 lets a server take a bare LF for a line's end, and section 3 any white space between the words of a
+    # request line. What is passed on is written anew, so that nobody behind can read it in another way.
+    _passes("9112 §2.2", b"\n" + GET, b"GET / HTTP/1.1\r\nhost: a\r\n", "a bare LF first"),
+    _passes("9112 §2.2", b"\r" + GET, b"GET / HTTP/1.1\r\nhost: a\r\n", "a bare CR first"),
+    _passes("9112 §3", b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nhost: a\r\n",
+            "two spaces in the request line"),
+    _passes("9112 §3", b"GET /  HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nhost: a\r\n",
+            "two spaces before the version"),
+    _passes("9110 §7.6.1", POST + b"Connection: content-length, host\r\nContent-Length: 3\r\n\r\nabc",
+            b"host: a\r\ncontent-length: 3\r\n", "a Connection that names Host and Content-Length"),
+    _passes("9110 §7.8",
+            POST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n"
+            b"Content-Length: 3\r\n\r\nabc",
+            b"content-length: 3\r\n", "an upgrade that nobody offers"),
+    _passes("9110 §9.3.1", b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", b"content-length: 3\r\n",
+            "a GET with a body"),
+    _passes("9110 §8.6", POST + b"Content-Length: 003\r\n\r\nabc", b"content-length: 003\r\n",
+            "a length with zeros"),
+    _passes("9112 §7", POST + b"Transfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "Chunked in mixed case"),
+    _body_passes(b"03\r\nabc\r\n00\r\n\r\n", "a size with zeros"),
+    _body_passes(b"3;a=\r\nabc\r\n0\r\n\r\n", "an extension without a value", "9112 §7.1.1"),
+    _body_passes(b"3;a=b;c\r\nabc\r\n0;d=\"e\"\r\n\r\n", "extensions", "9112 §7.1.1"),
+    Case("a trailer", "9112 §7.1.2", CHUNKED + b"3\r\nabc\r\n0\r\nX: y\r\n\r\n",
+         arrives=b"3\r\nabc\r\n0\r\nx: y\r\n\r\n"),
+    _body_passes(b"3\r\nabc\r\n0\r\nHost: b\r\n\r\n", "a host in the trailers", "9110 §6.5.1"),
+    _passes("bounded", b"GET /" + b"x" * (TARGET_MAX - 1) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET /" + b"x" * (TARGET_MAX - 1) + b" HTTP/1.1\r\nhost: a\r\n", "the longest target"),
+    _passes("bounded", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * (FIELDS_MAX - 1) + b"\r\n",
+            b"host: a\r\n" + b"x: y\r\n" * (FIELDS_MAX - 1), "as many fields as may be"),
+    _passes("bounded", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: %b\r\n" % (b"y" * 1000) * 32 + b"\r\n",
+            b"host: a\r\n" + b"x: %b\r\n" % (b"y" * 1000) * 32, "a head of nearly 32 KiB"),
+)  # fmt: skip
+
+# The tables of docs/strictness.md, in its order.
+REQUESTS: dict[str, tuple[Case, ...]] = {
+    "Request line": REQUEST_LINES,
+    "Host": HOSTS,
+    "Fields": FIELDS,
+    "Length and coding": FRAMING,
+    "Chunks": CHUNKS,
+    "Trailers": TRAILERS,
+    "Size of a head": SIZES,
+    "Sound": PASSED,
+}
+CASES = [case for cases in REQUESTS.values() for case in cases]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a member sends for a request. ``forever`` is repeated behind it for as long as somebody takes it.
+
+    ``becomes``: what the client gets. BAD_GATEWAY: our 502. CUT: a response that has begun and is broken off.
+    PASSES: the response, with ``arrives`` in it. In the first two cases the connection to the member is not used again,
+    and ``spoilt`` says so of the third. ``closes``: the member ends its connection with it.
+    """
+
+    name: str
+    rule: str
+    response: bytes
+    becomes: str
+    arrives: bytes = b""
+    forever: bytes = b""
+    closes: bool = False
+    spoilt: bool = False
+
+
+BAD_GATEWAY, CUT, PASSES = "502", "cut off", "passed"
+
+_200 = b"HTTP/1.1 200 OK\r\n"
+_LENGTH = b"Content-Length: 2\r\n\r\nok"
+_CHUNKED = _200 + b"Transfer-Encoding: chunked\r\n\r\n"
+POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
+
+
+def _bad_line(rule: str, line: bytes, name: str) -> Answer:
+    return Answer(name, rule, line + b"\r\n" + _LENGTH, BAD_GATEWAY)
+
+
+def _bad_field(rule: str, field: bytes, name: str) -> Answer:
+    return Answer(name, rule, _200 + field + b"\r\n" + _LENGTH, BAD_GATEWAY)
+
+
+def _bad_framing(fields: bytes, name: str, body: bytes = b"ok", rule: str = "9112 §6.3") -> Answer:
+    return Answer(name, rule, _200 + fields + b"\r\n\r\n" + body, BAD_GATEWAY)
+
+
+def _bad_chunks(body: bytes, name: str, rule: str = "9112 §7.1", closes: bool = False) -> Answer:
+    return Answer(name, rule, _CHUNKED + body, CUT, closes=closes)
+
+
+def _endless(rule: str, response: bytes, forever: bytes, name: str, becomes: str = BAD_GATEWAY) -> Answer:
+    return Answer(name, rule, response, becomes, forever=forever)
+
+
+STATUS_LINES = (
+    Answer("a response that is not HTTP", "9112 §4", b"SSH-2.0-OpenSSH\r\n", BAD_GATEWAY),
+    Answer("a response of HTTP/0.9", "9112 §4", b"hello", BAD_GATEWAY, closes=True),
+    Answer("a frame of HTTP/2", "9113 §3.4", b"\0\0\0\4\0\0\0\0\0", BAD_GATEWAY),
+    _bad_line("9112 §4", b"PRI * HTTP/2.0", "a preface of HTTP/2 for a response"),
+    _bad_line("9112 §4", b"GET / HTTP/1.1", "a request for a response"),
+    _bad_line("9112 §2.3", b"HTTP/1.2 200 OK", "HTTP/1.2 in a status line"),
+    _bad_line("9112 §2.3", b"http/1.1 200 OK", "http in lower case in a status line"),
+    _bad_line("9112 §4", b"ICY 200 OK", "another protocol in a status line"),
+    _bad_line("9112 §4", b" HTTP/1.1 200 OK", "a space before the status line"),
+    _bad_line("9112 §4", b"HTTP/1.1  200 OK", "two spaces before the status"),
+    _bad_line("9112 §4", b"HTTP/1.1 20 OK", "a status of two digits"),
+    _bad_line("9112 §4", b"HTTP/1.1 2000 OK", "a status of four digits"),
+    _bad_line("9112 §4", b"HTTP/1.1 2x0 OK", "a status that is no number"),
+    _bad_line("9112 §4", b"HTTP/1.1 +20 OK", "a signed status"),
+    _bad_line("9110 §15", b"HTTP/1.1 000 OK", "a status of 000"),
+    _bad_line("9110 §15", b"HTTP/1.1 099 OK", "a status of 099"),
+    _bad_line("9112 §4", b"HTTP/1.1", "no status"),
+    _bad_line("9112 §2.2", b"HTTP/1.1 200 a\rb", "a bare CR in the reason"),
+    Answer("a bare LF after the status line", "9112 §2.2", b"HTTP/1.1 200 OK\n" + _LENGTH, BAD_GATEWAY),
+    Answer("a switch of protocols that nobody asked for", "9110 §15.2.2",
+           b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", BAD_GATEWAY),
+)  # fmt: skip
+
+ANSWER_FIELDS = (
+    _bad_field("9112 §5.2", b"X: a\r\n b", "a folded field in a response"),
+    Answer("a space before the first field of a response", "9112 §2.2", _200 + b" X: y\r\n" + _LENGTH, BAD_GATEWAY),
+    _bad_field("9110 §5.5", b"X: a\0b", "a NUL in a response field"),
+    _bad_field("9110 §5.5", b"X: a\x01b", "a control character in a response field"),
+    _bad_field("9110 §5.5", b"X: a\x7fb", "a DEL in a response field"),
+    _bad_field("9112 §2.2", b"X: a\rb", "a bare CR in a response field"),
+    _bad_field("9112 §2.2", b"X: a\nY: b", "a bare LF after a response field"),
+    Answer("a bare LF at the end of a response head", "9112 §2.2", _200 + b"Content-Length: 2\r\n\nok", BAD_GATEWAY),
+    _bad_field("9112 §5.1", b"X : b", "a space before the colon of a response field"),
+    _bad_field("9110 §5.1", b"X Y: b", "a space in the name of a response field"),
+    _bad_field("9110 §5.1", b"X\0: b", "a NUL in the name of a response field"),
+    _bad_field("9110 §5.1", b"X(: b", "a response field whose name is no token"),
+    _bad_field("9110 §5.1", b"X\xe9: b", "a name beyond ASCII in a response"),
+    _bad_field("9110 §5.1", b": b", "an empty name in a response"),
+    _bad_field("9112 §5", b"X", "a response field without a colon"),
+)
+
+ANSWER_FRAMING = (
+    _bad_framing(b"Content-Length: 5\r\nTransfer-Encoding: chunked", "a length and chunks in a response",
+                 b"2\r\nok\r\n0\r\n\r\n"),
+    _bad_framing(b"Transfer-Encoding: chunked\r\nContent-Length: 2", "chunks and a length in a response",
+                 b"2\r\nok\r\n0\r\n\r\n"),
+    _bad_framing(b"Content-Length: 2\r\nContent-Length: 3", "two lengths that differ in a response"),
+    _bad_framing(b"Content-Length: 2\r\nContent-Length: 2", "two lengths in a response"),
+    _bad_framing(b"Content-Length: 2, 2", "a list of lengths in a response"),
+    _bad_framing(b"Content-Length: 2, 3", "a list of lengths that differ in a response"),
+    _bad_framing(b"Content-Length: +2", "a signed length in a response"),
+    _bad_framing(b"Content-Length: -2", "a negative length in a response"),
+    _bad_framing(b"Content-Length: 0x2", "a length in hexadecimal in a response"),
+    _bad_framing(b"Content-Length: 2x", "a length with a letter behind it in a response"),
+    _bad_framing(b"Content-Length:", "an empty length in a response"),
+    _bad_framing(b"Content-Length: 18446744073709551618", "a length of 2 to the 64th and 2 in a response"),
+    _bad_framing(b"Content-Length : 2", "a length with a space before the colon in a response"),
+    _bad_framing(b"Content-Length:\r\n 2", "a folded length in a response"),
+    _bad_framing(b"Transfer-Encoding: gzip, chunked", "another coding before the chunks in a response",
+                 b"0\r\n\r\n"),
+    _bad_framing(b"Transfer-Encoding: chunked, gzip", "chunks that are not last in a response", b"0\r\n\r\n"),
+    _bad_framing(b"Transfer-Encoding: identity", "another coding in a response"),
+    _bad_framing(b"Transfer-Encoding: chunked, chunked", "chunks twice in a response", b"0\r\n\r\n"),
+    _bad_framing(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "chunks in two fields of a response",
+                 b"0\r\n\r\n"),
+    _bad_framing(b"Transfer-Encoding: \x0bchunked", "a vertical tab in the coding of a response", b"0\r\n\r\n"),
+    _bad_framing(b"Transfer-Encoding : chunked", "a coding with a space before the colon in a response",
+                 b"2\r\nok\r\n0\r\n\r\n"),
+    Answer("chunks in a response of HTTP/1.0", "9112 §6.1",
+           b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", BAD_GATEWAY, closes=True),
+)  # fmt: skip
+
+ANSWER_BODIES = (
+    _bad_chunks(b"x\r\nok\r\n0\r\n\r\n", "a size that is none in a response"),
+    _bad_chunks(b"fffffffffffffffff\r\nok\r\n0\r\n\r\n", "a size beyond 64 bits in a response"),
+    _bad_chunks(b"+2\r\nok\r\n0\r\n\r\n", "a signed size in a response"),
+    _bad_chunks(b"0x2\r\nok\r\n0\r\n\r\n", "a size with a prefix in a response"),
+    _bad_chunks(b" 2\r\nok\r\n0\r\n\r\n", "a space before the size in a response"),
+    _bad_chunks(b"2 \r\nok\r\n0\r\n\r\n", "a space after the size in a response"),
+    _bad_chunks(b"2\nok\r\n0\r\n\r\n", "a bare LF after the size in a response"),
+    _bad_chunks(b"2\r\nok\n0\r\n\r\n", "a bare LF after the data in a response"),
+    _bad_chunks(b"2;a\nb\r\nok\r\n0\r\n\r\n", "a bare LF in an extension in a response", "9112 §7.1.1"),
+    _bad_chunks(b"1\r\nok\r\n0\r\n\r\n", "more than the size in a response"),
+    _bad_chunks(b"3\r\nok\r\n0\r\n\r\n", "less than the size in a response"),
+    _bad_chunks(b"2\r\nok\r\n", "chunks that end early", closes=True),
+    Answer("a body that ends early", "9112 §8", _200 + b"Content-Length: 3\r\n\r\nok", CUT, closes=True),
+    _bad_chunks(b"2\r\nok\r\n0\r\nX\r\n\r\n", "a trailer without a colon in a response", "9112 §5"),
+    _bad_chunks(b"2\r\nok\r\n0\r\nX: a\0b\r\n\r\n", "a NUL in a trailer of a response", "9110 §5.5"),
+)
+
+ANSWER_SIZES = (
+    _endless("bounded", b"HTTP/1.1 200 ", b"a" * 16384, "a reason without end"),
+    _endless("bounded", _200 + b"X: ", b"a" * 16384, "a response field without end"),
+    _endless("bounded", _200, b"a" * 16384, "a response field name without end"),
+    _endless("bounded", _200, b"X: y\r\n" * 2048, "response fields without end"),
+    _endless("bounded", b"", b"\r\n" * 8192, "empty lines without end before a response"),
+    _endless("9110 §15.2", b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 300,
+             "interim responses without end"),
+    _endless("9112 §7.1.1", _CHUNKED + b"2;", b"a" * 16384, "an extension without end in a response", CUT),
+    _endless("9112 §7.1.1", _CHUNKED, b"0" * 16384, "a size with zeros without end in a response", CUT),
+    _endless("9112 §7.1.2", _CHUNKED + b"0\r\nX: ", b"a" * 16384, "a trailer without end in a response", CUT),
+    _endless("9112 §7.1.2", _CHUNKED + b"0\r\n", b"X: y\r\n" * 2048, "trailers without end in a response", CUT),
+)  # fmt: skip
+
+ANSWERS_PASSED = (
+    # The version and the reason of a member are not passed on: the status line is written anew.
+    Answer("HTTP/2.0 in a status line", "9112 §2.3", b"HTTP/2.0 200 OK\r\n" + _LENGTH, PASSES, b"HTTP/1.1 200 OK\r\n"),
+    Answer("a NUL in the reason", "9112 §4", b"HTTP/1.1 200 a\0b\r\n" + _LENGTH, PASSES, b"HTTP/1.1 200 OK\r\n"),
+    Answer("a second response behind the first", "9112 §9.3", _200 + _LENGTH + POISON, PASSES, b"ok", spoilt=True),
+    Answer("a body behind 204", "9112 §6.3", b"HTTP/1.1 204 No Content\r\n\r\n" + POISON, PASSES,
+           b"HTTP/1.1 204 No Content\r\n", spoilt=True),
+    Answer("a body behind 304", "9112 §6.3",
+           b"HTTP/1.1 304 Not Modified\r\nContent-Length: 45\r\n\r\n" + POISON, PASSES,
+           b"HTTP/1.1 304 Not Modified\r\n", spoilt=True),
+    Answer("no reason", "9112 §4", b"HTTP/1.1 200 \r\n" + _LENGTH, PASSES, b"ok"),
+    Answer("an unknown status", "9110 §15", b"HTTP/1.1 299 Fine\r\n" + _LENGTH, PASSES, b"HTTP/1.1 299 "),
+    Answer("obs-text in a response", "9110 §5.5", _200 + b"X: \xff\r\n" + _LENGTH, PASSES, b"x: \xff\r\n"),
+    Answer("interim responses", "9110 §15.2",
+           b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + _200 + _LENGTH, PASSES, b"ok"),
+    Answer("90 fields in a response", "9110 §5.4", _200 + b"X: y\r\n" * 90 + _LENGTH, PASSES, b"x: y\r\n" * 90),
+    Answer("extensions and trailers in a response", "9112 §7.1", _CHUNKED + b"2;a=b\r\nok\r\n0\r\nX: y\r\n\r\n",
+           PASSES, b"2\r\nok\r\n0\r\n"),
+    Answer("a body until the connection ends", "9112 §6.3", _200 + b"\r\nok", PASSES, b"ok", closes=True),
+)  # fmt: skip
+
+RESPONSES: dict[str, tuple[Answer, ...]] = {
+    "Status line": STATUS_LINES,
+    "Fields of a response": ANSWER_FIELDS,
+    "Length and coding of a response": ANSWER_FRAMING,
+    "Body of a response": ANSWER_BODIES,
+    "Bounds of a response": ANSWER_SIZES,
+    "Responses that pass": ANSWERS_PASSED,
+}
+ANSWERS = [answer for answers in RESPONSES.values() for answer in answers]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A limit that takes time or other means than bytes to show. ``test``: the id of the wire test that keeps it."""
+
+    name: str
+    promise: str
+    test: str
+
+
+BOUNDS = (
+    Bound("a connection without a byte", "closed after 10 s",
+          "tests/wire/test_edge.py::test_an_idle_connection_is_closed_without_a_word"),
+    Bound("a head that stops", "408, 10 s after its first byte",
+          "tests/wire/test_edge.py::test_a_head_has_to_come_in_time"),
+    Bound("a head that trickles in", "408, 10 s after its first byte",
+          "tests/wire/test_edge.py::test_a_head_that_trickles_in_has_no_more_time"),
+    Bound("an idle connection", "closed 75 s after the last response",
+          "tests/wire/test_edge.py::test_an_idle_connection_is_closed_without_a_word"),
+    Bound("a body that stops", "408 after 60 s", "tests/wire/test_edge.py::test_a_body_has_to_go_on"),
+    Bound("a client that does not read", "closed after 60 s",
+          "tests/wire/test_edge.py::test_a_client_that_does_not_read_is_cut_off"),
+)  # fmt: skip
+
+# What the balancer does not do as it should yet. Each leaves this list with its cure: its test then fails until it has.
+OPEN: frozenset[str] = frozenset()
