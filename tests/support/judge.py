@@ -1,0 +1,272 @@
+"""What must not have happened in a world, whatever its clients and members did: ``judge`` finds it."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from balancer.retry import IDEMPOTENT
+from tests.support.reader import Fields, Message, Requests, Responses
+from tests.support.world import LEAVING, LIMITS, RESPONSE_TIMEOUT, Client, Link, World
+
+# Fields of a request, and of a response, that the balancer writes itself.
+_WRITTEN = {
+    b"host", b"connection", b"upgrade", b"te", b"transfer-encoding", b"forwarded", b"x-forwarded-for",
+    b"x-forwarded-proto", b"x-forwarded-host",
+}  # fmt: skip
+_WRITTEN_BACK = {b"connection", b"transfer-encoding", b"upgrade"}
+
+
+class Violation(AssertionError):
+    """The balancer did what it must never do."""
+
+
+def finish(world: World) -> list[str]:
+    """Bring a world to its end. Everything that must not be, in words."""
+    found: list[str] = []
+    world.peace()
+    _let_all_be_answered(world)
+    for client in world.clients:
+        if unanswered := _unanswered(client):
+            found.append(f"{client.host}: a request has no answer and the connection is open: {unanswered}")
+    world.leave()
+    found += _leaks(world)
+    world.close()
+    found += world.trouble
+    seen = _seen(world, found)
+    for client in world.clients:
+        found += _judge_client(client, seen)
+    return found
+
+
+def check(world: World) -> None:
+    """As ``finish``, but raises Violation."""
+    if found := finish(world):
+        raise Violation("\n".join(found))
+
+
+def _let_all_be_answered(world: World) -> None:
+    """Wait as long as there is something that a limit may still end."""
+    for _ in range(8):
+        if not any(map(_unanswered, world.clients)):
+            return
+        world.loop.wait(2 * RESPONSE_TIMEOUT + 1)
+    world.loop.wait(LIMITS)
+
+
+def _unanswered(client: Client) -> Message | None:
+    """The first request that the client still waits to have answered."""
+    if client.left or client.pipe.ended:
+        return None
+    got = client.got
+    if got.tunnel is not None:
+        return None
+    whole, done = client.asked.whole, sum(it.complete for it in got.messages)
+    return whole[done] if done < len(whole) else None
+
+
+def _leaks(world: World) -> list[str]:
+    balancer = world.balancer
+    members = balancer.membership.members.values()
+    counts = {
+        "requests in progress": balancer.proxy.active,
+        "connections to members in use": balancer.upstream.active,  # type: ignore[attr-defined]
+        "requests in flight": sum(it.in_flight for it in members),
+        "requests held": len(balancer.dispatcher.hold),
+        "client connections": len(world.front.connections) + len(world.state.connections),
+    }
+    return [f"{count} {what} when everything is over" for what, count in counts.items() if count]
+
+
+@dataclass
+class Seen:
+    """A request that a member saw, and what came back for it."""
+
+    request: Message
+    link: Link
+    stamp: int
+    answer: Responses
+    # What followed on the connection after a switch of protocols.
+    after: bytes = b""
+
+    @property
+    def answered(self) -> bool:
+        return bool(self.answer.messages and self.answer.messages[-1].complete)
+
+
+def _seen(world: World, found: list[str]) -> list[Seen]:
+    """All requests that members saw, in the order in which they began."""
+    everything: list[Seen] = []
+    for link in world.links:
+        everything += _seen_on(link, found)
+    return sorted(everything, key=lambda it: it.stamp)
+
+
+def _seen_on(link: Link, found: list[str]) -> list[Seen]:
+    pipe, messages = link.pipe, link.requests.messages
+    offsets = [it[0] for it in pipe.writes]
+    starts = [pipe.writes[bisect_right(offsets, it.offset) - 1] for it in messages]
+    seen: list[Seen] = []
+    for index, request in enumerate(messages):
+        last = index + 1 == len(messages)
+        _, begin, stamp = starts[index]
+        answer = Responses(lambda _, method=request.method: method)  # type: ignore[misc]
+        answer.feed(bytes(pipe.delivered[begin : None if last else starts[index + 1][1]]))
+        it = Seen(request, link, stamp, answer)
+        seen.append(it)
+        if answer.tunnel is not None:
+            if b"upgrade" not in dict(request.fields) and not last:
+                found.append("a connection was used again after a 101")
+            answer.feed(b"" if last else bytes(pipe.delivered[starts[index + 1][1] :]))
+            it.after = bytes(pipe.received[request.end :])
+            return seen
+        if last:
+            if pipe.eof_delivered:
+                answer.end()
+        elif not answer.error:
+            if len(answer.messages) != 1 or not answer.messages[0].complete or answer.begun:
+                found.append(f"a member got {messages[index + 1]} while its answer was {answer.messages}")
+            elif any(b"close" in value.lower() for value in answer.messages[0].values(b"connection")):
+                found.append(f"a member got {messages[index + 1]} on a connection that it had said it closes")
+    if link.requests.error:
+        found.append(f"a member got what is not HTTP ({link.requests.error}): {bytes(pipe.received)!r}")
+    return seen
+
+
+def _delivered(client: Client) -> Requests:
+    """What reached the balancer: as a rule, everything that was sent."""
+    if len(client.sent) == len(client.pipe.delivered):
+        return client.asked
+    asked = Requests()
+    asked.feed(bytes(client.pipe.delivered))
+    return asked
+
+
+@dataclass
+class _Client:
+    """What can be said of one client: what it asked, what of that members saw, what it got."""
+
+    client: Client
+    asked: list[Message]
+    attempts: dict[int, list[Seen]] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)
+
+    def says(self, words: str) -> None:
+        self.found.append(f"{self.client.host}: {words}")
+
+
+def _judge_client(client: Client, everything: list[Seen]) -> list[str]:
+    reference = _delivered(client)
+    it = _Client(client, reference.messages)
+    seen = [it for it in everything if it.request.values(b"x-forwarded-for") == [client.host.encode()]]
+    _match(it, seen)
+    got = client.got
+    if got.error:
+        it.says(f"got what is not HTTP ({got.error}): {bytes(client.pipe.received)!r}")
+    else:
+        if client.pipe.ended == "eof":
+            got.end()
+        for index, response in enumerate(got.messages):
+            _judge_response(it, index, response, got)
+    return it.found
+
+
+def _match(it: _Client, seen: list[Seen]) -> None:
+    """Every request that a member saw is the one that was asked, or the next; or a repeat of an idempotent one."""
+    index = -1
+    for one in seen:
+        again = index >= 0 and _same(it.asked[index], one.request) and not it.attempts[index][-1].answered
+        if not again:
+            later = [n for n in range(index + 1, len(it.asked)) if _same(it.asked[n], one.request)]
+            if not later:
+                it.says(f"a member got {one.request} that was not asked for there; {it.asked}")
+                return
+            index = later[0]
+        it.attempts.setdefault(index, []).append(one)
+        asked = it.asked[index]
+        if len(it.attempts[index]) > 1 and asked.method.decode() not in IDEMPOTENT:
+            it.says(f"a request was sent twice: {asked}")
+        if extra := _beyond(one.request.fields, asked.fields, _WRITTEN):
+            it.says(f"a member got fields that the client did not send: {extra}; {asked}")
+        if len(one.request.values(b"host")) != 1:
+            it.says(f"a member got a request without one Host: {one.request}")
+
+
+def _same(asked: Message, seen: Message) -> bool:
+    if asked.method != seen.method or _path(asked.target) != seen.target:
+        return False
+    if seen.complete:
+        return asked.complete and asked.body == seen.body
+    return asked.body.startswith(seen.body)
+
+
+def _path(target: bytes) -> bytes:
+    if url := re.fullmatch(rb"https?://[^/?#]+([/?].*)?", target, re.IGNORECASE | re.DOTALL):
+        path = url[1] or b"/"
+        return path if path.startswith(b"/") else b"/" + path
+    return target
+
+
+def _beyond(fields: Fields, known: Fields, written: set[bytes]) -> Fields:
+    """The fields that are not among the known ones."""
+    left = list(known)
+    extra = []
+    for one in fields:
+        if one in left:
+            left.remove(one)
+        elif one[0] not in written:
+            extra.append(one)
+    return extra
+
+
+def _judge_response(it: _Client, index: int, response: Message, got: Responses) -> None:
+    client = it.client
+    last = index + 1 == len(got.messages)
+    if any(b"close" in value for value in response.values(b"connection")) and (not last or got.begun):
+        it.says(f"got more after the response that said close: {got.messages}")
+    attempts = it.attempts.get(index)
+    own = bool(response.values(b"x-balancer-error"))
+    if not response.complete:
+        if not client.left and client.pipe.ended != "reset" and not (attempts and not attempts[-1].answered):
+            it.says(f"a response was not completed: {response}")
+    if own:
+        if index > len(it.asked):
+            it.says(f"got {len(got.messages)} responses to {len(it.asked)} requests")
+        return
+    if not attempts:
+        it.says(f"got a response to what no member saw: {response}; {it.asked}")
+        return
+    answer = attempts[-1].answer
+    if answer.tunnel is not None and response.status == 101:
+        _judge_tunnel(it, it.asked[index], attempts[-1], got)
+        return
+    if not answer.messages:
+        if not answer.error:
+            it.says(f"got a response that no member gave: {response}")
+        return
+    given = answer.messages[0]
+    if response.status != given.status or not given.body.startswith(response.body):
+        it.says(f"got {response} for {given}")
+    if answer.error:
+        return  # The reference parser is stricter there.
+    if response.complete and not given.complete and not client.left:
+        it.says(f"a response that its member did not complete looks complete: {response} for {given}")
+    if response.complete and response.body != given.body:
+        it.says(f"a body was cut: {response} for {given}")
+    if extra := _beyond(response.fields, given.fields, _WRITTEN_BACK):
+        it.says(f"got fields that the member did not send: {extra}; {given}")
+
+
+def _judge_tunnel(it: _Client, asked: Message, seen: Seen, got: Responses) -> None:
+    if not asked.values(b"upgrade"):
+        it.says("protocols were switched unasked")
+    if any(value.lower() == b"websocket" for value in asked.values(b"upgrade")):
+        return  # Its frames are read and written anew.
+    if not (seen.answer.tunnel or b"").startswith(got.tunnel or b""):
+        it.says(f"a tunnel gave {got.tunnel!r} of {seen.answer.tunnel!r}")
+    if not bytes(it.client.pipe.delivered[asked.end :]).startswith(seen.after):
+        it.says(f"a tunnel took {seen.after!r}")
+
+
+__all__ = ["LEAVING", "Violation", "check", "finish"]

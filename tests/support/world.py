@@ -1,0 +1,274 @@
+"""The balancer between clients and members that are scripts, on pipes: see ``tests.support.pipes``.
+
+Whoever drives a world decides every byte and every order of events from outside the loop; ``finish`` brings it to
+its end and ``tests.support.judge`` says what must not have happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Coroutine
+from random import Random
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from balancer.edge import Clients
+from balancer.health import Event
+from balancer.loadbalancer import LoadBalancer
+from balancer.membership import Answer, Endpoint, Outcome, Snapshot
+from balancer.probes import Verdict
+from balancer.server import make_listener
+from balancer.settings import Address, Settings
+from tests.support.pipes import Pipe, PipeLoop
+from tests.support.reader import Message, Requests, Responses
+
+MEMBERS = (Address("10.2.0.1", 80), Address("10.2.0.2", 80))
+
+# In virtual seconds. The balancer's own limits for clients are constants of its front end.
+RESPONSE_TIMEOUT = 2.0
+# A connection on which nothing happens any more is gone by then: linger, half-closed, and a look once a second.
+LEAVING = 4.0
+# All limits of a client connection are shorter.
+LIMITS = 80.0
+
+
+class Client:
+    """One client connection. ``left``: the client has closed its side, or reset the connection."""
+
+    def __init__(self, pipe: Pipe, host: str) -> None:
+        self.pipe = pipe
+        self.host = host
+        self.sent = bytearray()
+        # What was sent, and what came back, read by the reference parser.
+        self.asked = Requests()
+        self.got = Responses(self._method)
+        self.left = False
+
+    def _method(self, index: int) -> bytes:
+        return self.asked.messages[index].method if index < len(self.asked.messages) else b"GET"
+
+    def send(self, data: bytes) -> None:
+        if not self.left:
+            self.sent += data
+            self.asked.feed(data)
+            self.pipe.send(data)
+
+    def leave(self, reset: bool = False) -> None:
+        self.left = True
+        if reset:
+            self.pipe.reset()
+        else:
+            self.pipe.send_eof()
+
+
+class Link:
+    """One connection to a member. ``honest``: answered requests, of those that the member has seen whole."""
+
+    def __init__(self, pipe: Pipe, member: Address) -> None:
+        self.pipe = pipe
+        self.member = member
+        self.requests = Requests()
+        self.answered = 0
+        # The script has sent something of its own, so that it must answer everything.
+        self.scripted = False
+        self.left = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a request has begun that nothing was sent for yet."""
+        begun = self.pipe.writes[-1][1] if self.pipe.writes else 0
+        return bool(self.requests.messages) and len(self.pipe.delivered) == begun and not self.pipe.lost
+
+
+class World:
+    """``answering``: members answer by themselves. ``limit``: MAX_REQUESTS_PER_MEMBER."""
+
+    def __init__(self, loop: PipeLoop, *, answering: bool = True, tls: bool = False, limit: int = 0) -> None:
+        self.loop = loop
+        self.answering = answering
+        self.tls = tls
+        self.mood = "fine"  # or "refuses", "silent"
+        self.trouble: list[str] = []
+        self.clients: list[Client] = []
+        self.links: list[Link] = []
+        self._tasks: list[asyncio.Task[Any]] = []
+        loop.dial = self._dial
+        loop.set_exception_handler(self._raised)
+        loop.set_task_factory(self._task)
+        self._log = _Errors(self.trouble)
+        self.balancer = LoadBalancer(
+            Settings(
+                resolve_interval=60,
+                health_interval=60,
+                hold_seconds=1,
+                connect_timeout=0.5,
+                response_timeout=RESPONSE_TIMEOUT,
+                idle_timeout=RESPONSE_TIMEOUT,
+                max_requests_per_member=limit,
+            ),
+            resolve=self._resolve,
+            probe=self._probe,
+            clock=loop.time,
+            rng=Random(0),
+        )
+        self.front = Clients(self.balancer.proxy)
+        self.state = ServerState()
+        self._config = _config(self.balancer, self.front)
+
+    def open(self) -> World:
+        logging.getLogger().addHandler(self._log)
+        self.loop.run_until_complete(self.balancer.__aenter__())
+        self.loop.settle()
+        while len(self.balancer.membership.available) < len(MEMBERS):
+            self.loop.wait(0.01)
+        return self
+
+    # What clients do.
+
+    def client(self) -> Client:
+        host = f"10.1.0.{len(self.clients) + 1}"
+        pipe = Pipe(self.loop, (host, 1024), lambda _, data: client.got.feed(data), tls=self.tls)
+        client = Client(pipe, host)
+        self.clients.append(client)
+
+        def accept() -> None:
+            pipe.connect(self.front(self._config, self.state, {}))
+
+        self.loop.call_soon(accept)
+        self.loop.turn()
+        return client
+
+    # What members do.
+
+    def _dial(self, host: str, port: int) -> Pipe | None:
+        if self.mood == "refuses":
+            raise ConnectionRefusedError(111, "Connection refused")
+        if self.mood == "silent":
+            return None
+        pipe = Pipe(self.loop, (host, port), lambda _, data: self._arrived(link, data))
+        link = Link(pipe, Address(host, port))
+        self.links.append(link)
+        return pipe
+
+    def _arrived(self, link: Link, data: bytes) -> None:
+        link.requests.feed(data)
+        if self.answering:
+            self.loop.call_soon(self.answer, link)
+
+    def answer(self, link: Link) -> None:
+        """Answer, as an honest member does, what has come whole and has no answer yet."""
+        whole = link.requests.whole
+        while link.answered < len(whole) and not (link.scripted or link.left):
+            request = whole[link.answered]
+            link.answered += 1
+            data, ends = honest(request)
+            link.pipe.send(data)
+            if ends:
+                link.left = True
+                link.pipe.send_eof()
+
+    async def _resolve(self) -> Snapshot:
+        answer = Answer("A", Outcome.FOUND, frozenset(map(Endpoint, MEMBERS)))
+        return Snapshot((answer,), self.loop.time())
+
+    async def _probe(self, address: Address) -> Verdict:
+        if self.mood == "fine":
+            return Event.PROBE_OK, "accepts connections"
+        return Event.REFUSED, "connection refused"
+
+    # The end.
+
+    def settle(self) -> None:
+        self.loop.settle()
+
+    def peace(self) -> None:
+        """From here on everybody behaves: reads, accepts, answers. Whatever has been asked for gets its answer."""
+        self.mood = "fine"
+        self.answering = True
+        for link in self.links:
+            link.pipe.take()
+            if link.waiting:
+                link.scripted = False
+                link.answered = max(0, len(link.requests.messages) - 1)
+            self.loop.call_soon(self.answer, link)
+        for client in self.clients:
+            client.pipe.take()
+        self.loop.settle()
+
+    def leave(self) -> None:
+        """All clients leave, first by closing their side, then for good."""
+        for client in self.clients:
+            client.leave()
+        self.loop.wait(LEAVING)
+        for client in self.clients:
+            client.leave(reset=True)
+        self.loop.wait(LEAVING)
+
+    def close(self) -> None:
+        logging.getLogger().removeHandler(self._log)
+        self.loop.run_until_complete(self.balancer.__aexit__(None, None, None))
+        self.loop.settle()
+        if left := [it for it in asyncio.all_tasks(self.loop)]:
+            self.trouble.append(f"tasks are left: {left}")
+            for task in left:
+                task.cancel()
+            self.loop.settle()
+        for task in self._tasks:
+            # What nobody has asked a failed task for would be logged, sooner or later.
+            if task.done() and not task.cancelled() and task._log_traceback:  # type: ignore[attr-defined]
+                self.trouble.append(f"a task failed and nobody knows: {task.exception()!r}")
+        self._tasks.clear()
+        for pipe in [it.pipe for it in self.links] + [it.pipe for it in self.clients]:
+            if not pipe.lost:
+                self.trouble.append(f"a connection is left open: {pipe.get_extra_info('peername')}")
+        # Timers that are still set belong to nobody any more.
+        for timer in self.loop._scheduled:  # type: ignore[attr-defined]
+            timer.cancel()
+
+    def _task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+    ) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        self._tasks.append(task)
+        return task
+
+    def _raised(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.trouble.append(f"{context['message']}: {context.get('exception')!r}")
+
+
+def honest(request: Message) -> tuple[bytes, bool]:
+    """A response that only this request can have, and whether the connection ends with it."""
+    text = b"<%b %b %d %d>" % (request.method, request.target, len(request.body), zlib.crc32(request.body))
+    shape = zlib.crc32(request.target) % 6
+    if request.method == "HEAD":
+        return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(text), False
+    if shape == 0:
+        half = len(text) // 2
+        chunks = b"%x\r\n%b\r\n%x;a=b\r\n%b\r\n0\r\nx-end: 1\r\n\r\n" % (half, text[:half], len(text) - half, text[half:])
+        return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunks, False
+    if shape == 1:
+        return b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + text, True
+    if shape == 2:
+        return b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text), False
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text), False
+
+
+def _config(balancer: LoadBalancer, front: Clients) -> uvicorn.Config:
+    config = cast("uvicorn.Config", make_listener(balancer, 75, 1, front).config)
+    config.load()
+    return config
+
+
+class _Errors(logging.Handler):
+    """Log lines that somebody would have to look at."""
+
+    def __init__(self, trouble: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self._trouble = trouble
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._trouble.append(f"logged: {record.getMessage()}")
