@@ -1,9 +1,10 @@
 """Connections without sockets: a transport for the balancer's protocols whose other end is in the test's hands.
 
 With ``PipeLoop`` nothing waits and nothing touches the network, so that a whole exchange takes about a
-millisecond, and every order of events can be had. A ``Pipe`` keeps to what asyncio's own transports do: bytes are
-delivered from the loop, one piece a turn, none while reading is paused or after ``close``; a write that the peer does not
-take is buffered and pauses the protocol; a reset is noticed only while something is read or written.
+millisecond, and every order of events can be had. A ``Pipe`` keeps to what asyncio's own transports do:
+bytes are delivered from the loop, one piece a turn, none while reading is paused or after ``close``; a
+write that the peer does not take is buffered and pauses the protocol; a reset is noticed only while
+something is read or written.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ _stamps = itertools.count()
 
 
 class _Socket:
-    """What ``balancer.tcp`` asks; this kernel tells nothing."""
+    """What ``balancer.tcp`` and uvicorn ask; this kernel tells nothing of what was acknowledged."""
+
+    def __init__(self, peername: tuple[str, int]) -> None:
+        self.getpeername = lambda: peername
+        self.getsockname = lambda: ("10.0.0.1", 80)
 
     def setsockopt(self, *_: object) -> None:
         pass
@@ -48,7 +53,7 @@ class Pipe(asyncio.Transport):
         tls: bool = False,
     ) -> None:
         super().__init__(
-            {"peername": peername, "sockname": ("10.0.0.1", 80), "socket": _Socket(), "sslcontext": tls or None}
+            {"peername": peername, "sockname": ("10.0.0.1", 80), "socket": _Socket(peername), "sslcontext": tls or None}
         )
         self._loop = loop
         self._tls = tls
@@ -256,7 +261,7 @@ class Pipe(asyncio.Transport):
 
 
 class PipeLoop(VirtualLoop):
-    """A loop on which ``create_connection`` gives pipes. ``dial`` makes one, or raises OSError, or gives None: silence."""
+    """A loop on which ``create_connection`` gives pipes: ``dial`` makes one, raises OSError, or (None) stays silent."""
 
     def __init__(self) -> None:
         super().__init__()

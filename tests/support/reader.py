@@ -20,7 +20,7 @@ _ASCII = bytes(min(it, 0x7E) for it in range(256))
 
 @dataclass
 class Message:
-    """A request or a response. ``offset``, ``end``: where it begins and ends in its stream; ``complete``: it has ended."""
+    """A request or a response. ``offset``, ``end``: where it is in its stream; ``complete``: its end has come."""
 
     offset: int
     end: int = 0
@@ -133,9 +133,10 @@ class Responses:
             self.tunnel += data
 
     def end(self) -> None:
-        """The connection has ended in order."""
+        """The connection has ended in order, which ends a body without a length, and leaves any other incomplete."""
         if self._parser and not self.error and self.tunnel is None:
             self._read(b"")
+            self.error = ""
 
     @property
     def begun(self) -> bool:

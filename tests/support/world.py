@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Coroutine
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 from uvicorn.server import ServerState
@@ -37,7 +36,7 @@ LIMITS = 80.0
 
 
 class Client:
-    """One client connection. ``left``: the client has closed its side, or reset the connection."""
+    """One client connection. ``left``: the client has closed its side, or reset, before the balancer ended its own."""
 
     def __init__(self, pipe: Pipe, host: str) -> None:
         self.pipe = pipe
@@ -58,7 +57,7 @@ class Client:
             self.pipe.send(data)
 
     def leave(self, reset: bool = False) -> None:
-        self.left = True
+        self.left = self.left or not self.pipe.ended
         if reset:
             self.pipe.reset()
         else:
@@ -171,6 +170,10 @@ class World:
                 link.left = True
                 link.pipe.send_eof()
 
+    def answer_all(self) -> None:
+        for link in self.links:
+            self.answer(link)
+
     async def _resolve(self) -> Snapshot:
         answer = Answer("A", Outcome.FOUND, frozenset(map(Endpoint, MEMBERS)))
         return Snapshot((answer,), self.loop.time())
@@ -212,14 +215,14 @@ class World:
         logging.getLogger().removeHandler(self._log)
         self.loop.run_until_complete(self.balancer.__aexit__(None, None, None))
         self.loop.settle()
-        if left := [it for it in asyncio.all_tasks(self.loop)]:
+        if left := list(asyncio.all_tasks(self.loop)):
             self.trouble.append(f"tasks are left: {left}")
             for task in left:
                 task.cancel()
             self.loop.settle()
         for task in self._tasks:
             # What nobody has asked a failed task for would be logged, sooner or later.
-            if task.done() and not task.cancelled() and task._log_traceback:  # type: ignore[attr-defined]
+            if task.done() and not task.cancelled() and task._log_traceback:
                 self.trouble.append(f"a task failed and nobody knows: {task.exception()!r}")
         self._tasks.clear()
         for pipe in [it.pipe for it in self.links] + [it.pipe for it in self.clients]:
@@ -229,10 +232,8 @@ class World:
         for timer in self.loop._scheduled:  # type: ignore[attr-defined]
             timer.cancel()
 
-    def _task(
-        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
-    ) -> asyncio.Task[Any]:
-        task = asyncio.Task(coroutine, loop=loop, **options)
+    def _task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
         self._tasks.append(task)
         return task
 
@@ -244,21 +245,23 @@ def honest(request: Message) -> tuple[bytes, bool]:
     """A response that only this request can have, and whether the connection ends with it."""
     text = b"<%b %b %d %d>" % (request.method, request.target, len(request.body), zlib.crc32(request.body))
     shape = zlib.crc32(request.target) % 6
-    if request.method == "HEAD":
-        return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(text), False
+    length = b"content-length: %d\r\n\r\n" % len(text)
+    if request.method == b"HEAD":
+        return b"HTTP/1.1 200 OK\r\n" + length, False
     if shape == 0:
         half = len(text) // 2
-        chunks = b"%x\r\n%b\r\n%x;a=b\r\n%b\r\n0\r\nx-end: 1\r\n\r\n" % (half, text[:half], len(text) - half, text[half:])
-        return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunks, False
+        chunks = (b"%x;a=b\r\n%b\r\n" % (len(it), it) for it in (text[:half], text[half:]))
+        end = b"0\r\nx-end: 1\r\n\r\n"
+        return b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"".join(chunks) + end, False
     if shape == 1:
         return b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + text, True
     if shape == 2:
-        return b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text), False
-    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text), False
+        return b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\n" + length + text, False
+    return b"HTTP/1.1 200 OK\r\n" + length + text, False
 
 
 def _config(balancer: LoadBalancer, front: Clients) -> uvicorn.Config:
-    config = cast("uvicorn.Config", make_listener(balancer, 75, 1, front).config)
+    config = make_listener(balancer, 75, 1, front).config
     config.load()
     return config
 
@@ -271,4 +274,6 @@ class _Errors(logging.Handler):
         self._trouble = trouble
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._trouble.append(f"logged: {record.getMessage()}")
+        # uvicorn's word for a WebSocket handshake that was refused.
+        if not record.getMessage().startswith("ASGI callable returned without completing handshake"):
+            self._trouble.append(f"logged: {record.getMessage()}")
