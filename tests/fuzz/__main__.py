@@ -101,7 +101,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=1800, help="how long (default: 30 minutes)")
     parser.add_argument("--seed", type=int, default=0, help="of libFuzzer's randomness; 0 takes another each time")
     parser.add_argument("--findings", type=Path, default=CACHE / "findings", help="where cases go that went wrong")
-    parser.add_argument("--corpus", type=Path, default=CACHE / "corpus", help="where cases are that reach something new")
+    parser.add_argument("--corpus", type=Path, default=CACHE / "corpus", help="where cases are that reach more code")
     parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="play these cases, and fuzz nothing")
     return parser.parse_args()
 

@@ -89,7 +89,7 @@ class _Case:
             FORGET: lambda: self._each(balancer.upstream.forget),
             GIVE_UP: lambda: self._each(balancer.upstream.give_up),
             SHUT: lambda: [it.shutdown() for it in list(self._world.state.connections)],
-            END: lambda: loop.create_task(balancer.proxy.end_endless()),
+            END: self._go_away,
             CUT_ALL: balancer.proxy.cut,
         }
 
@@ -166,6 +166,10 @@ class _Case:
             speaker.pipe.reset()
         else:
             speaker.pipe.send_eof()
+
+    def _go_away(self) -> None:
+        self._world.going_away = True
+        self._world.loop.create_task(self._world.balancer.proxy.end_endless())
 
     def _each(self, do: Callable[[Address], None]) -> None:
         for member in MEMBERS:

@@ -37,8 +37,10 @@ def finish(world: World) -> list[str]:
     world.close()
     found += world.trouble
     seen = _seen(world, found)
+    if any("is not HTTP" in it for it in found):
+        return found  # What its client got cannot be told from this.
     for client in world.clients:
-        found += _judge_client(client, seen)
+        found += _judge_client(client, seen, world.going_away)
     return found
 
 
@@ -171,6 +173,8 @@ class _Client:
 
     client: Client
     asked: list[Message]
+    # The balancer may have ended streams of events.
+    going_away: bool = False
     attempts: dict[int, list[Seen]] = field(default_factory=dict)
     found: list[str] = field(default_factory=list)
 
@@ -178,13 +182,15 @@ class _Client:
         self.found.append(f"{self.client.host}: {words}")
 
 
-def _judge_client(client: Client, everything: list[Seen]) -> list[str]:
+def _judge_client(client: Client, everything: list[Seen], going_away: bool) -> list[str]:
     reference = _delivered(client)
-    it = _Client(client, reference.messages)
+    it = _Client(client, reference.messages, going_away)
     seen = [it for it in everything if it.request.values(b"x-forwarded-for") == [client.host.encode()]]
     _match(it, seen)
     got = client.got
-    if got.error:
+    if got.messages and _is_own(got.messages[-1]) and client.method(len(got.messages) - 1) == b"HEAD" and got.begun:
+        it.says("a refusal of HEAD has a body")
+    elif got.error:
         it.says(f"got what is not HTTP ({got.error}): {bytes(client.pipe.received)!r}")
     else:
         if client.pipe.ended == "eof":
@@ -198,16 +204,18 @@ def _match(it: _Client, seen: list[Seen]) -> None:
     """Every request that a member saw is the one that was asked, or the next; or a repeat of an idempotent one."""
     index = -1
     for one in seen:
+        later = [n for n in range(index + 1, len(it.asked)) if _same(it.asked[n], one.request)]
         again = index >= 0 and _same(it.asked[index], one.request) and not it.attempts[index][-1].answered
-        if not again:
-            later = [n for n in range(index + 1, len(it.asked)) if _same(it.asked[n], one.request)]
+        # Where two requests in a row are the same, a second attempt is the second one's if the first may not be repeated.
+        if not again or (later and not _repeatable(it.asked[index])):
             if not later:
                 it.says(f"a member got {one.request} that was not asked for there; {it.asked}")
                 return
-            index = later[0]
+            fitting = [n for n in later if not _beyond(one.request.fields, it.asked[n].fields, _WRITTEN)]
+            index = (fitting or later)[0]
         it.attempts.setdefault(index, []).append(one)
         asked = it.asked[index]
-        if len(it.attempts[index]) > 1 and asked.method.decode() not in IDEMPOTENT:
+        if len(it.attempts[index]) > 1 and not _repeatable(asked):
             it.says(f"a request was sent twice: {asked}")
         if _is_websocket(asked):
             continue  # Its handshake is made anew.
@@ -215,6 +223,10 @@ def _match(it: _Client, seen: list[Seen]) -> None:
             it.says(f"a member got fields that the client did not send: {extra}; {asked}")
         if len(one.request.values(b"host")) != 1:
             it.says(f"a member got a request without one Host: {one.request}")
+
+
+def _repeatable(asked: Message) -> bool:
+    return asked.method.decode() in IDEMPOTENT
 
 
 def _same(asked: Message, seen: Message) -> bool:
@@ -250,48 +262,60 @@ def _judge_response(it: _Client, index: int, response: Message, got: Responses) 
     if any(b"close" in value for value in response.values(b"connection")) and (not last or got.begun):
         it.says(f"got more after the response that said close: {got.messages}")
     attempts = it.attempts.get(index)
-    own = bool(response.values(b"x-balancer-error"))
     if not response.complete and not client.left and attempts and attempts[-1].sound:
         it.says(f"a response was not completed: {response}")
-    if own:
+    if _is_own(response):
         if index > len(it.asked):
             it.says(f"got {len(got.messages)} responses to {len(it.asked)} requests")
         return
-    if not attempts:
+    # Of requests that are the same nobody can tell which one was answered by a member and which one by the balancer.
+    alike = [n for n, asked in enumerate(it.asked) if _same(asked, it.asked[index])] if index < len(it.asked) else []
+    possible = attempts[-1:] if attempts else [one for n in alike for one in it.attempts.get(n, ())]
+    faults = [_faults(it, index, response, one) for one in possible]
+    if not possible:
         it.says(f"got a response to what no member saw: {response}; {it.asked}")
-        return
-    answer = attempts[-1].answer
+    elif all(faults):
+        it.found += [f"{client.host}: {words}" for words in faults[0]]
+
+
+def _faults(it: _Client, index: int, response: Message, seen: Seen) -> list[str]:
+    """What is wrong with a response as the one to what a member saw, and answered."""
+    answer, got = seen.answer, it.client.got
     if answer.tunnel is not None and response.status == 101:
-        _judge_tunnel(it, it.asked[index], attempts[-1], got)
-        return
+        return _tunnel_faults(it, it.asked[index], seen, got)
     if not answer.messages:
-        if not answer.error:
-            it.says(f"got a response that no member gave: {response}")
-        return
+        return [] if answer.error else [f"got a response that no member gave: {response}"]
     given = answer.messages[0]
     if response.status != given.status or not given.body.startswith(response.body):
-        it.says(f"got {response} for {given}")
+        return [f"got {response} for {given}"]
     if answer.error:
-        return  # The reference parser is stricter there.
-    if response.complete and not given.complete and not client.left:
-        it.says(f"a response that its member did not complete looks complete: {response} for {given}")
+        return []  # The reference parser is stricter there.
+    if it.going_away and any(value.startswith(b"text/event-stream") for value in given.values(b"content-type")):
+        return []
+    if response.complete and not given.complete and not it.client.left:
+        return [f"a response that its member did not complete looks complete: {response} for {given}"]
     if response.complete and response.body != given.body:
-        it.says(f"a body was cut: {response} for {given}")
-    if _is_websocket(it.asked[index]):
-        return
-    if extra := _beyond(response.fields, given.fields, _WRITTEN_BACK):
-        it.says(f"got fields that the member did not send: {extra}; {given}")
+        return [f"a body was cut: {response} for {given}"]
+    extra = _beyond(response.fields, given.fields, _WRITTEN_BACK)
+    if extra and not _is_websocket(it.asked[index]):
+        return [f"got fields that the member did not send: {extra}; {given}"]
+    return []
 
 
-def _judge_tunnel(it: _Client, asked: Message, seen: Seen, got: Responses) -> None:
+def _tunnel_faults(it: _Client, asked: Message, seen: Seen, got: Responses) -> list[str]:
     if not asked.values(b"upgrade"):
-        it.says("protocols were switched unasked")
+        return ["protocols were switched unasked"]
     if _is_websocket(asked):
-        return  # Its frames are read and written anew.
+        return []  # Its frames are read and written anew.
     if not (seen.answer.tunnel or b"").startswith(got.tunnel or b""):
-        it.says(f"a tunnel gave {got.tunnel!r} of {seen.answer.tunnel!r}")
+        return [f"a tunnel gave {got.tunnel!r} of {seen.answer.tunnel!r}"]
     if not bytes(it.client.pipe.delivered[asked.end :]).startswith(seen.after):
-        it.says(f"a tunnel took {seen.after!r}")
+        return [f"a tunnel took {seen.after!r}"]
+    return []
+
+
+def _is_own(response: Message) -> bool:
+    return bool(response.values(b"x-balancer-error"))
 
 
 def _is_websocket(asked: Message) -> bool:

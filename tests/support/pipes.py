@@ -277,7 +277,11 @@ class PipeLoop(VirtualLoop):
             return await self.create_future()
         protocol = protocol_factory()
         pipe.connect(protocol)
-        await asyncio.sleep(0)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            pipe.close()
+            raise
         return pipe, protocol
 
     def settle(self) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ Fields = list[tuple[bytes, bytes]]
 # Enough for everything that the balancer accepts as a head.
 _HEAD_MAX = 1 << 20
 # h11 takes no bytes beyond ASCII in a target, which are not allowed and common all the same.
+_SPACES = re.compile(rb" +")
 _ASCII = bytes(min(it, 0x7E) for it in range(256))
 
 
@@ -74,7 +76,8 @@ class Requests:
             if not newline:
                 return False
             self._offset = self._fed - len(self._pending)
-            self._pending = line.translate(_ASCII) + newline + rest
+            # RFC 9112 section 3: words may be parted by more than one space.
+            self._pending = _SPACES.sub(b" ", line.translate(_ASCII)) + newline + rest
             self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_MAX)
         try:
             if self._pending:

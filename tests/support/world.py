@@ -44,10 +44,10 @@ class Client:
         self.sent = bytearray()
         # What was sent, and what came back, read by the reference parser.
         self.asked = Requests()
-        self.got = Responses(self._method)
+        self.got = Responses(self.method)
         self.left = False
 
-    def _method(self, index: int) -> bytes:
+    def method(self, index: int) -> bytes:
         return self.asked.messages[index].method if index < len(self.asked.messages) else b"GET"
 
     def send(self, data: bytes) -> None:
@@ -90,6 +90,8 @@ class World:
         self.loop = loop
         self.answering = answering
         self.tls = tls
+        # Streams of events may have been ended, complete, by the balancer itself.
+        self.going_away = False
         self.mood = "fine"  # or "refuses", "silent"
         self.trouble: list[str] = []
         self.clients: list[Client] = []
