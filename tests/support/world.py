@@ -243,9 +243,14 @@ class World:
         self.trouble.append(f"{context['message']}: {context.get('exception')!r}")
 
 
+def honest_text(request: Message) -> bytes:
+    """What only this request can have for an answer."""
+    return b"<%b %b %d %d>" % (request.method, request.target, len(request.body), zlib.crc32(request.body))
+
+
 def honest(request: Message) -> tuple[bytes, bool]:
-    """A response that only this request can have, and whether the connection ends with it."""
-    text = b"<%b %b %d %d>" % (request.method, request.target, len(request.body), zlib.crc32(request.body))
+    """The response of an honest member, and whether the connection ends with it."""
+    text = honest_text(request)
     shape = zlib.crc32(request.target) % 6
     length = b"content-length: %d\r\n\r\n" % len(text)
     if request.method == b"HEAD":
