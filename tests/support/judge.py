@@ -32,6 +32,7 @@ def finish(world: World) -> list[str]:
     for client in world.clients:
         if unanswered := _unanswered(client):
             found.append(f"{client.host}: a request has no answer and the connection is open: {unanswered}")
+    world.loop.wait(LIMITS)
     world.leave()
     found += _leaks(world)
     world.close()
@@ -56,7 +57,6 @@ def _let_all_be_answered(world: World) -> None:
         if not any(map(_unanswered, world.clients)):
             return
         world.loop.wait(2 * RESPONSE_TIMEOUT + 1)
-    world.loop.wait(LIMITS)
 
 
 def _unanswered(client: Client) -> Message | None:
@@ -271,7 +271,7 @@ def _judge_response(it: _Client, index: int, response: Message, got: Responses) 
         return
     # Of requests that are the same nobody can tell which one was answered by a member and which one by the balancer.
     alike = [n for n, asked in enumerate(it.asked) if _same(asked, it.asked[index])] if index < len(it.asked) else []
-    possible = attempts[-1:] if attempts else [one for n in alike for one in it.attempts.get(n, ())]
+    possible = [one for n in alike for one in it.attempts.get(n, ())] if len(alike) > 1 else (attempts or [])[-1:]
     faults = [_faults(it, index, response, one) for one in possible]
     if not possible and index < len(it.asked) and _is_websocket(it.asked[index]):
         return  # uvicorn refuses some by itself.
