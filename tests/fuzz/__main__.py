@@ -33,7 +33,7 @@ def main() -> int:
     arguments.corpus.mkdir(parents=True, exist_ok=True)
     for seed in [*seeds(), *(it.read_bytes() for it in (HERE / "cases").iterdir())]:
         (arguments.corpus / f"{zlib.crc32(seed):08x}").write_bytes(seed)
-    before = _findings(arguments.findings)
+    before = set(arguments.findings.iterdir())
     command = [
         sys.executable, "-m", "tests.fuzz.target", str(arguments.findings), str(arguments.corpus),
         f"-max_total_time={arguments.seconds}", f"-max_len={SIZE_MAX}", f"-timeout={HANGS}",
@@ -45,13 +45,14 @@ def main() -> int:
         assert process.stderr
         for line in process.stderr:
             fuzzer.hear(line)
-    found = {name: size for name, size in _findings(arguments.findings).items() if before.get(name) != size}
+    # What hangs, or ends the process, libFuzzer keeps by itself.
+    found = {arguments.findings / kind for kind in fuzzer.kinds} | (set(arguments.findings.iterdir()) - before)
     print(
         f"fuzz: {fuzzer.executions} executions in {arguments.seconds} s, coverage {fuzzer.coverage} edges and"
         f" {fuzzer.features} features, {fuzzer.corpus} cases kept, {len(found)} findings"
     )
-    for name, size in sorted(found.items()):
-        print(f"  {arguments.findings / name} ({size} bytes)")
+    for path in sorted(found):
+        print(f"  {path} ({path.stat().st_size} bytes)")
     if process.returncode and not found:
         print(f"fuzz: the fuzzer failed with exit status {process.returncode}:\n{''.join(fuzzer.tail)}")
     return int(bool(found) or process.returncode != 0)
@@ -62,12 +63,14 @@ class _Run:
 
     def __init__(self) -> None:
         self.executions = self.coverage = self.features = self.corpus = 0
+        self.kinds: set[str] = set()
         self.tail: list[str] = []
         self._told = 0
 
     def hear(self, line: str) -> None:
         self.tail = [*self.tail[-30:], line]
         if line.startswith("finding: "):
+            self.kinds.add(line.removeprefix("finding: ").strip())
             print(line, end="", flush=True)
         elif status := _STATUS.match(line):
             executions, _, coverage, features, corpus, pace = status.groups()
@@ -79,10 +82,6 @@ class _Run:
                 print(f"{executions} executions, {pace} a second, coverage {coverage}, {corpus} cases kept", flush=True)
         elif final := _EXECUTIONS.match(line):
             self.executions = int(final[1])
-
-
-def _findings(directory: Path) -> dict[str, int]:
-    return {it.name: it.stat().st_size for it in directory.iterdir()}
 
 
 def _replay(paths: list[Path]) -> int:

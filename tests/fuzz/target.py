@@ -1,6 +1,6 @@
 """The fuzzer's own process: libFuzzer by atheris, which brings bytes, and ``case.run``, which judges what they do.
 
-A finding does not end the run: the first and shortest case of each kind is kept in a file, and the run goes on.
+A finding does not end the run: the shortest case of each kind is kept in a file, and the run goes on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Target:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._shortest: dict[str, int] = {}
+        self._kinds: set[str] = set()
         self._loop = PipeLoop()
 
     def __call__(self, data: bytes) -> None:
@@ -52,11 +52,12 @@ class Target:
 
     def _keep(self, finding: str, data: bytes) -> None:
         name = kind(finding)
-        if len(data) < self._shortest.get(name, sys.maxsize):
-            if name not in self._shortest:
-                print(f"finding: {name}", file=sys.stderr, flush=True)
-            self._shortest[name] = len(data)
-            (self._directory / name).write_bytes(data)
+        if name not in self._kinds:
+            self._kinds.add(name)
+            print(f"finding: {name}", file=sys.stderr, flush=True)
+        path = self._directory / name
+        if not path.exists() or len(data) < path.stat().st_size:
+            path.write_bytes(data)
 
 
 def main(arguments: list[str]) -> None:

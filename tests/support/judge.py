@@ -10,7 +10,7 @@ import httptools
 
 from balancer.retry import IDEMPOTENT
 from tests.support.reader import Fields, Message, Requests, Responses
-from tests.support.world import LEAVING, LIMITS, RESPONSE_TIMEOUT, Client, Link, World
+from tests.support.world import RESPONSE_TIMEOUT, Client, Link, World
 
 # Fields of a request, and of a response, that the balancer writes itself.
 _WRITTEN = {
@@ -32,7 +32,6 @@ def finish(world: World) -> list[str]:
     for client in world.clients:
         if unanswered := _unanswered(client):
             found.append(f"{client.host}: a request has no answer and the connection is open: {unanswered}")
-    world.loop.wait(LIMITS)
     world.leave()
     found += _leaks(world)
     world.close()
@@ -323,6 +322,3 @@ def _is_own(response: Message) -> bool:
 
 def _is_websocket(asked: Message) -> bool:
     return any(value.lower() == b"websocket" for value in asked.values(b"upgrade"))
-
-
-__all__ = ["LEAVING", "Violation", "check", "finish"]

@@ -287,11 +287,17 @@ class PipeLoop(VirtualLoop):
     def settle(self) -> None:
         """Run everything that is ready, and what that makes ready; no time passes."""
         ready: deque[object] = self._ready  # type: ignore[attr-defined]
-        for _ in range(TURNS_MAX):
-            if not ready:
-                return
-            self.turn()
-        raise AssertionError("the loop never comes to rest")
+        turns = iter(range(TURNS_MAX))
+
+        def look() -> None:
+            if not ready or next(turns, None) is None:
+                self.stop()
+            else:
+                self.call_soon(look)
+
+        self.call_soon(look)
+        self.run_forever()
+        assert not ready, "the loop never comes to rest"
 
     def turn(self) -> None:
         """Run what is ready now, once."""

@@ -31,8 +31,6 @@ MEMBERS = (Address("10.2.0.1", 80), Address("10.2.0.2", 80))
 RESPONSE_TIMEOUT = 2.0
 # A connection on which nothing happens any more is gone by then: linger, half-closed, and a look once a second.
 LEAVING = 4.0
-# All limits of a client connection are shorter.
-LIMITS = 80.0
 
 
 class Client:
