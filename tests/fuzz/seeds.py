@@ -28,10 +28,13 @@ def seeds() -> Iterator[bytes]:
         middle = len(response) // 2
         for method in (b"GET", b"POST", b"HEAD"):
             request = method + b" /1 HTTP/1.1\r\nHost: a\r\n\r\n"
-            yield request + b"\xffm" + response + end + _NEXT
+            # The second of the next two goes to the same member again.
+            yield request + b"\xffm" + response + end + _NEXT + _NEXT
         yield _GET + b"\xffm" + response[:middle] + b"\xff|" + response[middle:] + b"\xffr"
         yield _GET + b"\xff1\xffp\xffm" + response + end + b"\xfft\x05\xff1\xffg"
         yield _UPLOAD + b"\xffm" + response + end + b"\xff10\r\n\r\n"
+        yield _UPLOAD + b"\xffm" + response + end + b"\xff2" + _GET + _GET
+        yield _GET + b"\xffm" + response[:middle] + b"\xff1\xffr"
         yield _GET.replace(b"1.1", b"1.0") + b"\xffm" + response + end
         yield b"\xffL" + _GET + b"\xff2" + _GET + b"\xffo" + response + end + b"\xffm" + response + end
         yield _TUNNEL + b"\xffm" + response + end + _NEXT
@@ -44,7 +47,7 @@ def seeds() -> Iterator[bytes]:
     yield b"\xffd" + _GET + b"\xfft\x03\xffu"
     yield b"\xffh" + _GET + b"\xfft\x09\xffu\xfft\x09"
     yield b"\xffS" + _GET + b"\xffT" + _GET
-    yield _GET + b"\xffm\xff1\xfft\x18\xffv\xfft\x18"
+    yield _GET + b"\xffm\xff1\xfft\x3c\xffv\xfft\x3c"
     yield _GET + b"\xffm\xffs\xffw\xfft\x05\xffx\xfft\x05"
     yield (
         _GET + b"\xffmHTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: x\n\n\xfft\x05\xffw\xfft\x05\xffx"

@@ -113,6 +113,7 @@ RESPONSES = {
     "a length": (_OK + b"Content-Length: 5\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\nhello", False),
     "a length of 0": (_OK + b"Content-Length: 0\r\n\r\n", False),
     "a length, then close": (_OK + b"Content-Length: 5\r\nConnection: close\r\n\r\nhello", True),
+    "a length, and a close that is only said": (_OK + b"Content-Length: 5\r\nConnection: close\r\n\r\nhello", False),
     "chunks": (_OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n", False),
     "chunks with extensions and trailers": (
         _OK + b'Transfer-Encoding: chunked\r\n\r\n5;a="b"\r\nhello\r\n0;c\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n',

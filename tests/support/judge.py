@@ -51,8 +51,8 @@ def check(world: World) -> None:
 
 
 def _let_all_be_answered(world: World) -> None:
-    """Wait as long as there is something that a limit may still end."""
-    for _ in range(8):
+    """Wait as long as there is something that a limit may still end; not so long that connections end of idleness."""
+    for _ in range(4):
         if not any(map(_unanswered, world.clients)):
             return
         world.loop.wait(2 * RESPONSE_TIMEOUT + 1)
