@@ -18,6 +18,10 @@ OPEN = {
         "Missing mandatory Host",
         "a request of HTTP/1.0 without a Host goes on as one of HTTP/1.1, which must have one",
     ),
+    "websocket-nonsense-before-the-answer": (
+        r"WebSocketsSansIOProtocol: raised: AssertionError\(\)",
+        "uvicorn fails in an assertion where what follows a WebSocket handshake, before its answer, is not a frame",
+    ),
 }
 
 

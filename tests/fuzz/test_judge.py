@@ -107,7 +107,7 @@ DEEDS: dict[Callable[[World], None], str] = {
     keep_a_slot: "1 requests in flight when everything is over",
     keep_a_task: "tasks are left",
     fail_in_a_task: "a task failed and nobody knows",
-    raise_out_of_a_protocol: "a protocol raised: ValueError('a bug')",
+    raise_out_of_a_protocol: "_Raising: raised: ValueError('a bug')",
 }
 
 

@@ -211,9 +211,7 @@ class Pipe(asyncio.Transport):
                 self.reset_delivered = True
                 self._lose(item)
         except Exception as error:
-            self._loop.call_exception_handler(
-                {"message": "a protocol raised", "exception": error, "protocol": self._protocol}
-            )
+            self._loop.call_exception_handler({"message": "raised", "exception": error, "protocol": self._protocol})
             self._lose(error)
         self._deliver_soon()
 
