@@ -32,6 +32,8 @@ RESPONSE_TIMEOUT = 5.0
 # A client that has closed its side is gone by then (linger, half-closed, and a look once a second), and with it what
 # was done for it at a member: not only once that member's time is up.
 LEAVING = 3.0
+# After a reset: what a member still gets to end its own direction of a tunnel.
+LINGERING = 1.5
 
 
 class Client:
@@ -210,7 +212,7 @@ class World:
         self.loop.wait(LEAVING)
         for client in self.clients:
             client.leave(reset=True)
-        self.loop.wait(0.1)
+        self.loop.wait(LINGERING)
         if not all(it.pipe.lost and b"websocket" not in it.sent.lower() for it in self.clients):
             # Where reading is paused, for the sake of the request before, nobody can see a client leave; and one that
             # leaves during a WebSocket handshake is seen by a watch that goes by the real clock.
