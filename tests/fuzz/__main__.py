@@ -76,8 +76,8 @@ class _Run:
             executions, _, coverage, features, corpus, pace = status.groups()
             self.executions, self.coverage = int(executions), int(coverage)
             self.features, self.corpus = int(features), int(corpus)
-            # By the pace rather than by a clock: about once in REPORT_SECONDS.
-            if self.executions - self._told >= REPORT_SECONDS * max(1, int(pace)):
+            # By the pace, which is 0 at first, rather than by a clock: about once in REPORT_SECONDS.
+            if int(pace) and self.executions - self._told >= REPORT_SECONDS * int(pace):
                 self._told = self.executions
                 print(f"{executions} executions, {pace} a second, coverage {coverage}, {corpus} cases kept", flush=True)
         elif final := _EXECUTIONS.match(line):

@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["balancer"]):
     from tests.support.pipes import PipeLoop
 
 # What differs between two findings of one kind: bytes, numbers, and everything that is told in detail.
-_DETAIL = re.compile(r"b'.*|b\".*|Message\(.*|\[.*|\d+|; .*", re.DOTALL)
+_DETAIL = re.compile(r"b'.*|b\".*|bytearray.*|Message\(.*|\[.*|\d+|; .*", re.DOTALL)
 
 
 def kind(finding: str) -> str:

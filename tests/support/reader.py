@@ -146,6 +146,11 @@ class Responses:
         """Whether a response has begun, whose head is not complete."""
         return self._parser is not None and (not self.messages or self.messages[-1].complete)
 
+    @property
+    def half_head(self) -> bytes:
+        """Bytes of a head whose end has not come."""
+        return bytes(self._parser.trailing_data[0]) if self._parser and self.begun else b""
+
     def _read(self, data: bytes) -> bytes:
         parser = self._parser
         assert parser
