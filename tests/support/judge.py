@@ -210,12 +210,12 @@ def _match(it: _Client, seen: list[Seen]) -> None:
         again = index >= 0 and _same(it.asked[index], one.request) and not it.attempts[index][-1].answered
         # Of two requests in a row that are the same, a second attempt is the second one's, if the first must not be
         # repeated.
-        if not again or (later and not _repeatable(it.asked[index])):
-            if not later:
-                it.says(f"a member got {one.request} that was not asked for there; {it.asked}")
-                return
-            fitting = [n for n in later if not _beyond(one.request.fields, it.asked[n].fields, _WRITTEN)]
-            index = (fitting or later)[0]
+        possible = [index, *later] if again and (_repeatable(it.asked[index]) or not later) else later
+        if not possible:
+            it.says(f"a member got {one.request} that was not asked for there; {it.asked}")
+            return
+        fitting = [n for n in possible if not _beyond(one.request.fields, it.asked[n].fields, _WRITTEN)]
+        index = (fitting or possible)[0]
         it.attempts.setdefault(index, []).append(one)
         asked = it.asked[index]
         if len(it.attempts[index]) > 1 and not _repeatable(asked):
