@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench drill strictness clean
+.PHONY: demo test lint types bench drill strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -30,6 +30,21 @@ drill: .venv/.ready
 strictness: .venv/.ready bench/.cache/venv/.ready
 	bench/.cache/venv/bin/python -m bench.strictness $(OPTIONS)
 
+# Options: make fuzz OPTIONS="--seconds 60" (default: half an hour), "--replay FILE"; see docs/fuzzing.md.
+fuzz: tests/fuzz/.cache/venv/.ready
+	tests/fuzz/.cache/venv/bin/python -m tests.fuzz $(OPTIONS)
+
+# The fuzzer is a compiled extension: where there is none for this Python, nothing is built.
+tests/fuzz/.cache/venv/.ready: tests/fuzz/requirements.txt tests/fuzz/constraints.txt balancer/requirements.txt constraints.txt
+	$(PYTHON) -m venv tests/fuzz/.cache/venv
+	tests/fuzz/.cache/venv/bin/pip install --quiet --disable-pip-version-check --only-binary atheris \
+		--constraint tests/fuzz/constraints.txt --requirement tests/fuzz/requirements.txt || { echo \
+		"make fuzz: atheris has no build for $$($(PYTHON) --version) on this machine; 3.11 to 3.14 on Linux, x86-64, have" \
+		"one: make fuzz PYTHON=python3.11" >&2; exit 1; }
+	tests/fuzz/.cache/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement balancer/requirements.txt
+	touch $@
+
 # What only the bench needs has an environment of its own, beside the same versions of what the balancer needs.
 bench/.cache/venv/.ready: bench/requirements.txt bench/constraints.txt balancer/requirements.txt constraints.txt
 	$(PYTHON) -m venv bench/.cache/venv
@@ -46,4 +61,4 @@ NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/demo
 	touch $@
 
 clean:
-	rm -rf .venv bench/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

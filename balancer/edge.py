@@ -348,6 +348,7 @@ class Edge(asyncio.Protocol):
         if exchange.ends_by_closing:
             self.transport.abort()
         else:
+            exchange.flush()
             self.transport.close()
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -162,7 +162,7 @@ class Exchange(Visit):
         self._edge.answered(self)
 
     def end(self, refusal: Refusal | None = None) -> None:
-        if self.cancelled or self.finished:
+        if self.cancelled or (self.finished and self.task is None):
             return
         if self.task is None:
             # What waits for its response without a task gets one, so that it ends like any other.
@@ -226,9 +226,9 @@ class Exchange(Visit):
         self._sent = END_OF_EVENT[0]
         self._head = self._render(status, headers)
         # Head and body leave together where the body is at hand, and the head alone where it is not.
-        self._edge.loop.call_soon(self._flush)
+        self._edge.loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         head, self._head = self._head, b""
         if head:
             self._edge.transport.write(head)
@@ -263,7 +263,7 @@ class Exchange(Visit):
             await self._end_between_events()
 
     async def _complete(self) -> None:
-        self._flush()
+        self.flush()
         self._edge.transport.write(b"0\r\n\r\n" if self._chunked else b"")
         self.finished = True
 

@@ -1,0 +1,65 @@
+"""The fuzzer's own process: libFuzzer by atheris, which brings bytes, and ``case.run``, which judges what they do.
+
+A finding does not end the run: the shortest case of each kind is kept in a file, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["balancer"]):
+    from tests.fuzz import case
+    from tests.support.pipes import PipeLoop
+
+# What differs between two findings of one kind: bytes, numbers, and everything that is told in detail.
+_DETAIL = re.compile(r"b'.*|b\".*|bytearray.*|Message\(.*|\[.*|\d+|; .*", re.DOTALL)
+
+
+def kind(finding: str) -> str:
+    """The name of what was found, for a file."""
+    return re.sub(r"[^a-z]+", "-", _DETAIL.sub("", finding).lower()).strip("-")[:80] or "finding"
+
+
+class Target:
+    """Plays cases. ``directory``: where findings go, a file for each kind."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._kinds: set[str] = set()
+        self._loop = PipeLoop()
+
+    def __call__(self, data: bytes) -> None:
+        try:
+            found = case.run(data, self._loop)
+        except Exception:
+            found = [f"an exception: {traceback.format_exc()}"]
+        if found:
+            self._loop = PipeLoop()  # Whatever is left on the old one must not play on.
+            for finding in found:
+                self._keep(finding, data)
+
+    def _keep(self, finding: str, data: bytes) -> None:
+        name = kind(finding)
+        if name not in self._kinds:
+            self._kinds.add(name)
+            print(f"finding: {name}", file=sys.stderr, flush=True)
+        path = self._directory / name
+        if not path.exists() or len(data) < path.stat().st_size:
+            path.write_bytes(data)
+
+
+def main(arguments: list[str]) -> None:
+    directory, options = Path(arguments[0]), arguments[1:]
+    target: Callable[[bytes], None] = Target(directory)
+    atheris.Setup([sys.argv[0], *options], target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
