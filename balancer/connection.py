@@ -26,10 +26,10 @@ import httptools
 
 from balancer import tcp
 from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
-from balancer.headers import Headers, trailers
+from balancer.headers import HOP_BY_HOP, NO_FIELDS, Headers, nominated, trailers
 from balancer.request import Body
 from balancer.settings import Address
-from balancer.upstream import Timeouts, UpstreamRequest
+from balancer.upstream import Timeouts
 
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also
 # what a slow client costs here; it costs a few times as much in the server's own write buffer.
@@ -38,8 +38,6 @@ READ_SIZE = 32 * 1024
 # Of a response: bytes of its head, or of chunk sizes and trailers in a row, and interim responses before it.
 HEAD_MAX = 64 * 1024
 INTERIM_MAX = 20
-
-_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 _buffer = bytearray(READ_SIZE)
 _view = memoryview(_buffer)
@@ -64,8 +62,8 @@ class MemberConnection(asyncio.BufferedProtocol):
     __slots__ = (
         "_acknowledged", "_chunked", "_deadline", "_expects", "_headers", "_inform", "_interim", "_length", "_loop",
         "_owner", "_parser", "_patience", "_progress", "_pump", "_received", "_repeatable", "_response", "_reused",
-        "_socket", "_spoilt", "_timeouts", "_transport", "_unproductive", "_upgrade", "_upload_done", "_writable",
-        "address", "idle_since", "lost", "paused",
+        "_socket", "_spoilt", "_switched_to", "_timeouts", "_transport", "_unproductive", "_upgrade",
+        "_upload_done", "_writable", "address", "idle_since", "lost", "paused",
     )  # fmt: skip
 
     def __init__(self, address: Address, timeouts: Timeouts, owner: Owner) -> None:
@@ -97,6 +95,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._received = False
         self._repeatable = False
         self._upgrade = False
+        self._switched_to = b""
         # The body waits for the member's 100 (Continue).
         self._expects = False
         # The kernel's count of acknowledged bytes before a request that must not run twice was written.
@@ -108,31 +107,39 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     # The exchange.
 
-    def begin(self, request: UpstreamRequest, head: bytes, first_piece: bytes, rest: Body | None) -> Response:
-        """Send a request; its response comes to life by and by. ``first_piece`` and ``rest`` are its body."""
-        data = head
-        chunked = False
-        if request.body is not None:
-            chunked = request.chunked
-            data += _chunk(first_piece) if chunked and first_piece else first_piece
-            if chunked and rest is None:
-                data += _last_chunk(request.body)
-        response = self._response = Response(self, request.method == "HEAD")
-        self._repeatable = request.repeatable
-        self._upgrade = bool(request.upgrade)
-        self._inform = request.inform
-        self._received = False
+    def begin(
+        self,
+        data: bytes,
+        is_head: bool,
+        repeatable: bool,
+        upgrade: bool,
+        inform: Callable[[int, Headers], None] | None,
+        rest: Body | None = None,
+        chunked: bool = False,
+        expects: bool = False,
+    ) -> Response:
+        """Send a request; its response comes to life by and by.
+
+        ``data`` is its head, and as much of its body as is at hand; ``rest`` gives what is not. For the others see
+        ``balancer.upstream.UpstreamRequest``.
+        """
+        response = self._response = Response(self, is_head)
+        self._repeatable = repeatable
+        self._upgrade = upgrade
+        self._inform = inform
+        self._received = self._expects = False
         self._acknowledged = None
         self._interim = self._unproductive = 0
-        self._expects = request.expects and rest is not None
-        if self._reused and rest is None and not request.repeatable and len(data) <= tcp.ONE_SEGMENT:
+        if not repeatable and self._reused and rest is None and len(data) <= tcp.ONE_SEGMENT:
             self._acknowledged = tcp.acknowledged(self._socket)
         self._transport.write(data)
         self._upload_done = rest is None
         if rest is None:
-            self._expect_life(self._timeouts.response)
+            self._patience = patience = self._timeouts.response
+            self._deadline = self._loop.time() + patience
         else:
-            if self._expects:
+            self._expects = expects
+            if expects:
                 self._expect_life(self._timeouts.response)
             self._pump = self._loop.create_task(self._upload(rest, chunked))
         return response
@@ -352,33 +359,42 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._spoilt = "bytes after the end of the response"
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name in _FRAMING:
-            self._framed(name, value)
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
-    def _framed(self, name: bytes, value: bytes) -> None:
-        if self._response and self._response.started:
-            return  # A trailer.
-        if name == b"content-length":
-            self._length = True
-        elif self._chunked or value.rstrip().lower() != b"chunked":
-            self._spoilt = "only Transfer-Encoding: chunked, once, can be framed"
-        else:
-            self._chunked = True
+    def _fields(self) -> Headers:
+        """Those of a head that go on; the others are looked at here."""
+        passed: Headers = []
+        gone: frozenset[bytes] = frozenset()
+        for pair in self._headers:
+            name = pair[0]
+            if name == b"content-length":
+                self._length = True
+                passed.append(pair)
+            elif name not in HOP_BY_HOP:
+                passed.append(pair)
+            elif name == b"connection":
+                gone |= nominated(pair[1])
+            elif name == b"upgrade":
+                self._switched_to = pair[1]
+            elif name == b"transfer-encoding":
+                if self._chunked or pair[1].rstrip().lower() != b"chunked":
+                    self._spoilt = "only Transfer-Encoding: chunked, once, can be framed"
+                self._chunked = True
+        self._headers = []
+        return [it for it in passed if it[0] not in gone] if gone else passed
 
     def on_headers_complete(self) -> None:
         response = self._response
         if response is None or response.complete or self._spoilt:
             return
+        headers = self._fields()
         status = self._parser.get_status_code()
         if status < 100:
             self._spoilt = f"{status} is no status"
-            return
-        if self._chunked and self._parser.get_http_version() == "1.0":
+        elif self._chunked and self._parser.get_http_version() == "1.0":
             self._spoilt = "there are no chunks in that version of HTTP"
+        if self._spoilt:
             return
-        headers, self._headers = self._headers, []
         if status < 200:
             self._chunked = self._length = False
             self._on_interim(response, status, headers)
@@ -397,6 +413,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         if status == 101:
             if self._upgrade:
                 response.status, response.headers, response.started, response.switched = status, headers, True, True
+                response.upgrade = self._switched_to
                 self._deadline = inf
             else:
                 self._spoilt = "the member switched protocols unasked"
@@ -429,26 +446,24 @@ class MemberConnection(asyncio.BufferedProtocol):
 class Response:
     """A member's response as it arrives; see ``balancer.upstream.PendingResponse``."""
 
-    __slots__ = (
-        "_connection", "_error", "_waiter", "closes", "complete", "headers", "is_head", "listener", "pieces",
-        "started", "status", "switched", "trailers",
-    )  # fmt: skip
+    # Most responses leave these alone.
+    status = 0
+    headers = NO_FIELDS
+    trailers = NO_FIELDS
+    upgrade = b""
+    # The head is complete; all of it has arrived; the connection ends with it.
+    started = False
+    complete = False
+    closes = False
+    # The connection does not speak HTTP any more.
+    switched = False
+    listener: Callable[[], None] | None = None
+    _waiter: asyncio.Future[None] | None = None
+    _error: Exception | None = None
 
     def __init__(self, connection: MemberConnection, is_head: bool) -> None:
         self._connection = connection
-        self._waiter: asyncio.Future[None] | None = None
-        self._error: Exception | None = None
-        self.listener: Callable[[], None] | None = None
         self.is_head = is_head
-        self.status = 0
-        self.headers: Headers = []
-        self.trailers: Headers = []
-        # The head is complete; all of it has arrived; the connection ends with it.
-        self.started = False
-        self.complete = False
-        self.closes = False
-        # The connection does not speak HTTP any more.
-        self.switched = False
         # Body that nobody has taken yet.
         self.pieces: list[bytes] = []
 
@@ -522,6 +537,13 @@ class Response:
             error = TruncatedResponse(str(error))
         self._error = error
         self.arrived()
+
+
+def frame(piece: bytes, body: Body, chunked: bool, last: bool) -> bytes:
+    """A piece of a body as it goes over the wire; with its end if it is the ``last``."""
+    if not chunked:
+        return piece
+    return (_chunk(piece) if piece else b"") + (_last_chunk(body) if last else b"")
 
 
 def _chunk(piece: bytes) -> bytes:

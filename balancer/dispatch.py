@@ -14,7 +14,7 @@ from typing import Protocol
 
 from balancer import retry
 from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
-from balancer.headers import NO_FIELDS, Headers, RequestHeaders, content_length, response_headers
+from balancer.headers import NO_FIELDS, Headers, RequestHeaders, content_length
 from balancer.health import Event
 from balancer.hold import Claim, Hold
 from balancer.membership import Member, Membership
@@ -68,9 +68,6 @@ class DirectSink(Sink, Protocol):
     def go_on(self) -> None:
         """The rest takes waiting: have ``Dispatcher.run`` awaited."""
 
-    def done(self) -> None:
-        """The request has been answered."""
-
 
 class Record:
     """What became of a request. Clock readings and durations are in seconds.
@@ -96,18 +93,12 @@ class Record:
         self.tries = [*self.tries, f"{member}: {failure}"]
 
 
-class Course:
-    """A request under way. ``member`` and ``response``: what it was given and sent already without waiting."""
+class Course(Record):
+    """A request under way. ``given`` and ``response``: the member that it was sent to without waiting, if it was."""
 
-    member: Member | None = None
+    given: Member | None = None
     response: PendingResponse | None = None
-    outgoing: UpstreamRequest | None = None
     body: ReplayableBody | None = None
-
-    def __init__(self, request: Request, started: float, max_body: float) -> None:
-        self.record = Record(request, started)
-        if request.body:
-            self.body = ReplayableBody(request.body, max_body)
 
     def listen_no_more(self) -> None:
         """``Dispatcher.run`` takes over."""
@@ -201,55 +192,59 @@ class Dispatcher:
         """A request has come."""
         now = self._clock()
         self._budget.request(now)
-        return Course(request, now, self._max_body)
+        course = Course(request, now)
+        if request.body:
+            course.body = ReplayableBody(request.body, self._max_body)
+        return course
 
     def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
         """Send a request whose ``body`` is at hand without waiting for anything, if that can be.
 
-        Then ``sink`` gets the response as soon as it is complete, or is told to go on by ``run``. If it cannot be
-        (nobody is available, no connection is idle), ``run`` has to be awaited.
+        Then ``sink`` is told as soon as there is news of the response. If it cannot be (nobody is available, no
+        connection is idle), ``run`` has to be awaited.
         """
-        record = course.record
+        request = course.request
         if course.body:
             course.body.keep(body)
-        try:
-            outgoing = self._outgoing(course, sink)
-            member = course.member = self._slots.take(record.request, _NONE)
-            if member is None:
-                return False
-            response = self._upstream.send_at_once(member.address, outgoing, body)
-        except Refusal:
-            return False  # ``run`` meets it again.
+            if len(body) > self._max_body:
+                return False  # ``run`` says so.
+        member = course.given = self._slots.take(request, _NONE)
+        if member is None:
+            return False
+        headers = self._request_headers(
+            request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
+        )
+        response = self._upstream.send_at_once(
+            member.address, request, headers, body, request.method in retry.IDEMPOTENT, sink.inform
+        )
         if response is None:
             return False
-        record.member = member.address
+        course.member = member.address
         course.response = response
         response.listener = sink.news
         return True
 
     def news(self, course: Course, sink: DirectSink) -> None:
         """There is news of the response to a request that was sent at once: pass it on, if it has come whole."""
-        response, member = course.response, course.member
+        response, member = course.response, course.given
         assert response and member
         response.listener = None
         if not (response.complete and response.started):
             sink.go_on()
             return
-        record = course.record
         now = self._clock()
         self._membership.answered(member, response.closes, now)
-        headers = response_headers(response.headers)
-        marks = self._policy.mark(record.request, member)
+        headers = response.headers
+        marks = self._policy.mark(course.request, member)
         if marks:
-            headers += marks
+            headers = headers + marks
         body = response.take()
-        record.status = response.status
-        record.body_bytes = len(body)
-        record.duration = now - record.started
+        course.status = response.status
+        course.body_bytes = len(body)
+        course.duration = now - course.started
         sink.answer(response.status, headers, body, response.trailers)
         self._slots.give_back(member)
-        self._on_done(record)
-        sink.done()
+        self._on_done(course)
 
     async def handle(self, request: Request, sink: Sink) -> None:
         """Answer the request; see ``run``."""
@@ -261,50 +256,45 @@ class Dispatcher:
         Raises TruncatedResponse when the response has begun and cannot be completed: the caller
         must break the client's connection rather than end it cleanly.
         """
-        record = course.record
         try:
             await self._exchange(course, sink)
         except Refusal as refusal:
-            record.error = refusal.token
-            await refuse(refusal, sink, record)
+            course.error = refusal.token
+            await refuse(refusal, sink, course)
         except TruncatedResponse as error:
-            record.error = "truncated"
-            record.tried(record.member, error)
+            course.error = "truncated"
+            course.tried(course.member, error)
             raise
         except (ClientGone, asyncio.CancelledError) as error:
             # Whoever cancels a request says why in the message.
-            record.error = str(error) or "client_gone"
-            record.status = record.status or CLIENT_GONE
+            course.error = str(error) or "client_gone"
+            course.status = course.status or CLIENT_GONE
             raise
         finally:
-            record.duration = self._clock() - record.started
-            self._on_done(record)
+            course.duration = self._clock() - course.started
+            self._on_done(course)
 
     def _outgoing(self, course: Course, sink: Sink) -> UpstreamRequest:
         """The request as members get it. Raises Refusal where they must not."""
-        if course.outgoing is None:
-            request = course.record.request
-            if course.body and content_length(request.headers) > course.body.limit:
-                raise too_large(course.body.limit)
-            course.outgoing = UpstreamRequest(
-                request.method,
-                request.target,
-                self._request_headers(
-                    request.headers, request.client, request.scheme, request.chunked, request.upgrade
-                ),
-                course.body,
-                request.chunked,
-                False,
-                request.method in retry.IDEMPOTENT,
-                request.upgrade,
-                request.expects,
-                sink.inform,
-            )
-        return course.outgoing
+        request = course.request
+        if course.body and content_length(request.headers) > course.body.limit:
+            raise too_large(course.body.limit)
+        return UpstreamRequest(
+            request.method,
+            request.target,
+            self._request_headers(
+                request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
+            ),
+            course.body,
+            request.chunked,
+            repeatable=request.method in retry.IDEMPOTENT,
+            upgrade=request.upgrade,
+            expects=request.expects,
+            inform=sink.inform,
+        )
 
     async def _exchange(self, course: Course, sink: Sink) -> None:
-        record, body = course.record, course.body
-        request = record.request
+        record, request, body = course, course.request, course.body
         outgoing = self._outgoing(course, sink)
         claim = Claim(request)
         hold_until = record.started + self._settings.hold_seconds
@@ -314,7 +304,7 @@ class Dispatcher:
             if pause:
                 await asyncio.sleep(retry.PAUSE_SECONDS)
                 pause = False
-            given, course.member = course.member, None
+            given, course.given = course.given, None
             begun, course.response = course.response, None
             member = given or self._slots.take(request, claim.tried)
             if member is None:
@@ -411,9 +401,7 @@ def _overloaded() -> Refusal:
 async def _relay(response: UpstreamResponse, sink: Sink, record: Record, marks: Headers) -> None:
     try:
         record.status = response.status
-        headers = response_headers(response.headers)
-        if marks:
-            headers += marks
+        headers = response.headers + marks if marks else response.headers
         if response.status == SWITCHING_PROTOCOLS:
 
             def count(passed: int) -> None:

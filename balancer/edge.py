@@ -137,11 +137,13 @@ class Edge(asyncio.Protocol):
     __slots__ = (
         "_body_bytes", "_current", "_fields", "_head_bytes", "_is_head", "_last", "_lingers", "_messages", "_parser",
         "_queue", "_quiet", "_receiving", "_refusal", "_rest", "_scheme", "_server_state", "_since", "_stuck",
-        "_target", "_waits_for", "clients", "loop", "peer", "reading", "transport", "writable",
+        "_target", "_waits_for", "clients", "dispatcher", "loop", "peer", "reading", "transport", "visits", "writable",
     )  # fmt: skip
 
     def __init__(self, clients: Clients, server_state: ServerState) -> None:
         self.clients = clients
+        self.dispatcher = clients.proxy.dispatcher
+        self.visits = clients.proxy.visits
         self._server_state = server_state
         self.loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)

@@ -96,10 +96,8 @@ class Exchange(Visit):
     def ended(self) -> bool:
         return self.complete and not self._pieces
 
-    def at_hand(self) -> bytes | None:
+    def _at_hand(self) -> bytes | None:
         """The whole body, if it has come and is small enough to be sent again; else None."""
-        if self.request.body is None:
-            return b""
         if not self.complete or self._size > HIGH_WATER:
             return None
         return self._take()
@@ -131,11 +129,12 @@ class Exchange(Visit):
 
     def begin(self) -> None:
         """It is this request's turn."""
-        proxy = self._edge.clients.proxy
-        proxy.visits.add(self)
-        self.course = proxy.dispatcher.begin(self.request)
-        body = self.at_hand()
-        if body is None or not proxy.dispatcher.at_once(self.course, self, body):
+        edge = self._edge
+        edge.visits.add(self)
+        dispatcher = edge.dispatcher
+        course = self.course = dispatcher.begin(self.request)
+        body = b"" if self.request.body is None else self._at_hand()
+        if body is None or not dispatcher.at_once(course, self, body):
             self.go_on()
 
     def go_on(self) -> None:
@@ -149,11 +148,10 @@ class Exchange(Visit):
             self._over()
 
     def news(self) -> None:
-        self._edge.clients.proxy.dispatcher.news(self.course, self)
-
-    def done(self) -> None:
-        self._edge.clients.proxy.visits.discard(self)
-        self._over()
+        self._edge.dispatcher.news(self.course, self)
+        if self.finished:
+            self._edge.visits.discard(self)
+            self._over()
 
     def _over(self) -> None:
         # Without these two, reference counts alone free all that a request was made of.
@@ -271,7 +269,7 @@ class Exchange(Visit):
 
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         self.started = True
-        upgrade = b", ".join(value for name, value in response.headers if name == b"upgrade") or self.request.upgrade
+        upgrade = response.upgrade or self.request.upgrade
         head = render_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
         self._edge.transport.write(head)
         self._tunnel = self._edge.become_tunnel(response, upgrade.lower() == b"websocket")

@@ -65,7 +65,19 @@ NO_TRAILERS = HOP_BY_HOP | {
 
 _LISTS = frozenset({b"x-forwarded-for", b"forwarded"})
 _X_FORWARDED = b"x-forwarded-"
-_NOT_PASSED = HOP_BY_HOP | {b"forwarded"}
+
+
+class _Dropped(dict[bytes, bool]):
+    """Whether a field of a request does not go on as it is; remembers the names that it has been asked for."""
+
+    def __missing__(self, name: bytes) -> bool:
+        dropped = name in HOP_BY_HOP or name == b"forwarded" or name.startswith(_X_FORWARDED)
+        if len(self) < 1000:
+            self[name] = dropped
+        return dropped
+
+
+_dropped = _Dropped()
 
 _TOKEN_LIKE = re.compile(rb"[A-Za-z0-9.:_\[\]-]+")
 
@@ -107,6 +119,14 @@ def has_body(headers: Headers) -> bool:
     return False
 
 
+def host(headers: Headers) -> bytes:
+    """The value of Host, or b""."""
+    for name, value in headers:
+        if name == b"host":
+            return value
+    return b""
+
+
 def content_length(headers: Headers) -> int:
     """The announced length of a body; 0 where there is none."""
     for name, value in headers:
@@ -146,26 +166,21 @@ class RequestHeaders:
         return any(address in network or (mapped and mapped in network) for network in self._trusted)
 
     def __call__(
-        self, headers: Headers, client: str, scheme: str, chunked: bool = False, upgrade: bytes = b""
+        self, headers: Headers, client: str, scheme: str, host: bytes, chunked: bool = False, upgrade: bytes = b""
     ) -> Headers:
         """The fields for the member, without hop-by-hop ones and with the forwarding ones.
 
-        ``client``: the peer's IP address, or "" where there is none (a Unix socket).
+        ``client``: the peer's IP address, or "" where there is none (a Unix socket). ``host``: the value of Host.
         ``chunked``: the body's length is unknown, so it goes on in chunks. ``upgrade``: the protocol to ask for.
         """
-        passed = [pair for pair in headers if pair[0] not in _NOT_PASSED and not pair[0].startswith(_X_FORWARDED)]
-        host = b""
-        for name, value in passed:
-            if name == b"host":
-                host = value
-                break
+        passed = [pair for pair in headers if not _dropped[pair[0]]]
         te = b""
         if len(passed) == len(headers):
             passed += _first_hop(client, scheme, host)
         else:
             forwarding: dict[bytes, list[bytes]] = {}
             for name, value in headers:
-                if name not in _NOT_PASSED and not name.startswith(_X_FORWARDED):
+                if not _dropped[name]:
                     continue
                 if name == b"connection":
                     if gone := nominated(value):

@@ -36,20 +36,21 @@ class Hold:
     def __init__(self, limit: int, bytes_limit: int) -> None:
         self._limit = limit
         self._bytes_limit = bytes_limit
-        self._waiting: dict[Claim, None] = {}
+        # Whoever asks for every request whether somebody waits looks here.
+        self.waiting: dict[Claim, None] = {}
         self._bytes = 0
         # Seconds that each place in front cost the one served last; 0 while that is not known.
         self._pace = 0.0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def enter(self, claim: Claim, patience: float, moving: bool) -> None:
         """Join the queue. Raises Refusal where there is no use or no room.
 
         ``patience``: seconds that the request can wait. ``moving``: it waits for a turn, not for somebody to come up.
         """
-        place = len(self._waiting)
+        place = len(self.waiting)
         if place >= self._limit:
             raise Refusal(503, "hold_full", f"{self._limit} requests wait for a member already", retry_after=1)
         if self._bytes + claim.in_hand > self._bytes_limit:
@@ -58,22 +59,22 @@ class Hold:
             words = f"every member is busy, and the wait would be {self._pace * place:.1f} s"
             raise Refusal(503, "overloaded", words, retry_after=1)
         claim.place = place
-        self._waiting[claim] = None
+        self.waiting[claim] = None
         self._bytes += claim.in_hand
 
     def leave(self, claim: Claim) -> None:
         """No longer wait; a claim that does not wait may leave, too."""
-        if claim in self._waiting:
-            del self._waiting[claim]
+        if claim in self.waiting:
+            del self.waiting[claim]
             self._bytes -= claim.in_hand
-            if not self._waiting:
+            if not self.waiting:
                 self._pace = 0.0
 
     def first(self) -> Claim | None:
         """The one that has waited longest."""
-        return next(iter(self._waiting), None)
+        return next(iter(self.waiting), None)
 
     def served(self, claim: Claim, waited: float) -> None:
         """A claim had its turn after so many seconds."""
-        if self._waiting and claim.place:
+        if self.waiting and claim.place:
             self._pace = waited / claim.place

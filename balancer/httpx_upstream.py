@@ -27,7 +27,7 @@ from balancer.errors import (
     ResponseTimeout,
     TruncatedResponse,
 )
-from balancer.headers import Headers, announces_close
+from balancer.headers import Headers, announces_close, response_headers
 from balancer.request import Body
 from balancer.settings import Address
 from balancer.upstream import Timeouts, UpstreamRequest
@@ -53,7 +53,7 @@ class HttpxUpstream:
         self._links: dict[Address, _Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def send_at_once(self, address: Address, request: UpstreamRequest, body: bytes) -> None:
+    def send_at_once(self, *request: object) -> None:
         """A transport does not tell whether it would have to wait."""
 
     async def send(self, address: Address, request: UpstreamRequest) -> _Response:
@@ -123,8 +123,10 @@ class _Response:
     def __init__(self, response: httpx.Response, idle: float, release: Callable[[], None]) -> None:
         self._idle = idle
         self.status = response.status_code
-        self.headers: Headers = [(name.lower(), value) for name, value in response.headers.raw]
-        self.closes = announces_close(self.headers)
+        fields = [(name.lower(), value) for name, value in response.headers.raw]
+        self.headers = response_headers(fields)
+        self.closes = announces_close(fields)
+        self.upgrade = next((value for name, value in fields if name == b"upgrade"), b"")
         # httpcore reads trailers and keeps them to itself.
         self.trailers: Headers = []
         self._response = response

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from math import inf
 
 from balancer import memory
-from balancer.connection import MemberConnection, Response
+from balancer.connection import MemberConnection, Response, frame
 from balancer.errors import OURS, ConnectFailed, ConnectionDied, Refusal
 from balancer.headers import Headers
+from balancer.request import Request
 from balancer.settings import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 
@@ -42,37 +44,49 @@ class NativeUpstream:
     def idle(self) -> int:
         return sum(len(link.idle) for link in self._links.values())
 
-    def send_at_once(self, address: Address, request: UpstreamRequest, body: bytes) -> Response | None:
+    def send_at_once(
+        self,
+        address: Address,
+        request: Request,
+        headers: Headers,
+        body: bytes,
+        repeatable: bool,
+        inform: Callable[[int, Headers], None],
+    ) -> Response | None:
         link = self._links.get(address)
-        if link is None or not link.idle:
-            return None
-        head = encode_head(request.method, request.target, request.headers)
-        connection = link.take()
-        if connection is None:
+        connection = link and link.take()
+        if not connection:
             return None
         self._active.add(connection)
-        return connection.begin(request, head, body, None)
+        data = render_head(request.method, request.target, headers)
+        if request.body:
+            data += frame(body, request.body, request.chunked, last=True)
+        return connection.begin(data, request.method == "HEAD", repeatable, request.upgrade != b"", inform)
 
     async def send(self, address: Address, request: UpstreamRequest) -> Response:
-        head = encode_head(request.method, request.target, request.headers)
+        data = encode_head(request.method, request.target, request.headers)
         link = self._links.get(address)
         if link is None:
             link = self._links[address] = _Link(self._active)
         connection = (None if request.fresh else link.take()) or await self._connect(address, link)
         self._active.add(connection)
         try:
-            rest, piece = request.body, b""
-            if rest is not None and not request.expects:
+            rest = body = request.body
+            if body and not request.expects:
                 # The first piece goes out together with the head. Often it is all there is.
-                piece = await rest.read()
-                if rest.ended:
+                piece = await body.read()
+                if body.ended:
                     rest = None
+                data += frame(piece, body, request.chunked, last=rest is None)
             if connection.lost:
                 raise ConnectionDied("the idle connection was closed before it was used", sent=False)
         except BaseException:
             connection.abort()
             raise
-        response = connection.begin(request, head, piece, rest)
+        response = connection.begin(
+            data, request.method == "HEAD", request.repeatable, request.upgrade != b"", request.inform, rest,
+            request.chunked, request.expects,
+        )  # fmt: skip
         await response.wait_for_head()
         return response
 
@@ -173,8 +187,12 @@ def encode_head(method: str, target: bytes, headers: Headers) -> bytes:
 
     An HTTP/1.1 server never lets such a request in; one that speaks HTTP/2 may.
     """
-    lines = [b" ".join((method.encode("ascii"), target, b"HTTP/1.1")), *map(b": ".join, headers), b"\r\n"]
-    head = b"\r\n".join(lines)
-    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head or b" " in target:
+    head = render_head(method, target, headers)
+    lines = len(headers) + 2
+    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head or b" " in target:
         raise Refusal(400, "malformed_request", "the request has a line break or a NUL in its target or a header field")
     return head
+
+
+def render_head(method: str, target: bytes, headers: Headers) -> bytes:
+    return b"\r\n".join([b" ".join((method.encode(), target, b"HTTP/1.1")), *map(b": ".join, headers), b"\r\n"])

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from itertools import accumulate
 from random import Random
 
-from balancer.headers import Headers, RequestHeaders, cookie
+from balancer.headers import NO_FIELDS, Headers, RequestHeaders, cookie
 from balancer.membership import Member
 from balancer.request import Request
 from balancer.settings import Settings
@@ -73,7 +73,7 @@ class Policy:
 
     def mark(self, request: Request, member: Member) -> Headers:
         """Fields to add to the response with which ``member`` answers the request."""
-        return []
+        return NO_FIELDS
 
 
 class RoundRobin(Policy):

@@ -16,7 +16,7 @@ from typing import Any
 
 from balancer.dispatch import Course, Dispatcher, Sink, refuse
 from balancer.errors import ClientGone, TruncatedResponse
-from balancer.headers import NO_FIELDS, Headers, has_body
+from balancer.headers import NO_FIELDS, Headers, has_body, host
 from balancer.request import Request
 from balancer.upstream import UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Receive, Scope, Send, Visit, client, target
@@ -171,4 +171,5 @@ def _request(scope: Scope, visit: _HttpVisit) -> Request:
         scheme=scope.get("scheme", "http"),
         body=None if visit.ended else visit,
         chunked=not visit.ended and not any(name == b"content-length" for name, _ in headers),
+        host=host(headers),
     )

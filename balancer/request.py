@@ -29,7 +29,7 @@ class Request:
 
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
     protocol that the client wants to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
-    body only once it is told to go on (RFC 9110 section 10.1.1).
+    body only once it is told to go on (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
     """
 
     method: str
@@ -41,3 +41,4 @@ class Request:
     chunked: bool = False
     upgrade: bytes = b""
     expects: bool = False
+    host: bytes = b""

@@ -34,7 +34,7 @@ class Slots:
 
         ``tried``: those that failed it before.
         """
-        if self._hold:
+        if self._hold.waiting:
             return None
         member = self._choose(request, tried)
         return member and _occupy(member)
@@ -42,7 +42,7 @@ class Slots:
     def give_back(self, member: Member) -> None:
         """A request has ended at this member; the slot goes to whoever has waited longest and still wants it."""
         member.in_flight -= 1
-        if self._hold and member.in_flight < self._limit and self._membership.is_available(member):
+        if self._hold.waiting and member.in_flight < self._limit and self._membership.is_available(member):
             while (claim := self._hold.first()) and not self._give(claim, member):
                 pass
 

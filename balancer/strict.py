@@ -23,6 +23,8 @@ from balancer.settings import Settings
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(:[0-9]*)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 
+_SLASH = ord("/")
+
 # The fields that are looked at here.
 _NOTED = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"}
@@ -58,13 +60,14 @@ def check(
         raise head_too_large(limits)
     if method in _REFUSED_METHODS:
         raise _REFUSED_METHODS[method]
-    hosts: list[bytes] = []
-    length = chunked = connection = upgrade = expect = b""
+    hosts = 0
+    host = length = chunked = connection = upgrade = expect = b""
     for name, value in fields:
         if name not in _NOTED:
             continue
         if name == b"host":
-            hosts.append(value)
+            hosts += 1
+            host = value
         elif name == b"connection":
             connection += b"," + value.lower()
         elif name == b"content-length":
@@ -80,25 +83,26 @@ def check(
             raise malformed("the only Transfer-Encoding that is understood is chunked, once")
         if version == "1.0" or length:
             raise malformed("Transfer-Encoding is not for HTTP/1.0, and not for requests with a Content-Length")
-    if len(hosts) > 1 or (not hosts and version == "1.1"):
-        raise malformed("a request needs one Host")
-    if hosts and not _is_host(hosts[0]):
-        raise malformed("the Host is not one")
-    if not hosts:
+    if hosts != 1:
+        if hosts or version == "1.1":
+            raise malformed("a request needs one Host")
         # HTTP/1.0 may come without; members are spoken to in HTTP/1.1 (RFC 9112 section 3.3).
-        fields.insert(0, (b"host", limits.alias.encode("ascii")))
+        host = limits.alias.encode("ascii")
+        fields.insert(0, (b"host", host))
+    elif not _is_host(host):
+        raise malformed("the Host is not one")
     if b"#" in target:
         raise malformed("a request target has no fragment")
-    if target[0] != 47:  # "/"
-        target = _absolute(method, target, fields)
-    request = Request(method.decode(), target, fields, "")
+    if target[0] != _SLASH:
+        target, host = _absolute(method, target, fields, host)
+    request = Request(method.decode(), target, fields, "", host=host)
     if chunked or (length and length.strip(b"0")):
         request.body = _PENDING
         request.chunked = bool(chunked)
     if version == "1.0":
         return request, not (connection and b"keep-alive" in _options(connection))
-    if expect == b"100-continue" and request.body:
-        request.expects = True
+    if expect:
+        request.expects = expect == b"100-continue" and request.body is not None
     if not connection:
         return request, False
     options = _options(connection)
@@ -130,17 +134,17 @@ def _is_host(value: bytes) -> bool:
     return _HOST.fullmatch(value) is not None
 
 
-def _absolute(method: bytes, target: bytes, fields: Headers) -> bytes:
-    """The path of a target in absolute form, whose authority takes the place of Host (RFC 9112 section 3.2.2)."""
+def _absolute(method: bytes, target: bytes, fields: Headers, host: bytes) -> tuple[bytes, bytes]:
+    """Path and authority of a target in absolute form; the latter takes the place of Host (RFC 9112 section 3.2.2)."""
     if target == b"*" and method == b"OPTIONS":
-        return target
+        return target, host
     found = _ABSOLUTE.fullmatch(target)
     if not found or not _is_host(found[1]):
         raise malformed("the request target is neither a path nor a URL")
     fields[:] = [(b"host", found[1]), *(it for it in fields if it[0] != b"host")]
     # Without a path, OPTIONS means the server itself (section 3.2.4).
     path = found[2] or (b"*" if method == b"OPTIONS" else b"/")
-    return b"/" + path if path.startswith(b"?") else path
+    return (b"/" + path if path.startswith(b"?") else path), found[1]
 
 
 class _Pending:

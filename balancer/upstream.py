@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from balancer.headers import Headers
-from balancer.request import Body
+from balancer.request import Body, Request
 from balancer.settings import Address
 
 
@@ -48,17 +48,18 @@ class UpstreamRequest:
 
 
 class UpstreamResponse(Protocol):
-    """A member's response, from its head on. Header names are in lower case.
+    """A member's response, from its head on. Header names are in lower case; those of this hop are left out.
 
     ``closes``: the member ends the connection with this response. ``trailers`` are there once all has been
-    read. With status 101 what follows is not
-    a body but the other protocol: ``read`` gives its bytes as they come, ``write`` sends some.
+    read. With status 101 what follows is not a body but the other protocol, which ``upgrade`` names: ``read``
+    gives its bytes as they come, ``write`` sends some.
     """
 
     status: int
     headers: Headers
     closes: bool
     trailers: Headers
+    upgrade: bytes
 
     async def read(self) -> tuple[bytes, bool]:
         """The next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
@@ -93,8 +94,20 @@ class PendingResponse(UpstreamResponse, Protocol):
 class Upstream(Protocol):
     """Sends requests to members."""
 
-    def send_at_once(self, address: Address, request: UpstreamRequest, body: bytes) -> PendingResponse | None:
-        """Send the request and all of its body, if that takes no waiting: on an idle connection. Else None."""
+    def send_at_once(
+        self,
+        address: Address,
+        request: Request,
+        headers: Headers,
+        body: bytes,
+        repeatable: bool,
+        inform: Callable[[int, Headers], None],
+    ) -> PendingResponse | None:
+        """Send a request and all of its body, if that takes no waiting: on an idle connection. Else None.
+
+        ``request`` is the client's, and sound: what ``headers`` (which go in place of its own) come from was parsed
+        as HTTP/1.1. For the others see ``UpstreamRequest``.
+        """
 
     async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:
         """Send the request and wait for the response head.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.headers import HOP_BY_HOP, Headers, RequestHeaders, announces_close, has_body, response_headers
+from balancer.headers import HOP_BY_HOP, Headers, RequestHeaders, announces_close, has_body, host, response_headers
 
 HOST = (b"host", b"shop.example")
 FORWARDING = {b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
@@ -22,7 +22,7 @@ hop_by_hop = st.lists(st.tuples(st.sampled_from(sorted(HOP_BY_HOP - {b"connectio
 def sent(headers: Headers, client: str = "192.0.2.1", scheme: str = "http") -> dict[bytes, list[bytes]]:
     """What a member gets, as values by name."""
     values: dict[bytes, list[bytes]] = {}
-    for name, value in trusting(headers, client, scheme):
+    for name, value in trusting(headers, client, scheme, host(headers)):
         values.setdefault(name, []).append(value)
     return values
 
@@ -35,7 +35,7 @@ def test_end_to_end_fields_cross_in_order_with_duplicates_and_hop_by_hop_ones_do
     for pair in dropped:
         mixed.insert(data.draw(st.integers(0, len(mixed))), pair)
     assert response_headers(mixed) == kept
-    assert [it for it in trusting(mixed, "192.0.2.1", "http") if it[0] not in FORWARDING] == kept
+    assert [it for it in trusting(mixed, "192.0.2.1", "http", b"") if it[0] not in FORWARDING] == kept
 
 
 @pytest.mark.parametrize("value", [b"x-hop", b"close, X-Hop", b"X-HOP ,keep-alive", b", x-hop,"])
@@ -107,7 +107,7 @@ def test_nobody_is_trusted_unless_a_network_is_named() -> None:
 
 
 def test_a_body_of_unknown_length_goes_on_in_chunks() -> None:
-    headers = trusting([HOST, (b"transfer-encoding", b"gzip")], "", "http", chunked=True)
+    headers = trusting([HOST, (b"transfer-encoding", b"gzip")], "", "http", b"", chunked=True)
     assert [value for name, value in headers if name == b"transfer-encoding"] == [b"chunked"]
 
 

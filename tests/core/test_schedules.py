@@ -121,12 +121,16 @@ class World:
 
     # The seams.
 
-    def send_at_once(self, address: Address, request: UpstreamRequest, body: bytes) -> PendingResponse | None:
+    def send_at_once(
+        self, address: Address, request: Request, headers: Headers, body: bytes, repeatable: bool, inform: Any
+    ) -> PendingResponse | None:
         container = self.containers.get(address)
         if container is None or container.mood in ("refuses", "unreachable") or self.rng.random() < 0.3:
             return None
         self.written[request.target] += 1
-        return _Pending(self, container, request)
+        return _Pending(
+            self, container, UpstreamRequest(request.method, request.target, headers, repeatable=repeatable)
+        )
 
     async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:
         container = self.containers.get(address)
@@ -306,6 +310,7 @@ class _Body:
 
 class _Response:
     status = 200
+    upgrade = b""
     trailers = NO_FIELDS
 
     def __init__(self, world: World, closes: bool) -> None:
@@ -407,14 +412,13 @@ class _DirectSink(_Sink):
 
     def news(self) -> None:
         self._world.balancer.dispatcher.news(self._course, self)
+        if self.ended:
+            self._over.set_result(None)
 
     def answer(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
         assert not self._over.done() and self._task is None
         self._world.started[self._target] += 1
         self.ended = True
-
-    def done(self) -> None:
-        self._over.set_result(None)
 
     def go_on(self) -> None:
         assert self._task is None
