@@ -91,9 +91,12 @@ class RoundRobin(Policy):
         if not size:
             return None
         start = self._next % size
+        if not exclude:
+            self._next = start + 1
+            return self._round[start]
         for step in range(size):
             member = self._round[(start + step) % size]
-            if not exclude or member not in exclude:
+            if member not in exclude:
                 self._next = start + step + 1
                 return member
         return None
