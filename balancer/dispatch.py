@@ -246,6 +246,12 @@ class Dispatcher:
         self._slots.give_back(member)
         self._on_done(course)
 
+    def refused(self, request: Request, refusal: Refusal) -> None:
+        """A request that a front end has answered by itself, because nothing could be made of it."""
+        record = Record(request, self._clock())
+        record.status, record.error = refusal.status, refusal.token
+        self._on_done(record)
+
     async def handle(self, request: Request, sink: Sink) -> None:
         """Answer the request; see ``run``."""
         await self.run(self.begin(request), sink)

@@ -31,6 +31,7 @@ from balancer.errors import Refusal
 from balancer.exchange import HIGH_WATER, Exchange, render_head
 from balancer.headers import Headers
 from balancer.proxy import Proxy
+from balancer.request import Request
 from balancer.settings import Settings
 from balancer.strict import check, head_size, head_too_large, malformed
 from balancer.tunnel import Tunnel
@@ -43,8 +44,8 @@ HALF_CLOSED_SECONDS = 0.5
 # How often limits are checked, in seconds, and how many connections are looked at in one go.
 SWEEP_SECONDS = 1.0
 SWEEP_BATCH = 500
-# How many connections are a crowd.
-CROWD = 1000
+# How many connections, once they have left, were a crowd.
+CROWD = 500
 # Bytes of chunk sizes and extensions that a byte of a body makes up for; what is beyond counts as if it were a head.
 BODY_WORTH = 16
 # Seconds that a body may take whatever its rate.
@@ -111,7 +112,7 @@ class Clients:
         """All connections. A crowd that has left leaves its memory behind: have that given back."""
         connections = list(self.connections)
         self._crowd = max(self._crowd, len(connections))
-        if self._crowd > CROWD and len(connections) < self._crowd / 2:
+        if len(connections) < self._crowd / 2 and self._crowd - len(connections) > CROWD:
             self._crowd = len(connections)
             gc.collect()
             memory.trim()
@@ -135,9 +136,10 @@ class Edge(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_body_bytes", "_current", "_fields", "_head_bytes", "_is_head", "_last", "_lingers", "_messages", "_parser",
-        "_queue", "_quiet", "_receiving", "_refusal", "_rest", "_scheme", "_server_state", "_since", "_stuck",
-        "_target", "_waits_for", "clients", "dispatcher", "loop", "peer", "reading", "transport", "visits", "writable",
+        "_body_bytes", "_current", "_fields", "_head_bytes", "_last", "_lingers", "_messages", "_parser",
+        "_queue", "_quiet", "_receiving", "_refusal", "_refused", "_rest", "_scheme", "_server_state", "_since",
+        "_stuck", "_target", "_waits_for", "clients", "dispatcher", "loop", "peer", "reading", "transport", "visits",
+        "writable",
     )  # fmt: skip
 
     def __init__(self, clients: Clients, server_state: ServerState) -> None:
@@ -165,7 +167,8 @@ class Edge(asyncio.Protocol):
         self._last = False
         self._refusal: Refusal | None = None
         self._lingers = False
-        self._is_head = False
+        # What could still be made of the request that was refused.
+        self._refused: Request | None = None
         self.reading = True
         self.writable = asyncio.Event()
         self.writable.set()
@@ -293,7 +296,7 @@ class Edge(asyncio.Protocol):
             )
         except Refusal as refusal:
             self._refusal = refusal
-            self._is_head = parser.get_method() == b"HEAD"
+            self._refused = Request(parser.get_method().decode(), target, fields, self.peer, self._scheme)
             return
         request.client, request.scheme = self.peer, self._scheme
         self._messages += 1
@@ -364,7 +367,11 @@ class Edge(asyncio.Protocol):
 
     def _tell(self, refusal: Refusal) -> None:
         status, fields, text = refusal_response(refusal)
-        self.transport.write(render_head(status, fields, b"connection: close") + (b"" if self._is_head else text))
+        request = self._refused or Request("", self._target, self._fields, self.peer, self._scheme)
+        if request.method == "HEAD":
+            text = b""
+        self.transport.write(render_head(status, fields, b"connection: close") + text)
+        self.dispatcher.refused(request, refusal)
         self._end()
 
     def _end(self) -> None:

@@ -15,8 +15,8 @@ BALANCER = Path(balancer.__file__).parent
 WORKER = Path(worker.__file__).parent
 
 CORE = {
-    "errors", "settings", "headers", "request", "health", "membership", "policies", "retry", "hold", "slots",
-    "proxyprotocol",
+    "errors", "settings", "headers", "request", "health", "membership", "policies", "retry", "hold", "slots", "strict",
+    "frames", "proxyprotocol",
 }  # fmt: skip
 IO = {"asyncio", "time", "logging", "socket", "httpx", "starlette", "uvicorn", "dns", "redis"}
 

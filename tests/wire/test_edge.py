@@ -285,3 +285,12 @@ async def test_an_answer_that_takes_long_is_waited_for() -> None:
         await client.send(GET)
         await client.head()
         assert await client.exactly(2) == b"ok"
+
+
+async def test_what_is_refused_is_in_the_log() -> None:
+    async with Member() as member, balance(member) as running:
+        await running.exchange(b"GET /x HTTP/1.1\r\nHost: a b\r\n\r\n")
+        await running.exchange(b"\x16\x03\x01")
+        known, unknown = running.records
+        assert (known.request.method, known.request.target, known.status) == ("GET", b"/x", 400)
+        assert (unknown.request.target, unknown.status, unknown.error) == (b"", 400, "malformed_request")
