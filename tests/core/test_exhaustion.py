@@ -14,6 +14,7 @@ import pytest
 
 from balancer.errors import ConnectFailed, Refusal
 from balancer.health import Event, State
+from balancer.httpx_upstream import HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
 from balancer.native_upstream import NativeUpstream
 from balancer.probes import make_probe
@@ -62,6 +63,18 @@ async def test_a_connection_that_the_balancer_cannot_open_is_its_own_overload(
     assert (caught.value.status, caught.value.token, caught.value.retry_after) == (503, "overloaded", 1)
     assert os.strerror(number) in caught.value.reason
     assert (upstream.active, upstream.idle) == (0, 0)
+    await upstream.close()
+
+
+@exhausted
+async def test_so_it_is_with_httpx(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting = Failing(number)
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", connecting)
+    upstream = HttpxUpstream(TIMEOUTS)
+    with pytest.raises(Refusal) as caught:
+        await upstream.send(ONE, UpstreamRequest("GET", b"/", [(b"host", b"a")]))
+    assert (caught.value.status, caught.value.token, caught.value.retry_after) == (503, "overloaded", 1)
+    assert connecting.calls == 1
     await upstream.close()
 
 
