@@ -30,7 +30,7 @@ DOCUMENTED = {
     (
         "a body that is announced too large",
         "nginx-keepalive",
-    ): f"[client_max_body_size]({_NGINX_BODY}): 413 beyond 1 MiB",
+    ): f"[client_max_body_size]({_NGINX_BODY}): 413 beyond 1 MiB by default",
     ("a body that is announced too large", "caddy"): f"[request_body]({_CADDY_BODY}), where set: 413",
     ("too many connections of one client", "nginx-keepalive"): f"[limit_conn]({_NGINX_CONNECTIONS}), where set: 503",
 }
