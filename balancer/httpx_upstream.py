@@ -10,6 +10,7 @@ while it waits for one (encode/httpcore issue 1093).
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import httpcore
 import httpx
 
 from balancer.errors import (
+    OURS,
     ConnectFailed,
     ConnectionDied,
     Fault,
@@ -188,7 +190,21 @@ def _faults() -> Iterator[None]:
     except httpx.LocalProtocolError as error:
         raise Refusal(400, "malformed_request", f"the request cannot be passed on: {error}") from error
     except httpx.TransportError as error:
+        number = _errno(error)
+        if number in OURS:
+            words = f"the balancer cannot open another connection: {os.strerror(number)}"
+            raise Refusal(503, "overloaded", words, retry_after=1) from error
         raise _fault(error) from error
+
+
+def _errno(error: BaseException | None) -> int:
+    """The error of the operating system that is at the bottom of an exception, or 0."""
+    number = 0
+    while error:
+        if isinstance(error, OSError) and error.errno:
+            number = error.errno
+        error = error.__cause__ or error.__context__
+    return number
 
 
 def _fault(error: httpx.TransportError) -> Fault:

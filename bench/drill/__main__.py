@@ -23,6 +23,9 @@ PICTURE = ROOT / "docs" / "drill.svg"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make drill", description=__doc__)
     parser.add_argument("--plain", action="store_true", help="uvicorn as it comes: no drain, no health path")
+    parser.add_argument(
+        "--asgi", action="store_true", help="clients served through ASGI, not by the balancer's own front end"
+    )
     parser.add_argument("--only", help="phases whose name contains this")
     parser.add_argument("--log", type=Path, help="write the balancer's log to this file")
     instead = parser.add_mutually_exclusive_group()
@@ -41,6 +44,8 @@ def main() -> int:
         "--overload", action="store_true", help="three times what the members can do, with and without the limit"
     )
     arguments = parser.parse_args()
+    if arguments.overload and arguments.asgi:
+        parser.error("--overload is only for the balancer's own front end")
     if arguments.rolling:
         return asyncio.run(_rolling(arguments))
     if arguments.websockets:
@@ -55,7 +60,7 @@ def main() -> int:
 
 
 async def _rolling(arguments: argparse.Namespace) -> int:
-    compose, _ = project(arguments.plain)
+    compose, _ = project(arguments.plain, arguments.asgi)
     async with running(compose):
         rolled = await roll(compose, arguments.rolling)
         await _keep_log(compose, arguments.log)
@@ -64,7 +69,7 @@ async def _rolling(arguments: argparse.Namespace) -> int:
 
 
 async def _websockets(arguments: argparse.Namespace) -> int:
-    compose, _ = project(arguments.plain)
+    compose, _ = project(arguments.plain, arguments.asgi)
     async with running(compose):
         lines, found = await scaled(compose, arguments.websockets)
         await _keep_log(compose, arguments.log)
@@ -79,12 +84,12 @@ async def _keep_log(compose: Compose, path: Path | None) -> None:
 
 
 async def _phases(arguments: argparse.Namespace) -> int:
-    compose, phases = project(arguments.plain)
+    compose, phases = project(arguments.plain, arguments.asgi)
     phases = [it for it in phases if not arguments.only or arguments.only in it.name]
     async with running(compose):
         found, picture = await drill(compose, phases)
         await _keep_log(compose, arguments.log)
-    if not (arguments.only or arguments.plain):
+    if not (arguments.only or arguments.plain or arguments.asgi):
         PICTURE.write_text(picture)
     problems = unexcused(found, phases)
     verdict = problems or ["nothing was lost, nothing ran twice, nobody waited too long"]

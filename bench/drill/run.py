@@ -16,11 +16,17 @@ from tests.support.compose import Compose
 PROJECT = "balancerdrill"
 
 
-def project(plain: bool) -> tuple[Compose, list[Phase]]:
-    """The project with workers that drain and say when they are ready, or with plain ones; and their phases."""
+def project(plain: bool, asgi: bool = False) -> tuple[Compose, list[Phase]]:
+    """The project with workers that drain and say when they are ready, or with plain ones; and their phases.
+
+    ``asgi``: clients are served through ASGI rather than by the balancer's own front end.
+    """
+    files = ["compose.yaml"]
+    if asgi:
+        files.append("bench/drill/asgi.yaml")
     if plain:
-        return Compose(PROJECT, files=["compose.yaml", "bench/drill/plain.yaml"]), PLAIN_PHASES
-    return Compose(PROJECT, BALANCER_HEALTH_PATH="/healthz"), PHASES
+        return Compose(PROJECT, files=[*files, "bench/drill/plain.yaml"]), PLAIN_PHASES
+    return Compose(PROJECT, files=files, BALANCER_HEALTH_PATH="/healthz"), PHASES
 
 
 @asynccontextmanager

@@ -101,7 +101,7 @@ async def request_case(address: Address, member: Member, case: Case) -> str:
 def kept(case: Case, request: Request) -> bool:
     """Whether what makes the case came through as it was: every line of its head, and a chunked body byte for byte.
 
-    What is sound has to come through in the form that the case says.
+    What is sound has to come through in the form that the case says. Upper or lower case makes no difference.
     """
     head, _, body = (case.arrives or case.request).partition(b"\r\n\r\n")
     arrived = b"\r\n" + request.head
@@ -114,7 +114,7 @@ def kept(case: Case, request: Request) -> bool:
         # A line with a bare LF is none to whoever takes that for the end of a line.
         if (arrived.count(b"\r\n" + line) if b"\n" in line else exact[line]) < count:
             return False
-    return b"chunked" not in head.lower() or body == request.raw_body
+    return b"chunked" not in head.lower() or body.lower() == request.raw_body.lower()
 
 
 async def answer_case(address: Address, member: Member, number: int) -> str:

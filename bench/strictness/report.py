@@ -81,7 +81,7 @@ def _lines(results: Results) -> Iterator[str]:
     yield RESPONSE_LEGEND
     for section, answers in RESPONSES.items():
         yield from _table(section, "response", "RFC", ((it.name, it.rule) for it in answers), results.cells)
-    yield "## Time\n"
+    yield "## Time and number\n"
     yield TIME_LEGEND.format(watch=f"{WATCH:.0f}")
     yield from _rows("client", "promise", ((it.name, it.promise) for it in BOUNDS), results.cells)
 
@@ -101,7 +101,7 @@ def _rows(what: str, second: str, rows: Iterable[tuple[str, str]], cells: Cells)
 
 
 def _cell(measured: str, documented: str) -> str:
-    return "; ".join(filter(None, (measured, documented)))
+    return "; ".join(filter(None, (measured, documented))) or "not measured"
 
 
 INTRODUCTION = """# Strictness
@@ -146,5 +146,5 @@ RESPONSE_LEGEND = """The member sends this; then the client asks once more. This
 
 TIME_LEGEND = """Each client was watched for {watch} s. *x after n s*: the answer, or just the close, and how long
 after the client had sent the beginning it came; what trickles in gets a byte a second. What is linked is documented,
-not measured.
+not measured. *not measured*: it takes a setting that is not everybody's default; of the balancer, its tests show it.
 """

@@ -1,4 +1,4 @@
-"""The bounds that need time: how long a candidate puts up with a client, measured side by side."""
+"""The bounds that need time or number: what a candidate puts up with from a client, measured side by side."""
 
 from __future__ import annotations
 
@@ -10,17 +10,29 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from bench.processes import Address
-from bench.strictness.client import Client
+from bench.strictness.client import PATIENCE, Client
 from tests.support.hostile import GET, POST
 
 # How long is watched: longer than any limit that the balancer has.
 WATCH = 90.0
+# How many requests are sent without waiting for an answer.
+AHEAD = 300
 
 Probe = Callable[[Address], Awaitable[str]]
+
+_NGINX_BODY = "https://nginx.org/en/docs/http/ngx_http_core_module.html#client_max_body_size"
+_NGINX_CONNECTIONS = "https://nginx.org/en/docs/http/ngx_http_limit_conn_module.html"
+_CADDY_BODY = "https://caddyserver.com/docs/caddyfile/directives/request_body"
 
 # What is documented where nothing is measured, or where WATCH is not long enough, by (bound, candidate).
 DOCUMENTED = {
     ("an idle connection", "caddy"): "[idle_timeout](https://caddyserver.com/docs/caddyfile/options#timeouts): 5 min",
+    (
+        "a body that is announced too large",
+        "nginx-keepalive",
+    ): f"[client_max_body_size]({_NGINX_BODY}): 413 beyond 1 MiB by default",
+    ("a body that is announced too large", "caddy"): f"[request_body]({_CADDY_BODY}), where set: 413",
+    ("too many connections of one client", "nginx-keepalive"): f"[limit_conn]({_NGINX_CONNECTIONS}), where set: 503",
 }
 
 
@@ -86,6 +98,36 @@ def _hexadecimal(address: Address) -> str:
     return f"{socket.inet_aton(address.host)[::-1].hex().upper()}:{address.port:04X}"
 
 
+async def _ahead(address: Address) -> str:
+    """Send AHEAD requests without waiting for an answer, and count the answers."""
+    client = await Client.connect(address)
+    client.send(GET * AHEAD)
+    try:
+        # A response before the last one has the beginning of the next behind it.
+        while not client.received.endswith(b"ok") or client.received.count(b"HTTP/1.1 200") < AHEAD:
+            if not await client.more(PATIENCE):
+                break
+        answered = client.received.count(b"HTTP/1.1 200")
+        return f"{answered} answered" + (", then closed" if client.ended else "")
+    finally:
+        client.close()
+
+
+async def _refused_head(address: Address) -> str:
+    """Whether the refusal of HEAD has a body."""
+    client = await Client.connect(address)
+    client.send(b"HEAD / HTTP/1.1\r\n\r\n")
+    try:
+        while await client.more(PATIENCE):
+            pass
+        head, _, body = client.received.partition(b"\r\n\r\n")
+        status = re.match(rb"HTTP/1\.[01] (\d{3})", head)
+        said = status[1].decode() if status else "no answer"
+        return f"{said} with a body" if body else f"{said} without a body"
+    finally:
+        client.close()
+
+
 PROBES: dict[str, Probe] = {
     "a connection without a byte": lambda address: _until_cut(address, b""),
     "a head that stops": lambda address: _until_cut(address, b"GET / HTTP/1.1\r\nHost: a\r\nX: "),
@@ -93,4 +135,7 @@ PROBES: dict[str, Probe] = {
     "an idle connection": lambda address: _until_cut(address, GET, answered=True),
     "a body that stops": lambda address: _until_cut(address, POST + b"Content-Length: 9\r\n\r\nabc"),
     "a client that does not read": _not_reading,
+    "a body that trickles in": lambda address: _until_cut(address, POST + b"Content-Length: 1000\r\n\r\n", b"x"),
+    f"{AHEAD} requests ahead of their answers": _ahead,
+    "HEAD without a host": _refused_head,
 }

@@ -26,3 +26,15 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(wire, "edge", edge)
     monkeypatch.setattr(wire, "upstream_class", upstream)
     yield
+
+
+@pytest.fixture
+def through_asgi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients are served through ASGI, which has no message for some of what HTTP can say."""
+    monkeypatch.setattr(wire, "edge", False)
+
+
+@pytest.fixture(params=[True, False], ids=["edge", "asgi"])
+def each_front(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs with clients served by our own front end, and through ASGI."""
+    monkeypatch.setattr(wire, "edge", request.param)

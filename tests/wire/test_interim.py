@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests.support import wire
 from tests.support.wire import OK, Connection, Member, balance
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -32,12 +33,24 @@ async def test_early_hints_reach_the_client() -> None:
         assert len(member.connections) == 1 + 1  # the probe's, and one that was kept
 
 
+@pytest.mark.usefixtures("through_asgi")
+async def test_early_hints_that_cannot_be_passed_on_are_dropped() -> None:
+    async with Member(hint) as member, balance(member) as running, running.client() as client:
+        for _ in range(2):
+            await client.send(GET)
+            assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+            assert await client.exactly(2) == b"ok"
+        assert len(member.connections) == 1 + 1
+
+
+@pytest.mark.usefixtures("each_way")
 async def test_a_client_of_http_1_0_gets_no_interim_response() -> None:
     async with Member(hint) as member, balance(member) as running:
         answer = await running.exchange(b"GET / HTTP/1.0\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.usefixtures("each_front")
 async def test_interim_responses_without_end_are_a_members_failure() -> None:
     async def babble(connection: Connection) -> None:
         await connection.head()
@@ -85,8 +98,12 @@ async def test_a_member_refuses_before_the_body_is_sent() -> None:
         assert member.received[0].endswith(b"\r\n\r\n")
 
 
+@pytest.mark.usefixtures("each_front")
 async def test_a_client_may_send_the_body_without_waiting() -> None:
-    """RFC 9110 section 10.1.1: it does not have to wait for ever; then nobody needs to tell it to go on."""
+    """RFC 9110 section 10.1.1: it does not have to wait for ever; then nobody needs to tell it to go on.
+
+    An ASGI server does so itself, as soon as somebody wants the body.
+    """
 
     async def script(connection: Connection) -> None:
         await connection.head()
@@ -97,7 +114,11 @@ async def test_a_client_may_send_the_body_without_waiting() -> None:
         await client.send(ASKS)
         await asyncio.sleep(0.05)
         await client.send(b"abc")
-        assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+        head = await client.head()
+        if head == CONTINUE and not wire.edge:
+            head = await client.head()
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert member.received[0].endswith(b"abc")
 
 
 async def test_a_member_that_never_says_go_on_is_not_waited_for_for_ever() -> None:
@@ -109,6 +130,7 @@ async def test_a_member_that_never_says_go_on_is_not_waited_for_for_ever() -> No
         assert answer.startswith(b"HTTP/1.1 504 ")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_request_whose_body_was_not_sent_goes_to_another_member_if_the_first_cannot_be_reached() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
