@@ -142,6 +142,8 @@ class ReplayableBody:
         return self._source_ended and self._position == len(self._kept)
 
     async def read(self) -> bytes:
+        if self._size > self.limit:
+            raise too_large(self.limit)
         if self._position < len(self._kept):
             self._position += 1
             return self._kept[self._position - 1]
@@ -201,22 +203,22 @@ class Dispatcher:
         """Send a request whose ``body`` is at hand without waiting for anything, if that can be.
 
         Then ``sink`` is told as soon as there is news of the response. If it cannot be (nobody is available, no
-        connection is idle), ``run`` has to be awaited.
+        connection is idle, the request may be sent only once), ``run`` has to be awaited.
         """
         request = course.request
         if course.body:
             course.body.keep(body)
-            if len(body) > self._max_body:
-                return False  # ``run`` says so.
+        if request.method not in retry.IDEMPOTENT or len(body) > self._max_body:
+            # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
+            # members have closed meanwhile. What is too large, ``run`` refuses.
+            return False
         member = course.given = self._slots.take(request, _NONE)
         if member is None:
             return False
         headers = self._request_headers(
             request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
         )
-        response = self._upstream.send_at_once(
-            member.address, request, headers, body, request.method in retry.IDEMPOTENT, sink.inform
-        )
+        response = self._upstream.send_at_once(member.address, request, headers, body, sink.inform)
         if response is None:
             return False
         course.member = member.address

@@ -366,8 +366,11 @@ class Edge(asyncio.Protocol):
             self._tell(refusal)
 
     def _tell(self, refusal: Refusal) -> None:
+        if self.transport.is_closing():
+            return
         status, fields, text = refusal_response(refusal)
-        request = self._refused or Request("", self._target, self._fields, self.peer, self._scheme)
+        method = self._parser.get_method().decode() if self._target else ""
+        request = self._refused or Request(method, self._target, self._fields, self.peer, self._scheme)
         if request.method == "HEAD":
             text = b""
         self.transport.write(render_head(status, fields, b"connection: close") + text)

@@ -50,7 +50,6 @@ class NativeUpstream:
         request: Request,
         headers: Headers,
         body: bytes,
-        repeatable: bool,
         inform: Callable[[int, Headers], None],
     ) -> Response | None:
         link = self._links.get(address)
@@ -61,7 +60,7 @@ class NativeUpstream:
         data = render_head(request.method, request.target, headers)
         if request.body:
             data += frame(body, request.body, request.chunked, last=True)
-        return connection.begin(data, request.method == "HEAD", repeatable, request.upgrade != b"", inform)
+        return connection.begin(data, request.method == "HEAD", True, request.upgrade != b"", inform)
 
     async def send(self, address: Address, request: UpstreamRequest) -> Response:
         data = encode_head(request.method, request.target, request.headers)

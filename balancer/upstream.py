@@ -100,13 +100,12 @@ class Upstream(Protocol):
         request: Request,
         headers: Headers,
         body: bytes,
-        repeatable: bool,
         inform: Callable[[int, Headers], None],
     ) -> PendingResponse | None:
-        """Send a request and all of its body, if that takes no waiting: on an idle connection. Else None.
+        """Send a request that may be repeated, and all of its body, if that takes no waiting: on an idle connection.
 
-        ``request`` is the client's, and sound: what ``headers`` (which go in place of its own) come from was parsed
-        as HTTP/1.1. For the others see ``UpstreamRequest``.
+        Else None. ``request`` is the client's, and sound: what ``headers`` (which go in place of its own) come from
+        was parsed as HTTP/1.1. For ``inform`` see ``UpstreamRequest``.
         """
 
     async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:

@@ -122,15 +122,13 @@ class World:
     # The seams.
 
     def send_at_once(
-        self, address: Address, request: Request, headers: Headers, body: bytes, repeatable: bool, inform: Any
+        self, address: Address, request: Request, headers: Headers, body: bytes, inform: Any
     ) -> PendingResponse | None:
         container = self.containers.get(address)
         if container is None or container.mood in ("refuses", "unreachable") or self.rng.random() < 0.3:
             return None
         self.written[request.target] += 1
-        return _Pending(
-            self, container, UpstreamRequest(request.method, request.target, headers, repeatable=repeatable)
-        )
+        return _Pending(self, container, UpstreamRequest(request.method, request.target, headers, repeatable=True))
 
     async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:
         container = self.containers.get(address)

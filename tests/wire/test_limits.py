@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from balancer import edge
-from tests.support import wire
 from tests.support.hostile import CHUNKED, GET, POST
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance
 
@@ -104,11 +103,7 @@ async def test_a_body_that_grows_too_large_is_cut_off(limit: int) -> None:
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
 @pytest.mark.parametrize("limit", [ENOUGH, 30_000])
-async def test_a_body_that_is_too_large_and_comes_at_once_is_refused(
-    limit: int, warm: bool, request: pytest.FixtureRequest
-) -> None:
-    if wire.edge:
-        request.applymarker(pytest.mark.xfail(reason="what is at hand at once is not counted", strict=True))
+async def test_a_body_that_is_too_large_and_comes_at_once_is_refused(limit: int, warm: bool) -> None:
     async with Member(take) as member, balance(member, max_body=limit) as running:
         if warm:
             await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -418,21 +413,7 @@ HEADS = {
 }
 
 
-# Refused while the head is still being parsed, when the method has not been asked for.
-HEADS_OPEN = {"malformed", "head without end"}
-
-
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        pytest.param(
-            *values,
-            id=name,
-            marks=[pytest.mark.xfail(reason="still open", strict=True)] if name in HEADS_OPEN else [],
-        )
-        for name, values in HEADS.items()
-    ],
-)
+@pytest.mark.parametrize(("request_", "status"), HEADS.values(), ids=HEADS.keys())
 async def test_the_refusal_of_head_has_no_body(request_: bytes, status: int) -> None:
     async with balance(wait=False, hold_seconds=0, max_body=ENOUGH) as running, running.client() as client:
         await client.send(request_)
