@@ -75,6 +75,8 @@ class Clients:
         self.proxy = proxy
         self.settings = settings
         self.connections: set[Connection] = set()
+        # Those of them that only wait to be told that there are too many: they take nobody's place.
+        self._turned_away: set[Connection] = set()
         self._crowd = 0
         self._per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -92,18 +94,22 @@ class Clients:
     def admit(self, connection: Connection) -> None:
         """Count a new connection. Raises Refusal where there are too many."""
         self.connections.add(connection)
-        self._per_address[connection.peer] += 1
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep, [])
         limit, each = self.settings.max_connections, self.settings.max_connections_per_client
-        if limit and len(self.connections) > limit:
-            raise Refusal(503, "too_many_connections", f"there are {limit} connections already", retry_after=1)
-        if each and self._per_address[connection.peer] > each:
-            raise Refusal(503, "too_many_connections", f"you have {each} connections already", retry_after=1)
+        full = limit and len(self.connections) - len(self._turned_away) > limit
+        if full or (each and self._per_address[connection.peer] >= each):
+            self._turned_away.add(connection)
+            words = f"there are {limit} connections already" if full else f"you have {each} connections already"
+            raise Refusal(503, "too_many_connections", words, retry_after=1)
+        self._per_address[connection.peer] += 1
 
     def remove(self, connection: Connection) -> None:
         if connection in self.connections:
             self.connections.remove(connection)
+            if connection in self._turned_away:
+                self._turned_away.remove(connection)
+                return
             self._per_address[connection.peer] -= 1
             if not self._per_address[connection.peer]:
                 del self._per_address[connection.peer]

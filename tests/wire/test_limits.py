@@ -198,7 +198,6 @@ async def test_connections_of_one_client_beyond_its_limit_are_refused_until_one_
         assert await is_served(two)
 
 
-@pytest.mark.xfail(reason="a connection that was refused counts until it is closed", strict=True)
 @pytest.mark.parametrize("name", ["max_connections", "max_connections_per_client"])
 async def test_a_connection_that_was_refused_takes_nobodys_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or those who are refused, and try again, would keep everybody out."""
