@@ -375,9 +375,11 @@ class Edge(asyncio.Protocol):
         if self.transport.is_closing():
             return
         status, fields, text = refusal_response(refusal)
-        method = self._parser.get_method().decode() if self._target else ""
-        request = self._refused or Request(method, self._target, self._fields, self.peer, self._scheme)
-        if request.method == "HEAD":
+        # Where nothing of the target has been read, this may be the method of the request before.
+        method = self._parser.get_method().decode()
+        known = method if self._target else ""
+        request = self._refused or Request(known, self._target, self._fields, self.peer, self._scheme)
+        if "HEAD" in (method, request.method):
             text = b""
         self.transport.write(render_head(status, fields, b"connection: close") + text)
         self.dispatcher.refused(request, refusal)
