@@ -18,6 +18,7 @@ from balancer.dispatch import Course, Dispatcher, Sink, refuse
 from balancer.errors import ClientGone, TruncatedResponse
 from balancer.headers import NO_FIELDS, Headers, has_body, host
 from balancer.request import Request
+from balancer.strict import malformed
 from balancer.upstream import UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Receive, Scope, Send, Visit, client, target
 from balancer.websocket import WebSocketVisit
@@ -45,6 +46,10 @@ class Proxy:
         if scope["type"] == "http":
             visit = _HttpVisit(scope, receive, send, task)
             request = _request(scope, visit)
+            if sum(name == b"host" for name, _ in request.headers) > 1:
+                # Some servers pass these, and some append trailers to the fields of a request that has not begun.
+                await refuse(malformed("a request needs one Host"), visit)
+                return
         elif scope["type"] == "websocket":
             visit = WebSocketVisit(scope, receive, send, task)
             request = await visit.request()

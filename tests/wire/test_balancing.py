@@ -186,3 +186,11 @@ async def test_a_new_member_starts_slowly() -> None:
             for _ in range(110):
                 await running.exchange(GET)
             assert Counter(it.member for it in running.records)[late.address] == 10
+
+
+async def test_two_hosts_are_refused_over_every_front_end() -> None:
+    async with Member() as member, balance(member) as running:
+        answer = await running.exchange(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"x-balancer-error: malformed_request\r\n" in answer
+        assert member.received == []
