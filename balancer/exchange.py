@@ -13,7 +13,7 @@ from balancer.headers import NO_FIELDS, Headers, response_headers
 from balancer.request import Request
 from balancer.tunnel import CLOSE_SECONDS, Tunnel
 from balancer.upstream import UpstreamResponse
-from balancer.visit import END_OF_EVENT, Visit
+from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, Visit
 
 if TYPE_CHECKING:
     from balancer.edge import Edge
@@ -235,6 +235,9 @@ class Exchange(Visit):
         edge = self._edge
         if edge.transport.is_closing():
             raise ClientGone
+        if self.finished:
+            # It was ended between two events, and the task has not come to the point where it is told so.
+            raise ClientGone(SHUTTING_DOWN.token)
         head, self._head = self._head, b""
         if self._is_head:
             data = b""
