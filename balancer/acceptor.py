@@ -7,7 +7,6 @@ keeps what comes after: protocols, shutdown, limits.
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import logging
 import socket
@@ -16,18 +15,17 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from balancer.edge import Edge
-from balancer.exchange import HIGH_WATER
+from balancer.errors import OURS
 from balancer.proxyprotocol import FIXED, REST_MAX, Malformed, parse
 from balancer.settings import Settings
 from balancer.tls import HTTP2, Certificate
+from balancer.tunnel import HIGH_WATER
 
 log = logging.getLogger(__name__)
 
 # Seconds without accepting after the process has run out of files, and connections that are accepted in one go.
 PAUSE_SECONDS = 1.0
 AT_ONCE = 100
-
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 # A protocol for a new connection; the argument says whether it speaks HTTP/2.
 Make = Callable[[bool], asyncio.Protocol]
@@ -78,7 +76,7 @@ class Acceptor:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
+                if error.errno not in OURS:
                     raise
                 log.error("no connection can be accepted: %s", error.strerror)
                 self._loop.remove_reader(self._sock)

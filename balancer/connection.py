@@ -25,6 +25,7 @@ from typing import Protocol
 import httptools
 
 from balancer import tcp
+from balancer.chunks import chunk, last_chunk
 from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
 from balancer.headers import HOP_BY_HOP, NO_FIELDS, Headers, nominated, trailers
 from balancer.request import Body
@@ -148,9 +149,9 @@ class MemberConnection(asyncio.BufferedProtocol):
         """Send the body as it comes from the client, no faster than the member takes it."""
         try:
             while piece := await self._next_piece(body):
-                self._transport.write(_chunk(piece) if chunked else piece)
+                self._transport.write(chunk(piece) if chunked else piece)
             if chunked:
-                self._transport.write(_last_chunk(body))
+                self._transport.write(last_chunk(trailers(body.trailers)))
         except Exception as error:  # ClientGone, as a rule: whoever waits for the response gets it.
             self._fail(error)
             return
@@ -543,15 +544,7 @@ def frame(piece: bytes, body: Body, chunked: bool, last: bool) -> bytes:
     """A piece of a body as it goes over the wire; with its end if it is the ``last``."""
     if not chunked:
         return piece
-    return (_chunk(piece) if piece else b"") + (_last_chunk(body) if last else b"")
-
-
-def _chunk(piece: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(piece), piece)
-
-
-def _last_chunk(body: Body) -> bytes:
-    return b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % it for it in trailers(body.trailers))
+    return chunk(piece) + (last_chunk(trailers(body.trailers)) if last else b"")
 
 
 def _words(error: Exception | None) -> str:

@@ -28,13 +28,13 @@ from uvicorn.server import ServerState
 from balancer import memory
 from balancer.dispatch import refusal_response
 from balancer.errors import Refusal
-from balancer.exchange import HIGH_WATER, Exchange, render_head
-from balancer.headers import Headers
+from balancer.exchange import Exchange, render_head
+from balancer.headers import Headers, plain_address
 from balancer.proxy import Proxy
 from balancer.request import Request
 from balancer.settings import Settings
 from balancer.strict import check, head_size, head_too_large, malformed
-from balancer.tunnel import Tunnel
+from balancer.tunnel import HIGH_WATER, Tunnel
 from balancer.upstream import UpstreamResponse
 
 # Seconds in which a client may read a refusal before its connection is closed for good.
@@ -191,7 +191,7 @@ class Edge(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
-        self.peer = peer[0] if isinstance(peer, tuple) else ""
+        self.peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._since = self.loop.time()
         self._server_state.connections.add(self)  # type: ignore[arg-type]

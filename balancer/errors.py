@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 
-# What the balancer itself has run out of: descriptors, local ports. That is no evidence against a member.
-OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL})
+# What the balancer itself has run out of: descriptors, memory, local ports. That is no evidence against a member.
+OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 
 class Fault(Exception):

@@ -7,19 +7,18 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from balancer.dispatch import Course
+from balancer.chunks import chunk, last_chunk
+from balancer.dispatch import REPLAY_BYTES, Course
 from balancer.errors import ClientGone, Refusal
-from balancer.headers import NO_FIELDS, Headers, response_headers
+from balancer.headers import NO_FIELDS, Headers
 from balancer.request import Request
-from balancer.tunnel import CLOSE_SECONDS, Tunnel
+from balancer.tunnel import CLOSE_SECONDS, HIGH_WATER, Tunnel
 from balancer.upstream import UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, Visit
 
 if TYPE_CHECKING:
     from balancer.edge import Edge
 
-# Body bytes that may wait to be taken.
-HIGH_WATER = 64 * 1024
 # Pieces from here on are handed to the kernel beside the head rather than copied behind it.
 LARGE = 8 * 1024
 
@@ -98,7 +97,7 @@ class Exchange(Visit):
 
     def _at_hand(self) -> bytes | None:
         """The whole body, if it has come and is small enough to be sent again; else None."""
-        if not self.complete or self._size > HIGH_WATER:
+        if not self.complete or self._size > REPLAY_BYTES:
             return None
         return self._take()
 
@@ -179,7 +178,7 @@ class Exchange(Visit):
             if not self.awaits_continue or self.complete:
                 return  # It is there already, or on its way.
             self.awaits_continue = False
-        self._edge.transport.write(render_head(status, response_headers(headers)))
+        self._edge.transport.write(render_head(status, headers))
 
     def answer(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
         self.started = self.finished = True
@@ -190,7 +189,7 @@ class Exchange(Visit):
         if self._is_head:
             body = b""
         elif self._chunked:
-            body = _chunk(body) + _last_chunk(trailers)
+            body = chunk(body) + last_chunk(trailers)
         if len(body) < LARGE:
             transport.write(head + body)
         else:
@@ -247,7 +246,7 @@ class Exchange(Visit):
                 head += b"%x\r\n" % len(data)
                 tail = b"\r\n"
             if not more:
-                tail += _last_chunk(trailers)
+                tail += last_chunk(trailers)
         if len(data) < LARGE:
             edge.transport.write(head + data + tail)
         else:
@@ -284,11 +283,3 @@ class Exchange(Visit):
                 await asyncio.wait([self.task], timeout=CLOSE_SECONDS)
         else:
             await super().go_away()
-
-
-def _chunk(piece: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
-
-
-def _last_chunk(fields: Headers) -> bytes:
-    return b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % it for it in fields) if fields else b"0\r\n\r\n"

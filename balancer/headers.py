@@ -135,6 +135,11 @@ def content_length(headers: Headers) -> int:
     return 0
 
 
+def plain_address(address: str) -> str:
+    """An IPv4 client of an IPv6 socket by the address that everybody knows it by (RFC 4291 section 2.5.5.2)."""
+    return address.removeprefix("::ffff:") if "." in address else address
+
+
 def cookie(headers: Headers, name: bytes) -> bytes:
     """The value of the first cookie of that name (RFC 6265 section 4.2), or b""."""
     for field, value in headers:

@@ -20,7 +20,7 @@ from balancer.upstream import UpstreamResponse
 
 # How long a WebSocket's side may take to answer a close, in seconds.
 CLOSE_SECONDS = 1.0
-# Bytes from the client that may wait to be taken.
+# Bytes from a client that may wait to be taken.
 HIGH_WATER = 64 * 1024
 
 

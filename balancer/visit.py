@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from balancer.errors import Refusal
-from balancer.headers import Headers
+from balancer.headers import Headers, plain_address
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -115,4 +115,4 @@ def target(scope: Scope) -> bytes:
 
 def client(scope: Scope) -> str:
     """The peer's IP address, or "" where there is none."""
-    return scope["client"][0] if scope.get("client") else ""
+    return plain_address(scope["client"][0]) if scope.get("client") else ""

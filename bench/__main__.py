@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,35 +146,17 @@ class Run:
             "loads": {},
             "memory": {},
         }
+        rounds, seconds = self._arguments.rounds, self._arguments.seconds
         with running_upstreams(self._directory, self._cores[1]) as upstreams:
-            for load in LOADS:
-                if load.name in self._loads:
-                    results["loads"][load.name] = run_load(
-                        load,
-                        self._candidates,
-                        upstreams,
-                        self._arguments.rounds,
-                        self._arguments.seconds,
-                        self._cores,
-                        self._directory,
-                        _say,
+            runs = {it.name: partial(run_load, it) for it in LOADS} | {steady.NAME: steady.run_steady}
+            for name, run in runs.items():
+                if name in self._loads:
+                    results["loads"][name] = run(
+                        self._candidates, upstreams, rounds, seconds, self._cores, self._directory, _say
                     )
-                    self._finished(results, load.name)
-            if steady.NAME in self._loads:
-                results["loads"][steady.NAME] = steady.run_steady(
-                    self._candidates,
-                    upstreams,
-                    self._arguments.rounds,
-                    self._arguments.seconds,
-                    self._cores,
-                    self._directory,
-                    _say,
-                )
-                self._finished(results, steady.NAME)
+                    self._finished(results, name)
         if members.NAME in self._loads:
-            results["loads"][members.NAME] = members.run_members(
-                self._arguments.rounds, self._arguments.seconds, self._cores, self._directory, _say
-            )
+            results["loads"][members.NAME] = members.run_members(rounds, seconds, self._cores, self._directory, _say)
             self._finished(results, members.NAME)
         if any(name in self._loads for name in MEMORY):
             with running_upstreams(self._directory, self._cores[1]) as upstreams:

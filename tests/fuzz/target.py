@@ -46,11 +46,13 @@ class Target:
 
     def _keep(self, finding: str, data: bytes) -> None:
         name = kind(finding)
+        path = self._directory / name
         if name not in self._kinds:
+            # What an earlier run left there under this name may be mended by now.
             self._kinds.add(name)
             print(f"finding: {name}", file=sys.stderr, flush=True)
-        path = self._directory / name
-        if not path.exists() or len(data) < path.stat().st_size:
+            path.write_bytes(data)
+        elif len(data) < path.stat().st_size:
             path.write_bytes(data)
 
 

@@ -144,7 +144,9 @@ class Responses:
     @property
     def begun(self) -> bool:
         """Whether a response has begun, whose head is not complete."""
-        return self._parser is not None and (not self.messages or self.messages[-1].complete)
+        if self._parser is None or self.tunnel is not None:
+            return False
+        return not self.messages or self.messages[-1].complete
 
     @property
     def half_head(self) -> bytes:

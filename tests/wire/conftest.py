@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 
+from balancer import edge
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.native_upstream import NativeUpstream
 from tests.support import wire
@@ -22,15 +23,20 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 )
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The test runs as it is for users, with clients served through ASGI, and with httpx's connections to members."""
-    edge, upstream = request.param
-    monkeypatch.setattr(wire, "edge", edge)
+    own_edge, upstream = request.param
+    monkeypatch.setattr(wire, "edge", own_edge)
     monkeypatch.setattr(wire, "upstream_class", upstream)
     yield
 
 
 @pytest.fixture
-def through_asgi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients are served through ASGI, which has no message for some of what HTTP can say."""
+def through_asgi(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients are served through ASGI, which has no message for some of what HTTP can say.
+
+    There the balancer speaks WebSocket itself, and holds members to it; a tunnel passes on whatever it gets.
+    """
+    if "each_way" in request.fixturenames:
+        request.getfixturevalue("each_way")  # which must not have its way after this
     monkeypatch.setattr(wire, "edge", False)
 
 
@@ -38,3 +44,13 @@ def through_asgi(monkeypatch: pytest.MonkeyPatch) -> None:
 def each_front(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs with clients served by our own front end, and through ASGI."""
     monkeypatch.setattr(wire, "edge", request.param)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Limits of tenths of seconds."""
+    for name in ("head_timeout", "keepalive_timeout", "idle_timeout"):
+        monkeypatch.setitem(wire.defaults, name, 0.3)
+    monkeypatch.setattr(edge, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(edge, "SWEEP_SECONDS", 0.05)
+    yield

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 
 import pytest
 import pytest_asyncio
 
-from balancer import edge
-from tests.support import wire
 from tests.support.hostile import CASES, GET, NEXT, OPEN, POST, Case
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
 
@@ -206,16 +204,6 @@ async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client() -> N
     async with Member(refuse) as member, balance(member) as running, running.client() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n" + bytes(100_000))
         assert (await client.to_end()).endswith(b"\r\n\r\nno")
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Limits of tenths of seconds."""
-    for name in ("head_timeout", "keepalive_timeout", "idle_timeout"):
-        monkeypatch.setitem(wire.defaults, name, 0.3)
-    monkeypatch.setattr(edge, "LINGER_SECONDS", 0.3)
-    monkeypatch.setattr(edge, "SWEEP_SECONDS", 0.05)
-    yield
 
 
 @pytest.mark.usefixtures("impatient")

@@ -453,16 +453,6 @@ async def test_refused_bodies_are_not_waited_for(tmp_path: Path, monkeypatch: py
         assert answer.reset == 0
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Limits of tenths of seconds."""
-    for name in ("head_timeout", "keepalive_timeout", "idle_timeout"):
-        monkeypatch.setitem(wire.defaults, name, 0.3)
-    monkeypatch.setattr(edge, "LINGER_SECONDS", 0.3)
-    monkeypatch.setattr(edge, "SWEEP_SECONDS", 0.05)
-    yield
-
-
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("pings", [False, True])
 async def test_an_idle_connection_is_closed_with_a_word(pings: bool, tmp_path: Path) -> None:

@@ -27,12 +27,6 @@ from tests.support.wire import LIMIT, Connection, Member, Running, balance, even
 pytestmark = pytest.mark.usefixtures("each_way")
 
 
-@pytest.fixture
-def through_asgi(each_way: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the balancer speaks WebSocket itself, it holds members to it; a tunnel passes on whatever it gets."""
-    monkeypatch.setattr(wire, "edge", False)
-
-
 Handler = Callable[[ServerConnection], Awaitable[None]]
 
 # A member that probes itself to death logs it; that is not what is tested.
