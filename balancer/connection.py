@@ -20,14 +20,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from math import inf
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import httptools
 
 from balancer import tcp
-from balancer.chunks import chunk, last_chunk
 from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
-from balancer.headers import HOP_BY_HOP, NO_FIELDS, Headers, nominated, trailers
+from balancer.headers import HOP_BY_HOP, NO_FIELDS, Headers, content_length, nominated, trailers
+from balancer.http1 import chunk, last_chunk, response_lines
+from balancer.memo import HEAD_MAX as KNOWN_MAX
+from balancer.memo import Memo
 from balancer.request import Body
 from balancer.settings import Address
 from balancer.upstream import Timeouts
@@ -44,8 +46,19 @@ _buffer = bytearray(READ_SIZE)
 _view = memoryview(_buffer)
 
 
+class KnownHead(NamedTuple):
+    """What a response head that comes again says. ``length``: bytes of the body; ``lines``: the head for a client."""
+
+    status: int
+    headers: Headers
+    length: int
+    lines: bytes
+
+
 class Owner(Protocol):
-    """Who keeps a connection while it is idle."""
+    """Who keeps a connection while it is idle. ``heads``: those that members have sent before."""
+
+    heads: Memo[bytes, KnownHead]
 
     def ended(self, connection: MemberConnection) -> None:
         """An exchange has ended, and the next may begin."""
@@ -266,6 +279,16 @@ class MemberConnection(asyncio.BufferedProtocol):
         if response is None:
             self.abort()  # Nobody asked.
             return
+        head = b""
+        if not self._received and not response.is_head:
+            end = _buffer.find(b"\r\n\r\n", 0, count if count < KNOWN_MAX else KNOWN_MAX) + 4
+            head = bytes(_view[:end])
+            known = self._owner.heads.get(head)
+            if known and end + known.length == count:
+                # The parser has seen nothing since the response before was complete, and would be as it was then.
+                response.answer(known, bytes(_view[end:count]))
+                self._end(response)
+                return
         self._progress = self._received = True
         try:
             if response.switched:
@@ -283,6 +306,8 @@ class MemberConnection(asyncio.BufferedProtocol):
         if self._response is not response:
             return
         if response.complete:
+            if head and not (response.closes or self._interim or self._spoilt) and self._owner.heads.wants(head):
+                self._get_to_know(response, head, count - len(head))
             self._end(response)
         elif self._spoilt:
             self._fail(
@@ -300,6 +325,12 @@ class MemberConnection(asyncio.BufferedProtocol):
                     self._fail(self._too_much(response))
                     return
             response.arrived()
+
+    def _get_to_know(self, response: Response, head: bytes, length: int) -> None:
+        """Remember the head of a response that came whole, if all behind it is a body of Content-Length bytes."""
+        if content_length(response.headers) == sum(map(len, response.pieces)) == length > 0:
+            lines = response_lines(response.status, response.headers)
+            self._owner.heads.keep(head, KnownHead(response.status, response.headers, length, lines))
 
     def _too_much(self, response: Response) -> Exception:
         if response.started:
@@ -456,6 +487,8 @@ class Response:
     started = False
     complete = False
     closes = False
+    # The head as a client gets it, where it is known already.
+    lines = b""
     # The connection does not speak HTTP any more.
     switched = False
     listener: Callable[[], None] | None = None
@@ -490,6 +523,12 @@ class Response:
             self._connection.resume()
         # An error may wait behind pieces that arrived before it.
         return piece, not self.complete
+
+    def answer(self, head: KnownHead, body: bytes) -> None:
+        """All of it has come, with a head that is known."""
+        self.status, self.headers, _, self.lines = head
+        self.started = self.complete = True
+        self.pieces.append(body)
 
     def take(self) -> bytes:
         pieces, self.pieces = self.pieces, []

@@ -17,6 +17,7 @@ from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, Truncated
 from balancer.headers import NO_FIELDS, Headers, RequestHeaders, content_length
 from balancer.health import Event
 from balancer.hold import Claim, Hold
+from balancer.http1 import request_head
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
 from balancer.request import Body, Request
@@ -59,8 +60,11 @@ class Sink(Protocol):
 class DirectSink(Sink, Protocol):
     """A sink that takes a complete response at once, without waiting."""
 
-    def answer(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
-        """All of a response. A client that has left is not an error here: nothing more is done for it."""
+    def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
+        """All of a response, with these fields in place of its own.
+
+        A client that has left is not an error here: nothing more is done for it.
+        """
 
     def news(self) -> None:
         """There is news of the response: have ``Dispatcher.news`` called."""
@@ -215,10 +219,9 @@ class Dispatcher:
         member = course.given = self._slots.take(request, _NONE)
         if member is None:
             return False
-        headers = self._request_headers(
-            request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
-        )
-        response = self._upstream.send_at_once(member.address, request, headers, body, sink.inform)
+        if not request.head:
+            request.head = request_head(request.method, request.target, self._headers(request))
+        response = self._upstream.send_at_once(member.address, request, body, sink.inform)
         if response is None:
             return False
         course.member = member.address
@@ -244,7 +247,7 @@ class Dispatcher:
         course.status = response.status
         course.body_bytes = len(body)
         course.duration = now - course.started
-        sink.answer(response.status, headers, body, response.trailers)
+        sink.answer(response, headers, body)
         self._slots.give_back(member)
         self._on_done(course)
 
@@ -282,6 +285,12 @@ class Dispatcher:
             course.duration = self._clock() - course.started
             self._on_done(course)
 
+    def _headers(self, request: Request) -> Headers:
+        """The fields as members get them."""
+        return self._request_headers(
+            request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
+        )
+
     def _outgoing(self, course: Course, sink: Sink) -> UpstreamRequest:
         """The request as members get it. Raises Refusal where they must not."""
         request = course.request
@@ -290,9 +299,7 @@ class Dispatcher:
         return UpstreamRequest(
             request.method,
             request.target,
-            self._request_headers(
-                request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
-            ),
+            self._headers(request),
             course.body,
             request.chunked,
             repeatable=request.method in retry.IDEMPOTENT,

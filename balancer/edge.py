@@ -28,8 +28,10 @@ from uvicorn.server import ServerState
 from balancer import memory
 from balancer.dispatch import refusal_response
 from balancer.errors import Refusal
-from balancer.exchange import Exchange, render_head
+from balancer.exchange import Exchange
 from balancer.headers import Headers, plain_address
+from balancer.http1 import response_head
+from balancer.memo import HEAD_MAX, Memo
 from balancer.proxy import Proxy
 from balancer.request import Request
 from balancer.settings import Settings
@@ -80,6 +82,8 @@ class Clients:
         self._crowd = 0
         self._per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
+        # Requests without a body that have come before, by their bytes and their origin.
+        self.requests: Memo[tuple[bytes, str], Request] = Memo()
 
     def __call__(
         self,
@@ -142,10 +146,10 @@ class Edge(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_body_bytes", "_current", "_fields", "_head_bytes", "_last", "_lingers", "_messages", "_parser",
-        "_queue", "_quiet", "_receiving", "_refusal", "_refused", "_rest", "_scheme", "_server_state", "_since",
-        "_stuck", "_target", "_waits_for", "clients", "dispatcher", "loop", "peer", "reading", "transport", "visits",
-        "writable",
+        "_begun", "_body_bytes", "_current", "_fields", "_head_bytes", "_last", "_lingers", "_messages",
+        "_origin", "_parser", "_queue", "_quiet", "_receiving", "_refusal", "_refused", "_rest", "_scheme",
+        "_server_state", "_since", "_stuck", "_target", "_waits_for", "clients", "dispatcher", "loop", "peer",
+        "reading", "transport", "visits", "writable",
     )  # fmt: skip
 
     def __init__(self, clients: Clients, server_state: ServerState) -> None:
@@ -158,6 +162,8 @@ class Edge(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.peer = ""
         self._scheme = "http"
+        # Client and scheme: what a request is made of besides its bytes.
+        self._origin = ""
         # The request that is answered now, those behind it, and the one whose body still comes in.
         self._current: Exchange | None = None
         self._queue: deque[Exchange] = deque()
@@ -167,6 +173,8 @@ class Edge(asyncio.Protocol):
         self._fields: Headers = []
         self._head_bytes = 0
         self._messages = 0
+        # The parser has seen the beginning of a message, and not its end.
+        self._begun = False
         # What came behind a request for another protocol, until it is known who shall have it.
         self._rest: bytes | None = None
         # Nothing more is taken from this client: it said so, or (``_refusal``) must be told so, or was (``_lingers``).
@@ -193,6 +201,7 @@ class Edge(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._origin = f"{self._scheme} {self.peer}"
         self._since = self.loop.time()
         self._server_state.connections.add(self)  # type: ignore[arg-type]
         try:
@@ -238,6 +247,15 @@ class Edge(asyncio.Protocol):
             if len(self._rest) > HIGH_WATER:
                 self.pause()
             return
+        key = data, self._origin
+        alone = self._current is None and not (self._begun or self._head_bytes) and len(data) <= HEAD_MAX
+        if alone and (known := self.clients.requests.get(key)):
+            # The parser would be after it as it was before.
+            self._messages += 1
+            exchange = self._current = Exchange(self, known, "1.1", False)
+            exchange.complete = True
+            exchange.begin()
+            return
         self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -250,11 +268,22 @@ class Edge(asyncio.Protocol):
                 self._refuse(self._refusal)
             elif self._head_bytes > self.clients.settings.max_head:
                 self._refuse(head_too_large(self.clients.settings) if self._receiving is None else _TOO_MUCH)
+            elif alone and self._queue:
+                self._get_to_know(key)
         if self._queue:
             if self._current is None:
                 self._begin()
             else:
                 self.pause()
+
+    def _get_to_know(self, key: tuple[bytes, str]) -> None:
+        """Remember a request that came alone and whole, if it has no body and the connection goes on behind it."""
+        exchange = self._queue[0]
+        request = exchange.request
+        whole = exchange.complete and len(self._queue) == 1 and not self._begun
+        plain = exchange.version == "1.1" and not (self._last or request.body or request.upgrade)
+        if whole and plain and self.clients.requests.wants(key):
+            self.clients.requests.keep(key, request)
 
     def pause_writing(self) -> None:
         self.writable.clear()
@@ -269,6 +298,9 @@ class Edge(asyncio.Protocol):
             self.transport.close()
 
     # httptools' side. No exception crosses it: what is wrong with a request is kept in ``_refusal``.
+
+    def on_message_begin(self) -> None:
+        self._begun = True
 
     def on_url(self, url: bytes) -> None:
         if self._receiving is None:
@@ -326,6 +358,7 @@ class Edge(asyncio.Protocol):
             return  # httptools takes no body after an Upgrade; see _on_upgrade.
         self._receiving = None
         self._head_bytes = 0
+        self._begun = False
         receiving.fed()
 
     # The course of a connection.
@@ -381,7 +414,7 @@ class Edge(asyncio.Protocol):
         request = self._refused or Request(known, self._target, self._fields, self.peer, self._scheme)
         if "HEAD" in (method, request.method):
             text = b""
-        self.transport.write(render_head(status, fields, b"connection: close") + text)
+        self.transport.write(response_head(status, fields, b"connection: close") + text)
         self.dispatcher.refused(request, refusal)
         self._end()
 
@@ -486,7 +519,7 @@ class Edge(asyncio.Protocol):
             return "nothing"
         if self._receiving:
             return "nothing" if self._receiving.awaits_continue else "body"
-        if self._head_bytes or not self._messages:
+        if self._begun or self._head_bytes or not self._messages:
             return "head"
         return "nothing" if self._current else "request"
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from balancer.chunks import chunk, last_chunk
 from balancer.dispatch import REPLAY_BYTES, Course
 from balancer.errors import ClientGone, Refusal
 from balancer.headers import NO_FIELDS, Headers
+from balancer.http1 import NO_BODY, chunk, last_chunk, response_head, response_lines
 from balancer.request import Request
 from balancer.tunnel import CLOSE_SECONDS, HIGH_WATER, Tunnel
-from balancer.upstream import UpstreamResponse
+from balancer.upstream import PendingResponse, UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, Visit
 
 if TYPE_CHECKING:
@@ -22,23 +21,13 @@ if TYPE_CHECKING:
 # Pieces from here on are handed to the kernel beside the head rather than copied behind it.
 LARGE = 8 * 1024
 
-_NO_BODY = frozenset({204, 304})
-
-STATUS_LINES = {it.value: b"HTTP/1.1 %d %b" % (it.value, it.phrase.encode()) for it in HTTPStatus}
-
-
-def render_head(status: int, headers: Headers, *more: bytes) -> bytes:
-    """The head of a response; ``more`` are field lines."""
-    first = STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
-    return b"\r\n".join([first, *map(b": ".join, headers), *more, b"\r\n"])
-
 
 class Exchange(Visit):
     """``closes``: the connection has to end with this response. ``finished``: all of it has been sent.
 
-    ``complete``: all of the request has come. ``trailers``: the fields that came after its body.
-    ``awaits_continue``: the client waits to be told to send the body. ``ends_by_closing``: only that
-    the connection ends tells the client that the response is complete.
+    ``version``: what HTTP the client speaks. ``complete``: all of the request has come. ``trailers``: the fields that
+    came after its body. ``awaits_continue``: the client waits to be told to send the body. ``ends_by_closing``:
+    only that the connection ends tells the client that the response is complete.
     """
 
     # Most requests leave these alone. Of the body: what nobody has taken yet, and who waits for more.
@@ -58,7 +47,7 @@ class Exchange(Visit):
     def __init__(self, edge: Edge, request: Request, version: str, closes: bool) -> None:
         self._edge = edge
         self.request = request
-        self._version = version
+        self.version = version
         self._is_head = request.method == "HEAD"
         self.closes = closes
         self.awaits_continue = request.expects
@@ -172,46 +161,45 @@ class Exchange(Visit):
     # The response.
 
     def inform(self, status: int, headers: Headers) -> None:
-        if self.started or self._version != "1.1":
+        if self.started or self.version != "1.1":
             return
         if status == 100:
             if not self.awaits_continue or self.complete:
                 return  # It is there already, or on its way.
             self.awaits_continue = False
-        self._edge.transport.write(render_head(status, headers))
+        self._edge.transport.write(response_head(status, headers))
 
-    def answer(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
+    def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
         self.started = self.finished = True
         transport = self._edge.transport
         if transport.is_closing():
             return
-        head = self._render(status, headers)
+        head = self._render(response.status, headers, response.lines if headers is response.headers else b"")
         if self._is_head:
             body = b""
         elif self._chunked:
-            body = chunk(body) + last_chunk(trailers)
+            body = chunk(body) + last_chunk(response.trailers)
         if len(body) < LARGE:
             transport.write(head + body)
         else:
             transport.writelines([head, body])
 
-    def _render(self, status: int, headers: Headers) -> bytes:
-        first = STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
-        if status in _NO_BODY:
+    def _render(self, status: int, headers: Headers, lines: bytes = b"") -> bytes:
+        if status in NO_BODY:
             self._is_head = True
             if status == 204:  # RFC 9110 section 8.6
                 headers = [it for it in headers if it[0] != b"content-length"]
-        head = b"\r\n".join([first, *map(b": ".join, headers)])
+        head = lines or response_lines(status, headers)
         # No value has a line break in it.
         if not self._is_head and b"\r\ncontent-length: " not in head:
-            if self._version == "1.1":
+            if self.version == "1.1":
                 self._chunked = True
                 head += b"\r\ntransfer-encoding: chunked"
             else:
                 self.closes = self.ends_by_closing = True
         if self.closes:
             head += b"\r\nconnection: close"
-        elif self._version != "1.1":
+        elif self.version != "1.1":
             head += b"\r\nconnection: keep-alive"
         return head + b"\r\n\r\n"
 
@@ -272,7 +260,7 @@ class Exchange(Visit):
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         self.started = True
         upgrade = response.upgrade or self.request.upgrade
-        head = render_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
+        head = response_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
         self._edge.transport.write(head)
         self._tunnel = self._edge.become_tunnel(response, upgrade.lower() == b"websocket")
         await self._tunnel.run(count)

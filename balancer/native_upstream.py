@@ -13,9 +13,11 @@ from collections.abc import Callable
 from math import inf
 
 from balancer import memory
-from balancer.connection import MemberConnection, Response, frame
+from balancer.connection import KnownHead, MemberConnection, Response, frame
 from balancer.errors import OURS, ConnectFailed, ConnectionDied, Refusal
 from balancer.headers import Headers
+from balancer.http1 import request_head
+from balancer.memo import Memo
 from balancer.request import Request
 from balancer.settings import Address
 from balancer.upstream import Timeouts, UpstreamRequest
@@ -33,6 +35,7 @@ class NativeUpstream:
         self._timeouts = timeouts
         self._links: dict[Address, _Link] = {}
         self._active: set[MemberConnection] = set()
+        self._heads: Memo[bytes, KnownHead] = Memo()
         self._sweep_seconds = min(SWEEP_MAX, max(SWEEP_MIN, min(timeouts.response, timeouts.idle) / 4))
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -48,7 +51,6 @@ class NativeUpstream:
         self,
         address: Address,
         request: Request,
-        headers: Headers,
         body: bytes,
         inform: Callable[[int, Headers], None],
     ) -> Response | None:
@@ -57,7 +59,7 @@ class NativeUpstream:
         if not connection:
             return None
         self._active.add(connection)
-        data = render_head(request.method, request.target, headers)
+        data = request.head
         if request.body:
             data += frame(body, request.body, request.chunked, last=True)
         return connection.begin(data, request.method == "HEAD", True, request.upgrade != b"", inform)
@@ -66,7 +68,7 @@ class NativeUpstream:
         data = encode_head(request.method, request.target, request.headers)
         link = self._links.get(address)
         if link is None:
-            link = self._links[address] = _Link(self._active)
+            link = self._links[address] = _Link(self._active, self._heads)
         connection = (None if request.fresh else link.take()) or await self._connect(address, link)
         self._active.add(connection)
         try:
@@ -144,8 +146,9 @@ class NativeUpstream:
 class _Link:
     """The connections to one member: ``idle`` is a stack, whose order of insertion is that of their last use."""
 
-    def __init__(self, active: set[MemberConnection]) -> None:
+    def __init__(self, active: set[MemberConnection], heads: Memo[bytes, KnownHead]) -> None:
         self._active = active
+        self.heads = heads
         self._loop = asyncio.get_running_loop()
         self.idle: dict[MemberConnection, None] = {}
         self.forgotten = False
@@ -186,12 +189,8 @@ def encode_head(method: str, target: bytes, headers: Headers) -> bytes:
 
     An HTTP/1.1 server never lets such a request in; one that speaks HTTP/2 may.
     """
-    head = render_head(method, target, headers)
+    head = request_head(method, target, headers)
     lines = len(headers) + 2
     if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head or b" " in target:
         raise Refusal(400, "malformed_request", "the request has a line break or a NUL in its target or a header field")
     return head
-
-
-def render_head(method: str, target: bytes, headers: Headers) -> bytes:
-    return b"\r\n".join([b" ".join((method.encode(), target, b"HTTP/1.1")), *map(b": ".join, headers), b"\r\n"])

@@ -25,11 +25,13 @@ class Body(Protocol):
 
 @dataclass(slots=True)
 class Request:
-    """A client's request. ``client`` is the peer's IP address, or "" where there is none.
+    """A client's request; several that are the same to the byte may share it.
 
+    ``client``: the peer's IP address, or "" where there is none.
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
     protocol that the client wants to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
     body only once it is told to go on (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
+    ``head``: what of it members get, but for the body, once that has been rendered.
     """
 
     method: str
@@ -42,3 +44,4 @@ class Request:
     upgrade: bytes = b""
     expects: bool = False
     host: bytes = b""
+    head: bytes = b""

@@ -77,12 +77,14 @@ class UpstreamResponse(Protocol):
 class PendingResponse(UpstreamResponse, Protocol):
     """A response that is not there yet. ``listener`` is called whenever there is news of it.
 
-    ``complete``: all of it is there, and ``take`` gives the body, or what has come of it since.
+    ``complete``: all of it is there, and ``take`` gives the body, or what has come of it since. ``lines``: the head
+    as HTTP/1.1 without its end, where it is at hand, else b"".
     """
 
     listener: Callable[[], None] | None
     complete: bool
     started: bool
+    lines: bytes
 
     def take(self) -> bytes:
         """The body, as far as it has come and was not taken."""
@@ -98,14 +100,13 @@ class Upstream(Protocol):
         self,
         address: Address,
         request: Request,
-        headers: Headers,
         body: bytes,
         inform: Callable[[int, Headers], None],
     ) -> PendingResponse | None:
         """Send a request that may be repeated, and all of its body, if that takes no waiting: on an idle connection.
 
-        Else None. ``request`` is the client's, and sound: what ``headers`` (which go in place of its own) come from
-        was parsed as HTTP/1.1. For ``inform`` see ``UpstreamRequest``.
+        Else None. ``request`` is the client's, with the ``head`` that members get, which is sound: it comes from one
+        that was parsed as HTTP/1.1. For ``inform`` see ``UpstreamRequest``.
         """
 
     async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:

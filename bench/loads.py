@@ -38,7 +38,7 @@ class Load:
     """``body`` and ``answer`` are the sizes of the bodies in bytes; ``per_mib``: CPU time is told per MiB.
 
     ``rate``: requests a second, come what may, with latency from when each was due; without one, a closed loop.
-    ``fresh``: each on a connection of its own.
+    ``fresh``: each on a connection of its own. ``distinct``: no two requests are the same.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Load:
     per_mib: bool = False
     rate: float = 0.0
     fresh: bool = False
+    distinct: bool = False
 
     def verify(self, address: Address) -> None:
         """One request by itself; BenchError unless the whole answer comes back."""
@@ -105,6 +106,7 @@ class Load:
             "--",
             self.method,
             str(self.body),
+            *(["distinct"] if self.distinct else []),
         ]
 
     def _upload(self, address: Address, seconds: int) -> list[str]:
@@ -131,6 +133,13 @@ LOADS = [
     _get(1),
     _get(32),
     _get(256),
+    Load(
+        "distinct-32",
+        "GET of 43 bytes, 32 keep-alive connections, no two request or response heads the same",
+        32,
+        path="/distinct",
+        distinct=True,
+    ),
     _post("post-1k", 1024),
     _post("post-64k", 65536),
     Load("download-16m", "GET of 16 MiB, 4 connections", 4, path="/16m", answer=LARGE_MIB * MIB, per_mib=True),

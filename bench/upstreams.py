@@ -24,8 +24,9 @@ ANSWER = "Hello World I am 0123456789ab! 12345 times."
 LARGE_MIB = 16
 HUGE_MIB = 1024
 
-# ``/`` answers at once. Other paths read the whole request body first: ``return`` alone would answer before
-# the body has come, so they hand the head on to a server inside of the same process once they have it.
+# ``/`` answers at once, and so does ``/distinct``, with another head each time. Other paths read the whole request
+# body first: ``return`` alone would answer before the body has come, so they hand the head on to a server inside of
+# the same process once they have it.
 CONFIG = """
 {user}
 daemon off;
@@ -55,6 +56,7 @@ http {{
     server {{
         {listens}
         location = / {{ return 200 "{answer}"; }}
+        location = /distinct {{ add_header X-Request-ID $request_id; return 200 "{answer}"; }}
         location = /16m {{ alias {directory}/16m; }}
         location = /1g {{ alias {directory}/1g; }}
         location / {{

@@ -1,10 +1,18 @@
--- The request of a load, and the figures as one line of JSON. Arguments: method, bytes of the body.
+-- The request of a load, and the figures as one line of JSON. Arguments: method, bytes of the body, "distinct" for
+-- requests of which each has a target of its own.
 function init(args)
    wrk.method = args[1]
    local size = tonumber(args[2])
    if size > 0 then
       wrk.body = '{"text":"' .. string.rep("x", size - 11) .. '"}'
       wrk.headers["Content-Type"] = "application/json"
+   end
+   if args[3] == "distinct" then
+      local path, number = wrk.path, 0
+      function request()
+         number = number + 1
+         return wrk.format(nil, path .. "?n=" .. number)
+      end
    end
 end
 

@@ -121,14 +121,12 @@ class World:
 
     # The seams.
 
-    def send_at_once(
-        self, address: Address, request: Request, headers: Headers, body: bytes, inform: Any
-    ) -> PendingResponse | None:
+    def send_at_once(self, address: Address, request: Request, body: bytes, inform: Any) -> PendingResponse | None:
         container = self.containers.get(address)
         if container is None or container.mood in ("refuses", "unreachable") or self.rng.random() < 0.3:
             return None
         self.written[request.target] += 1
-        return _Pending(self, container, UpstreamRequest(request.method, request.target, headers, repeatable=True))
+        return _Pending(self, container, UpstreamRequest(request.method, request.target, [], repeatable=True))
 
     async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:
         container = self.containers.get(address)
@@ -341,6 +339,7 @@ class _Pending(_Response):
         super().__init__(world, closes=False)
         self.listener: Callable[[], None] | None = None
         self.complete = self.started = False
+        self.lines = b""
         self._answering = world.loop.create_task(world.answer(container, request))
         self._answering.add_done_callback(self._arrived)
 
@@ -413,7 +412,7 @@ class _DirectSink(_Sink):
         if self.ended:
             self._over.set_result(None)
 
-    def answer(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
+    def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
         assert not self._over.done() and self._task is None
         self._world.started[self._target] += 1
         self.ended = True

@@ -38,6 +38,11 @@ def seeds() -> Iterator[bytes]:
         yield _GET.replace(b"1.1", b"1.0") + b"\xffm" + response + end
         yield b"\xffL" + _GET + b"\xff2" + _GET + b"\xffo" + response + end + b"\xffm" + response + end
         yield _TUNNEL + b"\xffm" + response + end + _NEXT
+        if not closes:
+            # By the third time, heads are known.
+            again = b"\xff1" + _GET + b"\xffm" + response + b"\xff|"
+            yield 4 * again + again[:-middle] + b"\xff|" + again[-middle:]
+    yield 3 * (b"GET /4 HTTP/1.1\r\nHost: a\r\n\r\n\xff|") + b"\r\n\xff|GET /4 HTTP/1.1\r\nHost: a\r\n\r\nGET"
     yield _TUNNEL + b"early" + _SWITCH + b"down\xff1up\xffe\xffmdown\xffe"
     yield _TUNNEL + _SWITCH + b"\xffb\x20\xffp\xff1\xffb\x20\xffp\xff1\xffr"
     yield _WEBSOCKET + _SWITCH

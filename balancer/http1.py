@@ -1,0 +1,37 @@
+"""HTTP/1.1 messages as they go over the wire (RFC 9112). No I/O."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from balancer.headers import Headers
+
+# Statuses whose responses have no body, whatever their fields say (RFC 9112 section 6.3), besides 1xx.
+NO_BODY = frozenset({204, 304})
+
+_STATUS_LINES = {it.value: b"HTTP/1.1 %d %b" % (it.value, it.phrase.encode()) for it in HTTPStatus}
+
+
+def request_head(method: str, target: bytes, headers: Headers) -> bytes:
+    """The head of a request."""
+    return b"\r\n".join([b" ".join((method.encode(), target, b"HTTP/1.1")), *map(b": ".join, headers), b"\r\n"])
+
+
+def response_lines(status: int, headers: Headers) -> bytes:
+    """The head of a response but for its end, so that fields can follow."""
+    return b"\r\n".join([_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *map(b": ".join, headers)])
+
+
+def response_head(status: int, headers: Headers, *more: bytes) -> bytes:
+    """The head of a response; ``more`` are field lines."""
+    return b"\r\n".join([response_lines(status, headers), *more, b"\r\n"])
+
+
+def chunk(piece: bytes) -> bytes:
+    """A piece of a body of unknown length (section 7.1); nothing for an empty one, which would mean the end."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
+
+
+def last_chunk(trailers: Headers) -> bytes:
+    """The end of a body of unknown length, with the fields that follow it."""
+    return b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % it for it in trailers) if trailers else b"0\r\n\r\n"
