@@ -46,8 +46,8 @@ HALF_CLOSED_SECONDS = 0.5
 # How often limits are checked, in seconds, and how many connections are looked at in one go.
 SWEEP_SECONDS = 1.0
 SWEEP_BATCH = 500
-# How many connections, once they have left, were a crowd.
-CROWD = 500
+# How many connections are a crowd.
+CROWD = 100
 # Bytes of chunk sizes and extensions that a byte of a body makes up for; what is beyond counts as if it were a head.
 BODY_WORTH = 16
 # Seconds that a body may take whatever its rate.
@@ -119,10 +119,10 @@ class Clients:
                 del self._per_address[connection.peer]
 
     def _round(self) -> list[Connection]:
-        """All connections. A crowd that has left leaves its memory behind: have that given back."""
+        """All connections. A crowd leaves its memory behind: have that given back whenever half of it has left."""
         connections = list(self.connections)
         self._crowd = max(self._crowd, len(connections))
-        if len(connections) < self._crowd / 2 and self._crowd - len(connections) > CROWD:
+        if self._crowd > CROWD and len(connections) < self._crowd / 2:
             self._crowd = len(connections)
             gc.collect()
             memory.trim()
