@@ -8,7 +8,8 @@ import time
 from datetime import UTC, datetime
 from typing import TextIO
 
-from balancer.dispatch import Record
+from balancer.observer import Observer
+from balancer.record import Record
 
 # Lines are written together: one write for each request would cost more than making its line.
 FLUSH_SECONDS = 0.2
@@ -28,7 +29,7 @@ def entry(record: Record, wall_clock: float) -> dict[str, object]:
         "member": str(record.member) if record.member else "",
     }
     if record.tries:
-        line["tries"] = record.tries
+        line["tries"] = [str(it) for it in record.tries]
     if record.held:
         line["held_ms"] = round(record.held * 1000, 2)
     if record.error:
@@ -36,14 +37,14 @@ def entry(record: Record, wall_clock: float) -> dict[str, object]:
     return line
 
 
-class AccessLog:
+class AccessLog(Observer):
     """Collects lines and writes them to ``stream`` a few times a second; ``flush`` writes the rest."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lines: list[str] = []
 
-    def __call__(self, record: Record) -> None:
+    def done(self, record: Record) -> None:
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
         self._lines.append(json.dumps(entry(record, time.time()), separators=(",", ":")))

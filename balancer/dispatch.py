@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
@@ -20,8 +20,9 @@ from balancer.hold import Claim, Hold
 from balancer.http1 import request_head
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
+from balancer.record import Record
 from balancer.request import Body, Request
-from balancer.settings import Address, Settings
+from balancer.settings import Settings
 from balancer.slots import Slots
 from balancer.upstream import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
 
@@ -71,30 +72,6 @@ class DirectSink(Sink, Protocol):
 
     def go_on(self) -> None:
         """The rest takes waiting: have ``Dispatcher.run`` awaited."""
-
-
-class Record:
-    """What became of a request. Clock readings and durations are in seconds.
-
-    ``tries``: a line for each member that failed it. ``error``: the token of ``X-Balancer-Error``,
-    or ``client_gone`` or ``truncated`` for a response that could not be completed.
-    """
-
-    # Most requests leave most of these alone.
-    status = 0
-    body_bytes = 0
-    member: Address | None = None
-    tries: Sequence[str] = ()
-    held = 0.0
-    duration = 0.0
-    error = ""
-
-    def __init__(self, request: Request, started: float) -> None:
-        self.request = request
-        self.started = started
-
-    def tried(self, member: Address | None, failure: object) -> None:
-        self.tries = [*self.tries, f"{member}: {failure}"]
 
 
 class Course(Record):
@@ -274,7 +251,8 @@ class Dispatcher:
             await refuse(refusal, sink, course)
         except TruncatedResponse as error:
             course.error = "truncated"
-            course.tried(course.member, error)
+            if course.member:
+                course.tried(course.member, error)
             raise
         except (ClientGone, asyncio.CancelledError) as error:
             # Whoever cancels a request says why in the message.

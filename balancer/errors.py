@@ -16,11 +16,13 @@ OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno
 class Fault(Exception):
     """An exchange with one member ended before its response head was complete.
 
-    ``sent``: whether any byte of the request may have reached the member. Only while it is
-    false may a request that is not idempotent be given to another member (DESIGN 3.1).
+    ``reason``: one word for figures. ``sent``: whether any byte of the request may have reached the member. Only
+    while it is false may a request that is not idempotent be given to another member (DESIGN 3.1).
     ``received``: whether any byte of a response came back. ``reused``: whether the connection had
     served an earlier exchange, so that the member may have closed it just before.
     """
+
+    reason = "failed"
 
     def __init__(self, message: str, *, sent: bool, received: bool = False, reused: bool = False) -> None:
         super().__init__(f"{message} (reused connection)" if reused else message)
@@ -35,22 +37,31 @@ class ConnectFailed(Fault):
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message, sent=False)
         self.refused = refused
+        self.reason = "refused" if refused else "unreachable"
 
 
 class ConnectionDied(Fault):
     """The connection broke or was closed before the response head was complete."""
 
+    reason = "died"
+
 
 class ResponseTimeout(Fault):
     """No response head within RESPONSE_TIMEOUT, or the member stopped reading the request."""
+
+    reason = "timeout"
 
 
 class ProtocolViolation(Fault):
     """The member answered with something that is not HTTP."""
 
+    reason = "not_http"
+
 
 class TruncatedResponse(Exception):
     """A response body ended early: the client's connection must not be ended cleanly."""
+
+    reason = "truncated"
 
 
 class ClientGone(Exception):

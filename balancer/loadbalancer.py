@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from random import Random
 from types import TracebackType
 
 from balancer.discovery import Discovery, DnsResolver, Resolve
-from balancer.dispatch import Clock, Dispatcher, Record
+from balancer.dispatch import Clock, Dispatcher
 from balancer.health import HUNG, Event, State
 from balancer.membership import Member, Membership, Snapshot
 from balancer.native_upstream import NativeUpstream
+from balancer.observer import Observer, all_done
 from balancer.policies import make_policy
 from balancer.probes import Probe, Prober, make_probe
 from balancer.proxy import Proxy
@@ -28,7 +29,7 @@ class LoadBalancer:
     """An ASGI application that balances its requests; use it within ``async with``.
 
     Every collaborator may be replaced: ``upstream`` talks to members, ``resolve`` names them,
-    ``probe`` judges them, ``on_done`` is told of every finished request.
+    ``probe`` judges them, ``observers`` are told of what happens.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class LoadBalancer:
         upstream: Upstream | None = None,
         resolve: Resolve | None = None,
         probe: Probe | None = None,
-        on_done: Callable[[Record], None] = lambda record: None,
+        observers: Sequence[Observer] = (),
         clock: Clock = time.monotonic,
         rng: Random | None = None,
     ) -> None:
         self.settings = settings
+        self._observers = observers
         rng = rng or Random()
         self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
         self.snapshot: Snapshot | None = None
@@ -50,7 +52,7 @@ class LoadBalancer:
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
         policy = make_policy(settings, rng)
-        self.dispatcher = Dispatcher(settings, self.membership, policy, self.upstream, on_done, clock)
+        self.dispatcher = Dispatcher(settings, self.membership, policy, self.upstream, all_done(observers), clock)
         self.proxy = Proxy(self.dispatcher)
         self._probe = probe or make_probe(settings)
         self._prober = Prober(
@@ -86,12 +88,20 @@ class LoadBalancer:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.upstream.close()
 
+    def drain(self, member: Member, drained: bool = True) -> None:
+        """Give a member no more requests, or requests again; those that it has are finished."""
+        log.info("%s %s by hand", member.address, "drained" if drained else "no longer drained")
+        self.membership.drain(member, drained)
+        self.dispatcher.wake()
+
     def _deliver(self, snapshot: Snapshot) -> None:
         before, self.snapshot = self.snapshot, snapshot
         if before is None or before.describe() != snapshot.describe():
             log.info("DNS for %s: %s", self.settings.alias, snapshot.describe())
         change = self.membership.reconcile(snapshot)
         self.dispatcher.wake()  # SRV's priorities may have changed without anybody's state.
+        for observer in self._observers:
+            observer.resolved(snapshot, change)
         for member in change.left:
             self.upstream.forget(member.address)
             if member.in_flight:
@@ -111,6 +121,8 @@ class LoadBalancer:
     def _flipped(self, member: Member, before: State, event: Event) -> None:
         level = logging.DEBUG if State.SUSPECT in (before, member.state) else logging.INFO
         log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
+        for observer in self._observers:
+            observer.flipped(member, before, event)
         if self.membership.available:
             self.dispatcher.wake()
         else:

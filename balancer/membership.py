@@ -71,7 +71,8 @@ class Member:
     ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
     answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
     open after a response; ``closes``: responses in a row that announced the end of theirs.
-    ``accused``: it is down because requests failed to connect, and no probe has looked since.
+    ``drained``: somebody has asked that it gets no more requests. ``accused``: it is down because requests
+    failed to connect, and no probe has looked since.
     """
 
     endpoint: Endpoint
@@ -90,6 +91,7 @@ class Member:
     keeps_alive: bool = False
     closes: int = 0
     accused: bool = False
+    drained: bool = False
     warm_since: float = 0.0
     weight: float = field(init=False)
 
@@ -145,7 +147,8 @@ class Membership:
         Those that are up, else the suspects; of these, the ones of the best SRV priority.
         """
         if self._available is None:
-            fit = self._in_state(State.UP) or self._in_state(State.SUSPECT)
+            states = self._in_state(State.UP), self._in_state(State.SUSPECT)
+            fit = next(filter(None, ([it for it in found if not it.drained] for found in states)), [])
             best = min((it.endpoint.priority for it in fit), default=0)
             self._available = tuple(
                 sorted((it for it in fit if it.endpoint.priority == best), key=lambda member: member.address)
@@ -159,7 +162,7 @@ class Membership:
 
     def accused(self) -> list[Member]:
         """The members that are down by the evidence of failed requests alone."""
-        return [it for it in self._in_state(State.DOWN) if it.accused]
+        return [it for it in self._in_state(State.DOWN) if it.accused and not it.drained]
 
     def _in_state(self, state: State) -> list[Member]:
         return [it for it in self.members.values() if it.state is state]
@@ -240,6 +243,12 @@ class Membership:
             self._warming.discard(member)
         self._changed()
         self.on_flip(member, before, event)
+
+    def drain(self, member: Member, drained: bool = True) -> None:
+        """Give a member no more requests, whatever its state; or (``drained`` is false) as many as that allows."""
+        if member.drained != drained:
+            member.drained = drained
+            self._changed()
 
     def answered(self, member: Member, closes: bool, now: float) -> None:
         """A member's response announced (``closes``) or did not announce that its connection ends with it."""

@@ -29,7 +29,10 @@ SWEEP_MIN, SWEEP_MAX = 0.01, 0.5
 
 
 class NativeUpstream:
-    """HTTP/1.1 to members. ``active`` and ``idle`` count its connections."""
+    """HTTP/1.1 to members. ``active`` and ``idle`` count its connections, ``opened`` all that there have been.
+
+    ``requests``: how many it has sent.
+    """
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
@@ -38,6 +41,8 @@ class NativeUpstream:
         self._heads: Memo[bytes, KnownHead] = Memo()
         self._sweep_seconds = min(SWEEP_MAX, max(SWEEP_MIN, min(timeouts.response, timeouts.idle) / 4))
         self._sweeper: asyncio.TimerHandle | None = None
+        self.opened = 0
+        self.requests = 0
 
     @property
     def active(self) -> int:
@@ -59,6 +64,7 @@ class NativeUpstream:
         if not connection:
             return None
         self._active.add(connection)
+        self.requests += 1
         data = request.head
         if request.body:
             data += frame(body, request.body, request.chunked, last=True)
@@ -71,6 +77,7 @@ class NativeUpstream:
             link = self._links[address] = _Link(self._active, self._heads)
         connection = (None if request.fresh else link.take()) or await self._connect(address, link)
         self._active.add(connection)
+        self.requests += 1
         try:
             rest = body = request.body
             if body and not request.expects:
@@ -106,6 +113,7 @@ class NativeUpstream:
                 raise Refusal(503, "overloaded", words, retry_after=1) from error
             refused = isinstance(error, ConnectionRefusedError)
             raise ConnectFailed(os.strerror(error.errno) if error.errno else str(error), refused=refused) from error
+        self.opened += 1
         if self._sweeper is None:
             self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
         return connection

@@ -80,7 +80,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     access_log = AccessLog(sys.stdout)
-    balancer = LoadBalancer(settings, on_done=access_log) if settings.access_log else LoadBalancer(settings)
+    balancer = LoadBalancer(settings, observers=[access_log] if settings.access_log else [])
     async with balancer, asyncio.TaskGroup() as listeners:
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
         limit = math.ceil(settings.shutdown_seconds) + 1

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from balancer.accesslog import entry
-from balancer.dispatch import Record
+from balancer.record import Record, Try
 from balancer.request import Request
 from balancer.settings import Address
 
@@ -36,7 +36,7 @@ def test_an_entry_says_who_asked_for_what_and_what_came_of_it() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "field", "logged"),
     [
-        ("tries", ["10.0.0.3:80: refused"], "tries", ["10.0.0.3:80: refused"]),
+        ("tries", [Try(Address("10.0.0.3", 80), "refused", "refused")], "tries", ["10.0.0.3:80: refused"]),
         ("held", 1.2345678, "held_ms", 1234.57),
         ("error", "no_member", "error", "no_member"),
     ],

@@ -289,3 +289,38 @@ def test_any_schedule_of_answers_and_events_keeps_the_invariants(
         assert set(membership.available) == {it for it in fit if it.endpoint.priority == best}
         if choice != [(it, it.endpoint) for it in membership.available]:
             assert membership.generation > generation
+
+
+def test_a_member_drained_by_hand_is_not_available_whatever_its_probes_say() -> None:
+    membership, (one, two) = all_up(1, 2)
+    membership.drain(one)
+    membership.observe(one, Event.PROBE_OK, 1.0)
+    assert (membership.available, one.state) == ((two,), State.UP)
+    generation = membership.generation
+    membership.drain(one)
+    assert membership.generation == generation, "nothing has changed"
+    membership.drain(one, drained=False)
+    assert membership.available == (one, two)
+
+
+def test_suspects_stand_in_for_members_that_are_drained() -> None:
+    membership, (one, two) = all_up(1, 2)
+    membership.observe(two, Event.PROBE_FAILED, 1.0)
+    membership.drain(one)
+    assert membership.available == (two,)
+
+
+def test_a_drained_member_is_nobodys_last_resort() -> None:
+    membership, (one,) = all_up(1)
+    membership.observe(one, Event.REFUSED, 1.0, by_request=True)
+    membership.drain(one)
+    assert membership.accused() == []
+
+
+def test_an_address_that_returns_is_not_drained_any_more() -> None:
+    membership, (one, two) = all_up(1, 2)
+    membership.drain(one)
+    learn(membership, found(2))
+    (again,) = learn(membership, found(1, 2)).joined
+    membership.observe(again, Event.PROBE_OK, 2.0)
+    assert membership.available == (again, two)

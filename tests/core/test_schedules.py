@@ -19,14 +19,16 @@ from typing import Any
 import pytest
 
 from balancer import slots
-from balancer.dispatch import Course, Record
+from balancer.dispatch import Course
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
 from balancer.headers import NO_FIELDS, Headers
 from balancer.health import Event, State
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Answer, Endpoint, Member, Outcome, Snapshot
+from balancer.observer import Observer
 from balancer.policies import Policy
 from balancer.probes import Verdict
+from balancer.record import Record
 from balancer.request import Request
 from balancer.retry import IDEMPOTENT, MAX_REPEATS
 from balancer.settings import Address, Settings
@@ -65,7 +67,7 @@ def _settle(exchange: asyncio.Future[str], how: str) -> None:
         exchange.set_result(how)
 
 
-class World:
+class World(Observer):
     """The outside of one schedule; is the balancer's upstream, resolver and probe."""
 
     def __init__(self, seed: int, loop: VirtualLoop) -> None:
@@ -77,7 +79,7 @@ class World:
         self.listed: dict[Address, int] = {}
         self.visits: dict[bytes, asyncio.Future[None]] = {}
         self.written: Counter[bytes] = Counter()
-        self.done: Counter[bytes] = Counter()
+        self.finished: Counter[bytes] = Counter()
         self.started: Counter[bytes] = Counter()
         self.limit = rng.choice([0, 0, 1, 2])
         self.settings = Settings(
@@ -94,7 +96,7 @@ class World:
             health_path=rng.choice([None, "/healthz"]),
         )
         self.balancer = LoadBalancer(
-            self.settings, upstream=self, resolve=self.resolve, probe=self.probe, on_done=self.finished,
+            self.settings, upstream=self, resolve=self.resolve, probe=self.probe, observers=[self],
             clock=loop.time, rng=Random(seed),
         )  # fmt: skip
 
@@ -116,8 +118,8 @@ class World:
             # The worst moment to leave: between being given a member and learning of it.
             self.loop.call_soon(self.rng.choice(list(self.visits.values())).cancel)
 
-    def finished(self, record: Record) -> None:
-        self.done[record.request.target] += 1
+    def done(self, record: Record) -> None:
+        self.finished[record.request.target] += 1
 
     # The seams.
 
@@ -224,7 +226,7 @@ class World:
         members = self.balancer.membership.members.values()
         assert all(it.in_flight == 0 for it in members)
         assert len(self.balancer.dispatcher.hold) == 0
-        for target, count in self.done.items():
+        for target, count in self.finished.items():
             assert count == 1, f"{target!r} ended {count} times"
 
     @property
@@ -279,7 +281,7 @@ class World:
         else:
             assert sink.ended, "a request came to its end without a response"
         assert visit.done()
-        assert self.done[target] == 1
+        assert self.finished[target] == 1
         assert self.written[target] <= (1 + MAX_REPEATS if method in IDEMPOTENT else 1), "a request ran twice"
 
 

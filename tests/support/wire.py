@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from balancer.discovery import Resolve
-from balancer.dispatch import Record
 from balancer.edge import Clients
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.native_upstream import NativeUpstream
+from balancer.observer import Observer
 from balancer.probes import Probe
+from balancer.record import Record
 from balancer.server import accept, make_listener
 from balancer.settings import Address, Settings
 from balancer.tls import Certificate
@@ -186,6 +187,14 @@ class Running:
         await eventually(lambda: self.balancer.proxy.active == 0)
 
 
+class _Recorder(Observer):
+    def __init__(self, records: list[Record]) -> None:
+        self._records = records
+
+    def done(self, record: Record) -> None:
+        self._records.append(record)
+
+
 @asynccontextmanager
 async def balance(
     *members: Member | Address,
@@ -205,7 +214,7 @@ async def balance(
         resolve=resolve or ScriptedResolver(*addresses),
         upstream=upstream or upstream_class(limits),
         probe=probe,
-        on_done=records.append,
+        observers=[_Recorder(records)],
     )
     sock = listen("BIND", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])

@@ -37,7 +37,7 @@ async def test_a_get_moves_away_from_a_member_that_its_probes_find_silent() -> N
         probe.silent.add(silent.address)
         assert (await request).endswith(b"ok")
         assert running.balancer.membership.members[silent.address].state is State.DOWN
-        assert running.records[0].tries == [f"{silent.address}: the member stopped answering"]
+        assert running.records[0].tries == [(silent.address, "died", "the member stopped answering")]
 
 
 async def test_a_get_moves_away_from_a_member_that_left_dns_and_is_silent() -> None:

@@ -1,0 +1,45 @@
+"""What became of a request, for logs, figures and hooks. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from balancer.errors import Fault, TruncatedResponse
+from balancer.request import Request
+from balancer.settings import Address
+
+
+class Try(NamedTuple):
+    """A member that failed a request. ``reason``: one of a few words; ``words``: all that is known."""
+
+    member: Address
+    reason: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.member}: {self.words}"
+
+
+class Record:
+    """What became of a request. Clock readings and durations are in seconds.
+
+    ``tries``: the members that failed it, in order. ``error``: the token of ``X-Balancer-Error``,
+    or ``client_gone`` or ``truncated`` for a response that could not be completed.
+    """
+
+    # Most requests leave most of these alone.
+    status = 0
+    body_bytes = 0
+    member: Address | None = None
+    tries: Sequence[Try] = ()
+    held = 0.0
+    duration = 0.0
+    error = ""
+
+    def __init__(self, request: Request, started: float) -> None:
+        self.request = request
+        self.started = started
+
+    def tried(self, member: Address, failure: Fault | TruncatedResponse) -> None:
+        self.tries = [*self.tries, Try(member, failure.reason, str(failure))]

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from balancer.membership import Answer, Change, Endpoint, Member, Outcome, Snapshot
+from balancer.record import Record, Try
+from balancer.request import Request
+from balancer.settings import Address
+from balancer.stats import BOUNDS, Stats, by_class, cumulated, percentile
+
+ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)
+
+
+def stats(*addresses: Address) -> Stats:
+    made = Stats()
+    made.resolved(snapshot(*addresses), Change(joined=[Member(Endpoint(it), 0.0) for it in addresses]))
+    return made
+
+
+def snapshot(*addresses: Address, **known: Any) -> Snapshot:
+    outcome = Outcome.FOUND if addresses else Outcome.NOBODY
+    return Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), **known),), 0.0)
+
+
+def record(method: str = "GET", status: int = 200, member: Address | None = ONE, **known: Any) -> Record:
+    made = Record(Request(method, b"/", [], "192.0.2.1"), 0.0)
+    made.status, made.member = status, member
+    for name, value in known.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_requests_are_counted_by_member_and_in_all() -> None:
+    it = stats(ONE, TWO)
+    for one in (record(), record(status=503), record("POST", 201, TWO, body_bytes=7, duration=0.5)):
+        it.done(one)
+    assert dict(it.members[ONE].requests) == {("GET", 200): 1, ("GET", 503): 1}
+    assert by_class(it.total.requests) == {("GET", "2xx"): 1, ("GET", "5xx"): 1, ("POST", "2xx"): 1}
+    assert (it.members[TWO].count, it.members[TWO].sent, it.members[TWO].seconds) == (1, 7, 0.5)
+    assert (it.members[ONE].failed, it.total.failed, it.total.count) == (1, 1, 3)
+
+
+def test_a_made_up_method_makes_no_entry_of_its_own() -> None:
+    it = stats(ONE)
+    for number in range(100):
+        it.done(record(f"X{number}"))
+    assert dict(it.total.requests) == {("OTHER", 200): 100}
+
+
+def test_what_failed_a_request_is_counted_where_it_failed() -> None:
+    it = stats(ONE, TWO)
+    it.done(record(member=TWO, tries=[Try(ONE, "refused", "connection refused")], held=0.25, error=""))
+    it.done(record(status=503, member=None, error="no_member"))
+    assert it.members[ONE].retries == {"refused": 1}
+    assert it.members[ONE].count == 0
+    assert it.total.retries == {"refused": 1}
+    assert (it.held, it.held_seconds, dict(it.errors)) == (1, 0.25, {"no_member": 1})
+
+
+def test_nothing_is_left_of_members_that_have_left() -> None:
+    it = stats(ONE)
+    it.done(record())
+    for number in range(1000):
+        member = Member(Endpoint(Address(f"10.1.{number // 250}.{number % 250}", 80)), 0.0)
+        it.resolved(snapshot(ONE, member.address), Change(joined=[member]))
+        it.done(record(member=member.address))
+        it.resolved(snapshot(ONE), Change(left=[member]))
+        it.done(record(member=member.address))  # It was in flight when its member left.
+    assert list(it.members) == [ONE]
+    assert it.total.count == 2001
+
+
+def test_dns_is_counted_by_what_it_answers() -> None:
+    it = stats(ONE)
+    it.resolved(snapshot(), Change())
+    it.resolved(snapshot(ONE, over_tcp=True), Change())
+    assert dict(it.dns) == {("A", "NOERROR"): 2, ("A", "empty"): 1}
+    assert (dict(it.truncated), it.changes) == ({"A": 1}, 1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99, 1.0])
+def test_a_percentile_of_nothing_is_0(share: float) -> None:
+    assert percentile([0] * (len(BOUNDS) + 1), share) == 0.0
+
+
+@pytest.mark.parametrize("seconds", [0.00007, 0.0012, 0.0301, 0.9, 42.0])
+def test_a_percentile_is_right_to_its_class(seconds: float) -> None:
+    it = stats(ONE)
+    for _ in range(99):
+        it.done(record(duration=seconds))
+    it.done(record(duration=1000.0))
+    assert 0.6 * seconds <= percentile(it.total.buckets, 0.98) <= 1.5 * seconds
+    assert percentile(it.total.buckets, 1.0) == BOUNDS[-1]
+
+
+def test_a_histogram_has_what_is_up_to_each_bound() -> None:
+    it = stats(ONE)
+    for seconds in (0.001, 0.0011, 0.2, 100.0):
+        it.done(record(duration=seconds))
+    assert cumulated(it.total.buckets, [0.001, 0.25, 75.0]) == [(0.001, 1), (0.25, 3), (75.0, 3)]
