@@ -19,6 +19,7 @@ from balancer.policies import make_policy
 from balancer.probes import Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.settings import Address, Settings
+from balancer.stats import Stats
 from balancer.upstream import Timeouts, Upstream
 from balancer.visit import Receive, Scope, Send
 
@@ -29,7 +30,8 @@ class LoadBalancer:
     """An ASGI application that balances its requests; use it within ``async with``.
 
     Every collaborator may be replaced: ``upstream`` talks to members, ``resolve`` names them,
-    ``probe`` judges them, ``observers`` are told of what happens.
+    ``probe`` judges them, ``observers`` are told of what happens, and so
+    is ``stats``, for the status page and the metrics.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class LoadBalancer:
         resolve: Resolve | None = None,
         probe: Probe | None = None,
         observers: Sequence[Observer] = (),
+        stats: Stats | None = None,
         clock: Clock = time.monotonic,
         rng: Random | None = None,
     ) -> None:
         self.settings = settings
-        self._observers = observers
+        self.stats = stats
+        self._observers = [*observers, stats] if stats else observers
         rng = rng or Random()
         self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
         self.snapshot: Snapshot | None = None
@@ -52,7 +56,7 @@ class LoadBalancer:
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
         policy = make_policy(settings, rng)
-        self.dispatcher = Dispatcher(settings, self.membership, policy, self.upstream, all_done(observers), clock)
+        self.dispatcher = Dispatcher(settings, self.membership, policy, self.upstream, all_done(self._observers), clock)
         self.proxy = Proxy(self.dispatcher)
         self._probe = probe or make_probe(settings)
         self._prober = Prober(

@@ -25,6 +25,7 @@ from balancer.edge import Clients
 from balancer.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
 from balancer.settings import Settings
+from balancer.stats import Stats
 from balancer.tls import Certificate
 from balancer.visit import Receive, Scope, Send
 from balancer.websocket import MAX_MESSAGE
@@ -80,7 +81,11 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     access_log = AccessLog(sys.stdout)
-    balancer = LoadBalancer(settings, observers=[access_log] if settings.access_log else [])
+    balancer = LoadBalancer(
+        settings,
+        observers=[access_log] if settings.access_log else [],
+        stats=Stats() if admin_socket else None,
+    )
     async with balancer, asyncio.TaskGroup() as listeners:
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
         limit = math.ceil(settings.shutdown_seconds) + 1
@@ -91,7 +96,7 @@ async def _serve(
         if certificate:
             loop.add_signal_handler(signal.SIGHUP, certificate.reload)
         log.info("balancer %s: %s on %s", __version__, settings.alias, settings.bind)
-        admin = make_listener(admin_app(balancer), keepalive=5, drain_limit=1) if admin_socket else None
+        admin = make_listener(admin_app(lambda: [balancer]), keepalive=5, drain_limit=1) if admin_socket else None
         if admin and admin_socket:
             listeners.create_task(admin.serve(sockets=[admin_socket]))
             log.info("admin on %s", settings.admin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,20 +13,23 @@ from starlette.routing import Route
 from balancer.loadbalancer import LoadBalancer
 
 
-def admin_app(balancer: LoadBalancer) -> Starlette:
-    """``/healthz`` (the process answers), ``/readyz`` (it has a member to give requests to), ``/members``."""
+def admin_app(pools: Callable[[], Sequence[LoadBalancer]]) -> Starlette:
+    """``/healthz`` (the process answers), ``/readyz`` (it has a member to give requests to), ``/members``.
+
+    ``pools``: those that the data listener gives requests to just now, at least one.
+    """
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
-        count = len(balancer.membership.available)
-        if not count:
+        counts = {it.settings.alias: len(it.membership.available) for it in pools()}
+        if not all(counts.values()):
             return PlainTextResponse("no member is available\n", 503)
-        return PlainTextResponse(f"{count} members are available\n")
+        return PlainTextResponse(f"{sum(counts.values())} members are available\n")
 
     async def members(request: Request) -> Response:
-        return JSONResponse(status(balancer, time.monotonic()))
+        return JSONResponse(status(pools()[0], time.monotonic()))
 
     return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/members", members)])
 
