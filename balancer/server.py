@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import uvicorn
@@ -19,7 +20,7 @@ import uvloop
 
 from balancer import __version__
 from balancer.acceptor import Acceptor, TlsEdge, hang_up
-from balancer.accesslog import AccessLog
+from balancer.accesslog import AccessLog, as_json, as_text
 from balancer.admin.app import admin_app
 from balancer.edge import Clients
 from balancer.headers import RequestHeaders
@@ -80,7 +81,8 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    access_log = AccessLog(sys.stdout)
+    form = partial(as_text, coloured=sys.stdout.isatty()) if settings.access_log == "text" else as_json
+    access_log = AccessLog(sys.stdout, form)
     balancer = LoadBalancer(
         settings,
         observers=[access_log] if settings.access_log else [],
