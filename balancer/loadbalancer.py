@@ -10,7 +10,7 @@ from random import Random
 from types import TracebackType
 
 from balancer.discovery import Discovery, DnsResolver, Resolve
-from balancer.dispatch import Clock, Dispatcher
+from balancer.dispatch import Clock, Dispatcher, Trace
 from balancer.health import HUNG, Event, State
 from balancer.membership import Member, Membership, Snapshot
 from balancer.native_upstream import NativeUpstream
@@ -31,7 +31,7 @@ class LoadBalancer:
 
     Every collaborator may be replaced: ``upstream`` talks to members, ``resolve`` names them,
     ``probe`` judges them, ``observers`` are told of what happens, and so
-    is ``stats``, for the status page and the metrics.
+    is ``stats``, for the status page and the metrics. ``trace`` begins the spans of traces.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class LoadBalancer:
         probe: Probe | None = None,
         observers: Sequence[Observer] = (),
         stats: Stats | None = None,
+        trace: Trace | None = None,
         clock: Clock = time.monotonic,
         rng: Random | None = None,
     ) -> None:
@@ -56,7 +57,9 @@ class LoadBalancer:
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
         policy = make_policy(settings, rng)
-        self.dispatcher = Dispatcher(settings, self.membership, policy, self.upstream, all_done(self._observers), clock)
+        self.dispatcher = Dispatcher(
+            settings, self.membership, policy, self.upstream, all_done(self._observers), clock, trace
+        )
         self.proxy = Proxy(self.dispatcher)
         self._probe = probe or make_probe(settings)
         self._prober = Prober(

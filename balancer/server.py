@@ -25,6 +25,7 @@ from balancer.admin.app import admin_app
 from balancer.edge import Clients
 from balancer.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
+from balancer.observer import Observer
 from balancer.settings import Settings
 from balancer.stats import Stats
 from balancer.tls import Certificate
@@ -83,10 +84,18 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     form = partial(as_text, coloured=sys.stdout.isatty()) if settings.access_log == "text" else as_json
     access_log = AccessLog(sys.stdout, form)
+    observers: list[Observer] = [access_log] if settings.access_log else []
+    tracing = None
+    if settings.otel_endpoint:
+        from balancer.tracing import Tracing
+
+        tracing = Tracing.to(settings.otel_endpoint)
+        observers.append(tracing)
     balancer = LoadBalancer(
         settings,
-        observers=[access_log] if settings.access_log else [],
+        observers=observers,
         stats=Stats() if admin_socket else None,
+        trace=tracing.begin if tracing else None,
     )
     async with balancer, asyncio.TaskGroup() as listeners:
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
@@ -116,6 +125,8 @@ async def _serve(
         if admin:
             admin.should_exit = True
     access_log.flush()
+    if tracing:
+        await asyncio.to_thread(tracing.close)
     log.info("stopped")
 
 
