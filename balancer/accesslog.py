@@ -11,6 +11,7 @@ from typing import TextIO
 
 from balancer.observer import Observer
 from balancer.record import Record
+from balancer.request import Request
 from balancer.settings import Address
 
 # Lines are written together: one write for each request would cost more than making its line.
@@ -25,7 +26,8 @@ Format = Callable[[Record, float], str]
 _COLOURS = {2: "\x1b[32m", 3: "\x1b[36m", 4: "\x1b[33m", 5: "\x1b[31m"}
 _PLAIN = "\x1b[0m"
 
-_quote = json.JSONEncoder().encode
+# A string as JSON, in ASCII.
+_quote = json.encoder.encode_basestring_ascii
 
 
 @lru_cache(maxsize=16)
@@ -33,10 +35,10 @@ def _second(whole: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
-@lru_cache(maxsize=1024)
-def _asked(client: str, method: str, target: bytes) -> str:
-    """What the client asked for, as JSON; many requests share it."""
-    return f'"client":{_quote(client)},"method":{_quote(method)},"target":{_quote(target.decode("latin-1"))}'
+def _asked(request: Request) -> str:
+    """What the client asked for, as JSON."""
+    target = request.target.decode("latin-1")
+    return f'"client":{_quote(request.client)},"method":{_quote(request.method)},"target":{_quote(target)}'
 
 
 _member = lru_cache(maxsize=4096)(Address.__str__)
@@ -49,17 +51,19 @@ def as_json(record: Record, wall_clock: float) -> str:
     hand, because ``json.dumps`` of a dictionary takes several times as long; what comes from outside is quoted.
     """
     request = record.request
+    if not request.entry:
+        request.entry = _asked(request)
     milliseconds = int(wall_clock * 1000)
     member = record.member
     line = (
         f'{{"time":"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}+00:00",'
-        f"{_asked(request.client, request.method, request.target)},"
+        f"{request.entry},"
         f'"status":{record.status},"bytes":{record.body_bytes},"duration_ms":{record.duration * 1000:.2f},'
         f'"member":"{_member(member) if member else ""}","request_id":'
         f"{_quote(record.id[:ID_MAX].decode('latin-1'))}"
     )
     if record.tries:
-        line += f',"tries":{_quote([str(it) for it in record.tries])}'
+        line += f',"tries":{json.dumps([str(it) for it in record.tries])}'
     if record.held:
         line += f',"held_ms":{record.held * 1000:.2f}'
     if record.error:

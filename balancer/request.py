@@ -32,7 +32,7 @@ class Request:
     protocol that the client wants to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
     body only once it is told to go on (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
     ``id``: the client's X-Request-ID, or b"". ``head``: what members get of its head, but for what is this
-    request's alone and for the end, once that has been rendered.
+    request's alone and for the end, once that has been rendered. ``entry``: the same for what the access log says of it.
     """
 
     method: str
@@ -47,3 +47,4 @@ class Request:
     host: bytes = b""
     id: bytes = b""
     head: bytes = b""
+    entry: str = ""
