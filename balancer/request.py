@@ -31,8 +31,8 @@ class Request:
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
     protocol that the client wants to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
     body only once it is told to go on (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
-    ``id``: the client's X-Request-ID, or b"". ``head``: what members get of its head, but for what is this
-    request's alone and for the end, once that has been rendered. ``entry``: the same for what the access log says of it.
+    ``id``: the client's X-Request-ID, or b"". Once rendered: ``head``, what members get of its head, but for the
+    end and for what is this request's alone; ``entry``, what the access log says of it.
     """
 
     method: str
