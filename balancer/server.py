@@ -118,9 +118,12 @@ async def _serve(
         if acceptor:
             await acceptor.close()
         data.should_exit = True
-        while certificate and not data_done.done():
+        while not data_done.done():
             await asyncio.wait([data_done], timeout=HANG_UP_SECONDS)
-            hang_up(data.server_state.connections)
+            if certificate:
+                hang_up(data.server_state.connections)
+            # Those who came before the listener closed: some connect again as soon as they have been told to leave.
+            await balancer.proxy.end_endless()
         await data_done
         if admin:
             admin.should_exit = True

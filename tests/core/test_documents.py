@@ -105,7 +105,8 @@ def test_anchors_are_those_of_github(text: str, expected: set[str]) -> None:
 
 
 def test_links_are_found_in_prose_alone() -> None:
-    text = '[a](b.md) ![c](d.svg "e") `[f](g.md)` [`h`](i.md#j)\n\n    [k](l.md)\n\n* [m [n]](o.md)\n\n```\n[p](q.md)\n```\n'
+    text = '[a](b.md) ![c](d.svg "e") `[f](g.md)` [`h`](i.md#j)\n\n    [k](l.md)\n'
+    text += "\n* [m [n]](o.md)\n\n```\n[p](q.md)\n```\n"
     assert links(text) == ["b.md", "d.svg", "i.md#j", "o.md"]
 
 
