@@ -24,7 +24,7 @@ _LIST = re.compile(r" *(?:[*+-]|\d+[.)]) ")
 
 
 def split(text: str) -> tuple[list[str], list[str]]:
-    """The lines of prose, and those of code: fenced, or indented after an empty line and outside of a list."""
+    """The lines of prose, and those of code: fenced, or indented after an empty line, in a list by two blanks more."""
     prose, code = [], []
     fence, before, in_code, in_list = "", "", False, False
     for line in text.splitlines():
@@ -35,7 +35,7 @@ def split(text: str) -> tuple[list[str], list[str]]:
                 code.append(line)
         elif found := _FENCE.match(line):
             fence = found[1]
-        elif line.startswith("    " * (2 if in_list else 1)) and (in_code or not before.strip()):
+        elif line.startswith("      " if in_list else "    ") and (in_code or not before.strip()):
             in_code = True
             code.append(line)
         else:
@@ -129,8 +129,8 @@ def test_what_portuguese_readers_type_stands_in_english_too() -> None:
 
 
 def test_code_is_told_from_prose() -> None:
-    text = "a\n    b\n\n    $ c\n\n    d\n* e\n    f\n\n      g\n\n        h\n\ni\n```sh\nj\n```\n"
-    assert split(text)[1] == ["    $ c", "    d", "        h", "j"]
+    text = "a\n    b\n\n    $ c\n\n    d\n* e\n    f\n\n    g\n\n      h\n\ni\n```sh\nj\n```\n"
+    assert split(text)[1] == ["    $ c", "    d", "      h", "j"]
 
 
 def inline_commands(document: Path) -> set[str]:
