@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from math import inf
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from balancer import retry
 from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
@@ -25,6 +25,9 @@ from balancer.request import Body, Request
 from balancer.settings import Settings
 from balancer.slots import Slots
 from balancer.upstream import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
+
+if TYPE_CHECKING:
+    from balancer.hooks import HookRequest
 
 # A request body up to this size stays in hand, so that the request can be sent again.
 REPLAY_BYTES = 64 * 1024
@@ -86,13 +89,16 @@ class DirectSink(Sink, Protocol):
 class Course(Record):
     """A request under way. ``span``: its part of a trace, where it is traced.
 
-    ``given`` and ``response``: the member that it was sent to without waiting, if it was.
+    ``given`` and ``response``: the member that it was sent to without waiting, if it was. ``seen``: the request as
+    hooks know it; ``refusal``: what one of them has refused it with.
     """
 
     span: Span | None = None
     given: Member | None = None
     response: PendingResponse | None = None
     body: ReplayableBody | None = None
+    seen: HookRequest | None = None
+    refusal: Refusal | None = None
 
     def listen_no_more(self) -> None:
         """``Dispatcher.run`` takes over."""
@@ -282,6 +288,9 @@ class Dispatcher:
             course.duration = self._clock() - course.started
             self._on_done(course)
 
+    def _heard(self, course: Course, response: UpstreamResponse) -> None:
+        """A member has answered, and nothing has been passed on: ``balancer.guarded`` may change the fields."""
+
     def _headers(self, request: Request) -> Headers:
         """The fields as members get them."""
         return self._request_headers(
@@ -359,6 +368,7 @@ class Dispatcher:
                     continue
                 if response.status != SWITCHING_PROTOCOLS:
                     self._membership.answered(member, response.closes, self._clock())
+                self._heard(course, response)
                 await _relay(response, sink, record, self._policy.mark(request, member))
                 return
             finally:
@@ -447,6 +457,8 @@ def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
     ]
     if refusal.retry_after is not None:
         headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    if refusal.fields:
+        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in refusal.fields.items()]
     return refusal.status, headers, text
 
 

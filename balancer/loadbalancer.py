@@ -6,16 +6,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from types import TracebackType
 
+from balancer import plugins
 from balancer.discovery import Discovery, DnsResolver, Resolve
 from balancer.dispatch import Clock, Dispatcher, Trace
+from balancer.guarded import HookedDispatcher
 from balancer.health import HUNG, Event, State
+from balancer.hooks import Hooks
 from balancer.membership import Member, Membership, Snapshot
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer, all_done
-from balancer.policies import make_policy
+from balancer.policies import Policy, make_policy
 from balancer.probes import Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.settings import Address, Settings
@@ -31,7 +35,11 @@ class LoadBalancer:
 
     Every collaborator may be replaced: ``upstream`` talks to members, ``resolve`` names them,
     ``probe`` judges them, ``observers`` are told of what happens, and so
-    is ``stats``, for the status page and the metrics. ``trace`` begins the spans of traces.
+    is ``stats``, for the status page and the metrics. ``trace`` begins the spans of traces. ``policy`` chooses among
+    them in place of the one that the settings name, and ``hooks`` come after those that the settings name; both run
+    guarded (``balancer.guarded``).
+
+    Raises SettingsError for a plug-in that cannot be used.
     """
 
     def __init__(
@@ -44,21 +52,30 @@ class LoadBalancer:
         observers: Sequence[Observer] = (),
         stats: Stats | None = None,
         trace: Trace | None = None,
+        policy: Policy | None = None,
+        hooks: Sequence[Hooks] = (),
         clock: Clock = time.monotonic,
         rng: Random | None = None,
     ) -> None:
         self.settings = settings
         self.stats = stats
-        self._observers = [*observers, stats] if stats else observers
         rng = rng or Random()
+        plugged = plugins.load(settings, rng, policy, hooks)
+        self._observers = [*observers, *([stats] if stats else []), *plugged.hooks.observers()]
         self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
         self.snapshot: Snapshot | None = None
         self.upstream = upstream or NativeUpstream(
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
-        policy = make_policy(settings, rng)
-        self.dispatcher = Dispatcher(
-            settings, self.membership, policy, self.upstream, all_done(self._observers), clock, trace
+        make_dispatcher = partial(HookedDispatcher, plugged.hooks) if plugged.hooks.wanted else Dispatcher
+        self.dispatcher: Dispatcher = make_dispatcher(
+            settings,
+            self.membership,
+            make_policy(settings, rng, plugged.policy),
+            self.upstream,
+            all_done(self._observers),
+            clock,
+            trace,
         )
         self.proxy = Proxy(self.dispatcher)
         self._probe = probe or make_probe(settings)
