@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 # out of it is not for the task around it.
 FAILURES = (Exception, asyncio.CancelledError)
 
+# Where the balancer's own code is.
+_HERE = __file__.removesuffix("guarded.py")
+
 # Kinds of failures that are told apart. Code that is made up as it goes could have any number of places.
 KINDS_MAX = 100
 
@@ -68,13 +71,20 @@ _ONCE = " (said once for each kind of failure)"
 
 
 def _place(trace: TracebackType | None) -> str:
-    """Where an exception was raised: file and line of the innermost frame that has a file."""
-    place = ""
+    """Where an exception was raised: file and line of the innermost frame that is not of the balancer's own code.
+
+    What a plug-in is refused by ``Fields`` is raised here, and wrong there.
+    """
+    place = own = ""
     while trace:
-        if not (name := trace.tb_frame.f_code.co_filename).startswith("<frozen"):
-            place = f"{name}, line {trace.tb_lineno}"
+        name = trace.tb_frame.f_code.co_filename
+        here = f"{name}, line {trace.tb_lineno}"
+        if name.startswith(_HERE):
+            own = here
+        elif not name.startswith("<frozen"):
+            place = here
         trace = trace.tb_next
-    return place
+    return place or own
 
 
 def describe(error: BaseException) -> str:
