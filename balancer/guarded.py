@@ -269,7 +269,10 @@ class HookedDispatcher(Dispatcher):
 
     async def _exchange(self, course: Course, sink: Sink) -> None:
         if course.refusal:
-            raise course.refusal
+            try:
+                raise course.refusal
+            finally:
+                course.refusal = None  # It knows this frame, and so the course: reference counts shall free them.
         await super()._exchange(course, sink)
 
     def news(self, course: Course, sink: DirectSink) -> None:
