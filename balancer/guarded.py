@@ -259,7 +259,7 @@ class HookedDispatcher(Dispatcher):
         course = super().begin(request)
         if self._chain.on_requests:
             own = course.request = _own(request)
-            seen = course.seen = HookRequest(own)
+            seen = course.seen = HookRequest(own, course.id)
             course.refusal = self._chain.request(seen)
             own.headers = seen.fields.pairs
         return course
@@ -286,7 +286,7 @@ class HookedDispatcher(Dispatcher):
 
     def _heard(self, course: Course, response: UpstreamResponse) -> None:
         if self._chain.on_responses and course.member:
-            seen = course.seen or HookRequest(course.request)
+            seen = course.seen or HookRequest(course.request, course.id)
             heard = HookResponse(response.status, response.headers, course.member)
             self._chain.response(seen, heard)
             response.headers = heard.fields.pairs
@@ -305,5 +305,5 @@ def _own(request: Request) -> Request:
         headers = [it for it in headers if it[0] not in gone]
     return Request(
         request.method, request.target, headers, request.client, request.scheme, request.body, request.chunked,
-        request.upgrade, request.expects, request.host,
+        request.upgrade, request.expects, request.host, request.id,
     )  # fmt: skip

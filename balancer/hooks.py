@@ -39,10 +39,12 @@ class Fields:
     ``Sec-WebSocket-*``, ...), or to say what no field can say, raises ValueError. All can be read.
     """
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_fixed", "_pairs")
 
-    def __init__(self, pairs: Headers) -> None:
+    def __init__(self, pairs: Headers, fixed: bytes = b"") -> None:
         self._pairs = pairs
+        # One more name that is the balancer's own.
+        self._fixed = fixed
 
     @property
     def pairs(self) -> Headers:
@@ -68,16 +70,16 @@ class Fields:
 
     def add(self, name: str | bytes, value: str | bytes) -> None:
         """One more field, behind the others."""
-        self._pairs = [*self._pairs, _field(name, value)]
+        self._pairs = [*self._pairs, self._field(name, value)]
 
     def set(self, name: str | bytes, value: str | bytes) -> None:
         """One field of that name, in place of all that there are."""
-        field = _field(name, value)
+        field = self._field(name, value)
         self._pairs = [*(it for it in self._pairs if it[0] != field[0]), field]
 
     def remove(self, name: str | bytes) -> None:
         """No field of that name; that there is none already is no error."""
-        key = _name(name)
+        key = self._name(name)
         self._pairs = [it for it in self._pairs if it[0] != key]
 
     def __contains__(self, name: str) -> bool:
@@ -90,21 +92,19 @@ class Fields:
     def __len__(self) -> int:
         return len(self._pairs)
 
+    def _name(self, name: str | bytes) -> bytes:
+        data = (name.encode("latin-1", "replace") if isinstance(name, str) else bytes(name)).lower()
+        if not _NAME.fullmatch(data):
+            raise ValueError(f"{name!r} is not the name of a field")
+        if data in _OURS or data.startswith(_OURS_BEGIN) or data == self._fixed:
+            raise ValueError(f"the field {data.decode()} is the balancer's own")
+        return data
 
-def _name(name: str | bytes) -> bytes:
-    data = (name.encode("latin-1", "replace") if isinstance(name, str) else bytes(name)).lower()
-    if not _NAME.fullmatch(data):
-        raise ValueError(f"{name!r} is not the name of a field")
-    if data in _OURS or data.startswith(_OURS_BEGIN):
-        raise ValueError(f"the field {data.decode()} is the balancer's own")
-    return data
-
-
-def _field(name: str | bytes, value: str | bytes) -> tuple[bytes, bytes]:
-    data = value.encode("latin-1") if isinstance(value, str) else bytes(value)
-    if not _VALUE.fullmatch(data):
-        raise ValueError(f"{value!r} is not the value of a field")
-    return _name(name), data.strip(b" \t")
+    def _field(self, name: str | bytes, value: str | bytes) -> tuple[bytes, bytes]:
+        data = value.encode("latin-1") if isinstance(value, str) else bytes(value)
+        if not _VALUE.fullmatch(data):
+            raise ValueError(f"{value!r} is not the value of a field")
+        return self._name(name), data.strip(b" \t")
 
 
 class HookRequest:
@@ -113,11 +113,13 @@ class HookRequest:
     ``notes`` is for hooks alone: what one leaves there in ``on_request`` it finds again in ``on_response``.
     """
 
-    __slots__ = ("_fields", "_request", "notes")
+    __slots__ = ("_fields", "_id", "_request", "notes")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, id: bytes = b"") -> None:
         self._request = request
-        self._fields = Fields(request.headers)
+        self._id = id
+        # The log goes by the id that the client gave.
+        self._fields = Fields(request.headers, b"x-request-id")
         self.notes: dict[str, object] = {}
 
     @property
@@ -133,6 +135,11 @@ class HookRequest:
     def target(self) -> str:
         """Path and query, as the client wrote them."""
         return self._request.target.decode("latin-1")
+
+    @property
+    def id(self) -> str:
+        """The value of ``X-Request-ID`` that members and the log get, the client's or one of the balancer's own."""
+        return self._id.decode("latin-1")
 
     @property
     def host(self) -> str:

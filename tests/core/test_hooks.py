@@ -92,14 +92,17 @@ def test_whatever_is_said_with_them_makes_one_line_each(said: list[tuple[str | b
         except ValueError:
             pass
     head = request_head("GET", b"/", found.pairs)
-    assert head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r") == 2 + before + added
+    assert head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r") == 1 + before + added
 
 
 def test_a_request_is_shown_as_the_client_sent_it() -> None:
     request = Request(
         "GET", b"/caf\xe9?x", [(b"host", b"a")], "192.0.2.1", "https", upgrade=b"WebSocket", host=b"a"
     )  # fmt: skip
-    seen = HookRequest(request)
+    seen = HookRequest(request, b"one")
+    assert seen.id == "one"
+    with pytest.raises(ValueError, match="the balancer's own"):
+        seen.fields.set("X-Request-ID", "two")
     assert (seen.method, seen.target, seen.host, seen.client) == ("GET", "/caf\xe9?x", "a", "192.0.2.1")
     assert (seen.scheme, seen.upgrade, list(seen.fields)) == ("https", "websocket", [("host", "a")])
     for name in ("method", "fields", "target"):
@@ -110,5 +113,6 @@ def test_a_request_is_shown_as_the_client_sent_it() -> None:
 def test_the_status_of_a_response_is_what_it_is() -> None:
     response = HookResponse(204, [], Address("10.0.0.1", 80))
     assert (response.status, str(response.member)) == (204, "10.0.0.1:80")
+    response.fields.set("X-Request-ID", "one")
     with pytest.raises(AttributeError):
         response.status = 200  # type: ignore[misc]
