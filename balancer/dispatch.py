@@ -111,6 +111,11 @@ class ReplayableBody:
         self._kept, self._size, self._source_ended = [whole] if whole else [], len(whole), True
 
     @property
+    def received(self) -> int:
+        """Bytes that have come from the source."""
+        return self._size
+
+    @property
     def size(self) -> int:
         """Bytes that are kept."""
         return self._size if self.in_hand else 0
@@ -189,6 +194,7 @@ class Dispatcher:
         request = course.request
         if course.body:
             course.body.keep(body)
+            course.received = len(body)
         if request.method not in retry.IDEMPOTENT or len(body) > self._max_body:
             # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
             # members have closed meanwhile. What is too large, ``run`` refuses.
@@ -260,6 +266,8 @@ class Dispatcher:
             course.status = course.status or CLIENT_GONE
             raise
         finally:
+            if course.body:
+                course.received = course.body.received
             course.duration = self._clock() - course.started
             self._on_done(course)
 
@@ -356,8 +364,10 @@ class Dispatcher:
 
         claim.give = give
         claim.in_hand = body.size if body else 0
+        waits = False
         try:
             self.hold.enter(claim, until - began, moving=bool(self._membership.available))
+            waits = True
             async with asyncio.timeout(max(0.0, until - began)):
                 await given
         except (Refusal, TimeoutError) as error:
@@ -373,7 +383,8 @@ class Dispatcher:
             raise
         finally:
             self.hold.leave(claim)
-            record.held += self._clock() - began
+            if waits:
+                record.held += self._clock() - began
         self.hold.served(claim, self._clock() - began)
         return given.result()
 

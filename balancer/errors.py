@@ -12,6 +12,16 @@ import errno
 # What the balancer itself has run out of: descriptors, memory, local ports. That is no evidence against a member.
 OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
+# The tokens of ``X-Balancer-Error``, and the words of the log for what no client can be told.
+TOKENS = frozenset(
+    {
+        "malformed_request", "method_refused", "request_timeout", "body_too_large", "target_too_long", "head_too_large",
+        "version_not_supported", "member_failed", "bad_response", "no_member", "hold_full", "overloaded",
+        "shutting_down", "too_many_connections", "response_timeout",
+    }
+)  # fmt: skip
+UNTOLD = frozenset({"client_gone", "truncated"})
+
 
 class Fault(Exception):
     """An exchange with one member ended before its response head was complete.
@@ -62,6 +72,10 @@ class TruncatedResponse(Exception):
     """A response body ended early: the client's connection must not be ended cleanly."""
 
     reason = "truncated"
+
+
+# What may be the ``reason`` of a Fault, or of a response that broke off.
+REASONS = frozenset({"refused", "unreachable", "died", "timeout", "not_http", "truncated"})
 
 
 class ClientGone(Exception):

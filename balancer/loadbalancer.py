@@ -48,6 +48,7 @@ class LoadBalancer:
     ) -> None:
         self.settings = settings
         self.stats = stats
+        self.clock = clock
         self._observers = [*observers, stats] if stats else observers
         rng = rng or Random()
         self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
