@@ -13,7 +13,7 @@ from math import inf
 from typing import Protocol
 
 from balancer import retry
-from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
+from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
 from balancer.headers import NO_FIELDS, Headers, RequestHeaders, content_length
 from balancer.health import Event
 from balancer.hold import Claim, Hold
@@ -263,7 +263,8 @@ class Dispatcher:
         except (ClientGone, asyncio.CancelledError) as error:
             # Whoever cancels a request says why in the message.
             course.error = str(error) or "client_gone"
-            course.status = course.status or CLIENT_GONE
+            told = SHUTTING_DOWN.status if course.error == SHUTTING_DOWN.token else CLIENT_GONE
+            course.status = course.status or told
             raise
         finally:
             if course.body:

@@ -94,3 +94,6 @@ class Refusal(Exception):
         self.token = token
         self.reason = reason
         self.retry_after = retry_after
+
+
+SHUTTING_DOWN = Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1)

@@ -19,6 +19,7 @@ from balancer.probes import Probe
 from balancer.record import Record
 from balancer.server import accept, make_listener
 from balancer.settings import Address, Settings
+from balancer.stats import Stats
 from balancer.tls import Certificate
 from balancer.upstream import Timeouts, Upstream
 from tests.support.scripted import ScriptedResolver
@@ -215,6 +216,7 @@ async def balance(
         upstream=upstream or upstream_class(limits),
         probe=probe,
         observers=[_Recorder(records)],
+        stats=Stats(),
     )
     sock = listen("BIND", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])
