@@ -124,7 +124,9 @@ class LoadBalancer:
             self.upstream.give_up(address)
 
     def _flipped(self, member: Member, before: State, event: Event) -> None:
-        level = logging.DEBUG if State.SUSPECT in (before, member.state) else logging.INFO
+        # Suspicions come and go with single probes; what comes of them is worth a line.
+        passing = {before, member.state} == {State.UP, State.SUSPECT}
+        level = logging.DEBUG if passing else logging.INFO
         log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
         for observer in self._observers:
             observer.flipped(member, before, event)

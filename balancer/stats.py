@@ -36,8 +36,8 @@ class Tally:
     """Requests of one member, or of several. ``sent``, ``received``: bytes of their bodies to and from clients.
 
     ``requests``: how many, by method and status. ``buckets``: by duration, one for each of BOUNDS and one beyond, and
-    ``seconds``: of all durations, both without those that became a tunnel. ``retries``: how often it failed a request,
-    by the reason. ``flips``: how often it came into a state.
+    ``seconds``: of all durations, both without those that became a tunnel or were refused before they began.
+    ``retries``: how often it failed a request, by the reason. ``flips``: how often it came into a state.
     """
 
     __slots__ = ("buckets", "flips", "received", "requests", "retries", "seconds", "sent")
@@ -112,7 +112,7 @@ class Stats(Observer):
         duration = record.duration
         one = (self.members.get(record.member) if record.member else None) or self._others
         one.requests[(method if method in METHODS else "OTHER"), status] += 1
-        if status != SWITCHING_PROTOCOLS:
+        if duration and status != SWITCHING_PROTOCOLS:
             one.buckets[bisect_left(BOUNDS, duration)] += 1
             one.seconds += duration
         one.sent += record.body_bytes
