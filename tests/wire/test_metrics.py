@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
+import dns.message
+import dns.rcode
 import pytest
 
-from balancer import edge
+from balancer import dnsquery, edge
+from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.discovery import DnsResolver
 from balancer.errors import TOKENS, UNTOLD
-from balancer.settings import Address
+from balancer.settings import Address, Settings
 from tests.support.explained import CASES, GET, POST
-from tests.support.metrics import admin, lint
+from tests.support.metrics import Scrape, admin, lint
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
@@ -180,3 +185,111 @@ async def test_every_failure_is_known_by_its_token_its_member_and_its_tries(
 
 def test_every_failure_is_tried() -> None:
     assert CASES.keys() == TOKENS | UNTOLD
+
+
+async def until(scrape: Callable[[], Awaitable[Scrape]], true: Callable[[Scrape], bool]) -> Scrape:
+    """The first scrape for which something is true."""
+    async with asyncio.timeout(10):
+        while not true(it := await scrape()):
+            await asyncio.sleep(0.02)
+    return it
+
+
+async def refuse(query: dns.message.Message, response: dns.message.Message) -> None:
+    response.set_rcode(dns.rcode.SERVFAIL)
+
+
+async def say_nothing(query: dns.message.Message, response: dns.message.Message) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_every_outcome_of_dns_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dnsquery, "QUERY_TIMEOUT", 0.1)
+    zone = Zone()
+    async with AsyncExitStack() as stack:
+        member = await stack.enter_async_context(Member())
+        zone.records["apps"] = [("A", member.address.host)]
+        server = await stack.enter_async_context(DnsServer(zone))
+        resolve = DnsResolver(Settings(resolver=server.address, upstream_port=member.address.port))
+        running = await stack.enter_async_context(balance(resolve=resolve, resolve_interval=0.1))
+        scrape = await stack.enter_async_context(admin(running))
+
+        async def comes(outcome: str, times: int = 1) -> Scrape:
+            labels = {"pool": "apps", "record": "A", "outcome": outcome}
+            before = (await scrape()).get("balancer_dns_answers_total", **labels)
+            return await until(scrape, lambda it: it.get("balancer_dns_answers_total", **labels) >= before + times)
+
+        await running.available(1)
+        it = await comes("NOERROR")
+        assert it.get("balancer_dns_answer_age_seconds", pool="apps", record="A") < 1
+        assert it.get("balancer_dns_addresses", pool="apps", record="A") == 1
+        assert it.get("balancer_dns_truncated_answers_total", pool="apps", record="A") == 0
+
+        server.truncates = True
+        name = "balancer_dns_truncated_answers_total"
+        await until(scrape, lambda it: it.get(name, pool="apps", record="A") > 0)
+        server.truncates = False
+
+        server.answerer = refuse
+        await comes("SERVFAIL")
+        server.answerer = say_nothing
+        it = await comes("timeout", 3)
+        age = it.get("balancer_dns_answer_age_seconds", pool="apps", record="A")
+        it = await comes("timeout", 3)
+        assert it.get("balancer_dns_answer_age_seconds", pool="apps", record="A") > age
+        await server.stop()
+        it = await comes("error")
+        # Nothing of this has taken the member away.
+        assert it.get("balancer_members_available", pool="apps") == 1
+        assert it.get("balancer_dns_changes_total", pool="apps") == 1
+
+        await server.start()
+        server.answerer = zone
+        zone.records["apps"] = []
+        await comes("empty", 3)
+        it = await until(scrape, lambda it: it.get("balancer_dns_changes_total", pool="apps") == 2)
+        assert it.get("balancer_state_changes_total", pool="apps", state="leaving", event="left_dns") == 1
+        assert it.sum("balancer_members", pool="apps") == 0
+        del zone.records["apps"]
+        await comes("NXDOMAIN")
+
+
+async def test_every_way_out_and_back_is_told_apart() -> None:
+    status = b"204 No Content"
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            await connection.send(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % status)
+
+    async with (
+        Member(script) as member,
+        balance(member, health_path="/ready", health_interval=0.1) as running,
+        admin(running) as scrape,
+    ):
+        name = str(member.address)
+
+        async def comes(state: str, event: str) -> None:
+            def true(it: Scrape) -> bool:
+                return (
+                    it.get("balancer_state_changes_total", pool="apps", state=state, event=event) >= 1
+                    and it.get("balancer_member_state_changes_total", pool="apps", member=name, state=state) >= 1
+                )
+
+            await until(scrape, true)
+
+        await comes("up", "probe_ok")
+        status = b"503 Draining"
+        await comes("draining", "probe_draining")
+        status = b"204 No Content"
+        await running.available(1)
+        status = b"500 Oops"
+        await comes("suspect", "probe_failed")
+        await comes("down", "probe_failed")
+        status = b"204 No Content"
+        await running.available(1)
+        await member.stop()
+        await comes("down", "refused")
+        it = await scrape()
+        assert it.get("balancer_member_state", pool="apps", member=name, state="down") == 1
+        assert it.get("balancer_members", pool="apps", state="down") == 1
