@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from operator import add
 
+from balancer.errors import TOKENS, UNTOLD
 from balancer.health import Event, State
 from balancer.membership import Answer, Change, Member, Outcome, Snapshot
 from balancer.observer import Observer
@@ -128,8 +129,10 @@ class Stats(Observer):
             (self.members.get(attempt.member) or self._others).retries[attempt.reason] += 1
 
     def _count_error(self, token: str) -> None:
-        known = token in self.errors or (token.isidentifier() and len(self.errors) < ERRORS_MAX)
-        self.errors[token if known else "other"] += 1
+        known = token in TOKENS or token in UNTOLD or token in self.errors
+        if not known and not (token.isidentifier() and len(self.errors) < ERRORS_MAX):
+            token = "other"
+        self.errors[token] += 1
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
         for answer in snapshot.answers:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import dns.message
 import dns.rcode
+import httpx
 import pytest
 
-from balancer import dnsquery, edge
+from balancer import __version__, dnsquery, edge
 from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.system import free_port
 from balancer.discovery import DnsResolver
 from balancer.errors import TOKENS, UNTOLD
 from balancer.settings import Address, Settings
@@ -57,6 +61,32 @@ async def test_what_was_sent_is_what_is_counted() -> None:
         assert it.get("balancer_members_available", pool="apps") == 2
         assert it.get("process_open_fds") > 5
         assert lint(it.text) == []
+
+
+async def test_the_command_serves_them_on_its_admin_port() -> None:
+    zone = Zone()
+    zone.records["apps"] = [("A", "127.0.0.1")]
+    port, admin_port = free_port(), free_port()
+    async with AsyncExitStack() as stack:
+        member = await stack.enter_async_context(Member())
+        server = await stack.enter_async_context(DnsServer(zone))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "balancer", "serve", f"--bind=127.0.0.1:{port}", f"--admin=127.0.0.1:{admin_port}"),
+            *(f"--upstream-port={member.address.port}", "--access-log=off"),
+            env=os.environ | {"BALANCER_RESOLVER": str(server.address)},
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        stack.push_async_callback(process.wait)
+        stack.callback(process.terminate)
+        # It listens after some tenths of a second.
+        transport = httpx.AsyncHTTPTransport(retries=5)
+        client = await stack.enter_async_context(httpx.AsyncClient(transport=transport))
+        assert [(await client.get(f"http://127.0.0.1:{port}/")).text for _ in range(3)] == 3 * ["ok"]
+        it = Scrape((await client.get(f"http://127.0.0.1:{admin_port}/metrics")).text)
+    assert it.get("balancer_requests_total", pool="apps", method="GET", code="2xx") == 3
+    assert it.get("balancer_client_connections") == 1
+    assert it.labels("balancer_build_info", "version") == {__version__}
 
 
 async def test_a_large_upload_is_counted_to_the_byte() -> None:
