@@ -59,6 +59,7 @@ class LoadBalancer:
     ) -> None:
         self.settings = settings
         self.stats = stats
+        self.clock = clock
         rng = rng or Random()
         plugged = plugins.load(settings, rng, policy, hooks)
         self._observers = [*observers, *([stats] if stats else []), *plugged.hooks.observers()]
@@ -143,7 +144,9 @@ class LoadBalancer:
             self.upstream.give_up(address)
 
     def _flipped(self, member: Member, before: State, event: Event) -> None:
-        level = logging.DEBUG if State.SUSPECT in (before, member.state) else logging.INFO
+        # Suspicions come and go with single probes; what comes of them is worth a line.
+        passing = {before, member.state} == {State.UP, State.SUSPECT}
+        level = logging.DEBUG if passing else logging.INFO
         log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
         for observer in self._observers:
             observer.flipped(member, before, event)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import quote
 
+from balancer.errors import SHUTTING_DOWN as SHUTTING_DOWN
 from balancer.errors import Refusal
 from balancer.headers import Headers, plain_address
 
@@ -19,8 +20,6 @@ Send = Callable[[Message], Awaitable[None]]
 
 # After these bytes a stream of server-sent events may end (HTML, section 9.2.5).
 END_OF_EVENT = (b"\n\n", b"\r\n\r\n", b"\r\r")
-
-SHUTTING_DOWN = Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1)
 
 
 class Visit:
