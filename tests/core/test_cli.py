@@ -127,6 +127,7 @@ def test_the_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) 
         (["watch"], "URL"),
         (["watch", ""], "cannot be used: it takes a URL such as"),
         (["watch", "ftp://a/"], "'ftp://a/' cannot be used: it takes a URL such as"),
+        (["watch", "http://a b/"], "'http://a b/' cannot be used: it takes a URL such as"),
         (["watch", "a", "--rate", "0"], "--rate: '0' cannot be used: it takes a number from 0.1 to 1000"),
         (["watch", "a", "--rate", "nan"], "--rate: 'nan' cannot be used: it takes a number from 0.1 to 1000"),
         (["watch", "a", "--count", "1.5"], "--count: '1.5' cannot be used: it takes a whole number from 0 to"),
