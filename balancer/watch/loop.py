@@ -43,6 +43,18 @@ def plain(text: str) -> str:
     return "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text.strip())
 
 
+def reason(error: BaseException) -> str:
+    """What the system said, where it did, rather than httpx's "All connection attempts failed"."""
+    link = error
+    while cause := link.__cause__ or link.__context__:
+        link = cause
+        if isinstance(link, BaseExceptionGroup):
+            link = link.exceptions[0]
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+    return str(error) or type(error).__name__
+
+
 class Loop:
     """Requests to one URL, each on a connection of its own unless ``keepalive``, as a loop of curls would send them.
 
@@ -125,7 +137,7 @@ class Loop:
         except TimeoutError:
             result = Result(0.0, failure=f"no complete answer within {self._timeout:g} s")
         except (httpx.HTTPError, OSError) as error:
-            result = Result(0.0, failure=plain(str(error)) or type(error).__name__)
+            result = Result(0.0, failure=plain(reason(error)))
         except Exception as error:
             # What a library lets slip is a failure as well; a sender that ended here would be waited for without end.
             result = Result(0.0, failure=plain(f"{type(error).__name__}: {error}"))
