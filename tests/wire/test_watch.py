@@ -260,12 +260,12 @@ async def test_sixty_workers_and_failures_are_drawn_on_a_terminal_without_scroll
         assert f"… {60 - len(shown)} more" in text
         assert re.search(r"median +[▁▂▃▄▅▆▇█]+ +≤ [\d.]+ ms\n", text)
         assert re.search(r"failed 2 times, .*: 503 no_member\n +\d\d:\d\d:\d\d  503 no_member, after [\d.]+ ms\n", text)
-        before = len(terminal.pictures)
         assert {screen(it, 80, 24)[1] for it in terminal.pictures} == {0}
-        # The picture that is being drawn, and perhaps one that was asked for, may still have the old size.
         terminal.resize(50, 12)
-        await eventually(lambda: len(terminal.pictures) >= before + 5)
-        assert {screen(it, 50, 12)[1] for it in terminal.pictures[before + 2 :]} == {0}
+        await eventually(lambda: screen(terminal.pictures[-1], 50, 12)[1] == 0)
+        smaller = len(terminal.pictures)
+        await eventually(lambda: len(terminal.pictures) >= smaller + 3)
+        assert {screen(it, 50, 12)[1] for it in terminal.pictures[smaller:]} == {0}
         text, _ = screen(terminal.pictures[-1], 50, 12)
         assert re.search(r"… \d+ more\n", text)
         assert re.search(r"\d+ requests, \d+ failed", text)
