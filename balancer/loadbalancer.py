@@ -48,6 +48,7 @@ class LoadBalancer:
     ) -> None:
         self.settings = settings
         self.stats = stats
+        self._clock = clock
         self._observers = [*observers, stats] if stats else observers
         rng = rng or Random()
         self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
@@ -95,7 +96,11 @@ class LoadBalancer:
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or requests again; those that it has are finished."""
         log.info("%s %s by hand", member.address, "drained" if drained else "no longer drained")
-        self.membership.drain(member, drained)
+        if member.drained != drained:
+            member.drained_since = self._clock()
+            self.membership.drain(member, drained)
+            for observer in self._observers:
+                observer.drained(member)
         self.dispatcher.wake()
 
     def _deliver(self, snapshot: Snapshot) -> None:

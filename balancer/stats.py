@@ -10,7 +10,9 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from balancer.membership import Change, Outcome, Snapshot
+from balancer.events import Events
+from balancer.health import Event, State
+from balancer.membership import Change, Member, Outcome, Snapshot
 from balancer.observer import Observer
 from balancer.record import Record
 from balancer.settings import Address
@@ -53,7 +55,7 @@ class Stats(Observer):
     """``total`` is of all requests, ``members`` of those that members in DNS have answered or failed last.
 
     ``errors``: how often each token ended a request. ``held``: requests that waited for a member, and ``held_seconds``
-    for how long. ``dns``: answers by record type and rcode.
+    for how long. ``dns``: answers by record type and rcode. ``events``: what happened lately.
     """
 
     def __init__(self) -> None:
@@ -65,6 +67,7 @@ class Stats(Observer):
         self.dns: Counter[tuple[str, str]] = Counter()
         self.truncated: Counter[str] = Counter()
         self.changes = 0
+        self.events = Events()
 
     def done(self, record: Record) -> None:
         method = record.request.method
@@ -81,17 +84,29 @@ class Stats(Observer):
             one.buckets[place] += 1
             one.seconds += record.duration
             one.sent += record.body_bytes
-        if record.error:
-            self.errors[record.error] += 1
         if record.held:
             self.held += 1
             self.held_seconds += record.held
+        if record.error or record.tries:
+            self._troubled(record)
+
+    def _troubled(self, record: Record) -> None:
+        if record.error:
+            self.errors[record.error] += 1
         for attempt in record.tries:
-            total.retries[attempt.reason] += 1
+            self.total.retries[attempt.reason] += 1
             if failed := self.members.get(attempt.member):
                 failed.retries[attempt.reason] += 1
+        self.events.troubled(record)
+
+    def flipped(self, member: Member, before: State, event: Event) -> None:
+        self.events.flipped(member, before, event)
+
+    def drained(self, member: Member) -> None:
+        self.events.drained(member)
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
+        self.events.resolved(snapshot, change)
         for answer in snapshot.answers:
             self.dns[answer.record, "empty" if answer.outcome is Outcome.NOBODY else answer.rcode] += 1
             if answer.over_tcp:
