@@ -75,7 +75,7 @@ class Happening:
 
 
 class Events(Observer):
-    """``recent`` and ``dns`` are in the order in which they began; ``take_changed`` gives what is new to its one reader.
+    """``recent`` and ``dns``: events in the order in which they began; ``take_changed``: what is new, for one reader.
 
     ``on_change``: called when members came, went, changed their state or were drained.
     """

@@ -21,7 +21,6 @@ from balancer import __version__
 from balancer.admin.names import Names
 from balancer.dispatch import Clock
 from balancer.events import Happening
-from balancer.health import State
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Member
 from balancer.stats import BOUNDS, Stats, Tally, percentile
@@ -394,7 +393,9 @@ class Board:
     def dns(self, pool: Pool) -> Json | None:
         """The last answer; None before there was one."""
         snapshot = pool.balancer.snapshot
-        return snapshot and {
+        if snapshot is None:
+            return None
+        return {
             "time": iso(self.wall(snapshot.when)),
             "answers": [
                 {
