@@ -19,6 +19,7 @@ from balancer.probes import Probe
 from balancer.record import Record
 from balancer.server import accept, make_listener
 from balancer.settings import Address, Settings
+from balancer.stats import Stats
 from balancer.tls import Certificate
 from balancer.upstream import Timeouts, Upstream
 from tests.support.scripted import ScriptedResolver
@@ -201,6 +202,7 @@ async def balance(
     resolve: Resolve | None = None,
     upstream: Upstream | None = None,
     probe: Probe | None = None,
+    stats: Stats | None = None,
     wait: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Running]:
@@ -215,6 +217,7 @@ async def balance(
         upstream=upstream or upstream_class(limits),
         probe=probe,
         observers=[_Recorder(records)],
+        stats=stats,
     )
     sock = listen("BIND", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])
