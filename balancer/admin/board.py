@@ -221,6 +221,7 @@ class Board:
         """Take a sample every INTERVAL, and look at members when some have changed."""
         due = self._clock()
         try:
+            self._look(sample=False)
             while True:
                 due = max(due + INTERVAL, self._clock())
                 while (left := due - self._clock()) > 0:
@@ -354,6 +355,8 @@ class Board:
         return self._whole
 
     def _everything(self) -> Json:
+        if self._known != self.number:
+            self._follow()
         pools = []
         for pool in self.pools():
             if self._known != self.number:

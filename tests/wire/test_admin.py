@@ -21,7 +21,7 @@ from balancer.settings import Address, Settings
 from balancer.stats import Stats
 from tests.support.admin import JSON, OPENAPI, Page, administer, check, opened
 from tests.support.scripted import ScriptedProbe, ScriptedResolver
-from tests.support.wire import OK, Connection, Member, balance, eventually
+from tests.support.wire import LIMIT, OK, Connection, Member, balance, eventually
 
 TOKEN = "correct-horse-battery"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -29,10 +29,11 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 async def until(page: Page, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """The first message of which ``wanted`` is true."""
-    while True:
-        _, message = await page.next()
-        if wanted(message):
-            return message
+    async with asyncio.timeout(LIMIT):
+        while True:
+            _, message = await page.next()
+            if wanted(message):
+                return message
 
 
 def requests(member: Member) -> int:
@@ -194,9 +195,9 @@ async def test_nobody_else_acts(settings: dict[str, Any], headers: dict[str, str
 @pytest.mark.parametrize(
     ("path", "content", "status", "error", "words"),
     [
-        ("/api/members/10.0.0.99:80/drain", b"", 404, "no_such_member", "'10.0.0.99:80' is no member; members are named by ip:port: 127."),
+        ("/api/members/10.0.0.99:80/drain", b"", 404, "no_such_member", "named by ip:port: 127."),
         ("/api/members/everybody/drain", b"", 404, "no_such_member", "ip:port"),
-        ("/api/members/{one}/drain", b'{"pool": "shops"}', 404, "no_such_pool", "there is no pool 'shops'; there is apps"),
+        ("/api/members/{one}/drain", b'{"pool": "shops"}', 404, "no_such_pool", "there is apps"),
         ("/api/members/{one}/drain", b'{"pool": 7}', 400, "bad_body", '{"pool": "apps"}'),
         ("/api/members/{one}/drain", b'{"poll": "apps"}', 400, "bad_body", '{"pool": "apps"}'),
         ("/api/members/{one}/drain", b"[]", 400, "bad_body", '{"pool": "apps"}'),
@@ -282,19 +283,20 @@ async def test_a_change_of_members_does_not_wait_for_the_second() -> None:
         administer(running) as port,
         opened(port) as page,
     ):
-        resolver.found(one.address)
-        message = await until(page, lambda it: it["pools"][0]["members"] and not it.get("samples"))
-        (row,) = message["pools"][0]["members"]
+        _, whole = await page.next()
+        assert whole["pools"][0]["members"] == []
         resolver.found(one.address, two.address)
-        message = await until(page, lambda it: any(one[1] == str(two.address) for one in it["pools"][0]["members"]))
-        await until(page, lambda it: any(one[3] == "up" for one in it["pools"][0]["members"]))
+        numbers = {}
+        while len(numbers) < 2:
+            _, message = await page.next()
+            numbers |= {row[1]: row[0] for row in message["pools"][0]["members"] if row[3] == "up"}
         await port.act("drain", two.address)
         message = await until(page, lambda it: it["pools"][0]["members"])
         assert message["sample"] is False
         assert message["events"][0]["text"] == f"{two.address} drained by hand"
         resolver.found(two.address)
         message = await until(page, lambda it: it["pools"][0]["left"])
-        assert message["pools"][0]["left"] == [row[0]]
+        assert message["pools"][0]["left"] == [numbers[str(one.address)]]
         assert message["events"][-1]["text"] == f"{one.address} left DNS"
 
 
