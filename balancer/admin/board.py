@@ -372,7 +372,7 @@ class Board:
                     "values": list(pool.sent_values.values()),
                     # Rates, the latest last, and how many samples ago that was.
                     "chart": [
-                        [track.number, track.name or str(track.member.address), ago, list(track.gauge.rates)]
+                        [track.number, str(track.member.address), track.name, ago, list(track.gauge.rates)]
                         for track, ago in tracks
                     ],
                     "refused": list(pool.refused),

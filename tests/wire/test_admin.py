@@ -286,7 +286,7 @@ async def test_a_change_of_members_does_not_wait_for_the_second() -> None:
         _, whole = await page.next()
         assert whole["pools"][0]["members"] == []
         resolver.found(one.address, two.address)
-        numbers = {}
+        numbers: dict[str, int] = {}
         while len(numbers) < 2:
             _, message = await page.next()
             numbers |= {row[1]: row[0] for row in message["pools"][0]["members"] if row[3] == "up"}
@@ -314,7 +314,7 @@ async def test_a_fresh_page_has_the_history_of_those_that_have_left(monkeypatch:
             async with opened(port) as page:
                 _, whole = await page.next()
             (pool,) = whole["pools"]
-            chart = {name: (ago, rates) for _, name, ago, rates in pool["chart"]}
+            chart = {address: (ago, rates) for _, address, _, ago, rates in pool["chart"]}
             assert [row[1] for row in pool["members"]] == [str(two.address)]
             ago, rates = chart[str(one.address)]
             assert ago > 0

@@ -38,8 +38,9 @@ class Pool {
     this.members.clear();
     this.series.clear();
     it.members.forEach((row) => this.takeMember(row));
-    for (const [number, label, ago, rates] of it.chart) {
-      const series = this.series.get(number) ?? { number, label, rates: [], gone: ago > 0 || !this.members.has(number) };
+    for (const [number, address, name, ago, rates] of it.chart) {
+      const gone = ago > 0 || !this.members.has(number);
+      const series = this.series.get(number) ?? { number, address, name, label: name || address, rates: [], gone };
       series.rates = [...rates, ...new Array(ago).fill(0)].slice(-samples);
       this.series.set(number, series);
       this.colours.take(number);
@@ -78,7 +79,7 @@ class Pool {
     Object.assign(known, { address, name, state: what, reason, since, drained, key: sortKey(address) });
     this.members.set(number, known);
     if (!this.series.has(number)) this.series.set(number, { number, rates: [], gone: false });
-    this.series.get(number).label = name || address;
+    Object.assign(this.series.get(number), { address, name, label: name || address });
     this.colours.take(number);
   }
 
@@ -237,11 +238,13 @@ function drawDns(now) {
   );
 }
 
+/** The name of an event's member, also for as long as the chart remembers one that has left. */
 function nameOf(event) {
-  for (const member of state.pools.get(event.pool)?.members.values() ?? []) {
-    if (member.address === event.member) return member.name;
+  let name = "";
+  for (const series of state.pools.get(event.pool)?.series.values() ?? []) {
+    if (series.address === event.member) name = series.name || name;
   }
-  return "";
+  return name;
 }
 
 function drawEvents(events) {
