@@ -151,10 +151,12 @@ export class Chart {
       g.closePath();
       g.fill();
     }
-    // A thin gap between bands tells them apart without colour, too.
+    // A thin gap between bands tells them apart without colour, too; it must not hide those that are thin themselves.
     g.strokeStyle = cssVariable("--card");
     g.lineWidth = 1;
     for (let b = 0; b < bands.length - 1; b++) {
+      const thin = (it) => y(0) - y(Math.max(...it.rates)) < 5;
+      if (thin(bands[b]) || thin(bands[b + 1])) continue;
       g.beginPath();
       for (let i = 0; i < n; i++) g.lineTo(x(i), y(tops[b][i]));
       g.stroke();
