@@ -116,7 +116,11 @@ class LoadBalancer:
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or requests again; those that it has are finished."""
         log.info("%s %s by hand", member.address, "drained" if drained else "no longer drained")
-        self.membership.drain(member, drained)
+        if member.drained != drained:
+            member.drained_since = self.clock()
+            self.membership.drain(member, drained)
+            for observer in self._observers:
+                observer.drained(member)
         self.dispatcher.wake()
 
     def _deliver(self, snapshot: Snapshot) -> None:

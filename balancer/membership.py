@@ -65,14 +65,14 @@ class Snapshot:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A container behind the alias. Times (``since``, ``warm_since``, ``probe_at``, ``probed_at``) are clock readings.
+    """A container behind the alias. Times (``…since``, ``probe_at``, ``probed_at``) are clock readings.
 
     ``probes`` is how many were begun, ``probing`` how many are under way, ``heard`` the last that brought an answer.
     ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
     answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
     open after a response; ``closes``: responses in a row that announced the end of theirs.
-    ``drained``: somebody has asked that it gets no more requests. ``accused``: it is down because requests
-    failed to connect, and no probe has looked since.
+    ``drained``: somebody has asked that it gets no more requests, at ``drained_since``. ``accused``: it is
+    down because requests failed to connect, and no probe has looked since.
     """
 
     endpoint: Endpoint
@@ -92,6 +92,7 @@ class Member:
     closes: int = 0
     accused: bool = False
     drained: bool = False
+    drained_since: float = 0.0
     warm_since: float = 0.0
     weight: float = field(init=False)
 

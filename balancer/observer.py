@@ -21,6 +21,9 @@ class Observer:
     def flipped(self, member: Member, before: State, event: Event) -> None:
         """The state of a member has changed."""
 
+    def drained(self, member: Member) -> None:
+        """Somebody has drained a member by hand, or let it have requests again."""
+
 
 def all_done(observers: Sequence[Observer]) -> Callable[[Record], None]:
     """One call for the ends of requests, to those of the observers that want to know."""

@@ -10,7 +10,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
@@ -22,6 +22,10 @@ from balancer import __version__
 from balancer.acceptor import Acceptor, TlsEdge, hang_up
 from balancer.accesslog import AccessLog, as_json, as_text
 from balancer.admin.app import admin_app
+from balancer.admin.board import Board
+from balancer.admin.guard import access
+from balancer.admin.names import Names
+from balancer.discovery import system_nameservers
 from balancer.edge import Clients
 from balancer.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
@@ -107,9 +111,9 @@ async def _serve(
         if certificate:
             loop.add_signal_handler(signal.SIGHUP, certificate.reload)
         log.info("balancer %s: %s on %s", __version__, settings.alias, settings.bind)
-        admin = make_listener(admin_app(lambda: [balancer]), keepalive=5, drain_limit=1) if admin_socket else None
+        admin = Admin(lambda: [balancer], settings) if admin_socket else None
         if admin and admin_socket:
-            listeners.create_task(admin.serve(sockets=[admin_socket]))
+            listeners.create_task(admin.serve(admin_socket))
             log.info("admin on %s", settings.admin)
         await stop.wait()
         log.info("stopping: %d requests in progress", balancer.proxy.active)
@@ -126,11 +130,33 @@ async def _serve(
             await balancer.proxy.end_endless()
         await data_done
         if admin:
-            admin.should_exit = True
+            admin.stop()
     access_log.flush()
     if tracing:
         await asyncio.to_thread(tracing.close)
     log.info("stopped")
+
+
+class Admin:
+    """The admin listener and what is kept for its page. ``pools``: those that are given requests just now."""
+
+    def __init__(self, pools: Callable[[], Sequence[LoadBalancer]], settings: Settings) -> None:
+        names = Names([settings.resolver] if settings.resolver else system_nameservers())
+        self._board = Board(pools, names, access=access(settings))
+        self._listener = make_listener(admin_app(pools, settings, self._board), keepalive=5, drain_limit=1)
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Until it is stopped."""
+        board = asyncio.create_task(self._board.run())
+        try:
+            await self._listener.serve(sockets=[sock])
+        finally:
+            board.cancel()
+            await asyncio.gather(board, return_exceptions=True)
+
+    def stop(self) -> None:
+        self._board.close()
+        self._listener.should_exit = True
 
 
 def make_listener(app: App, keepalive: float, drain_limit: int, clients: Clients | None = None) -> Listener:

@@ -56,6 +56,7 @@ class Kind(NamedTuple):
     parse: Callable[[str], Any]
     accepts: str
     unset: str = "(none)"  # how a value of None reads
+    secret: bool = False  # a value that is never shown
 
 
 def _parse_address(text: str, default_port: int | None = None) -> Address:
@@ -183,6 +184,13 @@ def _plug_ins(text: str) -> tuple[str, ...]:
     return tuple(_plug_in(part.strip()) for part in text.split(","))
 
 
+def _secret(text: str) -> str:
+    # What a Bearer token is made of (RFC 6750 section 2.1), so that it needs no quoting in a header.
+    if not re.fullmatch(r"(?=.{8,256}$)[A-Za-z0-9._~+/-]+=*", text):
+        raise ValueError("not a bearer token")
+    return text
+
+
 def _hash_key(text: str) -> tuple[str, str]:
     source, _, name = text.partition(":")
     if source not in ("header", "cookie") and text != "client":
@@ -199,6 +207,7 @@ PATH = Kind(_path, "a path such as /healthz")
 NETWORKS = Kind(_networks, "networks in CIDR notation with commas between, such as 10.0.0.0/8,192.168.0.1/32")
 PEM_FILE = Kind(_file, "the path of a PEM file")
 TOKEN = Kind(_token, "a cookie name such as member")
+SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
 URL = Kind(_url, "a URL such as http://collector:4318")
 # Whether there is such a plug-in, ``balancer.plugins`` finds out.
@@ -226,6 +235,9 @@ class Settings:
     bind: Address | UnixSocket = setting(Address("0.0.0.0", 80), LISTENER, "where clients connect")
     admin: Address | None = setting(
         Address("127.0.0.1", 9000), LISTENER_OR_OFF, "where the balancer's own health and status are served"
+    )
+    admin_token: str | None = setting(
+        None, SECRET, "what drain and undrain ask for; without one they are refused unless the admin is on loopback"
     )
     policy: str = setting("round_robin", POLICY, "who gets the next request")
     hash_key: tuple[str, str] = setting(
@@ -304,7 +316,7 @@ class Settings:
             if text == "":
                 continue
             kind: Kind = item.metadata["kind"]
-            written[item.name] = f"{name}={text!r}"
+            written[item.name] = f"{name}=(not shown)" if kind.secret else f"{name}={text!r}"
             try:
                 values[item.name] = kind.parse(text)
             except (ValueError, KeyError):
@@ -353,6 +365,8 @@ def flag(name: str) -> str:
 
 def show(value: object, kind: Kind) -> str:
     """A setting's value as one would write it."""
+    if kind.secret and value is not None:
+        return "(set)"
     match value:
         case None:
             return kind.unset

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import add
 
 from balancer.errors import TOKENS, UNTOLD
+from balancer.events import Events
 from balancer.health import Event, State
 from balancer.membership import Answer, Change, Member, Outcome, Snapshot
 from balancer.observer import Observer
@@ -81,7 +82,8 @@ class Stats(Observer):
     ``errors``: how often each token ended a request. ``held``: requests that waited for a member, ``held_seconds``
     for how long, and ``held_buckets`` as those of a Tally. ``dns``: answers by record type and rcode, or "empty",
     "timeout" or "error". ``answered``: by record type, when (a reading of the balancer's clock) DNS last said who,
-    or that nobody, is there. ``flips``: how often a member came into a state, and by which event.
+    or that nobody, is there. ``flips``: how often a member came into a state, and by which event. ``events``: what
+    happened lately.
     """
 
     def __init__(self) -> None:
@@ -97,6 +99,7 @@ class Stats(Observer):
         self.answered: dict[str, float] = {}
         self.changes = 0
         self.flips: Counter[tuple[State, Event]] = Counter()
+        self.events = Events()
 
     @property
     def total(self) -> Tally:
@@ -119,14 +122,19 @@ class Stats(Observer):
         one.sent += record.body_bytes
         if record.received:
             one.received += record.received
-        if record.error:
-            self._count_error(record.error)
         if record.held:
             self.held += 1
             self.held_seconds += record.held
             self.held_buckets[bisect_left(BOUNDS, record.held)] += 1
+        if record.error or record.tries:
+            self._troubled(record)
+
+    def _troubled(self, record: Record) -> None:
+        if record.error:
+            self._count_error(record.error)
         for attempt in record.tries:
             (self.members.get(attempt.member) or self._others).retries[attempt.reason] += 1
+        self.events.troubled(record)
 
     def _count_error(self, token: str) -> None:
         known = token in TOKENS or token in UNTOLD or token in self.errors
@@ -134,7 +142,11 @@ class Stats(Observer):
             token = "other"
         self.errors[token] += 1
 
+    def drained(self, member: Member) -> None:
+        self.events.drained(member)
+
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
+        self.events.resolved(snapshot, change)
         for answer in snapshot.answers:
             self.dns[answer.record, _outcome(answer)] += 1
             if answer.over_tcp:
@@ -152,6 +164,7 @@ class Stats(Observer):
         self.flips[member.state, event] += 1
         if one := self.members.get(member.address):
             one.flips[member.state] += 1
+        self.events.flipped(member, before, event)
 
 
 def _outcome(answer: Answer) -> str:

@@ -1,23 +1,52 @@
-"""The admin application: liveness, readiness and the members."""
+"""The admin application: the status page, the API (``openapi.json``), liveness and readiness."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import mimetypes
 import time
 from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from balancer.admin.board import Board, Pool, Viewer
+from balancer.admin.guard import deny
 from balancer.admin.metrics import metrics_endpoint
 from balancer.loadbalancer import LoadBalancer
+from balancer.membership import Member
+from balancer.settings import Settings
+
+HERE = Path(__file__).parent
+
+# Pages that may be open at a time.
+MAX_PAGES = 200
+# Bytes that the body of an action may have.
+MAX_BODY = 4096
+
+# No page but our own may run, frame or feed anything here.
+SECURITY = {
+    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
 
 
-def admin_app(pools: Callable[[], Sequence[LoadBalancer]]) -> Starlette:
-    """``/healthz`` (the process answers), ``/readyz`` (it has a member to give requests to), ``/members``.
+def admin_app(pools: Callable[[], Sequence[LoadBalancer]], settings: Settings, board: Board) -> Starlette:
+    """Everything on the admin port.
 
-    ``pools``: those that the data listener gives requests to just now, at least one.
+    ``pools``: those that the data listener gives requests to just now, at least one. ``board``: runs beside it.
     """
 
     async def healthz(request: Request) -> Response:
@@ -32,14 +61,190 @@ def admin_app(pools: Callable[[], Sequence[LoadBalancer]]) -> Starlette:
     async def members(request: Request) -> Response:
         return JSONResponse(status(pools()[0], time.monotonic()))
 
-    return Starlette(
-        routes=[
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/members", members),
-            Route("/metrics", metrics_endpoint(pools)),
-        ]
-    )
+    routes: list[BaseRoute] = [
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        Route("/members", members),
+        Route("/metrics", metrics_endpoint(pools)),
+        *_api(settings, board),
+        *_page(),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _in_json})
+    app.add_middleware(Secured)
+    return app
+
+
+def _api(settings: Settings, board: Board) -> list[BaseRoute]:
+    async def state(request: Request) -> Response:
+        return JSONResponse(board.status(), headers=FRESH)
+
+    async def events(request: Request) -> Response:
+        return JSONResponse({"events": board.events()}, headers=FRESH)
+
+    async def in_effect(request: Request) -> Response:
+        rows = [{"name": name, "value": value, "meaning": meaning} for name, value, meaning in settings.rows()]
+        return JSONResponse({"settings": rows}, headers=FRESH)
+
+    def action(drained: bool) -> Callable[[Request], Any]:
+        async def act(request: Request) -> Response:
+            if denial := deny(settings, {name.lower(): value for name, value in request.headers.items()}):
+                headers = {"www-authenticate": "Bearer"} if denial.status == 401 else None
+                return problem(denial.status, denial.error, denial.reason, headers)
+            pool = await _asked_pool(request)
+            found = _members(board.pools(), request.path_params["address"], pool)
+            for balancer, member in found:
+                balancer.drain(member, drained)
+            _, member = found[0]
+            names = [balancer.settings.alias for balancer, _ in found]
+            return JSONResponse(
+                {
+                    "address": str(member.address),
+                    "drained": drained,
+                    "pools": names,
+                    "in_flight": sum(it.in_flight for _, it in found),
+                }
+            )
+
+        return act
+
+    return [
+        Route("/api/status", state),
+        Route("/api/events", events),
+        Route("/api/settings", in_effect),
+        Route("/api/stream", Stream(board)),
+        Route("/api/members/{address}/drain", action(True), methods=["POST"]),
+        Route("/api/members/{address}/undrain", action(False), methods=["POST"]),
+    ]
+
+
+FRESH = {"cache-control": "no-store"}
+
+
+def problem(status: int, error: str, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """What the API says where it cannot do what it is asked: one word for programs, a sentence for people."""
+    return JSONResponse({"error": error, "reason": reason}, status, FRESH | (headers or {}))
+
+
+class Unusable(HTTPException):
+    """A request that makes no sense; ``error`` is one word for it."""
+
+    def __init__(self, status: int, error: str, reason: str) -> None:
+        super().__init__(status, reason)
+        self.error = error
+
+
+async def _in_json(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if isinstance(error, Unusable):
+        return problem(error.status_code, error.error, error.detail, headers)
+    if error.status_code == 405:
+        return problem(405, "method_not_allowed", f"{request.url.path} takes {headers.get('Allow')}", headers)
+    return problem(404, "not_found", "there is no such path; /openapi.json says what there is", headers)
+
+
+async def _asked_pool(request: Request) -> str | None:
+    """The pool that the body names, if it does."""
+    text = b""
+    try:
+        async for piece in request.stream():
+            text += piece
+            if len(text) > MAX_BODY:
+                raise Unusable(413, "too_large", f"the body may have {MAX_BODY} bytes")
+    except ClientDisconnect:
+        raise Unusable(400, "bad_body", "the body did not come whole") from None
+    try:
+        body = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        body = None
+    takes = 'the body may be empty or a JSON object that names the pool, such as {"pool": "apps"}'
+    if not isinstance(body, dict) or body.keys() - {"pool"}:
+        raise Unusable(400, "bad_body", takes)
+    pool = body.get("pool")
+    if pool is not None and not isinstance(pool, str):
+        raise Unusable(400, "bad_body", takes)
+    return pool
+
+
+def _members(pools: Sequence[Pool], text: str, alias: str | None) -> list[tuple[LoadBalancer, Member]]:
+    """The members of that address, in the pool of that alias or in all. Raises Unusable if there is none."""
+    asked = [it.balancer for it in pools if alias in (None, it.balancer.settings.alias)]
+    if not asked:
+        known = ", ".join(it.balancer.settings.alias for it in pools)
+        raise Unusable(404, "no_such_pool", f"there is no pool {alias!r}; there is {known}")
+    everybody = [(balancer, member) for balancer in asked for member in balancer.membership.members.values()]
+    found = [(balancer, member) for balancer, member in everybody if str(member.address) == text]
+    if not found:
+        some = ", ".join(sorted(str(member.address) for _, member in everybody)[:5]) or "none just now"
+        raise Unusable(404, "no_such_member", f"{text!r} is no member; members are named by ip:port: {some}")
+    return found
+
+
+class Stream:
+    """Server-sent events: the whole picture once, then what changes."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "GET":
+            raise HTTPException(405, headers={"Allow": "GET"})
+        if self._board.viewers >= MAX_PAGES:
+            await problem(503, "too_many_pages", f"{MAX_PAGES} pages are open already")(scope, receive, send)
+            return
+        with Viewer(self._board) as viewer:
+            watcher = asyncio.get_running_loop().create_task(_watch(receive, viewer))
+            try:
+                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                while piece := await viewer.next():
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+            finally:
+                watcher.cancel()
+                await asyncio.gather(watcher, return_exceptions=True)
+
+
+async def _watch(receive: Receive, viewer: Viewer) -> None:
+    """uvicorn's ``send`` does nothing once the client has left, so somebody has to wait for the message."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    viewer.leave()
+
+
+def _page() -> list[BaseRoute]:
+    """The files of the page, read once: few and small."""
+    files = {f"/static/{path.name}": path for path in sorted((HERE / "static").iterdir())}
+    index = files.pop("/static/index.html")
+    return [_file(name, path) for name, path in ({"/": index, "/openapi.json": HERE / "openapi.json"} | files).items()]
+
+
+def _file(name: str, path: Path) -> Route:
+    content = path.read_bytes()
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    headers = {"etag": f'"{sha256(content).hexdigest()[:16]}"', "cache-control": "no-cache"}
+
+    async def file(request: Request) -> Response:
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=kind, headers=headers)
+
+    return Route(name, file)
+
+
+class Secured:
+    """Adds the fields of SECURITY to every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(SECURITY)
+            await send(message)
+
+        await self._app(scope, receive, secured if scope["type"] == "http" else send)
 
 
 def status(balancer: LoadBalancer, now: float) -> dict[str, object]:

@@ -9,9 +9,10 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.routing import Route
 
-from balancer.admin.app import admin_app
-from balancer.admin.metrics import METRICS, PoolCollector, by_name
+from balancer.admin.metrics import METRICS, PoolCollector, by_name, metrics_endpoint
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.health import Event
 from balancer.loadbalancer import LoadBalancer
@@ -72,7 +73,7 @@ def busy(alias: str = "apps") -> Pool:
 
 
 async def scrape(*pools: LoadBalancer, accept: str = "") -> httpx.Response:
-    app = admin_app(lambda: pools)
+    app = Starlette(routes=[Route("/metrics", metrics_endpoint(lambda: pools))])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
         response = await client.get("http://admin/metrics", headers={"Accept": accept})
     assert response.status_code == 200

@@ -203,3 +203,19 @@ def test_a_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str
 )
 def test_a_setting_with_what_it_needs_is_used(environ: dict[str, str]) -> None:
     assert Settings.load(environ).incomplete() == []
+
+
+@pytest.mark.parametrize("text", ["12345678", "dGVzdC10b2tlbg==", "a" * 256])
+def test_a_token_is_used_and_never_shown(text: str) -> None:
+    settings = Settings.load({"BALANCER_ADMIN_TOKEN": text})
+    assert settings.admin_token == text
+    shown = {name: value for name, value, _ in settings.rows()}
+    assert shown["BALANCER_ADMIN_TOKEN"] == "(set)"
+
+
+@pytest.mark.parametrize("text", ["1234567", "a" * 257, "with space", "é" * 8, "=" * 8, "12345678\n", "a=bcdefgh"])
+def test_a_bad_token_is_not_shown_either(text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"BALANCER_ADMIN_TOKEN": text})
+    (problem,) = caught.value.problems
+    assert problem.startswith("BALANCER_ADMIN_TOKEN=(not shown) cannot be used: it takes 8 to 256 letters")

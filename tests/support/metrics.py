@@ -12,9 +12,10 @@ import httpx
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
+from starlette.applications import Starlette
+from starlette.routing import Route
 
-from balancer.admin.app import admin_app
-from balancer.admin.metrics import METRICS
+from balancer.admin.metrics import METRICS, metrics_endpoint
 from balancer.listen import listen
 from balancer.server import make_listener
 from balancer.settings import Address
@@ -148,7 +149,8 @@ async def admin(*pools: Running) -> AsyncIterator[Callable[[], Awaitable[Scrape]
     """An admin listener for these balancers; what it gives scrapes it over its socket."""
     sock = listen("ADMIN", Address("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}/metrics"
-    listener = make_listener(admin_app(lambda: [it.balancer for it in pools]), keepalive=5, drain_limit=1)
+    app = Starlette(routes=[Route("/metrics", metrics_endpoint(lambda: [it.balancer for it in pools]))])
+    listener = make_listener(app, keepalive=5, drain_limit=1)
     serving = asyncio.create_task(listener.serve(sockets=[sock]))
 
     async def scrape() -> Scrape:

@@ -1,0 +1,75 @@
+"""Who may do something: the rules for requests that change anything. No I/O.
+
+* A page of somebody else's must not act with what a browser of ours can reach: requests from another site are refused,
+  by ``Sec-Fetch-Site`` (W3C Fetch Metadata) and ``Origin`` (RFC 6454), and so is what a form could send without asking,
+  because the content type has to be JSON.
+* With a token set, whoever has it may act.
+* Without one, only clients of this machine may: the listener has to be on loopback, and ``Host`` has to say so, or
+  a name that an attacker points at 127.0.0.1 (DNS rebinding) would make his page one of ours.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from balancer.settings import Settings, variable
+
+TOKEN = variable("admin_token")
+
+
+class Denial(NamedTuple):
+    """Why not: a status, one word for programs and a sentence for people."""
+
+    status: int
+    error: str
+    reason: str
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as in a URL or an address, is this machine by itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def access(settings: Settings) -> str:
+    """What actions need: ``token``, nothing (``open``), or that they are ``refused``."""
+    if settings.admin_token:
+        return "token"
+    return "open" if settings.admin and is_loopback(settings.admin.host) else "refused"
+
+
+def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
+    """Why a request that changes something is refused, or None. ``headers``: by name in lower case."""
+    site, origin, host = headers.get("sec-fetch-site"), headers.get("origin"), headers.get("host", "")
+    # An opaque origin, "null", has no host and so is not ours either.
+    if site not in (None, "same-origin", "none") or (origin is not None and urlsplit(origin).netloc != host):
+        return Denial(403, "cross_site", "this may be asked for by the balancer's own pages and by programs only")
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return Denial(415, "not_json", "this takes Content-Type: application/json, and an empty body or a JSON object")
+    match access(settings):
+        case "token":
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            expected = (settings.admin_token or "").encode()
+            right = hmac.compare_digest(given.strip().encode(), expected)
+            if scheme.lower() != "bearer" or not right:
+                return Denial(401, "token_needed", f"this takes Authorization: Bearer and the value of {TOKEN}")
+        case "refused":
+            words = f"{settings.admin} is not on loopback, so this needs {TOKEN}, and it is not set"
+            return Denial(403, "no_token_set", words)
+        case _:
+            try:
+                name = urlsplit(f"//{host}").hostname or ""
+            except ValueError:
+                name = ""
+            if not is_loopback(name):
+                words = f"without {TOKEN} the Host has to be localhost or a loopback address"
+                return Denial(403, "foreign_host", words)
+    return None

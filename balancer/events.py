@@ -1,0 +1,193 @@
+"""What happened lately, one sentence each, for the status page and the API. No I/O.
+
+Bounded: the last KEPT. What comes by the thousand (requests that a member failed, refusals) makes one event for each
+member or token in WINDOW seconds, which counts on; what a member's flip brought with it is told in the same sentence.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from balancer.health import Event, State
+from balancer.membership import Change, Member, Snapshot
+from balancer.observer import Observer
+from balancer.record import Record
+from balancer.settings import Address
+
+KEPT = 500
+# Changes of DNS have a list of their own, so that a flood of other events leaves them alone.
+KEPT_OF_DNS = 100
+# Seconds for which an event goes on counting.
+WINDOW = 5.0
+# Members that are named where many come or go at once.
+NAMED = 3
+
+
+class Kind(StrEnum):
+    DNS = "dns"
+    JOINED = "joined"
+    LEFT = "left"
+    STATE = "state"
+    FAILED = "failed"
+    REFUSED = "refused"
+    DRAINED = "drained"
+
+
+class Level(StrEnum):
+    GOOD = "good"
+    INFO = "info"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+LEVELS = {State.UP: Level.GOOD, State.SUSPECT: Level.WARNING, State.DRAINING: Level.WARNING, State.DOWN: Level.BAD}
+
+
+@dataclass(slots=True, eq=False)
+class Happening:
+    """One event. ``when``: clock reading in seconds. ``moved``: requests that its member failed and that went on to
+    another; ``lost``: those that ended there; ``refused``: those that the balancer answered itself.
+    """
+
+    number: int
+    when: float
+    kind: Kind
+    level: Level
+    words: str
+    member: Address | None = None
+    moved: int = 0
+    lost: int = 0
+    refused: int = 0
+
+    @property
+    def text(self) -> str:
+        parts = [self.words] if self.words else []
+        if self.refused:
+            parts = [f"{_requests(self.refused)} {self.words}"]
+        if self.moved:
+            parts.append(f"{_requests(self.moved)} moved")
+        if self.lost:
+            parts.append(f"{_requests(self.lost)} lost")
+        return ", ".join(parts)
+
+
+class Events(Observer):
+    """``recent`` and ``dns``: events in the order in which they began; ``take_changed``: what is new, for one reader.
+
+    ``on_change``: called when members came, went, changed their state or were drained.
+    """
+
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        self.recent: deque[Happening] = deque(maxlen=KEPT)
+        self.dns: deque[Happening] = deque(maxlen=KEPT_OF_DNS)
+        self.on_change = on_change
+        self._number = 0
+        self._changed: dict[int, Happening] = {}
+        self._counting: dict[Address | str, Happening] = {}
+        self._answers: dict[str, tuple[str, bool]] = {}
+
+    def take_changed(self) -> list[Happening]:
+        """The events that are new or have counted on since the last call."""
+        changed = [it for it in self._changed.values() if it.number > self._number - KEPT]
+        self._changed.clear()
+        return changed
+
+    def resolved(self, snapshot: Snapshot, change: Change) -> None:
+        self._forget(snapshot.when)
+        for answer in snapshot.answers:
+            says = answer.rcode, answer.over_tcp
+            if self._answers.get(answer.record) != says:
+                self._answers[answer.record] = says
+                words = f"DNS {answer.record}: {answer.rcode}, {_counted(len(answer.endpoints), 'address', 'es')}"
+                if answer.over_tcp:
+                    words += ", too large for UDP"
+                level = Level.INFO if answer.endpoints else Level.WARNING
+                self.dns.append(self._add(snapshot.when, Kind.DNS, level, words))
+        if change.joined:
+            words = f"{_names(change.joined)} joined"
+            one = change.joined[0].address if len(change.joined) == 1 else None
+            self.dns.append(self._add(snapshot.when, Kind.JOINED, Level.INFO, words, one))
+        if change.left:
+            words = f"{_names(change.left)} left DNS"
+            one = change.left[0].address if len(change.left) == 1 else None
+            self.dns.append(self._add(snapshot.when, Kind.LEFT, Level.INFO, words, one))
+        if change:
+            self.on_change()
+
+    def flipped(self, member: Member, before: State, event: Event) -> None:
+        if member.state is State.LEAVING:
+            return  # Whoever left is told of by ``resolved``.
+        words = f"{member.address} {member.state.value}: {member.reason}"
+        made = self._add(member.since, Kind.STATE, LEVELS[member.state], words, member.address)
+        if made.level in (Level.WARNING, Level.BAD):
+            self._counting[member.address] = made
+        else:
+            self._counting.pop(member.address, None)
+        self.on_change()
+
+    def drained(self, member: Member) -> None:
+        words = "drained by hand" if member.drained else "no longer drained"
+        level = Level.WARNING if member.drained else Level.GOOD
+        self._add(member.drained_since, Kind.DRAINED, level, f"{member.address} {words}", member.address)
+        self.on_change()
+
+    def troubled(self, record: Record) -> None:
+        """A request is over that a member failed, or that was not answered as a member did."""
+        now = record.started + record.duration
+        ended = len(record.tries) - 1 if record.error and record.error != "client_gone" else -1
+        for place, attempt in enumerate(record.tries):
+            it = self._counting_on(attempt.member, now)
+            if it is None:
+                words = f"{attempt.member}: {attempt.words}"
+                it = self._add(now, Kind.FAILED, Level.WARNING, words, attempt.member)
+                self._counting[attempt.member] = it
+            if place == ended:
+                it.lost += 1
+                it.level = Level.BAD
+            else:
+                it.moved += 1
+            self._changed[it.number] = it
+        if record.error and record.error != "client_gone":
+            it = self._counting_on(record.error, now)
+            if it is None:
+                words = "broken off" if record.error == "truncated" else f"answered {record.status} {record.error}"
+                level = Level.WARNING if record.status < 500 and record.error != "truncated" else Level.BAD
+                it = self._counting[record.error] = self._add(now, Kind.REFUSED, level, words)
+            it.refused += 1
+            self._changed[it.number] = it
+
+    def _add(self, when: float, kind: Kind, level: Level, words: str, member: Address | None = None) -> Happening:
+        self._number += 1
+        made = Happening(self._number, when, kind, level, words, member)
+        self.recent.append(made)
+        self._changed[made.number] = made
+        if len(self._changed) > 2 * KEPT:  # Nobody reads them.
+            self._changed = {it.number: it for it in self.recent}
+        return made
+
+    def _counting_on(self, key: Address | str, now: float) -> Happening | None:
+        found = self._counting.get(key)
+        return found if found and now - found.when < WINDOW else None
+
+    def _forget(self, now: float) -> None:
+        if self._counting:
+            self._counting = {key: it for key, it in self._counting.items() if now - it.when < WINDOW}
+
+
+def _counted(number: int, word: str, plural: str = "s") -> str:
+    return f"{number} {word}{'' if number == 1 else plural}"
+
+
+def _requests(number: int) -> str:
+    return _counted(number, "request")
+
+
+def _names(members: Sequence[Member]) -> str:
+    names = [str(it.address) for it in members[:NAMED]]
+    rest = len(members) - len(names)
+    if rest:
+        return f"{', '.join(names)} and {rest} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import pytest
+
+from balancer.events import KEPT, KEPT_OF_DNS, WINDOW, Events, Kind, Level
+from balancer.health import Event, State
+from balancer.membership import Answer, Change, Endpoint, Member, Membership, Outcome, Snapshot
+from balancer.record import Record, Try
+from balancer.request import Request
+from balancer.settings import Address
+
+ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)
+
+
+def found(*addresses: Address, when: float = 0.0, over_tcp: bool = False) -> Snapshot:
+    outcome = Outcome.FOUND if addresses else Outcome.NOBODY
+    rcode = "NOERROR" if addresses else "NXDOMAIN"
+    return Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), rcode, over_tcp),), when)
+
+
+def record(*tries: Try, at: float = 10.0, error: str = "", status: int = 200) -> Record:
+    made = Record(Request("GET", b"/", [], "192.0.2.1"), at - 0.5, b"id")
+    made.duration, made.tries, made.error, made.status = 0.5, tries, error, status
+    return made
+
+
+def texts(events: Events) -> list[str]:
+    return [it.text for it in events.recent]
+
+
+class Cluster:
+    """A membership that tells events of its flips."""
+
+    def __init__(self, *addresses: Address) -> None:
+        self.events = Events()
+        self.membership = Membership(on_flip=self.events.flipped)
+        self.resolve(*addresses)
+
+    def resolve(self, *addresses: Address, when: float = 0.0) -> None:
+        snapshot = found(*addresses, when=when)
+        self.events.resolved(snapshot, self.membership.reconcile(snapshot))
+
+    def observe(self, address: Address, event: Event, when: float, words: str = "") -> None:
+        self.membership.observe(self.membership.members[address], event, when, words)
+
+
+def refused(address: Address = ONE) -> Try:
+    return Try(address, "refused", "Connection refused")
+
+
+def test_a_member_that_comes_up_and_goes_down_is_told_with_its_reasons() -> None:
+    it = Cluster(ONE)
+    it.observe(ONE, Event.PROBE_OK, 1.0, "accepts connections")
+    it.observe(ONE, Event.REFUSED, 2.0, "Connection refused")
+    assert texts(it.events) == [
+        "DNS A: NOERROR, 1 address",
+        "172.18.0.5:80 joined",
+        "172.18.0.5:80 up: accepts connections",
+        "172.18.0.5:80 down: Connection refused",
+    ]
+    assert [each.level for each in it.events.recent] == [Level.INFO, Level.INFO, Level.GOOD, Level.BAD]
+
+
+def test_requests_that_a_member_failed_are_told_with_its_going_down() -> None:
+    it = Cluster(ONE, TWO)
+    it.observe(ONE, Event.PROBE_OK, 1.0)
+    it.observe(ONE, Event.REFUSED, 9.9, "connection refused")
+    for _ in range(3):
+        it.events.troubled(record(refused()))
+    assert texts(it.events)[-1] == "172.18.0.5:80 down: connection refused, 3 requests moved"
+
+
+def test_what_a_member_failed_long_after_its_flip_is_an_event_of_its_own() -> None:
+    it = Cluster(ONE)
+    it.observe(ONE, Event.PROBE_OK, 1.0)
+    it.observe(ONE, Event.REFUSED, 2.0, "connection refused")
+    it.events.troubled(record(Try(ONE, "died", "closed without an answer"), at=2.0 + WINDOW))
+    assert texts(it.events)[-1] == "172.18.0.5:80: closed without an answer, 1 request moved"
+
+
+def test_what_fails_after_a_member_is_up_again_is_not_told_with_its_going_down() -> None:
+    it = Cluster(ONE)
+    for event in (Event.PROBE_OK, Event.REFUSED, Event.PROBE_OK):
+        it.observe(ONE, event, 1.0)
+    it.events.troubled(record(refused(), at=1.5))
+    assert texts(it.events)[-1] == "172.18.0.5:80: Connection refused, 1 request moved"
+
+
+def test_failed_tries_are_one_event_for_each_member_and_window() -> None:
+    it = Events()
+    for _ in range(1000):
+        it.troubled(record(refused(ONE), refused(TWO), at=1.0))
+    it.troubled(record(refused(ONE), at=1.0 + WINDOW))
+    assert texts(it) == [
+        "172.18.0.5:80: Connection refused, 1000 requests moved",
+        "172.18.0.6:80: Connection refused, 1000 requests moved",
+        "172.18.0.5:80: Connection refused, 1 request moved",
+    ]
+
+
+def test_a_request_that_ended_with_its_last_try_is_lost_and_refused() -> None:
+    it = Events()
+    it.troubled(record(refused(ONE), Try(TWO, "died", "reset"), error="member_failed", status=502))
+    assert texts(it) == [
+        "172.18.0.5:80: Connection refused, 1 request moved",
+        "172.18.0.6:80: reset, 1 request lost",
+        "1 request answered 502 member_failed",
+    ]
+    assert it.recent[1].level is Level.BAD
+
+
+def test_refusals_are_counted_by_token_and_a_client_that_leaves_is_none() -> None:
+    it = Events()
+    for error, status in [("no_member", 503), ("malformed_request", 400), ("no_member", 503), ("client_gone", 499)]:
+        it.troubled(record(error=error, status=status))
+    it.troubled(record(error="truncated", status=200))
+    assert texts(it) == [
+        "2 requests answered 503 no_member",
+        "1 request answered 400 malformed_request",
+        "1 request broken off",
+    ]
+    assert [each.level for each in it.recent] == [Level.BAD, Level.WARNING, Level.BAD]
+
+
+def test_dns_is_told_when_it_says_something_else() -> None:
+    it = Events()
+    for snapshot in (found(ONE), found(ONE), found(ONE, over_tcp=True), found(), found()):
+        it.resolved(snapshot, Change())
+    assert texts(it) == [
+        "DNS A: NOERROR, 1 address",
+        "DNS A: NOERROR, 1 address, too large for UDP",
+        "DNS A: NXDOMAIN, 0 addresses",
+    ]
+    assert list(it.dns) == list(it.recent)
+
+
+def test_many_that_come_or_go_at_once_are_one_event() -> None:
+    addresses = [Address(f"10.0.0.{number}", 80) for number in range(1, 6)]
+    it = Cluster(*addresses)
+    it.resolve(*addresses[:3], when=1.0)
+    assert texts(it.events)[1:] == [
+        "10.0.0.1:80, 10.0.0.2:80, 10.0.0.3:80 and 2 more joined",
+        "10.0.0.4:80 and 10.0.0.5:80 left DNS",
+    ]
+
+
+def test_a_drain_by_hand_is_told_at_its_time() -> None:
+    it = Events()
+    member = Member(Endpoint(ONE), 0.0, drained=True, drained_since=7.0)
+    it.drained(member)
+    member.drained = False
+    it.drained(member)
+    assert texts(it) == ["172.18.0.5:80 drained by hand", "172.18.0.5:80 no longer drained"]
+    assert (it.recent[0].when, it.recent[0].kind) == (7.0, Kind.DRAINED)
+
+
+def test_an_event_that_counts_on_is_given_to_the_reader_again() -> None:
+    it = Events()
+    it.troubled(record(refused()))
+    (first,) = it.take_changed()
+    assert it.take_changed() == []
+    it.troubled(record(refused(), at=11.0))
+    assert it.take_changed() == [first]
+    assert first.moved == 2
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_flood_is_bounded_and_leaves_the_changes_of_dns_alone(read: bool) -> None:
+    it = Events()
+    it.resolved(found(ONE), Change())
+    for number in range(5 * KEPT):
+        address = Address(f"10.0.{number // 250}.{number % 250}", 80)
+        it.troubled(record(refused(address), at=number * 0.01))
+        if read:
+            it.take_changed()
+    assert len(it.recent) == KEPT
+    assert [each.text for each in it.dns] == ["DNS A: NOERROR, 1 address"]
+    assert len(it.take_changed()) <= KEPT
+    it.resolved(found(ONE, when=1e6), Change())
+    assert not it._counting
+
+
+def test_changes_of_dns_are_bounded() -> None:
+    it = Events()
+    for _ in range(KEPT_OF_DNS):
+        it.resolved(found(ONE), Change())
+        it.resolved(found(), Change())
+    assert len(it.dns) == KEPT_OF_DNS
+
+
+def test_a_change_of_members_is_news_and_a_request_is_not() -> None:
+    news: list[str] = []
+    it = Events(on_change=lambda: news.append("!"))
+    member = Member(Endpoint(ONE), 0.0)
+    it.resolved(found(ONE), Change())
+    it.troubled(record(refused()))
+    assert not news
+    it.resolved(found(ONE), Change(joined=[member]))
+    member.state = State.UP
+    it.flipped(member, State.JOINING, Event.PROBE_OK)
+    it.drained(member)
+    assert len(news) == 3

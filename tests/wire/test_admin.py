@@ -1,0 +1,461 @@
+"""The admin listener over real sockets: what it says, who may act, what open pages are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.routing import Route
+
+from balancer.admin import app, board
+from balancer.admin.app import admin_app
+from balancer.admin.board import CHART, Board
+from balancer.admin.names import Names
+from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.membership import Member as PoolMember
+from balancer.settings import Address, Settings
+from balancer.stats import Stats
+from tests.support.admin import JSON, OPENAPI, Page, administer, check, opened
+from tests.support.scripted import ScriptedProbe, ScriptedResolver
+from tests.support.wire import LIMIT, OK, Connection, Member, balance, eventually
+
+TOKEN = "correct-horse-battery"
+GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+async def until(page: Page, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """The first message of which ``wanted`` is true."""
+    async with asyncio.timeout(LIMIT):
+        while True:
+            _, message = await page.next()
+            if wanted(message):
+                return message
+
+
+def requests(member: Member) -> int:
+    """How many the member was given."""
+    return b"".join(member.received).count(b"GET / ")
+
+
+async def test_every_route_is_documented_and_every_documented_one_is_there() -> None:
+    async with balance() as running:
+        made = Board(lambda: [running.balancer], Names([]))
+        routes = admin_app(lambda: [running.balancer], Settings(), made).routes
+    served = {it.path for it in routes if isinstance(it, Route)}
+    page = {it for it in served if it.startswith("/static/")} | {"/", "/openapi.json"}
+    assert served - page == set(OPENAPI["paths"])
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [("/api/status", "Status"), ("/api/events", "Events"), ("/api/settings", "Settings"), ("/members", "Members")],
+)
+async def test_an_answer_is_as_documented(path: str, schema: str) -> None:
+    async with Member() as one, balance(one, stats=Stats()) as running, administer(running) as port:
+        for _ in range(3):
+            await running.exchange(GET)
+        await running.idle()
+        response = await port.get(path)
+        assert response.status_code == 200
+        documented = OPENAPI["paths"][path]["get"]["responses"]["200"]["content"]
+        assert documented == {response.headers["content-type"]: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+        check(schema, response.json())
+
+
+async def test_before_the_first_answer_of_dns_the_status_is_as_documented() -> None:
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    async with balance(resolve=never, stats=Stats()) as running, administer(running) as port:
+        for path, schema in (("/api/status", "Status"), ("/members", "Members")):
+            check(schema, (await port.get(path)).json())
+        assert (await port.get("/readyz")).status_code == 503
+        async with opened(port) as page:
+            kind, _ = await page.next()
+            assert kind == "whole"
+
+
+async def test_the_status_says_what_a_member_has_done() -> None:
+    async def fails(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
+
+    async with Member(fails) as one, balance(one, stats=Stats()) as running, administer(running) as port:
+        for _ in range(4):
+            await running.exchange(GET)
+        member = await port.member(one.address)
+        assert (member["state"], member["reason"], member["drained"]) == ("up", "accepts connections", False)
+        assert (member["requests"], member["failed"], member["in_flight"]) == (4, 4, 0)
+        # The rest is of samples, taken once a second.
+        async with asyncio.timeout(5):
+            while not (member := await port.member(one.address))["share"]:
+                await asyncio.sleep(0.05)
+        assert member["share"] == 1
+        assert 0 < member["p50_ms"] <= member["p99_ms"]
+
+
+async def test_a_member_that_dies_is_in_the_events_with_what_it_cost() -> None:
+    async with (
+        Member() as one,
+        Member() as two,
+        balance(one, two, stats=Stats(), health_interval=60.0) as running,
+        administer(running) as port,
+    ):
+        await one.stop()
+        for _ in range(4):
+            assert b" 200 " in await running.exchange(GET)
+        events = (await port.get("/api/events")).json()["events"]
+        (died,) = (it for it in events if it["level"] == "bad")
+        assert died["text"] == f"{one.address} down: Connection refused, 1 request moved"
+        assert (died["member"], died["moved"], died["pool"]) == (str(one.address), 1, "apps")
+
+
+async def test_a_drained_member_finishes_what_it_has_and_gets_no_more() -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(connection: Connection) -> None:
+        await connection.head()
+        asked.set()
+        await answer.wait()
+        await connection.send(OK)
+
+    async with (
+        Member(slow) as one,
+        Member() as two,
+        balance(one, two, stats=Stats()) as running,
+        administer(running) as port,
+    ):
+        first = asyncio.create_task(running.exchange(GET))
+        second = asyncio.create_task(running.exchange(GET))
+        await asked.wait()
+        response = await port.act("drain", one.address)
+        assert response.status_code == 200
+        check("Drained", response.json())
+        assert response.json() == {"address": str(one.address), "drained": True, "pools": ["apps"], "in_flight": 1}
+        for _ in range(5):
+            assert b" 200 " in await running.exchange(GET)
+        assert (requests(one), requests(two)) == (1, 6)
+        assert (await port.member(one.address))["drained"]
+        answer.set()
+        assert b" 200 " in await first
+        assert b" 200 " in await second
+        response = await port.act("undrain", one.address, {"pool": "apps"})
+        assert response.json()["drained"] is False
+        for _ in range(4):
+            await running.exchange(GET)
+        assert (requests(one), requests(two)) == (3, 8)
+        texts = [it["text"] for it in (await port.get("/api/events")).json()["events"]]
+        assert f"{one.address} drained by hand" in texts
+        assert texts[-1] == f"{one.address} no longer drained"
+
+
+async def test_actions_ask_for_the_token_and_the_page_for_none() -> None:
+    async with (
+        Member() as one,
+        balance(one, stats=Stats()) as running,
+        administer(running, admin_token=TOKEN) as port,
+    ):
+        for headers in ({}, {"Authorization": "Bearer wrong-token"}):
+            response = await port.act("drain", one.address, None, **headers)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            check("Problem", response.json())
+        assert not (await port.member(one.address))["drained"]
+        response = await port.act("drain", one.address, None, Authorization=f"Bearer {TOKEN}")
+        assert response.status_code == 200
+        assert (await port.member(one.address))["drained"]
+        settings = (await port.get("/api/settings")).text
+        assert "BALANCER_ADMIN_TOKEN" in settings
+        for path in ("/", "/api/settings", "/api/status", "/api/events"):
+            assert TOKEN not in (await port.get(path)).text
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "status", "error"),
+    [
+        ({}, {"Sec_Fetch_Site": "cross-site"}, 403, "cross_site"),
+        ({}, {"Origin": "http://evil.example"}, 403, "cross_site"),
+        ({}, {"Content_Type": "text/plain"}, 415, "not_json"),
+        ({}, {"Host": "rebound.example"}, 403, "foreign_host"),
+        ({"admin": Address("0.0.0.0", 9000)}, {}, 403, "no_token_set"),
+    ],
+)
+async def test_nobody_else_acts(settings: dict[str, Any], headers: dict[str, str], status: int, error: str) -> None:
+    async with Member() as one, balance(one, stats=Stats()) as running, administer(running, **settings) as port:
+        response = await port.act("drain", one.address, None, **headers)
+        assert (response.status_code, response.json()["error"]) == (status, error)
+        check("Problem", response.json())
+        assert not (await port.member(one.address))["drained"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "error", "words"),
+    [
+        ("/api/members/10.0.0.99:80/drain", b"", 404, "no_such_member", "named by ip:port: 127."),
+        ("/api/members/everybody/drain", b"", 404, "no_such_member", "ip:port"),
+        ("/api/members/{one}/drain", b'{"pool": "shops"}', 404, "no_such_pool", "there is apps"),
+        ("/api/members/{one}/drain", b'{"pool": 7}', 400, "bad_body", '{"pool": "apps"}'),
+        ("/api/members/{one}/drain", b'{"poll": "apps"}', 400, "bad_body", '{"pool": "apps"}'),
+        ("/api/members/{one}/drain", b"[]", 400, "bad_body", '{"pool": "apps"}'),
+        ("/api/members/{one}/drain", b"{", 400, "bad_body", '{"pool": "apps"}'),
+        ("/api/members/{one}/drain", b"[" * 4000, 400, "bad_body", '{"pool": "apps"}'),
+        ("/api/members/{one}/drain", b"\xff", 400, "bad_body", '{"pool": "apps"}'),
+        ("/api/members/{one}/drain", b" " * 5000, 413, "too_large", "4096 bytes"),
+        ("/api/members/{one}/stop", b"", 404, "not_found", "/openapi.json says what there is"),
+        ("/api/status", b"", 405, "method_not_allowed", "/api/status takes "),
+        ("/api/stream", b"", 405, "method_not_allowed", "/api/stream takes GET"),
+    ],
+)  # fmt: skip
+async def test_bad_input_is_told_what_is_accepted(
+    path: str, content: bytes, status: int, error: str, words: str
+) -> None:
+    async with Member() as one, balance(one, stats=Stats()) as running, administer(running) as port:
+        response = await port.post(path.format(one=one.address), content=content, headers=JSON)
+        assert (response.status_code, response.json()["error"]) == (status, error)
+        assert words in response.json()["reason"]
+        check("Problem", response.json())
+        assert not (await port.member(one.address))["drained"]
+
+
+@pytest.mark.parametrize("path", ["/", "/static/page.js", "/openapi.json", "/api/status", "/healthz", "/nowhere"])
+async def test_nothing_here_can_be_framed_sniffed_or_made_to_run_scripts_of_others(path: str) -> None:
+    async with balance(stats=Stats()) as running, administer(running) as port:
+        headers = (await port.get(path)).headers
+        assert headers["content-security-policy"].startswith("default-src 'self';")
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+async def test_the_page_needs_nothing_from_elsewhere() -> None:
+    async with balance(stats=Stats()) as running, administer(running) as port:
+        page = (await port.get("/")).text
+        files = set(re.findall(r'(?:src|href)="(/static/[^"]+)"', page))
+        assert len(files) >= 3
+        for name in files:
+            response = await port.get(name)
+            assert response.status_code == 200
+            files = files | {f"/static/{it}" for it in re.findall(r'from "\./([^"]+)"', response.text)}
+        for name in sorted(files):
+            response = await port.get(name)
+            assert response.status_code == 200
+            text = response.text.replace("http://www.w3.org/2000/svg", "")
+            assert not re.search(r"https?://|//cdn|@import|url\(", text), name
+            again = await port.get(name, headers={"If-None-Match": response.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b"")
+        assert (await port.get("/openapi.json")).json() == OPENAPI
+
+
+async def test_a_page_is_sent_everything_once_and_then_what_changes() -> None:
+    async with (
+        Member() as one,
+        Member() as two,
+        balance(one, two, stats=Stats()) as running,
+        administer(running) as port,
+        opened(port) as page,
+    ):
+        kind, whole = await page.next()
+        assert kind == "whole"
+        (pool,) = whole["pools"]
+        assert [row[1] for row in pool["members"]] == sorted([str(one.address), str(two.address)])
+        assert whole["access"] == "open"
+        for _ in range(4):
+            await running.exchange(GET)
+        message = await until(page, lambda it: it["sample"] and it["pools"][0]["summary"]["recent"])
+        rows = message["pools"][0]["values"]
+        assert sorted(row[3] for row in rows) == [2, 2]
+        # Who did nothing new is left out.
+        message = await until(page, lambda it: it["sample"] and not any(row[2] for row in it["pools"][0]["values"]))
+        message = await until(page, lambda it: it["sample"])
+        assert message["pools"][0]["values"] == []
+        assert message["pools"][0]["members"] == []
+
+
+async def test_a_change_of_members_does_not_wait_for_the_second() -> None:
+    resolver = ScriptedResolver()
+    async with (
+        Member() as one,
+        Member() as two,
+        balance(one, resolve=resolver, stats=Stats(), wait=False) as running,
+        administer(running) as port,
+        opened(port) as page,
+    ):
+        _, whole = await page.next()
+        assert whole["pools"][0]["members"] == []
+        resolver.found(one.address, two.address)
+        numbers: dict[str, int] = {}
+        while len(numbers) < 2:
+            _, message = await page.next()
+            numbers |= {row[1]: row[0] for row in message["pools"][0]["members"] if row[3] == "up"}
+        await port.act("drain", two.address)
+        message = await until(page, lambda it: it["pools"][0]["members"])
+        assert message["sample"] is False
+        assert message["events"][0]["text"] == f"{two.address} drained by hand"
+        resolver.found(two.address)
+        message = await until(page, lambda it: it["pools"][0]["left"])
+        assert message["pools"][0]["left"] == [numbers[str(one.address)]]
+        assert message["events"][-1]["text"] == f"{one.address} left DNS"
+
+
+async def test_a_fresh_page_has_the_history_of_those_that_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "INTERVAL", 0.05)
+    resolver = ScriptedResolver()
+    async with Member() as one, Member() as two:
+        resolver.found(one.address, two.address)
+        async with balance(one, two, resolve=resolver, stats=Stats()) as running, administer(running) as port:
+            for _ in range(6):
+                await running.exchange(GET)
+            resolver.found(two.address)
+            await eventually(lambda: one.address not in running.balancer.membership.members)
+            await asyncio.sleep(0.2)  # a few samples later
+            async with opened(port) as page:
+                _, whole = await page.next()
+            (pool,) = whole["pools"]
+            chart = {address: (ago, rates) for _, address, _, ago, rates in pool["chart"]}
+            assert [row[1] for row in pool["members"]] == [str(two.address)]
+            ago, rates = chart[str(one.address)]
+            assert ago > 0
+            assert any(rates)
+            assert chart[str(two.address)][0] == 0
+            # And no longer than the chart goes back.
+            async with asyncio.timeout(CHART * 0.05 * 3):
+                while len(pool["chart"]) > 1:
+                    async with opened(port) as page:
+                        _, whole = await page.next()
+                    (pool,) = whole["pools"]
+                    await asyncio.sleep(0.1)
+
+
+async def test_a_page_that_does_not_read_is_sent_everything_anew_and_costs_no_memory() -> None:
+    async with Member() as one, balance(one, stats=Stats()) as running:
+        made = Board(lambda: [running.balancer], Names([]), access="open")
+        with board.Viewer(made) as slow, board.Viewer(made) as quick:
+            first = await slow.next()
+            assert first == await quick.next()
+            made._look(sample=True)
+            assert (await quick.next()).startswith(b"event: delta\n")
+            made._look(sample=True)
+            assert (await quick.next()).startswith(b"event: delta\n")
+            assert (await slow.next()).startswith(b"event: whole\n")
+            made._look(sample=True)
+            assert await slow.next() == await quick.next()
+        assert made.viewers == 0
+
+
+async def test_pages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "MAX_PAGES", 1)
+    async with balance(stats=Stats()) as running, administer(running) as port:
+        async with opened(port) as page:
+            await page.next()
+            response = await port.get("/api/stream")
+            assert (response.status_code, response.json()["error"]) == (503, "too_many_pages")
+        async with asyncio.timeout(5):
+            while True:  # until it is noticed that the other has left
+                async with port.stream("GET", "/api/stream") as response:
+                    if response.status_code == 200:
+                        break
+                await asyncio.sleep(0.02)
+
+
+async def test_the_end_of_the_balancer_ends_streams_at_once() -> None:
+    async with balance(stats=Stats()) as running, administer(running) as port, opened(port) as page:
+        await page.next()
+        port.admin.stop()
+        async with asyncio.timeout(2):
+            async for _ in page._lines:
+                pass
+
+
+async def test_containers_have_the_names_that_dns_gives_them() -> None:
+    zone = Zone()
+    zone.records["1.0.0.127.in-addr.arpa"] = [("PTR", "shop-worker-1.shop_backend.")]
+    async with (
+        DnsServer(zone) as dns,
+        Member() as one,
+        balance(one, stats=Stats()) as running,
+        administer(running, resolver=dns.address) as port,
+        opened(port) as page,
+    ):
+        message = await until(page, lambda it: any(row[2] for row in it["pools"][0]["members"]))
+        assert message["pools"][0]["members"][0][2] == "shop-worker-1"
+        assert (await port.member(one.address))["name"] == "shop-worker-1"
+
+
+@pytest.mark.parametrize(
+    ("pointer", "name"),
+    [("web.", "web"), ("shop-worker-1.shop_backend.", "shop-worker-1"), ("host.example.com.", "host.example.com")],
+)
+async def test_a_name_is_shown_without_its_network(pointer: str, name: str) -> None:
+    assert await looked_up([("PTR", pointer)]) == name
+
+
+@pytest.mark.parametrize("records", [[], [("A", "127.0.0.1")]])
+async def test_where_dns_knows_no_name_there_is_none(records: list[tuple[str, str]]) -> None:
+    assert await looked_up(records) == ""
+
+
+async def test_a_name_that_dns_knows_only_later_is_found_later() -> None:
+    zone = Zone()
+    async with DnsServer(zone) as dns:
+        found: list[str] = []
+
+        def wanted() -> bool:
+            if dns.udp_queries:
+                zone.records["1.0.0.127.in-addr.arpa"] = [("PTR", "web.backend.")]
+            return True
+
+        await asked(Names([dns.address], attempts=(0, 0.01)), found, wanted)
+        assert found == ["web"]
+
+
+async def test_nobody_asks_for_the_name_of_a_member_that_has_left() -> None:
+    async with DnsServer(Zone()) as dns:
+        found: list[str] = []
+        await asked(Names([dns.address], attempts=(0,)), found, lambda: False)
+        assert (found, dns.udp_queries) == ([], 0)
+
+
+async def looked_up(records: list[tuple[str, str]]) -> str:
+    zone = Zone()
+    if records:
+        zone.records["1.0.0.127.in-addr.arpa"] = records
+    async with DnsServer(zone) as dns:
+        found: list[str] = []
+        await asked(Names([dns.address], attempts=(0,)), found, lambda: True)
+        return "".join(found)
+
+
+async def asked(names: Names, found: list[str], wanted: Callable[[], bool]) -> None:
+    """Look the name of 127.0.0.1 up, to the end."""
+    resolver = ScriptedResolver(Address("127.0.0.1", 80))
+    answer = (await resolver()).answers[0]
+    (endpoint,) = answer.endpoints
+    names.look_up(PoolMember(endpoint, 0.0), found.append, wanted)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*names._tasks)
+    await names.close()
+
+
+async def test_the_balancer_outlives_its_status_page(caplog: pytest.LogCaptureFixture) -> None:
+    async with Member() as one, balance(one, stats=Stats()) as running, administer(running) as port:
+        pool = port.admin._board
+        with caplog.at_level(logging.ERROR):
+            pool._balancers = lambda: None  # type: ignore[assignment, return-value]
+            pool._look(sample=True)
+        assert "the status page could not be brought up to date" in caplog.text
+        assert b" 200 " in await running.exchange(GET)
+        assert (await port.get("/healthz")).text == "ok\n"
+
+
+async def test_liveness_and_readiness_are_as_they_were() -> None:
+    probe = ScriptedProbe()
+    async with Member() as one, balance(one, probe=probe, stats=Stats()) as running, administer(running) as port:
+        assert (await port.get("/healthz")).text == "ok\n"
+        ready = await port.get("/readyz")
+        assert (ready.status_code, ready.text) == (200, "1 members are available\n")
+        await port.act("drain", one.address)
+        ready = await port.get("/readyz")
+        assert (ready.status_code, ready.text) == (503, "no member is available\n")

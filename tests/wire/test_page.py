@@ -1,0 +1,138 @@
+"""The status page in a browser, over made-up members; tests/engine/test_page.py has it on the real system."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from playwright.async_api import Page, expect
+
+from balancer.admin.board import Board, Viewer
+from balancer.admin.names import Names
+from balancer.record import Record
+from balancer.request import Request
+from balancer.settings import Address
+from balancer.stats import Stats
+from tests.support.admin import AdminPort, administer
+from tests.support.browser import browser
+from tests.support.scripted import ScriptedProbe, ScriptedResolver
+from tests.support.wire import Running, balance
+
+MANY = [Address(f"10.0.0.{number}", 80) for number in range(1, 256)]
+
+
+def answered(stats: Stats, address: Address, seconds: float = 0.004) -> None:
+    record = Record(Request("GET", b"/", [], "192.0.2.1"), 0.0, b"id")
+    record.status, record.member, record.duration = 200, address, seconds
+    stats.done(record)
+
+
+@asynccontextmanager
+async def shown(
+    addresses: list[Address], viewport: tuple[int, int] = (1280, 900), **settings: Any
+) -> AsyncIterator[tuple[Page, Running, ScriptedProbe, AdminPort]]:
+    """The page over these members; it must not complain of anything nor ask anybody else."""
+    probe = ScriptedProbe()
+    resolver = ScriptedResolver(*addresses)
+    async with (
+        browser() as chromium,
+        balance(*addresses, resolve=resolver, probe=probe, stats=Stats()) as running,
+        administer(running, **settings) as port,
+    ):
+        page = await chromium.new_page(viewport={"width": viewport[0], "height": viewport[1]})
+        complaints: list[str] = []
+        hosts: set[str] = set()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda line: complaints.append(line.text))
+        page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+        await page.goto(f"http://{port.address}/")
+        await expect(page.locator("#live")).to_have_text("live")
+        yield page, running, probe, port
+        assert complaints == []
+        assert hosts == {str(port.address)}
+        await page.close()
+
+
+async def test_with_255_members_the_page_stays_readable() -> None:
+    async with shown(MANY) as (page, _, probe, _):
+        rows = page.locator("#rows tr")
+        await expect(page.get_by_role("heading", name="255 members")).to_be_visible()
+        await expect(rows).to_have_count(50)
+        await page.get_by_role("button", name="Show all 255").click()
+        await expect(rows).to_have_count(255)
+        await expect(rows.last).to_contain_text("10.0.0.255:80")
+        await page.get_by_label("Filter members").fill("10.0.0.77")
+        await expect(rows).to_have_count(1)
+        await page.get_by_label("Filter members").fill("")
+        probe.down = {MANY[6], MANY[200]}
+        await expect(page.get_by_role("button", name="down 2")).to_be_visible(timeout=15_000)
+        await page.get_by_role("button", name="down 2").click()
+        await expect(rows).to_have_count(2)
+        await expect(rows.first).to_contain_text("connection refused, for")
+        await expect(page.get_by_role("list", name="Events")).to_contain_text("10.0.0.7:80 down: connection refused")
+
+
+async def test_the_keyboard_sorts_reads_the_chart_and_drains() -> None:
+    async with shown(MANY[:3]) as (page, running, _, _):
+        for _ in range(9):
+            answered(running.balancer.stats or Stats(), MANY[1])
+        await expect(page.locator("#rows tr").nth(1)).to_contain_text("100 %", timeout=10_000)
+        await page.get_by_role("button", name="Share").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("th[aria-sort=descending]")).to_have_text("Share")
+        await expect(page.locator("#rows tr").first).to_contain_text("10.0.0.2:80")
+        await page.locator("#chart").focus()
+        await page.keyboard.press("ArrowLeft")
+        await expect(page.locator("#tip")).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(page.locator("#tip")).to_be_hidden()
+        await page.get_by_role("button", name="Drain 10.0.0.2:80").focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Undrain 10.0.0.2:80")).to_be_visible()
+        assert running.balancer.membership.members[MANY[1]].drained
+        await expect(page.locator("#announce")).to_contain_text("10.0.0.2:80 drained by hand")
+
+
+async def test_where_actions_are_refused_the_page_says_why() -> None:
+    async with shown(MANY[:1], admin=Address("0.0.0.0", 9000)) as (page, _, _, _):
+        await expect(page.get_by_text("BALANCER_ADMIN_TOKEN is not set")).to_be_visible()
+        await expect(page.get_by_role("button", name="Drain")).to_be_disabled()
+
+
+async def test_a_telephone_shows_everything_without_scrolling_sideways() -> None:
+    async with shown(MANY[:3], viewport=(360, 700)) as (page, _, _, _):
+        await expect(page.locator("#rows tr")).to_have_count(3)
+        assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        await expect(page.get_by_label("Sort by")).to_be_visible()
+
+
+async def test_when_nobody_is_available_the_page_says_so() -> None:
+    async with shown(MANY[:2]) as (page, _, probe, _):
+        probe.down = set(MANY)
+        await expect(page.locator("#banner")).to_have_text("No member is available.", timeout=15_000)
+
+
+async def test_twenty_pages_over_255_busy_members_take_under_3_percent_of_a_core() -> None:
+    """The CPU time of what is made for pages each second; to write it takes each socket one call more."""
+    stats = Stats()
+    resolver = ScriptedResolver(*MANY)
+    async with balance(*MANY, resolve=resolver, probe=ScriptedProbe(), stats=stats) as running:
+        board = Board(lambda: [running.balancer], Names([]), access="open")
+        open_pages = [Viewer(board) for _ in range(20)]
+        for page in open_pages:
+            page.__enter__()
+        spent = []
+        for turn in range(12):
+            for number, address in enumerate(MANY):
+                for _ in range(3):
+                    answered(stats, address, 0.001 * (1 + (number + turn) % 40))
+            began = time.process_time()
+            board._look(sample=True)
+            pieces = await asyncio.gather(*(page.next() for page in open_pages))
+            spent.append(time.process_time() - began)
+            assert len(set(map(id, pieces))) == 1  # made once for all
+        assert len(pieces[0]) < 25_000
+    assert sorted(spent)[len(spent) // 2] < 0.03, spent
