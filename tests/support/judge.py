@@ -41,7 +41,7 @@ def finish(world: World) -> list[str]:
     if any("is not HTTP" in it for it in found):
         return found  # What its client got cannot be told from this.
     for client in world.clients:
-        found += _judge_client(client, seen, world.going_away)
+        found += _judge_client(client, seen, world)
     return found
 
 
@@ -176,6 +176,8 @@ class _Client:
     asked: list[Message]
     # The balancer may have ended streams of events.
     going_away: bool = False
+    # What members have never read, though they may have answered it.
+    unread: bytes = b""
     attempts: dict[int, list[Seen]] = field(default_factory=dict)
     found: list[str] = field(default_factory=list)
 
@@ -183,9 +185,10 @@ class _Client:
         self.found.append(f"{self.client.host}: {words}")
 
 
-def _judge_client(client: Client, everything: list[Seen], going_away: bool) -> list[str]:
+def _judge_client(client: Client, everything: list[Seen], world: World) -> list[str]:
     reference = _delivered(client)
-    it = _Client(client, reference.messages, going_away)
+    unread = b"".join(link.pipe.unread for link in world.links)
+    it = _Client(client, reference.messages, world.going_away, unread)
     seen = [it for it in everything if it.request.values(b"x-forwarded-for") == [client.host.encode()]]
     _match(it, seen)
     got = client.got
@@ -282,8 +285,10 @@ def _judge_response(it: _Client, index: int, response: Message, got: Responses) 
     alike = [n for n, asked in enumerate(it.asked) if _alike(asked, it.asked[index])] if index < len(it.asked) else []
     possible = [one for n in alike for one in it.attempts.get(n, ())] if len(alike) > 1 else (attempts or [])[-1:]
     faults = [_faults(it, index, response, one) for one in possible]
-    if not possible and index < len(it.asked) and _is_websocket(it.asked[index]):
-        return  # uvicorn refuses some by itself.
+    if not possible and index < len(it.asked):
+        asked = it.asked[index]
+        if _is_websocket(asked) or b"%b %b HTTP/1.1\r\n" % (asked.method, _path(asked.target)) in it.unread:
+            return  # uvicorn refuses some by itself.
     if not possible:
         it.says(f"got a response to what no member saw: {response}; {it.asked}")
     elif all(faults):

@@ -97,6 +97,11 @@ class Pipe(asyncio.Transport):
     def stop_taking(self) -> None:
         self._taking = False
 
+    @property
+    def unread(self) -> bytes:
+        """What was sent there and not taken."""
+        return bytes(self._unsent)
+
     def take(self) -> None:
         """Take what there is, and what comes from now on."""
         self._taking = True
