@@ -64,6 +64,12 @@ class TruncatedResponse(Exception):
     reason = "truncated"
 
 
+class SilentResponse(TruncatedResponse):
+    """A response body ended early because the member sent nothing more of it within IDLE_TIMEOUT."""
+
+    reason = "silent"
+
+
 class ClientGone(Exception):
     """The client closed its connection before its response was complete."""
 
