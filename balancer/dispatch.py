@@ -75,8 +75,12 @@ class DirectSink(Sink, Protocol):
 
 
 class Course(Record):
-    """A request under way. ``given`` and ``response``: the member that it was sent to without waiting, if it was."""
+    """A request under way. ``given`` and ``response``: the member that it was sent to without waiting, if it was.
 
+    ``headers``: the fields as members get them, where a front end has made them itself.
+    """
+
+    headers: Headers | None = None
     given: Member | None = None
     response: PendingResponse | None = None
     body: ReplayableBody | None = None
@@ -197,7 +201,7 @@ class Dispatcher:
         if member is None:
             return False
         if not request.head:
-            request.head = request_head(request.method, request.target, self._headers(request))
+            request.head = request_head(request.method, request.target, self.headers(request))
         response = self._upstream.send_at_once(member.address, request, body, sink.inform)
         if response is None:
             return False
@@ -263,7 +267,7 @@ class Dispatcher:
             course.duration = self._clock() - course.started
             self._on_done(course)
 
-    def _headers(self, request: Request) -> Headers:
+    def headers(self, request: Request) -> Headers:
         """The fields as members get them."""
         return self._request_headers(
             request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
@@ -277,7 +281,7 @@ class Dispatcher:
         return UpstreamRequest(
             request.method,
             request.target,
-            self._headers(request),
+            self.headers(request) if course.headers is None else course.headers,
             course.body,
             request.chunked,
             repeatable=request.method in retry.IDEMPOTENT,
