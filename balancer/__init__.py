@@ -9,34 +9,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"
+
+__all__ = ["BalancedTransport", "LoadBalancer", "Settings", "SettingsError", "__version__"]
+
 if TYPE_CHECKING:
     from balancer.loadbalancer import LoadBalancer as LoadBalancer
     from balancer.settings import Settings as Settings
     from balancer.settings import SettingsError as SettingsError
     from balancer.transport import BalancedTransport as BalancedTransport
+else:
+    # What is imported when it is first asked for, and whence.
+    _LAZY = {
+        "BalancedTransport": "balancer.transport",
+        "LoadBalancer": "balancer.loadbalancer",
+        "Settings": "balancer.settings",
+        "SettingsError": "balancer.settings",
+    }
 
-__version__ = "0.1.0"
+    def __getattr__(name):
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-__all__ = ["BalancedTransport", "LoadBalancer", "Settings", "SettingsError", "__version__"]
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
 
-# What is imported when it is first asked for, and whence.
-_LAZY = {
-    "BalancedTransport": "balancer.transport",
-    "LoadBalancer": "balancer.loadbalancer",
-    "Settings": "balancer.settings",
-    "SettingsError": "balancer.settings",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value: object = getattr(import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -132,7 +132,6 @@ class _Call(Visit, httpx.AsyncByteStream):
                 client="",
                 body=None if self.ended else self,
                 chunked=chunked,
-                expects=not self.ended and (b"expect", b"100-continue") in fields,
                 host=next(value for name, value in fields if name == b"host"),
             )
         )
@@ -190,7 +189,8 @@ class _Call(Visit, httpx.AsyncByteStream):
         self.ended = not piece
         if self._due is not None:
             self._due -= len(piece)
-            self.ended = self._due == 0
+            # Of any other stream, the end itself says that there is no more.
+            self.ended |= self._due == 0 and isinstance(self._source, httpx.ByteStream)
             if self._due < 0 or (not piece and self._due):
                 much = "little" if self._due > 0 else "much"
                 self._failure = httpx.LocalProtocolError(f"Too {much} data for declared Content-Length")

@@ -109,8 +109,9 @@ def test_a_name_that_is_no_setting_is_an_error_of_the_program() -> None:
 @pytest.mark.parametrize("name", sorted(SERVE_ONLY))
 def test_what_only_listeners_need_is_refused(name: str) -> None:
     assert name in {it.name for it in fields(Settings)}
-    with pytest.raises(SettingsError, match=f"{name}=.* cannot be used: it is for balancer serve"):
-        LoadBalancer("apps", **{name: 1})
+    useless: dict[str, Any] = {name: 1}
+    with pytest.raises(SettingsError, match=f"{name}=1 cannot be used: it is for balancer serve"):
+        LoadBalancer("apps", **useless)
 
 
 def test_the_environment_is_not_read_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
