@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -65,7 +65,7 @@ async def worker(
     port = port or free_port(host)
     environ = {"HOST": host, "PORT": str(port), "HOSTNAME": name}
     redis = {"HOST_REDIS": "127.0.0.1", "PORT_REDIS": str(redis_port)}
-    async with running(port, "-m", "worker", host=host, **environ, **redis) as process:
+    async with running(port, "-m", "worker", host=host, environ=environ | redis) as process:
         yield process
 
 
@@ -81,11 +81,11 @@ async def application(source: str, **constants: float) -> AsyncIterator[Worker]:
 
 @asynccontextmanager
 async def running(
-    port: int, *arguments: str, host: str = "127.0.0.1", cwd: Path = ROOT, **environ: str
+    port: int, *arguments: str, environ: Mapping[str, str] = {}, host: str = "127.0.0.1", cwd: Path = ROOT
 ) -> AsyncIterator[Worker]:
     """Python with these arguments, once it listens."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, env=os.environ | environ, cwd=cwd, stdout=PIPE, stderr=PIPE
+        sys.executable, *arguments, env={**os.environ, **environ}, cwd=cwd, stdout=PIPE, stderr=PIPE
     )
     try:
         await _listening(process, host, port)

@@ -70,7 +70,7 @@ async def serving(server: list[str], app: str, folder: Path, environ: dict[str, 
     port = free_port()
     arguments = [it.format(port=port) for it in server]
     # In development mode, Python says what is left behind.
-    async with running(port, "-X", "dev", "-m", *arguments, f"{app}:app", cwd=folder, **environ) as process:
+    async with running(port, "-X", "dev", "-m", *arguments, f"{app}:app", cwd=folder, environ=environ) as process:
         yield process
 
 

@@ -380,6 +380,9 @@ def test_a_loop_that_was_only_stopped_is_left_for_the_next(caplog: pytest.LogCap
         async def ask() -> None:
             async with inside(workers) as client:
                 assert (await client.get("/")).text == "ok"
+            # What was begun before it was stopped does not go on beside.
+            names = [getattr(it.get_coro(), "__qualname__", "") for it in asyncio.all_tasks()]
+            assert names.count("Discovery.run") == names.count("Prober.run") == 1
 
         def both() -> None:
             with asyncio.Runner() as first, asyncio.Runner() as second:
