@@ -5,14 +5,12 @@ an ``httpx.AsyncClient``; see docs/library.md. Both are imported when they are f
 ``balancer serve`` listens before it imports anything heavy.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
 __all__ = ["BalancedTransport", "LoadBalancer", "Settings", "SettingsError", "__version__"]
 
+# Known to type checkers by its name; ``typing`` itself takes a while to import.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from balancer.loadbalancer import LoadBalancer as LoadBalancer
     from balancer.settings import Settings as Settings

@@ -14,8 +14,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from balancer import LoadBalancer, Settings
 
-workers = LoadBalancer(Settings.load(os.environ))  # or LoadBalancer("apps", policy="least_requests")
-
 
 class TokenRequired:
     """Lets nobody through to the workers without the token."""
@@ -32,6 +30,9 @@ class TokenRequired:
 
     def permits(self, headers: Headers) -> bool:
         return headers.get("authorization") == f"Bearer {self.token}"
+
+
+workers = LoadBalancer(Settings.load(os.environ))  # or LoadBalancer("apps", policy="least_requests")
 
 
 @asynccontextmanager
