@@ -123,7 +123,9 @@ def target(scope: Scope) -> bytes:
     root: str = scope.get("root_path", "")
     rest = _below(path, root, scope.get("app_root_path", "")) if root else path
     written = b""
-    if raw:
+    if raw == path.encode(errors="replace"):  # nothing is escaped
+        written = raw[len(raw) - len(rest.encode(errors="replace")) :] or b"/"
+    elif raw:
         decoded = unquote(raw.decode("latin-1"))
         if decoded in (path, root + path):
             written = _skip(raw, decoded[: len(decoded) - len(rest)]) or b"/"

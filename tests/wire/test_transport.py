@@ -17,7 +17,7 @@ from balancer.observer import Observer
 from balancer.record import Record
 from balancer.settings import Address
 from tests.support.scripted import ScriptedResolver
-from tests.support.wire import LIMIT, OK, Connection, Member, Script, eventually
+from tests.support.wire import LIMIT, OK, Connection, Member, Script, eventually, keep_answering
 from tests.support.workers import worker
 
 
@@ -418,7 +418,7 @@ async def test_a_slow_caller_is_not_the_members_fault() -> None:
 # What is left.
 
 
-@pytest.mark.parametrize("script", [hang, Member().script])
+@pytest.mark.parametrize("script", [hang, keep_answering])
 async def test_a_caller_that_is_cancelled_leaves_nothing(script: Script) -> None:
     async with Member(script) as member, calling(member) as here:
         for turns in (*range(12), 200):
