@@ -52,12 +52,12 @@ bench/.cache/venv/.ready: bench/requirements.txt bench/constraints.txt balancer/
 		--constraint bench/constraints.txt --requirement balancer/requirements.txt --requirement bench/requirements.txt
 	touch $@
 
-NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/demo/requirements.txt \
+NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/otel-requirements.txt balancer/demo/requirements.txt \
 	worker/requirements.txt tests/requirements.txt
 
 .venv/.ready: constraints.txt pyproject.toml $(NEEDS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,http2]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,http2,otel]'
 	touch $@
 
 clean:

@@ -1,53 +1,112 @@
-"""One JSON object a line for every finished request."""
+"""One line for every finished request: a JSON object, or words for people at a terminal."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
+from functools import lru_cache
 from typing import TextIO
 
 from balancer.observer import Observer
 from balancer.record import Record
+from balancer.request import Request
+from balancer.settings import Address
 
 # Lines are written together: one write for each request would cost more than making its line.
 FLUSH_SECONDS = 0.2
+# Bytes of an X-Request-ID that are worth a place in a line.
+ID_MAX = 128
+
+# Makes a line of a record and of a reading of the wall clock.
+Format = Callable[[Record, float], str]
+
+# For terminals: what the classes of statuses look like.
+_COLOURS = {2: "\x1b[32m", 3: "\x1b[36m", 4: "\x1b[33m", 5: "\x1b[31m"}
+_PLAIN = "\x1b[0m"
+
+# A string as JSON, in ASCII.
+_quote = json.encoder.encode_basestring_ascii
 
 
-def entry(record: Record, wall_clock: float) -> dict[str, object]:
-    """What the log says of a request. Times are ISO 8601 in UTC, durations milliseconds, bytes those of the body."""
+@lru_cache(maxsize=16)
+def _second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+
+
+def _asked(request: Request) -> str:
+    """What the client asked for, as JSON."""
+    target = request.target.decode("latin-1")
+    return f'"client":{_quote(request.client)},"method":{_quote(request.method)},"target":{_quote(target)}'
+
+
+_member = lru_cache(maxsize=4096)(Address.__str__)
+
+
+def as_json(record: Record, wall_clock: float) -> str:
+    """A JSON object. Times are ISO 8601 in UTC, durations milliseconds, bytes those of the response's body.
+
+    ``tries``, ``held_ms``, ``error`` and ``reason`` are there only where there was something of the kind. Written by
+    hand, because ``json.dumps`` of a dictionary takes several times as long; what comes from outside is quoted.
+    """
     request = record.request
-    line: dict[str, object] = {
-        "time": datetime.fromtimestamp(wall_clock, UTC).isoformat(timespec="milliseconds"),
-        "client": request.client,
-        "method": request.method,
-        "target": request.target.decode("latin-1"),
-        "status": record.status,
-        "bytes": record.body_bytes,
-        "duration_ms": round(record.duration * 1000, 2),
-        "member": str(record.member) if record.member else "",
-    }
+    if not request.entry:
+        request.entry = _asked(request)
+    milliseconds = int(wall_clock * 1000)
+    member = record.member
+    line = (
+        f'{{"time":"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}+00:00",'
+        f"{request.entry},"
+        f'"status":{record.status},"bytes":{record.body_bytes},"duration_ms":{record.duration * 1000:.2f},'
+        f'"member":"{_member(member) if member else ""}","request_id":'
+        f"{_quote(record.id[:ID_MAX].decode('latin-1'))}"
+    )
     if record.tries:
-        line["tries"] = [str(it) for it in record.tries]
+        line += f',"tries":{json.dumps([str(it) for it in record.tries])}'
     if record.held:
-        line["held_ms"] = round(record.held * 1000, 2)
+        line += f',"held_ms":{record.held * 1000:.2f}'
     if record.error:
-        line["error"] = record.error
+        line += f',"error":"{record.error}"'
+    if record.reason:
+        line += f',"reason":{_quote(record.reason)}'
+    return line + "}"
+
+
+def as_text(record: Record, wall_clock: float, coloured: bool = False) -> str:
+    """A line for people, in local time; whatever went wrong stands at its end."""
+    request = record.request
+    target = request.target.decode("latin-1")
+    colour = _COLOURS.get(record.status // 100, "") if coloured else ""
+    line = (
+        f"{time.strftime('%H:%M:%S', time.localtime(wall_clock))} {colour}{record.status}{_PLAIN if colour else ''} "
+        f"{request.method} {target if target.isprintable() else _quote(target)} "
+        f"{record.duration * 1000:.1f} ms, {record.body_bytes} bytes from {record.member or 'nobody'} "
+        f"to {request.client or 'a local client'}"
+    )
+    if record.held:
+        line += f", held {record.held * 1000:.0f} ms"
+    if record.error:
+        line += f", {record.error}"
+    if record.reason:
+        line += f": {record.reason}"
+    if record.tries:
+        line += f" (failed: {'; '.join(map(str, record.tries))})"
     return line
 
 
 class AccessLog(Observer):
     """Collects lines and writes them to ``stream`` a few times a second; ``flush`` writes the rest."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, form: Format = as_json) -> None:
         self._stream = stream
+        self._form = form
         self._lines: list[str] = []
 
     def done(self, record: Record) -> None:
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
-        self._lines.append(json.dumps(entry(record, time.time()), separators=(",", ":")))
+        self._lines.append(self._form(record, time.time()))
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []

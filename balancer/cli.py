@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -109,7 +110,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     flags = {it.name: value for it in fields(Settings) if (value := getattr(arguments, it.name)) is not None}
     for line in misspelt(os.environ):
         print(line, file=sys.stderr)
-    return Settings.load(os.environ, flags)
+    settings = Settings.load(os.environ, flags)
+    if settings.otel_endpoint and not find_spec("opentelemetry"):
+        name = variable("otel_endpoint")
+        raise SettingsError([f"{name}={settings.otel_endpoint} cannot be used: install balancer[otel]"])
+    return settings
 
 
 def _certificate(settings: Settings) -> Certificate | None:

@@ -435,8 +435,16 @@ class MemberConnection(asyncio.BufferedProtocol):
         if self._spoilt:
             return
         if status < 200:
+            if self._length:
+                # httptools reads a body here, and others do not: RFC 9110 section 8.6 forbids to announce one.
+                if content_length(headers):
+                    self._spoilt = "an interim response with a body"
+                headers = [it for it in headers if it[0] != b"content-length"]
+            if self._chunked:
+                self._spoilt = "an interim response with a body"
             self._chunked = self._length = False
-            self._on_interim(response, status, headers)
+            if not self._spoilt:
+                self._on_interim(response, status, headers)
             return
         response.status, response.headers, response.started = status, headers, True
         self._patience = self._timeouts.idle

@@ -14,13 +14,13 @@ from typing import Protocol
 
 from balancer import retry
 from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
-from balancer.headers import NO_FIELDS, Headers, RequestHeaders, content_length
+from balancer.headers import NO_FIELDS, TRACE_FIELDS, Headers, RequestHeaders, content_length
 from balancer.health import Event
 from balancer.hold import Claim, Hold
 from balancer.http1 import request_head
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
-from balancer.record import Record
+from balancer.record import Record, request_ids
 from balancer.request import Body, Request
 from balancer.settings import Settings
 from balancer.slots import Slots
@@ -58,6 +58,15 @@ class Sink(Protocol):
         """
 
 
+class Span(Protocol):
+    """A request's part of a trace. ``fields``: those that tell the member of it (W3C Trace Context)."""
+
+    fields: Headers
+
+
+Trace = Callable[[Record], Span | None]
+
+
 class DirectSink(Sink, Protocol):
     """A sink that takes a complete response at once, without waiting."""
 
@@ -75,11 +84,13 @@ class DirectSink(Sink, Protocol):
 
 
 class Course(Record):
-    """A request under way. ``given`` and ``response``: the member that it was sent to without waiting, if it was.
+    """A request under way. ``span``: its part of a trace, where it is traced.
 
-    ``headers``: the fields as members get them, where a front end has made them itself.
+    ``given`` and ``response``: the member that it was sent to without waiting, if it was. ``headers``: the fields as
+    members get them, where a front end has made them itself.
     """
 
+    span: Span | None = None
     headers: Headers | None = None
     given: Member | None = None
     response: PendingResponse | None = None
@@ -160,6 +171,7 @@ class Dispatcher:
         upstream: Upstream,
         on_done: Callable[[Record], None] = lambda record: None,
         clock: Clock = time.monotonic,
+        trace: Trace | None = None,
     ) -> None:
         self._settings = settings
         self._membership = membership
@@ -168,7 +180,9 @@ class Dispatcher:
         self._on_done = on_done
         self._clock = clock
         self._max_body = settings.max_body or inf
-        self._request_headers = RequestHeaders(settings.trusted_proxies)
+        self._request_headers = RequestHeaders(settings.trusted_proxies, TRACE_FIELDS if trace else frozenset())
+        self._new_id = request_ids()
+        self._trace = trace
         self._budget = retry.Budget()
         self.hold = Hold(settings.hold_max, settings.hold_bytes)
         self._slots = Slots(membership, policy, self.hold, settings.max_requests_per_member)
@@ -179,9 +193,11 @@ class Dispatcher:
         """A request has come."""
         now = self._clock()
         self._budget.request(now)
-        course = Course(request, now)
+        course = Course(request, now, request.id or self._new_id())
         if request.body:
             course.body = ReplayableBody(request.body, self._max_body)
+        if self._trace:
+            course.span = self._trace(course)
         return course
 
     def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
@@ -193,16 +209,17 @@ class Dispatcher:
         request = course.request
         if course.body:
             course.body.keep(body)
-        if request.method not in retry.IDEMPOTENT or len(body) > self._max_body:
+        if request.method not in retry.IDEMPOTENT or len(body) > self._max_body or course.span:
             # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
-            # members have closed meanwhile. What is too large, ``run`` refuses.
+            # members have closed meanwhile. What is too large, ``run`` refuses. What is traced differs in its head.
             return False
         member = course.given = self._slots.take(request, _NONE)
         if member is None:
             return False
         if not request.head:
             request.head = request_head(request.method, request.target, self.headers(request))
-        response = self._upstream.send_at_once(member.address, request, body, sink.inform)
+        head = request.head + b"\r\n" if request.id else b"%bx-request-id: %b\r\n\r\n" % (request.head, course.id)
+        response = self._upstream.send_at_once(member.address, request, head, body, sink.inform)
         if response is None:
             return False
         course.member = member.address
@@ -234,8 +251,8 @@ class Dispatcher:
 
     def refused(self, request: Request, refusal: Refusal) -> None:
         """A request that a front end has answered by itself, because nothing could be made of it."""
-        record = Record(request, self._clock())
-        record.status, record.error = refusal.status, refusal.token
+        record = Record(request, self._clock(), request.id or self._new_id())
+        record.status, record.error, record.reason = refusal.status, refusal.token, refusal.reason
         self._on_done(record)
 
     async def handle(self, request: Request, sink: Sink) -> None:
@@ -251,7 +268,7 @@ class Dispatcher:
         try:
             await self._exchange(course, sink)
         except Refusal as refusal:
-            course.error = refusal.token
+            course.error, course.reason = refusal.token, refusal.reason
             await refuse(refusal, sink, course)
         except TruncatedResponse as error:
             course.error = "truncated"
@@ -278,10 +295,15 @@ class Dispatcher:
         request = course.request
         if course.body and content_length(request.headers) > course.body.limit:
             raise too_large(course.body.limit)
+        headers = self.headers(request) if course.headers is None else course.headers
+        if not request.id:
+            headers.append((b"x-request-id", course.id))
+        if course.span:
+            headers += course.span.fields
         return UpstreamRequest(
             request.method,
             request.target,
-            self.headers(request) if course.headers is None else course.headers,
+            headers,
             course.body,
             request.chunked,
             repeatable=request.method in retry.IDEMPOTENT,

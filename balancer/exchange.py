@@ -262,7 +262,9 @@ class Exchange(Visit):
         upgrade = response.upgrade or self.request.upgrade
         head = response_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
         self._edge.transport.write(head)
-        self._tunnel = self._edge.become_tunnel(response, upgrade.lower() == b"websocket")
+        # A member that names a protocol that was not asked for does not make the client speak it.
+        websocket = upgrade.lower() == b"websocket" and b"websocket" in self.request.upgrade.lower()
+        self._tunnel = self._edge.become_tunnel(response, websocket)
         await self._tunnel.run(count)
 
     async def go_away(self) -> None:

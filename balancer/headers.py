@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Set
 from functools import lru_cache
 
 from balancer.settings import IPNetwork
@@ -68,17 +69,22 @@ _X_FORWARDED = b"x-forwarded-"
 PREFIX_FIELD = b"x-forwarded-prefix"
 
 
+# What tells of a trace (W3C Trace Context). Whoever takes part in it writes the first anew.
+TRACE_FIELDS = frozenset({b"traceparent"})
+
+
 class _Dropped(dict[bytes, bool]):
     """Whether a field of a request does not go on as it is; remembers the names that it has been asked for."""
 
+    def __init__(self, own: Set[bytes] = frozenset()) -> None:
+        self._own = own
+
     def __missing__(self, name: bytes) -> bool:
-        dropped = name in HOP_BY_HOP or name == b"forwarded" or name.startswith(_X_FORWARDED)
+        dropped = name in HOP_BY_HOP or name in self._own or name == b"forwarded" or name.startswith(_X_FORWARDED)
         if len(self) < 1000:
             self[name] = dropped
         return dropped
 
-
-_dropped = _Dropped()
 
 _TOKEN_LIKE = re.compile(rb"[A-Za-z0-9.:_\[\]-]+")
 
@@ -128,6 +134,14 @@ def host(headers: Headers) -> bytes:
     return b""
 
 
+def request_id(headers: Headers) -> bytes:
+    """The value of X-Request-ID, or b""."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            return value
+    return b""
+
+
 def content_length(headers: Headers) -> int:
     """The announced length of a body; 0 where there is none."""
     for name, value in headers:
@@ -156,11 +170,12 @@ class RequestHeaders:
     """Turns a client's request fields into those that a member gets.
 
     ``trusted``: networks whose ``X-Forwarded-*`` and ``Forwarded`` are kept and extended. From
-    anybody else they are replaced, so that a member can rely on them.
+    anybody else they are replaced, so that a member can rely on them. ``own``: fields that the caller writes.
     """
 
-    def __init__(self, trusted: tuple[IPNetwork, ...] = ()) -> None:
+    def __init__(self, trusted: tuple[IPNetwork, ...] = (), own: Set[bytes] = frozenset()) -> None:
         self._trusted = trusted
+        self._dropped = _Dropped(own)
         self.trusts = lru_cache(maxsize=1024)(self._trusts)
 
     def _trusts(self, client: str) -> bool:
@@ -179,14 +194,15 @@ class RequestHeaders:
         ``client``: the peer's IP address, or "" where there is none (a Unix socket). ``host``: the value of Host.
         ``chunked``: the body's length is unknown, so it goes on in chunks. ``upgrade``: the protocol to ask for.
         """
-        passed = [pair for pair in headers if not _dropped[pair[0]]]
+        dropped = self._dropped
+        passed = [pair for pair in headers if not dropped[pair[0]]]
         te = b""
         if len(passed) == len(headers):
             passed += _first_hop(client, scheme, host)
         else:
             forwarding: dict[bytes, list[bytes]] = {}
             for name, value in headers:
-                if not _dropped[name]:
+                if not dropped[name]:
                     continue
                 if name == b"connection":
                     if gone := nominated(value):

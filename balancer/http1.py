@@ -13,8 +13,8 @@ _STATUS_LINES = {it.value: b"HTTP/1.1 %d %b" % (it.value, it.phrase.encode()) fo
 
 
 def request_head(method: str, target: bytes, headers: Headers) -> bytes:
-    """The head of a request."""
-    return b"\r\n".join([b" ".join((method.encode(), target, b"HTTP/1.1")), *map(b": ".join, headers), b"\r\n"])
+    """The head of a request but for its end, so that fields can follow."""
+    return b"\r\n".join([b" ".join((method.encode(), target, b"HTTP/1.1")), *map(b": ".join, headers), b""])
 
 
 def response_lines(status: int, headers: Headers) -> bytes:

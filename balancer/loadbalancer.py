@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from balancer.discovery import Discovery, DnsResolver, Resolve
-from balancer.dispatch import Clock, Dispatcher
+from balancer.dispatch import Clock, Dispatcher, Trace
 from balancer.health import HUNG, Event, State
 from balancer.membership import Change, Member, Membership, Snapshot
 from balancer.native_upstream import NativeUpstream
@@ -32,7 +32,7 @@ SERVE_ONLY = frozenset(
     {
         "bind", "admin", "max_head", "max_fields", "max_target", "head_timeout", "keepalive_timeout", "min_body_rate",
         "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key", "http2",
-        "access_log", "shutdown_seconds",
+        "access_log", "otel_endpoint", "shutdown_seconds",
     }
 )  # fmt: skip
 
@@ -51,7 +51,7 @@ class LoadBalancer:
 
     Every collaborator may be replaced: ``upstream`` talks to members (it is closed at the end), ``resolve`` names them,
     ``probe`` judges them, ``observers`` are told of what happens, and so is ``stats``, for the status page and the
-    metrics.
+    metrics. ``trace`` begins the spans of traces.
     """
 
     # What belongs to one event loop is made anew for the next.
@@ -70,6 +70,7 @@ class LoadBalancer:
         probe: Probe | None = None,
         observers: Sequence[Observer] = (),
         stats: Stats | None = None,
+        trace: Trace | None = None,
         clock: Clock = time.monotonic,
         rng: Random | None = None,
         **settings: Any,
@@ -80,6 +81,7 @@ class LoadBalancer:
         self._given_upstream = upstream
         self._resolve = resolve or DnsResolver(self.settings, clock)
         self._probe = probe or make_probe(self.settings)
+        self._trace = trace
         self._clock = clock
         self._rng = rng or Random()
         # The event loop that this lives in, and the task that ends it there.
@@ -95,7 +97,9 @@ class LoadBalancer:
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
         policy = make_policy(settings, rng)
-        self.dispatcher = Dispatcher(settings, self.membership, policy, self.upstream, all_done(self._observers), clock)
+        self.dispatcher = Dispatcher(
+            settings, self.membership, policy, self.upstream, all_done(self._observers), clock, self._trace
+        )
         self.proxy = Proxy(self.dispatcher)
         self._prober = Prober(
             self._probe,

@@ -56,6 +56,7 @@ class NativeUpstream:
         self,
         address: Address,
         request: Request,
+        head: bytes,
         body: bytes,
         inform: Callable[[int, Headers], None],
     ) -> Response | None:
@@ -65,7 +66,7 @@ class NativeUpstream:
             return None
         self._active.add(connection)
         self.requests += 1
-        data = request.head
+        data = head
         if request.body:
             data += frame(body, request.body, request.chunked, last=True)
         return connection.begin(data, request.method == "HEAD", True, request.upgrade != b"", inform)
@@ -198,7 +199,7 @@ def encode_head(method: str, target: bytes, headers: Headers) -> bytes:
 
     An HTTP/1.1 server never lets such a request in; one that speaks HTTP/2 may.
     """
-    head = request_head(method, target, headers)
+    head = request_head(method, target, headers) + b"\r\n"
     lines = len(headers) + 2
     if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head or b" " in target:
         raise Refusal(400, "malformed_request", "the request has a line break or a NUL in its target or a header field")

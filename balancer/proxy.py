@@ -16,7 +16,7 @@ from typing import Any
 
 from balancer.dispatch import Course, Dispatcher, Sink, refuse
 from balancer.errors import ClientGone, TruncatedResponse
-from balancer.headers import NO_FIELDS, Headers, has_body, host, with_prefix
+from balancer.headers import NO_FIELDS, Headers, has_body, host, request_id, with_prefix
 from balancer.request import Request
 from balancer.strict import malformed
 from balancer.upstream import UpstreamResponse
@@ -180,4 +180,5 @@ def _request(scope: Scope, visit: _HttpVisit) -> Request:
         body=None if visit.ended else visit,
         chunked=not visit.ended and not any(name == b"content-length" for name, _ in headers),
         host=host(headers),
+        id=request_id(headers),
     )

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import secrets
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from balancer.errors import Fault, TruncatedResponse
 from balancer.request import Request
 from balancer.settings import Address
+
+
+def request_ids() -> Callable[[], bytes]:
+    """Gives an id for each request that comes without one: the start of the process, drawn at random, and a number."""
+    form = b"%b-%%08x" % secrets.token_hex(8).encode()
+    return map(form.__mod__, itertools.count(1)).__next__
 
 
 class Try(NamedTuple):
@@ -24,8 +32,9 @@ class Try(NamedTuple):
 class Record:
     """What became of a request. Clock readings and durations are in seconds.
 
-    ``tries``: the members that failed it, in order. ``error``: the token of ``X-Balancer-Error``,
-    or ``client_gone`` or ``truncated`` for a response that could not be completed.
+    ``id``: its X-Request-ID, the client's or one of our own. ``tries``: the members that failed it, in order.
+    ``error``: the token of ``X-Balancer-Error``, or ``client_gone`` or ``truncated`` for a response that could not be
+    completed; ``reason``: what the balancer has told the client in its own name.
     """
 
     # Most requests leave most of these alone.
@@ -36,10 +45,12 @@ class Record:
     held = 0.0
     duration = 0.0
     error = ""
+    reason = ""
 
-    def __init__(self, request: Request, started: float) -> None:
+    def __init__(self, request: Request, started: float, id: bytes) -> None:
         self.request = request
         self.started = started
+        self.id = id
 
     def tried(self, member: Address, failure: Fault | TruncatedResponse) -> None:
         self.tries = [*self.tries, Try(member, failure.reason, str(failure))]

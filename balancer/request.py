@@ -31,7 +31,8 @@ class Request:
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
     protocol that the client wants to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
     body only once it is told to go on (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
-    ``head``: what of it members get, but for the body, once that has been rendered.
+    ``id``: the client's X-Request-ID, or b"". Once rendered: ``head``, what members get of its head, but for the
+    end and for what is this request's alone; ``entry``, what the access log says of it.
     """
 
     method: str
@@ -44,4 +45,6 @@ class Request:
     upgrade: bytes = b""
     expects: bool = False
     host: bytes = b""
+    id: bytes = b""
     head: bytes = b""
+    entry: str = ""

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import uvicorn
@@ -19,11 +20,12 @@ import uvloop
 
 from balancer import __version__
 from balancer.acceptor import Acceptor, TlsEdge, hang_up
-from balancer.accesslog import AccessLog
+from balancer.accesslog import AccessLog, as_json, as_text
 from balancer.admin.app import admin_app
 from balancer.edge import Clients
 from balancer.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
+from balancer.observer import Observer
 from balancer.settings import Settings
 from balancer.stats import Stats
 from balancer.tls import Certificate
@@ -80,11 +82,20 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    access_log = AccessLog(sys.stdout)
+    form = partial(as_text, coloured=sys.stdout.isatty()) if settings.access_log == "text" else as_json
+    access_log = AccessLog(sys.stdout, form)
+    observers: list[Observer] = [access_log] if settings.access_log else []
+    tracing = None
+    if settings.otel_endpoint:
+        from balancer.tracing import Tracing
+
+        tracing = Tracing.to(settings.otel_endpoint)
+        observers.append(tracing)
     balancer = LoadBalancer(
         settings,
-        observers=[access_log] if settings.access_log else [],
+        observers=observers,
         stats=Stats() if admin_socket else None,
+        trace=tracing.begin if tracing else None,
     )
     async with balancer, asyncio.TaskGroup() as listeners:
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
@@ -107,13 +118,18 @@ async def _serve(
         if acceptor:
             await acceptor.close()
         data.should_exit = True
-        while certificate and not data_done.done():
+        while not data_done.done():
             await asyncio.wait([data_done], timeout=HANG_UP_SECONDS)
-            hang_up(data.server_state.connections)
+            if certificate:
+                hang_up(data.server_state.connections)
+            # Those who came before the listener closed: some connect again as soon as they have been told to leave.
+            await balancer.proxy.end_endless()
         await data_done
         if admin:
             admin.should_exit = True
     access_log.flush()
+    if tracing:
+        await asyncio.to_thread(tracing.close)
     log.info("stopped")
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 PREFIX = "BALANCER_"
 
@@ -118,6 +119,17 @@ def _on_off(text: str) -> bool:
     return {"on": True, "off": False}[text.lower()]
 
 
+def _access_log(text: str) -> bool | str:
+    return "text" if text == "text" else _on_off(text)
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("not a URL")
+    return text
+
+
 def seconds(low: float, high: float) -> Kind:
     def parse(text: str) -> float:
         number = float(text)
@@ -170,7 +182,9 @@ NETWORKS = Kind(_networks, "networks in CIDR notation with commas between, such 
 PEM_FILE = Kind(_file, "the path of a PEM file")
 TOKEN = Kind(_token, "a cookie name such as member")
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
+URL = Kind(_url, "a URL such as http://collector:4318")
 ON_OFF = Kind(_on_off, "on or off")
+ACCESS_LOG = Kind(_access_log, "on, off or text")
 
 
 def setting(default: Any, kind: Kind, meaning: str) -> Any:
@@ -241,7 +255,14 @@ class Settings:
     )
     tls_key: str | None = setting(None, PEM_FILE, "private key of the certificate")
     http2: bool = setting(False, ON_OFF, "whether TLS clients may speak HTTP/2; needs the extra http2")
-    access_log: bool = setting(True, ON_OFF, "one JSON line a request on standard output")
+    access_log: bool | str = setting(
+        True, ACCESS_LOG, "one line a request on standard output: JSON, or words for people (text)"
+    )
+    otel_endpoint: str | None = setting(
+        None,
+        URL,
+        "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs the extra otel",
+    )
     shutdown_seconds: float = setting(8.0, seconds(0, 3600), "how long requests may go on after SIGTERM")
 
     @classmethod

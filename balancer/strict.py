@@ -27,7 +27,7 @@ _SLASH = ord("/")
 
 # The fields that are looked at here.
 _NOTED = frozenset(
-    {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"}
+    {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", b"x-request-id"}
 )  # fmt: skip
 
 # Protocols that are not tunnelled: they carry HTTP requests, which then nobody would balance or check.
@@ -61,7 +61,7 @@ def check(
     if method in _REFUSED_METHODS:
         raise _REFUSED_METHODS[method]
     hosts = 0
-    host = length = chunked = connection = upgrade = expect = b""
+    host = length = chunked = connection = upgrade = expect = id = b""
     for name, value in fields:
         if name not in _NOTED:
             continue
@@ -76,8 +76,10 @@ def check(
             chunked += b"," + value if chunked else value
         elif name == b"upgrade":
             upgrade += b"," + value if upgrade else value
-        else:
+        elif name == b"expect":
             expect = value.lower()
+        else:
+            id = id or value
     if chunked:
         if chunked.lower() != b"chunked":
             raise malformed("the only Transfer-Encoding that is understood is chunked, once")
@@ -95,7 +97,7 @@ def check(
         raise malformed("a request target has no fragment")
     if target[0] != _SLASH:
         target, host = _absolute(method, target, fields, host)
-    request = Request(method.decode(), target, fields, "", host=host)
+    request = Request(method.decode(), target, fields, "", host=host, id=id)
     if chunked or (length and length.strip(b"0")):
         request.body = _PENDING
         request.chunked = bool(chunked)

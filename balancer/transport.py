@@ -32,7 +32,7 @@ import httpx
 
 from balancer.dispatch import Course
 from balancer.errors import ClientGone, SilentResponse
-from balancer.headers import NO_FIELDS, Headers, own_headers
+from balancer.headers import NO_FIELDS, Headers, host, own_headers, request_id
 from balancer.loadbalancer import LoadBalancer
 from balancer.proxy import Proxy
 from balancer.request import Request
@@ -132,7 +132,8 @@ class _Call(Visit, httpx.AsyncByteStream):
                 client="",
                 body=None if self.ended else self,
                 chunked=chunked,
-                host=next(value for name, value in fields if name == b"host"),
+                host=host(fields),
+                id=request_id(fields),
             )
         )
         self.course.headers = own_headers(fields, chunked)

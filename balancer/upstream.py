@@ -100,13 +100,14 @@ class Upstream(Protocol):
         self,
         address: Address,
         request: Request,
+        head: bytes,
         body: bytes,
         inform: Callable[[int, Headers], None],
     ) -> PendingResponse | None:
         """Send a request that may be repeated, and all of its body, if that takes no waiting: on an idle connection.
 
-        Else None. ``request`` is the client's, with the ``head`` that members get, which is sound: it comes from one
-        that was parsed as HTTP/1.1. For ``inform`` see ``UpstreamRequest``.
+        Else None. ``request`` is the client's, and ``head`` what members get of its head, which is sound: it comes from
+        one that was parsed as HTTP/1.1. For ``inform`` see ``UpstreamRequest``.
         """
 
     async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:

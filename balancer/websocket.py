@@ -22,7 +22,7 @@ from websockets.utils import accept_key, generate_key
 
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.frames import BAD_GATEWAY, GOING_AWAY
-from balancer.headers import NO_FIELDS, Headers, host
+from balancer.headers import NO_FIELDS, Headers, host, request_id
 from balancer.request import Request
 from balancer.upstream import UpstreamResponse
 from balancer.visit import AsgiVisit, Message, Receive, Scope, Send, client, target
@@ -59,8 +59,9 @@ class WebSocketVisit(AsgiVisit):
         headers += [(b"sec-websocket-key", self._key.encode()), (b"sec-websocket-version", b"13")]
         scheme = "https" if self._scope.get("scheme") == "wss" else "http"
         return Request(
-            "GET", target(self._scope), headers, client(self._scope), scheme, upgrade=b"websocket", host=host(headers)
-        )
+            "GET", target(self._scope), headers, client(self._scope), scheme, upgrade=b"websocket", host=host(headers),
+            id=request_id(headers),
+        )  # fmt: skip
 
     @property
     def watchable(self) -> bool:

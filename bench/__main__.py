@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import members, memory, peers, report, steady
-from bench.candidates import CANDIDATES, OURS, Candidate
+from bench.candidates import CANDIDATES, OURS, VARIANTS, Candidate
 from bench.loads import LOADS
 from bench.processes import ROOT, BenchError, cores, ended_by_signals
 from bench.rounds import run_load
@@ -50,11 +50,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--only",
-        type=_names([it.name for it in CANDIDATES]),
+        type=_names([it.name for it in [*CANDIDATES, *VARIANTS]]),
         default=None,
         metavar="CANDIDATE,…",
-        help=f"some of {', '.join(it.name for it in CANDIDATES)} "
-        f"(default all; for {', '.join(MEMORY)} the balancer alone)",
+        help=f"some of {', '.join(it.name for it in [*CANDIDATES, *VARIANTS])} "
+        f"(default all but the variants of the balancer; for {', '.join(MEMORY)} the balancer alone)",
     )
     parser.add_argument(
         "--steady",
@@ -116,7 +116,9 @@ class Run:
         self._arguments = arguments
         self._directory = directory
         self._cores = cores()
-        self._candidates = [it for it in CANDIDATES if arguments.only is None or it.name in arguments.only]
+        self._candidates = [
+            it for it in [*CANDIDATES, *VARIANTS] if it.name in (arguments.only or [one.name for one in CANDIDATES])
+        ]
         sizes = {
             memory.IDLE: arguments.idle,
             memory.SLOW: arguments.slow_readers,

@@ -303,5 +303,20 @@ CANDIDATES = [
         "balancer", "this project, `balancer serve`, members from DNS every second", balancer, peers.balancer_version
     ),
 ]
+# What the balancer's own features cost: they take part where they are asked for by name.
+VARIANTS = [
+    Candidate(
+        "balancer-log",
+        "the same with its access log on, into a file",
+        lambda site: balancer(site, "--access-log=on"),
+        peers.balancer_version,
+    ),
+    Candidate(
+        "balancer-admin",
+        "the same with the admin listener, which counts requests for the status page and the metrics",
+        lambda site: balancer(site, f"--admin=127.0.0.1:{free_port()}"),
+        peers.balancer_version,
+    ),
+]
 BASELINE = "nginx-keepalive"
 OURS = "balancer"

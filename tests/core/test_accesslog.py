@@ -4,16 +4,20 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from balancer.accesslog import entry
+from balancer.accesslog import ID_MAX, as_json, as_text
 from balancer.record import Record, Try
 from balancer.request import Request
 from balancer.settings import Address
 
+FAILED = Try(Address("10.0.0.3", 80), "refused", "connection refused")
 
-def record(target: bytes = b"/a?b=1", **known: Any) -> Record:
-    request = Request("GET", target, [(b"host", b"shop.example")], "192.0.2.1")
-    made = Record(request, 100.0)
+
+def record(target: bytes = b"/a?b=1", id: bytes = b"abc-1", client: str = "192.0.2.1", **known: Any) -> Record:
+    request = Request("GET", target, [(b"host", b"shop.example")], client)
+    made = Record(request, 100.0, id)
     made.status, made.body_bytes, made.member, made.duration = 200, 43, Address("10.0.0.2", 80), 0.0123456
     for name, value in known.items():
         setattr(made, name, value)
@@ -21,7 +25,7 @@ def record(target: bytes = b"/a?b=1", **known: Any) -> Record:
 
 
 def test_an_entry_says_who_asked_for_what_and_what_came_of_it() -> None:
-    assert entry(record(), 1_700_000_000.25) == {
+    assert json.loads(as_json(record(), 1_700_000_000.25)) == {
         "time": "2023-11-14T22:13:20.250+00:00",
         "client": "192.0.2.1",
         "method": "GET",
@@ -30,24 +34,54 @@ def test_an_entry_says_who_asked_for_what_and_what_came_of_it() -> None:
         "bytes": 43,
         "duration_ms": 12.35,
         "member": "10.0.0.2:80",
+        "request_id": "abc-1",
     }
 
 
 @pytest.mark.parametrize(
     ("name", "value", "field", "logged"),
     [
-        ("tries", [Try(Address("10.0.0.3", 80), "refused", "refused")], "tries", ["10.0.0.3:80: refused"]),
+        ("tries", [FAILED], "tries", ["10.0.0.3:80: connection refused"]),
         ("held", 1.2345678, "held_ms", 1234.57),
         ("error", "no_member", "error", "no_member"),
+        ("reason", 'no member "x"', "reason", 'no member "x"'),
     ],
 )
 def test_an_entry_names_trouble_only_where_there_was_some(name: str, value: Any, field: str, logged: object) -> None:
-    assert field not in entry(record(), 0.0)
-    assert entry(record(b"/", **{name: value}), 0.0)[field] == logged
+    assert field not in json.loads(as_json(record(), 0.0))
+    assert json.loads(as_json(record(b"/", **{name: value}), 0.0))[field] == logged
 
 
-@pytest.mark.parametrize("target", [b"/\xff\xfe", b'/"\n\x00', "/ü".encode()])
-def test_an_entry_is_one_line_of_json_whatever_the_target(target: bytes) -> None:
-    line = json.dumps(entry(record(target), 0.0))
+def test_nobody_answered() -> None:
+    assert json.loads(as_json(record(member=None), 0.0))["member"] == ""
+
+
+@given(target=st.binary(), id=st.binary(max_size=2 * ID_MAX), client=st.text(), reason=st.text())
+def test_an_entry_is_one_line_of_json_whatever_the_client_sends(
+    target: bytes, id: bytes, client: str, reason: str
+) -> None:
+    line = as_json(record(target, id, client, reason=reason), 0.0)
     assert len(line.splitlines()) == 1
-    assert json.loads(line)["target"].encode("latin-1") == target
+    read = json.loads(line)
+    assert read["target"].encode("latin-1") == target
+    assert read["request_id"].encode("latin-1") == id[:ID_MAX]
+    assert (read["client"], read.get("reason", "")) == (client, reason)
+
+
+def test_a_line_for_people_tells_the_same() -> None:
+    line = as_text(record(tries=[FAILED], held=0.5, error="member_failed", reason="it died", status=502), 0.0)
+    assert line.endswith(
+        "502 GET /a?b=1 12.3 ms, 43 bytes from 10.0.0.2:80 to 192.0.2.1, held 500 ms, member_failed: it died "
+        "(failed: 10.0.0.3:80: connection refused)"
+    )
+    assert "\x1b" not in line
+
+
+def test_a_line_for_people_is_coloured_by_the_class_of_its_status() -> None:
+    assert " \x1b[32m200\x1b[0m GET " in as_text(record(), 0.0, coloured=True)
+    assert " \x1b[31m503\x1b[0m GET " in as_text(record(status=503), 0.0, coloured=True)
+
+
+@given(target=st.binary())
+def test_a_line_for_people_has_nothing_in_it_that_moves_a_cursor(target: bytes) -> None:
+    assert as_text(record(target), 0.0).isprintable()

@@ -123,7 +123,9 @@ class World(Observer):
 
     # The seams.
 
-    def send_at_once(self, address: Address, request: Request, body: bytes, inform: Any) -> PendingResponse | None:
+    def send_at_once(
+        self, address: Address, request: Request, head: bytes, body: bytes, inform: Any
+    ) -> PendingResponse | None:
         container = self.containers.get(address)
         if container is None or container.mood in ("refuses", "unreachable") or self.rng.random() < 0.3:
             return None

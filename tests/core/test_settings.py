@@ -55,6 +55,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("hold_max", "0", 0),
         ("trusted_proxies", "10.0.0.0/8, ::1,", (ip_network("10.0.0.0/8"), ip_network("::1/128"))),
         ("access_log", "OFF", False),
+        ("access_log", "text", "text"),
     ],
 )
 def test_a_value_is_read(name: str, text: str, value: object) -> None:
@@ -89,7 +90,8 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("hold_max", "1.5", "a whole number from 0 to 1000000"),
         ("hold_max", "-1", "a whole number from 0 to 1000000"),
         ("trusted_proxies", "10.0.0.1/8", "networks in CIDR notation"),
-        ("access_log", "yes", "on or off"),
+        ("access_log", "yes", "on, off or text"),
+        ("http2", "yes", "on or off"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable_and_what_is_accepted(name: str, text: str, accepted: str) -> None:

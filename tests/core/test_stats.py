@@ -25,7 +25,7 @@ def snapshot(*addresses: Address, **known: Any) -> Snapshot:
 
 
 def record(method: str = "GET", status: int = 200, member: Address | None = ONE, **known: Any) -> Record:
-    made = Record(Request(method, b"/", [], "192.0.2.1"), 0.0)
+    made = Record(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
     made.status, made.member = status, member
     for name, value in known.items():
         setattr(made, name, value)

@@ -551,6 +551,18 @@ ANSWER_FRAMING = (
 )  # fmt: skip
 
 ANSWER_BODIES = (
+    Answer(
+        "a length in an interim response",
+        "9110 §8.6",
+        b"HTTP/1.1 103 Early Hints\r\nContent-Length: 2\r\n\r\nno" + _200 + _LENGTH,
+        BAD_GATEWAY,
+    ),
+    Answer(
+        "chunks in an interim response",
+        "9112 §6.1",
+        b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n" + _200 + _LENGTH,
+        BAD_GATEWAY,
+    ),
     _bad_chunks(b"x\r\nok\r\n0\r\n\r\n", "a size that is none in a response"),
     _bad_chunks(b"fffffffffffffffff\r\nok\r\n0\r\n\r\n", "a size beyond 64 bits in a response"),
     _bad_chunks(b"+2\r\nok\r\n0\r\n\r\n", "a signed size in a response"),

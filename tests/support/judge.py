@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import httptools
 
+from balancer.headers import announces_close
 from balancer.retry import IDEMPOTENT
 from tests.support.reader import Fields, Message, Requests, Responses
 from tests.support.world import RESPONSE_TIMEOUT, Client, Link, World
@@ -15,7 +16,7 @@ from tests.support.world import RESPONSE_TIMEOUT, Client, Link, World
 # Fields of a request, and of a response, that the balancer writes itself.
 _WRITTEN = {
     b"host", b"connection", b"upgrade", b"te", b"transfer-encoding", b"forwarded", b"x-forwarded-for",
-    b"x-forwarded-proto", b"x-forwarded-host",
+    b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id",
 }  # fmt: skip
 _WRITTEN_BACK = {b"connection", b"transfer-encoding", b"upgrade"}
 
@@ -150,9 +151,9 @@ def _seen_on(link: Link, found: list[str]) -> list[Seen]:
         elif not answer.error:
             if len(answer.messages) != 1 or not answer.messages[0].complete or answer.begun:
                 found.append(f"a member got {messages[index + 1]} while its answer was {answer.messages}")
-            elif any(b"close" in value.lower() for value in answer.messages[0].values(b"connection")):
+            elif announces_close(answer.messages[0].fields):
                 found.append(f"a member got {messages[index + 1]} on a connection that it had said it closes")
-    if link.requests.error and not (seen and seen[-1].answer.error and seen[-1].request.values(b"upgrade")):
+    if link.requests.error and not any(it.answer.error and it.request.values(b"upgrade") for it in seen):
         # (It may be a tunnel, whose 101 the reference parser did not take for one.)
         found.append(f"a member got what is not HTTP ({link.requests.error}): {bytes(pipe.received)!r}")
     return seen
@@ -240,6 +241,12 @@ def _same(asked: Message, seen: Message) -> bool:
     return asked.body.startswith(seen.body)
 
 
+def _alike(one: Message, other: Message) -> bool:
+    return (one.method, _path(one.target), one.complete, one.body) == (
+        other.method, _path(other.target), other.complete, other.body,
+    )  # fmt: skip
+
+
 def _path(target: bytes) -> bytes:
     if url := re.fullmatch(rb"https?://[^/?#]+([/?].*)?", target, re.IGNORECASE | re.DOTALL):
         path = url[1] or b"/"
@@ -262,7 +269,7 @@ def _beyond(fields: Fields, known: Fields, written: set[bytes]) -> Fields:
 def _judge_response(it: _Client, index: int, response: Message, got: Responses) -> None:
     client = it.client
     last = index + 1 == len(got.messages)
-    if any(b"close" in value for value in response.values(b"connection")) and (not last or got.begun):
+    if announces_close(response.fields) and (not last or got.begun):
         it.says(f"got more after the response that said close: {got.messages}")
     attempts = it.attempts.get(index)
     if not response.complete and not client.left and attempts and attempts[-1].sound:
@@ -272,7 +279,7 @@ def _judge_response(it: _Client, index: int, response: Message, got: Responses) 
             it.says(f"got {len(got.messages)} responses to {len(it.asked)} requests")
         return
     # Of requests that are the same nobody can tell which one was answered by a member and which one by the balancer.
-    alike = [n for n, asked in enumerate(it.asked) if _same(asked, it.asked[index])] if index < len(it.asked) else []
+    alike = [n for n, asked in enumerate(it.asked) if _alike(asked, it.asked[index])] if index < len(it.asked) else []
     possible = [one for n in alike for one in it.attempts.get(n, ())] if len(alike) > 1 else (attempts or [])[-1:]
     faults = [_faults(it, index, response, one) for one in possible]
     if not possible and index < len(it.asked) and _is_websocket(it.asked[index]):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from balancer.discovery import Resolve
+from balancer.dispatch import Trace
 from balancer.edge import Clients
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
@@ -202,6 +203,8 @@ async def balance(
     upstream: Upstream | None = None,
     probe: Probe | None = None,
     wait: bool = True,
+    observers: Sequence[Observer] = (),
+    trace: Trace | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A balancer over these members on a loopback port; ``settings`` as fields of Settings."""
@@ -214,7 +217,8 @@ async def balance(
         resolve=resolve or ScriptedResolver(*addresses),
         upstream=upstream or upstream_class(limits),
         probe=probe,
-        observers=[_Recorder(records)],
+        observers=[_Recorder(records), *observers],
+        trace=trace,
     )
     sock = listen("BIND", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])

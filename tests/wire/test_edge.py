@@ -282,3 +282,10 @@ async def test_what_is_refused_is_in_the_log() -> None:
         known, unknown = running.records
         assert (known.request.method, known.request.target, known.status) == ("GET", b"/x", 400)
         assert (unknown.request.target, unknown.status, unknown.error) == (b"", 400, "malformed_request")
+
+
+async def test_a_request_that_is_refused_has_an_id_too() -> None:
+    async with balance() as running:
+        await running.exchange(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+        (record,) = running.records
+        assert (record.error, bool(record.id)) == ("malformed_request", True)

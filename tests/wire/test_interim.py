@@ -146,3 +146,31 @@ async def test_a_request_whose_body_was_not_sent_goes_to_another_member_if_the_f
                 assert await client.head() == CONTINUE
                 await client.send(b"abc")
                 assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 2", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("status", [b"100 Continue", b"103 Early Hints", b"199 Odd"])
+async def test_a_body_of_an_interim_response_is_not_taken_for_one_of_the_final_response(
+    status: bytes, framing: bytes
+) -> None:
+    body = b"2\r\nno\r\n0\r\n\r\n" if b"chunked" in framing else b"no"
+
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(b"HTTP/1.1 %b\r\n%b\r\n\r\n%b" % (status, framing, body) + OK)
+
+    async with Member(script) as member, balance(member) as running:
+        answer = await running.exchange(GET.replace(b"Host: a", b"Host: a\r\nConnection: close"))
+        assert answer.startswith(b"HTTP/1.1 502 ")
+        assert b"x-balancer-error: bad_response\r\n" in answer
+
+
+async def test_an_interim_response_passes_without_the_length_that_it_should_not_have() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\nLink: </a>\r\n\r\n" + OK)
+
+    async with Member(script) as member, balance(member) as running, running.client() as client:
+        await client.send(GET)
+        assert await client.head() == b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")

@@ -108,6 +108,7 @@ async def test_the_request_is_the_callers_own() -> None:
         assert sent[b"host"] == b"shop.example"
         assert sent[b"x-forwarded-for"] == b"9.9.9.9"
         assert sent[b"x-b"] == b"caf\xe9"
+        assert sent[b"x-request-id"] == here.records[0].id
         assert sent[b"user-agent"].startswith(b"python-httpx/")
         assert not sent.keys() & {b"forwarded", b"x-forwarded-proto", b"x-forwarded-host", b"connection"}
 

@@ -8,10 +8,13 @@ import os
 import pytest
 from websockets.frames import Frame, Opcode
 
-from tests.support.wire import OK, Connection, Member, balance, eventually
+from tests.support.processes import serving
+from tests.support.wire import LIMIT, OK, Connection, Member, balance, eventually
 
 ASKS = b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: Rot13/1\r\n\r\n"
 SWITCHES = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: Rot13/1\r\nX-Mode: z\r\n\r\n"
+# The code of a close frame (RFC 6455 section 7.4.1).
+GOING_AWAY = b"\x03\xe9"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -136,3 +139,25 @@ async def test_an_upgrade_behind_another_request_waits_for_its_turn() -> None:
         await client.exactly(2)
         assert (await client.head()).startswith(b"HTTP/1.1 101 ")
         assert await client.exactly(3) == b"END"
+
+
+async def test_a_client_that_comes_back_while_the_balancer_stops_is_sent_on_as_well() -> None:
+    """The listener is open until those who were there have been told, and some connect again at once."""
+    asks = ASKS.replace(b"Rot13/1", b"websocket")
+
+    async def accept_websocket(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(SWITCHES.replace(b"Rot13/1", b"websocket"))
+        await connection.to_end()
+
+    async with Member(accept_websocket) as member, serving(member) as running, running.client() as first:
+        await first.send(asks)
+        await first.head()
+        running.process.terminate()
+        assert (await first.exactly(4))[2:] == GOING_AWAY
+        async with running.client() as second:
+            await second.send(asks)
+            assert (await second.head()).startswith(b"HTTP/1.1 101 ")
+            assert (await second.exactly(4))[2:] == GOING_AWAY
+        async with asyncio.timeout(LIMIT):
+            assert await running.process.wait() == 0

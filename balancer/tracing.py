@@ -1,0 +1,103 @@
+"""Spans for OpenTelemetry (the extra ``otel``): the balancer's part of a trace, exported with OTLP over HTTP.
+
+A span begins when a request comes and ends with the last byte of its response. The trace is the client's, where it
+sends a ``traceparent`` (W3C Trace Context); members are told of our span in its place, so that theirs are its children.
+Whether a trace is sampled is the client's choice, where it made one. OpenTelemetry's own variables say the rest: the
+service's name (``OTEL_SERVICE_NAME``, "balancer" by default), the sampler, headers for the collector, batch sizes.
+"""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlsplit
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from balancer import __version__
+from balancer.headers import Headers
+from balancer.observer import Observer
+from balancer.record import Record
+
+# Where collectors take spans, if the endpoint does not say (OTLP specification, "Endpoint URLs for OTLP/HTTP").
+DEFAULT_PATH = "/v1/traces"
+
+_context = TraceContextTextMapPropagator()
+
+
+class Span:
+    """A request's part of a trace; see ``balancer.dispatch.Span``."""
+
+    def __init__(self, span: trace.Span) -> None:
+        self.span = span
+        carrier: dict[str, str] = {}
+        _context.inject(carrier, trace.set_span_in_context(span))
+        self.fields: Headers = [(b"traceparent", carrier["traceparent"].encode())]
+
+
+class Tracing(Observer):
+    """Begins a span for each request and ends it when the request is done; ``close`` sends what has not been sent."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        names = Resource.create({} if "OTEL_SERVICE_NAME" in os.environ else {SERVICE_NAME: "balancer"})
+        self._provider = TracerProvider(resource=names, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("balancer", __version__)
+
+    @classmethod
+    def to(cls, endpoint: str) -> Tracing:
+        """Export to a collector's URL."""
+        if urlsplit(endpoint).path in ("", "/"):
+            endpoint = endpoint.rstrip("/") + DEFAULT_PATH
+        return cls(OTLPSpanExporter(endpoint))
+
+    def begin(self, record: Record) -> Span | None:
+        """A request has come."""
+        request = record.request
+        carrier = {
+            name.decode(): value.decode("latin-1")
+            for name, value in request.headers
+            if name in (b"traceparent", b"tracestate")
+        }
+        # Names and attributes by the semantic conventions for HTTP servers.
+        span = self._tracer.start_span(
+            request.method,
+            _context.extract(carrier),
+            trace.SpanKind.SERVER,
+            {
+                "http.request.method": request.method,
+                "url.path": request.target.partition(b"?")[0].decode("latin-1"),
+                "url.scheme": request.scheme,
+                "client.address": request.client,
+                "http.request.header.x-request-id": [record.id.decode("latin-1")],
+            },
+        )
+        return Span(span)
+
+    def done(self, record: Record) -> None:
+        mine = getattr(record, "span", None)
+        if not isinstance(mine, Span):
+            return  # It was refused before it was a request.
+        span = mine.span
+        span.set_attribute("http.response.status_code", record.status)
+        span.set_attribute("http.response.body.size", record.body_bytes)
+        if record.member:
+            span.set_attribute("network.peer.address", record.member.host)
+            span.set_attribute("network.peer.port", record.member.port)
+        for attempt in record.tries:
+            span.add_event("try failed", {"member": str(attempt.member), "reason": attempt.words})
+        if record.held:
+            span.set_attribute("balancer.held_seconds", record.held)
+        if record.error:
+            span.set_attribute("error.type", record.error)
+        if record.status >= 500 or record.error == "truncated":
+            span.set_status(trace.StatusCode.ERROR, record.reason or record.error)
+        span.end()
+
+    def close(self) -> None:
+        """Send what has not been sent; takes as long as the collector lets it, 10 s at most by default."""
+        self._provider.shutdown()
