@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from importlib.util import find_spec
+from random import Random
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -145,6 +146,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     _certificate(settings)
+    from balancer import plugins
+
+    plugins.load(settings, Random())
     for name, value, _ in settings.rows():
         print(f"{name}={value}")
     import asyncio

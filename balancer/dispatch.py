@@ -10,11 +10,11 @@ import asyncio
 import time
 from collections.abc import Callable
 from math import inf
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from balancer import retry
 from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
-from balancer.headers import NO_FIELDS, TRACE_FIELDS, Headers, RequestHeaders, content_length
+from balancer.headers import NO_FIELDS, TRACE_FIELDS, Headers, RequestHeaders, content_length, own_headers, with_prefix
 from balancer.health import Event
 from balancer.hold import Claim, Hold
 from balancer.http1 import request_head
@@ -25,6 +25,9 @@ from balancer.request import Body, Request
 from balancer.settings import Settings
 from balancer.slots import Slots
 from balancer.upstream import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
+
+if TYPE_CHECKING:
+    from balancer.hooks import HookRequest
 
 # A request body up to this size stays in hand, so that the request can be sent again.
 REPLAY_BYTES = 64 * 1024
@@ -86,15 +89,19 @@ class DirectSink(Sink, Protocol):
 class Course(Record):
     """A request under way. ``span``: its part of a trace, where it is traced.
 
-    ``given`` and ``response``: the member that it was sent to without waiting, if it was. ``headers``: the fields as
-    members get them, where a front end has made them itself.
+    ``given`` and ``response``: the member that it was sent to without waiting, if it was. ``seen``: the request as
+    hooks know it; ``refusal``: what one of them has refused it with. ``own``: a call of this program, which came from
+    nobody; ``prefix``: the path of the mount that it came through, or b"".
     """
 
     span: Span | None = None
-    headers: Headers | None = None
+    own = False
+    prefix = b""
     given: Member | None = None
     response: PendingResponse | None = None
     body: ReplayableBody | None = None
+    seen: HookRequest | None = None
+    refusal: Refusal | None = None
 
     def listen_no_more(self) -> None:
         """``Dispatcher.run`` takes over."""
@@ -217,7 +224,7 @@ class Dispatcher:
         if member is None:
             return False
         if not request.head:
-            request.head = request_head(request.method, request.target, self.headers(request))
+            request.head = request_head(request.method, request.target, self._headers(request))
         head = request.head + b"\r\n" if request.id else b"%bx-request-id: %b\r\n\r\n" % (request.head, course.id)
         response = self._upstream.send_at_once(member.address, request, head, body, sink.inform)
         if response is None:
@@ -284,7 +291,10 @@ class Dispatcher:
             course.duration = self._clock() - course.started
             self._on_done(course)
 
-    def headers(self, request: Request) -> Headers:
+    def _heard(self, course: Course, response: UpstreamResponse) -> None:
+        """A member has answered, and nothing has been passed on: ``balancer.guarded`` may change the fields."""
+
+    def _headers(self, request: Request) -> Headers:
         """The fields as members get them."""
         return self._request_headers(
             request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
@@ -295,7 +305,9 @@ class Dispatcher:
         request = course.request
         if course.body and content_length(request.headers) > course.body.limit:
             raise too_large(course.body.limit)
-        headers = self.headers(request) if course.headers is None else course.headers
+        headers = own_headers(request.headers, request.chunked) if course.own else self._headers(request)
+        if course.prefix:
+            headers = with_prefix(headers, course.prefix)
         if not request.id:
             headers.append((b"x-request-id", course.id))
         if course.span:
@@ -361,6 +373,7 @@ class Dispatcher:
                     continue
                 if response.status != SWITCHING_PROTOCOLS:
                     self._membership.answered(member, response.closes, self._clock())
+                self._heard(course, response)
                 await _relay(response, sink, record, self._policy.mark(request, member))
                 return
             finally:
@@ -449,6 +462,8 @@ def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
     ]
     if refusal.retry_after is not None:
         headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    if refusal.fields:
+        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in refusal.fields.items()]
     return refusal.status, headers, text
 
 

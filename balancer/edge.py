@@ -56,7 +56,11 @@ RATE_SECONDS = 20.0
 # which is how a client learns to send the rest again (RFC 9112 section 9.3.2).
 PIPELINE_MAX = 100
 
-_TOO_MUCH = malformed("there is too much beside the body in its chunks")
+
+def _too_much() -> Refusal:
+    # A new one each time: it will be raised, and then keeps every frame that it passes through.
+    return malformed("there is too much beside the body in its chunks")
+
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -267,7 +271,7 @@ class Edge(asyncio.Protocol):
             if self._refusal:
                 self._refuse(self._refusal)
             elif self._head_bytes > self.clients.settings.max_head:
-                self._refuse(head_too_large(self.clients.settings) if self._receiving is None else _TOO_MUCH)
+                self._refuse(head_too_large(self.clients.settings) if self._receiving is None else _too_much())
             elif alone and self._queue:
                 self._get_to_know(key)
         if self._queue:

@@ -8,6 +8,7 @@ instead of a member's answer. ``ClientGone`` ends a request that nobody waits fo
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 
 # What the balancer itself has run out of: descriptors, memory, local ports. That is no evidence against a member.
 OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
@@ -77,12 +78,21 @@ class ClientGone(Exception):
 class Refusal(Exception):
     """What the balancer itself answers: a status, a token for ``X-Balancer-Error``, a reason.
 
-    ``retry_after``: seconds for the ``Retry-After`` header, or None to leave it out.
+    ``retry_after``: seconds for the ``Retry-After`` header, or None to leave it out. ``fields``: more header fields
+    by name, such as the ``WWW-Authenticate`` that a 401 needs.
     """
 
-    def __init__(self, status: int, token: str, reason: str, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        token: str,
+        reason: str,
+        retry_after: int | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(reason)
         self.status = status
         self.token = token
         self.reason = reason
         self.retry_after = retry_after
+        self.fields = fields

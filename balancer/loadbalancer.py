@@ -6,17 +6,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any
 
+from balancer import plugins
 from balancer.discovery import Discovery, DnsResolver, Resolve
 from balancer.dispatch import Clock, Dispatcher, Trace
+from balancer.guarded import HookedDispatcher
 from balancer.health import HUNG, Event, State
+from balancer.hooks import Hooks
 from balancer.membership import Change, Member, Membership, Snapshot
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer, all_done
-from balancer.policies import make_policy
+from balancer.policies import Policy, make_policy
 from balancer.probes import Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.settings import Address, Settings, SettingsError
@@ -51,7 +55,9 @@ class LoadBalancer:
 
     Every collaborator may be replaced: ``upstream`` talks to members (it is closed at the end), ``resolve`` names them,
     ``probe`` judges them, ``observers`` are told of what happens, and so is ``stats``, for the status page and the
-    metrics. ``trace`` begins the spans of traces.
+    metrics. ``trace`` begins the spans of traces. ``policy`` chooses among
+    them in place of the one that the settings name, and ``hooks`` come after those that the settings name; both run
+    guarded (``balancer.guarded``). Either may be a name, too, and is a setting then.
     """
 
     # What belongs to one event loop is made anew for the next.
@@ -71,34 +77,49 @@ class LoadBalancer:
         observers: Sequence[Observer] = (),
         stats: Stats | None = None,
         trace: Trace | None = None,
+        policy: str | Policy | None = None,
+        hooks: str | Sequence[str | Hooks] = (),
         clock: Clock = time.monotonic,
         rng: Random | None = None,
         **settings: Any,
     ) -> None:
+        listed = [hooks] if isinstance(hooks, str) else hooks
+        given = [it for it in listed if not isinstance(it, str)]
+        if isinstance(policy, str):
+            settings["policy"] = policy
+        if names := [it for it in listed if isinstance(it, str)]:
+            settings["hooks"] = ",".join(names)
         self.settings = _settings(alias, settings)
         self.stats = stats
-        self._observers = [*observers, stats] if stats else observers
+        self._rng = rng or Random()
+        self._plugged = plugins.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given)
+        self._observers = [*observers, *([stats] if stats else []), *self._plugged.hooks.observers()]
         self._given_upstream = upstream
         self._resolve = resolve or DnsResolver(self.settings, clock)
         self._probe = probe or make_probe(self.settings)
         self._trace = trace
         self._clock = clock
-        self._rng = rng or Random()
         # The event loop that this lives in, and the task that ends it there.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: asyncio.Task[None] | None = None
         self._build()
 
     def _build(self) -> None:
-        settings, clock, rng = self.settings, self._clock, self._rng
+        settings, clock, rng, plugged = self.settings, self._clock, self._rng, self._plugged
         self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
         self.snapshot = None
         self.upstream = self._given_upstream or NativeUpstream(
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
-        policy = make_policy(settings, rng)
-        self.dispatcher = Dispatcher(
-            settings, self.membership, policy, self.upstream, all_done(self._observers), clock, self._trace
+        make_dispatcher = partial(HookedDispatcher, plugged.hooks) if plugged.hooks.wanted else Dispatcher
+        self.dispatcher = make_dispatcher(
+            settings,
+            self.membership,
+            make_policy(settings, rng, plugged.policy),
+            self.upstream,
+            all_done(self._observers),
+            clock,
+            self._trace,
         )
         self.proxy = Proxy(self.dispatcher)
         self._prober = Prober(

@@ -33,18 +33,22 @@ RING_POINTS = 160
 Key = Callable[[Request], bytes]
 
 
-def make_policy(settings: Settings, rng: Random) -> Policy:
-    """The policy that the settings ask for."""
+def make_policy(settings: Settings, rng: Random, plug_in: Policy | None = None) -> Policy:
+    """The policy that the settings ask for; ``plug_in``: what takes the place of the ones here."""
     policy: Policy
     match settings.policy:
+        case _ if plug_in:
+            policy = plug_in
         case "least_requests":
             policy = LeastRequests(rng)
         case "random":
             policy = RandomChoice(rng)
         case "hash":
             policy = HashRing(_make_key(settings), RoundRobin())
-        case _:
+        case "round_robin":
             policy = RoundRobin()
+        case name:
+            raise ValueError(f"{name} is not one of the policies here")
     return Sticky(settings.sticky_cookie, policy) if settings.sticky_cookie else policy
 
 
@@ -61,14 +65,21 @@ def _make_key(settings: Settings) -> Key:
 
 
 class Policy:
-    """Chooses among the members that it was last built with."""
+    """Chooses among the members that it was last built with.
+
+    It is called in the event loop, in the middle of a request: it must be quick, must not wait for anything, and
+    must change neither members nor requests, which others share.
+    """
 
     def build(self, members: Sequence[Member]) -> None:
         """Take over the members that may be chosen from now on, in order of address."""
         raise NotImplementedError
 
     def choose(self, request: Request, exclude: Container[Member] = ()) -> Member | None:
-        """A member for one request; none of ``exclude``; None where nobody is left."""
+        """A member for one request; none of ``exclude``; None where nobody is left.
+
+        A plug-in may also return None to leave the choice to round robin.
+        """
         raise NotImplementedError
 
     def mark(self, request: Request, member: Member) -> Headers:

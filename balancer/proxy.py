@@ -16,7 +16,7 @@ from typing import Any
 
 from balancer.dispatch import Course, Dispatcher, Sink, refuse
 from balancer.errors import ClientGone, TruncatedResponse
-from balancer.headers import NO_FIELDS, Headers, has_body, host, request_id, with_prefix
+from balancer.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.request import Request
 from balancer.strict import malformed
 from balancer.upstream import UpstreamResponse
@@ -59,8 +59,7 @@ class Proxy:
             self._watching = True
             loop.call_later(WATCH_SECONDS, self._watch)
         course = self.dispatcher.begin(request)
-        if mount := prefix(scope):
-            course.headers = with_prefix(self.dispatcher.headers(request), mount)
+        course.prefix = prefix(scope)
         await self.serve(visit, course, visit, task)
 
     async def serve(self, visit: Visit, course: Course, sink: Sink, task: asyncio.Task[Any]) -> None:

@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 
 PREFIX = "BALANCER_"
 
+# The policies that need no plug-in.
+POLICIES = ("round_robin", "least_requests", "random", "hash")
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -165,6 +168,21 @@ def _token(text: str) -> str:
     return text
 
 
+# A plug-in by its place, which is that of any object of a module, or as the name of an entry point.
+PLACE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*(\.[^\W\d]\w*)*)")
+_ENTRY_POINT = re.compile(r"[\w.-]+")
+
+
+def _plug_in(text: str) -> str:
+    if not (PLACE.fullmatch(text) or _ENTRY_POINT.fullmatch(text)):
+        raise ValueError("neither a place nor a name")
+    return text
+
+
+def _plug_ins(text: str) -> tuple[str, ...]:
+    return tuple(_plug_in(part.strip()) for part in text.split(","))
+
+
 def _hash_key(text: str) -> tuple[str, str]:
     source, _, name = text.partition(":")
     if source not in ("header", "cookie") and text != "client":
@@ -183,6 +201,11 @@ PEM_FILE = Kind(_file, "the path of a PEM file")
 TOKEN = Kind(_token, "a cookie name such as member")
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
 URL = Kind(_url, "a URL such as http://collector:4318")
+# Whether there is such a plug-in, ``balancer.plugins`` finds out.
+POLICY = Kind(
+    _plug_in, f"{', '.join(POLICIES)}, the name of an entry point in the group balancer.policies, or module:class"
+)
+HOOKS = Kind(_plug_ins, "module:class or names of entry points in the group balancer.hooks, with commas between")
 ON_OFF = Kind(_on_off, "on or off")
 ACCESS_LOG = Kind(_access_log, "on, off or text")
 
@@ -204,9 +227,7 @@ class Settings:
     admin: Address | None = setting(
         Address("127.0.0.1", 9000), LISTENER_OR_OFF, "where the balancer's own health and status are served"
     )
-    policy: str = setting(
-        "round_robin", choice("round_robin", "least_requests", "random", "hash"), "who gets the next request"
-    )
+    policy: str = setting("round_robin", POLICY, "who gets the next request")
     hash_key: tuple[str, str] = setting(
         ("client", ""), HASH_KEY, "what the hash policy tells requests apart by; those without it take turns"
     )
@@ -255,6 +276,7 @@ class Settings:
     )
     tls_key: str | None = setting(None, PEM_FILE, "private key of the certificate")
     http2: bool = setting(False, ON_OFF, "whether TLS clients may speak HTTP/2; needs the extra http2")
+    hooks: tuple[str, ...] = setting((), HOOKS, "code of your own that sees requests, responses and members")
     access_log: bool | str = setting(
         True, ACCESS_LOG, "one line a request on standard output: JSON, or words for people (text)"
     )
@@ -307,8 +329,8 @@ class Settings:
                 raise TypeError(f"{name!r} is not a setting{hint}")
             item, kind = known[name], known[name].metadata["kind"]
             written[name] = f"{name}={value!r}"
-            if value is None and (item.default is None or kind.unset == "off"):
-                values[name] = None
+            if (value == item.default and type(value) is type(item.default)) or (value is None and kind.unset == "off"):
+                values[name] = value
                 continue
             try:
                 values[name] = kind.parse(_text(value, kind))
@@ -372,7 +394,7 @@ def show(value: object, kind: Kind) -> str:
             return str(value)
         case ("client", ""):
             return "client"
-        case ("header" | "cookie", str()):
+        case ("header" | "cookie", str()) if kind is HASH_KEY:
             return ":".join(value)
         case tuple():
             return ",".join(map(str, value)) or kind.unset

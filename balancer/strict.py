@@ -33,9 +33,10 @@ _NOTED = frozenset(
 # Protocols that are not tunnelled: they carry HTTP requests, which then nobody would balance or check.
 _NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
 
+# New exceptions each time: one that is raised again and again keeps every frame that it has passed through.
 _REFUSED_METHODS = {
-    b"CONNECT": Refusal(501, "method_refused", "CONNECT is for proxies of another kind"),
-    b"TRACE": Refusal(405, "method_refused", "TRACE is not passed on"),
+    b"CONNECT": lambda: Refusal(501, "method_refused", "CONNECT is for proxies of another kind"),
+    b"TRACE": lambda: Refusal(405, "method_refused", "TRACE is not passed on"),
 }
 
 
@@ -59,7 +60,7 @@ def check(
     if size > limits.max_head and head_size(target, fields) > limits.max_head:
         raise head_too_large(limits)
     if method in _REFUSED_METHODS:
-        raise _REFUSED_METHODS[method]
+        raise _REFUSED_METHODS[method]()
     hosts = 0
     host = length = chunked = connection = upgrade = expect = id = b""
     for name, value in fields:

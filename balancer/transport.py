@@ -32,7 +32,7 @@ import httpx
 
 from balancer.dispatch import Course
 from balancer.errors import ClientGone, SilentResponse
-from balancer.headers import NO_FIELDS, Headers, host, own_headers, request_id
+from balancer.headers import NO_FIELDS, Headers, host, request_id
 from balancer.loadbalancer import LoadBalancer
 from balancer.proxy import Proxy
 from balancer.request import Request
@@ -136,7 +136,7 @@ class _Call(Visit, httpx.AsyncByteStream):
                 id=request_id(fields),
             )
         )
-        self.course.headers = own_headers(fields, chunked)
+        self.course.own = True
         self._limits: Mapping[str, float | None] = request.extensions.get("timeout", {})
         self._began = self._loop.time()
         # When the member was last given a piece of the body; the next is being waited for.

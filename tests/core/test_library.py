@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from ipaddress import ip_network
+from random import Random
 from typing import Any
 from urllib.parse import quote, quote_from_bytes, unquote
 
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 import balancer
 from balancer import LoadBalancer, Settings, SettingsError
 from balancer.headers import own_headers, with_prefix
+from balancer.hooks import Hooks
 from balancer.loadbalancer import SERVE_ONLY
+from balancer.policies import make_policy
 from balancer.settings import Address, flag
 from balancer.visit import prefix, target
 
@@ -77,8 +80,8 @@ def test_every_default_may_be_written_out(item: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("upstream_port", 0), ("upstream_port", True), ("upstream_port", None), ("policy", "fastest"), ("alias", "a b"),
-     ("hold_seconds", -1), ("hold_seconds", float("nan")), ("http2", 1), ("resolver", "here"), ("health_path", 5)],
+    [("upstream_port", 0), ("upstream_port", True), ("upstream_port", None), ("policy", "the fastest"),
+     ("alias", "a b"), ("hold_seconds", -1), ("hold_seconds", float("nan")), ("http2", 1), ("resolver", "here"), ("health_path", 5)],
 )  # fmt: skip
 def test_a_bad_value_is_refused_in_the_words_of_the_command_line(name: str, value: object) -> None:
     with pytest.raises(SettingsError) as here:
@@ -90,7 +93,7 @@ def test_a_bad_value_is_refused_in_the_words_of_the_command_line(name: str, valu
 
 def test_every_bad_value_is_named() -> None:
     with pytest.raises(SettingsError) as refused:
-        LoadBalancer("a b", upstream_port=0, policy="fastest")
+        LoadBalancer("a b", upstream_port=0, policy="the fastest")
     assert [it.partition("=")[0] for it in refused.value.problems] == ["alias", "upstream_port", "policy"]
 
 
@@ -112,6 +115,20 @@ def test_what_only_listeners_need_is_refused(name: str) -> None:
     useless: dict[str, Any] = {name: 1}
     with pytest.raises(SettingsError, match=f"{name}=1 cannot be used: it is for balancer serve"):
         LoadBalancer("apps", **useless)
+
+
+class Welcome(Hooks):
+    def on_joined(self, member: Any) -> None:
+        """It is glad."""
+
+
+def test_a_policy_may_be_a_name_or_an_object_and_so_may_hooks() -> None:
+    name = f"{__name__}:Welcome"
+    balancer = LoadBalancer("apps", resolver="127.0.0.1", policy="random", hooks=[name, Welcome()])
+    assert (balancer.settings.policy, balancer.settings.hooks) == ("random", (name,))
+    LoadBalancer("apps", resolver="127.0.0.1", policy=make_policy(Settings(), Random()))
+    with pytest.raises(SettingsError, match="cannot be used"):
+        LoadBalancer("apps", resolver="127.0.0.1", policy="fastest")
 
 
 def test_the_environment_is_not_read_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

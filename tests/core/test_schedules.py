@@ -97,8 +97,12 @@ class World(Observer):
         )
         self.balancer = LoadBalancer(
             self.settings, upstream=self, resolve=self.resolve, probe=self.probe, observers=[self],
-            clock=loop.time, rng=Random(seed),
+            clock=loop.time, rng=Random(seed), **self.plug_ins(),
         )  # fmt: skip
+
+    def plug_ins(self) -> dict[str, Any]:
+        """What else the balancer is made with."""
+        return {}
 
     # What must never be.
 
@@ -448,8 +452,10 @@ def occupied(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def run(seed: int, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World(seed, loop)
+def run(
+    seed: int, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch, make: Callable[[int, VirtualLoop], World] = World
+) -> World:
+    world = make(seed, loop)
     world.began = loop.time()
     loop.after_each = world.check
     with occupied(world, monkeypatch):

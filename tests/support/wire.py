@@ -12,10 +12,12 @@ from typing import Any
 from balancer.discovery import Resolve
 from balancer.dispatch import Trace
 from balancer.edge import Clients
+from balancer.hooks import Hooks
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer
+from balancer.policies import Policy
 from balancer.probes import Probe
 from balancer.record import Record
 from balancer.server import accept, make_listener
@@ -202,12 +204,17 @@ async def balance(
     resolve: Resolve | None = None,
     upstream: Upstream | None = None,
     probe: Probe | None = None,
+    own_policy: Policy | None = None,
+    hooks: Sequence[Hooks] = (),
     wait: bool = True,
     observers: Sequence[Observer] = (),
     trace: Trace | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
-    """A balancer over these members on a loopback port; ``settings`` as fields of Settings."""
+    """A balancer over these members on a loopback port; ``settings`` as fields of Settings.
+
+    ``own_policy`` takes the place of the one in the settings.
+    """
     addresses = [it.address if isinstance(it, Member) else it for it in members]
     records: list[Record] = []
     effective = Settings(**{**defaults, **settings})
@@ -219,6 +226,8 @@ async def balance(
         probe=probe,
         observers=[_Recorder(records), *observers],
         trace=trace,
+        policy=own_policy,
+        hooks=hooks,
     )
     sock = listen("BIND", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])

@@ -1,0 +1,302 @@
+"""How plug-ins are found and made, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from balancer import plugins
+from balancer.guarded import GuardedPolicy
+from balancer.hooks import Hooks
+from balancer.loadbalancer import LoadBalancer
+from balancer.membership import Endpoint, Member
+from balancer.policies import Sticky, make_policy
+from balancer.request import Request
+from balancer.settings import Address, Settings, SettingsError
+
+SOURCE = """
+    import functools
+
+    from balancer.hooks import Hooks
+    from balancer.policies import LeastRequests, Policy
+
+    class Last(Policy):
+        made = []
+
+        def __init__(self, settings=None, *, rng, other="x", **more):
+            self.made.append((settings, rng, other, more))
+
+        def build(self, members):
+            self.members = members
+
+        def choose(self, request, exclude=()):
+            return self.members[-1]
+
+    class Plain:
+        def build(self, members): ...
+        def choose(self, request, exclude): ...
+
+    class Outer:
+        class Inner(Plain): ...
+
+    def factory(settings):
+        assert settings.alias == "apps"
+        return Plain()
+
+    instance = Plain()
+    number = 3
+
+    class Nothing: ...
+    class Half(Policy):
+        def build(self, members): ...
+    class One(Plain):
+        def choose(self, request): ...
+    class Coroutine(Plain):
+        async def choose(self, request, exclude): ...
+    class Asking(Plain):
+        def __init__(self, url, rng, *, size): ...
+    class Raising(Plain):
+        def __init__(self):
+            raise ValueError("two\\nlines")
+    class Leaving(Plain):
+        def __init__(self):
+            raise SystemExit("no")
+
+    class Seeing(Hooks):
+        def __init__(self, settings, name="x"):
+            self.settings = settings
+        def on_request(self, request): ...
+    seeing = Seeing(None, "made")
+    class Misspelt(Hooks):
+        def on_requests(self, request): ...
+    class Short(Hooks):
+        def on_response(self, response): ...
+    class Awaited(Hooks):
+        async def on_left(self, member): ...
+    class Valued(Hooks):
+        on_state = 3
+    class Stranger:
+        def on_request(self, request): ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module of plug-ins, and others that cannot be imported."""
+    before = set(sys.modules)
+    (tmp_path / "shop.py").write_text(dedent(SOURCE))
+    (tmp_path / "needy.py").write_text("import there_is_no_such_module")
+    (tmp_path / "twisted.py").write_text("def f(:\n    pass\n")
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "failing.py").write_text("x = 1\nx.y\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import shop  # type: ignore[import-not-found]
+
+    yield shop
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def install(folder: Path, name: str, **groups: dict[str, str]) -> None:
+    """Metadata of a distribution with these entry points."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [
+        f"[balancer.{group}]\n" + "".join(map("{0[0]} = {0[1]}\n".format, it.items())) for group, it in groups.items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+
+
+def load(**settings: Any) -> plugins.Plugins:
+    return plugins.load(Settings(**settings), Random(0))
+
+
+def problem(**settings: Any) -> str:
+    """What is said of the one that cannot be used."""
+    with pytest.raises(SettingsError) as caught:
+        load(**settings)
+    (line,) = caught.value.problems
+    assert "\n" not in line
+    (setting,) = settings
+    value = settings[setting] if setting == "policy" else ",".join(settings[setting])
+    prefix = f"BALANCER_{setting.upper()}={value!r} cannot be used: "
+    assert line.startswith(prefix)
+    return line.removeprefix(prefix)
+
+
+@pytest.mark.parametrize("name", ["round_robin", "least_requests", "random", "hash"])
+def test_the_balancers_own_policies_need_no_plug_in(name: str, tmp_path: Path) -> None:
+    install(tmp_path, "taker", policies={name: "shop:Plain"})
+    assert load(policy=name).policy is None
+
+
+def test_a_class_gets_what_it_has_parameters_for(shop: Any) -> None:
+    settings, rng = Settings(policy="shop:Last"), Random(0)
+    assert isinstance(plugins.load(settings, rng).policy, GuardedPolicy)
+    assert shop.Last.made == [(settings, rng, "x", {})]
+
+
+@pytest.mark.parametrize("place", ["shop:Plain", "shop:factory", "shop:Outer.Inner"])
+def test_anything_with_build_and_choose_will_do(place: str) -> None:
+    assert load(policy=place).policy
+
+
+@pytest.mark.parametrize("place", ["shop:Seeing", "shop:seeing"])
+def test_hooks_are_a_class_or_an_object(place: str) -> None:
+    assert load(hooks=(place,)).hooks.on_requests
+
+
+def test_an_entry_point_leads_to_its_place(tmp_path: Path) -> None:
+    install(tmp_path, "shop", policies={"last": "shop:Last [extra]"}, hooks={"seeing": "shop:Seeing"})
+    found = load(policy="last", hooks=("seeing", "shop:Seeing"))
+    assert found.policy and found.hooks.on_requests
+
+
+def test_the_same_entry_point_twice_is_one(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        install(tmp_path, name, policies={"last": "shop:Last"})
+    assert load(policy="last").policy
+
+
+def test_an_entry_point_of_two_packages_is_refused(tmp_path: Path) -> None:
+    install(tmp_path, "one", policies={"last": "shop:Last"})
+    install(tmp_path, "other", policies={"last": "shop:Plain"})
+    assert problem(policy="last") == (
+        "several packages have an entry point of that name (shop:Last of one, shop:Plain of other): say module:class"
+    )
+
+
+def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
+    install(tmp_path, "shop", policies={"last": "shop:Last", "first": "shop:Plain"}, hooks={"fist": "shop:Seeing"})
+    assert problem(policy="fist") == (
+        "it takes round_robin, least_requests, random, hash, the name of an entry point in the group "
+        "balancer.policies, or module:class; entry points that are installed: first, last"
+    )
+    assert problem(hooks=("last",)).endswith("; entry points that are installed: fist")
+
+
+def test_an_entry_point_that_names_no_object_is_refused(tmp_path: Path) -> None:
+    install(tmp_path, "shop", policies={"last": "shop"})
+    assert problem(policy="last") == "its entry point names 'shop', which is not module:attribute"
+
+
+NOWHERE = "among what is installed and on PYTHONPATH"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("there_is_none:X", f"there is no module there_is_none {NOWHERE}"),
+        ("there_is_none.at_all:X", f"there is no module there_is_none {NOWHERE}"),
+        ("shop.at_all:X", f"there is no module shop.at_all {NOWHERE}"),
+        ("needy:X", "to import needy raised ModuleNotFoundError: No module named 'there_is_no_such_module' ("),
+        ("twisted:X", "to import twisted raised SyntaxError: "),
+        ("leaving:X", "to import leaving raised SystemExit: 3 ("),
+        ("failing:X", "to import failing raised AttributeError: 'int' object has no attribute 'y' ("),
+        ("shop:Lost", "the module shop has no attribute Lost; did you mean Last?"),
+        ("shop:Outer.Onner", "the class Outer has no attribute Onner; did you mean Inner?"),
+        ("shop:zzzzzz", "the module shop has no attribute zzzzzz"),
+        ("shop:number", "shop:number is an object of type int, not a class of policies"),
+        ("shop:instance", "shop:instance is an object of type Plain, not a class of policies"),
+        ("shop:functools", "shop:functools is the module functools, not a class of policies"),
+        ("shop:Nothing", "shop:Nothing makes an object of type Nothing, which has no method build"),
+        ("shop:Half", "shop:Half makes an object of type Half, which has no method choose"),
+        ("shop:One", "choose of shop:One is called with two arguments, and takes (request)"),
+        ("shop:Coroutine", "choose of shop:Coroutine is a coroutine function, and nobody would await it"),
+        ("shop:Asking", "shop:Asking asks for url, size, and can get settings and rng"),
+        ("shop:Raising", "shop:Raising raised ValueError: two lines ("),
+        ("shop:Leaving", "shop:Leaving raised SystemExit: no ("),
+    ],
+)  # fmt: skip
+def test_a_policy_that_cannot_be_used_is_one_clear_line(place: str, words: str) -> None:
+    assert problem(policy=place).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("there_is_none:X", f"there is no module there_is_none {NOWHERE}"),
+        ("shop:Stranger", "shop:Stranger makes an object of type Stranger, not one of balancer.hooks.Hooks"),
+        ("shop:number", "shop:number is an object of type int, not a class of hooks"),
+        (
+            "shop:Misspelt",
+            "shop:Misspelt does nothing: it has none of the methods on_request, on_response, on_joined, ",
+        ),
+        ("shop:Short", "on_response of shop:Short is called with two arguments, and takes (response)"),
+        ("shop:Awaited", "on_left of shop:Awaited is a coroutine function, and nobody would await it"),
+        ("shop:Valued", "on_state of shop:Valued is an object of type int, not a method"),
+    ],
+)
+def test_hooks_that_cannot_be_used_are_one_clear_line(place: str, words: str) -> None:
+    assert problem(hooks=(place,)).startswith(words)
+
+
+def test_the_line_says_where_it_was_raised(tmp_path: Path) -> None:
+    assert problem(policy="failing:X").endswith(f"({tmp_path / 'failing.py'}, line 2)")
+    assert problem(policy="needy:X").endswith(f"({tmp_path / 'needy.py'}, line 1)")
+    assert problem(policy="twisted:X") == "to import twisted raised SyntaxError: invalid syntax (twisted.py, line 1)"
+
+
+def test_every_plug_in_that_cannot_be_used_has_its_line() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(policy="shop:Lost", hooks=("shop:Seeing", "needy:X", "shop:Misspelt"))
+    assert len(caught.value.problems) == 3
+
+
+def test_a_load_balancer_cannot_be_made_of_them() -> None:
+    with pytest.raises(SettingsError, match="BALANCER_POLICY='shop:Lost' cannot be used"):
+        LoadBalancer(Settings(policy="shop:Lost"))
+
+
+def test_a_policy_that_is_given_takes_the_place_of_the_one_in_the_settings(shop: Any) -> None:
+    found = plugins.load(Settings(policy="shop:Lost"), Random(0), shop.Plain(), [shop.seeing])
+    assert isinstance(found.policy, GuardedPolicy) and found.hooks.on_requests
+
+
+def test_hooks_are_called_in_the_order_of_their_names(shop: Any) -> None:
+    order: list[str] = []
+
+    class After(Hooks):
+        def on_joined(self, member: Member) -> None:
+            order.append("given")
+
+    shop.Before = type("Before", (Hooks,), {"on_joined": lambda *_: order.append("named")})
+    found = plugins.load(Settings(hooks=("shop:Before", "shop:Before")), Random(0), None, [After()])
+    found.hooks.tell("on_joined", Member(Endpoint(Address("10.0.0.1", 80)), 0.0))
+    assert order == ["named", "named", "given"]
+
+
+def test_a_sticky_cookie_works_on_top() -> None:
+    settings = Settings(policy="shop:Last", sticky_cookie="member")
+    policy = make_policy(settings, Random(0), plugins.load(settings, Random(0)).policy)
+    assert isinstance(policy, Sticky)
+    members = [Member(Endpoint(Address(f"10.0.0.{it}", 80)), 0.0) for it in range(2)]
+    policy.build(members)
+    assert policy.choose(Request("GET", b"/", [], "192.0.2.1")) is members[1]
+
+
+@pytest.mark.parametrize("text", ["a b", "a:", ":b", "a:b:c", "a-b:c", "a/b", "1a:b", "a:b()", "a.:b", "a..b:c", "a,b"])
+def test_what_is_no_name_of_a_policy_is_refused_by_the_settings(text: str) -> None:
+    with pytest.raises(SettingsError, match="it takes round_robin, least_requests, random, hash, the name of an entry"):
+        Settings.load({"BALANCER_POLICY": text})
+
+
+@pytest.mark.parametrize("text", ["a b", "a,", ",a", "a,,b", "a:b,c:", "a;b"])
+def test_what_are_no_names_of_hooks_is_refused_by_the_settings(text: str) -> None:
+    with pytest.raises(
+        SettingsError, match=r"it takes module:class or names of entry points in the group balancer\.hooks"
+    ):
+        Settings.load({"BALANCER_HOOKS": text})
+
+
+def test_hooks_are_shown_as_they_are_written() -> None:
+    for text in ("a.b:C.d,e-f.1", "header,cookie"):
+        rows = {name: value for name, value, _ in Settings.load({"BALANCER_HOOKS": text.replace(",", ", ")}).rows()}
+        assert rows["BALANCER_HOOKS"] == text
