@@ -81,7 +81,8 @@ def test_every_default_may_be_written_out(item: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("upstream_port", 0), ("upstream_port", True), ("upstream_port", None), ("policy", "the fastest"),
-     ("alias", "a b"), ("hold_seconds", -1), ("hold_seconds", float("nan")), ("http2", 1), ("resolver", "here"), ("health_path", 5)],
+     ("alias", "a b"), ("hold_seconds", -1), ("hold_seconds", float("nan")), ("http2", 1),
+     ("resolver", "here"), ("health_path", 5)],
 )  # fmt: skip
 def test_a_bad_value_is_refused_in_the_words_of_the_command_line(name: str, value: object) -> None:
     with pytest.raises(SettingsError) as here:
