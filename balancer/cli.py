@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -78,6 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument(
         "--timeout", type=_number(float, 0.1, 3600), default=30.0, help="seconds to wait for an answer (default 30)"
     )
+    watch.add_argument("--method", type=_method, default="GET", help="the method of the requests (default GET)")
+    watch.add_argument(
+        "--header",
+        metavar="NAME:VALUE",
+        type=_header,
+        action="append",
+        default=[],
+        help="a header field of the requests; may be given several times",
+    )
+    watch.add_argument("--keepalive", action="store_true", help="use connections again; otherwise each request has one")
+    watch.add_argument("--json", action="store_true", help="print a JSON object for each request, and one that sums up")
     return parser
 
 
@@ -99,12 +111,32 @@ def _url(text: str) -> str:
     url = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        whole = url.isprintable() and " " not in url
+        usable = whole and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes a URL such as http://localhost:8080/")
     return url
+
+
+def _method(text: str) -> str:
+    # CONNECT asks for a tunnel, not for an answer.
+    if not (text.isascii() and text.isalpha()) or text.upper() == "CONNECT":
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes a method such as GET, HEAD or POST")
+    return text.upper()
+
+
+def _header(text: str) -> tuple[bytes, bytes]:
+    name, colon, value = text.partition(":")
+    if not colon or not re.fullmatch(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+", name):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes NAME:VALUE, such as X-Tenant:a")
+    if name.lower() in ("content-length", "transfer-encoding"):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: requests are sent without a body")
+    value = value.strip(" \t")
+    if not value.replace("\t", " ").isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: its value has a control character")
+    return name.encode(), value.encode()
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -170,6 +202,17 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from balancer.watch import run
+    from balancer.watch import Options, run
 
-    return run(arguments.url, arguments.rate, arguments.count, arguments.timeout)
+    return run(
+        Options(
+            arguments.url,
+            rate=arguments.rate,
+            count=int(arguments.count),
+            timeout=arguments.timeout,
+            method=arguments.method,
+            headers=tuple(arguments.header),
+            keepalive=arguments.keepalive,
+            json=arguments.json,
+        )
+    )

@@ -13,7 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from balancer import retry
-from balancer.errors import ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
+from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
 from balancer.headers import NO_FIELDS, TRACE_FIELDS, Headers, RequestHeaders, content_length, own_headers, with_prefix
 from balancer.health import Event
 from balancer.hold import Claim, Hold
@@ -133,6 +133,11 @@ class ReplayableBody:
         self._kept, self._size, self._source_ended = [whole] if whole else [], len(whole), True
 
     @property
+    def received(self) -> int:
+        """Bytes that have come from the source."""
+        return self._size
+
+    @property
     def size(self) -> int:
         """Bytes that are kept."""
         return self._size if self.in_hand else 0
@@ -216,6 +221,7 @@ class Dispatcher:
         request = course.request
         if course.body:
             course.body.keep(body)
+            course.received = len(body)
         if request.method not in retry.IDEMPOTENT or len(body) > self._max_body or course.span:
             # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
             # members have closed meanwhile. What is too large, ``run`` refuses. What is traced differs in its head.
@@ -285,9 +291,12 @@ class Dispatcher:
         except (ClientGone, asyncio.CancelledError) as error:
             # Whoever cancels a request says why in the message.
             course.error = str(error) or "client_gone"
-            course.status = course.status or CLIENT_GONE
+            told = SHUTTING_DOWN.status if course.error == SHUTTING_DOWN.token else CLIENT_GONE
+            course.status = course.status or told
             raise
         finally:
+            if course.body:
+                course.received = course.body.received
             course.duration = self._clock() - course.started
             self._on_done(course)
 
@@ -395,8 +404,10 @@ class Dispatcher:
 
         claim.give = give
         claim.in_hand = body.size if body else 0
+        waits = False
         try:
             self.hold.enter(claim, until - began, moving=bool(self._membership.available))
+            waits = True
             async with asyncio.timeout(max(0.0, until - began)):
                 await given
         except (Refusal, TimeoutError) as error:
@@ -412,7 +423,8 @@ class Dispatcher:
             raise
         finally:
             self.hold.leave(claim)
-            record.held += self._clock() - began
+            if waits:
+                record.held += self._clock() - began
         self.hold.served(claim, self._clock() - began)
         return given.result()
 

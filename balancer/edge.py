@@ -81,6 +81,7 @@ class Clients:
         self.proxy = proxy
         self.settings = settings
         self.connections: set[Connection] = set()
+        proxy.connections = self.connections
         # Those of them that only wait to be told that there are too many: they take nobody's place.
         self._turned_away: set[Connection] = set()
         self._crowd = 0

@@ -13,6 +13,16 @@ from collections.abc import Mapping
 # What the balancer itself has run out of: descriptors, memory, local ports. That is no evidence against a member.
 OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
+# The tokens of ``X-Balancer-Error``, and the words of the log for what no client can be told.
+TOKENS = frozenset(
+    {
+        "malformed_request", "method_refused", "request_timeout", "body_too_large", "target_too_long", "head_too_large",
+        "version_not_supported", "member_failed", "bad_response", "no_member", "hold_full", "overloaded",
+        "shutting_down", "too_many_connections", "response_timeout",
+    }
+)  # fmt: skip
+UNTOLD = frozenset({"client_gone", "truncated"})
+
 
 class Fault(Exception):
     """An exchange with one member ended before its response head was complete.
@@ -71,6 +81,10 @@ class SilentResponse(TruncatedResponse):
     reason = "silent"
 
 
+# What may be the ``reason`` of a Fault, or of a response that broke off.
+REASONS = frozenset({"refused", "unreachable", "died", "timeout", "not_http", "truncated", "silent"})
+
+
 class ClientGone(Exception):
     """The client closed its connection before its response was complete."""
 
@@ -96,3 +110,6 @@ class Refusal(Exception):
         self.reason = reason
         self.retry_after = retry_after
         self.fields = fields
+
+
+SHUTTING_DOWN = Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1)

@@ -98,14 +98,14 @@ class LoadBalancer:
         self._resolve = resolve or DnsResolver(self.settings, clock)
         self._probe = probe or make_probe(self.settings)
         self._trace = trace
-        self._clock = clock
+        self.clock = clock
         # The event loop that this lives in, and the task that ends it there.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: asyncio.Task[None] | None = None
         self._build()
 
     def _build(self) -> None:
-        settings, clock, rng, plugged = self.settings, self._clock, self._rng, self._plugged
+        settings, clock, rng, plugged = self.settings, self.clock, self._rng, self._plugged
         self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
         self.snapshot = None
         self.upstream = self._given_upstream or NativeUpstream(
@@ -185,7 +185,7 @@ class LoadBalancer:
         gone = Change(left=list(self.membership.members.values()))
         if gone:
             for observer in self._observers:
-                observer.resolved(Snapshot((), self._clock()), gone)
+                observer.resolved(Snapshot((), self.clock()), gone)
 
     async def aclose(self) -> None:
         """End the requests under way, those without a response by a 503, and all connections to members.
@@ -250,7 +250,9 @@ class LoadBalancer:
             self.upstream.give_up(address)
 
     def _flipped(self, member: Member, before: State, event: Event) -> None:
-        level = logging.DEBUG if State.SUSPECT in (before, member.state) else logging.INFO
+        # Suspicions come and go with single probes; what comes of them is worth a line.
+        passing = {before, member.state} == {State.UP, State.SUSPECT}
+        level = logging.DEBUG if passing else logging.INFO
         log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
         for observer in self._observers:
             observer.flipped(member, before, event)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from balancer.dispatch import Course, Dispatcher, Sink, refuse
@@ -29,8 +29,11 @@ WATCH_SECONDS = 0.4
 class Proxy:
     """Serves every HTTP request and every WebSocket of its scope through the dispatcher.
 
-    ``visits``: those under way, by whatever front end they came.
+    ``visits``: those under way, by whatever front end they came. ``connections``: the clients' that are open, where the
+    front end knows them: through ASGI they are the server's business.
     """
+
+    connections: Collection[object] | None = None
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher

@@ -32,6 +32,7 @@ class Try(NamedTuple):
 class Record:
     """What became of a request. Clock readings and durations are in seconds.
 
+    ``body_bytes``: of the response, to the client; ``received``: of the request's body, from the client.
     ``id``: its X-Request-ID, the client's or one of our own. ``tries``: the members that failed it, in order.
     ``error``: the token of ``X-Balancer-Error``, or ``client_gone`` or ``truncated`` for a response that could not be
     completed; ``reason``: what the balancer has told the client in its own name.
@@ -40,6 +41,7 @@ class Record:
     # Most requests leave most of these alone.
     status = 0
     body_bytes = 0
+    received = 0
     member: Address | None = None
     tries: Sequence[Try] = ()
     held = 0.0

@@ -1,7 +1,8 @@
 """Figures of what the balancer has done, for the status page and the metrics. No I/O.
 
 To count a request costs the same however many members there are. What is known by member goes when the member
-goes, so that what is held does not grow as members come and go; the totals stay.
+goes, so that what is held does not grow as members come and go; the totals stay. No word that somebody else made up
+(a method, a reason, what an exception says) becomes a key of its own.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from operator import add
 
-from balancer.membership import Change, Outcome, Snapshot
+from balancer.errors import TOKENS, UNTOLD
+from balancer.health import Event, State
+from balancer.membership import Answer, Change, Member, Outcome, Snapshot
 from balancer.observer import Observer
 from balancer.record import Record
 from balancer.settings import Address
@@ -22,26 +26,48 @@ BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step i
 # Everything else is "OTHER", because anybody can make up a method.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+# A request that was answered so lasts as long as what its connection became: that is no latency.
+SWITCHING_PROTOCOLS = 101
+
+# More tokens than these are counted as "other": whoever cancels a request gives the reason, and may make one up.
+ERRORS_MAX = 100
+
 
 class Tally:
-    """Requests of one member, or of all. ``seconds``: of all their durations; ``sent``: bytes of bodies to clients.
+    """Requests of one member, or of several. ``sent``, ``received``: bytes of their bodies to and from clients.
 
-    ``requests``: how many, by method and status; ``buckets``: by duration, one for each of BOUNDS and one beyond.
-    ``retries``: how often it failed a request, by the reason.
+    ``requests``: how many, by method and status. ``buckets``: by duration, one for each of BOUNDS and one beyond, and
+    ``seconds``: of all durations, both without those that became a tunnel or were refused before they began.
+    ``retries``: how often it failed a request, by the reason. ``flips``: how often it came into a state.
     """
 
-    __slots__ = ("buckets", "requests", "retries", "seconds", "sent")
+    __slots__ = ("buckets", "flips", "received", "requests", "retries", "seconds", "sent")
 
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
         self.buckets = [0] * (len(BOUNDS) + 1)
         self.seconds = 0.0
         self.sent = 0
+        self.received = 0
         self.retries: Counter[str] = Counter()
+        self.flips: Counter[State] = Counter()
+
+    def add(self, other: Tally) -> None:
+        """Count all that another has counted as well."""
+        for kind, number in other.requests.items():
+            self.requests[kind] += number
+        self.buckets = list(map(add, self.buckets, other.buckets))
+        self.seconds += other.seconds
+        self.sent += other.sent
+        self.received += other.received
+        for reason, number in other.retries.items():
+            self.retries[reason] += number
+        for state, number in other.flips.items():
+            self.flips[state] += number
 
     @property
     def count(self) -> int:
-        return sum(self.buckets)
+        return sum(self.requests.values())
 
     @property
     def failed(self) -> int:
@@ -50,58 +76,89 @@ class Tally:
 
 
 class Stats(Observer):
-    """``total`` is of all requests, ``members`` of those that members in DNS have answered or failed last.
+    """``members`` is of requests that members in DNS have answered or failed last.
 
-    ``errors``: how often each token ended a request. ``held``: requests that waited for a member, and ``held_seconds``
-    for how long. ``dns``: answers by record type and rcode.
+    ``errors``: how often each token ended a request. ``held``: requests that waited for a member, ``held_seconds``
+    for how long, and ``held_buckets`` as those of a Tally. ``dns``: answers by record type and rcode, or "empty",
+    "timeout" or "error". ``answered``: by record type, when (a reading of the balancer's clock) DNS last said who,
+    or that nobody, is there. ``flips``: how often a member came into a state, and by which event.
     """
 
     def __init__(self) -> None:
-        self.total = Tally()
         self.members: dict[Address, Tally] = {}
+        # What is not, or no longer, anybody's who is in DNS. A request is counted in one place only.
+        self._others = Tally()
         self.errors: Counter[str] = Counter()
         self.held = 0
         self.held_seconds = 0.0
+        self.held_buckets = [0] * (len(BOUNDS) + 1)
         self.dns: Counter[tuple[str, str]] = Counter()
         self.truncated: Counter[str] = Counter()
+        self.answered: dict[str, float] = {}
         self.changes = 0
+        self.flips: Counter[tuple[State, Event]] = Counter()
+
+    @property
+    def total(self) -> Tally:
+        """Of all requests: added up when it is asked for, which takes some microseconds for each member."""
+        total = Tally()
+        total.add(self._others)
+        for one in self.members.values():
+            total.add(one)
+        return total
 
     def done(self, record: Record) -> None:
         method = record.request.method
-        kind = (method if method in METHODS else "OTHER"), record.status
-        place = bisect_left(BOUNDS, record.duration)
-        total = self.total
-        total.requests[kind] += 1
-        total.buckets[place] += 1
-        total.seconds += record.duration
-        total.sent += record.body_bytes
-        one = self.members.get(record.member) if record.member else None
-        if one:
-            one.requests[kind] += 1
-            one.buckets[place] += 1
-            one.seconds += record.duration
-            one.sent += record.body_bytes
+        status = record.status
+        duration = record.duration
+        one = (self.members.get(record.member) if record.member else None) or self._others
+        one.requests[(method if method in METHODS else "OTHER"), status] += 1
+        if duration and status != SWITCHING_PROTOCOLS:
+            one.buckets[bisect_left(BOUNDS, duration)] += 1
+            one.seconds += duration
+        one.sent += record.body_bytes
+        if record.received:
+            one.received += record.received
         if record.error:
-            self.errors[record.error] += 1
+            self._count_error(record.error)
         if record.held:
             self.held += 1
             self.held_seconds += record.held
+            self.held_buckets[bisect_left(BOUNDS, record.held)] += 1
         for attempt in record.tries:
-            total.retries[attempt.reason] += 1
-            if failed := self.members.get(attempt.member):
-                failed.retries[attempt.reason] += 1
+            (self.members.get(attempt.member) or self._others).retries[attempt.reason] += 1
+
+    def _count_error(self, token: str) -> None:
+        known = token in TOKENS or token in UNTOLD or token in self.errors
+        if not known and not (token.isidentifier() and len(self.errors) < ERRORS_MAX):
+            token = "other"
+        self.errors[token] += 1
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
         for answer in snapshot.answers:
-            self.dns[answer.record, "empty" if answer.outcome is Outcome.NOBODY else answer.rcode] += 1
+            self.dns[answer.record, _outcome(answer)] += 1
             if answer.over_tcp:
                 self.truncated[answer.record] += 1
+            if answer.outcome is not Outcome.UNKNOWN:
+                self.answered[answer.record] = snapshot.when
         if change:
             self.changes += 1
         for member in change.left:
-            self.members.pop(member.address, None)
+            self._others.add(self.members.pop(member.address, Tally()))
         for member in change.joined:
             self.members[member.address] = Tally()
+
+    def flipped(self, member: Member, before: State, event: Event) -> None:
+        self.flips[member.state, event] += 1
+        if one := self.members.get(member.address):
+            one.flips[member.state] += 1
+
+
+def _outcome(answer: Answer) -> str:
+    """One of a few words: what an exception says has no end of variants."""
+    if answer.rcode == "NOERROR":
+        return "empty" if answer.outcome is Outcome.NOBODY else "NOERROR"
+    return answer.rcode if answer.rcode.isidentifier() else "error"
 
 
 def percentile(buckets: Sequence[int], share: float) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import quote, unquote
 
+from balancer.errors import SHUTTING_DOWN as SHUTTING_DOWN
 from balancer.errors import Refusal
 from balancer.headers import Headers, plain_address
 
@@ -24,8 +25,6 @@ END_OF_EVENT = (b"\n\n", b"\r\n\r\n", b"\r\r")
 # What a path may have in it unescaped (RFC 3986 section 3.3), besides letters and digits.
 _PATH = "/:@!$&'()*+,;=-._~"
 _ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
-
-SHUTTING_DOWN = Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1)
 
 
 class Visit:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from balancer.admin.metrics import metrics_endpoint
 from balancer.loadbalancer import LoadBalancer
 
 
@@ -31,7 +32,14 @@ def admin_app(pools: Callable[[], Sequence[LoadBalancer]]) -> Starlette:
     async def members(request: Request) -> Response:
         return JSONResponse(status(pools()[0], time.monotonic()))
 
-    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/members", members)])
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/members", members),
+            Route("/metrics", metrics_endpoint(pools)),
+        ]
+    )
 
 
 def status(balancer: LoadBalancer, now: float) -> dict[str, object]:

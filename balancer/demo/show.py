@@ -7,11 +7,10 @@ import itertools
 import sys
 import time
 
-from rich.console import Console
-from rich.live import Live
+from rich.console import Console, RenderableType
 
 from balancer.demo.system import DemoError, System
-from balancer.watch import Loop, Tally, first, interruptible, picture
+from balancer.watch import Loop, Tally, drawing, first, interruptible, on_terminal, picture
 
 # Requests a second of the built-in curl loop.
 RATE = 20.0
@@ -25,7 +24,7 @@ def run(workers: int, seconds: float, port: int) -> int:
     except DemoError as error:
         print(f"The demo cannot run: {error}", file=sys.stderr)
         return 1
-    for line in tally.summary():
+    for line in tally.summary(time.monotonic(), time.time()):
         print(line)
     return 1 if tally.failures else 0
 
@@ -38,22 +37,20 @@ def steps(workers: int) -> list[int]:
 class Stage:
     """What the demo shows: a live picture on a terminal, elsewhere a plain line for every change."""
 
-    def __init__(self, console: Console, url: str) -> None:
+    def __init__(self, url: str, draws: bool) -> None:
         self.tally = Tally()
         self._url = url
         self._doing = "starting"
         self._began = time.monotonic()
         self._answering: frozenset[str] = frozenset()
-        self.live = Live(console=console, refresh_per_second=10, transient=True) if console.is_terminal else None
+        self._draws = draws
 
     def announce(self, doing: str) -> None:
         self._doing = doing
-        self._draw()
         self._say(doing)
 
     def add_result(self, failure: str) -> None:
-        """After a result was tallied: redraw, or say if the rotation changed."""
-        self._draw()
+        """After a result was tallied: say if it failed or the rotation changed."""
         if failure:
             self._say(f"failed: {failure}")
         # Over so many answers everybody had a turn, twice.
@@ -63,26 +60,21 @@ class Stage:
             self._answering = answering
             self._say("answering: " + ", ".join(sorted(answering)))
 
-    def _draw(self) -> None:
-        if self.live:
-            self.live.update(picture(f"{self._url}   {self._doing}", self.tally))
+    def draw(self, width: int, height: int) -> RenderableType:
+        return picture(f"{self._url}   {self._doing}", self.tally, time.monotonic(), width, height)
 
     def _say(self, text: str) -> None:
-        if not self.live:
+        if not self._draws:
             print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
 
 
 async def _demo(console: Console, workers: int, seconds: float, port: int) -> Tally:
     url = f"http://127.0.0.1:{port}/"
-    stage = Stage(console, url)
+    draws = on_terminal(console)
+    stage = Stage(url, draws)
     async with interruptible() as stop:
-        if stage.live:
-            stage.live.start()
-        try:
-            await first(_rounds(stage, workers, seconds, port, url), stop.wait())
-        finally:
-            if stage.live:
-                stage.live.stop()
+        picture_of_now = [drawing(console, stage.draw)] if draws else []
+        await first(_rounds(stage, workers, seconds, port, url), stop.wait(), *picture_of_now)
     return stage.tally
 
 
@@ -105,6 +97,6 @@ async def _rounds(stage: Stage, workers: int, seconds: float, port: int, url: st
 
 
 async def _load(stage: Stage, url: str) -> None:
-    async for result in Loop(url, RATE).results():
+    async for result in Loop(url, RATE, sending=stage.tally.sent).results():
         stage.tally.add(result)
         stage.add_result(result.failure)

@@ -11,6 +11,7 @@ from balancer import __version__
 from balancer.cli import main
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.settings import Address, Settings, flag, variable
+from balancer.watch import Options
 
 
 @pytest.fixture(autouse=True)
@@ -126,10 +127,18 @@ def test_the_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) 
         (["watch"], "URL"),
         (["watch", ""], "cannot be used: it takes a URL such as"),
         (["watch", "ftp://a/"], "'ftp://a/' cannot be used: it takes a URL such as"),
+        (["watch", "http://a b/"], "'http://a b/' cannot be used: it takes a URL such as"),
         (["watch", "a", "--rate", "0"], "--rate: '0' cannot be used: it takes a number from 0.1 to 1000"),
         (["watch", "a", "--rate", "nan"], "--rate: 'nan' cannot be used: it takes a number from 0.1 to 1000"),
         (["watch", "a", "--count", "1.5"], "--count: '1.5' cannot be used: it takes a whole number from 0 to"),
         (["watch", "a", "--timeout", "inf"], "--timeout: 'inf' cannot be used: it takes a number from 0.1 to 3600"),
+        (["watch", "a", "--method", "GE T"], "--method: 'GE T' cannot be used: it takes a method such as GET, HEAD or"),
+        (["watch", "a", "--method", "connect"], "--method: 'connect' cannot be used: it takes a method such as GET"),
+        (["watch", "a", "--header", "X-A"], "--header: 'X-A' cannot be used: it takes NAME:VALUE, such as X-Tenant:a"),
+        (["watch", "a", "--header", "X A:b"], "--header: 'X A:b' cannot be used: it takes NAME:VALUE"),
+        (["watch", "a", "--header", ":b"], "--header: ':b' cannot be used: it takes NAME:VALUE"),
+        (["watch", "a", "--header", "A:b\r\nC:d"], "cannot be used: its value has a control character"),
+        (["watch", "a", "--header", "Content-Length:5"], "cannot be used: requests are sent without a body"),
         (["demo", "--workers", "0"], "--workers: '0' cannot be used: it takes a whole number from 1 to 100"),
         (["demo", "--seconds", "-1"], "--seconds: '-1' cannot be used: it takes a number from 0 to 86400"),
         (["demo", "--port", "http"], "--port: 'http' cannot be used: it takes a whole number from 1 to 65535"),
@@ -147,17 +156,36 @@ def test_a_command_line_that_cannot_be_used_is_explained(
 @pytest.mark.parametrize(
     ("arguments", "handed_on"),
     [
-        (["localhost:8080"], ("http://localhost:8080", 5.0, 0, 30.0)),
-        (["https://a/b", "--rate", "20", "--count", "3", "--timeout", "1"], ("https://a/b", 20.0, 3, 1.0)),
+        (["localhost:8080"], Options("http://localhost:8080", 5.0, 0, 30.0, "GET", (), False, False)),
+        (
+            [
+                "https://a/b",
+                "--rate",
+                "20",
+                "--count",
+                "3",
+                "--timeout",
+                "1",
+                "--method",
+                "head",
+                "--keepalive",
+                "--json",
+            ],
+            Options("https://a/b", 20.0, 3, 1.0, "HEAD", (), True, True),
+        ),
+        (
+            ["a", "--header", "X-A: b:c ", "--header", "X-A:", "--header", "X-B:é"],
+            Options("http://a", headers=((b"X-A", b"b:c"), (b"X-A", b""), (b"X-B", "é".encode()))),
+        ),
     ],
 )
 @pytest.mark.parametrize("status", [0, 1])
 def test_watch_ends_with_the_status_of_its_loop(
-    arguments: list[str], handed_on: tuple[object, ...], status: int, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], handed_on: Options, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[object, ...]] = []
+    calls: list[Options] = []
 
-    def run(*given: object) -> int:
+    def run(given: Options) -> int:
         calls.append(given)
         return status
 

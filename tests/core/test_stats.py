@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
+from balancer.health import Event, State
 from balancer.membership import Answer, Change, Endpoint, Member, Outcome, Snapshot
 from balancer.record import Record, Try
 from balancer.request import Request
 from balancer.settings import Address
-from balancer.stats import BOUNDS, Stats, by_class, cumulated, percentile
+from balancer.stats import BOUNDS, ERRORS_MAX, Stats, by_class, cumulated, percentile
 
 ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)
 
@@ -72,11 +73,55 @@ def test_nothing_is_left_of_members_that_have_left() -> None:
     assert it.total.count == 2001
 
 
+def test_a_tunnel_and_a_refusal_are_requests_and_no_latencies() -> None:
+    it = stats(ONE)
+    it.done(record(status=101, duration=3600.0, body_bytes=5))
+    it.done(record(status=400, member=None, error="malformed_request"))
+    it.done(record(duration=0.01, received=3))
+    total = it.total
+    assert (total.count, sum(total.buckets), total.seconds) == (3, 1, 0.01)
+    assert (total.sent, total.received) == (5, 3)
+
+
+def test_the_wait_of_requests_is_counted_by_its_length() -> None:
+    it = stats(ONE)
+    for held in (0.2, 0.2, 7.0):
+        it.done(record(held=held))
+    assert it.held == 3
+    assert it.held_seconds == pytest.approx(7.4)
+    assert cumulated(it.held_buckets, [0.1, 0.25, 10.0]) == [(0.1, 0), (0.25, 2), (10.0, 3)]
+
+
+def test_changes_of_state_are_counted_by_event_and_by_member() -> None:
+    it = stats(ONE)
+    member = Member(Endpoint(ONE), 0.0)
+    for state in (State.UP, State.DOWN, State.UP):
+        before, member.state = member.state, state
+        it.flipped(member, before, Event.REFUSED if state is State.DOWN else Event.PROBE_OK)
+    assert it.flips == {(State.UP, Event.PROBE_OK): 2, (State.DOWN, Event.REFUSED): 1}
+    assert it.members[ONE].flips == {State.UP: 2, State.DOWN: 1}
+    it.resolved(snapshot(), Change(left=[member]))
+    assert it.total.flips == {State.UP: 2, State.DOWN: 1}
+
+
+def test_what_others_say_makes_no_entries_without_end() -> None:
+    it = stats(ONE)
+    for number in range(1000):
+        it.done(record(error=f"Cancelled via cancel scope {number:x}"))
+        it.done(record(error=f"reason_{number}"))
+        it.resolved(snapshot(ONE, rcode=f"no answer after {number} s"), Change())
+    it.done(record(error="no_member"))
+    assert (len(it.errors), it.errors["no_member"]) == (ERRORS_MAX + 1, 1)
+    assert sum(it.errors.values()) == 2001
+    assert it.dns == {("A", "NOERROR"): 1, ("A", "error"): 1000}
+
+
 def test_dns_is_counted_by_what_it_answers() -> None:
     it = stats(ONE)
     it.resolved(snapshot(), Change())
+    it.resolved(snapshot(rcode="NXDOMAIN"), Change())
     it.resolved(snapshot(ONE, over_tcp=True), Change())
-    assert dict(it.dns) == {("A", "NOERROR"): 2, ("A", "empty"): 1}
+    assert dict(it.dns) == {("A", "NOERROR"): 2, ("A", "empty"): 1, ("A", "NXDOMAIN"): 1}
     assert (dict(it.truncated), it.changes) == ({"A": 1}, 1)
 
 

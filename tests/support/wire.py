@@ -22,6 +22,7 @@ from balancer.probes import Probe
 from balancer.record import Record
 from balancer.server import accept, make_listener
 from balancer.settings import Address, Settings
+from balancer.stats import Stats
 from balancer.tls import Certificate
 from balancer.upstream import Timeouts, Upstream
 from tests.support.scripted import ScriptedResolver
@@ -225,6 +226,7 @@ async def balance(
         upstream=upstream or upstream_class(limits),
         probe=probe,
         observers=[_Recorder(records), *observers],
+        stats=Stats(),
         trace=trace,
         policy=own_policy,
         hooks=hooks,

@@ -1,0 +1,301 @@
+"""Metrics for Prometheus: read from what the balancer counts anyway, at the time of a scrape.
+
+Nothing here is on the path of a request, and there is no global state: every admin application has a registry of its
+own. Names and units follow Prometheus' conventions; ``docs/metrics.md`` has a row for each.
+
+Rules:
+* What is by member goes when the member goes, so that there are no more series than living members need. What they
+  counted stays in the figures of their pool, which therefore never fall.
+* No label has a value that somebody else can make up.
+* Latencies by member are a sum and a count; the histogram, with twenty series, is by pool.
+* What comes of a scrape is one moment's figures. They are put into words a piece at a time, because a thousand lines
+  take longer than a request should wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import platform
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import chain, count
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+from starlette.requests import Request
+from starlette.responses import Response
+
+from balancer import __version__
+from balancer.errors import REASONS, TOKENS, UNTOLD
+from balancer.health import State
+from balancer.loadbalancer import LoadBalancer
+from balancer.membership import Member
+from balancer.native_upstream import NativeUpstream
+from balancer.stats import BOUNDS, Stats, Tally, by_class, cumulated
+
+# A member that is leaving is no member any more.
+STATES = tuple(it for it in State if it is not State.LEAVING)
+# Upper bounds of the histograms' buckets, in seconds: those of Stats that are 1, 2.5 or 5 in their decade.
+BUCKETS = tuple(it for it in BOUNDS if f"{it:e}".startswith(("1.0", "2.5", "5.0")))
+# How many lines are made in one go, of the 5 to 9 us that each takes.
+BATCH = 100
+# What ends a body in the OpenMetrics format.
+EOF = b"# EOF\n"
+
+Labels = dict[str, str]
+
+
+def metrics_endpoint(pools: Callable[[], Sequence[LoadBalancer]]) -> Callable[[Request], Awaitable[Response]]:
+    """What answers ``/metrics``, in Prometheus' text format or OpenMetrics, as the request asks.
+
+    ``pools``: those that requests are given to just now.
+    """
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(pools))
+    ProcessCollector(registry=registry)
+
+    async def metrics(request: Request) -> Response:
+        try:
+            encode, content_type = choose_encoder(",".join(request.headers.getlist("accept")))
+        except (TypeError, ValueError):  # a version that is none
+            encode, content_type = choose_encoder("")
+        return Response(await _render(encode, list(registry.collect())), headers={"content-type": content_type})
+
+    return metrics
+
+
+async def _render(encode: Callable[[Collector], bytes], families: Iterable[Metric]) -> bytes:
+    """The families in the words of a format; whoever else has something to do on the event loop comes in between."""
+    parts = []
+    end = b""
+    for family in families:
+        header = len(_encode(encode, family, []))
+        for first in range(0, max(len(family.samples), 1), BATCH):
+            text = encode(_Family(_with(family, family.samples[first : first + BATCH])))
+            end = EOF if text.endswith(EOF) else b""
+            parts.append(text.removesuffix(EOF)[header if first else 0 :])
+            await asyncio.sleep(0)
+    return b"".join(parts) + end
+
+
+def _encode(encode: Callable[[Collector], bytes], family: Metric, samples: Sequence[Sample]) -> bytes:
+    return encode(_Family(_with(family, samples))).removesuffix(EOF)
+
+
+def _with(family: Metric, samples: Sequence[Sample]) -> Metric:
+    part = Metric(family.name, family.documentation, family.type, family.unit)
+    part.samples = list(samples)
+    return part
+
+
+class _Family(Collector):
+    """One family, as what encodes it wants to have it."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return [self._family]
+
+
+class Spec(NamedTuple):
+    """A metric. ``kind``: Prometheus' word for its type; ``labels``: what tells its series apart."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    words: str
+
+
+POOL = ("pool",)
+MEMBER = ("pool", "member")
+METRICS = (
+    Spec("balancer_build_info", "info", ("version", "python_version"), "What is running; always 1."),
+    Spec("balancer_client_connections", "gauge", (), "Connections of clients that are open."),
+    Spec(
+        "balancer_requests_total", "counter", (*POOL, "method", "code"), "Requests that are over, by class of status."
+    ),
+    Spec("balancer_request_duration_seconds", "histogram", POOL, "Time from a request's head to its last byte."),
+    Spec("balancer_requests_in_flight", "gauge", POOL, "Requests in progress, with those that wait for a member."),
+    Spec("balancer_request_body_bytes_total", "counter", POOL, "Bytes of bodies that came from clients."),
+    Spec("balancer_response_body_bytes_total", "counter", POOL, "Bytes of bodies that went to clients."),
+    Spec("balancer_errors_total", "counter", (*POOL, "error"), "Requests that ended so: X-Balancer-Error's token."),
+    Spec("balancer_retries_total", "counter", (*POOL, "reason"), "Tries at a member that failed a request."),
+    Spec("balancer_requests_held", "gauge", POOL, "Requests that wait for a member."),
+    Spec("balancer_requests_held_limit", "gauge", POOL, "How many requests may wait for a member."),
+    Spec("balancer_hold_duration_seconds", "histogram", POOL, "How long requests waited that had to."),
+    Spec("balancer_members", "gauge", (*POOL, "state"), "Members in this state."),
+    Spec("balancer_members_available", "gauge", POOL, "Members that may be given requests."),
+    Spec("balancer_state_changes_total", "counter", (*POOL, "state", "event"), "Times members came into this state."),
+    Spec("balancer_dns_answers_total", "counter", (*POOL, "record", "outcome"), "Answers to queries for the alias."),
+    Spec(
+        "balancer_dns_answer_age_seconds",
+        "gauge",
+        (*POOL, "record"),
+        "Time since DNS last said who, or that nobody, is there; +Inf before it has.",
+    ),
+    Spec("balancer_dns_addresses", "gauge", (*POOL, "record"), "Addresses in the last answer, whatever its outcome."),
+    Spec(
+        "balancer_dns_truncated_answers_total",
+        "counter",
+        (*POOL, "record"),
+        "Answers that came over TCP, because they did not fit into UDP.",
+    ),
+    Spec("balancer_dns_changes_total", "counter", POOL, "Answers by which members came or went."),
+    Spec("balancer_upstream_connections", "gauge", (*POOL, "state"), "Connections to members that are open."),
+    Spec("balancer_upstream_connections_opened_total", "counter", POOL, "Connections to members that there have been."),
+    Spec("balancer_upstream_requests_total", "counter", POOL, "Requests sent on connections to members."),
+    Spec("balancer_member_state", "gauge", (*MEMBER, "state"), "1 for the state that the member is in, else 0."),
+    Spec("balancer_member_drained", "gauge", MEMBER, "1 for a member that is drained by hand, else 0."),
+    Spec("balancer_member_state_changes_total", "counter", (*MEMBER, "state"), "Times it came into this state."),
+    Spec("balancer_member_requests_in_flight", "gauge", MEMBER, "Requests that the member has."),
+    Spec(
+        "balancer_member_requests_total",
+        "counter",
+        (*MEMBER, "method", "code"),
+        "Requests that it was the last to get.",
+    ),
+    Spec("balancer_member_request_duration_seconds", "summary", MEMBER, "Durations of the requests that it answered."),
+    Spec("balancer_member_request_body_bytes_total", "counter", MEMBER, "Bytes of bodies that came from clients."),
+    Spec("balancer_member_response_body_bytes_total", "counter", MEMBER, "Bytes of bodies that went to clients."),
+    Spec("balancer_member_retries_total", "counter", (*MEMBER, "reason"), "Requests that it failed."),
+)
+
+
+class PoolCollector(Collector):
+    """Reads the figures of the pools."""
+
+    def __init__(self, pools: Callable[[], Sequence[LoadBalancer]]) -> None:
+        self._pools = pools
+
+    def describe(self) -> Iterable[Metric]:
+        return _Families()
+
+    def collect(self) -> Iterable[Metric]:
+        found = _Families()
+        found.add("balancer_build_info", {"version": __version__, "python_version": platform.python_version()}, 1)
+        pools = by_name(self._pools())
+        # Pools may have one listener, and its clients, in common.
+        known = {id(it): len(it) for pool in pools.values() if (it := pool.proxy.connections) is not None}
+        if known:
+            found.add("balancer_client_connections", {}, sum(known.values()))
+        for name, pool in pools.items():
+            _add_pool(found, {"pool": name}, pool)
+        return found
+
+
+def by_name(pools: Iterable[LoadBalancer]) -> dict[str, LoadBalancer]:
+    """The pools by what they are called in metrics: their alias, with more to it if others have that too."""
+    found: dict[str, LoadBalancer] = {}
+    for pool in dict.fromkeys(pools):
+        alias = pool.settings.alias
+        precise = f"{alias}:{pool.settings.upstream_port}"
+        names = chain([alias, precise], (f"{precise}/{number}" for number in count(2)))
+        found[next(it for it in names if it not in found)] = pool
+    return found
+
+
+class _Families:
+    """The metrics of METRICS, in that order, that are filled in."""
+
+    def __init__(self) -> None:
+        self._families = {it.name: _empty(it) for it in METRICS}
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self._families.values())
+
+    def add(self, name: str, labels: Labels, value: float, suffix: str = "") -> None:
+        self._families[name].samples.append(Sample(name + suffix, labels, value))
+
+    def add_histogram(self, name: str, labels: Labels, buckets: Sequence[int], seconds: float) -> None:
+        for bound, number in cumulated(buckets, BUCKETS):
+            self.add(name, {**labels, "le": str(bound)}, number, "_bucket")
+        total = sum(buckets)
+        self.add(name, {**labels, "le": "+Inf"}, total, "_bucket")
+        self.add(name, labels, total, "_count")
+        self.add(name, labels, seconds, "_sum")
+
+
+def _empty(spec: Spec) -> Metric:
+    name = spec.name.removesuffix("_total").removesuffix("_info")
+    unit = name.rpartition("_")[2]
+    return Metric(name, spec.words, spec.kind, unit if unit in ("seconds", "bytes") else "")
+
+
+def _add_pool(found: _Families, labels: Labels, pool: LoadBalancer) -> None:
+    members = pool.membership.members
+    states = Counter(it.state for it in members.values())
+    for state in STATES:
+        found.add("balancer_members", {**labels, "state": state}, states[state])
+    found.add("balancer_members_available", labels, len(pool.membership.available))
+    found.add("balancer_requests_in_flight", labels, pool.proxy.active)
+    found.add("balancer_requests_held", labels, len(pool.dispatcher.hold))
+    found.add("balancer_requests_held_limit", labels, pool.settings.hold_max)
+    for answer in pool.snapshot.answers if pool.snapshot else ():
+        found.add("balancer_dns_addresses", {**labels, "record": answer.record}, len(answer.endpoints))
+    if isinstance(pool.upstream, NativeUpstream):
+        found.add("balancer_upstream_connections", {**labels, "state": "active"}, pool.upstream.active)
+        found.add("balancer_upstream_connections", {**labels, "state": "idle"}, pool.upstream.idle)
+        found.add("balancer_upstream_connections_opened_total", labels, pool.upstream.opened)
+        found.add("balancer_upstream_requests_total", labels, pool.upstream.requests)
+    if pool.stats:
+        _add_stats(found, labels, pool.stats)
+        _add_dns(found, labels, pool, pool.stats)
+    for address in sorted(members):
+        named = {**labels, "member": str(address)}
+        _add_member(found, named, members[address])
+        if pool.stats and (tally := pool.stats.members.get(address)):
+            _add_tally(found, named, tally)
+
+
+def _add_stats(found: _Families, labels: Labels, stats: Stats) -> None:
+    total = stats.total
+    for (method, code), number in by_class(total.requests).items():
+        found.add("balancer_requests_total", {**labels, "method": method, "code": code}, number)
+    found.add_histogram("balancer_request_duration_seconds", labels, total.buckets, total.seconds)
+    found.add("balancer_request_body_bytes_total", labels, total.received)
+    found.add("balancer_response_body_bytes_total", labels, total.sent)
+    # What has not happened yet is there as 0, so that the first time is an increase.
+    for error in sorted(TOKENS | UNTOLD | stats.errors.keys()):
+        found.add("balancer_errors_total", {**labels, "error": error}, stats.errors[error])
+    for reason in sorted(REASONS | total.retries.keys()):
+        found.add("balancer_retries_total", {**labels, "reason": reason}, total.retries[reason])
+    found.add_histogram("balancer_hold_duration_seconds", labels, stats.held_buckets, stats.held_seconds)
+    for (state, event), number in sorted(stats.flips.items()):
+        found.add("balancer_state_changes_total", {**labels, "state": state, "event": event.name.lower()}, number)
+
+
+def _add_dns(found: _Families, labels: Labels, pool: LoadBalancer, stats: Stats) -> None:
+    now = pool.clock()
+    for (record, outcome), number in sorted(stats.dns.items()):
+        found.add("balancer_dns_answers_total", {**labels, "record": record, "outcome": outcome}, number)
+    for record in pool.settings.record.upper().split("+"):
+        of_record = {**labels, "record": record}
+        answered = stats.answered.get(record, -math.inf)
+        found.add("balancer_dns_answer_age_seconds", of_record, now - answered)
+        found.add("balancer_dns_truncated_answers_total", of_record, stats.truncated[record])
+    found.add("balancer_dns_changes_total", labels, stats.changes)
+
+
+def _add_member(found: _Families, labels: Labels, member: Member) -> None:
+    for state in STATES:
+        found.add("balancer_member_state", {**labels, "state": state}, member.state is state)
+    found.add("balancer_member_drained", labels, member.drained)
+    found.add("balancer_member_requests_in_flight", labels, member.in_flight)
+
+
+def _add_tally(found: _Families, labels: Labels, tally: Tally) -> None:
+    for (method, code), number in by_class(tally.requests).items():
+        found.add("balancer_member_requests_total", {**labels, "method": method, "code": code}, number)
+    found.add("balancer_member_request_duration_seconds", labels, sum(tally.buckets), "_count")
+    found.add("balancer_member_request_duration_seconds", labels, tally.seconds, "_sum")
+    found.add("balancer_member_request_body_bytes_total", labels, tally.received)
+    found.add("balancer_member_response_body_bytes_total", labels, tally.sent)
+    for reason, number in tally.retries.items():
+        found.add("balancer_member_retries_total", {**labels, "reason": reason}, number)
+    for state, number in tally.flips.items():
+        found.add("balancer_member_state_changes_total", {**labels, "state": state}, number)

@@ -1,0 +1,11 @@
+"""``balancer watch``: the curl loop. Sends requests at a steady rate and shows who answers, how fast, and what failed.
+
+``loop.py`` sends, ``tally.py`` counts (no I/O), ``picture.py`` draws, ``command.py`` puts them together.
+"""
+
+from balancer.watch.command import Options, on_terminal, run
+from balancer.watch.loop import Loop, first, interruptible
+from balancer.watch.picture import drawing, picture
+from balancer.watch.tally import Result, Tally
+
+__all__ = ["Loop", "Options", "Result", "Tally", "drawing", "first", "interruptible", "on_terminal", "picture", "run"]

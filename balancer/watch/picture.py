@@ -1,0 +1,217 @@
+"""What a tally looks like on a terminal: as many lines as fit, none of them wider than it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from balancer.watch.tally import HISTORY, RECENT, Host, Result, Tally, clock, span, times
+
+# Pictures a second. Each costs several milliseconds of CPU time.
+FRAMES = 4
+COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
+BARS = "▁▂▃▄▅▆▇█"
+GONE = "bright_black"
+# Cells: the longest name and bar that are drawn.
+MAX_NAME = 24
+MAX_BAR = 30
+# A stall is worth a word while it lasts, in seconds.
+STALL = 1.0
+
+
+class Row(NamedTuple):
+    """A host in the picture. ``seconds``: since its last answer."""
+
+    name: str
+    host: Host
+    recent: int
+    seconds: float
+    silent: bool
+
+    @property
+    def colour(self) -> str:
+        return GONE if self.silent else COLOURS[self.host.colour % len(COLOURS)]
+
+
+def picture(title: str, tally: Tally, now: float, width: int = 80, height: int = 24) -> RenderableType:
+    """The rotation, the shares, the latencies and the failures, in ``height`` lines of ``width`` cells at most.
+
+    ``now`` is the time on the clock of ``Result.ended``.
+    """
+    top = [Text(title, "bold"), _rotation(tally, width)]
+    figures = _figures(tally, now)
+    failures = _failures(tally)
+    chart = _chart(tally, now, width)
+    rows = _rows(tally, now)
+    # Room for some hosts comes before the chart and the list of failures, these before room for all of them.
+    room = height - len(top) - len(figures) - 1
+    wanted = min(len(rows) + 1, 4)
+    failures = failures[: max(1 if failures else 0, room - wanted - len(chart))]
+    if room - len(failures) - len(chart) < wanted:
+        chart = []
+    hosts = _hosts(rows, tally, width, room - len(failures) - len(chart))
+    lines = [*top, *hosts, Text(), *chart, *figures, *failures]
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
+        line.no_wrap = True
+    return Group(*lines[:height])
+
+
+async def drawing(console: Console, draw: Callable[[int, int], RenderableType]) -> None:
+    """Fill the terminal with ``draw(width, height)``, ``FRAMES`` times a second; once cancelled, it is as before."""
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(draw(console.width, console.height), refresh=True)
+            await asyncio.sleep(1 / FRAMES)
+
+
+def _rotation(tally: Tally, width: int) -> Text:
+    dots = Text()
+    for name in list(tally.rotation)[-(width // 2) :]:
+        host = tally.hosts.get(name)
+        dots.append("● ", COLOURS[host.colour % len(COLOURS)] if host else GONE)
+    return dots
+
+
+def _rows(tally: Tally, now: float) -> list[Row]:
+    """Those at work by name, then those that are silent, the latest first."""
+    recent, silent = tally.recent(now), tally.silent(now)
+    rows = [Row(name, it, recent[name], max(0.0, now - it.last), name in silent) for name, it in tally.hosts.items()]
+    at_work = sorted((it for it in rows if not it.silent), key=lambda it: it.name)
+    return at_work + sorted((it for it in rows if it.silent), key=lambda it: it.seconds)
+
+
+def _hosts(rows: list[Row], tally: Tally, width: int, room: int) -> list[Text]:
+    """A line for each host where they fit, with the silent ones as far as they do; otherwise several on a line."""
+    if not rows or room < 2:
+        return []
+    at_work = sum(not it.silent for it in rows)
+    if at_work > room - 1 - (len(rows) > at_work):
+        return _grid(rows, width, room)
+    shown = rows if len(rows) < room else rows[: room - 2]
+    lines = _table(shown, tally, width)
+    if len(shown) < len(rows):
+        lines.append(Text(f"… and {len(rows) - len(shown)} more that are silent", GONE))
+    return lines
+
+
+def _table(rows: list[Row], tally: Tally, width: int) -> list[Text]:
+    name_width = min(MAX_NAME, max(8, *(cell_len(it.name) for it in rows)))
+    # Name, two shares with counts, and what there is to say at the end take their width; bars take the rest.
+    bar_width = max(0, min(MAX_BAR, width - name_width - 51))
+    recent = max(1, sum(it.recent for it in rows))
+    last = f"last {RECENT} s"
+    head = f"{'worker':{name_width}} {last:>12}  {'':{bar_width}} {'in all':>9} {'share':>6}"
+    lines = [Text(head, "bold")]
+    most = max(1, *(it.recent for it in rows))
+    for row in rows:
+        name = Text(row.name, row.colour)
+        name.truncate(name_width, overflow="ellipsis", pad=True)
+        bar = "█" * round(bar_width * row.recent / most)
+        line = Text.assemble(
+            name,
+            f" {row.recent:>5} {row.recent / recent:>6.1%} ",
+            (f"{bar:{bar_width}}", row.colour),
+            f" {row.host.count:>9} {row.host.count / tally.answered:>6.1%}",
+            f"  {_word(row, tally)}",
+        )
+        if row.silent:
+            line.stylize(GONE)
+        lines.append(line)
+    return lines
+
+
+def _word(row: Row, tally: Tally) -> str:
+    if row.silent:
+        return f"last seen {clock(row.host.last_at)}"
+    began = tally.began or 0.0
+    age = row.host.last + row.seconds - row.host.first
+    return "new" if age < RECENT and row.host.first > began + RECENT / 2 else ""
+
+
+def _grid(rows: list[Row], width: int, room: int) -> list[Text]:
+    """Name and share of the last seconds, several hosts on a line; the last place says how many there was none for."""
+    name_width = min(14, max(cell_len(it.name) for it in rows))
+    columns = max(1, (width + 2) // (name_width + 9))
+    places = columns * (room - 1)
+    shown = rows if len(rows) <= places else rows[: places - 1]
+    recent = max(1, sum(it.recent for it in rows))
+    at_work = sum(not it.silent for it in rows)
+    gone = f", {len(rows) - at_work} silent" if at_work < len(rows) else ""
+    lines = [Text(f"{at_work} workers{gone}; shares of the last {RECENT} s", "bold")]
+    cells = []
+    for row in shown:
+        name = Text(row.name, row.colour)
+        name.truncate(name_width, overflow="ellipsis", pad=True)
+        share = Text("silent", GONE) if row.silent else Text(f"{row.recent / recent:>6.1%}")
+        cells.append(Text.assemble(name, " ", share, "  "))
+    if len(shown) < len(rows):
+        cells.append(Text(f"… {len(rows) - len(shown)} more", GONE))
+    lines += [Text.assemble(*cells[start : start + columns]) for start in range(0, len(cells), columns)]
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+def _chart(tally: Tally, now: float, width: int) -> list[Text]:
+    """A column for each of the last seconds; where nothing was answered there is a gap."""
+    count = max(1, min(HISTORY, width - 18))
+    seconds = tally.seconds(now, count)
+    lines = []
+    for name, values in (
+        ("median", [it.median if it and it.answered else None for it in seconds]),
+        ("worst", [it.worst if it and it.answered else None for it in seconds]),
+    ):
+        known = [it for it in values if it is not None]
+        highest = max(known, default=0.0)
+        # What is steady is drawn at half the height, so that what is slower stands out.
+        full = max(highest, 2 * median(known)) if known else 0.0
+        blocks = "".join(" " if it is None else _bar(it, full) for it in values)
+        lines.append(Text.assemble(f"{name:7}", (blocks, "cyan"), f" ≤ {_ms(highest)}"))
+    if any(it and it.failed for it in seconds):
+        marks = "".join(" " if not it or not it.failed else str(it.failed) if it.failed < 10 else "+" for it in seconds)
+        lines.append(Text.assemble(f"{'failed':7}", (marks, "red")))
+    return lines
+
+
+def _bar(value: float, full: float) -> str:
+    return BARS[min(len(BARS) - 1, int(len(BARS) * value / full))] if full else BARS[0]
+
+
+def _figures(tally: Tally, now: float) -> list[Text]:
+    failed = f"{tally.failed} failed" + (f" ({tally.failed / tally.requests:.2%})" if tally.failed else "")
+    stall, until = tally.longest_stall(now, 0.0)
+    waits = Text(f"longest time without an answer {stall:.1f} s")
+    if until and stall >= STALL:
+        waits.append(f", until {clock(until)}")
+    if (waiting := tally.stall(now)) >= STALL:
+        waits.append(f"; none for {waiting:.1f} s now", "bold red")
+    return [
+        Text(f"{tally.requests} requests, {failed}, {tally.rate(now):.1f} a second", "red" if tally.failed else ""),
+        Text(f"median {_ms(tally.percentile(0.5))}, p99 {_ms(tally.percentile(0.99))}, longest {_ms(tally.longest)}"),
+        waits,
+    ]
+
+
+def _failures(tally: Tally) -> list[Text]:
+    """The kinds, the most frequent first, then the latest, one by one."""
+    kinds = sorted(tally.kinds.items(), key=lambda it: -it[1].count)
+    lines = [Text(f"failed {times(kind.count)}, {span(kind)}: {name}", "red") for name, kind in kinds[:3]]
+    if len(kinds) > 3:
+        lines.append(Text(f"… and {len(kinds) - 3} more kinds", "red"))
+    return lines + [_failure(it) for it in list(tally.last_failures)[-1:-4:-1]]
+
+
+def _failure(result: Result) -> Text:
+    return Text(f"  {clock(result.at)}  {result.failure}, after {_ms(result.seconds)}")
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
