@@ -1,3 +1,38 @@
-"""An HTTP load balancer for Docker Compose that finds its members through DNS."""
+"""An HTTP load balancer for Docker Compose that finds its members through DNS.
+
+As a library: ``LoadBalancer`` is an ASGI application to mount in one's own, ``BalancedTransport`` balances the calls of
+an ``httpx.AsyncClient``; see docs/library.md. Both are imported when they are first asked for, because
+``balancer serve`` listens before it imports anything heavy.
+"""
 
 __version__ = "0.1.0"
+
+__all__ = ["BalancedTransport", "LoadBalancer", "Settings", "SettingsError", "__version__"]
+
+# Known to type checkers by its name; ``typing`` itself takes a while to import.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from balancer.loadbalancer import LoadBalancer as LoadBalancer
+    from balancer.settings import Settings as Settings
+    from balancer.settings import SettingsError as SettingsError
+    from balancer.transport import BalancedTransport as BalancedTransport
+else:
+    # What is imported when it is first asked for, and whence.
+    _LAZY = {
+        "BalancedTransport": "balancer.transport",
+        "LoadBalancer": "balancer.loadbalancer",
+        "Settings": "balancer.settings",
+        "SettingsError": "balancer.settings",
+    }
+
+    def __getattr__(name):
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -25,7 +25,14 @@ from typing import NamedTuple, Protocol
 import httptools
 
 from balancer import tcp
-from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, TruncatedResponse
+from balancer.errors import (
+    ConnectionDied,
+    Fault,
+    ProtocolViolation,
+    ResponseTimeout,
+    SilentResponse,
+    TruncatedResponse,
+)
 from balancer.headers import HOP_BY_HOP, NO_FIELDS, Headers, content_length, nominated, trailers
 from balancer.http1 import chunk, last_chunk, response_lines
 from balancer.memo import HEAD_MAX as KNOWN_MAX
@@ -260,7 +267,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         elif now > self._deadline:
             response = self._response
             if response and response.started:
-                self._fail(TruncatedResponse(f"silent for {self._timeouts.idle:g} s in mid-body"))
+                self._fail(SilentResponse(f"silent for {self._timeouts.idle:g} s in mid-body"))
             else:
                 self._fail(self._fault(ResponseTimeout, f"no response within {self._timeouts.response:g} s"))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from balancer import retry
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
-from balancer.headers import NO_FIELDS, TRACE_FIELDS, Headers, RequestHeaders, content_length
+from balancer.headers import NO_FIELDS, TRACE_FIELDS, Headers, RequestHeaders, content_length, own_headers, with_prefix
 from balancer.health import Event
 from balancer.hold import Claim, Hold
 from balancer.http1 import request_head
@@ -90,10 +90,13 @@ class Course(Record):
     """A request under way. ``span``: its part of a trace, where it is traced.
 
     ``given`` and ``response``: the member that it was sent to without waiting, if it was. ``seen``: the request as
-    hooks know it; ``refusal``: what one of them has refused it with.
+    hooks know it; ``refusal``: what one of them has refused it with. ``own``: a call of this program, which came from
+    nobody; ``prefix``: the path of the mount that it came through, or b"".
     """
 
     span: Span | None = None
+    own = False
+    prefix = b""
     given: Member | None = None
     response: PendingResponse | None = None
     body: ReplayableBody | None = None
@@ -311,7 +314,9 @@ class Dispatcher:
         request = course.request
         if course.body and content_length(request.headers) > course.body.limit:
             raise too_large(course.body.limit)
-        headers = self._headers(request)
+        headers = own_headers(request.headers, request.chunked) if course.own else self._headers(request)
+        if course.prefix:
+            headers = with_prefix(headers, course.prefix)
         if not request.id:
             headers.append((b"x-request-id", course.id))
         if course.span:

@@ -75,8 +75,14 @@ class TruncatedResponse(Exception):
     reason = "truncated"
 
 
+class SilentResponse(TruncatedResponse):
+    """A response body ended early because the member sent nothing more of it within IDLE_TIMEOUT."""
+
+    reason = "silent"
+
+
 # What may be the ``reason`` of a Fault, or of a response that broke off.
-REASONS = frozenset({"refused", "unreachable", "died", "timeout", "not_http", "truncated"})
+REASONS = frozenset({"refused", "unreachable", "died", "timeout", "not_http", "truncated", "silent"})
 
 
 class ClientGone(Exception):

@@ -66,6 +66,7 @@ NO_TRAILERS = HOP_BY_HOP | {
 
 _LISTS = frozenset({b"x-forwarded-for", b"forwarded"})
 _X_FORWARDED = b"x-forwarded-"
+PREFIX_FIELD = b"x-forwarded-prefix"
 
 
 # What tells of a trace (W3C Trace Context). Whoever takes part in it writes the first anew.
@@ -229,6 +230,28 @@ class RequestHeaders:
         while hops and self.trusts(client):
             client = hops.pop().decode("latin-1")
         return client
+
+
+def own_headers(headers: Headers, chunked: bool) -> Headers:
+    """The fields for the member of a call that nobody else has asked for: as they are, but for those of this hop.
+
+    ``chunked``: the body's length is unknown, so it goes on in chunks.
+    """
+    passed = response_headers(headers)
+    return [*passed, (b"transfer-encoding", b"chunked")] if chunked else passed
+
+
+def with_prefix(headers: Headers, prefix: bytes) -> Headers:
+    """The fields for a member, which are told of the path ``prefix`` that its target has lost here.
+
+    ``X-Forwarded-Prefix`` is de facto: one path, which whoever makes links puts in front of its own. What a trusted
+    proxy in front has cut off before comes first, unless ``prefix`` has it already.
+    """
+    known = b"".join(
+        piece.strip().rstrip(b"/") for name, value in headers if name == PREFIX_FIELD for piece in value.split(b",")
+    )
+    whole = prefix if prefix.startswith(known) else known + prefix
+    return [*(it for it in headers if it[0] != PREFIX_FIELD), (PREFIX_FIELD, whole)]
 
 
 @lru_cache(maxsize=1024)

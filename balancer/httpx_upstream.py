@@ -27,6 +27,7 @@ from balancer.errors import (
     ProtocolViolation,
     Refusal,
     ResponseTimeout,
+    SilentResponse,
     TruncatedResponse,
 )
 from balancer.headers import Headers, announces_close, response_headers
@@ -147,7 +148,8 @@ class _Response:
                 if piece:
                     return piece, True
         except (httpx.TransportError, httpcore.NetworkError, OSError) as error:
-            raise TruncatedResponse(str(error) or type(error).__name__) from error
+            kind = SilentResponse if isinstance(error, httpx.TimeoutException) else TruncatedResponse
+            raise kind(str(error) or type(error).__name__) from error
         return b"", False
 
     async def write(self, data: bytes) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from random import Random
 from types import TracebackType
+from typing import Any
 
 from balancer import plugins
 from balancer.discovery import Discovery, DnsResolver, Resolve
@@ -16,13 +17,13 @@ from balancer.dispatch import Clock, Dispatcher, Trace
 from balancer.guarded import HookedDispatcher
 from balancer.health import HUNG, Event, State
 from balancer.hooks import Hooks
-from balancer.membership import Member, Membership, Snapshot
+from balancer.membership import Change, Member, Membership, Snapshot
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer, all_done
 from balancer.policies import Policy, make_policy
 from balancer.probes import Probe, Prober, make_probe
 from balancer.proxy import Proxy
-from balancer.settings import Address, Settings
+from balancer.settings import Address, Settings, SettingsError
 from balancer.stats import Stats
 from balancer.upstream import Timeouts, Upstream
 from balancer.visit import Receive, Scope, Send
@@ -30,21 +31,45 @@ from balancer.visit import Receive, Scope, Send
 log = logging.getLogger(__name__)
 
 
+# What a keyword of these names would do nothing for: who mounts a LoadBalancer has listeners of their own.
+SERVE_ONLY = frozenset(
+    {
+        "bind", "admin", "max_head", "max_fields", "max_target", "head_timeout", "keepalive_timeout", "min_body_rate",
+        "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key", "http2",
+        "access_log", "otel_endpoint", "shutdown_seconds",
+    }
+)  # fmt: skip
+
+
 class LoadBalancer:
-    """An ASGI application that balances its requests; use it within ``async with``.
+    """An ASGI application that balances its requests over the members behind an alias.
 
-    Every collaborator may be replaced: ``upstream`` talks to members, ``resolve`` names them,
-    ``probe`` judges them, ``observers`` are told of what happens, and so
-    is ``stats``, for the status page and the metrics. ``trace`` begins the spans of traces. ``policy`` chooses among
+    ``LoadBalancer("apps", upstream_port=8080, policy="least_requests")``: what ``balancer serve`` calls
+    ``--upstream-port`` is the keyword ``upstream_port`` here; the environment is not read. Or ``alias`` is a
+    ``Settings``: ``LoadBalancer(Settings.load(os.environ))`` does read it. Raises SettingsError for values that cannot
+    be used, and TypeError for keywords that are no settings.
+
+    It can be mounted in an application or be one. It begins to look for members when the application does, if it is
+    used within ``async with`` in its lifespan; else with its first request, in the event loop that this comes in, and
+    it ends with that loop's tasks. One event loop at a time: in the next it knows nothing of the one before.
+
+    Every collaborator may be replaced: ``upstream`` talks to members (it is closed at the end), ``resolve`` names them,
+    ``probe`` judges them, ``observers`` are told of what happens, and so is ``stats``, for the status page and the
+    metrics. ``trace`` begins the spans of traces. ``policy`` chooses among
     them in place of the one that the settings name, and ``hooks`` come after those that the settings name; both run
-    guarded (``balancer.guarded``).
-
-    Raises SettingsError for a plug-in that cannot be used.
+    guarded (``balancer.guarded``). Either may be a name, too, and is a setting then.
     """
+
+    # What belongs to one event loop is made anew for the next.
+    membership: Membership
+    snapshot: Snapshot | None
+    upstream: Upstream
+    dispatcher: Dispatcher
+    proxy: Proxy
 
     def __init__(
         self,
-        settings: Settings,
+        alias: str | Settings,
         *,
         upstream: Upstream | None = None,
         resolve: Resolve | None = None,
@@ -52,34 +77,51 @@ class LoadBalancer:
         observers: Sequence[Observer] = (),
         stats: Stats | None = None,
         trace: Trace | None = None,
-        policy: Policy | None = None,
-        hooks: Sequence[Hooks] = (),
+        policy: str | Policy | None = None,
+        hooks: str | Sequence[str | Hooks] = (),
         clock: Clock = time.monotonic,
         rng: Random | None = None,
+        **settings: Any,
     ) -> None:
-        self.settings = settings
+        listed = [hooks] if isinstance(hooks, str) else hooks
+        given = [it for it in listed if not isinstance(it, str)]
+        if isinstance(policy, str):
+            settings["policy"] = policy
+        if names := [it for it in listed if isinstance(it, str)]:
+            settings["hooks"] = ",".join(names)
+        self.settings = _settings(alias, settings)
         self.stats = stats
+        self._rng = rng or Random()
+        self._plugged = plugins.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given)
+        self._observers = [*observers, *([stats] if stats else []), *self._plugged.hooks.observers()]
+        self._given_upstream = upstream
+        self._resolve = resolve or DnsResolver(self.settings, clock)
+        self._probe = probe or make_probe(self.settings)
+        self._trace = trace
         self.clock = clock
-        rng = rng or Random()
-        plugged = plugins.load(settings, rng, policy, hooks)
-        self._observers = [*observers, *([stats] if stats else []), *plugged.hooks.observers()]
+        # The event loop that this lives in, and the task that ends it there.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._build()
+
+    def _build(self) -> None:
+        settings, clock, rng, plugged = self.settings, self.clock, self._rng, self._plugged
         self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
-        self.snapshot: Snapshot | None = None
-        self.upstream = upstream or NativeUpstream(
+        self.snapshot = None
+        self.upstream = self._given_upstream or NativeUpstream(
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
         make_dispatcher = partial(HookedDispatcher, plugged.hooks) if plugged.hooks.wanted else Dispatcher
-        self.dispatcher: Dispatcher = make_dispatcher(
+        self.dispatcher = make_dispatcher(
             settings,
             self.membership,
             make_policy(settings, rng, plugged.policy),
             self.upstream,
             all_done(self._observers),
             clock,
-            trace,
+            self._trace,
         )
         self.proxy = Proxy(self.dispatcher)
-        self._probe = probe or make_probe(settings)
         self._prober = Prober(
             self._probe,
             self.membership,
@@ -89,29 +131,93 @@ class LoadBalancer:
             asks_path=settings.health_path is not None,
         )
         self._discovery = Discovery(
-            resolve or DnsResolver(settings, clock),
+            self._resolve,
             settings.resolve_interval,
             urgent=lambda: not self.membership.available,
             deliver=self._deliver,
         )
-        self._loops: list[asyncio.Task[None]] = []
         self._farewells: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._loop is not asyncio.get_running_loop():
+            if scope["type"] == "lifespan":
+                await self._lifespan(receive, send)
+                return
+            self.start()
         await self.proxy(scope, receive, send)
 
+    def start(self) -> None:
+        """Begin to look for members in the running event loop, unless that was done: whatever needs it calls this.
+
+        Raises RuntimeError if there is no event loop, or another one still uses this.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop and self._loop.is_running():
+            raise RuntimeError("this LoadBalancer is in use in another event loop; make one for each")
+        if self._life:
+            if self._loop and not self._loop.is_closed():
+                self._life.cancel()  # That loop was left as it was: should it go on, this ends there.
+            self._forget()
+            self._build()
+        self._loop = loop
+        loops = [loop.create_task(self._discovery.run()), loop.create_task(self._prober.run())]
+        self._life = loop.create_task(self._live(loops, self._farewells, self.upstream))
+
+    async def _live(
+        self, loops: list[asyncio.Task[None]], farewells: set[asyncio.Task[None]], upstream: Upstream
+    ) -> None:
+        """Until cancelled: by ``aclose``, or by whoever ends the event loop, as ``asyncio.run`` and servers do."""
+        try:
+            await asyncio.gather(*loops, return_exceptions=True)
+        finally:
+            tasks = [*loops, *farewells]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await upstream.close()
+            if self._life is asyncio.current_task():
+                self._loop = None
+
+    def _forget(self) -> None:
+        """Tell the observers that the members of an earlier event loop are known no more."""
+        gone = Change(left=list(self.membership.members.values()))
+        if gone:
+            for observer in self._observers:
+                observer.resolved(Snapshot((), self.clock()), gone)
+
+    async def aclose(self) -> None:
+        """End the requests under way, those without a response by a 503, and all connections to members.
+
+        Whatever uses it afterwards starts it again.
+        """
+        if self._life is None or self._loop is not asyncio.get_running_loop():
+            return
+        self.proxy.cut()
+        self._life.cancel()
+        await asyncio.wait([self._life])
+        self._loop = None
+        if not self._life.cancelled():
+            self._life.result()
+
     async def __aenter__(self) -> LoadBalancer:
-        self._loops = [asyncio.create_task(self._discovery.run()), asyncio.create_task(self._prober.run())]
+        self.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [*self._loops, *self._farewells]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.upstream.close()
+        await self.aclose()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        """As an application of its own, without another around it, it is told when it begins and ends."""
+        await receive()
+        self.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or requests again; those that it has are finished."""
@@ -165,3 +271,18 @@ class LoadBalancer:
             if event in HUNG:
                 self.upstream.give_up(member.address)
             self.upstream.forget(member.address)
+
+
+def _settings(alias: str | Settings, given: dict[str, Any]) -> Settings:
+    if isinstance(alias, Settings):
+        if given:
+            raise TypeError(f"settings are one object, or keywords, and not both: {', '.join(given)}")
+        return alias
+    useless = [
+        f"{name}={value!r} cannot be used: it is for balancer serve, which listens by itself"
+        for name, value in given.items()
+        if name in SERVE_ONLY
+    ]
+    if useless:
+        raise SettingsError(useless)
+    return Settings.of(alias=alias, **given)

@@ -150,6 +150,7 @@ class NativeUpstream:
             connection.abort()
         if self._sweeper:
             self._sweeper.cancel()
+            self._sweeper = None
 
 
 class _Link:

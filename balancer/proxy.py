@@ -20,7 +20,7 @@ from balancer.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.request import Request
 from balancer.strict import malformed
 from balancer.upstream import UpstreamResponse
-from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Receive, Scope, Send, Visit, client, target
+from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Receive, Scope, Send, Visit, client, prefix, target
 from balancer.websocket import WebSocketVisit
 
 WATCH_SECONDS = 0.4
@@ -61,7 +61,9 @@ class Proxy:
         if not self._watching:
             self._watching = True
             loop.call_later(WATCH_SECONDS, self._watch)
-        await self.serve(visit, self.dispatcher.begin(request), visit, task)
+        course = self.dispatcher.begin(request)
+        course.prefix = prefix(scope)
+        await self.serve(visit, course, visit, task)
 
     async def serve(self, visit: Visit, course: Course, sink: Sink, task: asyncio.Task[Any]) -> None:
         """Answer the request of a visit, by whatever front end it came. ``task`` is the one that runs this."""

@@ -321,10 +321,44 @@ class Settings:
                 values[item.name] = kind.parse(text)
             except (ValueError, KeyError):
                 problems.append(f"{written[item.name]} cannot be used: it takes {kind.accepts}")
+        return cls._whole(values, written, problems, variable)
+
+    @classmethod
+    def of(cls, **given: Any) -> Settings:
+        """Settings by the names of their fields, defaults for the rest; the environment is not looked at.
+
+        A value is what the field holds, or text as one would write it in a variable: ``resolver="127.0.0.11"``.
+        Raises SettingsError with a line for every value that cannot be used, TypeError for a name that is none.
+        """
+        known = {it.name: it for it in fields(cls)}
+        values: dict[str, Any] = {}
+        written: dict[str, str] = {}
+        problems: list[str] = []
+        for name, value in given.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise TypeError(f"{name!r} is not a setting{hint}")
+            item, kind = known[name], known[name].metadata["kind"]
+            written[name] = f"{name}={value!r}"
+            if (value == item.default and type(value) is type(item.default)) or (value is None and kind.unset == "off"):
+                values[name] = value
+                continue
+            try:
+                values[name] = kind.parse(_text(value, kind))
+            except (ValueError, KeyError):
+                problems.append(f"{written[name]} cannot be used: it takes {kind.accepts}")
+        return cls._whole(values, written, problems, str)
+
+    @classmethod
+    def _whole(
+        cls, values: dict[str, Any], written: dict[str, str], problems: list[str], call: Callable[[str], str]
+    ) -> Settings:
+        """The settings, if nothing is wrong with them; ``call`` says what a field is called where they come from."""
         if not problems:
             settings = cls(**values)
             problems = [
-                f"{written[name]} cannot be used without {' and '.join(map(variable, needed))}"
+                f"{written[name]} cannot be used without {' and '.join(map(call, needed))}"
                 for name, needed in settings.incomplete()
             ]
         if problems:
@@ -383,6 +417,13 @@ def show(value: object, kind: Kind) -> str:
         case float():
             return f"{value:g}"
     return str(value)
+
+
+def _text(value: object, kind: Kind) -> str:
+    """A value as one would write it, to the last digit."""
+    if isinstance(value, list | tuple) and not isinstance(value, Address | UnixSocket) and kind is not HASH_KEY:
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, float) else show(value, kind)
 
 
 def misspelt(environ: Mapping[str, str]) -> list[str]:

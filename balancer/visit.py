@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from balancer.errors import SHUTTING_DOWN as SHUTTING_DOWN
 from balancer.errors import Refusal
@@ -20,6 +21,10 @@ Send = Callable[[Message], Awaitable[None]]
 
 # After these bytes a stream of server-sent events may end (HTML, section 9.2.5).
 END_OF_EVENT = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+# What a path may have in it unescaped (RFC 3986 section 3.3), besides letters and digits.
+_PATH = "/:@!$&'()*+,;=-._~"
+_ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
 
 
 class Visit:
@@ -106,10 +111,54 @@ class AsgiVisit(Visit):
 
 
 def target(scope: Scope) -> bytes:
-    """The request target: as the client wrote it, where the server tells."""
-    path: bytes = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
+    """The request target below the mount: as the client wrote it, where the server tells and nobody has changed it.
+
+    ``scope["root_path"]`` is the prefix that does not belong to it. The ASGI specification and Starlette have it at the
+    beginning of ``scope["path"]``, too; where a proxy in front of the server has cut off part of it
+    (``app_root_path``), only the rest is there; and some frameworks have taken all of it off.
+    """
+    path: str = scope["path"]
+    raw: bytes = scope.get("raw_path") or b""
+    root: str = scope.get("root_path", "")
+    rest = _below(path, root, scope.get("app_root_path", "")) if root else path
+    written = b""
+    if raw == path.encode(errors="replace"):  # nothing is escaped
+        written = raw[len(raw) - len(rest.encode(errors="replace")) :] or b"/"
+    elif raw:
+        decoded = unquote(raw.decode("latin-1"))
+        if decoded in (path, root + path):
+            written = _skip(raw, decoded[: len(decoded) - len(rest)]) or b"/"
+    # Where a middleware has given the request another path, what the client wrote counts no more.
+    written = written or quote(rest, safe=_PATH).encode("ascii") or b"/"
     query: bytes = scope.get("query_string", b"")
-    return path + b"?" + query if query else path
+    return written + b"?" + query if query else written
+
+
+def prefix(scope: Scope) -> bytes:
+    """The path of the mount as clients know it, with what a proxy in front has cut off; b"" where there is none."""
+    root: str = scope.get("root_path", "")
+    return quote(root.rstrip("/"), safe=_PATH).encode("ascii") if root else b""
+
+
+def _below(path: str, root: str, app_root: str) -> str:
+    """What of a decoded path is below the mount."""
+    for it in (root.rstrip("/"), root.removeprefix(app_root).rstrip("/")):
+        if path.startswith(it) and path[len(it) :][:1] in ("", "/"):
+            return path[len(it) :]
+    return path
+
+
+def _skip(raw: bytes, start: str) -> bytes:
+    """A raw path without its beginning, which reads ``start`` once it is decoded."""
+    if not start:
+        return raw
+    size = len(start.encode())
+    if b"%" not in raw[:size]:
+        return raw[size:]
+    end = 0
+    for _ in range(size):
+        end += 3 if _ESCAPE.match(raw, end) else 1
+    return raw[end:]
 
 
 def client(scope: Scope) -> str:

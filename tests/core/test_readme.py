@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 
@@ -36,3 +37,18 @@ def test_every_token_that_the_balancer_can_answer_is_explained() -> None:
     said = set(re.findall(r'Refusal\(\s*(\d{3}), "(\w+)"', source))
     explained = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", README, re.MULTILINE))
     assert said == explained
+
+
+def test_the_examples_in_python_are_parts_of_those_that_tests_run() -> None:
+    section = README.partition("\n## In Python\n")[2].partition("\n## ")[0]
+    blocks = [
+        textwrap.dedent(it).strip() for it in re.findall(r"(?:^(?: {4}.*)?\n)+", section, re.MULTILINE) if it.strip()
+    ]
+    files = [(ROOT / name).read_text() for name in re.findall(r"\]\((examples/\w+\.py)\)", section)]
+    assert len(blocks) == len(files) == 2
+    assert all(block in file for block, file in zip(blocks, files, strict=True))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_every_example_is_explained(path: Path) -> None:
+    assert f"](../examples/{path.name})" in (ROOT / "docs/library.md").read_text()

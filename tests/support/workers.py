@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,13 +23,14 @@ STOP_LIMIT = 20.0
 class Worker:
     """A running process that listens on ``port`` of loopback."""
 
-    def __init__(self, process: Process, port: int) -> None:
+    def __init__(self, process: Process, port: int, host: str) -> None:
         self.process = process
         self.port = port
+        self.host = host
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Connection]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             yield Connection(reader, writer)
         finally:
@@ -57,12 +58,14 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(redis_port: int = 1) -> AsyncIterator[Worker]:
+async def worker(
+    redis_port: int = 1, name: str = "me", host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[Worker]:
     """``python -m worker``. Without a port there is no Redis."""
-    port = free_port()
-    environ = {"HOST": "127.0.0.1", "PORT": str(port), "HOSTNAME": "me"}
+    port = port or free_port(host)
+    environ = {"HOST": host, "PORT": str(port), "HOSTNAME": name}
     redis = {"HOST_REDIS": "127.0.0.1", "PORT_REDIS": str(redis_port)}
-    async with _running(port, "-m", "worker", **environ, **redis) as process:
+    async with running(port, "-m", "worker", host=host, environ=environ | redis) as process:
         yield process
 
 
@@ -72,29 +75,32 @@ async def application(source: str, **constants: float) -> AsyncIterator[Worker]:
     port = free_port()
     settings = "".join(f"drain.{name} = {value!r}\n" for name, value in constants.items())
     program = f"import asyncio, sys, time\nfrom worker import drain\n{settings}\n{source}\n"
-    async with _running(port, "-c", program + f"sys.exit(drain.run(app, host='127.0.0.1', port={port}))") as process:
+    async with running(port, "-c", program + f"sys.exit(drain.run(app, host='127.0.0.1', port={port}))") as process:
         yield process
 
 
 @asynccontextmanager
-async def _running(port: int, *arguments: str, **environ: str) -> AsyncIterator[Worker]:
+async def running(
+    port: int, *arguments: str, environ: Mapping[str, str] = {}, host: str = "127.0.0.1", cwd: Path = ROOT
+) -> AsyncIterator[Worker]:
+    """Python with these arguments, once it listens."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, env=os.environ | environ, cwd=ROOT, stdout=PIPE, stderr=PIPE
+        sys.executable, *arguments, env={**os.environ, **environ}, cwd=cwd, stdout=PIPE, stderr=PIPE
     )
     try:
-        await _listening(process, port)
-        yield Worker(process, port)
+        await _listening(process, host, port)
+        yield Worker(process, port, host)
     finally:
         if process.returncode is None:
             process.kill()
             await process.communicate()
 
 
-async def _listening(process: Process, port: int) -> None:
+async def _listening(process: Process, host: str, port: int) -> None:
     async with asyncio.timeout(LIMIT):
         while process.returncode is None:
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                _, writer = await asyncio.open_connection(host, port)
             except OSError:
                 await asyncio.sleep(0.05)
             else:

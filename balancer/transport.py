@@ -1,0 +1,335 @@
+"""An ``httpx`` transport that balances a client's own calls over the members behind an alias.
+
+    async with httpx.AsyncClient(transport=BalancedTransport("apps"), base_url="http://apps") as client:
+        answer = await client.get("/")
+
+A call goes the way of every request: ``balancer.dispatch`` chooses a member, holds the call while nobody is available,
+and gives it to another where that is safe. Members get the fields as httpx made them: the call is its sender's own, so
+there is nobody to name in ``X-Forwarded-*``.
+
+Rules:
+* What the balancer answers in its own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``: code
+  that works behind ``balancer serve`` works here. What no response can say is an exception of httpx: a body that ends
+  early is RemoteProtocolError, or ReadTimeout where the member fell silent; a call that is no HTTP LocalProtocolError.
+* A body is read from the member no faster than it is read here, by one piece; who closes a response before its end
+  ends the exchange with it.
+* httpx's time-outs count beside the balancer's: whichever is over first. ``pool``: until a member is found. ``read``:
+  from then on until the response begins (however many members are tried), and for each piece of its body. ``write``:
+  for the member to take the next piece of the call's body. ``connect`` is not looked at: how long a member may take to
+  be connected to, before the next is tried, is the setting ``connect_timeout``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from math import inf
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from balancer.dispatch import Course
+from balancer.errors import ClientGone, SilentResponse
+from balancer.headers import NO_FIELDS, Headers, host, request_id
+from balancer.loadbalancer import LoadBalancer
+from balancer.proxy import Proxy
+from balancer.request import Request
+from balancer.settings import Settings
+from balancer.upstream import UpstreamResponse
+from balancer.visit import Visit
+
+# RFC 9110 sections 5.1 and 5.5, RFC 9112 section 3.2: what cannot break out of its place in the head.
+_TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE = re.compile(rb"[^\0\r\n]*")
+_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+
+
+class BalancedTransport(httpx.AsyncBaseTransport):
+    """``members``: the alias, with settings as keywords, or a ``Settings``, as for ``LoadBalancer``.
+
+    Or a LoadBalancer that somebody else owns, which may be mounted in an application at the same time: its members and
+    what is known of them are shared, and it is not closed with the client.
+
+    ``response.extensions["balancer"]`` is the ``balancer.record.Record`` of the call: who answered, who failed it
+    before, how long it was held, and the token of ``X-Balancer-Error`` if the answer is the balancer's own.
+    """
+
+    def __init__(self, members: str | Settings | LoadBalancer, **settings: Any) -> None:
+        if isinstance(members, LoadBalancer):
+            if settings:
+                raise TypeError(f"a LoadBalancer has its settings already: {', '.join(settings)}")
+            self.balancer = members
+        else:
+            self.balancer = LoadBalancer(members, **settings)
+        self._owned = self.balancer is not members
+        self._calls: set[_Call] = set()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.balancer.start()
+        dispatcher = self.balancer.dispatcher
+        call = _Call(request, dispatcher.begin, self.balancer.proxy)
+        self._calls.add(call)
+        call.running.add_done_callback(lambda _: self._calls.discard(call))
+        try:
+            await call.wait_for_head()
+        except BaseException:
+            await call.aclose()
+            raise
+        return httpx.Response(
+            call.status,
+            headers=call.fields,
+            stream=call,
+            extensions={"http_version": b"HTTP/1.1", "balancer": call.course},
+        )
+
+    async def __aenter__(self) -> BalancedTransport:
+        self.balancer.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Break off the calls under way, and close what belongs to this client alone."""
+        await asyncio.gather(*(call.aclose() for call in list(self._calls)))
+        if self._owned:
+            await self.balancer.aclose()
+
+
+class _Call(Visit, httpx.AsyncByteStream):
+    """One call: the source of its body, the sink of its response, and the body of that for httpx.
+
+    ``running`` is the task that serves it.
+    """
+
+    # httpx has no words for them.
+    trailers = NO_FIELDS
+    status = 0
+    fields: Headers = NO_FIELDS
+
+    def __init__(self, request: httpx.Request, begin: Callable[[Request], Course], proxy: Proxy) -> None:
+        self._loop = asyncio.get_running_loop()
+        method, target, fields, length = _checked(request)
+        chunked = length is None
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        self._source = request.stream
+        self._pieces: AsyncIterator[bytes] | None = None
+        # Bytes of the body that are still due, if that is known.
+        self._due = length
+        self.ended = length == 0
+        self.course = begin(
+            Request(
+                method,
+                target,
+                fields,
+                client="",
+                body=None if self.ended else self,
+                chunked=chunked,
+                host=host(fields),
+                id=request_id(fields),
+            )
+        )
+        self.course.own = True
+        self._limits: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        self._began = self._loop.time()
+        # When the member was last given a piece of the body; the next is being waited for.
+        self._gave = self._began
+        self._asking = False
+        # What the caller's own body raised.
+        self._failure: Exception | None = None
+        self._piece = b""
+        self._whole = False
+        self._news: asyncio.Future[None] | None = None
+        self._taken: asyncio.Future[None] | None = None
+        self.running = self.task = self._loop.create_task(self._serve(proxy))
+        self.running.add_done_callback(self._over)
+
+    async def _serve(self, proxy: Proxy) -> None:
+        task = self.running
+        await proxy.serve(self, self.course, self, task)
+
+    def _over(self, running: asyncio.Task[None]) -> None:
+        self.task = None
+        # Without these two, reference counts alone free all that the call was made of.
+        self.course.body = self.course.request.body = None
+        self._tell()
+
+    # The call's body.
+
+    async def read(self) -> bytes:
+        if self.ended:
+            return b""
+        if self._pieces is None:
+            self._pieces = aiter(self._source)
+        self._asking = True
+        piece = b""
+        try:
+            async for piece in self._pieces:
+                if piece:
+                    break
+            else:
+                piece = b""
+        except Exception as error:
+            self._failure = error
+            raise ClientGone from error
+        finally:
+            self._asking = False
+            self._gave = self._loop.time()
+            self._tell()
+        return self._count(piece)
+
+    def _count(self, piece: bytes) -> bytes:
+        """A body that is not as long as announced would be taken for part of the next request, or wait for it."""
+        self.ended = not piece
+        if self._due is not None:
+            self._due -= len(piece)
+            # Of any other stream, the end itself says that there is no more.
+            self.ended |= self._due == 0 and isinstance(self._source, httpx.ByteStream)
+            if self._due < 0 or (not piece and self._due):
+                much = "little" if self._due > 0 else "much"
+                self._failure = httpx.LocalProtocolError(f"Too {much} data for declared Content-Length")
+                raise ClientGone
+        return piece
+
+    # The response, as it comes from the balancer.
+
+    def inform(self, status: int, headers: Headers) -> None:
+        """httpx has no words for interim responses."""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        self.status, self.fields = status, headers
+        self._tell()
+
+    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
+        self._piece = data
+        if not more:
+            self._whole = True
+            self.task = None
+        self._tell()
+        if more and data:
+            self._taken = self._loop.create_future()
+            await self._taken
+
+    async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
+        raise AssertionError("a call does not ask for another protocol")
+
+    def _tell(self) -> None:
+        if self._news and not self._news.done():
+            self._news.set_result(None)
+
+    # The response, as httpx reads it.
+
+    async def wait_for_head(self) -> None:
+        """Raises what httpx should if the head does not come."""
+        look = min((it for it in self._limits.values() if it), default=inf)
+        while not (self.started or self.running.done()):
+            due, error = self._deadline()
+            now = self._loop.time()
+            if due <= now:
+                raise error
+            # When a member is found is not told: who looks again in time does not miss it.
+            await self._wait_until(min(due, now + look))
+        if not self.started:
+            raise self._broken()
+
+    def _deadline(self) -> tuple[float, httpx.TimeoutException]:
+        """When patience is over, as things are, and what to say then."""
+        if self._asking:
+            return inf, httpx.WriteTimeout("")  # It is the caller that is waited for.
+        if self.course.member is None:
+            return self._began + self._limit("pool"), httpx.PoolTimeout("no member became available in time")
+        since = max(self._gave, self._began + self.course.held)
+        if not self.ended:
+            return since + self._limit("write"), httpx.WriteTimeout("the member takes nothing more of the body")
+        return since + self._limit("read"), httpx.ReadTimeout("no response in time")
+
+    def _limit(self, name: str) -> float:
+        limit = self._limits.get(name)
+        return inf if limit is None else limit
+
+    async def _wait_until(self, when: float) -> bool:
+        """Whether there was news by then."""
+        self._news = self._loop.create_future()
+        try:
+            async with asyncio.timeout_at(None if when == inf else when):
+                await self._news
+        except TimeoutError:
+            return False
+        return True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            piece, self._piece = self._piece, b""
+            if self._taken and not self._taken.done():
+                self._taken.set_result(None)
+            if piece:
+                yield piece
+            elif self._whole:
+                return
+            elif self.running.done():
+                raise self._broken()
+            elif not await self._wait_until(self._loop.time() + self._limit("read")):
+                raise httpx.ReadTimeout("nothing more of the response in time")
+
+    def _broken(self) -> Exception:
+        """Why the response is not complete."""
+        if self._failure:
+            return self._failure
+        if not self.running.cancelled() and (error := self.running.exception()):
+            assert isinstance(error, Exception)
+            return error
+        if self.course.error == "truncated" and self.course.tries:
+            last = self.course.tries[-1]
+            kind = httpx.ReadTimeout if last.reason == SilentResponse.reason else httpx.RemoteProtocolError
+            return kind(str(last))
+        return httpx.ReadError(str(self.refusal) if self.refusal else "the call was broken off")
+
+    async def aclose(self) -> None:
+        self.end()
+        if not self.running.done():
+            await asyncio.wait([self.running])
+
+
+def _checked(request: httpx.Request) -> tuple[str, bytes, Headers, int | None]:
+    """Method, target and fields of a call, and the length of its body, None where that is not known.
+
+    Raises UnsupportedProtocol and LocalProtocolError as httpx's own transports do.
+    """
+    if request.url.scheme != "http":
+        raise httpx.UnsupportedProtocol(f"members are spoken to in plain HTTP, which {request.url.scheme!r} is not")
+    target: bytes = request.extensions.get("target", request.url.raw_path)
+    if request.method == "CONNECT" or not _TOKEN.fullmatch(request.method.encode("latin-1", "replace")):
+        raise httpx.LocalProtocolError(f"{request.method!r} is not a method for members")
+    if not _TARGET.fullmatch(target):
+        raise httpx.LocalProtocolError("the request target has a space or a line break, or there is none")
+    fields: Headers = []
+    hosts: list[bytes] = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    for name, value in request.headers.raw:
+        name = name.lower()
+        if not (_TOKEN.fullmatch(name) and _VALUE.fullmatch(value)):
+            raise httpx.LocalProtocolError(f"the header field {name!r} has a character that it must not have")
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value.lower())
+        fields.append((name, value))
+    if not hosts:
+        fields.insert(0, (b"host", request.url.netloc))
+    if len(hosts) > 1 or len(lengths) > 1 or (codings and (lengths or codings != [b"chunked"])):
+        raise httpx.LocalProtocolError("a request needs one Host, and one Content-Length or chunks")
+    if lengths and not lengths[0].isdigit():
+        raise httpx.LocalProtocolError("the Content-Length is not a number")
+    length = None if codings else int(lengths[0]) if lengths else 0
+    return request.method, target, fields, length

@@ -1,0 +1,162 @@
+"""The examples in examples/ as they are, under the servers that people run, over real workers and a DNS server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+
+from balancer import BalancedTransport, Settings
+from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.system import free_port
+from tests.support.wire import LIMIT, eventually
+from tests.support.workers import ROOT, Worker, running, worker
+from tests.wire.test_counter import redis
+
+EXAMPLES = ROOT / "examples"
+HOSTS = {"one": "127.0.1.201", "two": "127.0.1.202"}
+
+MOUNT_ONLY = """
+import os
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from balancer import LoadBalancer, Settings
+
+app = Starlette(routes=[Mount("/api", LoadBalancer(Settings.load(os.environ)))])
+"""
+
+SERVERS = {
+    "uvicorn-h11": ["uvicorn", "--http=h11", "--ws=websockets-sansio", "--log-level=warning", "--port={port}"],
+    "hypercorn": ["hypercorn", "--log-level=WARNING", "--bind=127.0.0.1:{port}"],
+}
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> list[str]:
+    return SERVERS[request.param]
+
+
+@asynccontextmanager
+async def system() -> AsyncIterator[dict[str, str]]:
+    """Two workers behind the alias, as the environment of whoever balances them."""
+    async with AsyncExitStack() as stack:
+        redis_port = await stack.enter_async_context(redis())
+        port = free_port(HOSTS["one"])
+        for name, host in HOSTS.items():
+            await stack.enter_async_context(worker(redis_port, name, host, port))
+        zone = Zone()
+        zone.records["apps"] = [("A", host) for host in HOSTS.values()]
+        dns = await stack.enter_async_context(DnsServer(zone))
+        yield {
+            "BALANCER_RESOLVER": str(dns.address),
+            "BALANCER_UPSTREAM_PORT": str(port),
+            "BALANCER_HEALTH_PATH": "/healthz",
+            "PYTHONPATH": str(ROOT),
+        }
+
+
+@asynccontextmanager
+async def serving(server: list[str], app: str, folder: Path, environ: dict[str, str]) -> AsyncIterator[Worker]:
+    port = free_port()
+    arguments = [it.format(port=port) for it in server]
+    # In development mode, Python says what is left behind.
+    async with running(port, "-X", "dev", "-m", *arguments, f"{app}:app", cwd=folder, environ=environ) as process:
+        yield process
+
+
+def names(answers: list[httpx.Response]) -> list[str]:
+    return [re.fullmatch(r"Hello World I am (\w+)! \d+ times\.\n", it.text)[1] for it in answers]  # type: ignore[index]
+
+
+async def test_the_fastapi_example(server: list[str]) -> None:
+    async with system() as environ, serving(server, "fastapi_mount", EXAMPLES, environ) as app:
+        url = f"http://127.0.0.1:{app.port}"
+        token = {"Authorization": "Bearer secret"}
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT) as client:
+            refused = await client.get("/api/")
+            assert (refused.status_code, refused.text) == (401, "a token is required\n")
+            answers = [await client.get("/api/", headers=token) for _ in range(6)]
+            assert sorted(names(answers)) == ["one"] * 3 + ["two"] * 3
+            port = environ["BALANCER_UPSTREAM_PORT"]
+            assert (await client.get("/")).json() == {f"{host}:{port}": "up" for host in HOSTS.values()}
+            recorded = await client.post("/api/record", headers=token, content=b"x" * 100)
+            assert recorded.text.endswith("came 1 times.\n")
+            async with client.stream("GET", "/api/events?seconds=0.2", headers=token) as events:
+                async for line in events.aiter_lines():
+                    assert line.startswith("data: Hello World I am ")
+                    break
+        async with connect(f"ws://127.0.0.1:{app.port}/api/echo", additional_headers=token, proxy=None) as socket:
+            await socket.send("héllo")
+            assert await socket.recv() == "héllo"
+        status, seconds, err = await app.stop()
+        assert status in (0, -signal.SIGTERM)  # uvicorn ends itself by the signal that it got
+        assert err == ""
+        assert seconds < 3
+
+
+async def test_a_mount_without_a_lifespan_ends_cleanly_with_its_server(server: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mounted.py").write_text(MOUNT_ONLY)
+    async with system() as environ, serving(server, "mounted", tmp_path, environ) as app:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.port}", timeout=LIMIT) as client:
+            answers = await asyncio.gather(*(client.get("/api/") for _ in range(4)))
+            assert set(names(answers)) <= set(HOSTS)
+        status, seconds, err = await app.stop()
+        assert status in (0, -signal.SIGTERM)  # uvicorn ends itself by the signal that it got
+        assert err == ""
+        assert seconds < 3
+
+
+async def test_the_client_example() -> None:
+    async with system() as environ:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-X", "dev", "balanced_client.py",
+            cwd=EXAMPLES, env=os.environ | environ, stdout=PIPE, stderr=PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(2 * LIMIT):
+            out, err = await process.communicate()
+        assert (process.returncode, err.decode()) == (0, "")
+        port = environ["BALANCER_UPSTREAM_PORT"]
+        said = [f"200 {host}:{port} Hello World I am {name}! " for name, host in HOSTS.items()]
+        lines = out.decode().splitlines()
+        assert len(lines) == 10
+        assert all(it.startswith(tuple(said)) for it in lines)
+
+
+async def test_a_caller_does_not_notice_that_members_come_and_go() -> None:
+    async with AsyncExitStack() as stack:
+        port = free_port(HOSTS["one"])
+        one = await stack.enter_async_context(worker(1, "one", HOSTS["one"], port))
+        zone = Zone()
+        zone.records["apps"] = [("A", host) for host in HOSTS.values()]
+        dns = await stack.enter_async_context(DnsServer(zone))
+        settings = Settings.of(resolver=str(dns.address), upstream_port=port, health_path="/healthz")
+        transport = BalancedTransport(settings)
+        async with httpx.AsyncClient(transport=transport, base_url="http://apps", timeout=LIMIT) as client:
+            answers: list[httpx.Response] = []
+            going = True
+
+            async def keep_calling() -> None:
+                while going:
+                    answers.append(await client.get("/work?seconds=0"))
+
+            callers = [asyncio.create_task(keep_calling()) for _ in range(3)]
+            await eventually(lambda: len(answers) > 10)
+            await stack.enter_async_context(worker(1, "two", HOSTS["two"], port))
+            await eventually(lambda: any(it.text.startswith("two") for it in answers))
+            assert (await one.stop())[0] == 0
+            stopped = len(answers)
+            await eventually(lambda: len(answers) > stopped + 10)
+            going = False
+            await asyncio.gather(*callers)
+        assert {it.status_code for it in answers} == {200}
+        assert answers[-1].text == "two worked for 0 s.\n"
