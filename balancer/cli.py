@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from balancer import __version__
 from balancer.listen import CannotListen, listening
+from balancer.routes import describe, read
 from balancer.settings import Settings, SettingsError, flag, misspelt, show, variable
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def _certificate(settings: Settings) -> Certificate | None:
 def _serve(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     certificate = _certificate(settings)
+    routes = read(settings)
     with ExitStack() as sockets:
         try:
             data = sockets.enter_context(listening(variable("bind"), settings.bind))
@@ -138,15 +140,27 @@ def _serve(arguments: argparse.Namespace) -> int:
         from balancer import server
 
         server.configure_logging()
-        server.serve(settings, data, admin, certificate)
+        server.serve(settings, data, admin, certificate, routes)
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     _certificate(settings)
+    routes = read(settings)
     for name, value, _ in settings.rows():
         print(f"{name}={value}")
+    if routes:
+        print("\nRoutes, each before those that it wins over:")
+        for line in describe(routes, settings):
+            print(f"  {line}")
+    pools = list(routes.pools.values()) if routes else [settings]
+    usable = [_ask_dns(pool) for pool in pools]
+    return 0 if all(usable) else FAILED
+
+
+def _ask_dns(settings: Settings) -> bool:
+    """Print one answer; whether there is an address in it."""
     import asyncio
 
     from balancer.discovery import DnsResolver
@@ -156,7 +170,7 @@ def _check(arguments: argparse.Namespace) -> int:
     print(f"\nDNS for {settings.alias}: {snapshot.describe()}")
     for address in addresses:
         print(f"  {address}")
-    return 0 if addresses else FAILED
+    return bool(addresses)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -56,8 +56,6 @@ RATE_SECONDS = 20.0
 # which is how a client learns to send the rest again (RFC 9112 section 9.3.2).
 PIPELINE_MAX = 100
 
-_TOO_MUCH = malformed("there is too much beside the body in its chunks")
-
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -84,6 +82,11 @@ class Clients:
         self._sweeper: asyncio.TimerHandle | None = None
         # Requests without a body that have come before, by their bytes and their origin.
         self.requests: Memo[tuple[bytes, str], Request] = Memo()
+        proxy.on_switch.append(self._forget)
+
+    def _forget(self) -> None:
+        """Routes have changed: each request, also one that has come before, has to find its own anew."""
+        self.requests = Memo()
 
     def __call__(
         self,
@@ -267,7 +270,8 @@ class Edge(asyncio.Protocol):
             if self._refusal:
                 self._refuse(self._refusal)
             elif self._head_bytes > self.clients.settings.max_head:
-                self._refuse(head_too_large(self.clients.settings) if self._receiving is None else _TOO_MUCH)
+                too_much = malformed("there is too much beside the body in its chunks")
+                self._refuse(head_too_large(self.clients.settings) if self._receiving is None else too_much)
             elif alone and self._queue:
                 self._get_to_know(key)
         if self._queue:
@@ -415,7 +419,7 @@ class Edge(asyncio.Protocol):
         if "HEAD" in (method, request.method):
             text = b""
         self.transport.write(response_head(status, fields, b"connection: close") + text)
-        self.dispatcher.refused(request, refusal)
+        self.clients.proxy.refused(request, refusal)
         self._end()
 
     def _end(self) -> None:

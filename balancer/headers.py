@@ -141,6 +141,12 @@ def request_id(headers: Headers) -> bytes:
     return b""
 
 
+def add_prefix(headers: Headers, prefix: bytes) -> Headers:
+    """The fields for a member that gets targets without ``prefix``, which what a trusted proxy took off precedes."""
+    before = b"".join(value for name, value in headers if name == b"x-forwarded-prefix").rstrip(b"/")
+    return [*(it for it in headers if it[0] != b"x-forwarded-prefix"), (b"x-forwarded-prefix", before + prefix)]
+
+
 def content_length(headers: Headers) -> int:
     """The announced length of a body; 0 where there is none."""
     for name, value in headers:

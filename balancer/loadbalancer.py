@@ -12,11 +12,11 @@ from types import TracebackType
 from balancer.discovery import Discovery, DnsResolver, Resolve
 from balancer.dispatch import Clock, Dispatcher, Trace
 from balancer.health import HUNG, Event, State
-from balancer.membership import Member, Membership, Snapshot
+from balancer.membership import Member, Membership, Outcome, Snapshot
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer, all_done
 from balancer.policies import make_policy
-from balancer.probes import Probe, Prober, make_probe
+from balancer.probes import TICK, Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.settings import Address, Settings
 from balancer.stats import Stats
@@ -94,6 +94,34 @@ class LoadBalancer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.upstream.close()
+
+    def current(self) -> list[LoadBalancer]:
+        """The pools that get requests: itself."""
+        return [self]
+
+    @property
+    def name(self) -> str:
+        """What it is called where there are several, else ""."""
+        return self.dispatcher.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.dispatcher.name = name
+
+    async def ready(self, limit: float) -> bool:
+        """Wait until DNS has answered and so has each member, ``limit`` seconds at most; whether it came to that."""
+        try:
+            async with asyncio.timeout(limit):
+                while not self._knows_all():
+                    await asyncio.sleep(TICK)
+        except TimeoutError:
+            return False
+        return True
+
+    def _knows_all(self) -> bool:
+        answers = self.snapshot.answers if self.snapshot else ()
+        known = any(it.outcome is not Outcome.UNKNOWN for it in answers)
+        return known and all(it.heard for it in self.membership.members.values())
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or requests again; those that it has are finished."""

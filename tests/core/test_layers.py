@@ -16,7 +16,7 @@ WORKER = Path(worker.__file__).parent
 
 CORE = {
     "errors", "settings", "headers", "request", "health", "membership", "policies", "retry", "hold", "slots", "strict",
-    "frames", "proxyprotocol", "http1", "memo", "observer", "record", "stats",
+    "frames", "proxyprotocol", "http1", "memo", "observer", "record", "stats", "routes",
 }  # fmt: skip
 IO = {"asyncio", "time", "logging", "socket", "httpx", "starlette", "uvicorn", "dns", "redis"}
 
