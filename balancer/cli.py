@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -126,11 +127,23 @@ def _certificate(settings: Settings) -> Certificate | None:
     return Certificate.of(settings)
 
 
+@contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """This signal has to wait, unless somebody unblocks it in the meantime."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
-    settings = _settings(arguments)
-    certificate = _certificate(settings)
-    routes = read(settings)
     with ExitStack() as sockets:
+        # A file that changes from here on is read again once there is somebody to do so.
+        sockets.enter_context(held_back(signal.SIGHUP))
+        settings = _settings(arguments)
+        certificate = _certificate(settings)
+        routes = read(settings)
         try:
             data = sockets.enter_context(listening(variable("bind"), settings.bind))
             admin = sockets.enter_context(listening(variable("admin"), settings.admin)) if settings.admin else None

@@ -116,6 +116,7 @@ async def _serve(
     else:
         balancer = pool(settings)
     loop.add_signal_handler(signal.SIGHUP, _read_again, balancer, certificate)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     async with balancer, asyncio.TaskGroup() as listeners:
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
         limit = math.ceil(settings.shutdown_seconds) + 1

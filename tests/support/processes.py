@@ -7,7 +7,7 @@ import os
 import ssl
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from balancer.demo.dnsserver import DnsServer, Zone
@@ -67,10 +67,12 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(member: Member, bind: str = "", **settings: str) -> AsyncIterator[Serving]:
-    """A balancer whose settings are given by the names of their fields."""
+async def serving(
+    member: Member, bind: str = "", aliases: Sequence[str] = ("apps",), **settings: str
+) -> AsyncIterator[Serving]:
+    """A balancer whose settings are given by the names of their fields. ``aliases``: what DNS knows the member by."""
     zone = Zone()
-    zone.records["apps"] = [("A", member.address.host)]
+    zone.records |= {it: [("A", member.address.host)] for it in aliases}
     bind = bind or f"127.0.0.1:{free_port()}"
     async with DnsServer(zone) as server:
         environ = {f"BALANCER_{name.upper()}": value for name, value in settings.items()}
