@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -449,3 +450,41 @@ def test_a_prefix_that_is_taken_off_is_told_in_ascii() -> None:
     seen = request("a", "/produ%C3%A7%c3%a3o/x")
     table("/produção", "/", strip=True).find(seen)
     assert (seen.prefix, seen.stripped) == (b"/produ%C3%A7%C3%A3o", b"/x")
+
+
+# The guide and the README.
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / "docs" / "routes.md").read_text()
+README = (ROOT / "README.md").read_text()
+FILE = re.search(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def test_what_the_guide_and_the_readme_show_in_one_variable_can_be_used() -> None:
+    shown = re.findall(r"^    BALANCER_ROUTES='(.*?)'", GUIDE + README, re.MULTILINE)
+    assert len(shown) == 3
+    for text in shown:
+        assert parse_inline(text, SETTINGS).routes
+
+
+def test_what_the_readme_shows_as_a_file_can_be_used() -> None:
+    (section,) = re.findall(r"\n(    \[shop\]\n.*?)\n\nAfter", README, re.DOTALL)
+    assert list(parse_toml(section, SETTINGS, "README").pools) == ["shop", "api"]
+
+
+def test_the_file_of_the_guide_leads_where_it_says() -> None:
+    assert FILE
+    routes = parse_toml(FILE[1], SETTINGS, "docs/routes.md")
+    assert (routes.pools["shop"].upstream_port, routes.pools["api"].alias) == (8080, "backend")
+    rows = re.findall(r"^\| `([^/`]+)(/.*?)` \| `(\w+)`(?:, as `(.*?)`)? \|$", GUIDE, re.MULTILINE)
+    assert len(rows) == 9
+    for host, target, name, stripped in rows:
+        seen = request(host, target)
+        assert (routes.find(seen).name, seen.stripped.decode()) == (name, stripped)
+    assert found(routes, "other.example", "//api") == "400 malformed_request"
+    assert found(routes, "other.example", "/files//a%2Fb") == "apps"
+
+
+def test_the_guide_names_every_setting_of_a_pool() -> None:
+    (listed,) = re.findall(r"the settings of a pool.*?: (.*?)\.\n", GUIDE, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", listed)) == PER_POOL
