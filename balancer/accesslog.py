@@ -47,8 +47,9 @@ _member = lru_cache(maxsize=4096)(Address.__str__)
 def as_json(record: Record, wall_clock: float) -> str:
     """A JSON object. Times are ISO 8601 in UTC, durations milliseconds, bytes those of the response's body.
 
-    ``tries``, ``held_ms``, ``error`` and ``reason`` are there only where there was something of the kind. Written by
-    hand, because ``json.dumps`` of a dictionary takes several times as long; what comes from outside is quoted.
+    ``pool``, ``tries``, ``held_ms``, ``error`` and ``reason`` are there only where there is something of the kind.
+    Written by hand, because ``json.dumps`` of a dictionary takes several times as long; what comes from outside is
+    quoted.
     """
     request = record.request
     if not request.entry:
@@ -62,6 +63,8 @@ def as_json(record: Record, wall_clock: float) -> str:
         f'"member":"{_member(member) if member else ""}","request_id":'
         f"{_quote(record.id[:ID_MAX].decode('latin-1'))}"
     )
+    if record.pool:
+        line += f',"pool":{_quote(record.pool)}'
     if record.tries:
         line += f',"tries":{json.dumps([str(it) for it in record.tries])}'
     if record.held:

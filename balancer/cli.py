@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from random import Random
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 
 from balancer import __version__
 from balancer.listen import CannotListen, listening
+from balancer.routes import describe, read
 from balancer.settings import Settings, SettingsError, flag, misspelt, show, variable
 
 if TYPE_CHECKING:
@@ -158,10 +160,23 @@ def _certificate(settings: Settings) -> Certificate | None:
     return Certificate.of(settings)
 
 
+@contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """This signal has to wait, unless somebody unblocks it in the meantime."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
-    settings = _settings(arguments)
-    certificate = _certificate(settings)
     with ExitStack() as sockets:
+        # A file that changes from here on is read again once there is somebody to do so.
+        sockets.enter_context(held_back(signal.SIGHUP))
+        settings = _settings(arguments)
+        certificate = _certificate(settings)
+        routes = read(settings)
         try:
             data = sockets.enter_context(listening(variable("bind"), settings.bind))
             admin = sockets.enter_context(listening(variable("admin"), settings.admin)) if settings.admin else None
@@ -171,7 +186,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         from balancer import server
 
         server.configure_logging()
-        server.serve(settings, data, admin, certificate)
+        server.serve(settings, data, admin, certificate, routes)
     return 0
 
 
@@ -181,8 +196,20 @@ def _check(arguments: argparse.Namespace) -> int:
     from balancer import plugins
 
     plugins.load(settings, Random())
+    routes = read(settings)
     for name, value, _ in settings.rows():
         print(f"{name}={value}")
+    if routes:
+        print("\nRoutes, each before those that it wins over:")
+        for line in describe(routes, settings):
+            print(f"  {line}")
+    pools = list(routes.pools.values()) if routes else [settings]
+    usable = [_ask_dns(pool) for pool in pools]
+    return 0 if all(usable) else FAILED
+
+
+def _ask_dns(settings: Settings) -> bool:
+    """Print one answer; whether there is an address in it."""
     import asyncio
 
     from balancer.discovery import DnsResolver
@@ -192,7 +219,7 @@ def _check(arguments: argparse.Namespace) -> int:
     print(f"\nDNS for {settings.alias}: {snapshot.describe()}")
     for address in addresses:
         print(f"  {address}")
-    return 0 if addresses else FAILED
+    return bool(addresses)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -89,11 +89,13 @@ class DirectSink(Sink, Protocol):
 class Course(Record):
     """A request under way. ``span``: its part of a trace, where it is traced.
 
-    ``given`` and ``response``: the member that it was sent to without waiting, if it was. ``seen``: the request as
-    hooks know it; ``refusal``: what one of them has refused it with. ``own``: a call of this program, which came from
-    nobody; ``prefix``: the path of the mount that it came through, or b"".
+    ``dispatcher``: who has begun it, and is to be asked for all that follows. ``given`` and ``response``: the member
+    that it was sent to without waiting, if it was. ``seen``: the request as hooks know it; ``refusal``: what one of
+    them has refused it with. ``own``: a call of this program, which came from nobody; ``prefix``: the path of the
+    mount that it came through, or b"".
     """
 
+    dispatcher: Destination
     span: Span | None = None
     own = False
     prefix = b""
@@ -103,10 +105,32 @@ class Course(Record):
     seen: HookRequest | None = None
     refusal: Refusal | None = None
 
+    @property
+    def pool(self) -> str:
+        return self.dispatcher.name
+
     def listen_no_more(self) -> None:
         """``Dispatcher.run`` takes over."""
         if self.response:
             self.response.listener = None
+
+
+class Destination(Protocol):
+    """What a front end gives requests to: a ``Dispatcher``, or what stands for one. ``name``: of the pool, or ""."""
+
+    name: str
+
+    def begin(self, request: Request) -> Course:
+        """A request has come."""
+
+    def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
+        """See ``Dispatcher.at_once``."""
+
+    def news(self, course: Course, sink: DirectSink) -> None:
+        """See ``Dispatcher.news``."""
+
+    async def run(self, course: Course, sink: Sink) -> None:
+        """See ``Dispatcher.run``."""
 
 
 class ReplayableBody:
@@ -173,7 +197,12 @@ class ReplayableBody:
 
 
 class Dispatcher:
-    """Hands requests to members. ``on_done`` is called once for every request, with its record."""
+    """Hands requests to members. ``on_done`` is called once for every request, with its record.
+
+    ``name``: of the pool that these members are, where there are several.
+    """
+
+    name = ""
 
     def __init__(
         self,
@@ -206,6 +235,7 @@ class Dispatcher:
         now = self._clock()
         self._budget.request(now)
         course = Course(request, now, request.id or self._new_id())
+        course.dispatcher = self
         if request.body:
             course.body = ReplayableBody(request.body, self._max_body)
         if self._trace:
@@ -230,7 +260,8 @@ class Dispatcher:
         if member is None:
             return False
         if not request.head:
-            request.head = request_head(request.method, request.target, self._headers(request))
+            target = request.stripped or request.target
+            request.head = request_head(request.method, target, self._headers(request))
         head = request.head + b"\r\n" if request.id else b"%bx-request-id: %b\r\n\r\n" % (request.head, course.id)
         response = self._upstream.send_at_once(member.address, request, head, body, sink.inform)
         if response is None:
@@ -291,7 +322,9 @@ class Dispatcher:
         except (ClientGone, asyncio.CancelledError) as error:
             # Whoever cancels a request says why in the message.
             course.error = str(error) or "client_gone"
-            told = SHUTTING_DOWN.status if course.error == SHUTTING_DOWN.token else CLIENT_GONE
+            told = CLIENT_GONE
+            if course.error == SHUTTING_DOWN.token:
+                told, course.reason = SHUTTING_DOWN.status, SHUTTING_DOWN.reason
             course.status = course.status or told
             raise
         finally:
@@ -305,9 +338,10 @@ class Dispatcher:
 
     def _headers(self, request: Request) -> Headers:
         """The fields as members get them."""
-        return self._request_headers(
+        headers = self._request_headers(
             request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
         )
+        return with_prefix(headers, request.prefix) if request.prefix else headers
 
     def _outgoing(self, course: Course, sink: Sink) -> UpstreamRequest:
         """The request as members get it. Raises Refusal where they must not."""
@@ -323,7 +357,7 @@ class Dispatcher:
             headers += course.span.fields
         return UpstreamRequest(
             request.method,
-            request.target,
+            request.stripped or request.target,
             headers,
             course.body,
             request.chunked,

@@ -56,12 +56,6 @@ RATE_SECONDS = 20.0
 # which is how a client learns to send the rest again (RFC 9112 section 9.3.2).
 PIPELINE_MAX = 100
 
-
-def _too_much() -> Refusal:
-    # A new one each time: it will be raised, and then keeps every frame that it passes through.
-    return malformed("there is too much beside the body in its chunks")
-
-
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -89,6 +83,11 @@ class Clients:
         self._sweeper: asyncio.TimerHandle | None = None
         # Requests without a body that have come before, by their bytes and their origin.
         self.requests: Memo[tuple[bytes, str], Request] = Memo()
+        proxy.on_switch.append(self._forget)
+
+    def _forget(self) -> None:
+        """Routes have changed: each request, also one that has come before, has to find its own anew."""
+        self.requests = Memo()
 
     def __call__(
         self,
@@ -272,7 +271,8 @@ class Edge(asyncio.Protocol):
             if self._refusal:
                 self._refuse(self._refusal)
             elif self._head_bytes > self.clients.settings.max_head:
-                self._refuse(head_too_large(self.clients.settings) if self._receiving is None else _too_much())
+                too_much = malformed("there is too much beside the body in its chunks")
+                self._refuse(head_too_large(self.clients.settings) if self._receiving is None else too_much)
             elif alone and self._queue:
                 self._get_to_know(key)
         if self._queue:
@@ -420,7 +420,7 @@ class Edge(asyncio.Protocol):
         if "HEAD" in (method, request.method):
             text = b""
         self.transport.write(response_head(status, fields, b"connection: close") + text)
-        self.dispatcher.refused(request, refusal)
+        self.clients.proxy.refused(request, refusal)
         self._end()
 
     def _end(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from balancer.dispatch import REPLAY_BYTES, Course
+from balancer.dispatch import REPLAY_BYTES
 from balancer.errors import ClientGone, Refusal
 from balancer.headers import NO_FIELDS, Headers
 from balancer.http1 import NO_BODY, chunk, last_chunk, response_head, response_lines
@@ -42,7 +42,6 @@ class Exchange(Visit):
     _head = b""
     _chunked = False
     _tunnel: Tunnel | None = None
-    course: Course
 
     def __init__(self, edge: Edge, request: Request, version: str, closes: bool) -> None:
         self._edge = edge
@@ -119,9 +118,10 @@ class Exchange(Visit):
         """It is this request's turn."""
         edge = self._edge
         edge.visits.add(self)
-        dispatcher = edge.dispatcher
-        course = self.course = dispatcher.begin(self.request)
-        body = b"" if self.request.body is None else self._at_hand()
+        request = self.request
+        dispatcher = edge.dispatcher or request.pool or edge.clients.proxy.choose(request)
+        course = self.course = dispatcher.begin(request)
+        body = b"" if request.body is None else self._at_hand()
         if body is None or not dispatcher.at_once(course, self, body):
             self.go_on()
 
@@ -136,7 +136,8 @@ class Exchange(Visit):
             self._over()
 
     def news(self) -> None:
-        self._edge.dispatcher.news(self.course, self)
+        course = self.course
+        course.dispatcher.news(course, self)
         if self.finished:
             self._edge.visits.discard(self)
             self._over()

@@ -131,9 +131,10 @@ class Http2Edge(ZttpH2Protocol):
         if self._stopping or self._opened >= STREAMS_LAST or self._resets >= RESETS_LAST:
             self._retire()
         fields = [(name.lower(), value) for name, value in event.headers]
+        if self.shutdown_requested:
+            self._refuse(event, SHUTTING_DOWN)  # The client itself has said that it ends this connection.
+            return
         try:
-            if self.shutdown_requested:
-                raise SHUTTING_DOWN  # The client itself has said that it ends this connection.
             _fit(event, fields, self.limits)
         except Refusal as refusal:
             self._refuse(event, refusal)

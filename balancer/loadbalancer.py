@@ -17,11 +17,11 @@ from balancer.dispatch import Clock, Dispatcher, Trace
 from balancer.guarded import HookedDispatcher
 from balancer.health import HUNG, Event, State
 from balancer.hooks import Hooks
-from balancer.membership import Change, Member, Membership, Snapshot
+from balancer.membership import Change, Member, Membership, Outcome, Snapshot
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer, all_done
 from balancer.policies import Policy, make_policy
-from balancer.probes import Probe, Prober, make_probe
+from balancer.probes import TICK, Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.settings import Address, Settings, SettingsError
 from balancer.stats import Stats
@@ -36,7 +36,7 @@ SERVE_ONLY = frozenset(
     {
         "bind", "admin", "max_head", "max_fields", "max_target", "head_timeout", "keepalive_timeout", "min_body_rate",
         "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key", "http2",
-        "access_log", "otel_endpoint", "shutdown_seconds",
+        "access_log", "otel_endpoint", "shutdown_seconds", "admin_token", "routes",
     }
 )  # fmt: skip
 
@@ -218,6 +218,34 @@ class LoadBalancer:
         await receive()
         await self.aclose()
         await send({"type": "lifespan.shutdown.complete"})
+
+    def current(self) -> list[LoadBalancer]:
+        """The pools that get requests: itself."""
+        return [self]
+
+    @property
+    def name(self) -> str:
+        """What it is called where there are several, else ""."""
+        return self.dispatcher.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.dispatcher.name = name
+
+    async def ready(self, limit: float) -> bool:
+        """Wait until DNS has answered and so has each member, ``limit`` seconds at most; whether it came to that."""
+        try:
+            async with asyncio.timeout(limit):
+                while not self._knows_all():
+                    await asyncio.sleep(TICK)
+        except TimeoutError:
+            return False
+        return True
+
+    def _knows_all(self) -> bool:
+        answers = self.snapshot.answers if self.snapshot else ()
+        known = any(it.outcome is not Outcome.UNKNOWN for it in answers)
+        return known and all(it.heard for it in self.membership.members.values())
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or requests again; those that it has are finished."""

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from balancer.dispatch import Course, Dispatcher, Sink, refuse
-from balancer.errors import ClientGone, TruncatedResponse
+from balancer.dispatch import Course, Destination, Dispatcher, Sink, refuse
+from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.request import Request
 from balancer.strict import malformed
@@ -30,13 +30,15 @@ class Proxy:
     """Serves every HTTP request and every WebSocket of its scope through the dispatcher.
 
     ``visits``: those under way, by whatever front end they came. ``connections``: the clients' that are open, where the
-    front end knows them: through ASGI they are the server's business.
+    front end knows them: through ASGI they are the server's business. ``dispatcher``: the one that has all requests, or
+    None where ``choose`` has to be asked for each. ``on_switch``: called when that has changed its mind.
     """
 
     connections: Collection[object] | None = None
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher | None) -> None:
         self.dispatcher = dispatcher
+        self.on_switch: list[Callable[[], None]] = []
         self.visits: set[Visit] = set()
         self._watching = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -61,15 +63,26 @@ class Proxy:
         if not self._watching:
             self._watching = True
             loop.call_later(WATCH_SECONDS, self._watch)
-        course = self.dispatcher.begin(request)
+        course = (self.dispatcher or self.choose(request)).begin(request)
         course.prefix = prefix(scope)
         await self.serve(visit, course, visit, task)
 
+    def choose(self, request: Request) -> Destination:
+        """Who serves a request; asked within the step that begins it."""
+        assert self.dispatcher
+        return self.dispatcher
+
+    def refused(self, request: Request, refusal: Refusal) -> None:
+        """A request that a front end has answered by itself, because nothing could be made of it."""
+        assert self.dispatcher
+        self.dispatcher.refused(request, refusal)
+
     async def serve(self, visit: Visit, course: Course, sink: Sink, task: asyncio.Task[Any]) -> None:
         """Answer the request of a visit, by whatever front end it came. ``task`` is the one that runs this."""
+        visit.course = course
         self.visits.add(visit)
         try:
-            await self.dispatcher.run(course, sink)
+            await course.dispatcher.run(course, sink)
         except (TruncatedResponse, ClientGone):
             pass  # Whoever finds the response incomplete breaks the connection.
         except asyncio.CancelledError:

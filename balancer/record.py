@@ -54,5 +54,10 @@ class Record:
         self.started = started
         self.id = id
 
+    @property
+    def pool(self) -> str:
+        """The name of the pool that served the request, or "" where there is only one, or none did."""
+        return ""
+
     def tried(self, member: Address, failure: Fault | TruncatedResponse) -> None:
         self.tries = [*self.tries, Try(member, failure.reason, str(failure))]

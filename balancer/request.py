@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from balancer.headers import Headers
 
@@ -31,6 +31,8 @@ class Request:
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
     protocol that the client wants to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
     body only once it is told to go on (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
+    ``stripped``: the target as members get it, if that is another one, and ``prefix`` what it lacks. ``pool``: what
+    serves it, once a route has been found (a ``balancer.dispatch.Destination``, of which this module knows nothing).
     ``id``: the client's X-Request-ID, or b"". Once rendered: ``head``, what members get of its head, but for the
     end and for what is this request's alone; ``entry``, what the access log says of it.
     """
@@ -48,3 +50,6 @@ class Request:
     id: bytes = b""
     head: bytes = b""
     entry: str = ""
+    prefix: bytes = b""
+    stripped: bytes = b""
+    pool: Any = None

@@ -30,6 +30,8 @@ from balancer.edge import Clients
 from balancer.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
 from balancer.observer import Observer
+from balancer.pools import Pools
+from balancer.routes import Table
 from balancer.settings import Settings
 from balancer.stats import Stats
 from balancer.tls import Certificate
@@ -53,7 +55,11 @@ class Listener(uvicorn.Server):
 
 
 def serve(
-    settings: Settings, data: socket.socket, admin: socket.socket | None, certificate: Certificate | None = None
+    settings: Settings,
+    data: socket.socket,
+    admin: socket.socket | None,
+    certificate: Certificate | None = None,
+    routes: Table | None = None,
 ) -> None:
     """Run on two listening sockets until SIGTERM or SIGINT, then drain."""
     raise_file_limit()
@@ -63,7 +69,7 @@ def serve(
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, data, admin, certificate))
+        runner.run(_serve(settings, data, admin, certificate, routes))
 
 
 def raise_file_limit() -> None:
@@ -80,7 +86,11 @@ def raise_file_limit() -> None:
 
 
 async def _serve(
-    settings: Settings, data_socket: socket.socket, admin_socket: socket.socket | None, certificate: Certificate | None
+    settings: Settings,
+    data_socket: socket.socket,
+    admin_socket: socket.socket | None,
+    certificate: Certificate | None,
+    routes: Table | None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -95,12 +105,22 @@ async def _serve(
 
         tracing = Tracing.to(settings.otel_endpoint)
         observers.append(tracing)
-    balancer = LoadBalancer(
-        settings,
-        observers=observers,
-        stats=Stats() if admin_socket else None,
-        trace=tracing.begin if tracing else None,
-    )
+
+    def pool(settings: Settings) -> LoadBalancer:
+        return LoadBalancer(
+            settings,
+            observers=observers,
+            stats=Stats() if admin_socket else None,
+            trace=tracing.begin if tracing else None,
+        )
+
+    balancer: LoadBalancer | Pools
+    if routes:
+        balancer = Pools(settings, routes, pool, observers=observers, stats=Stats() if admin_socket else None)
+    else:
+        balancer = pool(settings)
+    loop.add_signal_handler(signal.SIGHUP, _read_again, balancer, certificate)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     async with balancer, asyncio.TaskGroup() as listeners:
         # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
         limit = math.ceil(settings.shutdown_seconds) + 1
@@ -108,10 +128,9 @@ async def _serve(
         data = make_listener(balancer, settings.keepalive_timeout, limit, clients)
         acceptor = accept(settings, data_socket, data, certificate)
         data_done = listeners.create_task(data.serve(sockets=[] if acceptor else [data_socket]))
-        if certificate:
-            loop.add_signal_handler(signal.SIGHUP, certificate.reload)
-        log.info("balancer %s: %s on %s", __version__, settings.alias, settings.bind)
-        admin = Admin(lambda: [balancer], settings) if admin_socket else None
+        aliases = sorted({it.alias for it in routes.pools.values()}) if routes else [settings.alias]
+        log.info("balancer %s: %s on %s", __version__, ", ".join(aliases), settings.bind)
+        admin = Admin(balancer.current, settings) if admin_socket else None
         if admin and admin_socket:
             listeners.create_task(admin.serve(admin_socket))
             log.info("admin on %s", settings.admin)
@@ -157,6 +176,16 @@ class Admin:
     def stop(self) -> None:
         self._board.close()
         self._listener.should_exit = True
+
+
+def _read_again(balancer: LoadBalancer | Pools, certificate: Certificate | None) -> None:
+    """SIGHUP: take over what has changed in files."""
+    if certificate:
+        certificate.reload()
+    if isinstance(balancer, Pools):
+        balancer.reload()
+    elif not certificate:
+        log.info("SIGHUP: there is neither a certificate nor a file of routes to read again")
 
 
 def make_listener(app: App, keepalive: float, drain_limit: int, clients: Clients | None = None) -> Listener:

@@ -217,6 +217,7 @@ POLICY = Kind(
 HOOKS = Kind(_plug_ins, "module:class or names of entry points in the group balancer.hooks, with commas between")
 ON_OFF = Kind(_on_off, "on or off")
 ACCESS_LOG = Kind(_access_log, "on, off or text")
+ROUTES = Kind(_file, "routes such as shop.example=shop:8080,/api=api,=apps, or the path of a TOML file")
 
 
 def setting(default: Any, kind: Kind, meaning: str) -> Any:
@@ -229,6 +230,11 @@ class Settings:
 
     alias: str = setting("apps", DNS_NAME, "the name to resolve")
     upstream_port: int = setting(80, PORT, "port of the members that A and AAAA records name (SRV brings its own)")
+    routes: str | None = setting(
+        None,
+        ROUTES,
+        "which requests go to which alias, by host and path; SIGHUP reads the file again",
+    )
     record: str = setting("a", choice("a", "aaaa", "a+aaaa", "srv"), "which records to ask for")
     resolver: Address | None = setting(None, NAMESERVER, "the DNS server; the system's unless set")
     resolve_interval: float = setting(1.0, seconds(0.1, 3600), "time between resolutions; the records' TTL is ignored")

@@ -33,11 +33,14 @@ _NOTED = frozenset(
 # Protocols that are not tunnelled: they carry HTTP requests, which then nobody would balance or check.
 _NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
 
-# New exceptions each time: one that is raised again and again keeps every frame that it has passed through.
-_REFUSED_METHODS = {
-    b"CONNECT": lambda: Refusal(501, "method_refused", "CONNECT is for proxies of another kind"),
-    b"TRACE": lambda: Refusal(405, "method_refused", "TRACE is not passed on"),
-}
+_REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
+
+
+def _method_refused(method: bytes) -> Refusal:
+    """Made anew each time: an exception keeps hold of every frame through which it was ever raised."""
+    if method == b"CONNECT":
+        return Refusal(501, "method_refused", "CONNECT is for proxies of another kind")
+    return Refusal(405, "method_refused", "TRACE is not passed on")
 
 
 def malformed(reason: str) -> Refusal:
@@ -60,7 +63,7 @@ def check(
     if size > limits.max_head and head_size(target, fields) > limits.max_head:
         raise head_too_large(limits)
     if method in _REFUSED_METHODS:
-        raise _REFUSED_METHODS[method]()
+        raise _method_refused(method)
     hosts = 0
     host = length = chunked = connection = upgrade = expect = id = b""
     for name, value in fields:

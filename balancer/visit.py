@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import quote, unquote
 
+from balancer.dispatch import Course
 from balancer.errors import SHUTTING_DOWN as SHUTTING_DOWN
 from balancer.errors import Refusal
 from balancer.headers import Headers, plain_address
@@ -31,9 +32,10 @@ class Visit:
     """One request of one client, by whatever way it came.
 
     ``task`` serves it, until there is nothing left to cancel; ``started``: the response has begun;
-    ``cancelled``: ``end`` has ended it.
+    ``cancelled``: ``end`` has ended it. ``course``: what the dispatcher makes of it, while the visit is under way.
     """
 
+    course: Course
     task: asyncio.Task[Any] | None = None
     started = False
     cancelled = False

@@ -101,6 +101,51 @@ def test_check_prints_the_settings_in_effect_and_what_dns_says(
     assert lines[-len(found.endpoints) :] == ["  10.0.0.2:80"] or not found.endpoints
 
 
+def test_check_prints_the_routes_and_an_answer_for_each_pool(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"shop": "10.0.0.2", "api": "10.0.0.3"}
+
+    class Resolver:
+        def __init__(self, settings: Settings) -> None:
+            self._settings = settings
+
+        async def __call__(self) -> Snapshot:
+            if host := known.get(self._settings.alias):
+                endpoints = frozenset({Endpoint(Address(host, self._settings.upstream_port))})
+                return Snapshot((Answer("A", Outcome.FOUND, endpoints),), 0.0)
+            return Snapshot((Answer("A", Outcome.NOBODY, rcode="NXDOMAIN"),), 0.0)
+
+    monkeypatch.setattr("balancer.discovery.DnsResolver", Resolver)
+    assert main(["check", "--routes", "shop.example=shop:8080,/api=api;policy=random"]) == 0
+    said = capsys.readouterr().out.partition("\nRoutes")[2].splitlines()
+    assert said == [
+        ", each before those that it wins over:",
+        "  shop.example/ -> shop:8080",
+        "  /api          -> api:80 policy=random",
+        "",
+        "DNS for shop: A: NOERROR, 1 endpoints",
+        "  10.0.0.2:8080",
+        "",
+        "DNS for api: A: NOERROR, 1 endpoints",
+        "  10.0.0.3:80",
+    ]
+    assert main(["check", "--routes", "=gone,/api=api"]) == 1
+    assert "DNS for api: A: NOERROR, 1 endpoints" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_routes_that_cannot_be_used_stop_the_start_with_a_line_each(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BALANCER_ROUTES", "/a=b:0,/c")
+    assert main([command]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "BALANCER_ROUTES: '/a=b:0' upstream_port='0' cannot be used: it takes a port from 1 to 65535",
+        "BALANCER_ROUTES: '/c' cannot be used: a route is written as host/path=alias:port",
+    ]
+
+
 @pytest.mark.parametrize("command", ["serve", "check"])
 def test_help_names_the_flag_and_the_variable_of_every_setting(
     command: str, capsys: pytest.CaptureFixture[str]

@@ -73,6 +73,7 @@ class Pipe(asyncio.Transport):
         self.writes: list[tuple[int, int, int]] = []
         self.received = bytearray()
         self._unsent = bytearray()
+        self._lost_unread = b""
         self._taking = True
         self._writing_paused = False
         # How the balancer ended its side: not at all, "eof" (in order), or "reset".
@@ -99,8 +100,8 @@ class Pipe(asyncio.Transport):
 
     @property
     def unread(self) -> bytes:
-        """What was sent there and not taken."""
-        return bytes(self._unsent)
+        """What was sent there and not taken, nor ever will be once the pipe is closed."""
+        return bytes(self._unsent) or self._lost_unread
 
     def take(self) -> None:
         """Take what there is, and what comes from now on."""
@@ -256,6 +257,7 @@ class Pipe(asyncio.Transport):
     def _lose(self, error: Exception | None) -> None:
         if not self._losing:
             self._losing = self._closing = True
+            self._lost_unread = bytes(self._unsent)
             self._unsent.clear()
             self._inbox.clear()
             self.ended = self.ended or "reset"

@@ -26,9 +26,9 @@ class Serving:
     @asynccontextmanager
     async def client(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Connection]:
         reader, writer = await self._connect()
-        if tls:
-            await writer.start_tls(tls, server_hostname="127.0.0.1")
         try:
+            if tls:
+                await writer.start_tls(tls, server_hostname="127.0.0.1")
             yield Connection(reader, writer)
         finally:
             writer.close()
@@ -68,11 +68,14 @@ class Serving:
 
 @asynccontextmanager
 async def serving(
-    member: Member, bind: str = "", others: Sequence[Member] = (), **settings: str
+    member: Member, bind: str = "", others: Sequence[Member] = (), aliases: Sequence[str] = ("apps",), **settings: str
 ) -> AsyncIterator[Serving]:
-    """A balancer whose settings are given by the names of their fields. ``others``: members on the same port."""
+    """A balancer whose settings are given by the names of their fields.
+
+    ``others``: members on the same port. ``aliases``: what DNS knows them all by.
+    """
     zone = Zone()
-    zone.records["apps"] = [("A", it.address.host) for it in (member, *others)]
+    zone.records |= {name: [("A", it.address.host) for it in (member, *others)] for name in aliases}
     bind = bind or f"127.0.0.1:{free_port()}"
     async with DnsServer(zone) as server:
         environ = {f"BALANCER_{name.upper()}": value for name, value in settings.items()}

@@ -167,11 +167,11 @@ class Running:
     async def client(self, tls: ssl.SSLContext | None = None, first: bytes = b"") -> AsyncIterator[Connection]:
         """A raw connection to the balancer. ``first``: bytes that are sent before the TLS handshake."""
         reader, writer = await asyncio.open_connection(*self.address)
-        if first:
-            writer.write(first)
-        if tls:
-            await writer.start_tls(tls, server_hostname=self.address.host)
         try:
+            if first:
+                writer.write(first)
+            if tls:
+                await writer.start_tls(tls, server_hostname=self.address.host)
             yield Connection(reader, writer)
         finally:
             writer.close()

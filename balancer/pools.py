@@ -1,0 +1,239 @@
+"""Several pools behind one listener: which of them serves a request, and how they change while requests are under way.
+
+Rules:
+* A pool is a ``LoadBalancer``, and its settings are what it is known by. Where the routes change and a pool's
+  settings do not, it goes on as it is: members, connections, counts.
+* A change takes effect in one step, once each new pool has had an answer from DNS and one from each of its members, or
+  after READY_SECONDS.
+* A pool that no route leads to any more gets no new request. It goes on, with its probes, until those that it has, also
+  those that wait for a member, are over; then it is closed. Wanted again before that, it is taken back.
+* A file that cannot be used changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from balancer.dispatch import Clock, Course, Destination, DirectSink, Dispatcher, Sink, refuse
+from balancer.errors import Refusal
+from balancer.loadbalancer import LoadBalancer
+from balancer.observer import Observer, all_done
+from balancer.proxy import Proxy
+from balancer.record import Record, request_ids
+from balancer.request import Request
+from balancer.routes import Table, inline, read
+from balancer.settings import Settings, SettingsError, variable
+from balancer.stats import Stats
+from balancer.visit import Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+# How long a change of routes waits for new pools, and how often is looked whether an old one is idle, in seconds.
+READY_SECONDS = 3.0
+RETIRE_SECONDS = 0.1
+
+Done = Callable[[Record], None]
+
+
+class RoutedProxy(Proxy):
+    """The front end of several dispatchers. ``switch`` says which; until then there is no route."""
+
+    def __init__(self, on_done: Done, clock: Clock) -> None:
+        super().__init__(None)
+        self._on_done = on_done
+        self._clock = clock
+        self._new_id = request_ids()
+        self._table = Table([], {})
+        self._pools: dict[str, Dispatcher] = {}
+
+    def switch(self, table: Table, pools: dict[str, Dispatcher]) -> None:
+        """From the next request on, these routes lead to these pools, by their names."""
+        self._table, self._pools = table, pools
+        for tell in self.on_switch:
+            tell()
+
+    def choose(self, request: Request) -> Destination:
+        """Who serves a request; asked within the step that begins it."""
+        try:
+            request.pool = self._pools[self._table.find(request).name]
+        except Refusal as refusal:
+            # With its traceback it would keep alive what it came through.
+            request.pool = Nowhere(refusal.with_traceback(None), self._on_done, self._clock, self._new_id)
+        pool: Destination = request.pool
+        return pool
+
+    def refused(self, request: Request, refusal: Refusal) -> None:
+        """A request that a front end has answered by itself, because nothing could be made of it."""
+        record = Record(request, self._clock(), request.id or self._new_id())
+        record.status, record.error, record.reason = refusal.status, refusal.token, refusal.reason
+        self._on_done(record)
+
+    def serves(self, dispatcher: Dispatcher) -> bool:
+        """Whether any request of this dispatcher is under way."""
+        return any(it.course.dispatcher is dispatcher for it in self.visits)
+
+
+class Nowhere:
+    """Stands for a dispatcher where no route leads to one: answers every request with the same refusal."""
+
+    name = ""
+
+    def __init__(self, refusal: Refusal, on_done: Done, clock: Clock, new_id: Callable[[], bytes]) -> None:
+        self._refusal = refusal
+        self._on_done = on_done
+        self._clock = clock
+        self._new_id = new_id
+
+    def begin(self, request: Request) -> Course:
+        course = Course(request, self._clock(), request.id or self._new_id())
+        course.dispatcher = self
+        return course
+
+    def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
+        return False
+
+    def news(self, course: Course, sink: DirectSink) -> None:
+        raise AssertionError("nothing was sent to anybody")
+
+    async def run(self, course: Course, sink: Sink) -> None:
+        course.error, course.reason = self._refusal.token, self._refusal.reason
+        try:
+            await refuse(self._refusal, sink, course)
+        finally:
+            course.duration = self._clock() - course.started
+            self._on_done(course)
+
+
+class Pools:
+    """The pools of a table, an ASGI application over them, and their changes; use it within ``async with``.
+
+    ``make`` makes a pool of its settings. ``observers`` are told of requests that reach no pool, and so is ``stats``.
+    Raises SettingsError where a pool cannot be made.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        table: Table,
+        make: Callable[[Settings], LoadBalancer],
+        *,
+        observers: Sequence[Observer] = (),
+        stats: Stats | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.stats = stats
+        self.proxy = RoutedProxy(all_done([*observers, stats] if stats else observers), clock)
+        self._make = make
+        self._active = {it: make(it) for it in table.pools.values()}
+        # Those that still have requests, each with the task that waits for their end.
+        self._retiring: dict[Settings, tuple[LoadBalancer, asyncio.Task[None]]] = {}
+        self._retirements: set[asyncio.Task[None]] = set()
+        # All whose loops run.
+        self._running: set[LoadBalancer] = set()
+        self._reloading: asyncio.Task[None] | None = None
+        self._asked_again = False
+        self._switch(table)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.proxy(scope, receive, send)
+
+    async def __aenter__(self) -> Pools:
+        for pool in self._active.values():
+            await self._start(pool)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tasks = [*self._retirements, *([self._reloading] if self._reloading else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*map(self._close, list(self._running)))
+
+    def current(self) -> list[LoadBalancer]:
+        """Those that get requests now."""
+        return list(self._active.values())
+
+    def reload(self) -> None:
+        """Read the file again, soon. What comes of it, the log says."""
+        if inline(self.settings.routes or ""):
+            log.info("the routes are those of %s itself, which cannot change", variable("routes"))
+        elif self._reloading:
+            self._asked_again = True
+        else:
+            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        try:
+            again = True
+            while again:
+                self._asked_again = False
+                await self._read_again()
+                again = self._asked_again
+        finally:
+            self._reloading = None
+
+    async def _read_again(self) -> None:
+        new: dict[Settings, LoadBalancer] = {}
+        try:
+            table = read(self.settings)
+            assert table
+            for settings in table.pools.values():
+                if settings not in self._active and settings not in self._retiring:
+                    new[settings] = self._make(settings)
+        except SettingsError as error:
+            log.error("the routes stay as they were: %s", "; ".join(error.problems))
+            return
+        except Exception as error:  # of a plug-in, for example
+            log.error("the routes stay as they were: a pool cannot be made: %s: %s", type(error).__name__, error)
+            return
+        back = {it: self._take_back(it) for it in table.pools.values() if it in self._retiring}
+        await asyncio.gather(*map(self._start, new.values()))
+        await asyncio.gather(*(it.ready(READY_SECONDS) for it in new.values()))
+        before = self._active
+        known = before | back | new
+        self._active = {it: known[it] for it in table.pools.values()}
+        self._switch(table)
+        gone = {settings: it for settings, it in before.items() if settings not in self._active}
+        for settings, pool in gone.items():
+            self._retire(settings, pool)
+        names = ("new", [it.name for it in (new | back).values()]), ("gone", [it.name for it in gone.values()])
+        changes = "; ".join(f"{word}: {', '.join(found)}" for word, found in names if found) or "the same pools"
+        log.info("routes read again: %d to %d pools; %s", len(table.routes), len(self._active), changes)
+
+    def _switch(self, table: Table) -> None:
+        for name, settings in table.pools.items():
+            self._active[settings].name = name
+        self.proxy.switch(table, {name: self._active[it].dispatcher for name, it in table.pools.items()})
+
+    async def _start(self, pool: LoadBalancer) -> None:
+        self._running.add(pool)
+        await pool.__aenter__()
+
+    async def _close(self, pool: LoadBalancer) -> None:
+        self._running.discard(pool)
+        await pool.__aexit__(None, None, None)
+
+    def _retire(self, settings: Settings, pool: LoadBalancer) -> None:
+        task = asyncio.get_running_loop().create_task(self._close_when_idle(settings, pool))
+        self._retirements.add(task)
+        task.add_done_callback(self._retirements.discard)
+        self._retiring[settings] = pool, task
+
+    def _take_back(self, settings: Settings) -> LoadBalancer:
+        pool, task = self._retiring.pop(settings)
+        task.cancel()
+        return pool
+
+    async def _close_when_idle(self, settings: Settings, pool: LoadBalancer) -> None:
+        while self.proxy.serves(pool.dispatcher):
+            await asyncio.sleep(RETIRE_SECONDS)
+        del self._retiring[settings]
+        await self._close(pool)
+        log.info("pool %s closed: its last request is over", pool.name)
