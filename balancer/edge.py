@@ -84,6 +84,16 @@ class Clients:
         # Requests without a body that have come before, by their bytes and their origin.
         self.requests: Memo[tuple[bytes, str], Request] = Memo()
         proxy.on_switch.append(self._forget)
+        self.leaving = False
+
+    def leave(self) -> None:
+        """From now on each connection ends with the response to its next request, which says so.
+
+        A client that is told goes elsewhere by itself. One whose connection is closed may have sent a request just
+        then, and cannot know what became of it (RFC 9112 section 9.5).
+        """
+        self.leaving = True
+        self._forget()  # What is known by its bytes goes on with its connection.
 
     def _forget(self) -> None:
         """Routes have changed: each request, also one that has come before, has to find its own anew."""
@@ -345,7 +355,7 @@ class Edge(asyncio.Protocol):
         self._messages += 1
         # What has come of a body already counts for that, but for its chunks only the parser knows where they begin.
         self._head_bytes = max(0, self._head_bytes - head_size(target, fields)) if request.chunked else 0
-        self._last = closes or len(self._queue) >= PIPELINE_MAX
+        self._last = closes or self.clients.leaving or len(self._queue) >= PIPELINE_MAX
         exchange = self._receiving = Exchange(self, request, version, self._last)
         self._queue.append(exchange)
 

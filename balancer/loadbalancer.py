@@ -36,7 +36,7 @@ SERVE_ONLY = frozenset(
     {
         "bind", "admin", "max_head", "max_fields", "max_target", "head_timeout", "keepalive_timeout", "min_body_rate",
         "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key", "http2",
-        "access_log", "otel_endpoint", "shutdown_seconds", "admin_token", "routes",
+        "access_log", "otel_endpoint", "shutdown_delay", "shutdown_seconds", "admin_token", "routes",
     }
 )  # fmt: skip
 

@@ -92,10 +92,14 @@ async def _serve(
     certificate: Certificate | None,
     routes: Table | None,
 ) -> None:
-    stop = asyncio.Event()
+    stop, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def signalled() -> None:
+        (at_once if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, signalled)
     form = partial(as_text, coloured=sys.stdout.isatty()) if settings.access_log == "text" else as_json
     access_log = AccessLog(sys.stdout, form)
     observers: list[Observer] = [access_log] if settings.access_log else []
@@ -130,11 +134,13 @@ async def _serve(
         data_done = listeners.create_task(data.serve(sockets=[] if acceptor else [data_socket]))
         aliases = sorted({it.alias for it in routes.pools.values()}) if routes else [settings.alias]
         log.info("balancer %s: %s on %s", __version__, ", ".join(aliases), settings.bind)
-        admin = Admin(balancer.current, settings) if admin_socket else None
+        admin = Admin(balancer.current, settings, stop.is_set) if admin_socket else None
         if admin and admin_socket:
             listeners.create_task(admin.serve(admin_socket))
             log.info("admin on %s", settings.admin)
         await stop.wait()
+        if settings.shutdown_delay:
+            await _leave(clients, settings.shutdown_delay, at_once)
         log.info("stopping: %d requests in progress", balancer.proxy.active)
         loop.call_later(settings.shutdown_seconds, balancer.proxy.cut)
         await balancer.proxy.end_endless()
@@ -156,13 +162,37 @@ async def _serve(
     log.info("stopped")
 
 
-class Admin:
-    """The admin listener and what is kept for its page. ``pools``: those that are given requests just now."""
+async def _leave(clients: Clients | None, seconds: float, at_once: asyncio.Event) -> None:
+    """Go on serving for so long, or until ``at_once`` is set, so that whoever sends clients here can learn to stop.
 
-    def __init__(self, pools: Callable[[], Sequence[LoadBalancer]], settings: Settings) -> None:
+    That is what a balancer in front, or the engine's routing mesh, takes time for; and clients with open connections
+    are told with their next response.
+    """
+    log.info("leaving: clients are sent elsewhere for %g s", seconds)
+    if clients:
+        clients.leave()
+    try:
+        async with asyncio.timeout(seconds):
+            await at_once.wait()
+    except TimeoutError:
+        pass
+
+
+class Admin:
+    """The admin listener and what is kept for its page.
+
+    ``pools``: those that are given requests just now. ``leaving``: whether the balancer has been told to stop.
+    """
+
+    def __init__(
+        self,
+        pools: Callable[[], Sequence[LoadBalancer]],
+        settings: Settings,
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
         names = Names([settings.resolver] if settings.resolver else system_nameservers())
         self._board = Board(pools, names, access=access(settings))
-        self._listener = make_listener(admin_app(pools, settings, self._board), keepalive=5, drain_limit=1)
+        self._listener = make_listener(admin_app(pools, settings, self._board, leaving), keepalive=5, drain_limit=1)
 
     async def serve(self, sock: socket.socket) -> None:
         """Until it is stopped."""

@@ -303,7 +303,14 @@ class Settings:
         URL,
         "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs the extra otel",
     )
-    shutdown_seconds: float = setting(8.0, seconds(0, 3600), "how long requests may go on after SIGTERM")
+    shutdown_delay: float = setting(
+        0.0,
+        seconds(0, 3600),
+        "how long to go on accepting after SIGTERM, with /readyz at 503 and connections closed by their next response",
+    )
+    shutdown_seconds: float = setting(
+        8.0, seconds(0, 3600), "how long requests may go on after SIGTERM, and after that delay"
+    )
 
     @classmethod
     def load(cls, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:

@@ -43,16 +43,24 @@ SECURITY = {
 }
 
 
-def admin_app(pools: Callable[[], Sequence[LoadBalancer]], settings: Settings, board: Board) -> Starlette:
+def admin_app(
+    pools: Callable[[], Sequence[LoadBalancer]],
+    settings: Settings,
+    board: Board,
+    leaving: Callable[[], bool] = lambda: False,
+) -> Starlette:
     """Everything on the admin port.
 
     ``pools``: those that the data listener gives requests to just now, at least one. ``board``: runs beside it.
+    ``leaving``: whether the balancer has been told to stop.
     """
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
+        if leaving():
+            return PlainTextResponse("the balancer stops\n", 503)
         counts = {it.settings.alias: len(it.membership.available) for it in pools()}
         if not all(counts.values()):
             return PlainTextResponse("no member is available\n", 503)
