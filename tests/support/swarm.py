@@ -142,16 +142,18 @@ class Stack:
         label = f"label=com.docker.stack.namespace={self.name}"
 
         async def nothing_is_left() -> bool:
-            left = [
-                await docker(kind, "ls", "--quiet", "--filter", label) for kind in ("container", "network", "config")
-            ]
-            return not any(left)
+            containers = "container", "ls", "--all", "--quiet", "--filter", label
+            # The engine takes its time to remove those that have ended, and forgets them once the swarm is left.
+            for container in (await docker(*containers, "--filter", "status=exited")).split():
+                await _gone("container", "rm", container)
+            others = [await docker(kind, "ls", "--quiet", "--filter", label) for kind in ("network", "config")]
+            return not any([*others, await docker(*containers)])
 
         await eventually(nothing_is_left)
         for volume in (await docker("volume", "ls", "--quiet", "--filter", label)).split():
             await eventually(partial(_gone, "volume", "rm", volume))
         for tag in self._tags:
-            await _gone("image", "rm", tag)
+            await eventually(partial(_gone, "image", "rm", tag))
 
     # What is going on.
 
@@ -179,17 +181,21 @@ class Stack:
         await eventually(there)
         return await self.containers(service)
 
-    async def updated(self, service: str) -> None:
-        """Wait until the update of a service is complete. Raises AssertionError if the engine gives it up."""
+    async def replaced(self, service: str, old: set[str]) -> set[str]:
+        """Wait until as many other containers run in place of these; returns their ids.
 
-        async def complete() -> bool:
-            status = json.loads(
-                await docker("service", "inspect", "--format", "{{json .UpdateStatus}}", f"{self.name}_{service}")
-            )
-            assert status and status["State"] in ("updating", "completed"), status
-            return bool(status["State"] == "completed")
+        Raises AssertionError if the engine gives the update up, or takes it back.
+        """
 
-        await eventually(complete)
+        async def so() -> bool:
+            now = await self.containers(service)
+            command = "service", "inspect", "--format", "{{json .UpdateStatus}}", f"{self.name}_{service}"
+            status = json.loads(await docker(*command)) or {"State": "updating"}
+            assert status["State"] in ("updating", "completed"), status
+            return len(now) == len(old) and not now & old and status["State"] == "completed"
+
+        await eventually(so)
+        return await self.containers(service)
 
     async def scale(self, service: str, count: int) -> None:
         await docker("service", "scale", "--detach", f"{self.name}_{service}={count}")
