@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from random import Random
 from types import TracebackType
@@ -25,7 +25,7 @@ from balancer.probes import TICK, Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.settings import Address, Settings, SettingsError
 from balancer.stats import Stats
-from balancer.upstream import Timeouts, Upstream
+from balancer.upstream import Connections, Timeouts, Upstream
 from balancer.visit import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ SERVE_ONLY = frozenset(
     {
         "bind", "admin", "max_head", "max_fields", "max_target", "head_timeout", "keepalive_timeout", "min_body_rate",
         "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key", "http2",
-        "access_log", "otel_endpoint", "shutdown_delay", "shutdown_seconds", "admin_token", "routes",
+        "access_log", "otel_endpoint", "processes", "shutdown_delay", "shutdown_seconds", "reload_seconds",
+        "admin_token", "routes",
     }
 )  # fmt: skip
 
@@ -99,6 +100,8 @@ class LoadBalancer:
         self._probe = probe or make_probe(self.settings)
         self._trace = trace
         self.clock = clock
+        # The front end that requests come by, where it is not this one's own.
+        self.listener: Proxy | None = None
         # The event loop that this lives in, and the task that ends it there.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: asyncio.Task[None] | None = None
@@ -222,6 +225,41 @@ class LoadBalancer:
     def current(self) -> list[LoadBalancer]:
         """The pools that get requests: itself."""
         return [self]
+
+    # What the status page and the metrics show.
+
+    @property
+    def members(self) -> Mapping[Address, Member]:
+        """All members, whatever their state."""
+        return self.membership.members
+
+    @property
+    def available(self) -> int:
+        """How many members may be given requests."""
+        return len(self.membership.available)
+
+    @property
+    def held(self) -> int:
+        """Requests that wait for a member."""
+        return len(self.dispatcher.hold)
+
+    @property
+    def active(self) -> int:
+        """Requests in progress, with those that wait."""
+        return self.proxy.active
+
+    @property
+    def clients(self) -> Collection[object] | None:
+        """The open connections of the listener that its requests come by; None where nobody counts them."""
+        return (self.listener or self.proxy).connections
+
+    @property
+    def connections(self) -> Connections | None:
+        """The connections to members; None where the upstream does not count them."""
+        it = self.upstream
+        if not isinstance(it, NativeUpstream):
+            return None
+        return Connections(it.active, it.idle, it.opened, it.requests)
 
     @property
     def name(self) -> str:

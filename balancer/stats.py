@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from operator import add
+from typing import Any
 
 from balancer.errors import TOKENS, UNTOLD
 from balancer.events import Events
@@ -71,6 +72,13 @@ class Tally:
         return sum(self.requests.values())
 
     @property
+    def mark(self) -> tuple[float, ...]:
+        """Something else whenever anything has been counted: counts only grow."""
+        return (
+            self.count, self.seconds, self.sent, self.received, sum(self.retries.values()), sum(self.flips.values())
+        )  # fmt: skip
+
+    @property
     def failed(self) -> int:
         """Requests that were answered 5xx, whoever said so."""
         return sum(number for (_, status), number in self.requests.items() if status >= 500)
@@ -109,6 +117,46 @@ class Stats(Observer):
         for one in self.members.values():
             total.add(one)
         return total
+
+    def add(self, other: Stats) -> None:
+        """Count all that another has counted as well, but for its events."""
+        for address, tally in other.members.items():
+            self.members.setdefault(address, Tally()).add(tally)
+        self._others.add(other._others)
+        self.errors.update(other.errors)
+        self.held += other.held
+        self.held_seconds += other.held_seconds
+        self.held_buckets = list(map(add, self.held_buckets, other.held_buckets))
+        self.dns.update(other.dns)
+        self.truncated.update(other.truncated)
+        for record, when in other.answered.items():
+            self.answered[record] = max(when, self.answered.get(record, when))
+        self.changes += other.changes
+        self.flips.update(other.flips)
+
+    def count_anew(self, parts: Iterable[Stats]) -> None:
+        """Have counted what all of these have, and nothing else; the events stay."""
+        total = Stats()
+        for part in parts:
+            total.add(part)
+        self.__dict__.update(total.__dict__ | {"events": self.events})
+
+    def forget(self, address: Address) -> None:
+        """That member is gone: what it did is nobody's in particular any more."""
+        self._others.add(self.members.pop(address, Tally()))
+
+    def without_members(self) -> Stats:
+        """What is not counted by member; shares its counters with this."""
+        rest = Stats()
+        rest.__dict__.update(self.__dict__ | {"members": {}, "events": rest.events})
+        return rest
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Events are told one by one.
+        return {name: value for name, value in self.__dict__.items() if name != "events"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, events=Events())
 
     def done(self, record: Record) -> None:
         method = record.request.method
@@ -156,7 +204,7 @@ class Stats(Observer):
         if change:
             self.changes += 1
         for member in change.left:
-            self._others.add(self.members.pop(member.address, Tally()))
+            self.forget(member.address)
         for member in change.joined:
             self.members[member.address] = Tally()
 

@@ -12,7 +12,8 @@ from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from balancer.admin.metrics import METRICS, PoolCollector, by_name, metrics_endpoint
+from balancer.admin.metrics import METRICS, PoolCollector, metrics_endpoint
+from balancer.admin.view import by_name
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.health import Event
 from balancer.loadbalancer import LoadBalancer
