@@ -165,9 +165,9 @@ def test_a_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
     membership, (a, b) = all_up(1, 2)
     membership.observe(a, Event.REFUSED, 1.0, by_request=True)
     membership.observe(b, Event.REFUSED, 1.0)
-    assert membership.accused() == [a]
+    assert list(membership.accused()) == [a]
     membership.observe(a, Event.REFUSED, 2.0)
-    assert membership.accused() == []
+    assert list(membership.accused()) == []
 
 
 def test_who_is_available_can_be_asked_of_each() -> None:
@@ -314,7 +314,7 @@ def test_a_drained_member_is_nobodys_last_resort() -> None:
     membership, (one,) = all_up(1)
     membership.observe(one, Event.REFUSED, 1.0, by_request=True)
     membership.drain(one)
-    assert membership.accused() == []
+    assert list(membership.accused()) == []
 
 
 def test_an_address_that_returns_is_not_drained_any_more() -> None:
