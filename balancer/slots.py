@@ -58,7 +58,7 @@ class Slots:
 
         Better to try it than to refuse: what failed may have been a moment's congestion.
         """
-        if self._membership.available:
+        if self._membership.anybody:
             return None
         for member in self._membership.accused():
             if member not in claim.tried and member.in_flight < self._limit:

@@ -50,14 +50,16 @@ class Tally:
         self.seconds = 0.0
         self.sent = 0
         self.received = 0
-        self.retries: Counter[str] = Counter()
-        self.flips: Counter[State] = Counter()
+        # Not Counter: thousands of members may come at once, and to make one takes longer than all of the rest.
+        self.retries: defaultdict[str, int] = defaultdict(int)
+        self.flips: defaultdict[State, int] = defaultdict(int)
 
     def add(self, other: Tally) -> None:
         """Count all that another has counted as well."""
         for kind, number in other.requests.items():
             self.requests[kind] += number
-        self.buckets = list(map(add, self.buckets, other.buckets))
+        if other.requests:
+            self.buckets = list(map(add, self.buckets, other.buckets))
         self.seconds += other.seconds
         self.sent += other.sent
         self.received += other.received
