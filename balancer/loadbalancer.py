@@ -272,8 +272,7 @@ class LoadBalancer:
         change = self.membership.reconcile(snapshot)
         if change.joined:
             log.info("joining: %s", named(change.joined))
-            # In any order: several balancers must not all begin with the same ones.
-            self._prober.hurry(self._rng.sample(change.joined, len(change.joined)))
+            self._prober.join(change.joined)
         self._rally()  # Also where nobody came or went: SRV's priorities may have changed.
         for observer in self._observers:
             observer.resolved(snapshot, change)
@@ -287,11 +286,10 @@ class LoadBalancer:
     def _rally(self) -> None:
         """Who may be chosen has changed: members for those who wait; where there are none any more, look for some."""
         before, self._anybody = self._anybody, self.membership.anybody
-        if self._anybody:
-            self.dispatcher.wake()
-        elif before:
+        self.dispatcher.wake()
+        if before and not self._anybody:
             self._discovery.hurry()
-            self._prober.hurry(self.membership.members.values())
+            self._prober.hurry(it for it in self.membership.members.values() if it.probes)
 
     async def _look_once_more(self, address: Address) -> None:
         """A member that left DNS may be finishing its requests, or be cut off from the network and never answer."""

@@ -180,9 +180,14 @@ class Shares:
         """The group that a turn from 0 to 1 falls to by weight, and how far into its share, from 0 to 1."""
         ends = self._ends
         point = turn * ends[-1]
-        number = min(bisect(ends, point), len(ends) - 1)
+        number = bisect(ends, point, 0, len(ends) - 1)
         start = ends[number - 1] if number else 0.0
         return self._order[number], (point - start) / (ends[number] - start)
+
+    def group_at(self, turn: float) -> Group:
+        """The group that a turn from 0 to 1 falls to by weight."""
+        ends = self._ends
+        return self._order[bisect(ends, turn * ends[-1], 0, len(ends) - 1)]
 
 
 class RoundRobin(Policy):
@@ -235,9 +240,10 @@ class RoundRobin(Policy):
     def _choose_by_group(self, exclude: Container[Member]) -> Member | None:
         for _ in range(DRAWS):
             self._turn = (self._turn + GOLDEN) % 1.0
-            group, _ = self._shares.at(self._turn)
-            member = group.members[group.turn % len(group.members)]
-            group.turn += 1
+            group = self._shares.group_at(self._turn)
+            turn = group.turn
+            member = group.members[turn % len(group.members)]
+            group.turn = turn + 1
             if not exclude or member not in exclude:
                 return member
         return next((it for it in self._grouped if it not in exclude), None)
@@ -309,6 +315,8 @@ class LeastRequests(RandomChoice):
         other = self._draw()
         if other is one or (exclude and other in exclude):
             return one
+        if self._equal:
+            return one if one.in_flight <= other.in_flight else other
         return one if one.in_flight * other.weight <= other.in_flight * one.weight else other
 
 

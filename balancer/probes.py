@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import IntEnum
 from heapq import heappop, heappush
 from math import inf
@@ -35,8 +35,9 @@ OVERLAP_WITHIN = 96
 # each probed less often than every HEALTH_INTERVAL.
 PROBES_PER_SECOND = 1000
 URGENT_PER_SECOND = 2500
-# Seconds for which unused probes add up, so that a few members need not wait for each other.
-BURST = 0.1
+# Those of either kind that are begun in one go: a few members need not wait for each other, and requests need not
+# wait for thousands.
+BURST = 50
 # Failures in a row after which a member that is new or down waits among those that have failed for long.
 RETRIES = 8
 
@@ -111,18 +112,18 @@ PATIENT = [Urgency.REGULAR, Urgency.FAILING]
 
 
 class Bucket:
-    """A rate: ``per_second``, and what was not used of ``burst`` seconds, is there to be taken."""
+    """A rate: so many ``per_second`` are there to be taken, and BURST at once where none were for a while."""
 
-    def __init__(self, per_second: float, burst: float = BURST) -> None:
+    def __init__(self, per_second: float) -> None:
         self._rate = per_second
-        self._most = self.left = per_second * burst
+        self.left: float = BURST
         self._filled = -inf
 
     def fill(self, now: float) -> None:
-        self.left = min(self._most, self.left + self._rate * (now - self._filled))
+        self.left = min(BURST, self.left + self._rate * (now - self._filled))
         self._filled = now
 
-    def full_at(self, now: float) -> float:
+    def next_at(self, now: float) -> float:
         """When there is one to be taken."""
         return now + max(0.0, 1 - self.left) / self._rate
 
@@ -148,12 +149,20 @@ class Prober:
         self._entries = 0
         # Who is due and waits for a place, in the order in which they came to be due.
         self._waiting: list[OrderedDict[Member, None]] = [OrderedDict() for _ in Urgency]
+        self._queues: dict[Member, Urgency] = {}
         self._urgent = Bucket(URGENT_PER_SECOND)
         self._regular = Bucket(PROBES_PER_SECOND)
         # Probes under way, and how many of them are of members that may well not answer.
         self.under_way = 0
         self._doubtful = 0
         self._visitors: deque[asyncio.Future[None]] = deque()
+
+    def join(self, members: Sequence[Member]) -> None:
+        """These are new. In any order: several balancers must not all begin with the same ones."""
+        for member in self._rng.sample(members, len(members)):
+            self._waiting[Urgency.NEW][member] = None
+            self._queues[member] = Urgency.NEW
+        self._hurry.set()
 
     def hurry(self, members: Iterable[Member]) -> None:
         """Something happened to these members: probe them as soon as URGENT_INTERVAL since the last probe allows."""
@@ -209,12 +218,12 @@ class Prober:
         if member.state is State.LEAVING or (member.probing and not self._may_probe(member)):
             return
         urgency = self._urgency(member)
-        if member in self._waiting[urgency]:
-            return
-        for other in Urgency:
-            if other is not urgency:
-                self._waiting[other].pop(member, None)
-        self._waiting[urgency][member] = None
+        before = self._queues.get(member)
+        if before is not urgency:
+            if before is not None:
+                del self._waiting[before][member]
+            self._waiting[urgency][member] = None
+            self._queues[member] = urgency
 
     def _urgency(self, member: Member) -> Urgency:
         if member.probing:
@@ -249,13 +258,15 @@ class Prober:
                 self._regular.left -= self._begin(self._next(urgency), now, probes)
         again = inf
         if any(self._waiting[it] and self._has_place(it) for it in URGENT):
-            again = self._urgent.full_at(now)
+            again = self._urgent.next_at(now)
         if any(self._waiting[it] and self._has_place(it) for it in PATIENT):
-            again = min(again, self._regular.full_at(now))
+            again = min(again, self._regular.next_at(now))
         return again
 
     def _next(self, urgency: Urgency) -> Member:
-        return self._waiting[urgency].popitem(last=False)[0]
+        member, _ = self._waiting[urgency].popitem(last=False)
+        del self._queues[member]
+        return member
 
     def _has_place(self, urgency: Urgency) -> bool:
         """Whether a probe more may be under way. Those that may well hang leave some places to the others."""

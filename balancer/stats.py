@@ -158,7 +158,8 @@ class Stats(Observer):
         if change:
             self.changes += 1
         for member in change.left:
-            self._others.add(self.members.pop(member.address, Tally()))
+            if tally := self.members.pop(member.address, None):
+                self._others.add(tally)
         for member in change.joined:
             self.members[member.address] = Tally()
 
