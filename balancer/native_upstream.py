@@ -79,9 +79,7 @@ class NativeUpstream:
 
     async def send(self, address: Address, request: UpstreamRequest) -> Response:
         data = encode_head(request.method, request.target, request.headers)
-        link = self._links.get(address)
-        if link is None:
-            link = self._links[address] = _Link(self._active, self._heads)
+        link = self._links.get(address) or self.link(address)
         connection = (None if request.fresh else link.take()) or await self._connect(address, link)
         self._active.add(connection)
         self.requests += 1
@@ -104,6 +102,10 @@ class NativeUpstream:
         )  # fmt: skip
         await response.wait_for_head()
         return response
+
+    def link(self, address: Address) -> _Link:
+        """The connections to a member, of which there may be none."""
+        return self._links.setdefault(address, _Link(self._active, self._heads))
 
     async def _connect(self, address: Address, link: _Link) -> MemberConnection:
         loop = asyncio.get_running_loop()

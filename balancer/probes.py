@@ -24,11 +24,12 @@ OVERLAP = 10
 # The finest step in which probes are scheduled, in seconds.
 TICK = 0.02
 
-# Probes under way at once, and those of them whose member is new or down, so that it may not answer before a
-# time-out: however many hang, there is room for the others.
+# Probes under way at once; those of them whose member is new or down, so that it may not answer before a time-out;
+# and what members get of these that were asked before. However many hang, there is room for the others.
 PROBES_AT_ONCE = 256
 DOUBTFUL_AT_ONCE = 192
-# A member that has not answered is asked again only while fewer than this hang.
+FAILED_AT_ONCE = 144
+# A member that has not answered is asked once more only while fewer than this hang.
 OVERLAP_WITHIN = 96
 # Probes begun in a second: of members that are well, or have failed for long, and of those in whose state something
 # has changed. A probe costs some 50 us of CPU time (docs/large-membership.md): more members than the first number are
@@ -272,7 +273,8 @@ class Prober:
         """Whether a probe more may be under way. Those that may well hang leave some places to the others."""
         if urgency in (Urgency.ALARM, Urgency.REGULAR):
             return self.under_way < PROBES_AT_ONCE
-        return self._doubtful < DOUBTFUL_AT_ONCE and self.under_way < PROBES_AT_ONCE
+        room = DOUBTFUL_AT_ONCE if urgency is Urgency.NEW else FAILED_AT_ONCE
+        return self._doubtful < room and self.under_way < PROBES_AT_ONCE
 
     def _begin(self, member: Member, now: float, probes: asyncio.TaskGroup) -> int:
         """Returns how many probes were begun: none where there is no need, or nobody there any more."""

@@ -68,24 +68,24 @@ class Targets:
                 self._waiting.append(name)
         pending = [self._asked[it] for it in names]
         room = min(QUERIES_AT_ONCE - self._workers, len(self._waiting))
-        await asyncio.gather(*(self._work() for _ in range(room)))
+        self._workers += room
+        try:
+            await asyncio.gather(*(self._work() for _ in range(room)))
+        finally:
+            self._workers -= room
         if pending:
             await asyncio.wait(pending)
 
     async def _work(self) -> None:
-        self._workers += 1
-        try:
-            while self._waiting:
-                name = self._waiting.popleft()
-                try:
-                    hosts = await self._query(dns.name.from_wire(name, 0)[0])
-                    self._known.pop(name, None)
-                    self._known[name] = hosts
-                except (dns.exception.DNSException, OSError) as failure:
-                    self._failure = str(failure) or "timeout"
-                    if name in self._known:
-                        self._known[name] = self._known.pop(name)
-                finally:
-                    self._asked.pop(name).set_result(None)
-        finally:
-            self._workers -= 1
+        while self._waiting:
+            name = self._waiting.popleft()
+            try:
+                hosts = await self._query(dns.name.from_wire(name, 0)[0])
+                self._known.pop(name, None)
+                self._known[name] = hosts
+            except (dns.exception.DNSException, OSError) as failure:
+                self._failure = str(failure) or "timeout"
+                if name in self._known:
+                    self._known[name] = self._known.pop(name)
+            finally:
+                self._asked.pop(name).set_result(None)
