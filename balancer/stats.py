@@ -24,6 +24,9 @@ from balancer.settings import Address
 # to a fifth, and what is above the last. The Prometheus histogram has those of 1, 2.5 and 5.
 BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step in (1, 1.5, 2, 2.5, 3.5, 5, 7.5))
 
+# Tallies of members that have left, which are added up with each answer of DNS; all of them when somebody asks.
+LEFT_AT_ONCE = 500
+
 # Everything else is "OTHER", because anybody can make up a method.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -92,6 +95,8 @@ class Stats(Observer):
         self.members: dict[Address, Tally] = {}
         # What is not, or no longer, anybody's who is in DNS. A request is counted in one place only.
         self._others = Tally()
+        # Of members that have left, still to be added to it: thousands may leave at once.
+        self._left: list[Tally] = []
         self.errors: Counter[str] = Counter()
         self.held = 0
         self.held_seconds = 0.0
@@ -106,11 +111,17 @@ class Stats(Observer):
     @property
     def total(self) -> Tally:
         """Of all requests: added up when it is asked for, which takes some microseconds for each member."""
+        self._add_up(len(self._left))
         total = Tally()
         total.add(self._others)
         for one in self.members.values():
             total.add(one)
         return total
+
+    def _add_up(self, count: int) -> None:
+        """Add up so many of those whose members have left."""
+        for _ in range(min(count, len(self._left))):
+            self._others.add(self._left.pop())
 
     def done(self, record: Record) -> None:
         method = record.request.method
@@ -157,9 +168,10 @@ class Stats(Observer):
                 self.answered[answer.record] = snapshot.when
         if change:
             self.changes += 1
+        self._add_up(LEFT_AT_ONCE)
         for member in change.left:
             if tally := self.members.pop(member.address, None):
-                self._others.add(tally)
+                self._left.append(tally)
         for member in change.joined:
             self.members[member.address] = Tally()
 
