@@ -1,4 +1,4 @@
-"""The commands: ``serve``, ``demo``, ``watch``, ``check``.
+"""The commands: ``serve``, ``reload``, ``demo``, ``watch``, ``check``.
 
 What a command alone needs it imports itself, so that ``serve`` listens as early as it can.
 """
@@ -57,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="VALUE",
                 help=f"{item.metadata['meaning']} (default {default}; {variable(item.name)})".replace("%", "%%"),
             )
+
+    text = "have a running balancer replaced by the code and the files that are there now, without losing a request"
+    reload = commands.add_parser("reload", help=text, description=text)
+    reload.set_defaults(run=_reload)
+    reload.add_argument(
+        "--admin", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN)"
+    )
+    reload.add_argument(
+        "--pid", type=_number(int, 1, 2**31 - 1), help="process id of its supervisor, where there is no admin listener"
+    )
 
     demo = commands.add_parser("demo", help="run the whole system without Docker and watch it scale")
     demo.set_defaults(run=_demo)
@@ -205,6 +215,15 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _processes(settings: Settings) -> int:
     return usable_cores() if settings.processes == "auto" else int(settings.processes)
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    from balancer.reloading import run
+
+    flags = {"admin": arguments.admin} if arguments.admin is not None else {}
+    environ = {name: value for name, value in os.environ.items() if name == variable("admin")}
+    settings = Settings.load(environ, flags)
+    return run(settings.admin, None if arguments.pid is None else int(arguments.pid))
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -25,6 +25,9 @@ from balancer.settings import Address
 # to a fifth, and what is above the last. The Prometheus histogram has those of 1, 2.5 and 5.
 BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step in (1, 1.5, 2, 2.5, 3.5, 5, 7.5))
 
+# Tallies of members that have left, which are added up with each answer of DNS; all of them when somebody asks.
+LEFT_AT_ONCE = 500
+
 # Everything else is "OTHER", because anybody can make up a method.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -51,14 +54,16 @@ class Tally:
         self.seconds = 0.0
         self.sent = 0
         self.received = 0
-        self.retries: Counter[str] = Counter()
-        self.flips: Counter[State] = Counter()
+        # Not Counter: thousands of members may come at once, and to make one takes longer than all of the rest.
+        self.retries: defaultdict[str, int] = defaultdict(int)
+        self.flips: defaultdict[State, int] = defaultdict(int)
 
     def add(self, other: Tally) -> None:
         """Count all that another has counted as well."""
         for kind, number in other.requests.items():
             self.requests[kind] += number
-        self.buckets = list(map(add, self.buckets, other.buckets))
+        if other.requests:
+            self.buckets = list(map(add, self.buckets, other.buckets))
         self.seconds += other.seconds
         self.sent += other.sent
         self.received += other.received
@@ -98,6 +103,8 @@ class Stats(Observer):
         self.members: dict[Address, Tally] = {}
         # What is not, or no longer, anybody's who is in DNS. A request is counted in one place only.
         self._others = Tally()
+        # Of members that have left, still to be added to it: thousands may leave at once.
+        self._left: list[Tally] = []
         self.errors: Counter[str] = Counter()
         self.held = 0
         self.held_seconds = 0.0
@@ -112,6 +119,7 @@ class Stats(Observer):
     @property
     def total(self) -> Tally:
         """Of all requests: added up when it is asked for, which takes some microseconds for each member."""
+        self._add_up(len(self._left))
         total = Tally()
         total.add(self._others)
         for one in self.members.values():
@@ -122,7 +130,8 @@ class Stats(Observer):
         """Count all that another has counted as well, but for its events."""
         for address, tally in other.members.items():
             self.members.setdefault(address, Tally()).add(tally)
-        self._others.add(other._others)
+        for tally in (other._others, *other._left):
+            self._others.add(tally)
         self.errors.update(other.errors)
         self.held += other.held
         self.held_seconds += other.held_seconds
@@ -157,6 +166,11 @@ class Stats(Observer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, events=Events())
+
+    def _add_up(self, count: int) -> None:
+        """Add up so many of those whose members have left."""
+        for _ in range(min(count, len(self._left))):
+            self._others.add(self._left.pop())
 
     def done(self, record: Record) -> None:
         method = record.request.method
@@ -203,8 +217,10 @@ class Stats(Observer):
                 self.answered[answer.record] = snapshot.when
         if change:
             self.changes += 1
+        self._add_up(LEFT_AT_ONCE)
         for member in change.left:
-            self.forget(member.address)
+            if tally := self.members.pop(member.address, None):
+                self._left.append(tally)
         for member in change.joined:
             self.members[member.address] = Tally()
 

@@ -291,6 +291,9 @@ class Supervisor:
         self._deadline = float("inf")
         if self._trial:
             self._trial.kill()
+        # Nobody is to wait for an answer that does not come any more.
+        for sock in self._data:
+            sock.close()
         _kill([*self._processes, *self._old.values(), *self._leaving], signal.SIGTERM)
 
     # What becomes of a reload.

@@ -72,7 +72,8 @@ def admin_app(
         counts = {name: it.available for name, it in by_name(pools()).items()}
         nobody = [name for name, available in counts.items() if not available]
         if nobody or not counts:
-            return PlainTextResponse(f"no member is available{' of ' if nobody else ''}{', '.join(nobody)}\n", 503)
+            where = f" in {', '.join(nobody)}" if len(counts) > 1 else ""
+            return PlainTextResponse(f"no member is available{where}\n", 503)
         return PlainTextResponse(f"{sum(counts.values())} members are available\n")
 
     async def members(request: Request) -> Response:
