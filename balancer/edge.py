@@ -314,7 +314,8 @@ class Edge(asyncio.Protocol):
     def shutdown(self) -> None:
         """The server stops: finish what has been asked for, then close."""
         if self._current is not None:
-            self._last = True
+            # The client is told, unless it has the head of its answer already: then it may ask once more.
+            self._current.closes = self._current.closes or not self._current.started
         elif patience := self.clients.patience if self._messages else max(NEW_SECONDS, self.clients.patience):
             self.loop.call_later(patience, self._close_if_idle)
         else:
@@ -411,8 +412,11 @@ class Edge(asyncio.Protocol):
             self._tell(self._refusal)
         elif self._last:
             self.transport.close()
-        elif not self.reading:
-            self.resume()
+        else:
+            if not self.reading:
+                self.resume()
+            if self.clients.stopping:
+                self.shutdown()
 
     def _break(self, exchange: Exchange) -> None:
         """The client must not take what it has for the whole."""
