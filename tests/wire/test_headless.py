@@ -425,8 +425,11 @@ async def test_a_service_without_pods_for_a_moment_is_waited_for_through_the_neg
         it.service.published = []
         await it.end(ONE)
         await eventually(lambda: not it.running.balancer.membership.members)
+        it.service.published, it.service.unready = [TWO], {TWO}
+        if publish_not_ready:
+            await eventually(lambda: len(it.running.balancer.membership.members) == 1)
         await it.start(TWO)
-        it.service.published = [TWO]
+        it.service.unready.clear()
         await it.in_service(TWO)
 
 
