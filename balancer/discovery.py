@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import dns.exception
 import dns.name
@@ -17,6 +20,7 @@ from balancer.dispatch import Clock
 from balancer.dnsquery import EDNS_PAYLOAD, Reply, Service, ask, unpack
 from balancer.health import URGENT_INTERVAL
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
+from balancer.search import Search, candidates
 from balancer.settings import Address, Settings, SettingsError
 from balancer.targets import Hosts, Targets
 
@@ -24,17 +28,37 @@ log = logging.getLogger(__name__)
 
 NOBODY_RCODES = frozenset({dns.rcode.NXDOMAIN, dns.rcode.NOERROR})
 
+# Docker's DNS in a container. Aliases are known there as they are, whatever search list comes from the host: a query
+# with a domain behind it would only go on to the host's name servers, which may take seconds to say no.
+DOCKER_DNS = "127.0.0.11"
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+
 Resolve = Callable[[], Awaitable[Snapshot]]
 
 
-class DnsResolver:
-    """Resolves the alias: a call asks once for each record type and returns the answers as a snapshot."""
+class System(NamedTuple):
+    """How names are resolved here: the name servers, and the search list with its ``ndots`` (resolv.conf(5))."""
 
-    def __init__(self, settings: Settings, clock: Clock = time.monotonic) -> None:
-        self._name = dns.name.from_text(settings.alias)
+    servers: list[Address]
+    search: Sequence[str] = ()
+    ndots: int = 1
+
+
+class DnsResolver:
+    """Resolves the alias: a call asks once for each record type and returns the answers as a snapshot.
+
+    Where the name server is the system's, so is the search list: then ``balancer.search`` says which name to ask for.
+    ``system``: in place of this system's.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock = time.monotonic, system: System | None = None) -> None:
+        how = System([settings.resolver]) if settings.resolver else system or read_system()
+        self._servers = how.servers
+        self._names = [dns.name.from_text(it) for it in candidates(settings.alias, how.search, how.ndots)]
+        self._search = Search(len(self._names))
         self._port = settings.upstream_port
         self._records = settings.record.upper().split("+")
-        self._servers = [settings.resolver] if settings.resolver else system_nameservers()
         self._clock = clock
         # The record types whose last answer did not fit into UDP: ask for the next over TCP at once.
         self._large: set[str] = set()
@@ -44,12 +68,27 @@ class DnsResolver:
         self._targets = Targets(self._hosts)
 
     async def __call__(self) -> Snapshot:
-        answers = await asyncio.gather(*map(self._ask, self._records))
-        return Snapshot(tuple(answers), self._clock())
+        if len(self._names) == 1:
+            return Snapshot(await self._ask_all(self._names[0]), self._clock())
+        answers: dict[int, tuple[Answer, ...]] = {}
+        for number in self._search.begin():
+            answers[number] = found = await self._ask_all(self._names[number])
+            outcome = _overall(found)
+            self._search.heard(number, outcome)
+            if outcome is Outcome.FOUND:
+                return Snapshot(found, self._clock(), self._names[number].to_text())
+        said = answers.get(self._search.in_use) or found
+        if not self._search.nobody():
+            # Somebody may be there under another name.
+            said = tuple(replace(it, outcome=Outcome.UNKNOWN) for it in said)
+        return Snapshot(said, self._clock())
 
-    async def _ask(self, record: str) -> Answer:
+    async def _ask_all(self, name: dns.name.Name) -> tuple[Answer, ...]:
+        return tuple(await asyncio.gather(*(self._ask(name, it) for it in self._records)))
+
+    async def _ask(self, name: dns.name.Name, record: str) -> Answer:
         try:
-            reply = await self._query(self._name, record)
+            reply = await self._query(name, record)
             endpoints = await (self._services(reply) if record == "SRV" else self._addresses(reply, record))
         except TimeoutError:
             return Answer(record, Outcome.UNKNOWN, rcode="timeout")
@@ -114,15 +153,34 @@ class DnsResolver:
         return ()
 
 
-def system_nameservers() -> list[Address]:
-    """The name servers of this system (in a container 127.0.0.11). Raises SettingsError if it has none."""
+def read_system(path: Path | None = None) -> System:
+    """What resolv.conf says. Raises SettingsError if it has no name server.
+
+    Docker's DNS has no search list, nor has anybody who says ``ndots:0``, as Docker does.
+    """
+    resolver = dns.resolver.Resolver(configure=False)
     try:
-        system = dns.resolver.Resolver()
+        resolver.read_resolv_conf(str(path or RESOLV_CONF))
     except dns.resolver.NoResolverConfiguration as error:
         raise SettingsError(
             [f"BALANCER_RESOLVER is not set and the system has no name server ({error}): it takes ip[:port]"]
         ) from error
-    return [Address(str(server), system.port) for server in system.nameservers]
+    servers = [Address(str(server), resolver.port) for server in resolver.nameservers]
+    ndots = 1 if resolver.ndots is None else resolver.ndots
+    if not ndots or any(it.host == DOCKER_DNS for it in servers):
+        return System(servers)
+    return System(servers, [it.to_text() for it in resolver.search], ndots)
+
+
+def system_nameservers() -> list[Address]:
+    """The name servers of this system (in a container 127.0.0.11). Raises SettingsError if it has none."""
+    return read_system().servers
+
+
+def _overall(answers: Sequence[Answer]) -> Outcome:
+    """What a name has said in all: a record type that it has nothing of does not take anything from the others."""
+    outcomes = {it.outcome for it in answers}
+    return next(it for it in (Outcome.FOUND, Outcome.UNKNOWN, Outcome.NOBODY) if it in outcomes)
 
 
 class Discovery:

@@ -208,7 +208,20 @@ def _answers(wire: bytes, query: bytes) -> bool:
 class _Datagrams(asyncio.DatagramProtocol):
     def __init__(self, query: bytes) -> None:
         self._query = query
+        self._transport: asyncio.BaseTransport | None = None
+        self._closed = False
         self.reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        if self._closed:
+            transport.close()
+
+    def close(self) -> None:
+        """Also where the transport is yet to come: who waited for it has given up."""
+        self._closed = True
+        if self._transport:
+            self._transport.close()
 
     def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
         # Anything else is a stray or forged packet: go on waiting.
@@ -221,14 +234,14 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 async def _over_udp(server: Address, query: bytes) -> bytes:
-    transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
-        lambda: _Datagrams(query), remote_addr=server
-    )
+    protocol = _Datagrams(query)
     try:
+        # When cancelled, uvloop leaves the socket open here, and then waits for it for ever when the loop is closed.
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: protocol, remote_addr=server)
         transport.sendto(query)
         return await protocol.reply
     finally:
-        transport.close()
+        protocol.close()
 
 
 async def _over_tcp(server: Address, query: bytes) -> bytes:

@@ -67,17 +67,22 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The answers to one round of queries, one for each record type. ``when``: clock reading in seconds."""
+    """The answers to one round of queries, one for each record type. ``when``: clock reading in seconds.
+
+    ``name``: what had the addresses, where the alias may stand for several names (``balancer.search``).
+    """
 
     answers: tuple[Answer, ...]
     when: float
+    name: str = ""
 
     def describe(self) -> str:
         """For a log line: ``A: NOERROR, 3 endpoints``."""
-        return "; ".join(
+        said = "; ".join(
             f"{it.record}: {it.rcode}, {len(it.endpoints)} endpoints{', over TCP' if it.over_tcp else ''}"
             for it in self.answers
         )
+        return f"{said} ({self.name})" if self.name else said
 
 
 @dataclass(slots=True, eq=False)

@@ -234,7 +234,7 @@ class Stats(Observer):
 def _outcome(answer: Answer) -> str:
     """One of a few words: what an exception says has no end of variants."""
     if answer.rcode == "NOERROR":
-        return "empty" if answer.outcome is Outcome.NOBODY else "NOERROR"
+        return "NOERROR" if answer.endpoints else "empty"
     return answer.rcode if answer.rcode.isidentifier() else "error"
 
 

@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 from balancer.discovery import Resolve
 from balancer.dispatch import Trace
@@ -110,7 +110,7 @@ class Member:
         self.connections: list[Connection] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Member:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, *self.address)
         self.address = Address(self.address.host, self._server.sockets[0].getsockname()[1])
         return self

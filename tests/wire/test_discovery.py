@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import dns.message
+import dns.name
 import dns.rcode
 import pytest
 
 from balancer.demo.dnsserver import Answerer, DnsServer, Zone
 from balancer.discovery import DnsResolver
+from balancer.dnsquery import ask
 from balancer.membership import Endpoint, Membership, Outcome, Snapshot
 from balancer.settings import Address, Settings
 from balancer.targets import REFRESHED
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Member, balance, eventually
+
+
+def descriptors() -> int:
+    """How many files and sockets this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @asynccontextmanager
@@ -117,6 +125,21 @@ async def test_a_server_that_does_not_answer_is_no_news(monkeypatch: pytest.Monk
     async with resolver(hang) as resolve:
         (answer,) = (await resolve()).answers
     assert (answer.outcome, answer.rcode) == (Outcome.UNKNOWN, "timeout")
+
+
+async def test_a_query_that_is_given_up_at_any_moment_leaves_no_socket_behind() -> None:
+    async def hang(query: dns.message.Message, response: dns.message.Message) -> None:
+        await asyncio.Event().wait()
+
+    async with DnsServer(hang) as server:
+        before = descriptors()
+        for steps in range(8):
+            query = asyncio.create_task(ask(server.address, dns.name.from_text("apps"), "A"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            query.cancel()
+            await asyncio.gather(query, return_exceptions=True)
+        await eventually(lambda: descriptors() == before)
 
 
 async def test_a_slow_answer_does_not_hide_the_next() -> None:
