@@ -53,15 +53,15 @@ def main(arguments: list[str] | None = None) -> None:
     figures = run_all((case for it in compared for case in it.cases.values()), given.jobs)
     results = [(it.title, {label: figures[case] for label, case in it.cases.items()}) for it in compared]
     what = (
-        f"Simulated, seed {given.seed}: {given.members:,} members, {given.requests:,} requests a run, "
-        f"of which the first {WARM_UP:.0%} are not counted"
+        f"Simulated, seed {given.seed}: {given.members:,} members, {given.requests:,} requests a run "
+        f"(unless it says otherwise), of which the first {100 * WARM_UP:.0f} % are not counted"
     )
     print(what)
     for title, found in results:
         print(f"\n## {title}\n\n{table(found)}")
     if given.chart:
-        subtitle = f"{what}. Latency: p50 (ring), p99 (dot), p99.9 (stroke)."
-        given.chart.write_text(draw("Policies compared, simulated", subtitle, results))
+        marks = "Latency: p50 (ring), p99 (dot), p99.9 (stroke), on a logarithmic scale."
+        given.chart.write_text(draw("Policies compared, simulated", (f"{what}.", marks), results))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from bench.simulation.world import Figures
 Results = Sequence[tuple[str, Mapping[str, Figures]]]
 
 HEAD = (
-    "| | share error | p50 ms | p99 ms | p99.9 ms | wasted tries | failed |\n"
-    "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    "| | share error | p50 ms | p99 ms | p99.9 ms | wasted tries | held | failed |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
 )
 
 
@@ -23,7 +23,8 @@ def table(figures: Mapping[str, Figures]) -> str:
 
 def _row(label: str, it: Figures) -> str:
     failed = ", ".join(f"{number:,} {token}" for token, number in it.failed.items()) or "none"
-    cells = [f"{it.share_error:.1%}".replace("%", " %"), _ms(it.p50), _ms(it.p99), _ms(it.p999), f"{it.wasted:,}"]
+    latencies = _ms(it.p50), _ms(it.p99), _ms(it.p999)
+    cells = [f"{it.share_error:.1%}".replace("%", " %"), *latencies, f"{it.wasted:,}", f"{it.held:,}"]
     return f"| {label} | {' | '.join(cells)} | {failed} |"
 
 
@@ -38,7 +39,7 @@ SHARE = LABELS + 10, 150
 LATENCY = LABELS + 230, 280
 WASTED = LABELS + 540, 60
 ROW = 18
-TOP = 74
+TOP = 92
 # The latency panel is logarithmic, in seconds.
 FROM, TO = 0.01, 100.0
 
@@ -57,8 +58,8 @@ MORE_STYLE = """
 """
 
 
-def draw(title: str, subtitle: str, results: Results) -> str:
-    """An SVG of all figures; it has to read on a light and on a dark page."""
+def draw(title: str, subtitle: tuple[str, str], results: Results) -> str:
+    """An SVG of all figures, below two lines of words; it has to read on a light and on a dark page."""
     every = [it for _, figures in results for it in figures.values()]
     height = TOP + ROW * (len(every) + 2 * len(results)) + 12
     most_error = max(it.share_error for it in every) or 1.0
@@ -68,7 +69,8 @@ def draw(title: str, subtitle: str, results: Results) -> str:
         f'role="img" aria-label="{escape(title)}">',
         f"<style>{STYLE}{MORE_STYLE}</style>",
         f'<text class="title" x="12" y="22">{escape(title)}</text>',
-        f'<text class="small" x="12" y="42">{escape(subtitle)}</text>',
+        f'<text class="small" x="12" y="42">{escape(subtitle[0])}</text>',
+        f'<text class="small" x="12" y="60">{escape(subtitle[1])}</text>',
         f'<text class="small" x="{SHARE[0]}" y="{TOP - 6}">share error</text>',
         f'<text class="small" x="{WASTED[0]}" y="{TOP - 6}">wasted tries</text>',
     ]

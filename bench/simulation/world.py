@@ -69,8 +69,8 @@ class Figures:
 
     ``share_error``: of all requests, the share that would have to have gone to another member for each to have had its
     due, which is in proportion to its speed while it served. ``wasted``: tries of members that brought no answer.
-    ``failed``: requests that the balancer had to answer itself, by the token of ``X-Balancer-Error``. ``shares``: of
-    requests, by member.
+    ``held``: requests that waited in the balancer for a member. ``failed``: requests that the balancer had to answer
+    itself, by the token of ``X-Balancer-Error``. ``shares``: of requests, by member.
     """
 
     requests: int
@@ -80,6 +80,7 @@ class Figures:
     p99: float
     p999: float
     wasted: int
+    held: int
     failed: Mapping[str, int]
     shares: tuple[float, ...]
 
@@ -109,7 +110,8 @@ class World(Observer):
         self.service_time = service_time or (lambda: work.expovariate(1 / setup.service))
         self._clients = Random(f"{setup.seed} clients")
         self._everybody: list[Container] = []
-        self._answer = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+        # None while it is to be made anew.
+        self._answer: Answer | None = None
         self._links = [Links(self) for _ in range(setup.balancers)]
         self._balancers = [
             LoadBalancer(
@@ -131,7 +133,7 @@ class World(Observer):
         self._arrived = self._ended = 0
         self._latencies = array("d")
         self._failed: Counter[str] = Counter()
-        self._wasted = 0
+        self._wasted = self._held = 0
 
     # The run.
 
@@ -140,20 +142,24 @@ class World(Observer):
         async with asyncio.TaskGroup() as boots:
             for speed in self.setup.speeds:
                 boots.create_task(self.add(speed).start(0.0))
-        for balancer in self._balancers:
-            balancer.start()
-            # Else all of them would ask DNS and members at the same moments for ever.
-            await asyncio.sleep(self.rng.random() / self.setup.balancers)
-        while any(len(it.membership.available) < len(self.containers) for it in self._balancers):
-            await asyncio.sleep(0.1)
-        self._began = self.loop.time()
-        self.spawn(self._live())
-        self.loop.call_at(self._began + next(self._arrivals), self._arrive)
-        await self._over
-        for task in list(self._tasks):
-            task.cancel()
-        for balancer in self._balancers:
-            await balancer.aclose()
+        try:
+            for balancer in self._balancers:
+                balancer.start()
+                # Else all of them would ask DNS and members at the same moments for ever.
+                await asyncio.sleep(self.rng.random() / self.setup.balancers)
+            while any(len(it.membership.available) < len(self.containers) for it in self._balancers):
+                await asyncio.sleep(0.1)
+            self._began = self.loop.time()
+            self.spawn(self._live())
+            self.loop.call_at(self._began + next(self._arrivals), self._arrive)
+            await self._over
+        finally:
+            rest = list(self._tasks)
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+            for balancer in self._balancers:
+                await balancer.aclose()
         return self._figures()
 
     async def _live(self) -> None:
@@ -200,21 +206,24 @@ class World(Observer):
             else:
                 self._failed[record.error] += 1
             self._wasted += len(record.tries)
+            self._held += record.held > 0
         if self._ended == self.setup.requests:
             self._over.set_result(None)
 
     # DNS.
 
     def publish(self) -> None:
-        """DNS learns who is there now."""
-        endpoints = frozenset(map(Endpoint, self.containers))
-        if endpoints:
-            self._answer = Answer("A", Outcome.FOUND, endpoints)
-        else:
-            self._answer = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+        """Who is there has changed: DNS learns it when it is asked next."""
+        self._answer = None
 
     async def _resolve(self) -> Snapshot:
         await asyncio.sleep(DNS_DELAY)
+        if self._answer is None:
+            endpoints = frozenset(map(Endpoint, self.containers))
+            if endpoints:
+                self._answer = Answer("A", Outcome.FOUND, endpoints)
+            else:
+                self._answer = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
         return Snapshot((self._answer,), self.loop.time())
 
     # Members.
@@ -268,6 +277,7 @@ class World(Observer):
             p99=_percentile(latencies, 0.99),
             p999=_percentile(latencies, 0.999),
             wasted=self._wasted,
+            held=self._held,
             failed=dict(sorted(self._failed.items())),
             shares=tuple(it.got / sent for it in self._everybody),
         )
