@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench drill strictness fuzz clean
+.PHONY: demo test lint types bench drill simulate strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -25,6 +25,10 @@ bench: .venv/.ready bench/.cache/venv/.ready
 # without Docker; BALANCER_ settings from the environment apply). --plain and --asgi go with each other and with the rest.
 drill: .venv/.ready
 	$(BIN)/python -m bench.drill $(OPTIONS)
+
+# Options: make simulate OPTIONS="--only slow --members 20", and see docs/simulation.md. Without: a quarter of an hour.
+simulate: .venv/.ready
+	$(BIN)/python -m bench.simulate $(OPTIONS)
 
 # Options: make strictness OPTIONS="--cases chunks" (prints only), and see bench/README.md.
 strictness: .venv/.ready bench/.cache/venv/.ready

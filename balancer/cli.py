@@ -1,4 +1,4 @@
-"""The commands: ``serve``, ``demo``, ``watch``, ``check``.
+"""The commands: ``serve``, ``reload``, ``demo``, ``watch``, ``check``.
 
 What a command alone needs it imports itself, so that ``serve`` listens as early as it can.
 """
@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from balancer import __version__
+from balancer.cores import usable_cores
+from balancer.exits import FAILED, UNUSABLE
 from balancer.listen import CannotListen, listening
 from balancer.routes import describe, read
 from balancer.settings import Settings, SettingsError, flag, misspelt, show, variable
 
 if TYPE_CHECKING:
     from balancer.tls import Certificate
-
-# Exit statuses: a command line or setting that cannot be used; everything else that failed.
-UNUSABLE = 2
-FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="VALUE",
                 help=f"{item.metadata['meaning']} (default {default}; {variable(item.name)})".replace("%", "%%"),
             )
+
+    text = "have a running balancer replaced by the code and the files that are there now, without losing a request"
+    reload = commands.add_parser("reload", help=text, description=text)
+    reload.set_defaults(run=_reload)
+    reload.add_argument(
+        "--admin", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN)"
+    )
+    reload.add_argument(
+        "--pid", type=_number(int, 1, 2**31 - 1), help="process id of its supervisor, where there is no admin listener"
+    )
 
     demo = commands.add_parser("demo", help="run the whole system without Docker and watch it scale")
     demo.set_defaults(run=_demo)
@@ -171,23 +179,51 @@ def held_back(number: signal.Signals) -> Iterator[None]:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    with ExitStack() as sockets:
+    from balancer.supervisor import TRIAL, Handover, Supervisor
+
+    before = Handover.received(os.environ)
+    with ExitStack() as stack:
         # A file that changes from here on is read again once there is somebody to do so.
-        sockets.enter_context(held_back(signal.SIGHUP))
+        stack.enter_context(held_back(signal.SIGHUP))
         settings = _settings(arguments)
         certificate = _certificate(settings)
         routes = read(settings)
+        processes = before.processes or _processes(settings)
+        for pool in [settings, *(routes.pools.values() if routes else ())]:
+            pool.part(0, processes)
+        if os.environ.pop(TRIAL, None):
+            # What a reload has to know before anything changes: whether all of it is there.
+            from balancer import plugins, server
+
+            plugins.load(settings, Random())
+            return 0
         try:
-            data = sockets.enter_context(listening(variable("bind"), settings.bind))
-            admin = sockets.enter_context(listening(variable("admin"), settings.admin)) if settings.admin else None
+            data = stack.enter_context(listening(variable("bind"), settings.bind, processes, before.data))
+            admin = []
+            if settings.admin:
+                admin = stack.enter_context(listening(variable("admin"), settings.admin, 1, before.admin))
         except CannotListen as error:
             print(error, file=sys.stderr)
             return FAILED
         from balancer import server
 
         server.configure_logging()
-        server.serve(settings, data, admin, certificate, routes)
-    return 0
+        slots = server.slots(settings, data, admin[0] if admin else None, certificate, routes, processes)
+        server.prepare()
+        return Supervisor(slots, data, admin, before).run()
+
+
+def _processes(settings: Settings) -> int:
+    return usable_cores() if settings.processes == "auto" else int(settings.processes)
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    from balancer.reloading import run
+
+    flags = {"admin": arguments.admin} if arguments.admin is not None else {}
+    environ = {name: value for name, value in os.environ.items() if name == variable("admin")}
+    settings = Settings.load(environ, flags)
+    return run(settings.admin, None if arguments.pid is None else int(arguments.pid))
 
 
 def _check(arguments: argparse.Namespace) -> int:

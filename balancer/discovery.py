@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import dns.exception
-import dns.message
 import dns.name
 import dns.rcode
 import dns.rdatatype
 import dns.resolver
 
 from balancer.dispatch import Clock
-from balancer.dnsquery import EDNS_PAYLOAD, Reply, ask
+from balancer.dnsquery import EDNS_PAYLOAD, Reply, Service, ask, unpack
 from balancer.health import URGENT_INTERVAL
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.search import Search, candidates
 from balancer.settings import Address, Settings, SettingsError
+from balancer.targets import Hosts, Targets
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,10 @@ class DnsResolver:
         self._clock = clock
         # The record types whose last answer did not fit into UDP: ask for the next over TCP at once.
         self._large: set[str] = set()
-        self._last: dict[str, tuple[list[str], frozenset[Endpoint]]] = {}
+        # The last answer of each record type, by what was on the wire: the same again costs next to nothing.
+        self._last: dict[str, tuple[dict[bytes, Endpoint], frozenset[Endpoint]]] = {}
+        self._last_services: tuple[frozenset[Service], dict[bytes, Hosts], frozenset[Endpoint]] | None = None
+        self._targets = Targets(self._hosts)
 
     async def __call__(self) -> Snapshot:
         if len(self._names) == 1:
@@ -117,42 +120,37 @@ class DnsResolver:
         raise error
 
     async def _addresses(self, reply: Reply, record: str) -> frozenset[Endpoint]:
-        hosts = sorted(reply.addresses(dns.rdatatype.from_text(record)))
-        known = self._last.get(record)
-        if known and known[0] == hosts:
-            return known[1]  # The very same set is recognized as no news further on.
-        endpoints = frozenset(Endpoint(Address(host, self._port)) for host in hosts)
-        self._last[record] = hosts, endpoints
-        return endpoints
+        found = reply.packed(dns.rdatatype.from_text(record))
+        known, endpoints = self._last.get(record, ({}, frozenset()))
+        if known.keys() != set(found):
+            places = {it: known.get(it) or Endpoint(Address(unpack(it), self._port)) for it in found}
+            endpoints = frozenset(places.values())
+            self._last[record] = places, endpoints
+        return endpoints  # The very same set is recognized as no news further on.
 
     async def _services(self, reply: Reply) -> frozenset[Endpoint]:
-        message = reply.message()
-        services = list(_records(message.answer, "SRV"))
-        targets = {data.target for data in services}
-        hosts = dict(zip(targets, await asyncio.gather(*(self._hosts(it, message) for it in targets)), strict=True))
-        return frozenset(
-            Endpoint(Address(host, data.port), data.priority, data.weight)
-            for data in services
-            for host in hosts[data.target]
+        found, given = reply.services()
+        services = frozenset(found)
+        hosts = await self._targets.resolve({it.target for it in services}, given)
+        if self._last_services and self._last_services[:2] == (services, hosts):
+            return self._last_services[2]
+        endpoints = frozenset(
+            Endpoint(Address(host, it.port), it.priority, it.weight)
+            for it in services
+            for host in hosts.get(it.target, ())
         )
+        self._last_services = services, hosts, endpoints
+        return endpoints
 
-    async def _hosts(self, target: dns.name.Name, message: dns.message.Message) -> list[str]:
-        """The addresses of an SRV target: from the additional section, else by a query of their own."""
-        given = [
-            data.address
-            for record in ("A", "AAAA")
-            for data in _records((it for it in message.additional if it.name == target), record)
-        ]
-        if given:
-            return given
+    async def _hosts(self, target: dns.name.Name) -> Hosts:
+        """The addresses of an SRV target. Raises OSError where the server does not say."""
         for record in (dns.rdatatype.A, dns.rdatatype.AAAA):
             reply = await self._query(target, record.name)
-            if found := reply.addresses(record):
-                return found
             if reply.rcode not in NOBODY_RCODES:
-                # Left out, it would be a member that has gone.
-                raise OSError(f"{dns.rcode.to_text(dns.rcode.Rcode(reply.rcode))} for {target}")
-        return []
+                raise OSError(f"{target}: {dns.rcode.to_text(dns.rcode.Rcode(reply.rcode))}")
+            if found := reply.packed(record):
+                return tuple(sorted(map(unpack, found)))
+        return ()
 
 
 def read_system(path: Path | None = None) -> System:
@@ -183,11 +181,6 @@ def _overall(answers: Sequence[Answer]) -> Outcome:
     """What a name has said in all: a record type that it has nothing of does not take anything from the others."""
     outcomes = {it.outcome for it in answers}
     return next(it for it in (Outcome.FOUND, Outcome.UNKNOWN, Outcome.NOBODY) if it in outcomes)
-
-
-def _records(section: Iterable[Any], record: str) -> Iterable[Any]:
-    wanted = dns.rdatatype.from_text(record)
-    return (data for rrset in section if rrset.rdtype == wanted for data in rrset)
 
 
 class Discovery:

@@ -440,7 +440,7 @@ class Dispatcher:
         claim.in_hand = body.size if body else 0
         waits = False
         try:
-            self.hold.enter(claim, until - began, moving=bool(self._membership.available))
+            self.hold.enter(claim, until - began, moving=self._membership.anybody)
             waits = True
             async with asyncio.timeout(max(0.0, until - began)):
                 await given
@@ -450,7 +450,7 @@ class Dispatcher:
                     return member
                 if isinstance(error, Refusal):
                     raise
-                raise (_overloaded() if self._membership.available else _nobody(record)) from None
+                raise (_overloaded() if self._membership.anybody else _nobody(record)) from None
         except asyncio.CancelledError:
             if given.done() and not given.cancelled():
                 self._slots.give_back(given.result())

@@ -43,6 +43,8 @@ from balancer.upstream import UpstreamResponse
 LINGER_SECONDS = 1.0
 # Seconds in which a client that has closed its side may still get its answers.
 HALF_CLOSED_SECONDS = 0.5
+# Seconds that a client may take for its first request when the listener closes: it may be on its way.
+NEW_SECONDS = 1.0
 # How often limits are checked, in seconds, and how many connections are looked at in one go.
 SWEEP_SECONDS = 1.0
 SWEEP_BATCH = 500
@@ -84,10 +86,21 @@ class Clients:
         # Requests without a body that have come before, by their bytes and their origin.
         self.requests: Memo[tuple[bytes, str], Request] = Memo()
         proxy.on_switch.append(self._forget)
+        # Each answer is the last of its connection from now on; how long those may idle that have had one.
+        self.stopping = False
+        self.patience = 0.0
 
     def _forget(self) -> None:
         """Routes have changed: each request, also one that has come before, has to find its own anew."""
         self.requests = Memo()
+
+    def stop(self, patience: float) -> None:
+        """The listener is about to close: what clients have asked for, or are just asking for, is answered.
+
+        A client that has its answer may be sending the next request; it is given ``patience`` seconds to do so.
+        """
+        self.patience = patience
+        self.stopping = True
 
     def __call__(
         self,
@@ -208,6 +221,8 @@ class Edge(asyncio.Protocol):
         self._origin = f"{self._scheme} {self.peer}"
         self._since = self.loop.time()
         self._server_state.connections.add(self)  # type: ignore[arg-type]
+        if self.clients.stopping:
+            self.shutdown()  # It was accepted when the listener closed.
         try:
             self.clients.admit(self)
         except Refusal as refusal:
@@ -253,7 +268,7 @@ class Edge(asyncio.Protocol):
             return
         key = data, self._origin
         alone = self._current is None and not (self._begun or self._head_bytes) and len(data) <= HEAD_MAX
-        if alone and (known := self.clients.requests.get(key)):
+        if alone and not self.clients.stopping and (known := self.clients.requests.get(key)):
             # The parser would be after it as it was before.
             self._messages += 1
             exchange = self._current = Exchange(self, known, "1.1", False)
@@ -298,8 +313,16 @@ class Edge(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server stops: finish what has been asked for, then close."""
-        self._last = True
-        if self._current is None:
+        if self._current is not None:
+            # The client is told, unless it has the head of its answer already: then it may ask once more.
+            self._current.closes = self._current.closes or not self._current.started
+        elif patience := self.clients.patience if self._messages else max(NEW_SECONDS, self.clients.patience):
+            self.loop.call_later(patience, self._close_if_idle)
+        else:
+            self.transport.close()
+
+    def _close_if_idle(self) -> None:
+        if self._current is None and not self._begun:
             self.transport.close()
 
     # httptools' side. No exception crosses it: what is wrong with a request is kept in ``_refusal``.
@@ -345,7 +368,7 @@ class Edge(asyncio.Protocol):
         self._messages += 1
         # What has come of a body already counts for that, but for its chunks only the parser knows where they begin.
         self._head_bytes = max(0, self._head_bytes - head_size(target, fields)) if request.chunked else 0
-        self._last = closes or len(self._queue) >= PIPELINE_MAX
+        self._last = closes or len(self._queue) >= PIPELINE_MAX or self.clients.stopping
         exchange = self._receiving = Exchange(self, request, version, self._last)
         self._queue.append(exchange)
 
@@ -389,8 +412,11 @@ class Edge(asyncio.Protocol):
             self._tell(self._refusal)
         elif self._last:
             self.transport.close()
-        elif not self.reading:
-            self.resume()
+        else:
+            if not self.reading:
+                self.resume()
+            if self.clients.stopping:
+                self.shutdown()
 
     def _break(self, exchange: Exchange) -> None:
         """The client must not take what it has for the whole."""

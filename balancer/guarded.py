@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Container, Hashable, Sequence
+from collections.abc import Callable, Collection, Container, Hashable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -110,20 +110,32 @@ class GuardedPolicy(Policy):
         self._reports = reports
         self._name = f"the policy {name_of(policy)}"
         self._turns = RoundRobin()
-        self._members: frozenset[Member] = frozenset()
+        self._members: set[Member] = set()
         self._built = False
         mark: Callable[[Request, Member], Headers] | None = getattr(policy, "mark", None)
         self._mark = None if getattr(mark, "__func__", None) is Policy.mark else mark
 
     def build(self, members: Sequence[Member]) -> None:
         self._turns.build(members)
-        self._members = frozenset(members)
+        self._members = set(members)
+        self._follow("build", members)
+
+    def update(self, members: Sequence[Member], come: Collection[Member], gone: Collection[Member]) -> None:
+        self._turns.update(members, come, gone)
+        self._members.difference_update(gone)
+        self._members.update(come)
+        if self._built and isinstance(self._policy, Policy):
+            self._follow("update", members, come, gone)
+        else:
+            self._follow("build", members)
+
+    def _follow(self, method: str, *changes: Collection[Member]) -> None:
         self._built = False
         try:
-            self._policy.build(members)
+            getattr(self._policy, method)(*changes)
             self._built = True
         except FAILURES as error:
-            self._reports.failed(f"build of {self._name}", error, "members take turns until it succeeds")
+            self._reports.failed(f"{method} of {self._name}", error, "members take turns until it succeeds")
 
     def choose(self, request: Request, exclude: Container[Member] = ()) -> Member | None:
         if self._built and self._members:

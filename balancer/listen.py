@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from balancer.settings import Address, UnixSocket
@@ -25,19 +25,44 @@ class CannotListen(Exception):
 
 
 @contextmanager
-def listening(name: str, address: Address | UnixSocket) -> Iterator[socket.socket]:
-    """A listening socket for the setting called ``name``, closed at the end; the file of a Unix socket goes with it.
+def listening(
+    name: str, address: Address | UnixSocket, count: int = 1, inherited: Sequence[int] = ()
+) -> Iterator[list[socket.socket]]:
+    """Listening sockets for the setting called ``name``, closed at the end; the file of a Unix socket goes with it.
 
-    Raises CannotListen, which says why not.
+    ``count``: how many are wanted, among which the kernel shares out what clients connect to; of a Unix socket there
+    is only one. ``inherited``: descriptors of those that there are already. Raises CannotListen, which says why not.
     """
-    with listen(name, address) as sock:
+    with ExitStack() as stack:
+        if inherited:
+            sockets = [stack.enter_context(socket.socket(fileno=it)) for it in inherited]
+        else:
+            sockets = [stack.enter_context(it) for it in listen_all(name, address, count)]
         made = _identity(address)
         try:
-            yield sock
+            yield sockets
         finally:
             # Another process may have taken the place in the meantime.
             if isinstance(address, UnixSocket) and made and made == _identity(address):
                 Path(address.path).unlink(missing_ok=True)
+
+
+def listen_all(name: str, address: Address | UnixSocket, count: int) -> list[socket.socket]:
+    """``count`` listening sockets that share an address, but one if it is a Unix socket's. Raises CannotListen."""
+    sock = listen(name, address)
+    if count == 1 or isinstance(address, UnixSocket):
+        return [sock]
+    # Whoever may share an address is not told that somebody else has it, so the first had it for itself.
+    sock.close()
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sockets.append(_listen_tcp(address, shared=True))
+    except OSError as error:
+        for it in sockets:
+            it.close()
+        raise _cannot(name, address, error) from error
+    return sockets
 
 
 def listen(name: str, address: Address | UnixSocket) -> socket.socket:
@@ -45,13 +70,19 @@ def listen(name: str, address: Address | UnixSocket) -> socket.socket:
     try:
         return _listen_unix(address.path) if isinstance(address, UnixSocket) else _listen_tcp(address)
     except OSError as error:
-        raise CannotListen(f"{name}={address} cannot be listened on: {error.strerror}") from error
+        raise _cannot(name, address, error) from error
 
 
-def _listen_tcp(address: Address) -> socket.socket:
+def _cannot(name: str, address: Address | UnixSocket, error: OSError) -> CannotListen:
+    return CannotListen(f"{name}={address} cannot be listened on: {error.strerror}")
+
+
+def _listen_tcp(address: Address, shared: bool = False) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
     except OSError:

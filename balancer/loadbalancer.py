@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from math import inf
 from random import Random
 from types import TracebackType
 from typing import Any
@@ -25,18 +27,22 @@ from balancer.probes import TICK, Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.settings import Address, Settings, SettingsError
 from balancer.stats import Stats
-from balancer.upstream import Timeouts, Upstream
+from balancer.upstream import Connections, Timeouts, Upstream
 from balancer.visit import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
+# Members that a log line names, and changes of state that are logged in a second, each.
+NAMED = 20
+FLIPS_LOGGED = 100
 
 # What a keyword of these names would do nothing for: who mounts a LoadBalancer has listeners of their own.
 SERVE_ONLY = frozenset(
     {
         "bind", "admin", "max_head", "max_fields", "max_target", "head_timeout", "keepalive_timeout", "min_body_rate",
         "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key", "http2",
-        "access_log", "otel_endpoint", "shutdown_seconds", "admin_token", "routes",
+        "access_log", "otel_endpoint", "processes", "shutdown_delay", "shutdown_seconds", "reload_seconds",
+        "admin_token", "routes",
     }
 )  # fmt: skip
 
@@ -99,6 +105,8 @@ class LoadBalancer:
         self._probe = probe or make_probe(self.settings)
         self._trace = trace
         self.clock = clock
+        # The front end that requests come by, where it is not this one's own.
+        self.listener: Proxy | None = None
         # The event loop that this lives in, and the task that ends it there.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: asyncio.Task[None] | None = None
@@ -133,10 +141,12 @@ class LoadBalancer:
         self._discovery = Discovery(
             self._resolve,
             settings.resolve_interval,
-            urgent=lambda: not self.membership.available,
+            urgent=lambda: not self.membership.anybody,
             deliver=self._deliver,
         )
         self._farewells: set[asyncio.Task[None]] = set()
+        self._anybody = False
+        self._flip_log = FlipLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loop is not asyncio.get_running_loop():
@@ -223,6 +233,41 @@ class LoadBalancer:
         """The pools that get requests: itself."""
         return [self]
 
+    # What the status page and the metrics show.
+
+    @property
+    def members(self) -> Mapping[Address, Member]:
+        """All members, whatever their state."""
+        return self.membership.members
+
+    @property
+    def available(self) -> int:
+        """How many members may be given requests."""
+        return len(self.membership.available)
+
+    @property
+    def held(self) -> int:
+        """Requests that wait for a member."""
+        return len(self.dispatcher.hold)
+
+    @property
+    def active(self) -> int:
+        """Requests in progress, with those that wait."""
+        return self.proxy.active
+
+    @property
+    def clients(self) -> Collection[object] | None:
+        """The open connections of the listener that its requests come by; None where nobody counts them."""
+        return (self.listener or self.proxy).connections
+
+    @property
+    def connections(self) -> Connections | None:
+        """The connections to members; None where the upstream does not count them."""
+        it = self.upstream
+        if not isinstance(it, NativeUpstream):
+            return None
+        return Connections(it.active, it.idle, it.opened, it.requests)
+
     @property
     def name(self) -> str:
         """What it is called where there are several, else ""."""
@@ -255,14 +300,18 @@ class LoadBalancer:
             self.membership.drain(member, drained)
             for observer in self._observers:
                 observer.drained(member)
-        self.dispatcher.wake()
+        self._rally()
 
     def _deliver(self, snapshot: Snapshot) -> None:
         before, self.snapshot = self.snapshot, snapshot
         if before is None or before.describe() != snapshot.describe():
             log.info("DNS for %s: %s", self.settings.alias, snapshot.describe())
+        self._flip_log.flush(self.clock())
         change = self.membership.reconcile(snapshot)
-        self.dispatcher.wake()  # SRV's priorities may have changed without anybody's state.
+        if change.joined:
+            log.info("joining: %s", named(change.joined))
+            self._prober.join(change.joined)
+        self._rally()  # Also where nobody came or went: SRV's priorities may have changed.
         for observer in self._observers:
             observer.resolved(snapshot, change)
         for member in change.left:
@@ -271,34 +320,69 @@ class LoadBalancer:
                 farewell = asyncio.get_running_loop().create_task(self._look_once_more(member.address))
                 self._farewells.add(farewell)
                 farewell.add_done_callback(self._farewells.discard)
-        if change.joined:
-            log.info("joining: %s", ", ".join(str(it.address) for it in change.joined))
-            self._prober.hurry(change.joined)
+
+    def _rally(self) -> None:
+        """Who may be chosen has changed: members for those who wait; where there are none any more, look for some."""
+        before, self._anybody = self._anybody, self.membership.anybody
+        self.dispatcher.wake()
+        if before and not self._anybody:
+            self._discovery.hurry()
+            self._prober.hurry(it for it in self.membership.members.values() if it.probes)
 
     async def _look_once_more(self, address: Address) -> None:
         """A member that left DNS may be finishing its requests, or be cut off from the network and never answer."""
-        event, _ = await self._probe(address)
+        event, _ = await self._prober.look(address)
         if event in HUNG:
             self.upstream.give_up(address)
 
     def _flipped(self, member: Member, before: State, event: Event) -> None:
-        # Suspicions come and go with single probes; what comes of them is worth a line.
-        passing = {before, member.state} == {State.UP, State.SUSPECT}
-        level = logging.DEBUG if passing else logging.INFO
-        log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
+        self._flip_log.flipped(member, before)
         for observer in self._observers:
             observer.flipped(member, before, event)
-        if self.membership.available:
-            self.dispatcher.wake()
-        else:
-            self._discovery.hurry()
-            self._prober.hurry(self.membership.members.values())
+        if member.state is State.LEAVING:
+            return  # ``_deliver`` goes on, once all are told of.
+        self._rally()
         if member.state is State.SUSPECT and self.settings.health_path:
             self._prober.hurry([member])  # It may say that it is draining; a TCP connect could not tell.
         elif member.state is State.DOWN:
             if event in HUNG:
                 self.upstream.give_up(member.address)
             self.upstream.forget(member.address)
+
+
+class FlipLog:
+    """A line for each change of a member's state; of more than FLIPS_LOGGED in a second one line says how many."""
+
+    def __init__(self) -> None:
+        self._since = -inf
+        self._lines = 0
+        self._others: Counter[State] = Counter()
+
+    def flipped(self, member: Member, before: State) -> None:
+        if member.since - self._since >= 1:
+            self.flush(member.since)
+        # Suspicions come and go with single probes; what comes of them is worth a line.
+        passing = {before, member.state} == {State.UP, State.SUSPECT}
+        level = logging.DEBUG if passing else logging.INFO
+        if self._lines < FLIPS_LOGGED:
+            self._lines += log.isEnabledFor(level)
+            log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
+        else:
+            self._others[member.state] += 1
+
+    def flush(self, now: float) -> None:
+        """A second may be over. ``now``: a reading of the clock that members' times are of."""
+        if now - self._since >= 1:
+            if self._others:
+                log.info("more changes of state: %s", ", ".join(f"{n} {it.value}" for it, n in self._others.items()))
+                self._others.clear()
+            self._since, self._lines = now, 0
+
+
+def named(members: Sequence[Member]) -> str:
+    """Their addresses, for a log line; of very many, the first."""
+    names = ", ".join(str(it.address) for it in members[:NAMED])
+    return names if len(members) <= NAMED else f"{names} and {len(members) - NAMED} more"
 
 
 def _settings(alias: str | Settings, given: dict[str, Any]) -> Settings:

@@ -6,18 +6,36 @@ Rules (each measured on Docker's DNS, DESIGN 3.2):
 * SERVFAIL, REFUSED and silence mean "unknown": what is known stays.
 * Each record type keeps its own last good answer, so that AAAA cannot void A.
 * An address that leaves takes its state with it; when it comes back it is a new member.
+
+There may be thousands of members, and all of them may change within a second, one by one. So what one change costs
+grows with the logarithm of their number, and what the members together cost is paid when DNS brings a change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from heapq import heappop, heappush
+from math import inf
+from operator import attrgetter
+from typing import NamedTuple
 
 from balancer.health import CLOSES_TO_SUSPECT, TRANSITIONS, Event, State
 from balancer.settings import Address
 
 EMPTY_POLLS = 3
+
+# Members whose weight rises in one step, so that thousands that came up together do not make a long one.
+WARMED_AT_ONCE = 100
+# More changes than this, and than half of the members, are not told one by one: to take over all costs no more.
+TOLD_ONE_BY_ONE = 128
+# After so many changes a policy follows, so that no request has to pay for thousands.
+FOLLOW_AFTER = 64
+
+# Where members who may be chosen stand: first those that are up, then suspects; of these, by SRV priority.
+Shelf = tuple[int, int]
 
 
 class Outcome(Enum):
@@ -28,8 +46,7 @@ class Outcome(Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """A place that DNS names. Priority (lower is preferred) and weight come from SRV (RFC 2782)."""
 
     address: Address
@@ -77,15 +94,17 @@ class Member:
     answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
     open after a response; ``closes``: responses in a row that announced the end of theirs.
     ``drained``: somebody has asked that it gets no more requests, at ``drained_since``. ``accused``: it is
-    down because requests failed to connect, and no probe has looked since.
+    down because requests failed to connect, and no probe has looked since. ``shelf``: where it stands among those
+    who may be chosen, if it does.
     """
 
     endpoint: Endpoint
     since: float
-    state: State = State.JOINING
-    reason: str = "found in DNS"
+    # What every request touches comes first, next to what Python itself touches: there may be thousands of these.
     in_flight: int = 0
     requests: int = 0
+    state: State = State.JOINING
+    reason: str = "found in DNS"
     probe_at: float = 0.0
     probed_at: float = 0.0
     probe_failures: int = 0
@@ -99,6 +118,7 @@ class Member:
     drained: bool = False
     drained_since: float = 0.0
     warm_since: float = 0.0
+    shelf: Shelf | None = None
     weight: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -134,7 +154,7 @@ class Membership:
 
     ``slow_start``: seconds in which the weight of a member that came up rises to its full value.
     ``on_flip``: called with a member, its previous state and the event after every change of state.
-    ``generation`` counts the changes of who may be chosen, so that a policy knows when to rebuild.
+    ``generation`` counts the changes of who may be chosen, so that a policy knows when to follow.
     """
 
     on_flip: Callable[[Member, State, Event], None] = lambda member, before, event: None
@@ -142,36 +162,54 @@ class Membership:
     slow_start: float = 0.0
     generation: int = 0
     _families: dict[str, _Family] = field(default_factory=dict)
+    # Those who might be chosen, by shelf, in order of address; no shelf is empty. The best one is ``available``.
+    _shelves: dict[Shelf, list[Member]] = field(default_factory=dict)
+    _best: Shelf | None = None
     _available: tuple[Member, ...] | None = ()
-    _available_set: frozenset[Member] = frozenset()
-    _warming: set[Member] = field(default_factory=set)
+    # Who came to, left or changed on the best shelf since somebody asked last; None for too many, or all.
+    _changed: dict[Member, None] | None = None
+    _accused: dict[Member, None] = field(default_factory=dict)
+    _warming: dict[Member, float] = field(default_factory=dict)
+    # The next step of each that warms up: when, a number that makes entries comparable, who, and which tenth.
+    _steps: list[tuple[float, int, Member, int]] = field(default_factory=list)
+    _stepped: int = 0
 
     @property
     def available(self) -> tuple[Member, ...]:
         """The members that may be chosen, in order of address.
 
-        Those that are up, else the suspects; of these, the ones of the best SRV priority.
+        Those that are up, else the suspects; of these, the ones of the best SRV priority. The first look after a
+        change takes time for each; whoever wants to know no more than whether there are any asks ``anybody``.
         """
         if self._available is None:
-            states = self._in_state(State.UP), self._in_state(State.SUSPECT)
-            fit = next(filter(None, ([it for it in found if not it.drained] for found in states)), [])
-            best = min((it.endpoint.priority for it in fit), default=0)
-            self._available = tuple(
-                sorted((it for it in fit if it.endpoint.priority == best), key=lambda member: member.address)
-            )
-            self._available_set = frozenset(self._available)
+            self._available = tuple(self._shelves[self._best]) if self._best else ()
         return self._available
+
+    @property
+    def anybody(self) -> bool:
+        """Whether anybody is available."""
+        return self._best is not None
 
     def is_available(self, member: Member) -> bool:
         """Whether it is one of ``available``; costs the same however many there are."""
-        return bool(self.available) and member in self._available_set
+        return self._best is not None and member.shelf == self._best
 
-    def accused(self) -> list[Member]:
+    def take_changed(self) -> Collection[Member] | None:
+        """Those who may be chosen, might have been, or have another weight since the last call.
+
+        None if that is easier learnt from ``available``.
+        """
+        changed, self._changed = self._changed, {}
+        return changed
+
+    @property
+    def much_changed(self) -> bool:
+        """Whether so much has changed since ``take_changed`` that a policy should not wait for the next request."""
+        return self._changed is None or len(self._changed) >= FOLLOW_AFTER
+
+    def accused(self) -> Iterable[Member]:
         """The members that are down by the evidence of failed requests alone."""
-        return [it for it in self._in_state(State.DOWN) if it.accused and not it.drained]
-
-    def _in_state(self, state: State) -> list[Member]:
-        return [it for it in self.members.values() if it.state is state]
+        return (it for it in self._accused if not it.drained)
 
     def reconcile(self, snapshot: Snapshot) -> Change:
         """Take in a snapshot; returns who joined and who left by it."""
@@ -185,13 +223,15 @@ class Membership:
                 if known is None or (endpoint.priority, -endpoint.weight) < (known.priority, -known.weight):
                     wanted[endpoint.address] = endpoint
         joined = [Member(wanted[address], since=snapshot.when) for address in sorted(wanted.keys() - self.members)]
-        left = [self.members[address] for address in sorted(self.members.keys() - wanted)]
-        for member in left:
-            self.observe(member, Event.LEFT_DNS, snapshot.when)
-            del self.members[member.address]
+        left = [self.members.pop(address) for address in sorted(self.members.keys() - wanted)]
+        states = [member.state for member in left]
+        self._leave(left, snapshot.when)
+        self._reweigh(wanted)
         for member in joined:
             self.members[member.address] = member
-        self._reweigh(wanted.values())
+        # Only now, so that whoever is told sees none of them any more.
+        for member, before in zip(left, states, strict=True):
+            self.on_flip(member, before, Event.LEFT_DNS)
         return Change(joined, left)
 
     def _learn(self, answer: Answer) -> bool:
@@ -206,55 +246,96 @@ class Membership:
                 family.endpoints = frozenset()
         return family.endpoints is not known and family.endpoints != known
 
-    def _reweigh(self, endpoints: Iterable[Endpoint]) -> None:
+    def _leave(self, left: Sequence[Member], now: float) -> None:
+        """Members left DNS. All at once: to take them out one by one would take longer with each."""
+        shelves = {it.shelf for it in left if it.shelf}
+        for member in left:
+            self._enter(member, State.LEAVING, Event.LEFT_DNS.value, now)
+            self._accused.pop(member, None)
+        for shelf in shelves:
+            if stay := [it for it in self._shelves[shelf] if it.state is not State.LEAVING]:
+                self._shelves[shelf] = stay
+            else:
+                del self._shelves[shelf]
+        for member in left:
+            stood, member.shelf = member.shelf, None
+            if stood and stood == self._best:
+                self._note(member)
+        self._look_for_best()
+
+    def _reweigh(self, endpoints: dict[Address, Endpoint]) -> None:
         """SRV may change a member's priority or weight without touching the member."""
-        for endpoint in endpoints:
-            member = self.members[endpoint.address]
-            if member.endpoint != endpoint:
+        for address, member in self.members.items():
+            endpoint = endpoints[address]
+            if member.endpoint is not endpoint and member.endpoint != endpoint:
                 member.endpoint = endpoint
                 if member not in self._warming:
                     member.weight = endpoint.weight
-                self._changed()
+                self._place(member)
 
     def warm_up(self, now: float) -> None:
-        """Raise the weights of the members that are new, a tenth at a time."""
-        for member in list(self._warming):
-            part = min(1.0, max(1, int(10 * (now - member.warm_since) / self.slow_start)) / 10)
-            if part == 1.0:
-                self._warming.discard(member)
-            weight = member.endpoint.weight * part
-            if member.weight != weight:
-                member.weight = weight
-                self._changed()
+        """Raise the weights of the members that are new, a tenth at a time, and of WARMED_AT_ONCE members at most."""
+        for _ in range(WARMED_AT_ONCE):
+            if not (self._steps and self._steps[0][0] <= now):
+                break
+            _, _, member, _ = heappop(self._steps)
+            if self._warming.get(member) == member.warm_since:
+                self._warm(member, now)
+
+    def warms_at(self) -> float:
+        """When ``warm_up`` has something to do next."""
+        return self._steps[0][0] if self._steps else inf
+
+    def _warm(self, member: Member, now: float) -> None:
+        part = min(10, max(1, int(10 * (now - member.warm_since) / self.slow_start)))
+        if part == 10:
+            del self._warming[member]
+        else:
+            self._stepped += 1
+            # Later than now in any case, whatever the rounding.
+            at = max(member.warm_since + (part + 1) * self.slow_start / 10, now + self.slow_start / 1000)
+            heappush(self._steps, (at, self._stepped, member, part))
+        weight = member.endpoint.weight * part / 10
+        if member.weight != weight:
+            member.weight = weight
+            self._place(member)
 
     def observe(self, member: Member, event: Event, now: float, reason: str = "", *, by_request: bool = False) -> None:
         """Take in what happened to a member; ``reason`` is the event's own words where there are better ones.
 
         ``by_request``: a user's request met with it, not a probe.
         """
-        if not by_request:
+        if not by_request and member.accused:
             member.accused = False
+            self._accused.pop(member, None)
         before = member.state
         after = TRANSITIONS[before].get(event)
         if after is None or after is before:
             return
-        member.state, member.reason, member.since = after, reason or event.value, now
-        member.closes = 0
+        self._enter(member, after, reason or event.value, now)
         member.accused = by_request and after is State.DOWN
+        if member.accused:
+            self._accused[member] = None
+        else:
+            self._accused.pop(member, None)
         if after is State.UP and before in (State.JOINING, State.DOWN) and self.slow_start:
             member.warm_since = now
-            self._warming.add(member)
-            self.warm_up(now)
-        elif after in (State.DOWN, State.LEAVING):
-            self._warming.discard(member)
-        self._changed()
+            self._warming[member] = now
+            self._warm(member, now)
+        self._place(member)
         self.on_flip(member, before, event)
+
+    def _enter(self, member: Member, state: State, reason: str, now: float) -> None:
+        member.state, member.reason, member.since = state, reason, now
+        member.closes = 0
+        if state in (State.DOWN, State.LEAVING):
+            self._warming.pop(member, None)
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, whatever its state; or (``drained`` is false) as many as that allows."""
         if member.drained != drained:
             member.drained = drained
-            self._changed()
+            self._place(member)
 
     def answered(self, member: Member, closes: bool, now: float) -> None:
         """A member's response announced (``closes``) or did not announce that its connection ends with it."""
@@ -267,6 +348,45 @@ class Membership:
             if member.closes >= CLOSES_TO_SUSPECT:
                 self.observe(member, Event.CLOSE_ANNOUNCED, now, by_request=True)
 
-    def _changed(self) -> None:
+    def _place(self, member: Member) -> None:
+        """State, priority or weight have changed, or whether it is drained: have a member stand where it belongs."""
+        old, new = member.shelf, _shelf(member)
+        if old != new:
+            if old:
+                shelf = self._shelves[old]
+                del shelf[bisect_left(shelf, member.address, key=_ADDRESS)]
+                if not shelf:
+                    del self._shelves[old]
+            if new:
+                insort(self._shelves.setdefault(new, []), member, key=_ADDRESS)
+            member.shelf = new
+        if self._best and self._best in (old, new):
+            self._note(member)
+        self._look_for_best()
+
+    def _note(self, member: Member) -> None:
+        """Somebody on the best shelf has changed."""
         self._available = None
         self.generation += 1
+        if self._changed is not None:
+            self._changed[member] = None
+            size = len(self._shelves.get(self._best, ())) if self._best else 0
+            if len(self._changed) > TOLD_ONE_BY_ONE and 2 * len(self._changed) > size:
+                self._changed = None
+
+    def _look_for_best(self) -> None:
+        best = min(self._shelves, default=None)
+        if best != self._best:
+            self._best = best
+            self._available = None
+            self._changed = None
+            self.generation += 1
+
+
+_ADDRESS = attrgetter("endpoint.address")
+_SHELVED = {State.UP: 0, State.SUSPECT: 1}
+
+
+def _shelf(member: Member) -> Shelf | None:
+    rank = None if member.drained else _SHELVED.get(member.state)
+    return None if rank is None else (rank, member.endpoint.priority)

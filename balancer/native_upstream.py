@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable
 from math import inf
 
@@ -24,6 +25,8 @@ from balancer.upstream import Timeouts, UpstreamRequest
 
 # Below the 5 s after which a uvicorn member closes an idle connection, by more than one sweep.
 KEEPALIVE_SECONDS = 4.0
+# Members whose idle connections are closed in one turn of the event loop; thousands would keep everybody waiting.
+FAREWELLS = 50
 # How often limits are checked, in seconds: a quarter of the shortest, within these bounds.
 SWEEP_MIN, SWEEP_MAX = 0.01, 0.5
 
@@ -41,6 +44,9 @@ class NativeUpstream:
         self._heads: Memo[bytes, KnownHead] = Memo()
         self._sweep_seconds = min(SWEEP_MAX, max(SWEEP_MIN, min(timeouts.response, timeouts.idle) / 4))
         self._sweeper: asyncio.TimerHandle | None = None
+        # Of members that are forgotten: idle connections that are still to be closed.
+        self._forgotten: deque[_Link] = deque()
+        self._closing: asyncio.Handle | None = None
         self.opened = 0
         self.requests = 0
 
@@ -73,9 +79,7 @@ class NativeUpstream:
 
     async def send(self, address: Address, request: UpstreamRequest) -> Response:
         data = encode_head(request.method, request.target, request.headers)
-        link = self._links.get(address)
-        if link is None:
-            link = self._links[address] = _Link(self._active, self._heads)
+        link = self._links.get(address) or self.link(address)
         connection = (None if request.fresh else link.take()) or await self._connect(address, link)
         self._active.add(connection)
         self.requests += 1
@@ -98,6 +102,10 @@ class NativeUpstream:
         )  # fmt: skip
         await response.wait_for_head()
         return response
+
+    def link(self, address: Address) -> _Link:
+        """The connections to a member, of which there may be none."""
+        return self._links.setdefault(address, _Link(self._active, self._heads))
 
     async def _connect(self, address: Address, link: _Link) -> MemberConnection:
         loop = asyncio.get_running_loop()
@@ -141,11 +149,24 @@ class NativeUpstream:
         link = self._links.pop(address, None)
         if link:
             link.forgotten = True
-            link.expire(inf)
+            if link.idle:
+                self._forgotten.append(link)
+                if self._closing is None:
+                    self._closing = asyncio.get_running_loop().call_soon(self._close_forgotten)
+
+    def _close_forgotten(self) -> None:
+        for _ in range(min(FAREWELLS, len(self._forgotten))):
+            self._forgotten.popleft().expire(inf)
+        self._closing = asyncio.get_running_loop().call_soon(self._close_forgotten) if self._forgotten else None
 
     async def close(self) -> None:
         for address in list(self._links):
             self.forget(address)
+        if self._closing:
+            self._closing.cancel()
+            self._closing = None
+        while self._forgotten:
+            self._forgotten.popleft().expire(inf)
         for connection in list(self._active):
             connection.abort()
         if self._sweeper:

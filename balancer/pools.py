@@ -210,6 +210,7 @@ class Pools:
     def _switch(self, table: Table) -> None:
         for name, settings in table.pools.items():
             self._active[settings].name = name
+            self._active[settings].listener = self.proxy
         self.proxy.switch(table, {name: self._active[it].dispatcher for name, it in table.pools.items()})
 
     async def _start(self, pool: LoadBalancer) -> None:

@@ -11,7 +11,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -72,10 +72,7 @@ def _parse_address(text: str, default_port: int | None = None) -> Address:
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 65535:
-        raise ValueError("not a port")
-    return number
+    return _number(text, 1, 65535)
 
 
 def _listener(text: str) -> Address | UnixSocket:
@@ -145,13 +142,18 @@ def seconds(low: float, high: float) -> Kind:
 
 
 def count(low: int, high: int) -> Kind:
-    def parse(text: str) -> int:
-        number = int(text)
-        if not low <= number <= high:
-            raise ValueError("out of range")
-        return number
+    return Kind(lambda text: _number(text, low, high), f"a whole number from {low} to {high}")
 
-    return Kind(parse, f"a whole number from {low} to {high}")
+
+def _processes(text: str) -> int | str:
+    return text if text == "auto" else _number(text, 1, 64)
+
+
+def _number(text: str, low: int, high: int) -> int:
+    number = int(text)
+    if not low <= number <= high:
+        raise ValueError("out of range")
+    return number
 
 
 def choice(*accepted: str) -> Kind:
@@ -216,6 +218,7 @@ POLICY = Kind(
 )
 HOOKS = Kind(_plug_ins, "module:class or names of entry points in the group balancer.hooks, with commas between")
 ON_OFF = Kind(_on_off, "on or off")
+PROCESSES = Kind(_processes, "a whole number from 1 to 64, or auto")
 ACCESS_LOG = Kind(_access_log, "on, off or text")
 ROUTES = Kind(_file, "routes such as shop.example=shop:8080,/api=api,=apps, or the path of a TOML file")
 
@@ -303,7 +306,20 @@ class Settings:
         URL,
         "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs the extra otel",
     )
-    shutdown_seconds: float = setting(8.0, seconds(0, 3600), "how long requests may go on after SIGTERM")
+    processes: int | str = setting(
+        1, PROCESSES, "how many processes serve; auto is one for each core that the balancer may use"
+    )
+    shutdown_delay: float = setting(
+        0.0,
+        seconds(0, 3600),
+        "how long to go on accepting after SIGTERM, with /readyz at 503 and connections closed by their next response",
+    )
+    shutdown_seconds: float = setting(
+        8.0, seconds(0, 3600), "how long requests may go on after SIGTERM, and after that delay"
+    )
+    reload_seconds: float = setting(
+        60.0, seconds(0, 86400), "how long requests and WebSockets may go on in processes that a reload has replaced"
+    )
 
     @classmethod
     def load(cls, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
@@ -384,6 +400,27 @@ class Settings:
         if self.proxy_protocol and not self.trusted_proxies and not isinstance(self.bind, UnixSocket):
             found.append(("proxy_protocol", ("trusted_proxies",)))
         return found
+
+    def part(self, number: int, processes: int) -> Settings:
+        """What process ``number`` (from 0) serves with: its part of each limit that is meant for all of them together.
+
+        Raises SettingsError where a limit does not give one to each.
+        """
+        if processes == 1:
+            return self
+        parts = {}
+        problems = []
+        for name, least in (("max_requests_per_member", 1), ("max_connections", 1), ("hold_max", 0), ("hold_bytes", 0)):
+            limit = getattr(self, name)
+            if 0 < limit < least * processes:
+                problems.append(
+                    f"{variable(name)}={limit} cannot be used with {processes} processes: it is shared out among them, "
+                    f"so it takes 0 or at least {processes}"
+                )
+            parts[name] = limit // processes + (number < limit % processes)
+        if problems:
+            raise SettingsError(problems)
+        return replace(self, **parts)
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(variable, value in effect, meaning) of every setting, for people to read."""

@@ -48,6 +48,8 @@ class Slots:
 
     def wake(self) -> None:
         """Who is available has changed: those who wait get members as long as there are some."""
+        if self._built_for != self._membership.generation and self._membership.much_changed:
+            self._follow()
         while (claim := self._hold.first()) and (member := self._choose(claim.request, claim.tried)):
             self._give(claim, member)
 
@@ -56,7 +58,7 @@ class Slots:
 
         Better to try it than to refuse: what failed may have been a moment's congestion.
         """
-        if self._membership.available:
+        if self._membership.anybody:
             return None
         for member in self._membership.accused():
             if member not in claim.tried and member.in_flight < self._limit:
@@ -74,14 +76,24 @@ class Slots:
 
     def _choose(self, request: Request, tried: Container[Member]) -> Member | None:
         if self._built_for != self._membership.generation:
-            self._built_for = self._membership.generation
-            self._policy.build(self._membership.available)
+            self._follow()
         if self._limit == inf and not tried:
             return self._policy.choose(request)
         member = self._policy.choose(request, _Unfit(self._limit, tried))
         if member is None and tried:
             member = self._policy.choose(request, _Unfit(self._limit, ()))
         return member
+
+    def _follow(self) -> None:
+        """Have the policy know who may be chosen."""
+        first, self._built_for = self._built_for < 0, self._membership.generation
+        changed = self._membership.take_changed()
+        available = self._membership.available
+        if changed is None or first:
+            self._policy.build(available)
+        else:
+            come = [it for it in changed if self._membership.is_available(it)]
+            self._policy.update(available, come, [it for it in changed if not self._membership.is_available(it)])
 
 
 def _occupy(member: Member) -> Member:

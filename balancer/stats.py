@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from operator import add
+from typing import Any
 
 from balancer.errors import TOKENS, UNTOLD
 from balancer.events import Events
@@ -23,6 +24,9 @@ from balancer.settings import Address
 # Upper bounds of the classes in which latencies are counted, in seconds: seven a decade, so that percentiles are right
 # to a fifth, and what is above the last. The Prometheus histogram has those of 1, 2.5 and 5.
 BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step in (1, 1.5, 2, 2.5, 3.5, 5, 7.5))
+
+# Tallies of members that have left, which are added up with each answer of DNS; all of them when somebody asks.
+LEFT_AT_ONCE = 500
 
 # Everything else is "OTHER", because anybody can make up a method.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -50,14 +54,16 @@ class Tally:
         self.seconds = 0.0
         self.sent = 0
         self.received = 0
-        self.retries: Counter[str] = Counter()
-        self.flips: Counter[State] = Counter()
+        # Not Counter: thousands of members may come at once, and to make one takes longer than all of the rest.
+        self.retries: defaultdict[str, int] = defaultdict(int)
+        self.flips: defaultdict[State, int] = defaultdict(int)
 
     def add(self, other: Tally) -> None:
         """Count all that another has counted as well."""
         for kind, number in other.requests.items():
             self.requests[kind] += number
-        self.buckets = list(map(add, self.buckets, other.buckets))
+        if other.requests:
+            self.buckets = list(map(add, self.buckets, other.buckets))
         self.seconds += other.seconds
         self.sent += other.sent
         self.received += other.received
@@ -69,6 +75,13 @@ class Tally:
     @property
     def count(self) -> int:
         return sum(self.requests.values())
+
+    @property
+    def mark(self) -> tuple[float, ...]:
+        """Something else whenever anything has been counted: counts only grow."""
+        return (
+            self.count, self.seconds, self.sent, self.received, sum(self.retries.values()), sum(self.flips.values())
+        )  # fmt: skip
 
     @property
     def failed(self) -> int:
@@ -90,6 +103,8 @@ class Stats(Observer):
         self.members: dict[Address, Tally] = {}
         # What is not, or no longer, anybody's who is in DNS. A request is counted in one place only.
         self._others = Tally()
+        # Of members that have left, still to be added to it: thousands may leave at once.
+        self._left: list[Tally] = []
         self.errors: Counter[str] = Counter()
         self.held = 0
         self.held_seconds = 0.0
@@ -104,11 +119,58 @@ class Stats(Observer):
     @property
     def total(self) -> Tally:
         """Of all requests: added up when it is asked for, which takes some microseconds for each member."""
+        self._add_up(len(self._left))
         total = Tally()
         total.add(self._others)
         for one in self.members.values():
             total.add(one)
         return total
+
+    def add(self, other: Stats) -> None:
+        """Count all that another has counted as well, but for its events."""
+        for address, tally in other.members.items():
+            self.members.setdefault(address, Tally()).add(tally)
+        for tally in (other._others, *other._left):
+            self._others.add(tally)
+        self.errors.update(other.errors)
+        self.held += other.held
+        self.held_seconds += other.held_seconds
+        self.held_buckets = list(map(add, self.held_buckets, other.held_buckets))
+        self.dns.update(other.dns)
+        self.truncated.update(other.truncated)
+        for record, when in other.answered.items():
+            self.answered[record] = max(when, self.answered.get(record, when))
+        self.changes += other.changes
+        self.flips.update(other.flips)
+
+    def count_anew(self, parts: Iterable[Stats]) -> None:
+        """Have counted what all of these have, and nothing else; the events stay."""
+        total = Stats()
+        for part in parts:
+            total.add(part)
+        self.__dict__.update(total.__dict__ | {"events": self.events})
+
+    def forget(self, address: Address) -> None:
+        """That member is gone: what it did is nobody's in particular any more."""
+        self._others.add(self.members.pop(address, Tally()))
+
+    def without_members(self) -> Stats:
+        """What is not counted by member; shares its counters with this."""
+        rest = Stats()
+        rest.__dict__.update(self.__dict__ | {"members": {}, "events": rest.events})
+        return rest
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Events are told one by one.
+        return {name: value for name, value in self.__dict__.items() if name != "events"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, events=Events())
+
+    def _add_up(self, count: int) -> None:
+        """Add up so many of those whose members have left."""
+        for _ in range(min(count, len(self._left))):
+            self._others.add(self._left.pop())
 
     def done(self, record: Record) -> None:
         method = record.request.method
@@ -155,8 +217,10 @@ class Stats(Observer):
                 self.answered[answer.record] = snapshot.when
         if change:
             self.changes += 1
+        self._add_up(LEFT_AT_ONCE)
         for member in change.left:
-            self._others.add(self.members.pop(member.address, Tally()))
+            if tally := self.members.pop(member.address, None):
+                self._left.append(tally)
         for member in change.joined:
             self.members[member.address] = Tally()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from balancer.headers import Headers
 from balancer.request import Body, Request
@@ -22,6 +22,18 @@ class Timeouts:
     connect: float
     response: float
     idle: float
+
+
+class Connections(NamedTuple):
+    """Connections to members: how many are in use, how many idle, and how many there have been.
+
+    ``requests``: how many have been sent on them.
+    """
+
+    active: int
+    idle: int
+    opened: int
+    requests: int
 
 
 @dataclass(slots=True)

@@ -317,6 +317,12 @@ VARIANTS = [
         lambda site: balancer(site, f"--admin=127.0.0.1:{free_port()}"),
         peers.balancer_version,
     ),
+    Candidate(
+        "balancer-2",
+        "the same with two processes, which share the one core here: what a request costs then",
+        lambda site: balancer(site, "--processes=2"),
+        peers.balancer_version,
+    ),
 ]
 BASELINE = "nginx-keepalive"
 OURS = "balancer"

@@ -22,9 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from balancer.admin.board import Board, Pool, Viewer
 from balancer.admin.guard import deny
 from balancer.admin.metrics import metrics_endpoint
-from balancer.loadbalancer import LoadBalancer
+from balancer.admin.view import Usage, View, by_name
 from balancer.membership import Member
 from balancer.settings import Settings
+from balancer.stats import Stats
+from balancer.supervisor import Post
 
 HERE = Path(__file__).parent
 
@@ -43,30 +45,49 @@ SECURITY = {
 }
 
 
-def admin_app(pools: Callable[[], Sequence[LoadBalancer]], settings: Settings, board: Board) -> Starlette:
+def admin_app(
+    pools: Callable[[], Sequence[View]],
+    settings: Settings,
+    board: Board,
+    unrouted: Callable[[], Stats | None] = lambda: None,
+    processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
+    post: Post | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Starlette:
     """Everything on the admin port.
 
-    ``pools``: those that the data listener gives requests to just now, at least one. ``board``: runs beside it.
+    ``pools``: those that the data listener gives requests to just now. ``board``: runs beside it. ``unrouted``: of
+    requests that no route led to a pool. ``processes``: those that serve. ``post``: what is known of their supervisor.
+    ``stopping``: whether the balancer has been told to stop.
     """
 
     async def healthz(request: Request) -> Response:
+        if not processes():
+            return PlainTextResponse("no process has reported of late\n", 503)
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
-        counts = {it.settings.alias: len(it.membership.available) for it in pools()}
-        if not all(counts.values()):
-            return PlainTextResponse("no member is available\n", 503)
+        if stopping():
+            return PlainTextResponse("the balancer stops\n", 503)
+        counts = {name: it.available for name, it in by_name(pools()).items()}
+        nobody = [name for name, available in counts.items() if not available]
+        if nobody or not counts:
+            where = f" in {', '.join(nobody)}" if len(counts) > 1 else ""
+            return PlainTextResponse(f"no member is available{where}\n", 503)
         return PlainTextResponse(f"{sum(counts.values())} members are available\n")
 
     async def members(request: Request) -> Response:
-        return JSONResponse(status(pools()[0], time.monotonic()))
+        found = pools()
+        if not found:
+            raise Unusable(503, "not_yet", "no process has reported yet")
+        return JSONResponse(status(found[0], time.monotonic()))
 
     routes: list[BaseRoute] = [
         Route("/healthz", healthz),
         Route("/readyz", readyz),
         Route("/members", members),
-        Route("/metrics", metrics_endpoint(pools)),
-        *_api(settings, board),
+        Route("/metrics", metrics_endpoint(pools, unrouted, processes)),
+        *_api(settings, board, processes, post),
         *_page(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _in_json})
@@ -74,9 +95,16 @@ def admin_app(pools: Callable[[], Sequence[LoadBalancer]], settings: Settings, b
     return app
 
 
-def _api(settings: Settings, board: Board) -> list[BaseRoute]:
+def _api(
+    settings: Settings, board: Board, processes: Callable[[], Sequence[Usage]], post: Post | None
+) -> list[BaseRoute]:
     async def state(request: Request) -> Response:
-        return JSONResponse(board.status(), headers=FRESH)
+        running = {
+            "supervisor": post.supervisor if post else None,
+            "generation": post.generation if post else 0,
+            "processes": [it._asdict() for it in processes()],
+        }
+        return JSONResponse(board.status() | running, headers=FRESH)
 
     async def events(request: Request) -> Response:
         return JSONResponse({"events": board.events()}, headers=FRESH)
@@ -92,10 +120,10 @@ def _api(settings: Settings, board: Board) -> list[BaseRoute]:
                 return problem(denial.status, denial.error, denial.reason, headers)
             pool = await _asked_pool(request)
             found = _members(board.pools(), request.path_params["address"], pool)
-            for balancer, member in found:
-                balancer.drain(member, drained)
+            for it, member in found:
+                it.view.drain(member, drained)
             _, member = found[0]
-            names = [balancer.settings.alias for balancer, _ in found]
+            names = [it.name for it, _ in found]
             return JSONResponse(
                 {
                     "address": str(member.address),
@@ -166,13 +194,13 @@ async def _asked_pool(request: Request) -> str | None:
     return pool
 
 
-def _members(pools: Sequence[Pool], text: str, alias: str | None) -> list[tuple[LoadBalancer, Member]]:
-    """The members of that address, in the pool of that alias or in all. Raises Unusable if there is none."""
-    asked = [it.balancer for it in pools if alias in (None, it.balancer.settings.alias)]
+def _members(pools: Sequence[Pool], text: str, name: str | None) -> list[tuple[Pool, Member]]:
+    """The members of that address, in the pool of that name or in all. Raises Unusable if there is none."""
+    asked = [it for it in pools if name in (None, it.name)]
     if not asked:
-        known = ", ".join(it.balancer.settings.alias for it in pools)
-        raise Unusable(404, "no_such_pool", f"there is no pool {alias!r}; there is {known}")
-    everybody = [(balancer, member) for balancer in asked for member in balancer.membership.members.values()]
+        known = ", ".join(it.name for it in pools)
+        raise Unusable(404, "no_such_pool", f"there is no pool {name!r}; there is {known}")
+    everybody = [(pool, member) for pool in asked for member in pool.view.members.values()]
     found = [(balancer, member) for balancer, member in everybody if str(member.address) == text]
     if not found:
         some = ", ".join(sorted(str(member.address) for _, member in everybody)[:5]) or "none just now"
@@ -247,11 +275,11 @@ class Secured:
         await self._app(scope, receive, secured if scope["type"] == "http" else send)
 
 
-def status(balancer: LoadBalancer, now: float) -> dict[str, object]:
+def status(pool: View, now: float) -> dict[str, object]:
     """The members and the DNS answer they come from; ages and durations in seconds."""
-    snapshot = balancer.snapshot
+    snapshot = pool.snapshot
     return {
-        "alias": balancer.settings.alias,
+        "alias": pool.settings.alias,
         "dns": snapshot
         and {
             "age": round(now - snapshot.when, 3),
@@ -265,7 +293,7 @@ def status(balancer: LoadBalancer, now: float) -> dict[str, object]:
                 for it in snapshot.answers
             ],
         },
-        "held": len(balancer.dispatcher.hold),
+        "held": pool.held,
         "members": [
             {
                 "address": str(it.address),
@@ -275,6 +303,6 @@ def status(balancer: LoadBalancer, now: float) -> dict[str, object]:
                 "in_flight": it.in_flight,
                 "requests": it.requests,
             }
-            for it in sorted(balancer.membership.members.values(), key=lambda member: member.address)
+            for it in sorted(pool.members.values(), key=lambda member: member.address)
         ],
     }

@@ -19,15 +19,15 @@ from typing import Any
 
 from balancer import __version__
 from balancer.admin.names import Names
+from balancer.admin.view import View, by_name
 from balancer.dispatch import Clock
 from balancer.events import Happening
-from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Member
 from balancer.stats import BOUNDS, Stats, Tally, percentile
 
 log = logging.getLogger(__name__)
 
-Pools = Callable[[], Sequence[LoadBalancer]]
+Pools = Callable[[], Sequence[View]]
 Json = dict[str, Any]
 
 # Seconds between two samples; samples of the chart; samples that latencies and shares are made of.
@@ -85,10 +85,11 @@ class Track:
 
 
 class Pool:
-    """What is known of one LoadBalancer beyond what it knows itself."""
+    """What is known of a pool beyond what it knows itself. ``name``: what it is called."""
 
-    def __init__(self, balancer: LoadBalancer, stats: Stats, now: float) -> None:
-        self.balancer = balancer
+    def __init__(self, name: str, view: View, stats: Stats, now: float) -> None:
+        self.name = name
+        self.view = view
         self.stats = stats
         self.total = Gauge()
         self.refused: deque[float] = deque(maxlen=CHART)
@@ -116,7 +117,7 @@ class Pool:
 
     def follow(self, numbers: itertools.count[int]) -> list[Track]:
         """Take up members that have come, put away those that have gone; returns the new ones."""
-        members = self.balancer.membership.members
+        members = self.view.members
         for member in [it for it in self.tracks if members.get(it.address) is not it]:
             track = self.tracks.pop(member)
             if any(track.gauge.rates):
@@ -169,13 +170,13 @@ class Pool:
             "p50_ms": p50,
             "p99_ms": p99,
             "in_flight": sum(it.in_flight for it in self.tracks),
-            "held": len(self.balancer.dispatcher.hold),
+            "held": self.view.held,
             "held_ever": self.stats.held,
             "requests": total.count,
             "failed": total.failed,
             "refused": self._refused_before,
             "retries": sum(total.retries.values()),
-            "available": len(self.balancer.membership.available),
+            "available": self.view.available,
         }
 
 
@@ -185,12 +186,12 @@ class Board:
     def __init__(
         self, pools: Pools, names: Names, clock: Clock = time.monotonic, wall_clock: Clock = time.time, **about: Any
     ) -> None:
-        self._balancers = pools
+        self._views = pools
         self._names = names
         self._clock = clock
         self._wall_clock = wall_clock
         self._about = about
-        self._pools: dict[LoadBalancer, Pool] = {}
+        self._pools: dict[View, Pool] = {}
         self._numbers = itertools.count(1)
         self._offset = wall_clock() - clock()
         self._news = asyncio.Event()
@@ -205,13 +206,16 @@ class Board:
         self._known = -1
 
     def pools(self) -> list[Pool]:
-        """One for each LoadBalancer in use."""
-        wanted = [it for it in self._balancers() if it.stats]
-        if list(self._pools) != wanted:
+        """One for each that counts what it does."""
+        wanted = {name: it for name, it in by_name(self._views()).items() if it.stats}
+        if [(it.name, it.view) for it in self._pools.values()] != list(wanted.items()):
             known = self._pools
             now = self._clock()
-            self._pools = {it: known.get(it) or Pool(it, it.stats, now) for it in wanted if it.stats}
-            for pool in self._pools.values():
+            self._pools = {}
+            for name, view in wanted.items():
+                assert view.stats
+                self._pools[view] = pool = known.get(view) or Pool(name, view, view.stats, now)
+                pool.name = name
                 pool.stats.events.on_change = self._news.set
             self._whole = None
             self._known = -1
@@ -289,7 +293,7 @@ class Board:
     def events(self) -> list[Json]:
         """What happened lately in all pools, the oldest first."""
         found = [
-            (event.when, event.number, self.told(event, pool.balancer.settings.alias))
+            (event.when, event.number, self.told(event, pool.name))
             for pool in self.pools()
             for event in pool.stats.events.recent
         ]
@@ -310,11 +314,7 @@ class Board:
     def _publish(self, sampled: bool) -> None:
         """Make the delta to what pages have, if there is any page."""
         pools = self.pools()
-        events = [
-            self.told(event, pool.balancer.settings.alias)
-            for pool in pools
-            for event in pool.stats.events.take_changed()
-        ]
+        events = [self.told(event, pool.name) for pool in pools for event in pool.stats.events.take_changed()]
         usable = self._known == self.number
         self._whole = None
         self.number += 1
@@ -340,7 +340,7 @@ class Board:
         for number in left:
             del pool.sent_members[number]
             pool.sent_values.pop(number, None)
-        delta: Json = {"alias": pool.balancer.settings.alias, "members": changed, "left": left, "dns": self.dns(pool)}
+        delta: Json = {"name": pool.name, "members": changed, "left": left, "dns": self.dns(pool)}
         if sampled:
             values = pool.value_rows()
             delta["values"] = [row for number, row in values.items() if pool.sent_values.get(number) != row]
@@ -366,8 +366,9 @@ class Board:
             tracks += [(it, pool.samples - it.gone_at) for it in pool.gone]
             pools.append(
                 {
-                    "alias": pool.balancer.settings.alias,
-                    "policy": pool.balancer.settings.policy,
+                    "name": pool.name,
+                    "alias": pool.view.settings.alias,
+                    "policy": pool.view.settings.policy,
                     "members": list(pool.sent_members.values()),
                     "values": list(pool.sent_values.values()),
                     # Rates, the latest last, and how many samples ago that was.
@@ -378,7 +379,7 @@ class Board:
                     "refused": list(pool.refused),
                     "summary": pool.summary(),
                     "dns": self.dns(pool),
-                    "changes": [self.told(it, pool.balancer.settings.alias) for it in pool.stats.events.dns],
+                    "changes": [self.told(it, pool.name) for it in pool.stats.events.dns],
                 }
             )
         self._known = self.number
@@ -395,7 +396,7 @@ class Board:
 
     def dns(self, pool: Pool) -> Json | None:
         """The last answer; None before there was one."""
-        snapshot = pool.balancer.snapshot
+        snapshot = pool.view.snapshot
         if snapshot is None:
             return None
         return {
@@ -421,8 +422,9 @@ class Board:
         summary = pool.summary()
         values = pool.value_rows()
         return {
-            "alias": pool.balancer.settings.alias,
-            "policy": pool.balancer.settings.policy,
+            "name": pool.name,
+            "alias": pool.view.settings.alias,
+            "policy": pool.view.settings.policy,
             **summary,
             "dns": self.dns(pool),
             "members": [

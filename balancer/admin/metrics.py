@@ -19,7 +19,6 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from itertools import chain, count
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
@@ -30,11 +29,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from balancer import __version__
+from balancer.admin.view import Usage, View, by_name
 from balancer.errors import REASONS, TOKENS, UNTOLD
 from balancer.health import State
-from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Member
-from balancer.native_upstream import NativeUpstream
 from balancer.stats import BOUNDS, Stats, Tally, by_class, cumulated
 
 # A member that is leaving is no member any more.
@@ -49,13 +47,17 @@ EOF = b"# EOF\n"
 Labels = dict[str, str]
 
 
-def metrics_endpoint(pools: Callable[[], Sequence[LoadBalancer]]) -> Callable[[Request], Awaitable[Response]]:
+def metrics_endpoint(
+    pools: Callable[[], Sequence[View]],
+    unrouted: Callable[[], Stats | None] = lambda: None,
+    processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
+) -> Callable[[Request], Awaitable[Response]]:
     """What answers ``/metrics``, in Prometheus' text format or OpenMetrics, as the request asks.
 
-    ``pools``: those that requests are given to just now.
+    ``pools``: those that requests are given to just now. ``unrouted``: of requests that no route led to a pool.
     """
     registry = CollectorRegistry()
-    registry.register(PoolCollector(pools))
+    registry.register(PoolCollector(pools, unrouted, processes))
     ProcessCollector(registry=registry)
 
     async def metrics(request: Request) -> Response:
@@ -115,7 +117,10 @@ POOL = ("pool",)
 MEMBER = ("pool", "member")
 METRICS = (
     Spec("balancer_build_info", "info", ("version", "python_version"), "What is running; always 1."),
+    Spec("balancer_process_cpu_seconds_total", "counter", ("process",), "CPU time of a process that serves."),
+    Spec("balancer_process_resident_memory_bytes", "gauge", ("process",), "Memory of a process that serves."),
     Spec("balancer_client_connections", "gauge", (), "Connections of clients that are open."),
+    Spec("balancer_unrouted_requests_total", "counter", ("method", "code"), "Requests that no route led to a pool."),
     Spec(
         "balancer_requests_total", "counter", (*POOL, "method", "code"), "Requests that are over, by class of status."
     ),
@@ -169,8 +174,15 @@ METRICS = (
 class PoolCollector(Collector):
     """Reads the figures of the pools."""
 
-    def __init__(self, pools: Callable[[], Sequence[LoadBalancer]]) -> None:
+    def __init__(
+        self,
+        pools: Callable[[], Sequence[View]],
+        unrouted: Callable[[], Stats | None] = lambda: None,
+        processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
+    ) -> None:
         self._pools = pools
+        self._unrouted = unrouted
+        self._processes = processes
 
     def describe(self) -> Iterable[Metric]:
         return _Families()
@@ -178,25 +190,21 @@ class PoolCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         found = _Families()
         found.add("balancer_build_info", {"version": __version__, "python_version": platform.python_version()}, 1)
+        for usage in self._processes():
+            of_process = {"process": str(usage.number)}
+            found.add("balancer_process_cpu_seconds_total", of_process, usage.cpu)
+            found.add("balancer_process_resident_memory_bytes", of_process, usage.memory)
         pools = by_name(self._pools())
         # Pools may have one listener, and its clients, in common.
-        known = {id(it): len(it) for pool in pools.values() if (it := pool.proxy.connections) is not None}
+        known = {id(it): len(it) for pool in pools.values() if (it := pool.clients) is not None}
         if known:
             found.add("balancer_client_connections", {}, sum(known.values()))
+        if unrouted := self._unrouted():
+            for (method, code), number in by_class(unrouted.total.requests).items():
+                found.add("balancer_unrouted_requests_total", {"method": method, "code": code}, number)
         for name, pool in pools.items():
             _add_pool(found, {"pool": name}, pool)
         return found
-
-
-def by_name(pools: Iterable[LoadBalancer]) -> dict[str, LoadBalancer]:
-    """The pools by what they are called in metrics: their alias, with more to it if others have that too."""
-    found: dict[str, LoadBalancer] = {}
-    for pool in dict.fromkeys(pools):
-        alias = pool.settings.alias
-        precise = f"{alias}:{pool.settings.upstream_port}"
-        names = chain([alias, precise], (f"{precise}/{number}" for number in count(2)))
-        found[next(it for it in names if it not in found)] = pool
-    return found
 
 
 class _Families:
@@ -226,22 +234,23 @@ def _empty(spec: Spec) -> Metric:
     return Metric(name, spec.words, spec.kind, unit if unit in ("seconds", "bytes") else "")
 
 
-def _add_pool(found: _Families, labels: Labels, pool: LoadBalancer) -> None:
-    members = pool.membership.members
+def _add_pool(found: _Families, labels: Labels, pool: View) -> None:
+    members = pool.members
     states = Counter(it.state for it in members.values())
     for state in STATES:
         found.add("balancer_members", {**labels, "state": state}, states[state])
-    found.add("balancer_members_available", labels, len(pool.membership.available))
-    found.add("balancer_requests_in_flight", labels, pool.proxy.active)
-    found.add("balancer_requests_held", labels, len(pool.dispatcher.hold))
+    found.add("balancer_members_available", labels, pool.available)
+    found.add("balancer_requests_in_flight", labels, pool.active)
+    found.add("balancer_requests_held", labels, pool.held)
     found.add("balancer_requests_held_limit", labels, pool.settings.hold_max)
     for answer in pool.snapshot.answers if pool.snapshot else ():
         found.add("balancer_dns_addresses", {**labels, "record": answer.record}, len(answer.endpoints))
-    if isinstance(pool.upstream, NativeUpstream):
-        found.add("balancer_upstream_connections", {**labels, "state": "active"}, pool.upstream.active)
-        found.add("balancer_upstream_connections", {**labels, "state": "idle"}, pool.upstream.idle)
-        found.add("balancer_upstream_connections_opened_total", labels, pool.upstream.opened)
-        found.add("balancer_upstream_requests_total", labels, pool.upstream.requests)
+    if pool.connections:
+        active, idle, opened, requests = pool.connections
+        found.add("balancer_upstream_connections", {**labels, "state": "active"}, active)
+        found.add("balancer_upstream_connections", {**labels, "state": "idle"}, idle)
+        found.add("balancer_upstream_connections_opened_total", labels, opened)
+        found.add("balancer_upstream_requests_total", labels, requests)
     if pool.stats:
         _add_stats(found, labels, pool.stats)
         _add_dns(found, labels, pool, pool.stats)
@@ -269,7 +278,7 @@ def _add_stats(found: _Families, labels: Labels, stats: Stats) -> None:
         found.add("balancer_state_changes_total", {**labels, "state": state, "event": event.name.lower()}, number)
 
 
-def _add_dns(found: _Families, labels: Labels, pool: LoadBalancer, stats: Stats) -> None:
+def _add_dns(found: _Families, labels: Labels, pool: View, stats: Stats) -> None:
     now = pool.clock()
     for (record, outcome), number in sorted(stats.dns.items()):
         found.add("balancer_dns_answers_total", {**labels, "record": record, "outcome": outcome}, number)

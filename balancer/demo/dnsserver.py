@@ -115,7 +115,7 @@ class DnsServer:
                 (length,) = struct.unpack("!H", await reader.readexactly(2))
                 query = dns.message.from_wire(await reader.readexactly(length))
                 self.tcp_queries += 1
-                wire = (await self._answer(query)).to_wire(max_size=MAX_TCP)
+                wire = (await self._answer(query)).to_wire(max_size=MAX_TCP, prefer_truncation=True)
                 writer.write(struct.pack("!H", len(wire)) + wire)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass

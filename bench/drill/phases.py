@@ -87,6 +87,11 @@ async def restart_redis(compose: Compose) -> None:
     await compose("restart", "redis")
 
 
+async def reload(compose: Compose) -> None:
+    """The balancer itself is replaced."""
+    await compose("exec", "-T", "balancer", "python", "-m", "balancer", "reload")
+
+
 PHASES = [
     Phase("steady, 3 workers", nothing, settle=0),
     Phase("scale 3 to 1", one),
@@ -98,6 +103,7 @@ PHASES = [
     Phase("pause of one, 5 s", pause, excuses=True, limit=4.0),
     Phase("disconnect of one, 5 s", disconnect, excuses=True, limit=4.0),
     Phase("deploy of a new image", deploy),
+    Phase("balancer reload", reload),
     # The workers themselves wait for Redis, two seconds at most for a connection and one for an answer.
     Phase("Redis restart", restart_redis, limit=3.5),
 ]

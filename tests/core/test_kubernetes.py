@@ -264,7 +264,7 @@ def test_grace_periods_add_up() -> None:
     command, sleep = container("balancer")["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
     # Clients that do not read are cut off a second after the requests (balancer/server.py).
-    needs = int(sleep) + math.ceil(SETTINGS.shutdown_seconds) + 1
+    needs = int(sleep) + math.ceil(SETTINGS.shutdown_delay + SETTINGS.shutdown_seconds) + 1
     assert needs + 2 <= pod_spec("balancer")["terminationGracePeriodSeconds"] <= needs + 10
     assert "lifecycle" not in container("worker")
     needs = math.ceil(drain.LIMIT_SECONDS + 2 * drain.NOTICE_SECONDS)

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.health import CLOSES_TO_SUSPECT, Event, State
-from balancer.membership import EMPTY_POLLS, Answer, Change, Endpoint, Member, Membership, Outcome, Snapshot
+from balancer.membership import (
+    EMPTY_POLLS,
+    WARMED_AT_ONCE,
+    Answer,
+    Change,
+    Endpoint,
+    Member,
+    Membership,
+    Outcome,
+    Snapshot,
+)
 from balancer.settings import Address
 
 NXDOMAIN = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
@@ -165,9 +175,9 @@ def test_a_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
     membership, (a, b) = all_up(1, 2)
     membership.observe(a, Event.REFUSED, 1.0, by_request=True)
     membership.observe(b, Event.REFUSED, 1.0)
-    assert membership.accused() == [a]
+    assert list(membership.accused()) == [a]
     membership.observe(a, Event.REFUSED, 2.0)
-    assert membership.accused() == []
+    assert list(membership.accused()) == []
 
 
 def test_who_is_available_can_be_asked_of_each() -> None:
@@ -314,7 +324,7 @@ def test_a_drained_member_is_nobodys_last_resort() -> None:
     membership, (one,) = all_up(1)
     membership.observe(one, Event.REFUSED, 1.0, by_request=True)
     membership.drain(one)
-    assert membership.accused() == []
+    assert list(membership.accused()) == []
 
 
 def test_an_address_that_returns_is_not_drained_any_more() -> None:
@@ -324,3 +334,71 @@ def test_an_address_that_returns_is_not_drained_any_more() -> None:
     (again,) = learn(membership, found(1, 2)).joined
     membership.observe(again, Event.PROBE_OK, 2.0)
     assert membership.available == (again, two)
+
+
+def thousands(count: int, first: int = 0) -> list[Endpoint]:
+    return [Endpoint(Address(f"10.1.{it // 250}.{it % 250}", 80)) for it in range(first, first + count)]
+
+
+def test_who_is_told_that_a_member_left_sees_none_of_those_that_left_with_it() -> None:
+    membership, members = all_up(1, 2, 3)
+    seen: list[tuple[Member, ...]] = []
+    membership.on_flip = lambda member, before, event: seen.append(membership.available)
+    learn(membership, found(3))
+    assert seen == [(members[2],)] * 2
+
+
+def test_changes_are_told_one_by_one_and_those_of_most_members_as_a_whole() -> None:
+    membership, members = all_up(*thousands(1000))
+    membership.take_changed()
+    one, two, three = members[5], members[6], members[7]
+    membership.observe(one, Event.REFUSED, 1.0)
+    membership.drain(two)
+    learn(membership, found(*(it.endpoint for it in members if it is not three)))
+    changed = membership.take_changed()
+    assert changed is not None
+    assert set(changed) == {one, two, three}
+    assert not any(map(membership.is_available, changed))
+    assert membership.take_changed() == {}
+    learn(membership, found(*(it.endpoint for it in members[:300] if it is not three)))
+    assert membership.much_changed
+    assert membership.take_changed() is None
+    assert len(membership.available) == 297
+
+
+def test_who_may_be_chosen_by_another_rule_is_told_as_a_whole() -> None:
+    membership, (best, worse) = all_up(at(1, priority=10), at(2, priority=20))
+    membership.take_changed()
+    membership.observe(worse, Event.PROBE_FAILED, 1.0)
+    assert membership.take_changed() == {}, "nobody who may be chosen has changed"
+    membership.observe(best, Event.PROBE_FAILED, 1.0)
+    assert membership.take_changed() is None
+    assert membership.available == (best,)
+
+
+def test_many_members_warm_up_in_small_steps() -> None:
+    membership = Membership(slow_start=10.0)
+    for member in learn(membership, found(*thousands(1000))).joined:
+        membership.observe(member, Event.PROBE_OK, 0.0)
+    assert membership.warms_at() == pytest.approx(2.0)
+    membership.warm_up(2.0)
+    weights = [it.weight for it in membership.available]
+    assert weights.count(0.2) == WARMED_AT_ONCE
+    for _ in range(1000 // WARMED_AT_ONCE):
+        membership.warm_up(3.0)
+    assert {it.weight for it in membership.available} <= {0.2, 0.3}
+    while membership.warms_at() < 100:
+        membership.warm_up(membership.warms_at())
+    assert {it.weight for it in membership.available} == {1.0}
+
+
+def test_a_member_that_goes_down_while_it_warms_up_begins_anew() -> None:
+    membership = Membership(slow_start=10.0)
+    (member,) = learn(membership, found(1)).joined
+    membership.observe(member, Event.PROBE_OK, 0.0)
+    membership.observe(member, Event.REFUSED, 1.5)
+    membership.observe(member, Event.PROBE_OK, 1.8)
+    membership.warm_up(2.5)
+    assert member.weight == pytest.approx(0.1)
+    membership.warm_up(3.9)
+    assert member.weight == pytest.approx(0.2)

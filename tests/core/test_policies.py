@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.headers import Headers
 from balancer.membership import Endpoint, Member
-from balancer.policies import WEIGHT_STEPS, HashRing, LeastRequests, Policy, RandomChoice, RoundRobin, make_policy
+from balancer.policies import (
+    PIECE_MAX,
+    RING_POINTS,
+    TABLE_MAX,
+    WEIGHT_STEPS,
+    HashRing,
+    LeastRequests,
+    Policy,
+    RandomChoice,
+    RoundRobin,
+    make_policy,
+)
 from balancer.request import Request
 from balancer.settings import Address, Settings
 
@@ -151,10 +162,15 @@ def test_a_choice_among_a_thousand_members_looks_at_one() -> None:
     assert Counting.looks == 2500
 
 
-def test_a_long_weighted_round_is_kept_short() -> None:
-    fit = members(*range(1, 3001))
+@pytest.mark.parametrize("weights", [range(1, 301), [1, 2, 3, 4, 5] * 60, [1] * 299 + [50]])
+def test_many_unequal_members_get_their_shares_to_within_a_few_turns(weights: Sequence[int]) -> None:
+    fit = members(*weights)
+    assert len(fit) > TABLE_MAX
     policy = built(fit)
-    assert min(shares(policy, fit, 40_000)) > 0
+    shares(policy, fit, 12_345)
+    floored = [max(it, max(weights) / WEIGHT_STEPS) for it in weights]
+    for got, weight in zip(shares(policy, fit, 20_000), floored, strict=True):
+        assert abs(got - 20_000 * weight / sum(floored)) < 4
 
 
 # Distributions. Limits are five standard deviations: with these seeds they hold for certain.
@@ -236,6 +252,81 @@ def test_a_hash_spreads_keys_within_reason(size: int) -> None:
     got = Counter(owners(policy, 20_000))
     assert min(got[it] for it in fit) > 0.7 * 20_000 / size
     assert max(got[it] for it in fit) < 1.35 * 20_000 / size
+
+
+Change = tuple[int, int]
+changes = st.lists(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 4)), max_size=90), min_size=1, max_size=5)
+
+
+@every_policy
+@given(changes)
+@settings(max_examples=60, deadline=None)
+def test_what_follows_changes_one_by_one_knows_what_is_built_at_once(
+    make: Callable[[], Policy], changes: list[list[Change]]
+) -> None:
+    """Members come, go and change their weights (0: gone), few or many at a time, across the limits of size."""
+    everybody = members(*[0] * 100)
+    followed = make()
+    followed.build([])
+    present: dict[Member, None] = {}
+    for step in changes:
+        come: dict[Member, None] = {}
+        gone: dict[Member, None] = {}
+        for index, weight in step:
+            member = everybody[index]
+            member.weight = weight
+            (come if weight else gone)[member] = None
+            (gone if weight else come).pop(member, None)
+            (present.__setitem__ if weight else present.pop)(member, None)
+        fit = sorted(present, key=lambda it: everybody.index(it))
+        followed.update(fit, list(come), list(gone))
+        built = make()
+        built.build(fit)
+        if isinstance(followed, HashRing):
+            assert owners(followed, 100) == owners(built, 100)
+        requests = 300
+        got = shares(followed, fit, requests)
+        assert sum(got) == (requests if fit else 0), "somebody who has gone was chosen"
+        if isinstance(followed, RoundRobin) and fit:
+            total = sum(it.weight for it in fit)
+            # Those of 64 members or fewer stand in a round, which may begin anywhere.
+            slack = 8 if len(fit) > TABLE_MAX else 1 + requests * 4 / total
+            assert all(abs(one - requests * it.weight / total) <= slack for one, it in zip(got, fit, strict=True))
+
+
+def test_a_turn_comes_neither_twice_nor_never_where_others_come_and_go() -> None:
+    a, b, c, d, e = members(1, 1, 1, 1, 1)
+    policy = built([b, d, e])
+    assert policy.choose(ANY) is b
+    policy.update([a, b, d, e], [a], [])
+    assert policy.choose(ANY) is d
+    policy.update([a, c, d, e], [c], [b])
+    assert [policy.choose(ANY) for _ in range(4)] == [e, a, c, d]
+
+
+def test_a_ring_of_thousands_is_looked_at_in_one_small_piece() -> None:
+    fit = members(*[1] * 2000)
+    policy = keyed()
+    policy.build(fit)
+    sizes = [len(it) for it in policy._pieces]
+    assert sum(sizes) == 2000 * RING_POINTS
+    assert max(sizes) < 2 * PIECE_MAX
+    assert all(list(it) == sorted(it) for it in policy._pieces)
+
+
+def test_where_next_to_everybody_is_excluded_a_hash_does_not_search_the_whole_ring() -> None:
+    class Busy(set[Member]):
+        asked = 0
+
+        def __contains__(self, member: object) -> bool:
+            Busy.asked += 1
+            return super().__contains__(member)
+
+    fit = members(*[1] * 2000)
+    policy = keyed()
+    policy.build(fit)
+    assert policy.choose(request((b"x-key", b"k")), Busy(fit[:-1])) is fit[-1]
+    assert Busy.asked < 5000
 
 
 def test_a_hash_honours_weights() -> None:

@@ -30,6 +30,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "BALANCER_IDLE_TIMEOUT": "60",
         "BALANCER_TRUSTED_PROXIES": "(none)",
         "BALANCER_ACCESS_LOG": "on",
+        "BALANCER_SHUTDOWN_DELAY": "0",
         "BALANCER_SHUTDOWN_SECONDS": "8",
     }
     shown = {name: value for name, value, _ in Settings.load({}).rows()}

@@ -78,9 +78,8 @@ class Compose:
         return {name.lstrip("/"): int(code) for name, code in (line.split() for line in text.splitlines())}
 
     async def records(self) -> dict[str, int]:
-        """How many requests recorded each name at a worker. Each is a line with the quoted name and its own id."""
-        lines = await self("exec", "--no-TTY", "redis", "redis-cli", "--raw", "zrange", "recorded", "0", "-1")
-        return Counter(unquote(line.partition(" ")[0]) for line in lines.split("\n") if line)
+        """How many requests recorded each name at a worker."""
+        return recorded(await self("exec", "--no-TTY", "redis", "redis-cli", "--raw", "zrange", "recorded", "0", "-1"))
 
     async def address(self, container: str) -> str:
         """The container's IPv4 address on the project's network, or "" while it has none."""
@@ -145,6 +144,11 @@ class Compose:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+def recorded(lines: str) -> dict[str, int]:
+    """How often each name was recorded. Each time is a line with the quoted name and the request's own id."""
+    return Counter(unquote(line.partition(" ")[0]) for line in lines.split("\n") if line)
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

@@ -68,11 +68,16 @@ class Serving:
 
 @asynccontextmanager
 async def serving(
-    member: Member, bind: str = "", others: Sequence[Member] = (), aliases: Sequence[str] = ("apps",), **settings: str
+    member: Member,
+    bind: str = "",
+    others: Sequence[Member] = (),
+    aliases: Sequence[str] = ("apps",),
+    admin: str = "off",
+    **settings: str,
 ) -> AsyncIterator[Serving]:
     """A balancer whose settings are given by the names of their fields.
 
-    ``others``: members on the same port. ``aliases``: what DNS knows them all by.
+    ``others``: members on the same port. ``aliases``: what DNS knows them all by. ``admin``: where its admin port is.
     """
     zone = Zone()
     zone.records |= {name: [("A", it.address.host) for it in (member, *others)] for name in aliases}
@@ -80,7 +85,7 @@ async def serving(
     async with DnsServer(zone) as server:
         environ = {f"BALANCER_{name.upper()}": value for name, value in settings.items()}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "balancer", "serve", f"--bind={bind}", "--admin=off",
+            sys.executable, "-m", "balancer", "serve", f"--bind={bind}", f"--admin={admin}",
             f"--upstream-port={member.address.port}", f"--resolver={server.address}",
             env=os.environ | environ, stdout=PIPE, stderr=PIPE,
         )  # fmt: skip

@@ -443,7 +443,7 @@ async def test_the_balancer_outlives_its_status_page(caplog: pytest.LogCaptureFi
     async with Member() as one, balance(one, stats=Stats()) as running, administer(running) as port:
         pool = port.admin._board
         with caplog.at_level(logging.ERROR):
-            pool._balancers = lambda: None  # type: ignore[assignment, return-value]
+            pool._views = lambda: None  # type: ignore[assignment, return-value]
             pool._look(sample=True)
         assert "the status page could not be brought up to date" in caplog.text
         assert b" 200 " in await running.exchange(GET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from typing import Any
 
@@ -179,8 +180,7 @@ async def test_a_new_member_starts_slowly() -> None:
     port = free_port()
     async with Member() as one, balance(one, Address("127.0.0.1", port), wait=False, slow_start=60) as running:
         await running.available(1)
-        running.balancer.membership._warming.clear()
-        next(iter(running.balancer.membership.available)).weight = 1.0
+        running.balancer.membership.warm_up(time.monotonic() + 60)
         async with Member(port=port) as late:
             await running.available(2)
             for _ in range(110):

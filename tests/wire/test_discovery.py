@@ -17,7 +17,9 @@ from balancer.discovery import DnsResolver
 from balancer.dnsquery import ask
 from balancer.membership import Endpoint, Membership, Outcome, Snapshot
 from balancer.settings import Address, Settings
-from tests.support.wire import Member, balance, eventually
+from balancer.targets import REFRESHED
+from tests.support.scripted import ScriptedResolver
+from tests.support.wire import OK, Member, balance, eventually
 
 
 def descriptors() -> int:
@@ -172,3 +174,139 @@ async def test_membership_follows_dns_from_a_member_to_none_and_back() -> None:
             await running.available(0)
             records.records["apps"] = [("A", "127.0.0.1")]
             await running.available(1)
+
+
+# What fits into a message over TCP, of 65,535 bytes: docs/large-membership.md has the sum.
+LARGEST_A = 4093
+LARGEST_AAAA = 2339
+
+
+def many(count: int) -> list[str]:
+    return [f"10.{number // 62500}.{number // 250 % 250}.{number % 250 + 1}" for number in range(count)]
+
+
+async def test_the_largest_answer_that_there_can_be_is_read_and_one_more_address_takes_nobody_away() -> None:
+    records = zone(apps=[("A", host) for host in many(LARGEST_A)])
+    membership = Membership()
+    async with resolver(records) as resolve:
+        membership.reconcile(await resolve())
+        assert len(membership.members) == LARGEST_A
+        records.records["apps"].append(("A", "192.0.2.1"))
+        snapshot = await resolve()
+        assert snapshot.answers[0].outcome is Outcome.UNKNOWN
+        assert "cut short even over TCP" in snapshot.describe()
+        assert not membership.reconcile(snapshot)
+    assert len(membership.members) == LARGEST_A
+
+
+async def test_the_largest_answer_with_ipv6_addresses() -> None:
+    hosts = [("AAAA", f"fd00::{number:x}") for number in range(1, LARGEST_AAAA + 1)]
+    async with resolver(records := zone(apps=hosts), record="aaaa") as resolve:
+        assert len(addresses(await resolve())) == LARGEST_AAAA
+        records.records["apps"].append(("AAAA", "fd01::"))
+        assert (await resolve()).answers[0].outcome is Outcome.UNKNOWN
+
+
+async def test_five_thousand_members_by_srv_with_two_targets() -> None:
+    hosts = [("A", host) for host in many(5000)]
+    records = zone(
+        **{
+            "_http._tcp.apps": [("SRV", "0 1 8001 one.apps."), ("SRV", "0 1 8002 two.apps.")],
+            "one.apps": hosts[:2500],
+            "two.apps": hosts[2500:],
+        }
+    )
+    async with resolver(records, record="srv", alias="_http._tcp.apps") as resolve:
+        membership = Membership()
+        first = await resolve()
+        assert len(membership.reconcile(first).joined) == 5000
+        again = await resolve()
+        assert again.answers[0].endpoints is first.answers[0].endpoints, "the same answer is not taken in again"
+        records.records["one.apps"].pop()
+        assert len(membership.reconcile(await resolve()).left) == 1
+
+
+async def test_a_thousand_srv_targets_are_resolved_a_few_at_a_time_and_then_in_turn() -> None:
+    count = 1000
+    records = zone(**{f"w{number}.apps": [("A", host)] for number, host in enumerate(many(count))})
+    records.records["_http._tcp.apps"] = [("SRV", f"0 1 80 w{number}.apps.") for number in range(count)]
+    async with DnsServer(records) as server:
+        resolve = DnsResolver(Settings(alias="_http._tcp.apps", record="srv", resolver=server.address))
+        assert len(addresses(await resolve())) == count
+        before = server.udp_queries
+        records.records["w0.apps"] = [("A", "192.0.2.1")]
+        found: set[str] = set()
+        rounds = 0
+        while "192.0.2.1:80" not in found:
+            found = addresses(await resolve())
+            rounds += 1
+        assert len(found) == count
+        assert rounds <= count // REFRESHED + 1
+        assert server.udp_queries - before <= rounds * (1 + REFRESHED)
+
+
+async def test_srv_targets_that_fail_take_nobody_away() -> None:
+    records = zone(
+        **{
+            "_http._tcp.apps": [("SRV", "0 1 80 one.apps."), ("SRV", "0 1 80 two.apps.")],
+            "one.apps": [("A", "10.0.0.1")],
+            "two.apps": [("A", "10.0.0.2")],
+        }
+    )
+    failing: set[str] = set()
+
+    async def some(query: dns.message.Message, response: dns.message.Message) -> None:
+        if query.question[0].name.to_text() in failing:
+            response.set_rcode(dns.rcode.SERVFAIL)
+        else:
+            await records(query, response)
+
+    async with resolver(some, record="srv", alias="_http._tcp.apps") as resolve:
+        assert addresses(await resolve()) == {"10.0.0.1:80", "10.0.0.2:80"}
+        failing = {"two.apps."}
+        assert addresses(await resolve()) == {"10.0.0.1:80", "10.0.0.2:80"}
+
+
+async def test_all_members_are_replaced_at_once_while_requests_go_on() -> None:
+    """A thousand members on the addresses of loopback, then another thousand: no request fails, none waits for long."""
+
+    async def everywhere() -> asyncio.Server:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while True:
+                    await reader.readuntil(b"\r\n\r\n")
+                    writer.write(OK)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                pass
+            finally:
+                writer.close()
+
+        return await asyncio.start_server(serve, "0.0.0.0", 0, backlog=4096)
+
+    server = await everywhere()
+    port = server.sockets[0].getsockname()[1]
+
+    def generation(number: int) -> list[Address]:
+        return [Address(f"127.{number}.{it // 250}.{it % 250 + 1}", port) for it in range(1000)]
+
+    scripted = ScriptedResolver(*generation(1))
+    try:
+        async with balance(resolve=scripted, wait=False, resolve_interval=0.1) as running:
+            await running.available(1000)
+            async with running.client() as client:
+                for number in (2, 3):
+                    scripted.found(*generation(number))
+                    names: set[str] = set()
+                    async with asyncio.timeout(10):
+                        while not names or not all(it.startswith(f"127.{number}.") for it in names):
+                            await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                            await client.head()
+                            await client.exactly(2)
+                            member = running.records[-1].member
+                            assert member
+                            names = {member.host}
+                    await running.available(1000)
+            assert {it.status for it in running.records} == {200}
+            assert max(it.held for it in running.records) < 1.0
+    finally:
+        server.close()

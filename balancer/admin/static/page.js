@@ -21,8 +21,8 @@ const pool = () => state.pools.get(state.chosen);
 // ---- what comes in
 
 class Pool {
-  constructor(alias) {
-    this.alias = alias;
+  constructor(name) {
+    this.name = name;
     this.members = new Map();
     this.series = new Map();
     this.colours = new Colours();
@@ -118,12 +118,12 @@ function onWhole(message) {
   const known = state.pools;
   state.pools = new Map();
   for (const it of message.pools) {
-    const one = known.get(it.alias) ?? new Pool(it.alias);
+    const one = known.get(it.name) ?? new Pool(it.name);
     one.whole(it, message.samples);
     one.sampled = message.time * 1000;
-    state.pools.set(it.alias, one);
+    state.pools.set(it.name, one);
   }
-  if (!state.pools.has(state.chosen)) state.chosen = message.pools[0]?.alias ?? null;
+  if (!state.pools.has(state.chosen)) state.chosen = message.pools[0]?.name ?? null;
   state.events.clear();
   takeEvents(message.events);
   byId("events").replaceChildren();
@@ -140,12 +140,12 @@ function onWhole(message) {
 function onDelta(message) {
   state.skew = message.time - Date.now() / 1000;
   for (const it of message.pools) {
-    const one = state.pools.get(it.alias);
+    const one = state.pools.get(it.name);
     if (!one) continue;
     one.delta(it, state.about.samples, message.sample);
     if (message.sample) one.sampled = message.time * 1000;
     for (const event of message.events) {
-      if (event.pool === it.alias && ["dns", "joined", "left"].includes(event.kind)) push(one.changes, event, CHANGES);
+      if (event.pool === it.name && ["dns", "joined", "left"].includes(event.kind)) push(one.changes, event, CHANGES);
     }
   }
   const fresh = takeEvents(message.events);
@@ -158,7 +158,7 @@ function onDelta(message) {
 function draw(events) {
   const now = pool();
   if (!now) return;
-  now.marks = [...state.events.values()].filter((it) => it.mark && it.pool === now.alias);
+  now.marks = [...state.events.values()].filter((it) => it.mark && it.pool === now.name);
   drawTiles(now);
   drawDns(now);
   members.show(now, serverNow());
@@ -169,16 +169,16 @@ function draw(events) {
 function drawPools() {
   const nav = byId("pools");
   nav.hidden = false;
-  const aliases = [...state.pools.keys()];
-  if (aliases.length < 2) {
-    nav.replaceChildren(make("span", { class: "muted" }, aliases[0] ? `pool ${aliases[0]}` : ""));
+  const names = [...state.pools.keys()];
+  if (names.length < 2) {
+    nav.replaceChildren(make("span", { class: "muted" }, names[0] ? `pool ${names[0]}` : ""));
     return;
   }
   nav.replaceChildren(
-    ...aliases.map((alias) => {
-      const button = make("button", { type: "button", "aria-pressed": String(alias === state.chosen) }, alias);
+    ...names.map((name) => {
+      const button = make("button", { type: "button", "aria-pressed": String(name === state.chosen) }, name);
       button.addEventListener("click", () => {
-        state.chosen = alias;
+        state.chosen = name;
         drawPools();
         draw([]);
         byId("changes").replaceChildren();
@@ -219,7 +219,7 @@ function drawDns(now) {
   answers.forEach((it, i) => {
     const entry = box.children[i] ?? box.appendChild(make("div", {}, make("dt", {}, make("span"), make("span")), make("dd")));
     const [name, badge] = entry.firstChild.children;
-    put(name, `${now.alias} ${it.record}`);
+    put(name, `${now.name} ${it.record}`);
     put(badge, it.rcode);
     badge.className = `badge ${it.outcome === "found" ? "good" : it.outcome === "nobody" ? "warning" : "bad"}`;
     const whole = it.truncated ? "truncated over UDP, asked again over TCP" : "not truncated";
@@ -228,8 +228,8 @@ function drawDns(now) {
   });
   const list = byId("changes");
   const last = now.changes.at(-1)?.id;
-  if (list.dataset.last === `${now.alias} ${last}` && list.children.length) return;
-  list.dataset.last = `${now.alias} ${last}`;
+  if (list.dataset.last === `${now.name} ${last}` && list.children.length) return;
+  list.dataset.last = `${now.name} ${last}`;
   list.replaceChildren(
     ...now.changes.slice(-CHANGES).reverse().map((it) => {
       const date = new Date(it.time);

@@ -1,0 +1,76 @@
+"""Thousands of members that come and go at once: what the load balancer says of it, and what it closes when."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from balancer.connection import MemberConnection
+from balancer.health import State
+from balancer.loadbalancer import FLIPS_LOGGED, NAMED, FlipLog, named
+from balancer.membership import Endpoint, Member
+from balancer.native_upstream import FAREWELLS, NativeUpstream
+from balancer.settings import Address
+from balancer.upstream import Timeouts
+
+
+def members(count: int, state: State = State.UP, since: float = 0.0) -> list[Member]:
+    endpoints = [Endpoint(Address(f"10.0.{it // 250}.{it % 250}", 80)) for it in range(count)]
+    return [Member(it, since, state=state) for it in endpoints]
+
+
+def test_a_log_line_names_the_first_of_many() -> None:
+    assert named(members(2)) == "10.0.0.0:80, 10.0.0.1:80"
+    assert named(members(5000)).endswith(f"10.0.0.{NAMED - 1}:80 and {5000 - NAMED} more")
+    assert len(named(members(5000))) < 400
+
+
+def test_changes_of_state_are_logged_one_by_one_up_to_a_limit_and_then_summed_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    log = FlipLog()
+    for member in members(5000):
+        log.flipped(member, State.JOINING)
+    for member in members(3, State.DOWN):
+        log.flipped(member, State.UP)
+    assert len(caplog.messages) == FLIPS_LOGGED
+    log.flush(0.5)
+    assert len(caplog.messages) == FLIPS_LOGGED
+    log.flush(1.0)
+    log.flush(2.0)
+    assert caplog.messages[FLIPS_LOGGED:] == [f"more changes of state: {5000 - FLIPS_LOGGED} up, 3 down"]
+    log.flipped(members(1, since=2.5)[0], State.DOWN)
+    assert caplog.messages[-1] == "10.0.0.0:80 up: found in DNS"
+
+
+async def test_idle_connections_of_many_members_are_closed_some_at_a_time_and_never_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = 0
+
+    def abort(self: MemberConnection) -> None:
+        nonlocal closed
+        closed += 1
+
+    monkeypatch.setattr(MemberConnection, "abort", abort)
+    timeouts = Timeouts(1, 1, 1)
+    upstream = NativeUpstream(timeouts)
+    addresses = [it.address for it in members(3 * FAREWELLS)]
+    for address in addresses:
+        link = upstream.link(address)
+        link.ended(MemberConnection(address, timeouts, link))
+    assert upstream.idle == len(addresses)
+    for address in addresses:
+        upstream.forget(address)
+    assert (upstream.idle, closed) == (0, 0)
+    for rounds in range(1, 4):
+        await asyncio.sleep(0)
+        assert closed == rounds * FAREWELLS
+    for address in addresses:
+        link = upstream.link(address)
+        link.ended(MemberConnection(address, timeouts, link))
+    await upstream.close()
+    assert closed == 6 * FAREWELLS, "to close leaves nothing for later"

@@ -1,0 +1,245 @@
+"""The probe loop on a virtual clock: how many probes, how evenly, and whose comes first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from balancer.health import Event, State
+from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
+from balancer.probes import (
+    BURST,
+    DOUBTFUL_AT_ONCE,
+    OVERLAP,
+    PROBES_AT_ONCE,
+    PROBES_PER_SECOND,
+    TICK,
+    URGENT_PER_SECOND,
+    Prober,
+    Verdict,
+)
+from balancer.settings import Address
+from tests.support.virtual import VirtualLoop
+
+HANG = 1.0
+
+
+class System:
+    """Members that answer probes after ``seconds``, hang (no answer for HANG seconds) or refuse."""
+
+    def __init__(self, loop: VirtualLoop, members: int, seconds: float = 0.001) -> None:
+        self.loop = loop
+        self.seconds = seconds
+        self.hung: set[Address] = set()
+        self.refusing: set[Address] = set()
+        self.asked: list[tuple[float, Address]] = []
+        self.under_way: Counter[Address] = Counter()
+        self.most = 0
+        self.membership = Membership(on_flip=self.flipped)
+        self.prober = Prober(self.probe, self.membership, interval=1.0, clock=loop.time, rng=Random(1), asks_path=False)
+        self.found: list[Endpoint] = []
+        self.join(members)
+
+    def join(self, count: int) -> list[Member]:
+        start = len(self.found)
+        self.found += [
+            Endpoint(Address(f"10.{it // 62500}.{it // 250 % 250}.{it % 250}", 80))
+            for it in range(start, start + count)
+        ]
+        change = self.membership.reconcile(
+            Snapshot((Answer("A", Outcome.FOUND, frozenset(self.found)),), self.loop.time())
+        )
+        self.prober.join(change.joined)
+        return list(change.joined)
+
+    def flipped(self, member: Member, before: State, event: Event) -> None:
+        if member.state is State.SUSPECT:
+            self.prober.hurry([member])
+
+    async def probe(self, address: Address) -> Verdict:
+        self.asked.append((self.loop.time(), address))
+        self.under_way[address] += 1
+        self.most = max(self.most, self.under_way.total())
+        try:
+            if address in self.hung:
+                await asyncio.sleep(HANG)
+                return Event.UNREACHABLE, "no answer in time"
+            await asyncio.sleep(self.seconds)
+            return (Event.REFUSED, "refused") if address in self.refusing else (Event.PROBE_OK, "ok")
+        finally:
+            self.under_way[address] -= 1
+
+    async def up(self, count: int) -> None:
+        async with asyncio.timeout(60):
+            while len(self.membership.available) < count:
+                await asyncio.sleep(TICK)
+
+    def times(self, address: Address) -> list[float]:
+        return [when for when, whom in self.asked if whom == address]
+
+    def most_within(self, window: float) -> int:
+        """The most probes that were begun in any time as long as the window."""
+        times = [when for when, _ in self.asked]
+        most = start = 0
+        for end, when in enumerate(times):
+            while times[start] <= when - window:
+                start += 1
+            most = max(most, end - start + 1)
+        return most
+
+
+def play(script: Callable[[System], Awaitable[None]], members: int) -> System:
+    loop = VirtualLoop()
+
+    async def run() -> System:
+        system = System(loop, members)
+        task = loop.create_task(system.prober.run())
+        try:
+            await script(system)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return system
+
+    try:
+        return loop.run_until_complete(run())
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("members", [1, 10, 100, 500])
+def test_members_up_to_the_rate_are_each_probed_once_an_interval(members: int) -> None:
+    async def script(system: System) -> None:
+        await system.up(members)
+        system.asked.clear()
+        await asyncio.sleep(10)
+
+    counts = Counter(whom for _, whom in play(script, members).asked)
+    assert len(counts) == members
+    assert min(counts.values()) >= 9 and max(counts.values()) <= 13
+
+
+def test_more_members_are_probed_less_often_in_turn_and_evenly_spread() -> None:
+    async def script(system: System) -> None:
+        await system.up(4000)
+        await asyncio.sleep(5)
+        system.asked.clear()
+        await asyncio.sleep(20)
+
+    system = play(script, 4000)
+    counts = Counter(whom for _, whom in system.asked)
+    assert len(counts) == 4000
+    assert min(counts.values()) >= 4 and max(counts.values()) <= 6
+    assert len(system.asked) <= 20 * PROBES_PER_SECOND + BURST
+    assert len(system.asked) >= 19 * PROBES_PER_SECOND
+    assert system.most_within(0.9 * TICK) <= BURST
+
+
+def test_thousands_that_hang_are_never_asked_beyond_the_bound() -> None:
+    async def script(system: System) -> None:
+        system.hung = {it.address for it in system.found}
+        await asyncio.sleep(10)
+
+    system = play(script, 3000)
+    assert system.most <= DOUBTFUL_AT_ONCE
+    assert max(Counter(whom for _, whom in system.asked).values()) <= OVERLAP
+    assert len(system.asked) > 0.9 * 10 * DOUBTFUL_AT_ONCE / HANG  # No place is left empty, either.
+
+
+def test_thousands_that_come_up_at_once_are_asked_at_the_urgent_rate_the_first_of_them_at_once() -> None:
+    up = 0.0
+
+    async def script(system: System) -> None:
+        nonlocal up
+        await system.up(1)
+        assert system.loop.time() < 2 * TICK
+        await system.up(5000)
+        up = system.loop.time()
+
+    system = play(script, 5000)
+    assert system.most_within(0.9 * TICK) <= 2 * BURST  # those that are well are asked at the same time
+    assert system.most_within(1.0) <= URGENT_PER_SECOND + PROBES_PER_SECOND + 2 * BURST
+    assert up < 1.5 * 5000 / URGENT_PER_SECOND
+
+
+def test_nobody_else_waits_behind_a_thousand_that_hang() -> None:
+    async def script(system: System) -> None:
+        await system.up(50)
+        fine = [it.address for it in system.membership.available]
+        system.hung = {Endpoint(Address(f"10.0.{it // 250}.{it % 250}", 80)).address for it in range(50, 1050)}
+        system.join(1000)
+        await asyncio.sleep(8)
+        system.asked.clear()
+        began = system.loop.time()
+        suspect = system.membership.members[fine[0]]
+        system.membership.observe(suspect, Event.PROBE_FAILED, began)
+        await asyncio.sleep(3)
+        assert min(system.times(suspect.address)) < began + 0.15
+        assert suspect.state is State.UP
+        for address in fine[1:]:
+            gaps = [b - a for a, b in pairwise(system.times(address))]
+            assert gaps and max(gaps) < 1.3
+        # One that comes while all of these hang does not have to wait for all of these.
+        (late,) = system.join(1)
+        await asyncio.sleep(0.3)
+        assert late.state is State.UP
+
+    system = play(script, 50)
+    assert system.most <= PROBES_AT_ONCE
+
+
+def test_a_member_that_starts_to_listen_late_is_found_quickly_among_thousands() -> None:
+    async def script(system: System) -> None:
+        await system.up(5000)
+        (late,) = new = system.join(1)
+        system.refusing.add(late.address)
+        await asyncio.sleep(0.5)
+        assert late.state is State.JOINING
+        system.refusing.clear()
+        await asyncio.sleep(0.3)
+        assert new[0].state is State.UP
+
+    play(script, 5000)
+
+
+def test_members_that_have_failed_for_long_and_members_that_are_well_take_turns() -> None:
+    async def script(system: System) -> None:
+        await system.up(4000)
+        system.refusing = {it.address for it in system.membership.available[::2]}
+        await asyncio.sleep(20)
+        assert len(system.membership.available) == 2000
+        system.refusing.clear()
+        await asyncio.sleep(6)
+        assert len(system.membership.available) == 4000
+
+    play(script, 4000)
+
+
+def test_a_look_out_of_turn_keeps_to_the_bound_too() -> None:
+    async def script(system: System) -> None:
+        await system.up(10)
+        gone = [Address(f"10.9.{it // 250}.{it % 250}", 80) for it in range(500)]
+        system.hung = set(gone)
+        verdicts = await asyncio.gather(*map(system.prober.look, gone))
+        assert {event for event, _ in verdicts} == {Event.UNREACHABLE}
+
+    assert play(script, 10).most <= PROBES_AT_ONCE
+
+
+def test_members_that_leave_while_they_wait_are_not_asked() -> None:
+    async def script(system: System) -> None:
+        gone = system.found[:1000]
+        system.found = system.found[1000:]
+        system.membership.reconcile(
+            Snapshot((Answer("A", Outcome.FOUND, frozenset(system.found)),), system.loop.time())
+        )
+        await system.up(10)
+        await asyncio.sleep(3)
+        assert not {it.address for it in gone} & {whom for _, whom in system.asked}
+
+    play(script, 1010)
