@@ -37,7 +37,7 @@ from balancer.exits import FAILED
 log = logging.getLogger(__name__)
 
 # Seconds before a process is started again that ended so soon, and how soon that is.
-RESTART_SECONDS = 1.0
+RESTART_SECONDS = 0.5
 LIVED = 1.0
 # Seconds in which all new processes have to be ready, or the old ones stay.
 RELOAD_LIMIT = 30.0
