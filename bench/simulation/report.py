@@ -33,8 +33,8 @@ def _ms(seconds: float) -> str:
 
 
 # The picture: rows of marks, in three panels beside each other.
-WIDTH = 860
-LABELS = 210
+WIDTH = 870
+LABELS = 220
 SHARE = LABELS + 10, 150
 LATENCY = LABELS + 230, 280
 WASTED = LABELS + 540, 60

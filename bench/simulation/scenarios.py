@@ -99,7 +99,7 @@ VARIANTS: dict[str, tuple[tuple[str, Any], ...]] = {
     "least_requests, limit 8": (("policy", "least_requests"), LIMIT),
 }
 EXTRA = {"restart": {"round_robin, HOLD_MAX 1000": (("policy", "round_robin"), ("hold_max", 1000))}}
-SEVERAL = {it: VARIANTS[it] for it in ("round_robin", "least_requests", "least_requests, limit 8")}
+SEVERAL = {it: VARIANTS[it] for it in ("round_robin", "round_robin, limit 8", "least_requests")}
 BALANCERS = (1, 2, 5, 20)
 # Members, balancers, requests.
 LARGE = 10_000, 20, 1_000_000

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import bench
 from bench import simulate
-from bench.simulation.members import Farewell
+from bench.simulation.members import DELAY, Farewell
 from bench.simulation.report import table
 from bench.simulation.scenarios import SCENARIOS, Case, nothing, one_slow, unequal
 from bench.simulation.world import WARM_UP, Figures, Setup, World, run
@@ -25,17 +29,28 @@ def with_policy(policy: str, **others: object) -> Setup:
     return replace(SETUP, settings={"policy": policy, **others})
 
 
-def printed(capsys: pytest.CaptureFixture[str], chart: Path, seed: int) -> tuple[str, str]:
+def arguments(chart: Path, seed: int) -> list[str]:
     size = "--members", "10", "--balancers", "2", "--requests", "500"
-    simulate.main(["--only", "equal,rolling,restart", *size, "--seed", str(seed), "--chart", str(chart)])
+    return ["--only", "equal,rolling,restart", *size, "--seed", str(seed), "--chart", str(chart)]
+
+
+def printed(capsys: pytest.CaptureFixture[str], chart: Path, seed: int) -> tuple[str, str]:
+    simulate.main(arguments(chart, seed))
     return capsys.readouterr().out, chart.read_text()
+
+
+def printed_elsewhere(chart: Path, seed: int) -> tuple[str, str]:
+    """By another process, in which sets of strings have another order."""
+    command = [sys.executable, "-m", "bench.simulate", *arguments(chart, seed)]
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(bench.__file__).parents[1])}
+    words = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    return words, chart.read_text()
 
 
 def test_the_seed_decides_every_byte(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     once = printed(capsys, tmp_path / "once.svg", 1)
-    again = printed(capsys, tmp_path / "again.svg", 1)
     other = printed(capsys, tmp_path / "other.svg", 2)
-    assert once == again
+    assert once == printed_elsewhere(tmp_path / "again.svg", 1)
     assert once[0].replace("seed 1:", "seed 2:") != other[0]
     assert once[1].replace("seed 1:", "seed 2:") != other[1]
 
@@ -60,6 +75,29 @@ def test_round_robin_gives_equal_members_the_same() -> None:
 
 def test_random_does_not_quite() -> None:
     assert run(with_policy("random"), nothing).share_error > 0.01
+
+
+def renewal_sojourn(load: float, members: int) -> float:
+    """Mean stay, in service times, where each member gets every ``members``-th request of a Poisson stream (GI/M/1)."""
+    root = 0.5
+    for _ in range(1000):
+        root = (members * load / (members * load + 1 - root)) ** members
+    return 1 / (1 - root)
+
+
+def test_latency_is_what_queueing_theory_says() -> None:
+    # Members that do one request at a time, for an exponentially distributed time: at random each is an M/M/1 queue, in
+    # turn a GI/M/1 queue, and by the shorter of two queues they are as in Mitzenmacher, "The Power of Two Choices".
+    load, members = 0.5, 100
+    expected = {
+        "random": 1 / (1 - load),
+        "round_robin": renewal_sojourn(load, members),
+        "least_requests": sum(load ** (2**length - 2) for length in range(1, 9)),
+    }
+    for policy, stay in expected.items():
+        setup = replace(with_policy(policy), speeds=(1.0,) * members, requests=20_000, workers=1, load=load)
+        # To the member and back, which theory leaves out.
+        assert run(setup, nothing).mean - 2 * DELAY == pytest.approx(stay * setup.service, rel=0.05), policy
 
 
 def test_share_error_is_what_would_have_to_move() -> None:
