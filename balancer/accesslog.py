@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from select import PIPE_BUF
 from typing import TextIO
 
 from balancer.observer import Observer
@@ -99,11 +100,15 @@ def as_text(record: Record, wall_clock: float, coloured: bool = False) -> str:
 
 
 class AccessLog(Observer):
-    """Collects lines and writes them to ``stream`` a few times a second; ``flush`` writes the rest."""
+    """Collects lines and writes them to ``stream`` a few times a second; ``flush`` writes the rest.
 
-    def __init__(self, stream: TextIO, form: Format = as_json) -> None:
+    ``shared``: other processes write to the same pipe, so that no more is written at a time than a pipe takes as one.
+    """
+
+    def __init__(self, stream: TextIO, form: Format = as_json, shared: bool = False) -> None:
         self._stream = stream
         self._form = form
+        self._shared = shared
         self._lines: list[str] = []
 
     def done(self, record: Record) -> None:
@@ -113,6 +118,21 @@ class AccessLog(Observer):
 
     def flush(self) -> None:
         lines, self._lines = self._lines, []
-        if lines:
-            self._stream.write("\n".join(lines) + "\n")
-            self._stream.flush()
+        for piece in _pieces(lines, PIPE_BUF) if self._shared else [lines]:
+            if piece:
+                self._stream.write("\n".join(piece) + "\n")
+                self._stream.flush()
+
+
+def _pieces(lines: Sequence[str], limit: int) -> Iterator[list[str]]:
+    """The lines in groups of at most so many bytes; a line that is longer is alone."""
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        length = len(line.encode()) + 1
+        if size + length > limit:
+            yield piece
+            piece, size = [], 0
+        piece.append(line)
+        size += length
+    yield piece

@@ -210,7 +210,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         server.configure_logging()
         slots = server.slots(settings, data, admin[0] if admin else None, certificate, routes, processes)
         server.prepare()
-        return Supervisor(slots, data, admin, before).run()
+        return Supervisor(slots, processes, data, admin, before).run()
 
 
 def _processes(settings: Settings) -> int:

@@ -203,7 +203,7 @@ class Signals:
 async def _serve(work: Work, post: Post) -> None:
     settings = work.settings.part(work.number, work.processes)
     form = partial(as_text, coloured=sys.stdout.isatty()) if settings.access_log == "text" else as_json
-    access_log = AccessLog(sys.stdout, form)
+    access_log = AccessLog(sys.stdout, form, shared=work.processes > 1)
     observers: list[Observer] = [access_log] if settings.access_log else []
     tracing = None
     if settings.otel_endpoint:

@@ -37,7 +37,7 @@ from balancer.exits import FAILED
 log = logging.getLogger(__name__)
 
 # Seconds before a process is started again that ended so soon, and how soon that is.
-RESTART_SECONDS = 1.0
+RESTART_SECONDS = 0.5
 LIVED = 1.0
 # Seconds in which all new processes have to be ready, or the old ones stay.
 RELOAD_LIMIT = 30.0
@@ -78,8 +78,12 @@ class Slot:
 
 @dataclass
 class Handover:
-    """What the supervisor hands over to the new code: descriptors, and processes by the names of their slots."""
+    """What the supervisor hands over to the new code: descriptors, and processes by the names of their slots.
 
+    ``processes``: how many serve, which a reload does not change; 0 at a first start.
+    """
+
+    processes: int = 0
     data: list[int] = field(default_factory=list)
     admin: list[int] = field(default_factory=list)
     lifeline: list[int] = field(default_factory=list)
@@ -97,11 +101,6 @@ class Handover:
         return handover
 
     @property
-    def processes(self) -> int:
-        """How many sockets clients connect to: as many as processes serve; 0 at a first start."""
-        return len(self.data)
-
-    @property
     def descriptors(self) -> list[int]:
         return [*self.data, *self.admin, *self.lifeline]
 
@@ -116,12 +115,18 @@ class _Process:
 
 
 class Supervisor:
-    """Runs a process in each of ``slots``. ``data``, ``admin``: all listening sockets."""
+    """Runs a process in each of ``slots``, of which ``count`` serve. ``data``, ``admin``: all listening sockets."""
 
     def __init__(
-        self, slots: Sequence[Slot], data: Sequence[socket.socket], admin: Sequence[socket.socket], before: Handover
+        self,
+        slots: Sequence[Slot],
+        count: int,
+        data: Sequence[socket.socket],
+        admin: Sequence[socket.socket],
+        before: Handover,
     ) -> None:
         self._slots = slots
+        self._count = count
         self._data = data
         self._admin = admin
         self._before = before
@@ -259,7 +264,7 @@ class Supervisor:
         if self._stopping:
             self._failed = self._failed or (code and FAILED)
             return
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        how = f"was killed ({signal.strsignal(-code)})" if code < 0 else f"ended with status {code}"
         if self._settled:
             soon = time.monotonic() - process.started < LIVED
             log.error("process %s (%d) %s and is started again", process.slot.name, pid, how)
@@ -278,7 +283,7 @@ class Supervisor:
             self._reap()
         if {signal.SIGTERM, signal.SIGINT} & numbers:
             self._stop()
-        elif self._stopping:
+        if self._stopping:
             return
         if signal.SIGHUP in numbers:
             _kill([*self._processes, *self._old.values()], signal.SIGHUP)
@@ -317,6 +322,7 @@ class Supervisor:
             log.error("the new code cannot be run (status %d); nothing changes", code)
             return
         handover = Handover(
+            processes=self._count,
             data=[it.fileno() for it in self._data],
             admin=[it.fileno() for it in self._admin],
             lifeline=self._lifeline,
@@ -327,8 +333,14 @@ class Supervisor:
         for descriptor in handover.descriptors:
             os.set_inheritable(descriptor, True)
         # Signals that come in between wait for the new code.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        os.execve(sys.executable, _command(), os.environ | {HANDOVER: json.dumps(asdict(handover))})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            os.execve(sys.executable, _command(), os.environ | {HANDOVER: json.dumps(asdict(handover))})
+        except OSError as error:
+            log.error("the new code cannot be run: %s; nothing changes", error)
+        for descriptor in handover.descriptors:
+            os.set_inheritable(descriptor, False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _give_up_reload(self, why: str) -> None:
         log.error("the reload failed: %s; the processes before go on", why)

@@ -18,6 +18,7 @@ import yaml
 
 import balancer
 from balancer.settings import Settings, variable
+from tests.support.guide import files
 from worker import drain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,9 +107,8 @@ def test_the_validator_sees_a_field_that_is_none() -> None:
         kubernetes_validate.validate(wrong, RELEASES[-1], strict=True)
 
 
-@pytest.fixture(scope="session")
-def built() -> list[Object]:
-    """What ``kubectl kustomize`` makes of it."""
+def build(folder: Path) -> list[Object]:
+    """What ``kubectl kustomize`` makes of a folder."""
     kubectl = shutil.which("kubectl")
     if not kubectl:
         if os.environ.get("CI"):
@@ -116,17 +116,53 @@ def built() -> list[Object]:
                 "CI has to build the kustomization, but there is no kubectl (Debian's package kubernetes-client)"
             )
         pytest.skip("there is no kubectl (Debian's package kubernetes-client)")
-    done = subprocess.run([kubectl, "kustomize", str(FILES)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return [it for it in yaml.safe_load_all(done.stdout) if it]
 
 
-def test_kustomize_builds_valid_objects(built: list[Object]) -> None:
+@pytest.fixture(scope="session")
+def built() -> list[Object]:
+    return build(FILES)
+
+
+def test_kustomize_builds_valid_objects_for_any_namespace(built: list[Object]) -> None:
     assert len(built) == len(OBJECTS) + len(KUSTOMIZATION["configMapGenerator"])
     for thing in built:
         kubernetes_validate.validate(thing, RELEASES[-1], strict=True)
-        if thing["kind"] != "Namespace":
-            assert thing["metadata"]["namespace"] == "balancer"
+        assert thing["kind"] != "Namespace" and "namespace" not in thing["metadata"]
+
+
+def test_the_guide_s_overlay_builds(tmp_path: Path) -> None:
+    """Names the images and a namespace, and finds members by SRV."""
+    base = os.path.relpath(FILES, tmp_path)
+    text = files("guides/kubernetes.md")["kustomization.yaml"].replace("../balancer/deploy/kubernetes", base)
+    overlay = tmp_path / "kustomization.yaml"
+    overlay.write_text(text)
+    try:
+        objects = build(tmp_path)
+    except AssertionError as error:
+        # Before kubectl 1.21 (Debian 12 has 1.20) a folder was called a base.
+        if "must be a file" not in str(error):
+            raise
+        overlay.write_text(text.replace("resources:", "bases:"))
+        objects = build(tmp_path)
+    assert len(objects) == len(OBJECTS) + len(KUSTOMIZATION["configMapGenerator"])
+    for thing in objects:
+        kubernetes_validate.validate(thing, RELEASES[-1], strict=True)
+        assert thing["metadata"]["namespace"] == "shop"
+    (config,) = [it for it in objects if it["kind"] == "ConfigMap"]
+    settings = Settings.load(config["data"])
+    assert (settings.record, settings.upstream_port) == ("srv", SETTINGS.upstream_port)
+    (port,) = named("Service", "worker")["spec"]["ports"]
+    assert settings.alias == f"_{port['name']}._tcp.worker"
+    images = {
+        pod["image"]
+        for it in objects
+        if "template" in it.get("spec", {})
+        for pod in it["spec"]["template"]["spec"]["containers"]
+    }
+    assert images == {"registry.example/balancer:0.1.1", "registry.example/balancer-worker:0.1.1", "redis:8-alpine"}
 
 
 def test_kustomize_puts_in_the_settings_and_the_images(built: list[Object]) -> None:
@@ -228,7 +264,7 @@ def test_grace_periods_add_up() -> None:
     command, sleep = container("balancer")["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
     # Clients that do not read are cut off a second after the requests (balancer/server.py).
-    needs = int(sleep) + math.ceil(SETTINGS.shutdown_seconds) + 1
+    needs = int(sleep) + math.ceil(SETTINGS.shutdown_delay + SETTINGS.shutdown_seconds) + 1
     assert needs + 2 <= pod_spec("balancer")["terminationGracePeriodSeconds"] <= needs + 10
     assert "lifecycle" not in container("worker")
     needs = math.ceil(drain.LIMIT_SECONDS + 2 * drain.NOTICE_SECONDS)
@@ -305,8 +341,12 @@ def allowed(direction: str, name: str) -> set[tuple[str, int, str]]:
 
 
 def test_only_who_has_to_may_talk_to_a_pod() -> None:
-    everybody = named("NetworkPolicy", "nobody")["spec"]
-    assert everybody == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for direction in ("Ingress", "Egress"):
+        # Whoever is selected by a policy of a direction may do no more than the policies say.
+        ruled = [it["spec"] for it in of("NetworkPolicy") if direction in it["spec"]["policyTypes"]]
+        assert {name for it in ruled for name in selected(it["podSelector"])} == set(PODS)
+    # An empty selector would be every pod of the namespace, whoever's it is.
+    assert all(it["spec"]["podSelector"] for it in of("NetworkPolicy"))
     http, redis = ports("worker")["http"], ports("redis")["redis"]
     admin = ports("balancer")["admin"]
     assert allowed("Ingress", "balancer") == {

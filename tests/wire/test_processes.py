@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -87,14 +88,17 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(*members: Member, processes: int = 2, ready: bool = True, **settings: str) -> AsyncIterator[Fleet]:
+async def fleet(
+    *members: Member, processes: int = 2, ready: bool = True, bind: str = "", **settings: str
+) -> AsyncIterator[Fleet]:
     zone = Zone()
     zone.records["apps"] = [("A", it.address.host) for it in members]
     port, admin_port = free_port(), free_port()
     environ = {f"BALANCER_{name.upper()}": value for name, value in settings.items()}
     async with DnsServer(zone) as dns, httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin_port}") as admin:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "balancer", "serve", f"--bind=127.0.0.1:{port}", f"--admin=127.0.0.1:{admin_port}",
+            sys.executable, "-m", "balancer", "serve",
+            f"--bind={bind or f'127.0.0.1:{port}'}", f"--admin=127.0.0.1:{admin_port}",
             f"--upstream-port={members[0].address.port}", f"--resolver={dns.address}", f"--processes={processes}",
             env=os.environ | {"BALANCER_ACCESS_LOG": "off"} | environ, stdout=PIPE, stderr=PIPE,
         )  # fmt: skip
@@ -184,7 +188,7 @@ async def test_a_killed_process_takes_only_its_own_connections_with_it_and_is_re
         await it.until(lambda status: status["pools"][0]["requests"] >= 90 + kept)
         status, err = await it.stop()
         assert status == 0
-        assert "was killed by SIGKILL and is started again" in err
+        assert "was killed (Killed) and is started again" in err
 
 
 async def test_a_drain_is_for_all_processes_and_for_those_that_come_later() -> None:
@@ -205,6 +209,20 @@ async def test_a_drain_is_for_all_processes_and_for_those_that_come_later() -> N
         assert all(answer.endswith(b"m2") for answer in answers), answers
         drained = [event["text"] for event in await it.events() if event["kind"] == "drained"]
         assert drained[0] == f"{one.address} drained by hand"
+
+
+async def test_a_unix_socket_is_shared_by_all_processes_through_a_reload(tmp_path: Path) -> None:
+    path = tmp_path / "balancer.sock"
+    async with Member() as member, fleet(member, bind=f"unix:{path}") as it:
+        it.process.send_signal(signal.SIGUSR2)
+        await it.reloaded(1, 2)
+        reader, writer = await asyncio.open_unix_connection(path)
+        connection = Connection(reader, writer)
+        await connection.send(GET)
+        assert b"200 OK" in await connection.head()
+        connection.close()
+        status, err = await it.stop()
+        assert (status, path.exists()) == (0, False), err
 
 
 @pytest.mark.parametrize("processes", [1, 2])

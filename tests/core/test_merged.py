@@ -1,0 +1,194 @@
+"""The sum of several processes: from reports that nobody sent over a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from balancer.admin.merged import LEARNS, STALE, Hub, MergedPool
+from balancer.admin.report import Drain, PoolReport, Report, Row
+from balancer.admin.view import Usage
+from balancer.channel import PACKET, Channel, pair
+from balancer.events import Happening, Kind, Level
+from balancer.health import State
+from balancer.membership import Endpoint
+from balancer.record import Record
+from balancer.request import Request
+from balancer.settings import Address, Settings
+from balancer.stats import Stats, Tally
+from balancer.upstream import Connections
+
+ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)
+
+
+@pytest.fixture
+def channels() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    with ExitStack() as stack:
+        found = [pair() for _ in range(2)]
+        for ends in found:
+            for end in ends:
+                stack.enter_context(end)
+        yield found
+
+
+class Fleet:
+    """A hub, and what its processes say. ``now`` is the clock."""
+
+    def __init__(self, channels: list[tuple[socket.socket, socket.socket]]) -> None:
+        self.now = 100.0
+        self.told: list[Any] = []
+        self.hub = Hub([ours for ours, _ in channels], clock=lambda: self.now)
+        self._others = [Channel(theirs, self.told.append) for _, theirs in channels]
+
+    def close(self) -> None:
+        self.hub.close()
+        for it in self._others:
+            it.close()
+
+    def report(self, number: int, pid: int, *, whole: bool = True, started: float = 100.0, **pool: Any) -> None:
+        values: dict[str, Any] = {
+            "name": "apps", "settings": Settings(hold_max=500), "members": {}, "left": [], "stats": Stats(),
+            "events": [], "snapshot": None, "resolved": 0.0, "available": 1, "held": 0, "active": 0,
+            "connections": None,
+        }  # fmt: skip
+        report = PoolReport(**(values | pool))
+        self.hub._got(Report(Usage(number, pid, 1.0, 1000), started, whole, [report], None, 3))
+
+    @property
+    def pool(self) -> MergedPool:
+        (found,) = self.hub.current()
+        return found
+
+
+@pytest.fixture
+async def fleet(channels: list[tuple[socket.socket, socket.socket]]) -> Any:
+    made = Fleet(channels)
+    yield made
+    made.close()
+
+
+def row(address: Address, state: State = State.UP, **given: Any) -> Row:
+    values: dict[str, Any] = {
+        "since": 90.0, "reason": state.value, "in_flight": 0, "requests": 0, "drained": False, "drained_since": 0.0
+    }  # fmt: skip
+    return Row(Endpoint(address), state=state, **(values | given))
+
+
+def counted(address: Address, requests: int) -> Stats:
+    stats = Stats()
+    stats.members[address] = Tally()
+    for _ in range(requests):
+        record = Record(Request("GET", b"/", [], "192.0.2.1"), 0.0, b"")
+        record.status, record.member, record.duration = 200, address, 0.01
+        stats.done(record)
+    return stats
+
+
+async def test_counts_are_added_up_and_those_of_the_dead_stay(fleet: Fleet) -> None:
+    fleet.report(0, 10, members={ONE: row(ONE, in_flight=1)}, stats=counted(ONE, 3), active=2, held=1)
+    fleet.report(
+        1, 11, members={ONE: row(ONE, in_flight=2)}, stats=counted(ONE, 4), connections=Connections(1, 2, 3, 4)
+    )
+    pool = fleet.pool
+    assert pool.stats.total.count == pool.stats.members[ONE].count == 7
+    assert (pool.members[ONE].in_flight, pool.active, pool.held, pool.available) == (3, 2, 1, 1)
+    assert pool.settings.hold_max == 1000
+    assert pool.connections == Connections(1, 2, 3, 4)
+    assert pool.clients is not None and len(pool.clients) == 6
+    fleet.report(0, 12, members={ONE: row(ONE)}, stats=counted(ONE, 1))
+    assert fleet.pool is pool
+    assert pool.stats.members[ONE].count == 3 + 4 + 1
+    # Once the member is gone, what it did is nobody's in particular.
+    nobodys = Stats()
+    nobodys.add(counted(ONE, 5))
+    nobodys.forget(ONE)
+    fleet.report(0, 12, whole=False, left=[ONE])
+    fleet.report(1, 11, whole=False, left=[ONE], stats=nobodys)
+    assert not fleet.pool.members
+    assert not pool.stats.members
+    assert pool.stats.total.count == 3 + 5
+
+
+async def test_a_report_that_does_not_begin_at_the_beginning_is_asked_for_anew(fleet: Fleet) -> None:
+    fleet.report(0, 10, whole=False, members={ONE: row(ONE)})
+    assert fleet.hub.current() == []
+
+
+async def test_a_member_is_as_bad_as_any_process_that_knows_it_says(fleet: Fleet) -> None:
+    fleet.report(0, 10, members={ONE: row(ONE), TWO: row(TWO)})
+    fleet.report(1, 11, members={ONE: row(ONE, State.DOWN, reason="refused", since=95.0), TWO: row(TWO, State.JOINING)})
+    members = fleet.pool.members
+    assert (members[ONE].state, members[ONE].reason, members[ONE].since) == (
+        State.DOWN, "refused (in 1 of 2 processes)", 95.0
+    )  # fmt: skip
+    assert (members[TWO].state, members[TWO].reason) == (State.UP, "up")
+
+
+async def test_who_has_not_reported_of_late_has_no_opinion_but_its_counts(fleet: Fleet) -> None:
+    fleet.report(0, 10, members={ONE: row(ONE, State.DOWN)}, stats=counted(ONE, 3), active=5)
+    fleet.now += STALE
+    fleet.report(1, 11, members={ONE: row(ONE)}, stats=counted(ONE, 4), active=1)
+    pool = fleet.pool
+    assert [it.pid for it in fleet.hub.processes()] == [11]
+    assert (pool.members[ONE].state, pool.active, pool.stats.total.count) == (State.UP, 1, 7)
+
+
+def event(number: int, when: float, words: str, kind: Kind = Kind.STATE, **counts: int) -> Happening:
+    return Happening(number, when, kind, Level.WARNING, words, ONE, **counts)
+
+
+async def test_events_that_say_the_same_are_one_and_count_together(fleet: Fleet) -> None:
+    fleet.report(0, 10, events=[event(1, 100.0, "down", moved=2)])
+    fleet.report(1, 11, events=[event(7, 100.4, "down", moved=1, lost=1)])
+    fleet.report(0, 10, whole=False, events=[event(1, 100.0, "down", moved=5)])
+    (told,) = fleet.pool.stats.events.recent
+    assert (told.moved, told.lost, told.when) == (6, 1, 100.0)
+    # The same from one process is another event, and so is what comes later.
+    fleet.report(0, 10, whole=False, events=[event(2, 101.0, "down")])
+    fleet.report(1, 11, whole=False, events=[event(8, 110.0, "down")])
+    assert len(fleet.pool.stats.events.recent) == 3
+
+
+async def test_what_a_process_that_comes_later_learns_is_no_news(fleet: Fleet) -> None:
+    fleet.report(0, 10, events=[event(1, 100.0, "10.0.0.1 joined", Kind.JOINED)])
+    started = fleet.now = 100.0 + LEARNS + 1
+    late = [event(1, started + 0.1, "10.0.0.1 joined", Kind.JOINED), event(2, started + LEARNS + 1, "down")]
+    fleet.report(1, 12, started=started, events=late)
+    assert [it.words for it in fleet.pool.stats.events.recent] == ["10.0.0.1 joined", "down"]
+
+
+async def test_a_drain_reaches_those_that_do_not_know_of_it(fleet: Fleet) -> None:
+    fleet.report(0, 10, members={ONE: row(ONE)})
+    fleet.pool.drain(fleet.pool.members[ONE])
+    fleet.report(1, 11, members={ONE: row(ONE)})
+    assert fleet.pool.members[ONE].drained
+    for _ in range(5):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while fleet.told.count(Drain("apps", ONE, True)) < 3:
+            await asyncio.sleep(0.001)  # Twice to all, once more to the one that said otherwise.
+
+
+async def test_a_message_may_be_large_and_its_writer_may_die_in_the_midst_of_it() -> None:
+    ours, theirs = pair()
+    with ours, theirs:
+        got: list[object] = []
+        reader = Channel(ours, got.append)
+        theirs.send(bytes([1]) + b"the beginning of something")
+        writer = Channel(theirs, got.append)
+        large = {"data": bytes(40 * PACKET)}
+        writer.send(large)
+        busy = [writer.busy]
+        writer.send("and then")
+        async with asyncio.timeout(5):
+            while len(got) < 2:
+                await asyncio.sleep(0.001)
+        assert got == [large, "and then"]
+        assert [*busy, writer.busy] == [True, False]
+        reader.close()
+        writer.close()
