@@ -26,7 +26,7 @@ bench: .venv/.ready bench/.cache/venv/.ready
 drill: .venv/.ready
 	$(BIN)/python -m bench.drill $(OPTIONS)
 
-# Options: make simulate OPTIONS="--only slow --members 20", and see docs/simulation.md. Without: a quarter of an hour.
+# Options: make simulate OPTIONS="--only slow --members 20", "--jobs 2" (a quarter of an hour), and see docs/simulation.md.
 simulate: .venv/.ready
 	$(BIN)/python -m bench.simulate $(OPTIONS)
 
