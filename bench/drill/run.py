@@ -27,7 +27,7 @@ def project(plain: bool, asgi: bool = False) -> tuple[Compose, list[Phase]]:
     phases = PLAIN_PHASES if plain else PHASES
     if asgi:
         files.append("bench/drill/asgi.yaml")
-        # uvicorn's own front end, which `balancer serve` never uses, closes connections that a request is on its way to.
+        # uvicorn's own front end, which `balancer serve` never uses, closes connections to which a request is coming.
         phases = [it for it in phases if it.act is not reload]
     if plain:
         return Compose(PROJECT, files=[*files, "bench/drill/plain.yaml"]), phases
