@@ -226,9 +226,7 @@ class Dispatcher:
         self._trace = trace
         self._budget = retry.Budget()
         self.hold = Hold(settings.hold_max, settings.hold_bytes)
-        self._slots = Slots(membership, policy, self.hold, settings.max_requests_per_member)
-        # Who is available has changed: those who wait get members as long as there are some.
-        self.wake = self._slots.wake
+        self.slots = Slots(membership, policy, self.hold, settings.max_requests_per_member)
 
     def begin(self, request: Request) -> Course:
         """A request has come."""
@@ -256,7 +254,7 @@ class Dispatcher:
             # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
             # members have closed meanwhile. What is too large, ``run`` refuses. What is traced differs in its head.
             return False
-        member = course.given = self._slots.take(request, _NONE)
+        member = course.given = self.slots.take(request, _NONE)
         if member is None:
             return False
         if not request.head:
@@ -290,7 +288,7 @@ class Dispatcher:
         course.body_bytes = len(body)
         course.duration = now - course.started
         sink.answer(response, headers, body)
-        self._slots.give_back(member)
+        self.slots.give_back(member)
         self._on_done(course)
 
     def refused(self, request: Request, refusal: Refusal) -> None:
@@ -380,7 +378,7 @@ class Dispatcher:
                 pause = False
             given, course.given = course.given, None
             begun, course.response = course.response, None
-            member = given or self._slots.take(request, claim.tried)
+            member = given or self.slots.take(request, claim.tried)
             if member is None:
                 member = await self._wait_for_member(claim, body, hold_until, record)
             record.member = member.address
@@ -420,7 +418,7 @@ class Dispatcher:
                 await _relay(response, sink, record, self._policy.mark(request, member))
                 return
             finally:
-                self._slots.give_back(member)
+                self.slots.give_back(member)
 
     def _afford_repeat(self) -> bool:
         return self._budget.spend(self._clock())
@@ -440,20 +438,20 @@ class Dispatcher:
         claim.in_hand = body.size if body else 0
         waits = False
         try:
-            self.hold.enter(claim, until - began, moving=self._membership.anybody)
+            self.hold.enter(claim, until - began, moving=self._membership.anybody and not self.slots.gathering)
             waits = True
             async with asyncio.timeout(max(0.0, until - began)):
                 await given
         except (Refusal, TimeoutError) as error:
             if not given.done() or given.cancelled():
-                if member := self._slots.last_resort(claim):
+                if member := self.slots.last_resort(claim):
                     return member
                 if isinstance(error, Refusal):
                     raise
                 raise (_overloaded() if self._membership.anybody else _nobody(record)) from None
         except asyncio.CancelledError:
             if given.done() and not given.cancelled():
-                self._slots.give_back(given.result())
+                self.slots.give_back(given.result())
             raise
         finally:
             self.hold.leave(claim)

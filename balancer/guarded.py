@@ -15,6 +15,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Container, Hashable, Sequence
+from random import Random
 from types import TracebackType
 from typing import Any
 
@@ -105,11 +106,11 @@ def name_of(plug_in: object) -> str:
 class GuardedPolicy(Policy):
     """A policy that cannot lose a request: where it fails, round robin takes its place."""
 
-    def __init__(self, policy: Policy, reports: Reports) -> None:
+    def __init__(self, policy: Policy, reports: Reports, rng: Random) -> None:
         self._policy = policy
         self._reports = reports
         self._name = f"the policy {name_of(policy)}"
-        self._turns = RoundRobin()
+        self._turns = RoundRobin(rng)
         self._members: set[Member] = set()
         self._built = False
         mark: Callable[[Request, Member], Headers] | None = getattr(policy, "mark", None)

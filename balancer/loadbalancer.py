@@ -26,6 +26,7 @@ from balancer.policies import Policy, make_policy
 from balancer.probes import TICK, Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.settings import Address, Settings, SettingsError
+from balancer.slots import GATHER_SECONDS
 from balancer.stats import Stats
 from balancer.upstream import Connections, Timeouts, Upstream
 from balancer.visit import Receive, Scope, Send
@@ -146,6 +147,7 @@ class LoadBalancer:
         )
         self._farewells: set[asyncio.Task[None]] = set()
         self._anybody = False
+        self._gathering: asyncio.TimerHandle | None = None
         self._flip_log = FlipLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -324,7 +326,14 @@ class LoadBalancer:
     def _rally(self) -> None:
         """Who may be chosen has changed: members for those who wait; where there are none any more, look for some."""
         before, self._anybody = self._anybody, self.membership.anybody
-        self.dispatcher.wake()
+        slots = self.dispatcher.slots
+        if self._anybody and not before:
+            slots.gather()
+            if self._gathering:
+                self._gathering.cancel()
+            if slots.gathering:
+                self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, slots.gathered)
+        slots.wake()
         if before and not self._anybody:
             self._discovery.hurry()
             self._prober.hurry(it for it in self.membership.members.values() if it.probes)

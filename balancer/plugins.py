@@ -51,7 +51,7 @@ def load(settings: Settings, rng: Random, policy: Policy | None = None, more: Se
     if problems:
         raise SettingsError(problems)
     reports = Reports()
-    return Plugins(policy and GuardedPolicy(policy, reports), HookChain([*hooks, *more], reports))
+    return Plugins(policy and GuardedPolicy(policy, reports, rng), HookChain([*hooks, *more], reports))
 
 
 @contextmanager

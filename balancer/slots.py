@@ -6,17 +6,25 @@ Rules:
 * A slot that becomes free goes to the request that has waited longest, in the same step, so that
   nobody can slip in between.
 * A request gets a member that failed it before only while every other one is busy or gone.
+* Where nobody was available and requests wait, the first member back is given its share of them, not all: while the
+  others that DNS names are coming back, the rest wait for them, or for its next free slot, GATHER_SECONDS at most.
+  (Of 100 members that restart, the first would be given some 17,000 requests; see docs/simulation.md.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Container
-from math import inf
+from math import ceil, inf
 
 from balancer.hold import Claim, Hold
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
 from balancer.request import Request
+
+# Seconds that members are given to come back after the first of them.
+GATHER_SECONDS = 1.0
+# Requests that a member is given by then in any case: about what a worker with some threads works on at a time.
+GATHER_MIN = 8
 
 
 class Slots:
@@ -26,7 +34,9 @@ class Slots:
         self._membership = membership
         self._policy = policy
         self._hold = hold
-        self._limit = limit or inf
+        self._limit = self.bound = limit or inf
+        # While others are coming back after the first, ``bound`` holds in place of the limit.
+        self.gathering = False
         self._built_for = -1
 
     def take(self, request: Request, tried: Container[Member]) -> Member | None:
@@ -37,12 +47,16 @@ class Slots:
         if self._hold.waiting:
             return None
         member = self._choose(request, tried)
+        if member is None and self.gathering:
+            # Of those who waited for members to come back, nobody is left to be shared out.
+            self.gathered()
+            member = self._choose(request, tried)
         return member and _occupy(member)
 
     def give_back(self, member: Member) -> None:
         """A request has ended at this member; the slot goes to whoever has waited longest and still wants it."""
         member.in_flight -= 1
-        if self._hold.waiting and member.in_flight < self._limit and self._membership.is_available(member):
+        if self._hold.waiting and member.in_flight < self.bound and self._membership.is_available(member):
             while (claim := self._hold.first()) and not self._give(claim, member):
                 pass
 
@@ -52,6 +66,19 @@ class Slots:
             self._follow()
         while (claim := self._hold.first()) and (member := self._choose(claim.request, claim.tried)):
             self._give(claim, member)
+
+    def gather(self) -> None:
+        """Somebody is available where nobody was: share those who wait out, until ``gathered``."""
+        waiting, known = len(self._hold), len(self._membership.members)
+        self.gathering = waiting > 0 and known > len(self._membership.available)
+        share = max(GATHER_MIN, ceil(waiting / known)) if self.gathering else inf
+        self.bound = min(self._limit, share)
+
+    def gathered(self) -> None:
+        """Whoever is not back by now is not waited for."""
+        self.gathering = False
+        self.bound = self._limit
+        self.wake()
 
     def last_resort(self, claim: Claim) -> Member | None:
         """A member that is down by the evidence of failed requests alone, where nobody else is left.
@@ -77,11 +104,11 @@ class Slots:
     def _choose(self, request: Request, tried: Container[Member]) -> Member | None:
         if self._built_for != self._membership.generation:
             self._follow()
-        if self._limit == inf and not tried:
+        if self.bound == inf and not tried:
             return self._policy.choose(request)
-        member = self._policy.choose(request, _Unfit(self._limit, tried))
+        member = self._policy.choose(request, _Unfit(self.bound, tried))
         if member is None and tried:
-            member = self._policy.choose(request, _Unfit(self._limit, ()))
+            member = self._policy.choose(request, _Unfit(self.bound, ()))
         return member
 
     def _follow(self) -> None:

@@ -16,6 +16,7 @@ from balancer.membership import Endpoint, Member
 from balancer.policies import Policy
 from balancer.request import Request
 from balancer.settings import Address
+from tests.support.nought import Nought
 
 ANY = Request("GET", b"/", [(b"host", b"a")], "192.0.2.1")
 MEMBERS = tuple(Member(Endpoint(Address(f"10.0.0.{it}", 80)), 0.0) for it in range(3))
@@ -42,7 +43,7 @@ class Scripted(Policy):
 
 
 def guarded(policy: Policy, members: Sequence[Member] = MEMBERS) -> GuardedPolicy:
-    found = GuardedPolicy(policy, Reports())
+    found = GuardedPolicy(policy, Reports(), Nought())
     found.build(members)
     return found
 

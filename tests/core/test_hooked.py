@@ -45,7 +45,7 @@ class Refusing(Hooks):
 def dispatcher() -> HookedDispatcher:
     settings = Settings(hold_seconds=0)
     chain = plugins.load(settings, Random(0), None, [Refusing()]).hooks
-    return HookedDispatcher(chain, settings, Membership(), RoundRobin(), HttpxUpstream(Timeouts(1, 1, 1)))
+    return HookedDispatcher(chain, settings, Membership(), RoundRobin(Random(0)), HttpxUpstream(Timeouts(1, 1, 1)))
 
 
 def test_a_request_is_its_own(dispatcher: HookedDispatcher) -> None:

@@ -25,6 +25,7 @@ from balancer.policies import (
 )
 from balancer.request import Request
 from balancer.settings import Address, Settings
+from tests.support.nought import Nought
 
 
 def request(*headers: tuple[bytes, bytes], client: str = "192.0.2.1", scheme: str = "http") -> Request:
@@ -42,7 +43,7 @@ def members(*weights: int) -> list[Member]:
 
 
 def built(fit: list[Member]) -> RoundRobin:
-    policy = RoundRobin()
+    policy = RoundRobin(Nought())
     policy.build(fit)
     return policy
 
@@ -53,7 +54,7 @@ def shares(policy: Policy, fit: list[Member], requests: int) -> list[int]:
 
 
 def keyed(header: bytes = b"x-key") -> HashRing:
-    return HashRing(lambda it: dict(it.headers).get(header, b""), RoundRobin())
+    return HashRing(lambda it: dict(it.headers).get(header, b""), RoundRobin(Nought()))
 
 
 def owners(policy: Policy, keys: int = 4000) -> list[Member | None]:
@@ -61,8 +62,27 @@ def owners(policy: Policy, keys: int = 4000) -> list[Member | None]:
 
 
 def test_nobody_is_chosen_where_nobody_is() -> None:
-    assert RoundRobin().choose(ANY) is None
+    assert RoundRobin(Nought()).choose(ANY) is None
     assert built([]).choose(ANY, members(1)) is None
+
+
+def test_balancers_that_start_together_begin_at_different_members() -> None:
+    fit = members(*[1] * 100)
+    first = set()
+    for seed in range(30):
+        policy = RoundRobin(Random(seed))
+        policy.build(fit)
+        first.add(policy.choose(ANY))
+    assert len(first) > 20
+
+
+def test_of_two_the_one_with_less_to_do_is_always_chosen() -> None:
+    fit = members(1, 1)
+    policy = LeastRequests(Random(1))
+    policy.build(fit)
+    for busy, idle in (fit, reversed(fit)):
+        busy.in_flight, idle.in_flight = 1, 0
+        assert {policy.choose(ANY) for _ in range(100)} == {idle}
 
 
 def test_members_take_turns() -> None:
@@ -108,7 +128,7 @@ def test_a_round_keeps_weights_to_one_part_in_a_hundred(weights: list[int], turn
 
 
 EVERY = {
-    "round_robin": RoundRobin,
+    "round_robin": lambda: RoundRobin(Random(1)),
     "random": lambda: RandomChoice(Random(1)),
     "least_requests": lambda: LeastRequests(Random(1)),
     "hash": keyed,
@@ -155,7 +175,7 @@ def test_a_choice_among_a_thousand_members_looks_at_one() -> None:
             Counting.looks += 1
             return super().__getitem__(index)
 
-    policy = RoundRobin()
+    policy = RoundRobin(Nought())
     policy.build(Counting(Member(Endpoint(Address(f"10.0.{n // 250}.{n % 250}", 80)), 0.0) for n in range(1000)))
     for _ in range(2500):
         policy.choose(ANY)
@@ -406,7 +426,7 @@ def test_behind_a_trusted_proxy_the_client_is_who_it_says() -> None:
 
 
 def sticky(name: str = "member") -> tuple[Policy, list[Member]]:
-    policy = make_policy(Settings(sticky_cookie=name), Random(1))
+    policy = make_policy(Settings(sticky_cookie=name), Nought())
     fit = members(1, 1, 1)
     policy.build(fit)
     return policy, fit

@@ -112,7 +112,7 @@ class World(Observer):
             assert member.in_flight >= 0
             assert not self.limit or member.in_flight <= self.limit
         if self.balancer.dispatcher.hold:
-            free = [it for it in members.available if not self.limit or it.in_flight < self.limit]
+            free = [it for it in members.available if it.in_flight < self.balancer.dispatcher.slots.bound]
             assert not free, "somebody waits while a member is free"
 
     def occupy(self, member: Member) -> None:

@@ -8,7 +8,8 @@ from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, S
 from balancer.policies import RoundRobin
 from balancer.request import Request
 from balancer.settings import Address
-from balancer.slots import Slots
+from balancer.slots import GATHER_MIN, Slots
+from tests.support.nought import Nought
 
 REQUEST = Request("GET", b"/", [], "192.0.2.1")
 
@@ -19,7 +20,7 @@ class System:
     def __init__(self, members: int, limit: int = 0) -> None:
         self.membership = Membership()
         self.hold = Hold(100, 0)
-        self.slots = Slots(self.membership, RoundRobin(), self.hold, limit)
+        self.slots = Slots(self.membership, RoundRobin(Nought()), self.hold, limit)
         self.given: list[tuple[str, Member]] = []
         self.resolve(members)
         for member in self.members:
@@ -40,6 +41,26 @@ class System:
         member = self.slots.take(REQUEST, ())
         assert member
         return member
+
+    def come_up(self, *members: Member) -> None:
+        """As the balancer does it."""
+        for member in members:
+            before = self.membership.anybody
+            self.membership.observe(member, Event.PROBE_OK, 1.0)
+            if not before:
+                self.slots.gather()
+            self.slots.wake()
+
+    def crowd(self, waiting: int) -> None:
+        """All are down, and so many wait."""
+        for member in self.members:
+            self.down(member, by_request=False)
+        for number in range(waiting):
+            self.wait(str(number))
+
+    @property
+    def in_flight(self) -> list[int]:
+        return [it.in_flight for it in self.members]
 
     def wait(self, name: str, *tried: Member, gone: bool = False) -> Claim:
         claim = Claim(REQUEST, frozenset(tried))
@@ -191,3 +212,74 @@ def test_a_member_that_left_takes_nothing_with_it(limit: int) -> None:
     assert b.in_flight == 0
     system.slots.give_back(a)
     assert system.take() is a
+
+
+def test_the_first_member_back_gets_its_share_of_those_who_wait() -> None:
+    system = System(3)
+    system.crowd(90)
+    first, *others = system.members
+    system.come_up(first)
+    assert system.in_flight == [30, 0, 0]
+    system.come_up(*others)
+    assert system.in_flight == [30, 30, 30]
+
+
+def test_who_comes_while_others_wait_to_be_shared_out_waits_behind_them() -> None:
+    system = System(2)
+    system.crowd(20)
+    first, second = system.members
+    system.come_up(first)
+    system.wait("late")
+    system.come_up(second)
+    assert system.given[-1] == ("19", second)
+    system.slots.give_back(first)
+    assert system.given[-1] == ("late", first)
+
+
+def test_a_member_that_does_not_come_back_is_not_waited_for_long() -> None:
+    system = System(3)
+    system.crowd(90)
+    system.come_up(system.members[0])
+    system.slots.gathered()
+    assert system.in_flight == [90, 0, 0]
+
+
+def test_a_slot_that_becomes_free_goes_on_to_those_who_wait_to_be_shared_out() -> None:
+    system = System(2)
+    system.crowd(20)
+    first, _ = system.members
+    system.come_up(first)
+    for _ in range(10):
+        system.slots.give_back(first)
+    assert (system.in_flight, len(system.given)) == ([10, 0], 20)
+
+
+def test_a_few_who_wait_are_not_shared_out() -> None:
+    system = System(3)
+    system.crowd(GATHER_MIN)
+    system.come_up(system.members[0])
+    assert system.in_flight == [GATHER_MIN, 0, 0]
+
+
+def test_where_all_are_back_at_once_nobody_waits() -> None:
+    system = System(1)
+    system.crowd(90)
+    system.come_up(*system.members)
+    assert system.in_flight == [90]
+
+
+def test_once_nobody_waits_nobody_is_held_back() -> None:
+    system = System(2)
+    system.crowd(2 * GATHER_MIN)
+    first, _ = system.members
+    system.come_up(first)
+    for claim in list(system.hold.waiting):
+        system.hold.leave(claim)  # Their clients have left.
+    assert [system.take() for _ in range(100)] == [first] * 100
+
+
+def test_a_limit_holds_while_those_who_wait_are_shared_out() -> None:
+    system = System(2, limit=3)
+    system.crowd(40)
+    system.come_up(*system.members)
+    assert system.in_flight == [3, 3]
