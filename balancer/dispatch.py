@@ -438,7 +438,7 @@ class Dispatcher:
         claim.in_hand = body.size if body else 0
         waits = False
         try:
-            self.hold.enter(claim, until - began, moving=self._membership.anybody and not self.slots.gathering)
+            self.slots.wait(claim, until - began)
             waits = True
             async with asyncio.timeout(max(0.0, until - began)):
                 await given

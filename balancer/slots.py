@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Container
 from math import ceil, inf
 
+from balancer.errors import Refusal
 from balancer.hold import Claim, Hold
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
@@ -52,6 +53,18 @@ class Slots:
             self.gathered()
             member = self._choose(request, tried)
         return member and _occupy(member)
+
+    def wait(self, claim: Claim, patience: float) -> None:
+        """Have a claim wait its turn, ``patience`` seconds at most. Raises Refusal where that is of no use."""
+        try:
+            self._hold.enter(claim, patience, moving=self._membership.anybody and not self.gathering)
+        except Refusal:
+            if not self.gathering:
+                raise
+            # Better to give somebody more than its share than to refuse a request.
+            self.bound = min(self._limit, self.bound + 1)
+            self.wake()
+            self._hold.enter(claim, patience, moving=False)
 
     def give_back(self, member: Member) -> None:
         """A request has ended at this member; the slot goes to whoever has waited longest and still wants it."""

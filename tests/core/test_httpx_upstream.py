@@ -112,6 +112,30 @@ async def test_when_everybody_vanished_a_request_waits_for_the_next_member(route
         assert (await waiting).text == TWO.host
 
 
+async def test_the_first_member_back_gets_no_more_than_its_share_until_the_others_have_had_their_time() -> None:
+    asked: list[httpx.Request] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        await asyncio.sleep(5)
+        raise AssertionError("nobody waits so long")
+
+    router = respx.Router()
+    router.route().mock(side_effect=answer)
+    probe = ScriptedProbe(down=[ONE, TWO, THREE])
+    resolver = ScriptedResolver(ONE, TWO, THREE)
+    async with balanced(router, resolver, probe) as (balancer, client), asyncio.TaskGroup() as group:
+        waiting = [group.create_task(client.get("/")) for _ in range(60)]
+        await eventually(lambda: balancer.held == 60)
+        probe.down.discard(ONE)
+        await eventually(lambda: len(asked) == 20)
+        assert balancer.held == 40
+        await eventually(lambda: len(asked) == 60)
+        assert {it.url.host for it in asked} == {ONE.host}
+        for it in waiting:
+            it.cancel()
+
+
 async def test_a_wait_that_is_too_long_ends_with_the_reason(router: respx.Router) -> None:
     async with balanced(router, ScriptedResolver(), hold_seconds=0.05) as (_, client):
         response = await client.get("/")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from balancer.errors import Refusal
 from balancer.health import Event
 from balancer.hold import Claim, Hold
 from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
@@ -72,7 +73,7 @@ class System:
             return not gone
 
         claim.give = give
-        self.hold.enter(claim, 10.0, moving=True)
+        self.slots.wait(claim, 10.0)
         return claim
 
 
@@ -276,6 +277,28 @@ def test_once_nobody_waits_nobody_is_held_back() -> None:
     for claim in list(system.hold.waiting):
         system.hold.leave(claim)  # Their clients have left.
     assert [system.take() for _ in range(100)] == [first] * 100
+
+
+def test_nobody_is_refused_so_that_others_can_be_shared_out() -> None:
+    system = System(2)
+    system.crowd(100)
+    first, second = system.members
+    system.come_up(first)
+    for number in range(70):
+        system.wait(f"late {number}")
+    assert (system.in_flight, len(system.hold)) == ([70, 0], 100)
+    system.come_up(second)
+    assert (system.in_flight, len(system.hold)) == ([70, 70], 30)
+
+
+def test_where_no_room_can_be_made_a_request_is_refused() -> None:
+    system = System(2, limit=10)
+    system.crowd(100)
+    system.come_up(system.members[0])
+    for _ in range(10):
+        system.wait("late")
+    with pytest.raises(Refusal, match="100 requests wait"):
+        system.wait("too late")
 
 
 def test_a_limit_holds_while_those_who_wait_are_shared_out() -> None:
