@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from balancer.demo.system import free_port
 from bench import peers
-from bench.processes import Address, Server, free_port
+from bench.processes import Address, Server
 from bench.upstreams import ALIAS, Upstreams, nginx_user, open_files
 
 # Idle connections that a candidate may keep to a member: more than the largest load has.

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from balancer.demo.system import free_port
 from bench.candidates import OURS, Candidate, Command, Site, balancer, nginx_keepalive
 from bench.loads import LOADS
 from bench.peers import balancer_version
-from bench.processes import START_SECONDS, Address, BenchError, Server, free_port
+from bench.processes import START_SECONDS, Address, BenchError, Server
 from bench.rounds import Say, alternate, summarize
 from bench.upstreams import ALIAS, MANY_ALIAS, running_upstreams
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import http.client
 import os
-import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,24 +45,6 @@ def cores() -> tuple[int, int]:
 def pinned(core: int, argv: Sequence[str]) -> list[str]:
     """The command line on one core; the process is told to end when the harness dies, even if that is killed."""
     return ["setpriv", "--pdeathsig", "TERM", "taskset", "--cpu-list", str(core), *argv]
-
-
-def free_port(hosts: Sequence[str] = ("127.0.0.1",)) -> int:
-    """A port that nobody has on any of these addresses.
-
-    Below 32768, because from there up the kernel gives ports to outgoing connections.
-    """
-    for _ in range(1000):
-        port = random.randrange(20000, 32000)
-        try:
-            for host in hosts:
-                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                    with socket.socket(socket.AF_INET, kind) as sock:
-                        sock.bind((host, port))
-        except OSError:
-            continue
-        return port
-    raise BenchError("no free port")
 
 
 class Server:

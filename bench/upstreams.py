@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from balancer.demo.system import free_port
 from bench.peers import debian_nginx
-from bench.processes import START_SECONDS, Address, BenchError, Server, free_port
+from bench.processes import START_SECONDS, Address, BenchError, Server
 from bench.zone import addresses
 
 FIRST_MEMBER = "127.1.0.1"
@@ -85,7 +86,7 @@ class Upstreams:
 def running_upstreams(directory: Path, core: int, count: int = 2) -> Iterator[Upstreams]:
     """``count`` members, all served by one nginx process, and a DNS server, on one core."""
     hosts = addresses(FIRST_MEMBER, count)
-    port = free_port(hosts)
+    port = free_port(*hosts)
     resolver = Address("127.0.0.1", free_port())
     (directory / "16m").write_bytes(os.urandom(MIB) * LARGE_MIB)
     with (directory / "1g").open("wb") as file:

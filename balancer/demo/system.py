@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -173,18 +174,28 @@ class System:
             await asyncio.gather(*(self._stop(name) for name in names if name in self._processes))
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        port: int = sock.getsockname()[1]
-        return port
+def free_port(*hosts: str) -> int:
+    """A port that nobody has on any of these addresses (by default 127.0.0.1), neither for TCP nor for UDP.
+
+    Below 32768: from there up Linux gives ports to whoever asks for none, between this answer and its use.
+    """
+    for _ in range(1000):
+        port = random.randrange(20000, 32000)
+        if all(_is_free(host, port) for host in hosts or ("127.0.0.1",)):
+            return port
+    raise OSError(f"no free port on {', '.join(hosts)}")
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            with socket.socket(socket.AF_INET, kind) as sock:
+                sock.bind((host, port))
+    except OSError:
+        return False
+    return True
 
 
 def has_loopback_network() -> bool:
     """Whether all of 127.0.0.0/8 is this machine (Linux), and not 127.0.0.1 alone."""
-    try:
-        free_port(WORKER_NETWORK + "1")
-    except OSError:
-        return False
-    return True
+    return _is_free(WORKER_NETWORK + "1", 0)

@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from balancer.demo.system import free_port
 from bench import peers
 from bench.candidates import CANDIDATES, Candidate, Command, Site, caddy
-from bench.processes import ROOT, Address, BenchError, Server, cores, ended_by_signals, free_port
+from bench.processes import ROOT, Address, BenchError, Server, cores, ended_by_signals
 from bench.strictness import report, timed
 from bench.strictness.client import PATIENCE, answer_case, request_case, settle
 from bench.strictness.member import Member
@@ -125,7 +126,7 @@ async def _candidate(
 ) -> dict[str, str]:
     """All cells of one column."""
     member = Member()
-    address = Address(FIRST_MEMBER, free_port([FIRST_MEMBER]))
+    address = Address(FIRST_MEMBER, free_port(FIRST_MEMBER))
     await member.start(address)
     # In a thread, because it waits for an answer of the member, which lives in this one.
     running = candidate.running(Upstreams([address], resolver, dns), directory, core)
