@@ -382,6 +382,7 @@ class Dispatcher:
             if member is None:
                 member = await self._wait_for_member(claim, body, hold_until, record)
             record.member = member.address
+            attempted = self._clock()
             response: UpstreamResponse
             try:
                 try:
@@ -393,7 +394,8 @@ class Dispatcher:
                 except Fault as fault:
                     record.tried(member.address, fault)
                     claim.tried |= {member}
-                    if isinstance(fault, ConnectFailed):
+                    if isinstance(fault, ConnectFailed) and attempted >= member.since:
+                        # (Of a member that has come up since, perhaps as another container, it says nothing.)
                         event = Event.REFUSED if fault.refused else Event.UNREACHABLE
                         self._membership.observe(member, event, self._clock(), str(fault), by_request=True)
                     in_hand = body is None or body.in_hand

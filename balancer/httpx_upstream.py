@@ -202,7 +202,9 @@ def _faults() -> Iterator[None]:
 def _errno(error: BaseException | None) -> int:
     """The error of the operating system that is at the bottom of an exception, or 0."""
     number = 0
-    while error:
+    seen = set[int]()
+    while error and id(error) not in seen:  # One that was raised twice may be its own context's cause.
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno:
             number = error.errno
         error = error.__cause__ or error.__context__

@@ -11,6 +11,7 @@ import pytest
 import respx
 
 from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, Refusal, ResponseTimeout
+from balancer.health import State
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
 from balancer.settings import Address, Settings
@@ -155,6 +156,34 @@ async def test_a_refused_connection_moves_any_request_to_another_member(router: 
         assert router.calls.last.request.content == b"once"
 
 
+async def test_an_attempt_that_began_before_a_member_came_up_says_nothing_of_it(router: respx.Router) -> None:
+    """A container's address is given to the next one at once, while connections to the first still time out."""
+    attempts: list[asyncio.Future[httpx.Response]] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        attempts.append(asyncio.get_running_loop().create_future())
+        return await attempts[-1]
+
+    router.routes.clear()
+    router.route().mock(side_effect=answer)
+    probe = ScriptedProbe()
+    async with balanced(router, ScriptedResolver(ONE), probe) as (balancer, client):
+        await size(balancer, 1)
+        waiting = asyncio.create_task(client.post("/", content=b"once"))
+        await eventually(lambda: len(attempts) == 1)
+        probe.down.add(ONE)
+        await size(balancer, 0)
+        probe.down.clear()
+        await size(balancer, 1)
+        (member,) = balancer.membership.available
+        up_since = member.since
+        attempts[0].set_exception(httpx.ConnectTimeout("no connection within 1 s"))
+        await eventually(lambda: len(attempts) == 2)
+        assert (member.state, member.since) == (State.UP, up_since)
+        attempts[1].set_result(httpx.Response(200))
+        assert (await waiting).status_code == 200
+
+
 async def test_a_post_that_may_have_arrived_is_not_sent_again(router: respx.Router) -> None:
     router.routes.clear()
     router.route().mock(side_effect=httpx.ReadError("reset"))
@@ -196,6 +225,17 @@ async def test_httpx_errors_become_typed_faults(error: Exception, fault: type[Fa
     with pytest.raises(fault) as caught:
         await upstream.send(ONE, UpstreamRequest("GET", b"/", []))
     assert caught.value.sent is sent
+    await upstream.close()
+
+
+async def test_an_exception_that_is_the_cause_of_its_own_context_is_seen_through() -> None:
+    error, other = httpx.ConnectTimeout("too slow"), httpx.ConnectError("refused")
+    error.__cause__, other.__cause__ = other, error
+    router = respx.Router()
+    router.route().mock(side_effect=error)
+    upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(router.async_handler))
+    with pytest.raises(ConnectFailed, match="too slow"):
+        await upstream.send(ONE, UpstreamRequest("GET", b"/", [], None))
     await upstream.close()
 
 
