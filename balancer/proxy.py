@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from balancer.dispatch import Course, Destination, Dispatcher, Sink, refuse
@@ -90,7 +91,8 @@ class Proxy:
                 raise
             task.uncancel()
             if visit.refusal and not visit.started:
-                await refuse(visit.refusal, sink)
+                with suppress(ClientGone):  # The client may have left since it was cut.
+                    await refuse(visit.refusal, sink)
         finally:
             self.visits.discard(visit)
             visit.unwatch()
