@@ -65,10 +65,21 @@ class Listener(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.accepting = asyncio.Event()
+        self._stopped = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.accepting.set()
+
+    async def main_loop(self) -> None:
+        """Does not look ten times a second whether it is to stop, as uvicorn's does, but is told."""
+        await self.on_tick(0)
+        await self._stopped.wait()
+
+    def stop(self) -> None:
+        """Accept nobody any more, and end when the connections have."""
+        self.should_exit = True
+        self._stopped.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -265,7 +276,7 @@ async def _serve(work: Work, post: Post) -> None:
             clients.stop(min(LEAVE_SECONDS, settings.reload_seconds))
             if acceptor:
                 await acceptor.close()
-            data.should_exit = True
+            data.stop()
             stop = listeners.create_task(signals.stop.wait())
             await asyncio.wait([data_done, stop], timeout=settings.reload_seconds, return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
@@ -275,7 +286,7 @@ async def _serve(work: Work, post: Post) -> None:
         await balancer.proxy.end_endless()
         if acceptor:
             await acceptor.close()
-        data.should_exit = True
+        data.stop()
         while not data_done.done():
             await asyncio.wait([data_done], timeout=HANG_UP_SECONDS)
             if work.certificate:
@@ -340,7 +351,7 @@ class Admin:
 
     def stop(self) -> None:
         self._board.close()
-        self._listener.should_exit = True
+        self._listener.stop()
 
 
 def _read_again(balancer: LoadBalancer | Pools, certificate: Certificate | None) -> None:

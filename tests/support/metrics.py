@@ -162,5 +162,5 @@ async def admin(*pools: Running) -> AsyncIterator[Callable[[], Awaitable[Scrape]
         async with httpx.AsyncClient() as client:
             yield scrape
     finally:
-        listener.should_exit = True
+        listener.stop()
         await serving

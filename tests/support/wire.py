@@ -248,7 +248,7 @@ async def balance(
         finally:
             if acceptor:
                 await acceptor.close()
-            listener.should_exit = True
+            listener.stop()
             await serving
 
 

@@ -156,7 +156,7 @@ async def routed(
                     await running.up()
                 yield running
             finally:
-                listener.should_exit = True
+                listener.stop()
                 await serving
 
 

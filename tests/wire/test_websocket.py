@@ -286,7 +286,11 @@ async def test_a_client_that_does_not_read_holds_the_member_back() -> None:
             await connection.send(bytes(64 * 1024))
             sent += 1
 
-    async with member(flood, compression=None) as one, balance(one) as running, dial(running, max_queue=1) as client:
+    async with (
+        member(flood, compression=None) as one,
+        balance(one) as running,
+        dial(running, max_queue=1, close_timeout=0.1) as client,
+    ):
         before = -1
         async with asyncio.timeout(LIMIT):
             while sent > before:
@@ -340,7 +344,7 @@ async def test_a_frame_that_comes_with_the_members_handshake_is_not_lost() -> No
         )
         await connection.to_end()
 
-    async with Member(greet) as one, balance(one) as running, dial(running) as client:
+    async with Member(greet) as one, balance(one) as running, dial(running, close_timeout=0.1) as client:
         assert await asyncio.wait_for(client.recv(), LIMIT) == "hello"
         assert b"connection: upgrade\r\nupgrade: websocket\r\n" in one.received[0]
         assert (b"sec-websocket-extensions" in one.received[0]) is wire.edge
