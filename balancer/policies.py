@@ -197,8 +197,8 @@ class RoundRobin(Policy):
     Where there are many members of unequal weight, groups of equals take turns by their weights, and in each group its
     members: that needs no round, which would have to be laid out anew for every change.
 
-    It begins at random, so that balancers that start together do not walk on in step: of twenty over 10,000 members
-    that made half of all requests wait behind another's (docs/simulation.md).
+    It begins at random, so that balancers that start together do not walk on in step: with twenty over 10,000 members
+    that more than doubled the median latency (docs/simulation.md).
     """
 
     def __init__(self, rng: Random) -> None:

@@ -2,7 +2,7 @@
 
 Rules:
 * A member is given at most ``limit`` requests at a time.
-* Nobody waits while a member could take them; whoever comes while others wait, waits behind them.
+* Nobody waits while a member could take them (but see the last rule); whoever comes while others wait joins the queue.
 * A slot that becomes free goes to the request that has waited longest, in the same step, so that
   nobody can slip in between.
 * A request gets a member that failed it before only while every other one is busy or gone.
@@ -29,14 +29,17 @@ GATHER_MIN = 8
 
 
 class Slots:
-    """Gives members to claims and takes them back. ``limit``: requests at a time for each; 0 for no limit."""
+    """Gives members to claims and takes them back. ``limit``: requests at a time for each; 0 for no limit.
+
+    ``gathering``: members are coming back, and those who wait are shared out. ``bound``: requests at a time that a
+    member is given just now, which then may be fewer than its limit.
+    """
 
     def __init__(self, membership: Membership, policy: Policy, hold: Hold, limit: int = 0) -> None:
         self._membership = membership
         self._policy = policy
         self._hold = hold
         self._limit = self.bound = limit or inf
-        # While others are coming back after the first, ``bound`` holds in place of the limit.
         self.gathering = False
         self._built_for = -1
 

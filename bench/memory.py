@@ -57,7 +57,7 @@ def idle_clients(server: Server, address: Address, core: int, count: int) -> dic
 
 async def _idle_clients(server: Server, address: Address, core: int, count: int) -> dict[str, Any]:
     alone = BESIDE_IDLE.measure(server, address, BESIDE_SECONDS, core)
-    before = server.rss_kib()
+    before = server.memory_kib()
     open_connections: list[socket.socket] = []
     try:
         for number in range(count):
@@ -65,7 +65,7 @@ async def _idle_clients(server: Server, address: Address, core: int, count: int)
             open_connections.append(sock)
             await _read_answer(sock)
         await asyncio.sleep(SETTLE_SECONDS)
-        during = server.rss_kib()
+        during = server.memory_kib()
         beside = BESIDE_IDLE.measure(server, address, BESIDE_SECONDS, core)
         closed = sum(_is_closed(sock) for sock in open_connections)
         if closed:
@@ -78,7 +78,7 @@ async def _idle_clients(server: Server, address: Address, core: int, count: int)
         "clients": count,
         "before_kib": before,
         "during_kib": during,
-        "after_kib": server.rss_kib(),
+        "after_kib": server.memory_kib(),
         "kib_per_client": (during - before) / count,
         "load": BESIDE_IDLE.description,
         "alone": _latency(alone),
@@ -92,7 +92,7 @@ def slow_readers(server: Server, address: Address, _core: int, count: int) -> di
 
 
 async def _slow_readers(server: Server, address: Address, count: int) -> dict[str, Any]:
-    before = server.rss_kib()
+    before = server.memory_kib()
     total = 0
 
     async def read_slowly() -> None:
@@ -107,7 +107,7 @@ async def _slow_readers(server: Server, address: Address, count: int) -> dict[st
         finally:
             sock.close()
 
-    async with _sampled_rss(server) as peak:
+    async with _sampled_memory(server) as peak:
         readers = asyncio.gather(*(read_slowly() for _ in range(count)))
         done, _ = await asyncio.wait([readers], timeout=SLOW_SECONDS)
         if done:
@@ -122,7 +122,7 @@ async def _slow_readers(server: Server, address: Address, count: int) -> dict[st
         "read_mib": total / MIB,
         "before_kib": before,
         "peak_kib": peak[0],
-        "after_kib": server.rss_kib(),
+        "after_kib": server.memory_kib(),
         "kib_per_client": (peak[0] - before) / count,
     }
 
@@ -133,11 +133,11 @@ def huge_body(server: Server, address: Address, _core: int, mib: int) -> dict[st
 
 
 async def _huge_body(server: Server, address: Address, mib: int) -> dict[str, Any]:
-    before = server.rss_kib()
+    before = server.memory_kib()
     loop = asyncio.get_running_loop()
     started = time.monotonic()
     received = 0
-    async with _sampled_rss(server) as peak:
+    async with _sampled_memory(server) as peak:
         sock = await _request(address, "/1g")
         try:
             while received < mib * MIB:
@@ -157,7 +157,7 @@ async def _huge_body(server: Server, address: Address, mib: int) -> dict[str, An
         "seconds": seconds,
         "before_kib": before,
         "peak_kib": peak[0],
-        "after_kib": server.rss_kib(),
+        "after_kib": server.memory_kib(),
         "growth_mib": (peak[0] - before) / 1024,
     }
 
@@ -169,8 +169,8 @@ def crowd(server: Server, address: Address, core: int, seconds: int) -> dict[str
 
 async def _crowd(server: Server, address: Address, core: int, seconds: int) -> dict[str, Any]:
     alone = BESIDE_CROWD.measure(server, address, BESIDE_SECONDS, core)
-    before = server.rss_kib()
-    async with _sampled_rss(server, 0.5) as peak:
+    before = server.memory_kib()
+    async with _sampled_memory(server, 0.5) as peak:
         with _crowding(address, core) as clients:
             await asyncio.sleep(RAMP_SECONDS)
             beside = await asyncio.to_thread(BESIDE_CROWD.measure, server, address, seconds, core)
@@ -188,7 +188,7 @@ async def _crowd(server: Server, address: Address, core: int, seconds: int) -> d
         "later": _latency(after),
         "before_kib": before,
         "peak_kib": peak[0],
-        "after_kib": server.rss_kib(),
+        "after_kib": server.memory_kib(),
         "after_seconds": AFTER_SECONDS,
     }
 
@@ -269,14 +269,14 @@ def _is_closed(sock: socket.socket) -> bool:
 
 
 @asynccontextmanager
-async def _sampled_rss(server: Server, seconds: float = 0.1) -> AsyncIterator[list[int]]:
+async def _sampled_memory(server: Server, seconds: float = 0.1) -> AsyncIterator[list[int]]:
     """The largest resident memory within the block, looked at every so many seconds."""
-    peak = [server.rss_kib()]
+    peak = [server.memory_kib()]
 
     async def sample() -> None:
         while True:
             await asyncio.sleep(seconds)
-            peak[0] = max(peak[0], server.rss_kib())
+            peak[0] = max(peak[0], server.memory_kib())
 
     task = asyncio.create_task(sample())
     try:

@@ -114,13 +114,14 @@ class Server:
         """CPU time that the process and its descendants, also those that have ended, have used."""
         return sum(_cpu_seconds(pid) for pid in self._tree())
 
-    def rss_kib(self) -> int:
-        """Resident memory of the tree now; pages that processes share count once for each."""
-        return sum(_status_kib(pid, "VmRSS") for pid in self._tree())
+    def memory_kib(self) -> int:
+        """Resident memory of the tree now. What its processes share counts once (PSS, proc(5))."""
+        return sum(_kib(pid, "smaps_rollup", "Pss") for pid in self._tree())
 
     def peak_kib(self) -> int:
-        """The sum of the peaks of resident memory of the tree's processes."""
-        return sum(_status_kib(pid, "VmHWM") for pid in self._tree())
+        """The sum of the peaks of the tree's processes, less what they share now."""
+        peaks, resident = (sum(_kib(pid, "status", it) for pid in self._tree()) for it in ("VmHWM", "VmRSS"))
+        return peaks - (resident - self.memory_kib())
 
     def _tree(self) -> list[int]:
         parents: dict[int, list[int]] = {}
@@ -159,9 +160,9 @@ def _cpu_seconds(pid: int) -> float:
         return 0.0
 
 
-def _status_kib(pid: int, field: str) -> int:
+def _kib(pid: int, file: str, field: str) -> int:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith(field + ":")), 0)

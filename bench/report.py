@@ -121,20 +121,20 @@ def memory_lines(results: Results) -> list[str]:
             elif load == IDLE:
                 lines.append(
                     f"{name}, {it['clients']} idle keep-alive clients: {it['kib_per_client']:.1f} KiB each "
-                    f"(RSS {it['before_kib']} KiB before, {it['during_kib']} with them, {it['after_kib']} after)"
+                    f"(memory {it['before_kib']} KiB before, {it['during_kib']} with them, {it['after_kib']} after)"
                     + (f"; {it['load']}: {_beside(it)}" if "beside" in it else "")
                 )
             elif load == SLOW:
                 lines.append(
                     f"{name}, {it['clients']} clients that read 16 MiB answers at 64 KiB/s for {it['seconds']:.0f} s: "
                     f"{it['kib_per_client']:.1f} KiB each at the peak "
-                    f"(RSS {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
+                    f"(memory {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
                 )
             elif load == HUGE:
                 lines.append(
                     f"{name}, {it['mib']:.0f} MiB through one client at {it['mib'] / it['seconds']:.1f} MiB/s: "
                     f"grows by {it['growth_mib']:.1f} MiB "
-                    f"(RSS {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
+                    f"(memory {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
                 )
             elif load == CROWD:
                 fates = ", ".join(
@@ -144,7 +144,7 @@ def memory_lines(results: Results) -> list[str]:
                 lines.append(
                     f"{name}, {it['heads']} half-sent heads, {it['bodies']} slow bodies and {it['readers']} slow "
                     f"readers together for {it['seconds']} s; {it['load']}: {_beside(it)}; "
-                    f"RSS {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after they "
+                    f"memory {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after they "
                     f"have left and requests went on for {it['after_seconds']} s; cut off were of the {fates}"
                 )
     return lines
