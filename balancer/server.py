@@ -31,6 +31,7 @@ from balancer.admin.report import Reporter
 from balancer.admin.view import Usage, View
 from balancer.channel import pair
 from balancer.discovery import system_nameservers
+from balancer.drains import Drains
 from balancer.edge import Clients
 from balancer.exits import FAILED, UNUSABLE
 from balancer.headers import RequestHeaders
@@ -225,12 +226,14 @@ async def _serve(work: Work, post: Post) -> None:
     watched = work.admin or work.channel
 
     def pool(settings: Settings) -> LoadBalancer:
-        return LoadBalancer(
+        drains = Drains(post.drains, settings, lambda member: made.drain(member))
+        made = LoadBalancer(
             settings.part(work.number, work.processes),
-            observers=observers,
+            observers=[*observers, drains],
             stats=Stats() if watched else None,
             trace=tracing.begin if tracing else None,
         )
+        return made
 
     balancer: LoadBalancer | Pools
     if work.routes:

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NoReturn
 
+from balancer.drains import make_notes
 from balancer.exits import FAILED
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal
 class Post:
     """What a process has of its supervisor. ``ready``: to be called once it serves.
 
-    ``lifeline``: a descriptor that becomes readable when the supervisor is no more. ``succeeds``: there are
-    processes that serve until this one is ready. ``generation``: how many reloads came before, and ``supervisor``: the
-    process id.
+    ``lifeline``: a descriptor that becomes readable when the supervisor is no more. ``drains``: that of the file of
+    ``balancer.drains``. ``succeeds``: there are processes that serve until this one is ready. ``generation``: how many
+    reloads came before, and ``supervisor``: the process id.
     """
 
     lifeline: int
+    drains: int
     ready: Callable[[], None]
     succeeds: bool
     generation: int
@@ -87,6 +89,7 @@ class Handover:
     data: list[int] = field(default_factory=list)
     admin: list[int] = field(default_factory=list)
     lifeline: list[int] = field(default_factory=list)
+    drains: list[int] = field(default_factory=list)
     serving: dict[str, int] = field(default_factory=dict)
     leaving: list[int] = field(default_factory=list)
     generation: int = 0
@@ -102,7 +105,7 @@ class Handover:
 
     @property
     def descriptors(self) -> list[int]:
-        return [*self.data, *self.admin, *self.lifeline]
+        return [*self.data, *self.admin, *self.lifeline, *self.drains]
 
 
 @dataclass
@@ -131,6 +134,7 @@ class Supervisor:
         self._admin = admin
         self._before = before
         self._lifeline = before.lifeline or list(os.pipe())
+        self._drains = before.drains or [make_notes()]
         self._processes: dict[int, _Process] = {}
         # Those of the code before: by slot while they serve, and those that leave.
         self._old = dict(before.serving)
@@ -211,7 +215,8 @@ class Supervisor:
                 os.write(tell, b"!")
                 os.close(tell)
 
-            slot.run(Post(self._lifeline[0], ready, bool(self._old), self._before.generation, os.getppid()))
+            lifeline, generation = self._lifeline[0], self._before.generation
+            slot.run(Post(lifeline, self._drains[0], ready, bool(self._old), generation, os.getppid()))
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else FAILED
@@ -326,6 +331,7 @@ class Supervisor:
             data=[it.fileno() for it in self._data],
             admin=[it.fileno() for it in self._admin],
             lifeline=self._lifeline,
+            drains=self._drains,
             serving={it.slot.name: pid for pid, it in self._processes.items()},
             leaving=list(self._leaving),
             generation=self._before.generation + 1,

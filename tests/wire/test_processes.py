@@ -211,6 +211,41 @@ async def test_a_drain_is_for_all_processes_and_for_those_that_come_later() -> N
         assert drained[0] == f"{one.address} drained by hand"
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_drain_by_hand_outlives_a_reload_and_a_crash(processes: int) -> None:
+    async with pair_of_members() as members, fleet(*members, processes=processes) as it:
+        one, _ = members
+
+        async def by_hand(action: str) -> None:
+            path = f"/api/members/{one.address}/{action}"
+            response = await it.admin.post(path, headers={"content-type": "application/json"})
+            assert response.status_code == 200, response.text
+
+        async def answers() -> set[bytes]:
+            return {(await it.get())[-2:] for _ in range(10)}
+
+        await by_hand("drain")
+        await it.until(lambda status: status["pools"][0]["available"] == 1)
+        it.process.send_signal(signal.SIGUSR2)
+        status = await it.reloaded(1, processes)
+        assert [member["drained"] for member in status["pools"][0]["members"]] == [True, False]
+        assert await answers() == {b"m2"}
+        for pid in await it.pids():
+            os.kill(pid, signal.SIGKILL)
+        known = [now["pid"] for now in status["processes"]]
+        await it.until(
+            lambda status: (
+                not {now["pid"] for now in status["processes"]} & set(known) and status["pools"][0]["available"] == 1
+            )
+        )
+        assert await answers() == {b"m2"}
+        await by_hand("undrain")
+        await it.until(lambda status: status["pools"][0]["available"] == 2)
+        it.process.send_signal(signal.SIGUSR2)
+        await it.reloaded(2, processes)
+        assert await answers() == {b"m1", b"m2"}
+
+
 async def test_a_unix_socket_is_shared_by_all_processes_through_a_reload(tmp_path: Path) -> None:
     path = tmp_path / "balancer.sock"
     async with Member() as member, fleet(member, bind=f"unix:{path}") as it:
