@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from balancer import retry
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
 from balancer.headers import NO_FIELDS, TRACE_FIELDS, Headers, RequestHeaders, content_length, own_headers, with_prefix
-from balancer.health import Event
+from balancer.health import Event, State
 from balancer.hold import Claim, Hold
 from balancer.http1 import request_head
 from balancer.membership import Member, Membership
@@ -394,8 +394,9 @@ class Dispatcher:
                 except Fault as fault:
                     record.tried(member.address, fault)
                     claim.tried |= {member}
-                    if isinstance(fault, ConnectFailed) and attempted >= member.since:
-                        # (Of a member that has come up since, perhaps as another container, it says nothing.)
+                    # (Of a member that has come up since, perhaps as another container, an attempt says nothing.)
+                    news = member.state is not State.UP or member.since <= attempted
+                    if isinstance(fault, ConnectFailed) and news:
                         event = Event.REFUSED if fault.refused else Event.UNREACHABLE
                         self._membership.observe(member, event, self._clock(), str(fault), by_request=True)
                     in_hand = body is None or body.in_hand
