@@ -264,7 +264,8 @@ class Exchange(Visit):
         head = response_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
         self._edge.transport.write(head)
         # A member that names a protocol that was not asked for does not make the client speak it.
-        websocket = upgrade.lower() == b"websocket" and b"websocket" in self.request.upgrade.lower()
+        asked = [it.strip() for it in self.request.upgrade.lower().split(b",")]
+        websocket = upgrade.lower() == b"websocket" and b"websocket" in asked
         self._tunnel = self._edge.become_tunnel(response, websocket)
         await self._tunnel.run(count)
 
