@@ -23,7 +23,7 @@ from balancer.cores import usable_cores
 from balancer.exits import FAILED, UNUSABLE
 from balancer.listen import CannotListen, listening
 from balancer.routes import describe, read
-from balancer.settings import Settings, SettingsError, flag, misspelt, show, variable
+from balancer.settings import Address, Settings, SettingsError, flag, misspelt, show, variable
 
 if TYPE_CHECKING:
     from balancer.tls import Certificate
@@ -46,7 +46,11 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, run, text in (
         ("serve", _serve, "run the load balancer"),
-        ("check", _check, "print the effective settings and one DNS answer; exit 0 if it is usable"),
+        (
+            "check",
+            _check,
+            "print the settings in effect, one DNS answer and a probe of each member; exit 0 if one is up",
+        ),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
@@ -240,22 +244,34 @@ def _check(arguments: argparse.Namespace) -> int:
         for line in describe(routes, settings):
             print(f"  {line}")
     pools = list(routes.pools.values()) if routes else [settings]
-    usable = [_ask_dns(pool) for pool in pools]
+    import asyncio
+
+    usable = [asyncio.run(_look(pool)) for pool in pools]
     return 0 if all(usable) else FAILED
 
 
-def _ask_dns(settings: Settings) -> bool:
-    """Print one answer; whether there is an address in it."""
+async def _look(settings: Settings) -> bool:
+    """Print what DNS answers and what a probe of each member comes to; whether any of them may be given requests."""
     import asyncio
 
     from balancer.discovery import DnsResolver
+    from balancer.health import Event
+    from balancer.probes import PROBES_AT_ONCE, Verdict, make_probe
 
-    snapshot = asyncio.run(DnsResolver(settings)())
-    addresses = sorted(str(it.address) for answer in snapshot.answers for it in answer.endpoints)
+    snapshot = await DnsResolver(settings)()
+    addresses = sorted({it.address for answer in snapshot.answers for it in answer.endpoints})
     print(f"\nDNS for {settings.alias}: {snapshot.describe()}")
-    for address in addresses:
-        print(f"  {address}")
-    return bool(addresses)
+    probe, places = make_probe(settings), asyncio.Semaphore(PROBES_AT_ONCE)
+
+    async def ask(address: Address) -> Verdict:
+        async with places:
+            return await probe(address)
+
+    verdicts = await asyncio.gather(*map(ask, addresses))
+    for address, (event, words) in zip(addresses, verdicts, strict=True):
+        hint = ": nothing listens there, or on 127.0.0.1 only" if event is Event.REFUSED else ""
+        print(f"  {address}  {words}{hint}")
+    return any(event is Event.PROBE_OK for event, _ in verdicts)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -49,6 +49,9 @@ READ_SIZE = 32 * 1024
 HEAD_MAX = 64 * 1024
 INTERIM_MAX = 20
 
+# How often a connection that brings nothing is looked at for a network that is silent, in seconds.
+CHECK_SECONDS = 1.0
+
 _buffer = bytearray(READ_SIZE)
 _view = memoryview(_buffer)
 
@@ -63,9 +66,13 @@ class KnownHead(NamedTuple):
 
 
 class Owner(Protocol):
-    """Who keeps a connection while it is idle. ``heads``: those that members have sent before."""
+    """Who keeps a connection while it is idle. ``heads``: those that members have sent before.
+
+    ``heard_at``: the loop's clock when the member last sent a byte, as far as that has been noticed.
+    """
 
     heads: Memo[bytes, KnownHead]
+    heard_at: float
 
     def ended(self, connection: MemberConnection) -> None:
         """An exchange has ended, and the next may begin."""
@@ -81,10 +88,10 @@ class MemberConnection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_acknowledged", "_chunked", "_deadline", "_expects", "_headers", "_inform", "_interim", "_length", "_loop",
-        "_owner", "_parser", "_patience", "_progress", "_pump", "_received", "_repeatable", "_response", "_reused",
-        "_socket", "_spoilt", "_switched_to", "_timeouts", "_transport", "_unproductive", "_upgrade",
-        "_upload_done", "_writable", "address", "idle_since", "lost", "paused",
+        "_acknowledged", "_check_at", "_chunked", "_deadline", "_expects", "_headers", "_inform", "_interim", "_length",
+        "_loop", "_owner", "_parser", "_patience", "_progress", "_pump", "_received", "_repeatable", "_response",
+        "_reused", "_silence", "_socket", "_spoilt", "_switched_to", "_timeouts", "_transport", "_unproductive",
+        "_upgrade", "_upload_done", "_writable", "address", "idle_since", "lost", "paused",
     )  # fmt: skip
 
     def __init__(self, address: Address, timeouts: Timeouts, owner: Owner) -> None:
@@ -113,6 +120,9 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._deadline = inf
         self._patience = 0.0
         self._progress = False
+        # When to look next whether the network is silent, and what counts as silence.
+        self._check_at = 0.0
+        self._silence = tcp.SILENCE
         self._received = False
         self._repeatable = False
         self._upgrade = False
@@ -211,10 +221,11 @@ class MemberConnection(asyncio.BufferedProtocol):
         if response:
             response.fail(error)
 
-    def give_up(self) -> None:
-        """The member gives no sign of life: do not wait for the response to a request that can go elsewhere."""
-        if self._response and self._repeatable and self._upload_done and not self._received:
-            self._fail(self._fault(ConnectionDied, "the member stopped answering"))
+    def check_network(self) -> None:
+        """No connection to the member can be made: have the kernel ask now whether this one still has a network."""
+        self._silence = tcp.DOUBTED_SILENCE
+        if not self.lost:
+            tcp.watch_silence(self._socket, idle=1, probes=tcp.UNANSWERED)
 
     def abort(self) -> None:
         """Close at once. What is still expected on this connection will not come."""
@@ -259,9 +270,10 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._deadline = self._loop.time() + within
 
     def overdue(self, now: float) -> None:
-        """Fail the exchange if the member has been silent for too long."""
+        """Fail the exchange if the member, or the network to it, has been silent for too long."""
         if self._progress:
             self._progress = False
+            self._owner.heard_at = now
             if self._deadline != inf:
                 self._deadline = now + self._patience
         elif now > self._deadline:
@@ -270,6 +282,19 @@ class MemberConnection(asyncio.BufferedProtocol):
                 self._fail(SilentResponse(f"silent for {self._timeouts.idle:g} s in mid-body"))
             else:
                 self._fail(self._fault(ResponseTimeout, f"no response within {self._timeouts.response:g} s"))
+        elif self._is_hung(now):
+            self._fail(self._fault(ConnectionDied, f"the member has sent nothing for {self._timeouts.hung:g} s"))
+        elif now >= self._check_at:
+            self._check_at = now + CHECK_SECONDS
+            if tcp.is_silent(self._socket, self._silence):
+                self._fail(self._fault(ConnectionDied, "the network to the member is silent"))
+
+    def _is_hung(self, now: float) -> bool:
+        """Whether a request that can go elsewhere waits for a member that has sent no byte for HUNG_TIMEOUT."""
+        if self._deadline == inf or self._received or not (self._repeatable and self._upload_done):
+            return False
+        asked = self._deadline - self._patience
+        return now - max(asked, self._owner.heard_at) > self._timeouts.hung
 
     # asyncio's side.
 

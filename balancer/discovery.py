@@ -20,6 +20,7 @@ from balancer.dispatch import Clock
 from balancer.dnsquery import EDNS_PAYLOAD, Reply, Service, ask, unpack
 from balancer.health import URGENT_INTERVAL
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
+from balancer.pace import Pace
 from balancer.search import Search, candidates
 from balancer.settings import Address, Settings, SettingsError
 from balancer.targets import Hosts, Targets
@@ -27,6 +28,8 @@ from balancer.targets import Hosts, Targets
 log = logging.getLogger(__name__)
 
 NOBODY_RCODES = frozenset({dns.rcode.NXDOMAIN, dns.rcode.NOERROR})
+# Answers after which the next name server is asked, as the system's own resolver does.
+NO_ANSWER_RCODES = frozenset({dns.rcode.SERVFAIL, dns.rcode.REFUSED, dns.rcode.NOTIMP})
 
 # Docker's DNS in a container. Aliases are known there as they are, whatever search list comes from the host: a query
 # with a domain behind it would only go on to the host's name servers, which may take seconds to say no.
@@ -68,20 +71,21 @@ class DnsResolver:
         self._targets = Targets(self._hosts)
 
     async def __call__(self) -> Snapshot:
+        asked = self._clock()
         if len(self._names) == 1:
-            return Snapshot(await self._ask_all(self._names[0]), self._clock())
+            return Snapshot(await self._ask_all(self._names[0]), self._clock(), asked=asked)
         answers: dict[int, tuple[Answer, ...]] = {}
         for number in self._search.begin():
             answers[number] = found = await self._ask_all(self._names[number])
             outcome = _overall(found)
             self._search.heard(number, outcome)
             if outcome is Outcome.FOUND:
-                return Snapshot(found, self._clock(), self._names[number].to_text())
+                return Snapshot(found, self._clock(), self._names[number].to_text(), asked)
         said = answers.get(self._search.in_use) or found
         if not self._search.nobody():
             # Somebody may be there under another name.
             said = tuple(replace(it, outcome=Outcome.UNKNOWN) for it in said)
-        return Snapshot(said, self._clock())
+        return Snapshot(said, self._clock(), asked=asked)
 
     async def _ask_all(self, name: dns.name.Name) -> tuple[Answer, ...]:
         return tuple(await asyncio.gather(*(self._ask(name, it) for it in self._records)))
@@ -103,8 +107,9 @@ class DnsResolver:
         return Answer(record, outcome, endpoints, dns.rcode.to_text(dns.rcode.Rcode(reply.rcode)), reply.over_tcp)
 
     async def _query(self, name: dns.name.Name, record: str) -> Reply:
-        """The reply of the first server that sends one. Raises the last one's error if none does."""
+        """The reply of the first server that knows, else the last one's. Raises the last error if none replies."""
         error: Exception = OSError("no name server to ask")
+        last: Reply | None = None
         for server in self._servers:
             try:
                 reply = await ask(server, name, record, by_tcp=record in self._large)
@@ -116,8 +121,12 @@ class DnsResolver:
                     self._large.add(record)
                 else:
                     self._large.discard(record)
-                return reply
-        raise error
+                if reply.rcode not in NO_ANSWER_RCODES:
+                    return reply
+                last = reply
+        if last is None:
+            raise error
+        return last
 
     async def _addresses(self, reply: Reply, record: str) -> frozenset[Endpoint]:
         found = reply.packed(dns.rdatatype.from_text(record))
@@ -184,41 +193,52 @@ def _overall(answers: Sequence[Answer]) -> Outcome:
 
 
 class Discovery:
-    """Resolves every ``interval`` seconds, and every URGENT_INTERVAL while ``urgent()``.
+    """Resolves as often as ``balancer.pace`` says. ``available``, ``waiting``: whether members are, and requests do.
 
     A query that takes long does not keep the next from being sent, so that one slow answer cannot
     hide a new member; an answer that is older than one that was delivered already is dropped.
     """
 
     def __init__(
-        self, resolve: Resolve, interval: float, urgent: Callable[[], bool], deliver: Callable[[Snapshot], None]
+        self,
+        resolve: Resolve,
+        interval: float,
+        clock: Clock,
+        available: Callable[[], bool],
+        waiting: Callable[[], bool],
+        deliver: Callable[[Snapshot], None],
     ) -> None:
         self._resolve = resolve
-        self._interval = interval
-        self._urgent = urgent
+        self._closest = min(URGENT_INTERVAL, interval)
+        self._clock = clock
+        self._available = available
+        self._waiting = waiting
         self._deliver = deliver
+        self._pace = Pace(interval)
         self._asked = 0
         self._delivered = 0
         self._hurry = asyncio.Event()
 
     def hurry(self) -> None:
-        """Nobody is available any more: do not sleep until the next regular round."""
+        """What DNS says is wanted now: ask as soon as URGENT_INTERVAL since the last round allows."""
+        self._pace.wanted(self._clock())
         self._hurry.set()
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._pace.wanted(self._clock())
         async with asyncio.TaskGroup() as queries:
             while True:
                 self._asked += 1
                 queries.create_task(self._round(self._asked))
                 self._hurry.clear()
-                await asyncio.sleep(min(URGENT_INTERVAL, self._interval))
-                if not self._urgent():
-                    try:
-                        async with asyncio.timeout(self._interval - min(URGENT_INTERVAL, self._interval)):
-                            await self._hurry.wait()
-                    except TimeoutError:
-                        pass
+                await asyncio.sleep(self._closest)
+                delay = self._pace.delay(self._available(), self._waiting(), self._clock())
+                try:
+                    async with asyncio.timeout(delay - self._closest):
+                        await self._hurry.wait()
+                except TimeoutError:
+                    pass
 
     async def _round(self, number: int) -> None:
         try:
@@ -228,4 +248,5 @@ class Discovery:
             return
         if number > self._delivered:
             self._delivered = number
+            self._pace.answered(any(it.endpoints for it in snapshot.answers), self._clock())
             self._deliver(snapshot)

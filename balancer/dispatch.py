@@ -411,7 +411,7 @@ class Dispatcher:
                         outgoing.fresh = True
                     elif self._clock() > hold_until + self._settings.connect_timeout:
                         # The last try began while the request might still have waited, and failed slowly.
-                        raise _nobody(record) from fault
+                        raise self._no_member(record) from fault
                     if body:
                         body.rewind()
                     continue
@@ -422,6 +422,11 @@ class Dispatcher:
                 return
             finally:
                 self.slots.give_back(member)
+
+    def _no_member(self, record: Record) -> Refusal:
+        last = f"; last try: {record.tries[-1]}" if record.tries else ""
+        why = f"{self._settings.alias}: {self._membership.shortage()}{last}"
+        return Refusal(503, "no_member", f"no member became available in time ({why})", retry_after=1)
 
     def _afford_repeat(self) -> bool:
         return self._budget.spend(self._clock())
@@ -451,7 +456,7 @@ class Dispatcher:
                     return member
                 if isinstance(error, Refusal):
                     raise
-                raise (_overloaded() if self._membership.anybody else _nobody(record)) from None
+                raise (_overloaded() if self._membership.anybody else self._no_member(record)) from None
         except asyncio.CancelledError:
             if given.done() and not given.cancelled():
                 self.slots.give_back(given.result())
@@ -466,11 +471,6 @@ class Dispatcher:
 
 def too_large(limit: float) -> Refusal:
     return Refusal(413, "body_too_large", f"the body of a request may have {limit:.0f} bytes")
-
-
-def _nobody(record: Record) -> Refusal:
-    last = f"; last try: {record.tries[-1]}" if record.tries else ""
-    return Refusal(503, "no_member", f"no member became available in time{last}", retry_after=1)
 
 
 def _overloaded() -> Refusal:

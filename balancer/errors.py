@@ -8,6 +8,7 @@ instead of a member's answer. ``ClientGone`` ends a request that nobody waits fo
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping
 
 # What the balancer itself has run out of: descriptors, memory, local ports. That is no evidence against a member.
@@ -49,6 +50,15 @@ class ConnectFailed(Fault):
         super().__init__(message, sent=False)
         self.refused = refused
         self.reason = "refused" if refused else "unreachable"
+
+
+def connect_failed(error: OSError, within: float) -> ConnectFailed:
+    """What an attempt to connect came to that raised ``error``, or TimeoutError after ``within`` seconds."""
+    if isinstance(error, ConnectionRefusedError):
+        return ConnectFailed("connection refused", refused=True)
+    if error.errno is None and isinstance(error, TimeoutError):
+        return ConnectFailed(f"no connection within {within:g} s")
+    return ConnectFailed(os.strerror(error.errno).lower() if error.errno else str(error) or type(error).__name__)
 
 
 class ConnectionDied(Fault):

@@ -5,12 +5,16 @@ Rules:
   lists a container before its process listens.
 * A refused or unreachable connection takes a member out at once: Docker lists a stopping
   container until it is gone, so this, not DNS, is how a departure is learnt.
-* A probe that fails in any other way (a time-out, a bad status) has to fail twice.
-* A member that went down by silence (HUNG), not by a refusal, will not answer what it was asked either. One
-  that refuses connections may well be finishing its last requests.
-* A suspect gets requests only while nobody is up. A member becomes one by a failed probe, or when it
+* Busy is not hung, and seconds cannot tell them apart: the answer to a probe queues behind the work of a member with
+  few threads. A probe unanswered for LATE_SECONDS makes a member a suspect, and nothing else.
+* A member goes down by probes only after HEALTH_FALL of them in a row have failed: by a bad status, or by no answer
+  within HEALTH_TIMEOUT.
+* A suspect gets requests only while no member is up. A member becomes one by a late or failed probe, or when it
   used to keep connections open and now announces ``Connection: close`` CLOSES_TO_SUSPECT times in a
   row, as a draining one does; one that always closes, or that closes now and then, is not meant.
+* No state takes away what a member has in flight (``Upstream.check_network`` finds members that the network has lost).
+* A member that is new or down comes up only if DNS has named it since contact with it last failed. While DNS says
+  nothing, the address may belong to a container of another service by now.
 * LEAVING is final: an address that returns to DNS is a new member.
 """
 
@@ -31,7 +35,9 @@ class State(StrEnum):
 
 class Event(StrEnum):
     PROBE_OK = "probe succeeded"
+    PROBE_UNANSWERED = "no answer to a probe"
     PROBE_FAILED = "probe failed"
+    PROBES_FAILED = "too many probes in a row failed"
     PROBE_DRAINING = "member says that it is draining"
     REFUSED = "connection refused"
     UNREACHABLE = "no connection"
@@ -39,8 +45,13 @@ class Event(StrEnum):
     LEFT_DNS = "address left DNS"
 
 
-# Events of a member that says nothing at all: paused, hung, cut off from the network.
-HUNG = frozenset({Event.PROBE_FAILED, Event.UNREACHABLE})
+# Events after which the process at a member's address may be another one.
+CONTACT_LOST = frozenset(
+    {Event.PROBE_UNANSWERED, Event.PROBE_FAILED, Event.PROBES_FAILED, Event.REFUSED, Event.UNREACHABLE}
+)
+
+# Seconds after which an unanswered probe is late.
+LATE_SECONDS = 1.0
 
 # Successive responses with ``Connection: close`` after which a member is thought to drain.
 CLOSES_TO_SUSPECT = 2
@@ -52,7 +63,9 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.LEFT_DNS: State.LEAVING,
     },
     State.UP: {
+        Event.PROBE_UNANSWERED: State.SUSPECT,
         Event.PROBE_FAILED: State.SUSPECT,
+        Event.PROBES_FAILED: State.DOWN,
         Event.PROBE_DRAINING: State.DRAINING,
         Event.REFUSED: State.DOWN,
         Event.UNREACHABLE: State.DOWN,
@@ -61,7 +74,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     },
     State.SUSPECT: {
         Event.PROBE_OK: State.UP,
-        Event.PROBE_FAILED: State.DOWN,
+        Event.PROBES_FAILED: State.DOWN,
         Event.PROBE_DRAINING: State.DRAINING,
         Event.REFUSED: State.DOWN,
         Event.UNREACHABLE: State.DOWN,
@@ -74,7 +87,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     },
     State.DRAINING: {
         Event.PROBE_OK: State.UP,
-        Event.PROBE_FAILED: State.DOWN,
+        Event.PROBES_FAILED: State.DOWN,
         Event.REFUSED: State.DOWN,
         Event.UNREACHABLE: State.DOWN,
         Event.LEFT_DNS: State.LEAVING,
@@ -87,6 +100,15 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 URGENT_INTERVAL = 0.1
 # Share by which a probe may come early, so that a thousand members are not probed in one burst.
 JITTER = 0.2
+
+
+def weigh(event: Event, failures: int, fall: int) -> Event:
+    """The event that the outcome of a probe amounts to: of failures, the ``fall``-th in a row is PROBES_FAILED.
+
+    ``failures``: probes in a row that have failed, this one included.
+    """
+    failed = event in (Event.PROBE_UNANSWERED, Event.PROBE_FAILED)
+    return Event.PROBES_FAILED if failed and failures >= fall else event
 
 
 def next_probe(state: State, failures: int, interval: float, urgent: bool, rng: Random) -> float:

@@ -15,10 +15,12 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 import httpcore
 import httpx
 
+from balancer import tcp
 from balancer.errors import (
     OURS,
     ConnectFailed,
@@ -80,12 +82,42 @@ class HttpxUpstream:
         link.in_use += 1
         try:
             with _faults():
-                response = await link.transport.handle_async_request(outgoing)
+                response = await self._head(link, outgoing, request.repeatable)
         except BaseException:
             self._release(link)
             raise
         limits["read"] = self._timeouts.idle
-        return _Response(response, self._timeouts.idle, lambda: self._release(link))
+        return _Response(response, self._timeouts.idle, link, self._release)
+
+    async def _head(self, link: _Link, outgoing: httpx.Request, repeatable: bool) -> httpx.Response:
+        """The response, with its head. Raises ConnectionDied if the member hangs and the request can go elsewhere."""
+        loop = asyncio.get_running_loop()
+        patience = self._timeouts.hung if repeatable else inf
+        asked = loop.time()
+        timer: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal timer
+            due = max(asked, link.heard_at) + patience
+            if due <= loop.time():
+                scope.reschedule(due)
+            else:
+                timer = loop.call_at(due, look)
+
+        try:
+            async with asyncio.timeout(None) as scope:
+                if patience != inf:
+                    look()
+                response = await link.transport.handle_async_request(outgoing)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise ConnectionDied(f"the member has sent nothing for {patience:g} s", sent=True) from error
+        finally:
+            if timer:
+                timer.cancel()
+        link.heard_at = loop.time()
+        return response
 
     def forget(self, address: Address) -> None:
         link = self._links.pop(address, None)
@@ -93,8 +125,12 @@ class HttpxUpstream:
             link.forgotten = True
             self._close_if_unused(link)
 
-    def give_up(self, address: Address) -> None:
-        """httpx cannot take back a request from outside: those under way end with RESPONSE_TIMEOUT."""
+    def heard(self, address: Address) -> None:
+        if link := self._links.get(address):
+            link.heard_at = asyncio.get_running_loop().time()
+
+    def check_network(self, address: Address) -> None:
+        """Sockets are the transport's own. Those of the default one have the kernel ask (``tcp.watch_silence``)."""
 
     async def close(self) -> None:
         for address in list(self._links):
@@ -119,12 +155,15 @@ class _Link:
     transport: httpx.AsyncBaseTransport
     url: httpx.URL
     in_use: int = 0
+    heard_at: float = -inf
     forgotten: bool = False
 
 
 class _Response:
-    def __init__(self, response: httpx.Response, idle: float, release: Callable[[], None]) -> None:
+    def __init__(self, response: httpx.Response, idle: float, link: _Link, release: Callable[[_Link], None]) -> None:
         self._idle = idle
+        self._loop = asyncio.get_running_loop()
+        self._link = link
         self.status = response.status_code
         fields = [(name.lower(), value) for name, value in response.headers.raw]
         self.headers = response_headers(fields)
@@ -133,7 +172,7 @@ class _Response:
         # httpcore reads trailers and keeps them to itself.
         self.trailers: Headers = []
         self._response = response
-        self._release: Callable[[], None] | None = release
+        self._release: Callable[[_Link], None] | None = release
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
         # The other protocol's bytes, where the member switched to one.
@@ -145,6 +184,7 @@ class _Response:
                 data = bytes(await self._network.read(READ_SIZE, timeout=None))
                 return data, bool(data)
             async for piece in self._pieces:
+                self._link.heard_at = self._loop.time()
                 if piece:
                     return piece, True
         except (httpx.TransportError, httpcore.NetworkError, OSError) as error:
@@ -168,7 +208,7 @@ class _Response:
             try:
                 await self._response.aclose()
             finally:
-                release()
+                release(self._link)
 
 
 class _RequestStream(httpx.AsyncByteStream):
@@ -231,4 +271,6 @@ def _default_transport() -> Callable[[], httpx.AsyncBaseTransport]:
     # One TLS context for all: making one takes milliseconds, and plain HTTP needs none.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
-    return lambda: httpx.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)
+    return lambda: httpx.AsyncHTTPTransport(
+        verify=context, limits=limits, trust_env=False, socket_options=tcp.keep_alive_options()
+    )

@@ -17,7 +17,7 @@ from balancer import plugins
 from balancer.discovery import Discovery, DnsResolver, Resolve
 from balancer.dispatch import Clock, Dispatcher, Trace
 from balancer.guarded import HookedDispatcher
-from balancer.health import HUNG, Event, State
+from balancer.health import Event, State
 from balancer.hooks import Hooks
 from balancer.membership import Change, Member, Membership, Outcome, Snapshot
 from balancer.native_upstream import NativeUpstream
@@ -115,11 +115,14 @@ class LoadBalancer:
 
     def _build(self) -> None:
         settings, clock, rng, plugged = self.settings, self.clock, self._rng, self._plugged
-        self.membership = Membership(on_flip=self._flipped, slow_start=settings.slow_start)
-        self.snapshot = None
-        self.upstream = self._given_upstream or NativeUpstream(
-            Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
+        self.membership = Membership(
+            on_flip=self._flipped,
+            on_reason=self._explained,
+            on_unnamed=self._confirm,
+            slow_start=settings.slow_start,
         )
+        self.snapshot = None
+        self.upstream = self._given_upstream or NativeUpstream(Timeouts.of(settings))
         make_dispatcher = partial(HookedDispatcher, plugged.hooks) if plugged.hooks.wanted else Dispatcher
         self.dispatcher = make_dispatcher(
             settings,
@@ -138,14 +141,18 @@ class LoadBalancer:
             clock,
             rng,
             asks_path=settings.health_path is not None,
+            fall=settings.health_fall,
+            on_answer=self.upstream.heard,
         )
         self._discovery = Discovery(
             self._resolve,
             settings.resolve_interval,
-            urgent=lambda: not self.membership.anybody,
+            clock,
+            available=lambda: self.membership.anybody,
+            waiting=lambda: len(self.dispatcher.hold) > 0,
             deliver=self._deliver,
         )
-        self._farewells: set[asyncio.Task[None]] = set()
+        self.dispatcher.slots.on_shortage = self._discovery.hurry
         self._anybody = False
         self._gathering: asyncio.TimerHandle | None = None
         self._flip_log = FlipLog()
@@ -175,19 +182,16 @@ class LoadBalancer:
             self._build()
         self._loop = loop
         loops = [loop.create_task(self._discovery.run()), loop.create_task(self._prober.run())]
-        self._life = loop.create_task(self._live(loops, self._farewells, self.upstream))
+        self._life = loop.create_task(self._live(loops, self.upstream))
 
-    async def _live(
-        self, loops: list[asyncio.Task[None]], farewells: set[asyncio.Task[None]], upstream: Upstream
-    ) -> None:
+    async def _live(self, loops: list[asyncio.Task[None]], upstream: Upstream) -> None:
         """Until cancelled: by ``aclose``, or by whoever ends the event loop, as ``asyncio.run`` and servers do."""
         try:
             await asyncio.gather(*loops, return_exceptions=True)
         finally:
-            tasks = [*loops, *farewells]
-            for task in tasks:
+            for task in loops:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*loops, return_exceptions=True)
             await upstream.close()
             if self._life is asyncio.current_task():
                 self._loop = None
@@ -319,9 +323,8 @@ class LoadBalancer:
         for member in change.left:
             self.upstream.forget(member.address)
             if member.in_flight:
-                farewell = asyncio.get_running_loop().create_task(self._look_once_more(member.address))
-                self._farewells.add(farewell)
-                farewell.add_done_callback(self._farewells.discard)
+                # It may be finishing its requests, or be cut off from the network and never answer.
+                self.upstream.check_network(member.address)
 
     def _rally(self) -> None:
         """Who may be chosen has changed: members for those who wait; where there are none any more, look for some."""
@@ -338,11 +341,12 @@ class LoadBalancer:
             self._discovery.hurry()
             self._prober.hurry(it for it in self.membership.members.values() if it.probes)
 
-    async def _look_once_more(self, address: Address) -> None:
-        """A member that left DNS may be finishing its requests, or be cut off from the network and never answer."""
-        event, _ = await self._prober.look(address)
-        if event in HUNG:
-            self.upstream.give_up(address)
+    def _confirm(self) -> None:
+        """A member answers that DNS has to name first."""
+        self._discovery.hurry()
+
+    def _explained(self, member: Member) -> None:
+        self._flip_log.flipped(member, member.state)
 
     def _flipped(self, member: Member, before: State, event: Event) -> None:
         self._flip_log.flipped(member, before)
@@ -354,8 +358,8 @@ class LoadBalancer:
         if member.state is State.SUSPECT and self.settings.health_path:
             self._prober.hurry([member])  # It may say that it is draining; a TCP connect could not tell.
         elif member.state is State.DOWN:
-            if event in HUNG:
-                self.upstream.give_up(member.address)
+            if event is Event.UNREACHABLE:
+                self.upstream.check_network(member.address)
             self.upstream.forget(member.address)
 
 

@@ -6,6 +6,8 @@ Rules (each measured on Docker's DNS, DESIGN 3.2):
 * SERVFAIL, REFUSED and silence mean "unknown": what is known stays.
 * Each record type keeps its own last good answer, so that AAAA cannot void A.
 * An address that leaves takes its state with it; when it comes back it is a new member.
+* A member that is new or down and answers a probe comes up once an answer that was asked for after the last failed
+  contact names it. (Seen with SERVFAIL in place of NXDOMAIN: 54 requests for one site answered by another.)
 
 There may be thousands of members, and all of them may change within a second, one by one. So what one change costs
 grows with the logarithm of their number, and what the members together cost is paid when DNS brings a change.
@@ -18,14 +20,17 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from heapq import heappop, heappush
+from itertools import islice
 from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
-from balancer.health import CLOSES_TO_SUSPECT, TRANSITIONS, Event, State
+from balancer.health import CLOSES_TO_SUSPECT, CONTACT_LOST, TRANSITIONS, Event, State
 from balancer.settings import Address
 
 EMPTY_POLLS = 3
+# Members that a sentence names.
+NAMED = 3
 
 # Members whose weight rises in one step, so that thousands that came up together do not make a long one.
 WARMED_AT_ONCE = 100
@@ -70,11 +75,13 @@ class Snapshot:
     """The answers to one round of queries, one for each record type. ``when``: clock reading in seconds.
 
     ``name``: what had the addresses, where the alias may stand for several names (``balancer.search``).
+    ``asked``: the clock when the round began; ``when`` if it is not given.
     """
 
     answers: tuple[Answer, ...]
     when: float
     name: str = ""
+    asked: float | None = None
 
     def describe(self) -> str:
         """For a log line: ``A: NOERROR, 3 endpoints``."""
@@ -87,7 +94,9 @@ class Snapshot:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A container behind the alias. Times (``…since``, ``probe_at``, ``probed_at``) are clock readings.
+    """A container behind the alias. Times (``…since``, ``…_at``) are clock readings.
+
+    ``reason``: why it is in this state; unless it is up, the last probe's word. ``failed_at``: the last failed contact.
 
     ``probes`` is how many were begun, ``probing`` how many are under way, ``heard`` the last that brought an answer.
     ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
@@ -108,6 +117,7 @@ class Member:
     probe_at: float = 0.0
     probed_at: float = 0.0
     probe_failures: int = 0
+    failed_at: float = -inf
     probing: int = 0
     probes: int = 0
     heard: int = 0
@@ -142,10 +152,11 @@ class Change:
 
 @dataclass(slots=True)
 class _Family:
-    """The last good answer of one record type, and how often "nobody" came since."""
+    """The last good answer of one record type, when it was asked for, and how often "nobody" came since."""
 
     endpoints: frozenset[Endpoint] = frozenset()
     empty_polls: int = 0
+    asked: float = -inf
 
 
 @dataclass(slots=True)
@@ -154,14 +165,21 @@ class Membership:
 
     ``slow_start``: seconds in which the weight of a member that came up rises to its full value.
     ``on_flip``: called with a member, its previous state and the event after every change of state.
+    ``on_reason``: called with a member whose reason has changed while its state has not. ``on_unnamed``: called when a
+    member would come up if DNS named it.
     ``generation`` counts the changes of who may be chosen, so that a policy knows when to follow.
     """
 
     on_flip: Callable[[Member, State, Event], None] = lambda member, before, event: None
+    on_reason: Callable[[Member], None] = lambda member: None
+    on_unnamed: Callable[[], None] = lambda: None
     members: dict[Address, Member] = field(default_factory=dict)
     slow_start: float = 0.0
     generation: int = 0
     _families: dict[str, _Family] = field(default_factory=dict)
+    _snapshot: Snapshot | None = None
+    # Members that answer and that DNS has not named since they failed, with what their last probe came to.
+    _unnamed: dict[Member, tuple[Event, str]] = field(default_factory=dict)
     # Those who might be chosen, by shelf, in order of address; no shelf is empty. The best one is ``available``.
     _shelves: dict[Shelf, list[Member]] = field(default_factory=dict)
     _best: Shelf | None = None
@@ -211,21 +229,41 @@ class Membership:
         """The members that are down by the evidence of failed requests alone."""
         return (it for it in self._accused if not it.drained)
 
+    def shortage(self) -> str:
+        """Why no member is available: how many there are, and the reasons of the first NAMED."""
+        if not self.members:
+            return f"no member, DNS says {self._snapshot.describe()}" if self._snapshot else "DNS has not answered yet"
+        count = len(self.members)
+        reasons = [
+            f"{it.address}: {'drained by hand' if it.drained else it.reason}"
+            for it in islice(self.members.values(), NAMED)
+        ]
+        more = [f"{count - NAMED} more"] if count > NAMED else []
+        return f"{count} member{'' if count == 1 else 's'}, {'; '.join(reasons + more)}"
+
     def reconcile(self, snapshot: Snapshot) -> Change:
         """Take in a snapshot; returns who joined and who left by it."""
-        news = [self._learn(answer) for answer in snapshot.answers]
-        if not any(news):
-            return Change()
+        self._snapshot = snapshot
+        asked = snapshot.when if snapshot.asked is None else snapshot.asked
+        news = [self._learn(answer, asked) for answer in snapshot.answers]
+        change = self._apply(snapshot.when) if any(news) else Change()
+        for member, (event, reason) in list(self._unnamed.items()):
+            if self._is_named(member):
+                self.observe(member, event, snapshot.when, reason)
+        return change
+
+    def _apply(self, now: float) -> Change:
+        """Have the members be those that the families name."""
         wanted: dict[Address, Endpoint] = {}
         for family in self._families.values():
             for endpoint in family.endpoints:
                 known = wanted.get(endpoint.address)
                 if known is None or (endpoint.priority, -endpoint.weight) < (known.priority, -known.weight):
                     wanted[endpoint.address] = endpoint
-        joined = [Member(wanted[address], since=snapshot.when) for address in sorted(wanted.keys() - self.members)]
+        joined = [Member(wanted[address], since=now) for address in sorted(wanted.keys() - self.members)]
         left = [self.members.pop(address) for address in sorted(self.members.keys() - wanted)]
         states = [member.state for member in left]
-        self._leave(left, snapshot.when)
+        self._leave(left, now)
         self._reweigh(wanted)
         for member in joined:
             self.members[member.address] = member
@@ -234,12 +272,12 @@ class Membership:
             self.on_flip(member, before, Event.LEFT_DNS)
         return Change(joined, left)
 
-    def _learn(self, answer: Answer) -> bool:
+    def _learn(self, answer: Answer, asked: float) -> bool:
         """Whether the answer changes who is known by its record type."""
         family = self._families.setdefault(answer.record, _Family())
         known = family.endpoints
         if answer.outcome is Outcome.FOUND:
-            family.endpoints, family.empty_polls = answer.endpoints, 0
+            family.endpoints, family.empty_polls, family.asked = answer.endpoints, 0, asked
         elif answer.outcome is Outcome.NOBODY:
             family.empty_polls += 1
             if family.empty_polls >= EMPTY_POLLS:
@@ -252,6 +290,7 @@ class Membership:
         for member in left:
             self._enter(member, State.LEAVING, Event.LEFT_DNS.value, now)
             self._accused.pop(member, None)
+            self._unnamed.pop(member, None)
         for shelf in shelves:
             if stay := [it for it in self._shelves[shelf] if it.state is not State.LEAVING]:
                 self._shelves[shelf] = stay
@@ -308,9 +347,19 @@ class Membership:
         if not by_request and member.accused:
             member.accused = False
             self._accused.pop(member, None)
+        if event in CONTACT_LOST:
+            member.failed_at = now
         before = member.state
         after = TRANSITIONS[before].get(event)
-        if after is None or after is before:
+        again = self._unnamed.pop(member, None)
+        if after and before in (State.JOINING, State.DOWN) and not self._is_named(member):
+            self._unnamed[member] = event, reason
+            if again is None:
+                self.on_unnamed()
+                return
+            after, reason = None, f"{reason or event.value}, and DNS has not named it since it failed"
+        if after is None:
+            self._explain(member, reason)
             return
         self._enter(member, after, reason or event.value, now)
         member.accused = by_request and after is State.DOWN
@@ -324,6 +373,16 @@ class Membership:
             self._warm(member, now)
         self._place(member)
         self.on_flip(member, before, event)
+
+    def _is_named(self, member: Member) -> bool:
+        """Whether DNS has named it since contact with it failed."""
+        return any(it.asked >= member.failed_at and member.endpoint in it.endpoints for it in self._families.values())
+
+    def _explain(self, member: Member, reason: str) -> None:
+        """Its state has not changed, but perhaps the reason for it."""
+        if reason and reason != member.reason and member.state not in (State.UP, State.LEAVING):
+            member.reason = reason
+            self.on_reason(member)
 
     def _enter(self, member: Member, state: State, reason: str, now: float) -> None:
         member.state, member.reason, member.since = state, reason, now

@@ -15,7 +15,7 @@ from math import inf
 
 from balancer import memory
 from balancer.connection import KnownHead, MemberConnection, Response, frame
-from balancer.errors import OURS, ConnectFailed, ConnectionDied, Refusal
+from balancer.errors import OURS, ConnectionDied, Refusal, connect_failed
 from balancer.headers import Headers
 from balancer.http1 import request_head
 from balancer.memo import Memo
@@ -42,7 +42,8 @@ class NativeUpstream:
         self._links: dict[Address, _Link] = {}
         self._active: set[MemberConnection] = set()
         self._heads: Memo[bytes, KnownHead] = Memo()
-        self._sweep_seconds = min(SWEEP_MAX, max(SWEEP_MIN, min(timeouts.response, timeouts.idle) / 4))
+        shortest = min(timeouts.response, timeouts.idle, timeouts.hung)
+        self._sweep_seconds = min(SWEEP_MAX, max(SWEEP_MIN, shortest / 4))
         self._sweeper: asyncio.TimerHandle | None = None
         # Of members that are forgotten: idle connections that are still to be closed.
         self._forgotten: deque[_Link] = deque()
@@ -114,14 +115,11 @@ class NativeUpstream:
                 _, connection = await loop.create_connection(
                     lambda: MemberConnection(address, self._timeouts, link), *address
                 )
-        except TimeoutError:
-            raise ConnectFailed(f"no connection within {self._timeouts.connect:g} s") from None
         except OSError as error:
             if error.errno in OURS:
                 words = f"the balancer cannot open another connection: {os.strerror(error.errno)}"
                 raise Refusal(503, "overloaded", words, retry_after=1) from error
-            refused = isinstance(error, ConnectionRefusedError)
-            raise ConnectFailed(os.strerror(error.errno) if error.errno else str(error), refused=refused) from error
+            raise connect_failed(error, self._timeouts.connect) from error
         self.opened += 1
         if self._sweeper is None:
             self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
@@ -141,9 +139,14 @@ class NativeUpstream:
             self._sweeper = None
             memory.trim()
 
-    def give_up(self, address: Address) -> None:
-        for connection in [it for it in self._active if it.address == address]:
-            connection.give_up()
+    def heard(self, address: Address) -> None:
+        if link := self._links.get(address):
+            link.heard_at = asyncio.get_running_loop().time()
+
+    def check_network(self, address: Address) -> None:
+        for connection in self._active:
+            if connection.address == address:
+                connection.check_network()
 
     def forget(self, address: Address) -> None:
         link = self._links.pop(address, None)
@@ -182,6 +185,7 @@ class _Link:
         self.heads = heads
         self._loop = asyncio.get_running_loop()
         self.idle: dict[MemberConnection, None] = {}
+        self.heard_at = -inf
         self.forgotten = False
 
     def take(self) -> MemberConnection | None:
@@ -207,7 +211,7 @@ class _Link:
         if self.forgotten:
             connection.abort()
         else:
-            connection.idle_since = self._loop.time()
+            self.heard_at = connection.idle_since = self._loop.time()
             self.idle[connection] = None
 
     def lost(self, connection: MemberConnection) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from enum import IntEnum
 from heapq import heappop, heappush
@@ -11,8 +11,8 @@ from math import inf
 from random import Random
 
 from balancer.dispatch import Clock
-from balancer.errors import OURS
-from balancer.health import URGENT_INTERVAL, Event, State, next_probe
+from balancer.errors import OURS, connect_failed
+from balancer.health import LATE_SECONDS, URGENT_INTERVAL, Event, State, next_probe, weigh
 from balancer.membership import Member, Membership
 from balancer.settings import Address, Settings
 
@@ -42,6 +42,9 @@ BURST = 50
 # Failures in a row after which a member that is new or down waits among those that have failed for long.
 RETRIES = 8
 
+# Events that a member's own answer brings.
+ANSWERS = frozenset({Event.PROBE_OK, Event.PROBE_DRAINING, Event.PROBE_FAILED})
+
 # An event of the member's life, or None where nothing was learnt of it, and words for it.
 Verdict = tuple[Event | None, str]
 Probe = Callable[[Address], Awaitable[Verdict]]
@@ -49,49 +52,66 @@ Probe = Callable[[Address], Awaitable[Verdict]]
 
 def make_probe(settings: Settings) -> Probe:
     """A probe as the settings want it: HTTP where HEALTH_PATH is set, else a TCP connect."""
-    path, limit = settings.health_path, settings.connect_timeout
+    path, within, limit = settings.health_path, settings.connect_timeout, settings.health_timeout
+    request = b"" if path is None else health_request(settings)
 
     async def probe(address: Address) -> Verdict:
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(within):
                 reader, writer = await asyncio.open_connection(address.host, address.port)
-        except (OSError, TimeoutError) as error:
+        except OSError as error:
             if error.errno in OURS:
-                return None, _words(error)
-            refused = isinstance(error, ConnectionRefusedError)
-            return (Event.REFUSED if refused else Event.UNREACHABLE), _words(error)
+                return None, str(error)
+            fault = connect_failed(error, within)
+            return (Event.REFUSED if fault.refused else Event.UNREACHABLE), str(fault)
         try:
             if path is None:
                 return Event.PROBE_OK, "accepts connections"
             async with asyncio.timeout(limit):
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+                writer.write(request)
                 return _judge(path, await reader.readline())
-        except (OSError, TimeoutError, ValueError) as error:
-            return Event.PROBE_FAILED, f"GET {path}: {_words(error)}"
+        except TimeoutError:
+            return Event.PROBE_UNANSWERED, f"GET {path}: no answer within {limit:g} s"
+        except (OSError, ValueError) as error:
+            return Event.PROBE_FAILED, f"GET {path}: {error}"
         finally:
             writer.transport.abort()  # close now; nothing is left to flush
 
     return probe
 
 
+def health_request(settings: Settings) -> bytes:
+    """The request for the readiness path, as one that a user sends to the listener would reach the member.
+
+    Frameworks refuse a ``Host`` that they do not know, and redirect what did not come by https.
+    """
+    host = settings.health_host or service_name(settings.alias)
+    scheme = "https" if settings.tls_cert else "http"
+    return (
+        f"GET {settings.health_path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Proto: {scheme}\r\n"
+        "User-Agent: balancer\r\nConnection: close\r\n\r\n"
+    ).encode()
+
+
+def service_name(alias: str) -> str:
+    """An alias as a host: without a final dot, and without the ``_service._proto`` of SRV (RFC 2782)."""
+    return ".".join(it for it in alias.rstrip(".").split(".") if not it.startswith("_")) or alias
+
+
 def _judge(path: str, status_line: bytes) -> Verdict:
     """What a member's answer to ``GET path`` says: 2xx is up, 503 is draining, the rest is a failure."""
     parts = status_line.split(maxsplit=2)
+    if not parts:
+        return Event.PROBE_FAILED, f"GET {path}: the connection was closed without an answer"
     if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
         return Event.PROBE_FAILED, f"GET {path}: not an HTTP answer"
     status = int(parts[1])
     words = f"GET {path}: {status}"
     if 200 <= status <= 299:
         return Event.PROBE_OK, words
-    return (Event.PROBE_DRAINING if status == 503 else Event.PROBE_FAILED), words
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return str(error) or type(error).__name__
+    if status == 503:
+        return Event.PROBE_DRAINING, words
+    return Event.PROBE_FAILED, f"{words} is neither 2xx nor 503"
 
 
 class Urgency(IntEnum):
@@ -132,11 +152,20 @@ class Bucket:
 class Prober:
     """Probes each member when it is due, or as soon after that as the bounds allow.
 
-    ``asks_path``: a probe can tell more than that connections are accepted.
+    ``asks_path``: a probe can tell more than that connections are accepted. ``fall``: failed probes in a row after
+    which a member is down. ``on_answer``: called with the address of a member whose process has answered.
     """
 
     def __init__(
-        self, probe: Probe, membership: Membership, interval: float, clock: Clock, rng: Random, asks_path: bool
+        self,
+        probe: Probe,
+        membership: Membership,
+        interval: float,
+        clock: Clock,
+        rng: Random,
+        asks_path: bool,
+        fall: int = 2,
+        on_answer: Callable[[Address], None] = lambda address: None,
     ) -> None:
         self._probe = probe
         self._membership = membership
@@ -144,6 +173,8 @@ class Prober:
         self._clock = clock
         self._rng = rng
         self._asks_path = asks_path
+        self._fall = fall
+        self._on_answer = on_answer
         self._hurry = asyncio.Event()
         # When who is due: entries that are true no longer are skipped when their time has come.
         self._due: list[tuple[float, int, Member]] = []
@@ -156,7 +187,6 @@ class Prober:
         # Probes under way, and how many of them are of members that may well not answer.
         self.under_way = 0
         self._doubtful = 0
-        self._visitors: deque[asyncio.Future[None]] = deque()
 
     def join(self, members: Sequence[Member]) -> None:
         """These are new. In any order: several balancers must not all begin with the same ones."""
@@ -175,19 +205,6 @@ class Prober:
             else:
                 self._schedule(member)
         self._hurry.set()
-
-    async def look(self, address: Address) -> Verdict:
-        """A probe out of turn, of somebody who may not be a member any more; within the bounds as every other."""
-        while not self._has_place(Urgency.FAILING):
-            turn = asyncio.get_running_loop().create_future()
-            self._visitors.append(turn)
-            await turn
-        self.under_way += 1
-        self._doubtful += 1
-        try:
-            return await self._probe(address)
-        finally:
-            self._end(doubtful=True)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -307,30 +324,32 @@ class Prober:
         return member.answered and member.state is State.UP and not self._asks_path
 
     async def _visit(self, member: Member, number: int, doubtful: bool) -> None:
+        late = asyncio.get_running_loop().call_later(LATE_SECONDS, self._late, member, number)
         try:
             event, reason = await self._probe(member.address)
         finally:
+            late.cancel()
             member.probing -= 1
-            self._end(doubtful)
+            self.under_way -= 1
+            self._doubtful -= doubtful
+            self._hurry.set()
         if number >= member.heard:  # Else a later one has told more.
             now = self._clock()
             member.heard = number
             member.probed_at = now
             if event is not None:
+                if self._asks_path and event in ANSWERS:
+                    self._on_answer(member.address)
                 member.probe_failures = 0 if event is Event.PROBE_OK else member.probe_failures + 1
                 before = member.state
-                self._membership.observe(member, event, now, reason)
+                self._membership.observe(member, weigh(event, member.probe_failures, self._fall), now, reason)
                 next_at = now + self._delay(member)
                 member.probe_at = next_at if member.state is not before else min(member.probe_at, next_at)
         if member.state is not State.LEAVING:
             self._schedule(member)
 
-    def _end(self, doubtful: bool) -> None:
-        self.under_way -= 1
-        self._doubtful -= doubtful
-        while self._visitors and self._has_place(Urgency.FAILING):
-            turn = self._visitors.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                break
-        self._hurry.set()
+    def _late(self, member: Member, number: int) -> None:
+        """A probe is still unanswered. It may be yet, so nothing is known but that the member is busy or hangs."""
+        if member.state is State.UP and number > member.heard:
+            words = f"no answer to a probe for {LATE_SECONDS:g} s"
+            self._membership.observe(member, Event.PROBE_UNANSWERED, self._clock(), words)

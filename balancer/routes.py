@@ -42,8 +42,9 @@ from balancer.strict import malformed
 PER_POOL = frozenset(
     {
         "alias", "upstream_port", "record", "resolver", "resolve_interval", "policy", "hash_key", "sticky_cookie",
-        "slow_start", "max_requests_per_member", "health_path", "health_interval", "hold_seconds", "hold_max",
-        "hold_bytes", "connect_timeout", "response_timeout", "idle_timeout", "max_body",
+        "slow_start", "max_requests_per_member", "health_path", "health_host", "health_interval", "health_timeout",
+        "health_fall", "hung_timeout", "hold_seconds", "hold_max", "hold_bytes", "connect_timeout",
+        "response_timeout", "idle_timeout", "max_body",
     }
 )  # fmt: skip
 

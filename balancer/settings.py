@@ -106,6 +106,12 @@ def _path(text: str) -> str:
     return text
 
 
+def _host(text: str) -> str:
+    if not re.fullmatch(r"([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", text):
+        raise ValueError("not a host")
+    return text
+
+
 def _networks(text: str) -> tuple[IPNetwork, ...]:
     return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
 
@@ -206,6 +212,7 @@ LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, or unix:/pat
 LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, or off", unset="off")
 NAMESERVER = Kind(_nameserver, "ip[:port] of a DNS server, such as 127.0.0.11", unset="(the system's)")
 PATH = Kind(_path, "a path such as /healthz")
+HOST = Kind(_host, "a host such as shop.example or shop.example:8080", unset="(the alias)")
 NETWORKS = Kind(_networks, "networks in CIDR notation with commas between, such as 10.0.0.0/8,192.168.0.1/32")
 PEM_FILE = Kind(_file, "the path of a PEM file")
 TOKEN = Kind(_token, "a cookie name such as member")
@@ -264,7 +271,15 @@ class Settings:
     health_path: str | None = setting(
         None, PATH, "readiness path of a member: 2xx is up, 503 is draining; without one, a TCP connect"
     )
+    health_host: str | None = setting(None, HOST, "Host of the requests for the readiness path")
     health_interval: float = setting(1.0, seconds(0.1, 3600), "time between two probes of a member")
+    health_timeout: float = setting(5.0, seconds(0.1, 3600), "limit for the answer to a request for the readiness path")
+    health_fall: int = setting(2, count(1, 100), "probes in a row that fail before a member is down")
+    hung_timeout: float = setting(
+        0.0,
+        seconds(0, 86400),
+        "silence of a member after which requests that may be repeated go to another (0: they wait)",
+    )
     hold_seconds: float = setting(10.0, seconds(0, 3600), "how long a request may wait for a member")
     hold_max: int = setting(1000, count(0, 1_000_000), "how many requests may wait for a member")
     hold_bytes: int = setting(

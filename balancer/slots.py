@@ -13,7 +13,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from math import ceil, inf
 
 from balancer.errors import Refusal
@@ -31,6 +31,8 @@ GATHER_MIN = 8
 class Slots:
     """Gives members to claims and takes them back. ``limit``: requests at a time for each; 0 for no limit.
 
+    ``on_shortage``: called when a request has to wait because no member is available.
+
     ``gathering``: members are coming back, and those who wait are shared out. ``bound``: requests at a time that a
     member is given just now, which then may be fewer than its limit.
     """
@@ -41,6 +43,7 @@ class Slots:
         self._hold = hold
         self._limit = self.bound = limit or inf
         self.gathering = False
+        self.on_shortage: Callable[[], None] = lambda: None
         self._built_for = -1
 
     def take(self, request: Request, tried: Container[Member]) -> Member | None:
@@ -59,6 +62,8 @@ class Slots:
 
     def wait(self, claim: Claim, patience: float) -> None:
         """Have a claim wait its turn, ``patience`` seconds at most. Raises Refusal where that is of no use."""
+        if not self._membership.anybody:
+            self.on_shortage()
         try:
             self._hold.enter(claim, patience, moving=self._membership.anybody and not self.gathering)
         except Refusal:

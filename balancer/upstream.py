@@ -8,20 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple, Protocol
 
 from balancer.headers import Headers
 from balancer.request import Body, Request
-from balancer.settings import Address
+from balancer.settings import Address, Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits in seconds: to connect, to the first response byte, of silence in mid-body."""
+    """Limits in seconds: to connect, to the first response byte, of silence in mid-body.
+
+    ``hung``: of a member that sends no byte at all, not even to probes, while requests that may be repeated wait.
+    """
 
     connect: float
     response: float
     idle: float
+    hung: float = inf
+
+    @classmethod
+    def of(cls, settings: Settings) -> Timeouts:
+        """Those that the settings name."""
+        limits = (settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
+        return cls(*limits, settings.hung_timeout or inf)
 
 
 class Connections(NamedTuple):
@@ -42,7 +53,7 @@ class UpstreamRequest:
 
     ``headers`` say how the body is framed: by Content-Length, or (``chunked``) by ``Transfer-Encoding``.
     ``fresh``: do not use a connection that was used before. ``repeatable``: it may be sent to another
-    member when this one gives no sign of life. ``upgrade``: the protocol that ``headers`` ask to switch to, or b"".
+    member after ``Timeouts.hung``. ``upgrade``: the protocol that ``headers`` ask to switch to, or b"".
     ``expects``: the body waits for the member's 100 (Continue). ``inform`` is called with status and fields of each
     interim response (RFC 9110 section 15.2).
     """
@@ -132,8 +143,15 @@ class Upstream(Protocol):
     def forget(self, address: Address) -> None:
         """The member has left: close its idle connections; those in use end with their exchange."""
 
-    def give_up(self, address: Address) -> None:
-        """The member gives no sign of life: fail what is repeatable and has no response from it yet."""
+    def heard(self, address: Address) -> None:
+        """The member has answered a probe: it does not hang."""
+
+    def check_network(self, address: Address) -> None:
+        """No connection to the member can be made, or DNS names it no more: find out soon whether a network is there.
+
+        Exchanges fail whose connection has lost its network. A member that is merely busy keeps what it has, for its
+        kernel answers.
+        """
 
     async def close(self) -> None:
         """Close everything."""

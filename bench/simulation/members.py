@@ -240,7 +240,10 @@ class Links:
     def forget(self, address: Address) -> None:
         self._idle.pop(address, None)
 
-    def give_up(self, address: Address) -> None:
+    def heard(self, address: Address) -> None:
+        pass
+
+    def check_network(self, address: Address) -> None:
         # Members die or leave here, but never fall silent with a request that they have.
         pass
 

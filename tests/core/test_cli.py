@@ -12,6 +12,7 @@ from balancer.cli import main
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.settings import Address, Settings, flag, variable
 from balancer.watch import Options
+from tests.support.scripted import ScriptedProbe
 
 
 @pytest.fixture(autouse=True)
@@ -94,11 +95,12 @@ def test_check_prints_the_settings_in_effect_and_what_dns_says(
             return Snapshot((found,), 0.0)
 
     monkeypatch.setattr("balancer.discovery.DnsResolver", Resolver)
+    monkeypatch.setattr("balancer.probes.make_probe", lambda settings: ScriptedProbe())
     monkeypatch.setenv("BALANCER_HOLD_MAX", "7")
     assert main(["check", "--alias", "web"]) == status
     lines = capsys.readouterr().out.splitlines()
     assert {"BALANCER_ALIAS=web", "BALANCER_HOLD_MAX=7", f"DNS for web: {described}"} <= set(lines)
-    assert lines[-len(found.endpoints) :] == ["  10.0.0.2:80"] or not found.endpoints
+    assert lines[-len(found.endpoints) :] == ["  10.0.0.2:80  accepts connections"] or not found.endpoints
 
 
 def test_check_prints_the_routes_and_an_answer_for_each_pool(
@@ -117,6 +119,7 @@ def test_check_prints_the_routes_and_an_answer_for_each_pool(
             return Snapshot((Answer("A", Outcome.NOBODY, rcode="NXDOMAIN"),), 0.0)
 
     monkeypatch.setattr("balancer.discovery.DnsResolver", Resolver)
+    monkeypatch.setattr("balancer.probes.make_probe", lambda settings: ScriptedProbe())
     assert main(["check", "--routes", "shop.example=shop:8080,/api=api;policy=random"]) == 0
     said = capsys.readouterr().out.partition("\nRoutes")[2].splitlines()
     assert said == [
@@ -125,10 +128,10 @@ def test_check_prints_the_routes_and_an_answer_for_each_pool(
         "  /api          -> api:80 policy=random",
         "",
         "DNS for shop: A: NOERROR, 1 endpoints",
-        "  10.0.0.2:8080",
+        "  10.0.0.2:8080  accepts connections",
         "",
         "DNS for api: A: NOERROR, 1 endpoints",
-        "  10.0.0.3:80",
+        "  10.0.0.3:80  accepts connections",
     ]
     assert main(["check", "--routes", "=gone,/api=api"]) == 1
     assert "DNS for api: A: NOERROR, 1 endpoints" in capsys.readouterr().out

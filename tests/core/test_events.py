@@ -80,8 +80,10 @@ def test_what_a_member_failed_long_after_its_flip_is_an_event_of_its_own() -> No
 
 def test_what_fails_after_a_member_is_up_again_is_not_told_with_its_going_down() -> None:
     it = Cluster(ONE)
-    for event in (Event.PROBE_OK, Event.REFUSED, Event.PROBE_OK):
+    for event in (Event.PROBE_OK, Event.REFUSED):
         it.observe(ONE, event, 1.0)
+    it.resolve(ONE, when=1.1)
+    it.observe(ONE, Event.PROBE_OK, 1.2)
     it.events.troubled(record(refused(), at=1.5))
     assert texts(it.events)[-1] == "172.18.0.5:80: Connection refused, 1 request moved"
 

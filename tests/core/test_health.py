@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.health import JITTER, TRANSITIONS, URGENT_INTERVAL, Event, State, next_probe
+from balancer.health import JITTER, TRANSITIONS, URGENT_INTERVAL, Event, State, next_probe, weigh
 
 events = st.sampled_from(Event)
 
@@ -34,7 +34,11 @@ def test_a_row_names_no_event_that_changes_nothing() -> None:
         (State.JOINING, [Event.PROBE_DRAINING], State.DRAINING),
         (State.UP, [Event.UNREACHABLE], State.DOWN),
         (State.UP, [Event.PROBE_FAILED], State.SUSPECT),
-        (State.UP, [Event.PROBE_FAILED, Event.PROBE_FAILED], State.DOWN),
+        (State.UP, [Event.PROBE_FAILED, Event.PROBES_FAILED], State.DOWN),
+        (State.UP, [Event.PROBE_UNANSWERED] * 9, State.SUSPECT),
+        (State.UP, [Event.PROBE_UNANSWERED, Event.PROBE_OK], State.UP),
+        (State.UP, [Event.PROBES_FAILED], State.DOWN),
+        (State.DRAINING, [Event.PROBE_UNANSWERED, Event.PROBE_FAILED], State.DRAINING),
         (State.UP, [Event.PROBE_FAILED, Event.PROBE_OK, Event.PROBE_FAILED], State.SUSPECT),
         (State.UP, [Event.CLOSE_ANNOUNCED], State.SUSPECT),
         (State.UP, [Event.CLOSE_ANNOUNCED, Event.CLOSE_ANNOUNCED], State.SUSPECT),
@@ -60,6 +64,13 @@ def test_nothing_brings_back_a_member_that_has_left(before: list[Event], after: 
 def test_only_a_successful_probe_makes_a_member_available(happened: list[Event]) -> None:
     usable = run(State.JOINING, *happened) in (State.UP, State.SUSPECT)
     assert not usable or Event.PROBE_OK in happened
+
+
+@pytest.mark.parametrize("event", Event)
+def test_only_the_last_of_so_many_failures_in_a_row_takes_a_member_down(event: Event) -> None:
+    failed = event in (Event.PROBE_UNANSWERED, Event.PROBE_FAILED)
+    assert [weigh(event, failures, 3) for failures in (1, 2)] == [event] * 2
+    assert weigh(event, 3, 3) is (Event.PROBES_FAILED if failed else event)
 
 
 @given(st.sampled_from(State), st.integers(0, 10**6), st.floats(0.1, 3600), st.booleans(), st.randoms())

@@ -17,7 +17,7 @@ WORKER = Path(worker.__file__).parent
 CORE = {
     "errors", "settings", "headers", "request", "health", "membership", "policies", "retry", "hold", "slots", "strict",
     "frames", "proxyprotocol", "http1", "memo", "observer", "record", "stats", "events", "hooks", "routes",
-    "search", "watch/tally",
+    "search", "pace", "watch/tally",
 }  # fmt: skip
 IO = {"asyncio", "time", "logging", "socket", "httpx", "starlette", "uvicorn", "dns", "redis"}
 

@@ -168,6 +168,7 @@ def test_only_a_member_that_was_down_starts_slowly_again(events: list[Event], st
     membership.slow_start = 10.0
     for event in events:
         membership.observe(member, event, 50.0)
+        learn(membership, found(1), now=50.0)
     assert member.weight == (0.1 if starts_anew else 1)
 
 
@@ -186,6 +187,94 @@ def test_who_is_available_can_be_asked_of_each() -> None:
     assert (membership.is_available(a), membership.is_available(b)) == (True, False)
     membership.observe(a, Event.REFUSED, 1.0)
     assert (membership.is_available(a), membership.is_available(b)) == (False, True)
+
+
+@pytest.mark.parametrize("failure", [Event.REFUSED, Event.UNREACHABLE, Event.PROBES_FAILED])
+@pytest.mark.parametrize("sign", [Event.PROBE_OK, Event.PROBE_DRAINING])
+def test_member_that_was_down_comes_back_once_dns_has_named_it_since(failure: Event, sign: Event) -> None:
+    asked: list[bool] = []
+    membership, (member,) = all_up(1)
+    membership.on_unnamed = lambda: asked.append(True)
+    membership.observe(member, failure, 5.0)
+    learn(membership, found(1), now=4.9)  # an answer that was on its way
+    for when in (6.0, 7.0):
+        membership.observe(member, sign, when, "GET /: 200")
+        learn(membership, SERVFAIL, now=when)
+    assert member.state is State.DOWN
+    assert member.reason == "GET /: 200, and DNS has not named it since it failed"
+    assert asked == [True]  # one urgent question, not one for each probe
+    learn(membership, found(1, 2), now=8.0)
+    assert (member.state, member.since) == (State.UP if sign is Event.PROBE_OK else State.DRAINING, 8.0)
+
+
+def test_member_that_fails_again_after_dns_named_it_has_to_be_named_again() -> None:
+    membership, (member,) = all_up(1)
+    membership.observe(member, Event.REFUSED, 5.0)
+    learn(membership, found(1), now=6.0)
+    membership.observe(member, Event.REFUSED, 7.0)
+    membership.observe(member, Event.PROBE_OK, 8.0)
+    assert member.state is State.DOWN
+    membership.observe(member, Event.REFUSED, 8.5)  # what answered a moment ago is gone
+    learn(membership, found(1), now=9.0)
+    assert member.state is State.DOWN
+
+
+def test_new_member_that_has_failed_is_up_once_dns_has_named_it_again() -> None:
+    membership = Membership()
+    (member,) = learn(membership, found(1)).joined
+    membership.observe(member, Event.REFUSED, 1.0)
+    membership.observe(member, Event.PROBE_OK, 2.0)
+    learn(membership, Answer("AAAA", Outcome.NOBODY), now=3.0)
+    assert not membership.available
+    learn(membership, found(1), now=3.0)
+    assert membership.available == (member,)
+
+
+def test_member_that_is_up_stays_up_while_dns_fails() -> None:
+    membership, (member,) = all_up(1)
+    learn(membership, SERVFAIL, now=1.0)
+    for event in (Event.PROBE_UNANSWERED, Event.PROBE_OK, Event.PROBE_FAILED, Event.PROBE_OK):
+        membership.observe(member, event, 2.0)
+    assert member.state is State.UP
+
+
+def test_answer_counts_from_when_it_was_asked_for() -> None:
+    membership, (member,) = all_up(1)
+    membership.observe(member, Event.REFUSED, 5.0)
+    membership.observe(member, Event.PROBE_OK, 5.5)
+    membership.reconcile(Snapshot((found(1),), when=6.0, asked=4.0))
+    assert not membership.available
+    membership.reconcile(Snapshot((found(1),), when=6.0, asked=5.5))
+    assert membership.available == (member,)
+
+
+def test_member_that_is_not_up_has_the_last_probes_word_for_a_reason() -> None:
+    told: list[str] = []
+    membership = Membership(on_reason=lambda member: told.append(member.reason))
+    (member,) = learn(membership, found(1)).joined
+    for words in ("connection refused", "connection refused", "GET /: 301 is neither 2xx nor 503"):
+        membership.observe(member, Event.REFUSED, 1.0, words)
+        assert member.reason == words
+    assert told == ["connection refused", "GET /: 301 is neither 2xx nor 503"]
+    learn(membership, found(1), now=2.0)
+    membership.observe(member, Event.PROBE_OK, 3.0, "GET /: 200")
+    membership.observe(member, Event.PROBE_OK, 4.0, "GET /: 204")
+    assert (member.reason, len(told)) == ("GET /: 200", 2)
+
+
+def test_shortage_names_the_first_members_and_counts_the_others() -> None:
+    membership = Membership()
+    assert membership.shortage() == "DNS has not answered yet"
+    learn(membership, NXDOMAIN)
+    assert membership.shortage() == "no member, DNS says A: NXDOMAIN, 0 endpoints"
+    one, *_ = learn(membership, found(1, 2, 3, 4, 5), now=1.0).joined
+    membership.observe(one, Event.REFUSED, 2.0, "connection refused")
+    assert membership.shortage() == (
+        "5 members, 10.0.0.1:80: connection refused; 10.0.0.2:80: found in DNS; 10.0.0.3:80: found in DNS; 2 more"
+    )
+    learn(membership, found(1), now=3.0)
+    membership.drain(one)
+    assert membership.shortage() == "1 member, 10.0.0.1:80: drained by hand"
 
 
 def test_only_a_change_of_state_is_told() -> None:
@@ -397,6 +486,7 @@ def test_a_member_that_goes_down_while_it_warms_up_begins_anew() -> None:
     (member,) = learn(membership, found(1)).joined
     membership.observe(member, Event.PROBE_OK, 0.0)
     membership.observe(member, Event.REFUSED, 1.5)
+    learn(membership, found(1), now=1.6)
     membership.observe(member, Event.PROBE_OK, 1.8)
     membership.warm_up(2.5)
     assert member.weight == pytest.approx(0.1)

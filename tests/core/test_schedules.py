@@ -88,6 +88,7 @@ class World(Observer):
             hold_seconds=rng.choice([0.0, 0.3, PATIENCE]),
             hold_max=rng.choice([0, 2, 100]),
             connect_timeout=0.2,
+            health_timeout=0.3,
             response_timeout=PATIENCE,
             max_requests_per_member=self.limit,
             policy=rng.choice(["round_robin", "least_requests", "random", "hash"]),
@@ -155,7 +156,6 @@ class World(Observer):
 
     async def answer(self, container: Container, request: UpstreamRequest) -> UpstreamResponse:
         exchange: asyncio.Future[str] = self.loop.create_future()
-        exchange.repeatable = request.repeatable  # type: ignore[attr-defined]
         container.exchanges.add(exchange)
         if container.mood not in ("hangs", "refuses", "unreachable"):
             how = "dropped" if container.mood == "drops" and self.rng.random() < 0.5 else "answered"
@@ -174,11 +174,14 @@ class World(Observer):
     def forget(self, address: Address) -> None:
         pass
 
-    def give_up(self, address: Address) -> None:
-        if container := self.containers.get(address):
+    def heard(self, address: Address) -> None:
+        pass
+
+    def check_network(self, address: Address) -> None:
+        container = self.containers.get(address)
+        if container and container.mood == "unreachable":
             for exchange in container.exchanges:
-                if exchange.repeatable:  # type: ignore[attr-defined]
-                    _settle(exchange, "given up")
+                self.loop.call_later(0.1, _settle, exchange, "the network is silent")
 
     async def close(self) -> None:
         pass
@@ -204,8 +207,8 @@ class World(Observer):
                 await asyncio.sleep(self.settings.connect_timeout)
                 return Event.UNREACHABLE, "unreachable"
             case "hangs" if self.settings.health_path:
-                await asyncio.sleep(self.settings.connect_timeout)
-                return Event.PROBE_FAILED, "silent"
+                await asyncio.sleep(self.settings.health_timeout)
+                return Event.PROBE_UNANSWERED, "silent"
             case "drains" if self.settings.health_path:
                 return Event.PROBE_DRAINING, "503"
         return Event.PROBE_OK, "ok"

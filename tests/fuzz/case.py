@@ -87,7 +87,7 @@ class _Case:
             SILENT: lambda: self._mood("silent"),
             FINE: lambda: self._mood("fine"),
             FORGET: lambda: self._each(balancer.upstream.forget),
-            GIVE_UP: lambda: self._each(balancer.upstream.give_up),
+            GIVE_UP: lambda: self._each(balancer.upstream.check_network),
             SHUT: lambda: [it.shutdown() for it in list(self._world.state.connections)],
             END: self._go_away,
             CUT_ALL: balancer.proxy.cut,

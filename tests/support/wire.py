@@ -220,11 +220,10 @@ async def balance(
     addresses = [it.address if isinstance(it, Member) else it for it in members]
     records: list[Record] = []
     effective = Settings(**{**defaults, **settings})
-    limits = Timeouts(effective.connect_timeout, effective.response_timeout, effective.idle_timeout)
     balancer = LoadBalancer(
         effective,
         resolve=resolve or ScriptedResolver(*addresses),
-        upstream=upstream or upstream_class(limits),
+        upstream=upstream or upstream_class(Timeouts.of(effective)),
         probe=probe,
         observers=[_Recorder(records), *observers],
         stats=stats or Stats(),

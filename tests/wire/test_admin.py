@@ -110,7 +110,7 @@ async def test_a_member_that_dies_is_in_the_events_with_what_it_cost() -> None:
             assert b" 200 " in await running.exchange(GET)
         events = (await port.get("/api/events")).json()["events"]
         (died,) = (it for it in events if it["level"] == "bad")
-        assert died["text"] == f"{one.address} down: Connection refused, 1 request moved"
+        assert died["text"] == f"{one.address} down: connection refused, 1 request moved"
         assert (died["member"], died["moved"], died["pool"]) == (str(one.address), 1, "apps")
 
 

@@ -91,14 +91,22 @@ def test_this_machine_has_a_loopback_network() -> None:
     assert system.has_loopback_network() == sys.platform.startswith("linux")
 
 
-async def test_check_prints_settings_and_the_dns_answer() -> None:
+async def test_check_prints_settings_the_dns_answer_and_what_a_probe_of_each_member_comes_to() -> None:
     zone = Zone()
-    zone.records["apps"] = [("A", "10.0.0.7")]
-    async with DnsServer(zone) as server:
-        status, out, err = await run("check", BALANCER_RESOLVER=str(server.address))
+    zone.records["apps"] = [("A", "127.0.0.1"), ("A", "127.0.0.2")]
+    zone.records["down"] = [("A", "127.0.0.2")]
+    async with DnsServer(zone) as server, Member() as member:
+        port, resolver = str(member.address.port), str(server.address)
+        status, out, err = await run("check", BALANCER_RESOLVER=resolver, BALANCER_UPSTREAM_PORT=port)
         assert (status, err) == (0, "")
         assert f"BALANCER_RESOLVER={server.address}\n" in out
-        assert out.endswith("DNS for apps: A: NOERROR, 1 endpoints\n  10.0.0.7:80\n")
+        refused = f"  127.0.0.2:{port}  connection refused: nothing listens there, or on 127.0.0.1 only\n"
+        assert out.endswith(
+            f"DNS for apps: A: NOERROR, 2 endpoints\n  127.0.0.1:{port}  accepts connections\n{refused}"
+        )
+        status, out, _ = await run("check", "--alias", "down", "--upstream-port", port, BALANCER_RESOLVER=resolver)
+        assert status == 1
+        assert out.endswith(f"DNS for down: A: NOERROR, 1 endpoints\n{refused}")
         status, out, _ = await run("check", "--alias", "nobody", BALANCER_RESOLVER=str(server.address))
         assert status == 1
         assert out.endswith("DNS for nobody: A: NXDOMAIN, 0 endpoints\n")

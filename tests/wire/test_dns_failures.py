@@ -17,10 +17,10 @@ import dns.message
 import dns.rcode
 import pytest
 
-from balancer import dnsquery
+from balancer import dnsquery, pace
 from balancer.demo.dnsserver import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
-from balancer.discovery import DnsResolver
+from balancer.discovery import DnsResolver, System
 from balancer.settings import Settings
 from tests.support.wire import Member, Running, balance, eventually
 
@@ -166,7 +166,8 @@ async def test_requests_go_on_while_dns_fails_and_members_are_found_afterwards(f
 
 
 @pytest.mark.parametrize("fail", BLIND, ids=lambda it: it.__name__)
-async def test_a_member_that_dies_and_returns_while_dns_fails_is_left_out_so_long(fail: Failure) -> None:
+async def test_a_member_that_dies_while_dns_fails_is_left_out_until_dns_names_it_again(fail: Failure) -> None:
+    """Whatever answers at its address meanwhile may be another service."""
     async with site() as it:
         one, _, _ = it.members
         async with requests(it.running) as answers:
@@ -176,9 +177,81 @@ async def test_a_member_that_dies_and_returns_while_dns_fails_is_left_out_so_lon
             await eventually(lambda: it.state() == {"127.0.2.2"})
             await asyncio.sleep(3 * SECOND)
             await one.start_again()
-            await eventually(lambda: len(it.state()) == 2)
+            before = len(one.received)
+            member = it.running.balancer.membership.members[one.address]
+            await eventually(lambda: member.reason.endswith("DNS has not named it since it failed"))
             await asyncio.sleep(3 * SECOND)
+            assert it.state() == {"127.0.2.2"}
+            assert len(one.received) == before
+            await restore(it)
+            await eventually(lambda: len(it.state()) == 2)
         assert set(answers) == {b"HTTP/1.1 200 OK"}
+
+
+@pytest.mark.parametrize("fail", [servfail, silent], ids=lambda it: it.__name__)
+async def test_service_that_takes_over_the_address_of_the_last_member_while_dns_fails_gets_no_request(
+    fail: Failure,
+) -> None:
+    async with site() as it:
+        one, two, _ = it.members
+        it.name(one)
+        await eventually(lambda: it.state() == {"127.0.2.1"})
+        await fail(it)
+        await one.stop()
+        await eventually(lambda: not it.state())
+        async with Member(host=one.address.host, port=one.address.port) as other:
+            request = asyncio.create_task(
+                it.running.exchange(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            )
+            await asyncio.sleep(10 * SECOND)
+            assert not it.state()
+            it.name(two)
+            await restore(it)
+            assert (await request).endswith(b"ok")
+            assert not other.received
+            assert two.received
+
+
+@pytest.mark.parametrize(
+    ("rcode", "asks_on"),
+    [
+        (dns.rcode.SERVFAIL, True),
+        (dns.rcode.REFUSED, True),
+        (dns.rcode.NOTIMP, True),
+        (dns.rcode.NXDOMAIN, False),
+        (None, True),
+    ],
+    ids=lambda it: dns.rcode.to_text(it) if isinstance(it, dns.rcode.Rcode) else str(it),
+)
+async def test_next_name_server_is_asked_where_the_first_knows_nothing(
+    rcode: dns.rcode.Rcode | None, asks_on: bool
+) -> None:
+    zone = Zone()
+    zone.records["apps"] = [("A", "127.0.2.1")]
+    first = answered(rcode) if rcode is not None else delayed(zone, 1000)
+    async with DnsServer(first) as one, DnsServer(zone) as two:
+        snapshot = await DnsResolver(Settings(), system=System([one.address, two.address]))()
+        assert [len(it.endpoints) for it in snapshot.answers] == [int(asks_on)]
+        assert two.udp_queries == int(asks_on)
+        both = await DnsResolver(Settings(), system=System([one.address, one.address]))()
+        assert both.answers[0].rcode == ("timeout" if rcode is None else dns.rcode.to_text(rcode))
+
+
+async def test_alias_without_members_is_asked_for_less_often_until_a_request_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("QUICK_SECONDS", "IDLE_SECONDS", "IDLE_INTERVAL"):
+        monkeypatch.setattr(pace, name, getattr(pace, name) * SECOND)
+    async with DnsServer(Zone()) as server:
+        resolve = DnsResolver(Settings(resolver=server.address))
+        async with balance(resolve=resolve, resolve_interval=SECOND, hold_seconds=20 * SECOND) as running:
+            await asyncio.sleep(pace.IDLE_SECONDS + SECOND)
+            before = server.udp_queries
+            await asyncio.sleep(20 * SECOND)
+            assert server.udp_queries - before <= 20 * SECOND / pace.IDLE_INTERVAL + 2
+            before = server.udp_queries
+            await running.exchange(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert server.udp_queries - before >= 10
 
 
 @pytest.mark.parametrize("fail", SIGHTED, ids=lambda it: it.__name__)

@@ -9,7 +9,8 @@ import pytest
 
 from balancer.demo.system import free_port
 from balancer.health import State
-from balancer.settings import Address
+from balancer.probes import health_request
+from balancer.settings import Address, Settings
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
@@ -142,13 +143,69 @@ async def test_silence_in_mid_body_breaks_the_response() -> None:
         assert running.records[0].error == "truncated"
 
 
-async def test_nobody_listening_is_a_503_after_the_hold() -> None:
+async def test_503_after_the_queue_time_out_says_why_no_member_is_up(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     nowhere = Address("127.0.0.1", free_port())
-    async with balance(nowhere, hold_seconds=0.2, wait=False) as running:
+    async with balance(nowhere, hold_seconds=0.5, wait=False) as running:
         answer = await running.exchange(GET)
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"x-balancer-error: no_member\r\n" in answer
     assert b"retry-after: 1\r\n" in answer
+    assert answer.endswith(
+        b"503 no member became available in time (apps: 1 member, %s: connection refused)\n" % str(nowhere).encode()
+    )
+    assert caplog.messages.count(f"{nowhere} joining: connection refused") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "GET /ready: 400 is neither 2xx nor 503"),
+        (b"HTTP/1.1 301 Moved\r\n\r\n", "GET /ready: 301 is neither 2xx nor 503"),
+        (b"220 mail.example ESMTP\r\n", "GET /ready: not an HTTP answer"),
+        (b"", "GET /ready: the connection was closed without an answer"),
+        (None, "GET /ready: no answer within 0.3 s"),
+    ],
+    ids=lambda it: (it or b"nothing")[:12].decode() if not isinstance(it, str) else "",
+)
+async def test_reason_of_a_new_member_is_what_its_last_probe_came_to(answer: bytes | None, reason: str) -> None:
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        if answer is None:
+            await connection.to_end()
+        else:
+            await connection.send(answer)
+
+    settings: dict[str, Any] = {"health_path": "/ready", "health_timeout": 0.3, "hold_seconds": 0.1}
+    async with Member(script) as member, balance(member, wait=False, **settings) as running:
+        members = running.balancer.membership.members
+        await eventually(lambda: [(it.state, it.reason) for it in members.values()] == [(State.JOINING, reason)])
+        assert f"{member.address}: {reason})".encode() in await running.exchange(GET)
+
+
+@pytest.mark.parametrize(
+    ("settings", "host"),
+    [
+        ({}, b"apps"),
+        ({"alias": "shop.example."}, b"shop.example"),
+        ({"alias": "_http._tcp.shop.example"}, b"shop.example"),
+        ({"health_host": "www.shop.example:8443"}, b"www.shop.example:8443"),
+    ],
+    ids=lambda it: "-".join(it.values()) if isinstance(it, dict) else "",
+)
+async def test_probe_names_the_host_that_users_do_and_the_listeners_scheme(
+    settings: dict[str, str], host: bytes
+) -> None:
+    async with Member() as member, balance(member, health_path="/ready", **settings):  # type: ignore[arg-type]
+        (head,) = member.received[:1]
+    lines = head.lower().split(b"\r\n")
+    assert lines[0] == b"get /ready http/1.1"
+    assert b"host: " + host in lines
+    assert b"x-forwarded-proto: http" in lines
+
+
+def test_probe_of_a_tls_listener_says_https() -> None:
+    assert b"X-Forwarded-Proto: https\r\n" in health_request(Settings(tls_cert="a.pem", tls_key="a.key"))
 
 
 async def test_the_queue_of_held_requests_is_bounded_and_served_when_a_member_comes() -> None:

@@ -322,7 +322,7 @@ async def test_every_way_out_and_back_is_told_apart() -> None:
         await running.available(1)
         status = b"500 Oops"
         await comes("suspect", "probe_failed")
-        await comes("down", "probe_failed")
+        await comes("down", "probes_failed")
         status = b"204 No Content"
         await running.available(1)
         await member.stop()
