@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 from bench.drill.overload import Problem, overload
-from bench.drill.report import table
+from bench.drill.report import Row, table
 from bench.drill.rolling import roll
 from bench.drill.run import drill, project, running, unexcused
+from bench.drill.services import drill_services
+from bench.drill.services import project as services_project
 from bench.drill.websocket import CONNECTIONS, scaled
 from tests.support.compose import ROOT, Compose
 
@@ -84,13 +86,20 @@ async def _keep_log(compose: Compose, path: Path | None) -> None:
 
 
 async def _phases(arguments: argparse.Namespace) -> int:
+    only = arguments.only or ""
     compose, phases = project(arguments.plain, arguments.asgi)
-    phases = [it for it in phases if not arguments.only or arguments.only in it.name]
-    async with running(compose):
-        found, picture = await drill(compose, phases)
-        await _keep_log(compose, arguments.log)
+    phases = [it for it in phases if only in it.name]
+    found: list[Row] = []
+    picture = ""
+    if phases:
+        async with running(compose):
+            found, picture = await drill(compose, phases)
+            await _keep_log(compose, arguments.log)
     if not (arguments.only or arguments.plain or arguments.asgi):
         PICTURE.write_text(picture)
+    if not arguments.plain:  # These bring workers of their own.
+        more, more_phases = await drill_services(services_project(arguments.asgi), only)
+        found, phases = found + more, phases + more_phases
     problems = unexcused(found, phases)
     verdict = problems or ["nothing was lost, nothing ran twice, nobody waited too long"]
     print("\n".join([*table(found), "", *verdict]))

@@ -7,7 +7,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -44,14 +44,43 @@ class Outcome:
         return self.ended - self.began
 
 
-class Load:
-    """Forty clients on connections that stay open; ``outcomes`` grows as they go. ``pause``: of each, in seconds."""
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request. ``name``: what its worker records it under. ``who``: the service that has to answer, if not any."""
 
-    def __init__(self, url: str, pause: float = PAUSE) -> None:
+    method: str
+    path: bytes
+    name: str = ""
+    who: str = ""
+
+
+def greet_or_record(rng: random.Random, site: str = "") -> Ask:
+    """What the example worker is asked. ``site``: the route to it, which is also what it has to call itself."""
+    prefix = f"/{site}".encode() if site else b""
+    if rng.random() < POST_SHARE:
+        return Ask("POST", prefix + b"/record", uuid.uuid4().hex, site)
+    return Ask("GET", prefix + b"/", who=site)
+
+
+class Load:
+    """Clients on connections that stay open; ``outcomes`` grows as they go.
+
+    ``pause``: of each, in seconds. ``mix``: what they ask.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        pause: float = PAUSE,
+        clients: int = CLIENTS,
+        mix: Callable[[random.Random], Ask] = greet_or_record,
+    ) -> None:
         parts = urlsplit(url)
         assert parts.hostname and parts.port
         self._target = Address(parts.hostname, parts.port)
         self._pause = pause
+        self._clients = clients
+        self._mix = mix
         self._upstream = NativeUpstream(Timeouts(connect=PATIENCE, response=PATIENCE, idle=PATIENCE))
         self._rng = random.Random(1)
         self._stop = False
@@ -61,7 +90,7 @@ class Load:
     async def running(self) -> AsyncIterator[None]:
         """Sends requests for as long as the context lasts; those under way are finished."""
         async with asyncio.TaskGroup() as clients:
-            for _ in range(CLIENTS):
+            for _ in range(self._clients):
                 clients.create_task(self._client())
             try:
                 yield
@@ -72,17 +101,16 @@ class Load:
     async def _client(self) -> None:
         await asyncio.sleep(self._rng.random() * self._pause)
         while not self._stop:
-            self.outcomes.append(await self._request())
+            await self.send(self._mix(self._rng))
             await asyncio.sleep(self._pause * (0.5 + self._rng.random()))
 
-    async def _request(self) -> Outcome:
-        host = (b"host", str(self._target).encode())
-        name = ""
-        request = UpstreamRequest("GET", b"/", [host])
-        if self._rng.random() < POST_SHARE:
-            name = uuid.uuid4().hex
-            headers = [host, (b"content-length", str(len(name)).encode())]
-            request = UpstreamRequest("POST", b"/record", headers, _Whole(name.encode()))
+    async def send(self, ask: Ask) -> None:
+        """Send one request more; its outcome counts as the others do."""
+        headers = [(b"host", str(self._target).encode())]
+        request = UpstreamRequest(ask.method, ask.path, headers)
+        if ask.method != "GET":
+            headers.append((b"content-length", str(len(ask.name)).encode()))
+            request.body = _Whole(ask.name.encode())
         began = time.monotonic()
         who = failure = ""
         try:
@@ -99,11 +127,13 @@ class Load:
                 failure = f"{response.status} {token.decode() or body.decode(errors='replace').strip()[-40:]}"
             elif named := _WHO.search(body):
                 who = named[1].decode()
+                if ask.who and who != ask.who:
+                    failure = f"answered by {who} in place of {ask.who}"
             else:
                 failure = "an answer that is not a worker's"
         except (Fault, TruncatedResponse) as error:
             failure = f"{type(error).__name__}: {error}"
-        return Outcome(request.method, began, time.monotonic(), who, failure, name)
+        self.outcomes.append(Outcome(ask.method, began, time.monotonic(), who, failure, ask.name))
 
 
 class _Whole:

@@ -100,7 +100,8 @@ PHASES = [
     Phase("restart", restart),
     Phase("stop, 2 s, start", stop_and_start),
     Phase("kill -9 of one", kill, excuses=True),
-    Phase("pause of one, 5 s", pause, excuses=True, limit=4.0),
+    # A paused worker cannot be told from a busy one: what it has waits until it goes on.
+    Phase("pause of one, 5 s", pause, excuses=True, limit=7.0),
     Phase("disconnect of one, 5 s", disconnect, excuses=True, limit=4.0),
     Phase("deploy of a new image", deploy),
     Phase("balancer reload", reload),
@@ -110,13 +111,12 @@ PHASES = [
 
 # uvicorn as it comes resets connections on which a request arrives just when it is told to stop; a POST on one of
 # them may have been carried out. It refuses connections some 0.4 s before its end, from which the gap is counted.
-# Without a health path, what waits on a paused container waits until it goes on.
 _STOPPING = (one, recreate, restart, stop_and_start, deploy)
 PLAIN_PHASES = [
     replace(
         it,
         excuses=it.excuses or it.act in _STOPPING,
-        limit=7.0 if it.act is pause else 1.0 if it.act in _STOPPING else it.limit,
+        limit=1.0 if it.act in _STOPPING else it.limit,
     )
     for it in PHASES
 ]

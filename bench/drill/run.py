@@ -35,11 +35,12 @@ def project(plain: bool, asgi: bool = False) -> tuple[Compose, list[Phase]]:
 
 
 @asynccontextmanager
-async def running(compose: Compose) -> AsyncIterator[None]:
-    """The project is up with three workers for as long as the context lasts; nothing is left of it afterwards."""
+async def running(compose: Compose, **scale: int) -> AsyncIterator[None]:
+    """The project is up, with three workers unless ``scale`` says otherwise; nothing is left of it afterwards."""
+    scaled = [it for service, count in (scale or {"worker": 3}).items() for it in ("--scale", f"{service}={count}")]
     await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
     try:
-        await compose("up", "--build", "--detach", "--wait", "--scale", "worker=3")
+        await compose("up", "--build", "--detach", "--wait", *scaled)
         yield
     finally:
         await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
@@ -74,9 +75,9 @@ def unexcused(found: Sequence[Row], phases: Sequence[Phase] = PHASES, slack: flo
             if not honest:
                 problems.append(f"{row.name}: {count} times {kind}")
         if row.twice:
-            problems.append(f"{row.name}: {row.twice} POSTs ran twice")
+            problems.append(f"{row.name}: {row.twice} recorded requests ran twice")
         if row.missing:
-            problems.append(f"{row.name}: {row.missing} acknowledged POSTs are missing")
+            problems.append(f"{row.name}: {row.missing} acknowledged requests are missing")
         waited = row.longest_get if phase.excuses else row.longest
         if waited > row.gap + phase.limit + slack:
             problems.append(

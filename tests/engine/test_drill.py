@@ -10,6 +10,8 @@ from bench.drill.phases import reload, restart_redis
 from bench.drill.report import table
 from bench.drill.rolling import roll
 from bench.drill.run import drill, project, running, unexcused
+from bench.drill.services import drill_services
+from bench.drill.services import project as services_project
 from bench.drill.websocket import scaled
 
 # What `make drill` does not grant: this machine builds images and runs other tests at the same time.
@@ -46,3 +48,10 @@ async def test_websockets_on_workers_that_stay_notice_nothing_and_the_others_are
     async with running(compose):
         lines, problems = await scaled(compose, 200)
     assert problems == [], "\n".join(lines)
+
+
+@pytest.mark.engine
+async def test_busy_services_keep_their_requests_and_sites_that_change_places_their_own() -> None:
+    found, phases = await drill_services(services_project())
+    assert unexcused(found, phases, SLACK) == [], "\n".join(table(found))
+    assert all(row.requests for row in found)
