@@ -73,7 +73,7 @@ def test_only_a_post_on_a_member_that_was_cut_off_is_excused(found: Row, excuses
 def test_every_phase_that_takes_all_workers_away_has_to_end_half_a_second_after_the_gap() -> None:
     limits = {it.name: it.limit for it in PHASES}
     assert limits["force-recreate"] == limits["scale 3 to 1"] == limits["kill -9 of one"] == 0.5
-    assert limits["pause of one, 5 s"] == 4.0
+    assert (limits["pause of one, 5 s"], limits["disconnect of one, 5 s"]) == (7.0, 4.0)
 
 
 def test_a_rolling_restart_is_judged_by_what_workers_recorded() -> None:
