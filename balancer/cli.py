@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         "--admin", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN)"
     )
     reload.add_argument(
+        "--admin-token",
+        metavar="VALUE",
+        help="what its admin listener has to prove to know (default as for serve; BALANCER_ADMIN_TOKEN)",
+    )
+    reload.add_argument(
         "--pid", type=_number(int, 1, 2**31 - 1), help="process id of its supervisor, where there is no admin listener"
     )
 
@@ -220,10 +225,11 @@ def _processes(settings: Settings) -> int:
 def _reload(arguments: argparse.Namespace) -> int:
     from balancer.reloading import run
 
-    flags = {"admin": arguments.admin} if arguments.admin is not None else {}
-    environ = {name: value for name, value in os.environ.items() if name == variable("admin")}
+    names = ("admin", "admin_token")
+    flags = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    environ = {name: value for name, value in os.environ.items() if name in map(variable, names)}
     settings = Settings.load(environ, flags)
-    return run(settings.admin, None if arguments.pid is None else int(arguments.pid))
+    return run(settings.admin, None if arguments.pid is None else int(arguments.pid), settings.admin_token)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from balancer.admin.guard import deny
 from balancer.admin.metrics import metrics_endpoint
 from balancer.admin.view import Usage, View, by_name
 from balancer.membership import Member
+from balancer.proof import CHALLENGE, prove
 from balancer.settings import Settings
 from balancer.stats import Stats
 from balancer.supervisor import Post
@@ -99,9 +100,17 @@ def _api(
     settings: Settings, board: Board, processes: Callable[[], Sequence[Usage]], post: Post | None
 ) -> list[BaseRoute]:
     async def state(request: Request) -> Response:
+        challenge = request.query_params.get("challenge")
+        if challenge is not None and not CHALLENGE.fullmatch(challenge):
+            raise Unusable(400, "bad_challenge", "the challenge takes 64 hexadecimal digits in lower case")
+        proof = None
+        if challenge and settings.admin_token and post:
+            # The first one takes the time of many requests.
+            proof = await asyncio.to_thread(prove, settings.admin_token, challenge, post.supervisor, post.generation)
         running = {
             "supervisor": post.supervisor if post else None,
             "generation": post.generation if post else 0,
+            "proof": proof,
             "processes": [it._asdict() for it in processes()],
         }
         return JSONResponse(board.status() | running, headers=FRESH)

@@ -340,19 +340,6 @@ async def test_the_command_reload_waits_until_new_processes_serve() -> None:
         assert not {*before} & {*after}
 
 
-async def test_the_command_reload_says_what_it_cannot_do() -> None:
-    port = free_port()
-    status, _, err = await reload(f"--admin=127.0.0.1:{port}")
-    assert status == 1
-    assert err.startswith(f"the admin listener on 127.0.0.1:{port} does not answer: ")
-    assert await reload("--admin=off") == (
-        1, "", "without an admin listener nobody says who the supervisor is: --pid is needed\n"
-    )  # fmt: skip
-    assert await reload("--admin=off", "--pid=2147483647") == (
-        1, "", "process 2147483647 cannot be told: No such process\n"
-    )  # fmt: skip
-
-
 async def test_new_code_that_cannot_run_changes_nothing(tmp_path: Any) -> None:
     routes = tmp_path / "routes.toml"
     routes.write_text('[one]\nalias = "apps"\npath = "/"\n')
