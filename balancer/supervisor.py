@@ -137,7 +137,7 @@ class Supervisor:
         self._before = before
         self._lifeline = before.lifeline or list(os.pipe())
         self._drains = before.drains or [make_notes()]
-        self._mark = before.mark or make_mark()
+        self._mark = before.mark
         self._processes: dict[int, _Process] = {}
         # Those of the code before: by slot while they serve, and those that leave.
         self._old = dict(before.serving)
@@ -159,6 +159,8 @@ class Supervisor:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, lambda number, frame: None)
+        # Only now does SIGUSR2 not end it.
+        self._mark = self._mark or make_mark()
         for slot in self._slots:
             self._start(slot)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
