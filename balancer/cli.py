@@ -65,12 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "have a running balancer replaced by the code and the files that are there now, without losing a request"
     reload = commands.add_parser("reload", help=text, description=text)
     reload.set_defaults(run=_reload)
-    reload.add_argument(
-        "--admin", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN)"
-    )
-    reload.add_argument(
-        "--pid", type=_number(int, 1, 2**31 - 1), help="process id of its supervisor, where there is no admin listener"
-    )
+    _add_reload_flags(reload)
 
     demo = commands.add_parser("demo", help="run the whole system without Docker and watch it scale")
     demo.set_defaults(run=_demo)
@@ -105,6 +100,20 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--keepalive", action="store_true", help="use connections again; otherwise each request has one")
     watch.add_argument("--json", action="store_true", help="print a JSON object for each request, and one that sums up")
     return parser
+
+
+def _add_reload_flags(reload: argparse.ArgumentParser) -> None:
+    reload.add_argument(
+        "--admin", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN)"
+    )
+    reload.add_argument(
+        "--admin-token",
+        metavar="VALUE",
+        help="what its admin listener has to prove to know (default as for serve; BALANCER_ADMIN_TOKEN)",
+    )
+    reload.add_argument(
+        "--pid", type=_number(int, 1, 2**31 - 1), help="process id of its supervisor, where there is no admin listener"
+    )
 
 
 def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
@@ -224,10 +233,11 @@ def _processes(settings: Settings) -> int:
 def _reload(arguments: argparse.Namespace) -> int:
     from balancer.reloading import run
 
-    flags = {"admin": arguments.admin} if arguments.admin is not None else {}
-    environ = {name: value for name, value in os.environ.items() if name == variable("admin")}
+    names = ("admin", "admin_token")
+    flags = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    environ = {name: value for name, value in os.environ.items() if name in map(variable, names)}
     settings = Settings.load(environ, flags)
-    return run(settings.admin, None if arguments.pid is None else int(arguments.pid))
+    return run(settings.admin, None if arguments.pid is None else int(arguments.pid), settings.admin_token)
 
 
 def _check(arguments: argparse.Namespace) -> int:

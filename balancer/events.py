@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from balancer.health import Event, State
@@ -49,7 +49,8 @@ LEVELS = {State.UP: Level.GOOD, State.SUSPECT: Level.WARNING, State.DRAINING: Le
 @dataclass(slots=True, eq=False)
 class Happening:
     """One event. ``when``: clock reading in seconds. ``moved``: requests that its member failed and that went on to
-    another; ``lost``: those that ended there; ``refused``: those that the balancer answered itself.
+    another; ``lost``: those that ended there; ``refused``: those that the balancer answered itself. ``name``: that of
+    the member's container at this moment, which the status page finds; None until then, "" if it stays unknown.
     """
 
     number: int
@@ -61,6 +62,7 @@ class Happening:
     moved: int = 0
     lost: int = 0
     refused: int = 0
+    name: str | None = field(default=None, init=False)
 
     @property
     def text(self) -> str:

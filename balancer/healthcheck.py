@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 
-from balancer.settings import Address, Settings, UnixSocket
+from balancer.settings import Address, Settings, SettingsError, UnixSocket
 
 LIMIT_SECONDS = 2
 
@@ -19,8 +19,8 @@ def reachable(address: Address) -> tuple[str, int]:
 
 
 def main() -> int:
-    settings = Settings.load(os.environ)
     try:
+        settings = Settings.load(os.environ)
         if settings.admin is None:
             if isinstance(settings.bind, UnixSocket):
                 with socket.socket(socket.AF_UNIX) as sock:
@@ -32,9 +32,13 @@ def main() -> int:
         connection = http.client.HTTPConnection(*reachable(settings.admin), timeout=LIMIT_SECONDS)
         connection.request("GET", "/healthz")
         return int(connection.getresponse().status != 200)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
     except OSError as error:
         print(f"the balancer does not answer: {error}", file=sys.stderr)
-        return 1
+    except http.client.HTTPException as error:
+        print(f"what answers is not HTTP: {repr(error)[:200]}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,72 +1,144 @@
-"""``balancer reload``: has a running balancer replaced by the code, and the files, that are there now."""
+"""``balancer reload``: has a running balancer replaced by the code, and the files, that are there now.
+
+Rules, because anything may answer on the address of the admin listener:
+* A process is signalled only if it is a supervisor of this user's (``balancer.mark``), whatever names it.
+* With a token, an answer counts only with the proof that its sender knows it. The token itself is not sent.
+* An answer is bounded, in bytes and in seconds, and has the types that it should have.
+"""
 
 from __future__ import annotations
 
-import http.client
+import asyncio
+import hmac
 import json
 import os
+import secrets
 import signal
 import sys
 import time
-from typing import Any
+from dataclasses import dataclass
+
+import httpx
 
 from balancer.exits import FAILED
 from balancer.healthcheck import reachable
-from balancer.settings import Address
+from balancer.mark import objection
+from balancer.proof import prove
+from balancer.settings import Address, variable
 
 # Seconds for a trial, a new supervisor, and new processes that know their members.
 LIMIT = 60.0
 STEP = 0.1
+# Seconds and bytes that one answer may take: that of 5000 members has 2 MB.
 ANSWER_SECONDS = 5.0
+ANSWER_BYTES = 32 * 2**20
+# What an answer is quoted with, in characters.
+QUOTED = 200
+
+_MAX = 2**31 - 1
 
 
-def run(admin: Address | None, pid: int | None) -> int:
-    """Tell the supervisor, found by the admin listener unless ``pid`` is given, and wait for what comes of it.
+class CannotReload(Exception):
+    """Why, in one line."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reload needs of a status. ``serving``: the processes that serve."""
+
+    supervisor: int
+    generation: int
+    serving: list[int]
+
+
+def run(admin: Address | None, pid: int | None, token: str | None) -> int:
+    """Signal the supervisor, found by the admin listener unless ``pid`` is given, and wait for what comes of it.
 
     Returns the exit status: 0 once new processes serve. The log of the balancer says why they do not.
     """
-    if admin is None:
-        if pid is None:
-            print("without an admin listener nobody says who the supervisor is: --pid is needed", file=sys.stderr)
-            return FAILED
-        return _tell(pid)
     try:
-        before = _status(admin)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        print(f"the admin listener on {admin} does not answer: {error}", file=sys.stderr)
-        return FAILED
-    supervisor = pid or before["supervisor"]
-    if status := _tell(supervisor):
-        return status
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        time.sleep(STEP)
-        try:
-            now = _status(admin)
-        except (OSError, ValueError, http.client.HTTPException):
-            continue  # The listener changes hands.
-        if now["generation"] > before["generation"] and len(now["processes"]) == len(before["processes"]):
-            pids = ", ".join(str(it["pid"]) for it in now["processes"])
-            print(f"reloaded: {pids} serve, the processes before leave")
-            return 0
-    print(f"nothing has changed within {LIMIT:g} s; the log of the balancer says why", file=sys.stderr)
-    return FAILED
-
-
-def _tell(pid: int) -> int:
-    try:
-        os.kill(pid, signal.SIGUSR2)
-    except OSError as error:
-        print(f"process {pid} cannot be told: {error.strerror}", file=sys.stderr)
+        if admin:
+            _reload(admin, pid, token)
+        elif pid:
+            _signal(pid)
+        else:
+            raise CannotReload("without an admin listener nothing names the supervisor: --pid is needed")
+    except CannotReload as error:
+        print(error, file=sys.stderr)
         return FAILED
     return 0
 
 
-def _status(admin: Address) -> dict[str, Any]:
-    connection = http.client.HTTPConnection(*reachable(admin), timeout=ANSWER_SECONDS)
+def _reload(admin: Address, pid: int | None, token: str | None) -> None:
+    before = _ask(admin, token)
+    _signal(pid or before.supervisor)
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        time.sleep(STEP)
+        try:
+            now = _ask(admin, token)
+        except CannotReload:
+            continue  # The listener changes hands.
+        if now.generation > before.generation and len(now.serving) == len(before.serving):
+            print(f"reloaded: {', '.join(map(str, now.serving))} serve, the processes before leave")
+            return
+    raise CannotReload(f"nothing has changed within {LIMIT:g} s; the log of the balancer says why")
+
+
+def _signal(pid: int) -> None:
+    if why := objection(pid):
+        accepted = "a supervisor of the same user, and in a container the command runs there"
+        raise CannotReload(f"{why}, and is not signalled: a reload takes {accepted}")
     try:
-        connection.request("GET", "/api/status")
-        found: dict[str, Any] = json.loads(connection.getresponse().read())
-        return found
-    finally:
-        connection.close()
+        os.kill(pid, signal.SIGUSR2)
+    except OSError as error:
+        raise CannotReload(f"process {pid} cannot be signalled: {error.strerror}") from None
+
+
+def _ask(admin: Address, token: str | None) -> Answer:
+    """What the admin listener says. Raises CannotReload where it does not answer as a balancer with the token does."""
+    challenge = secrets.token_hex(32)
+    try:
+        text = asyncio.run(_fetch(f"http://{Address(*reachable(admin))}/api/status?challenge={challenge}"))
+    except TimeoutError:
+        raise CannotReload(f"the admin listener on {admin} has not answered within {ANSWER_SECONDS:g} s") from None
+    except httpx.HTTPError as error:
+        why = str(error)[:QUOTED] or type(error).__name__
+        raise CannotReload(f"the admin listener on {admin} does not answer: {why}") from None
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict) or not isinstance(found.get("processes"), list):
+            raise ValueError("it takes a JSON object with a list of processes")
+        serving = [_number(it, "pid", 1) for it in found["processes"]]
+        answer = Answer(_number(found, "supervisor", 1), _number(found, "generation", 0), serving)
+        proof = str(found.get("proof")).encode()
+    except (ValueError, RecursionError) as error:
+        raise CannotReload(f"what answers on {admin} is no balancer: {error}") from None
+    if token and not hmac.compare_digest(proof, prove(token, challenge, answer.supervisor, answer.generation).encode()):
+        wanted = f"the balancer with this {variable('admin_token')}"
+        raise CannotReload(f"what answers on {admin} does not prove that it is {wanted}; nothing is signalled")
+    return answer
+
+
+async def _fetch(url: str) -> bytes:
+    """The body as it comes: what is compressed could become large."""
+    async with (
+        asyncio.timeout(ANSWER_SECONDS),
+        httpx.AsyncClient(trust_env=False, timeout=None) as client,
+        client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response,
+    ):
+        if response.status_code != 200:
+            raise httpx.HTTPError(f"it says {response.status_code}, and should say 200")
+        found = bytearray()
+        async for piece in response.aiter_raw():
+            found += piece
+            if len(found) > ANSWER_BYTES:
+                raise httpx.HTTPError(f"its answer has more than {ANSWER_BYTES} bytes")
+        return bytes(found)
+
+
+def _number(found: object, name: str, low: int) -> int:
+    value = found.get(name) if isinstance(found, dict) else None
+    if type(value) is not int or not low <= value <= _MAX:
+        raise ValueError(f"{name} is {repr(value)[:QUOTED]}, and takes a whole number from {low} to {_MAX}")
+    return value

@@ -34,6 +34,7 @@ from typing import NoReturn
 
 from balancer.drains import make_notes
 from balancer.exits import FAILED
+from balancer.mark import make_mark
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class Handover:
     admin: list[int] = field(default_factory=list)
     lifeline: list[int] = field(default_factory=list)
     drains: list[int] = field(default_factory=list)
+    mark: list[int] = field(default_factory=list)
     serving: dict[str, int] = field(default_factory=dict)
     leaving: list[int] = field(default_factory=list)
     generation: int = 0
@@ -105,7 +107,7 @@ class Handover:
 
     @property
     def descriptors(self) -> list[int]:
-        return [*self.data, *self.admin, *self.lifeline, *self.drains]
+        return [*self.data, *self.admin, *self.lifeline, *self.drains, *self.mark]
 
 
 @dataclass
@@ -135,6 +137,7 @@ class Supervisor:
         self._before = before
         self._lifeline = before.lifeline or list(os.pipe())
         self._drains = before.drains or [make_notes()]
+        self._mark = before.mark
         self._processes: dict[int, _Process] = {}
         # Those of the code before: by slot while they serve, and those that leave.
         self._old = dict(before.serving)
@@ -156,6 +159,8 @@ class Supervisor:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, lambda number, frame: None)
+        # Only now does SIGUSR2 not end it.
+        self._mark = self._mark or make_mark()
         for slot in self._slots:
             self._start(slot)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -207,7 +212,8 @@ class Supervisor:
             # A Ctrl-C reaches everybody at the terminal; the supervisor says what comes of it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._selector.close()
-            os.close(self._lifeline[1])
+            for descriptor in (self._lifeline[1], *self._mark):
+                os.close(descriptor)
             for sock in {*self._data, *self._admin} - {*slot.sockets}:
                 sock.close()
 
@@ -332,6 +338,7 @@ class Supervisor:
             admin=[it.fileno() for it in self._admin],
             lifeline=self._lifeline,
             drains=self._drains,
+            mark=self._mark,
             serving={it.slot.name: pid for pid, it in self._processes.items()},
             leaving=list(self._leaving),
             generation=self._before.generation + 1,

@@ -21,7 +21,7 @@ from bench.upstreams import ALIAS, MANY_ALIAS, running_upstreams
 
 NAME = "members-1000"
 MANY = 1000
-# The admin listener asks for the names of containers up to 12 s after they have come, which is not what is measured.
+# The admin listener asks for the names of all containers when they come and are up, which is not what is measured.
 SETTLE_SECONDS = 16.0
 IDLE_SECONDS = 8.0
 NEVER = "3600"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -19,11 +19,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from balancer.admin.board import Board, Pool, Viewer
+from balancer.admin.board import Board, Viewer
 from balancer.admin.guard import deny
 from balancer.admin.metrics import metrics_endpoint
+from balancer.admin.tracks import Pool
 from balancer.admin.view import Usage, View, by_name
 from balancer.membership import Member
+from balancer.proof import CHALLENGE, prove
 from balancer.settings import Settings
 from balancer.stats import Stats
 from balancer.supervisor import Post
@@ -102,6 +104,7 @@ def _api(
         running = {
             "supervisor": post.supervisor if post else None,
             "generation": post.generation if post else 0,
+            "proof": await _proof(request.query_params.get("challenge"), settings.admin_token, post),
             "processes": [it._asdict() for it in processes()],
         }
         return JSONResponse(board.status() | running, headers=FRESH)
@@ -113,36 +116,49 @@ def _api(
         rows = [{"name": name, "value": value, "meaning": meaning} for name, value, meaning in settings.rows()]
         return JSONResponse({"settings": rows}, headers=FRESH)
 
-    def action(drained: bool) -> Callable[[Request], Any]:
-        async def act(request: Request) -> Response:
-            if denial := deny(settings, {name.lower(): value for name, value in request.headers.items()}):
-                headers = {"www-authenticate": "Bearer"} if denial.status == 401 else None
-                return problem(denial.status, denial.error, denial.reason, headers)
-            pool = await _asked_pool(request)
-            found = _members(board.pools(), request.path_params["address"], pool)
-            for it, member in found:
-                it.view.drain(member, drained)
-            _, member = found[0]
-            names = [it.name for it, _ in found]
-            return JSONResponse(
-                {
-                    "address": str(member.address),
-                    "drained": drained,
-                    "pools": names,
-                    "in_flight": sum(it.in_flight for _, it in found),
-                }
-            )
-
-        return act
-
     return [
         Route("/api/status", state),
         Route("/api/events", events),
         Route("/api/settings", in_effect),
         Route("/api/stream", Stream(board)),
-        Route("/api/members/{address}/drain", action(True), methods=["POST"]),
-        Route("/api/members/{address}/undrain", action(False), methods=["POST"]),
+        Route("/api/members/{address}/drain", _action(settings, board, True), methods=["POST"]),
+        Route("/api/members/{address}/undrain", _action(settings, board, False), methods=["POST"]),
     ]
+
+
+def _action(settings: Settings, board: Board, drained: bool) -> Callable[[Request], Any]:
+    """What drains a member, or undrains it."""
+
+    async def act(request: Request) -> Response:
+        if denial := deny(settings, {name.lower(): value for name, value in request.headers.items()}):
+            headers = {"www-authenticate": "Bearer"} if denial.status == 401 else None
+            return problem(denial.status, denial.error, denial.reason, headers)
+        asked, address = await _read_action(request), request.path_params["address"]
+        if asked.name is not None:
+            for pool, member in _members(board.pools(), address, asked.pool):
+                _check_name(member, asked.name, await board.confirm(pool, member))
+        found = _members(board.pools(), address, asked.pool)
+        for pool, member in found:
+            pool.view.drain(member, drained)
+        return JSONResponse(
+            {
+                "address": str(found[0][1].address),
+                "drained": drained,
+                "pools": [pool.name for pool, _ in found],
+                "in_flight": sum(member.in_flight for _, member in found),
+            }
+        )
+
+    return act
+
+
+async def _proof(challenge: str | None, token: str | None, post: Post | None) -> str | None:
+    if challenge is not None and not CHALLENGE.fullmatch(challenge):
+        raise Unusable(400, "bad_challenge", "the challenge takes 64 hexadecimal digits in lower case")
+    if not (challenge and token and post):
+        return None
+    # In a thread: the first one takes the time of a thousand requests.
+    return await asyncio.to_thread(prove, token, challenge, post.supervisor, post.generation)
 
 
 FRESH = {"cache-control": "no-store"}
@@ -171,8 +187,14 @@ async def _in_json(request: Request, error: Exception) -> Response:
     return problem(404, "not_found", "there is no such path; /openapi.json says what there is", headers)
 
 
-async def _asked_pool(request: Request) -> str | None:
-    """The pool that the body names, if it does."""
+class Action(NamedTuple):
+    """What the body of an action may say: the pool, and the name that the member's container should have."""
+
+    pool: str | None = None
+    name: str | None = None
+
+
+async def _read_action(request: Request) -> Action:
     text = b""
     try:
         async for piece in request.stream():
@@ -185,13 +207,19 @@ async def _asked_pool(request: Request) -> str | None:
         body = json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError):
         body = None
-    takes = 'the body may be empty or a JSON object that names the pool, such as {"pool": "apps"}'
-    if not isinstance(body, dict) or body.keys() - {"pool"}:
+    fields = body if isinstance(body, dict) else {"": body}
+    if not fields.keys() <= {*Action._fields} or not all(it is None or isinstance(it, str) for it in fields.values()):
+        example = '{"pool": "apps", "name": "shop-worker-1"}'
+        takes = f"the body may be empty or a JSON object with the pool, the container's name or both, such as {example}"
         raise Unusable(400, "bad_body", takes)
-    pool = body.get("pool")
-    if pool is not None and not isinstance(pool, str):
-        raise Unusable(400, "bad_body", takes)
-    return pool
+    return Action(**fields)
+
+
+def _check_name(member: Member, wanted: str, now: str) -> None:
+    """Raises Unusable where the address is another container's by now."""
+    if now != wanted:
+        words = f"{member.address} is {now or 'a container without a known name'} by now, not {wanted}: nothing changes"
+        raise Unusable(409, "another_name", words)
 
 
 def _members(pools: Sequence[Pool], text: str, name: str | None) -> list[tuple[Pool, Member]]:

@@ -12,172 +12,28 @@ import itertools
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from balancer import __version__
 from balancer.admin.names import Names
+from balancer.admin.tracks import CHART, Json, Pool, Track
 from balancer.admin.view import View, by_name
 from balancer.dispatch import Clock
 from balancer.events import Happening
 from balancer.membership import Member
-from balancer.stats import BOUNDS, Stats, Tally, percentile
 
 log = logging.getLogger(__name__)
 
 Pools = Callable[[], Sequence[View]]
-Json = dict[str, Any]
 
-# Seconds between two samples; samples of the chart; samples that latencies and shares are made of.
+# Seconds between two samples.
 INTERVAL = 1.0
-CHART = 120
-LATELY = 10
 # Changes of members are sent at once, but not more often than this, in seconds.
 AT_ONCE = 0.2
-
-NOTHING = (0,) * (len(BOUNDS) + 1)
-
-
-class Gauge:
-    """How one tally moves. ``rates``: requests a second, one for each of the last CHART samples."""
-
-    __slots__ = ("_past", "rates")
-
-    def __init__(self) -> None:
-        self.rates: deque[float] = deque(maxlen=CHART)
-        self._past: deque[tuple[tuple[int, ...], int]] = deque([(NOTHING, 0)], maxlen=LATELY + 1)
-
-    def sample(self, tally: Tally | None, elapsed: float) -> None:
-        """Take in what the tally says, ``elapsed`` seconds after the last time."""
-        last = self._past[-1]
-        count = tally.count if tally else last[1]
-        now = last if tally is None or count == last[1] else (tuple(tally.buckets), count)
-        self._past.append(now)
-        self.rates.append(rounded((count - last[1]) / elapsed))
-
-    @property
-    def rate(self) -> float:
-        return self.rates[-1] if self.rates else 0
-
-    def lately(self) -> tuple[int, float | None, float | None]:
-        """Requests of the last LATELY samples, and their median and p99 in milliseconds."""
-        (before, count_before), (now, count_now) = self._past[0], self._past[-1]
-        if count_now == count_before:
-            return 0, None, None
-        buckets = [b - a for a, b in zip(before, now, strict=True)]
-        p50, p99 = (rounded(percentile(buckets, it) * 1000, 2) for it in (0.5, 0.99))
-        return count_now - count_before, p50, p99
-
-
-class Track:
-    """One member as pages know it: ``number`` is never used again, as addresses are."""
-
-    __slots__ = ("gauge", "gone_at", "member", "name", "number")
-
-    def __init__(self, number: int, member: Member) -> None:
-        self.number = number
-        self.member = member
-        self.gauge = Gauge()
-        self.name = ""
-        self.gone_at = 0  # the sample at which it was no longer there
-
-
-class Pool:
-    """What is known of a pool beyond what it knows itself. ``name``: what it is called."""
-
-    def __init__(self, name: str, view: View, stats: Stats, now: float) -> None:
-        self.name = name
-        self.view = view
-        self.stats = stats
-        self.total = Gauge()
-        self.refused: deque[float] = deque(maxlen=CHART)
-        self.tracks: dict[Member, Track] = {}
-        self.gone: list[Track] = []
-        self.samples = 0
-        self._refused_before = refusals(stats)
-        self._sampled = now
-        # What pages were last sent, by the member's number.
-        self.sent_members: dict[int, list[Any]] = {}
-        self.sent_values: dict[int, list[Any]] = {}
-
-    def sample(self, now: float) -> None:
-        elapsed = max(now - self._sampled, 0.001)
-        self._sampled = now
-        self.samples += 1
-        self.total.sample(self.stats.total, elapsed)
-        refused = refusals(self.stats)
-        self.refused.append(rounded((refused - self._refused_before) / elapsed))
-        self._refused_before = refused
-        for track in self.tracks.values():
-            track.gauge.sample(self.stats.members.get(track.member.address), elapsed)
-        # What is gone stays in the chart until it has moved out of it.
-        self.gone = [it for it in self.gone if self.samples - it.gone_at < CHART]
-
-    def follow(self, numbers: itertools.count[int]) -> list[Track]:
-        """Take up members that have come, put away those that have gone; returns the new ones."""
-        members = self.view.members
-        for member in [it for it in self.tracks if members.get(it.address) is not it]:
-            track = self.tracks.pop(member)
-            if any(track.gauge.rates):
-                track.gone_at = self.samples
-                self.gone.append(track)
-        came = []
-        for member in members.values():
-            if member not in self.tracks:
-                track = Track(next(numbers), member)
-                self.tracks[member] = track
-                came.append(track)
-        return came
-
-    def member_rows(self, wall: Callable[[float], float]) -> dict[int, list[Any]]:
-        """Who is there: number, address, name, state, reason, since, drained since (0: not)."""
-        return {
-            track.number: [
-                track.number,
-                str(member.address),
-                track.name,
-                member.state.value,
-                member.reason,
-                round(wall(member.since), 1),
-                round(wall(member.drained_since), 1) if member.drained else 0,
-            ]
-            for member, track in self.tracks.items()
-        }
-
-    def value_rows(self) -> dict[int, list[Any]]:
-        """Figures: number, in flight, requests a second, requests of late, p50, p99, in all, failed, retries."""
-        rows = {}
-        for member, track in self.tracks.items():
-            tally = self.stats.members.get(member.address)
-            rows[track.number] = [
-                track.number,
-                member.in_flight,
-                track.gauge.rate,
-                *track.gauge.lately(),
-                *((tally.count, tally.failed, sum(tally.retries.values())) if tally else (0, 0, 0)),
-            ]
-        return rows
-
-    def summary(self) -> Json:
-        total = self.stats.total
-        recent, p50, p99 = self.total.lately()
-        return {
-            "rate": self.total.rate,
-            "refused_rate": self.refused[-1] if self.refused else 0,
-            "recent": recent,
-            "p50_ms": p50,
-            "p99_ms": p99,
-            "in_flight": sum(it.in_flight for it in self.tracks),
-            "held": self.view.held,
-            "held_ever": self.stats.held,
-            "requests": total.count,
-            "failed": total.failed,
-            "refused": self._refused_before,
-            "retries": sum(total.retries.values()),
-            "available": self.view.available,
-        }
+# How long an action that names a container waits for DNS to say whose its address is now, in seconds.
+CONFIRM_SECONDS = 2.0
 
 
 class Board:
@@ -255,6 +111,9 @@ class Board:
     def _sample(self, now: float) -> None:
         for pool in self.pools():
             pool.sample(now)
+            for track in pool.due():
+                if not self._names.asks(track.member):
+                    self._look_up(pool, track)
         # Times that were told stay the same, but for a step of the machine's clock.
         offset = self._wall_clock() - now
         if abs(offset - self._offset) > 0.5:
@@ -284,6 +143,7 @@ class Board:
             "kind": event.kind.value,
             "level": event.level.value,
             "member": str(event.member) if event.member else None,
+            "name": event.name or None,
             "text": event.text,
             "moved": event.moved,
             "lost": event.lost,
@@ -292,6 +152,7 @@ class Board:
 
     def events(self) -> list[Json]:
         """What happened lately in all pools, the oldest first."""
+        self._follow()
         found = [
             (event.when, event.number, self.told(event, pool.name))
             for pool in self.pools()
@@ -305,16 +166,33 @@ class Board:
                 self._look_up(pool, track)
 
     def _look_up(self, pool: Pool, track: Track) -> None:
-        def found(name: str) -> None:
-            track.name = name
-            self._news.set()
+        asked_at = self._clock()
 
-        self._names.look_up(track.member, found, lambda: track.member in pool.tracks)
+        def found(name: str) -> None:
+            if pool.take_name(track, name, asked_at, self._numbers):
+                self._news.set()
+
+        self._names.look_up(track.member, found, lambda: pool.tracks.get(track.member) is track)
+
+    async def confirm(self, pool: Pool, member: Member) -> str:
+        """The name of the container that has a member's address now; what was known last where DNS does not say."""
+        self._follow()
+        if not (track := pool.tracks.get(member)):
+            return ""
+        asked_at = self._clock()
+        try:
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                name = await self._names.find(member.address.host)
+        except TimeoutError:
+            name = ""
+        if name and pool.tracks.get(member) is track and pool.take_name(track, name, asked_at, self._numbers):
+            self._news.set()
+        return name or track.name
 
     def _publish(self, sampled: bool) -> None:
         """Make the delta to what pages have, if there is any page."""
         pools = self.pools()
-        events = [self.told(event, pool.name) for pool in pools for event in pool.stats.events.take_changed()]
+        events = [self.told(event, pool.name) for pool in pools for event in pool.take_changed()]
         usable = self._known == self.number
         self._whole = None
         self.number += 1
@@ -435,10 +313,10 @@ class Board:
 
     def _member(self, pool: Pool, member: Member, row: list[Any], lately: int) -> Json:
         _, in_flight, rate, recent, p50, p99, requests, failed, _ = row
-        tally = pool.stats.members.get(member.address)
+        track = pool.tracks[member]
         return {
             "address": str(member.address),
-            "name": pool.tracks[member].name or None,
+            "name": track.name or None,
             "state": member.state.value,
             "reason": member.reason,
             "since": iso(self.wall(member.since)),
@@ -451,7 +329,7 @@ class Board:
             "p99_ms": p99,
             "requests": requests,
             "failed": failed,
-            "retries": dict(tally.retries) if tally else {},
+            "retries": track.counted(pool.stats.members.get(member.address))[2],
         }
 
     def _now(self) -> float:
@@ -492,17 +370,6 @@ class Viewer:
         piece = board._delta if self._seen == board._delta_from >= 0 else board.whole()
         self._seen = board.number
         return piece
-
-
-def refusals(stats: Stats) -> int:
-    """Requests that the balancer answered itself or broke off; not those whose client left."""
-    return sum(stats.errors.values()) - stats.errors["client_gone"]
-
-
-def rounded(number: float, digits: int = 1) -> float:
-    """Without a fraction where there is none, so that it takes few bytes."""
-    number = round(number, digits)
-    return int(number) if number == int(number) else number
 
 
 def iso(wall: float) -> str:

@@ -18,46 +18,57 @@ Ask = Callable[[Address, dns.name.Name, str], Awaitable[Reply]]
 
 # Queries that may be under way at a time: a name is no hurry, and 255 members may join at once.
 AT_A_TIME = 8
-# Seconds before each attempt. The first comes at once, and a name that is not known after the last never will be.
-ATTEMPTS = (0.0, 2.0, 10.0)
 
 
 class Names:
     """Looks names up: the first server that knows one has the word; ``close`` ends what is under way."""
 
-    def __init__(self, servers: Sequence[Address], ask: Ask = ask, attempts: Sequence[float] = ATTEMPTS) -> None:
+    def __init__(self, servers: Sequence[Address], ask: Ask = ask) -> None:
         self._servers = servers
         self._ask = ask
-        self._attempts = attempts
         self._turn = asyncio.Semaphore(AT_A_TIME)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Member, asyncio.Task[None]] = {}
 
     def look_up(self, member: Member, found: Callable[[str], None], wanted: Callable[[], bool]) -> None:
-        """Call ``found`` with the member's name once it is known, if ever. ``wanted``: whether to go on asking."""
-        task = asyncio.get_running_loop().create_task(self._look_up(member.address.host, found, wanted))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Call ``found`` with the member's name, if DNS knows one. ``wanted``: whether to ask once it is its turn.
+
+        An earlier question for the member is given up: its answer may be of an earlier container.
+        """
+        if self._servers:
+            if earlier := self._tasks.get(member):
+                earlier.cancel()
+            self._tasks[member] = asyncio.get_running_loop().create_task(self._look_up(member, found, wanted))
+
+    def asks(self, member: Member) -> bool:
+        """Whether the member's name is being looked up."""
+        return member in self._tasks
+
+    async def find(self, host: str) -> str:
+        """The name of the container at an address; "" where no server knows one, or answers."""
+        try:
+            reverse = dns.reversename.from_address(host)
+        except dns.exception.DNSException:
+            return ""  # Not an address, but a name already.
+        for server in self._servers:
+            if name := await self._query(server, reverse):
+                return name
+        return ""
 
     async def close(self) -> None:
-        tasks = list(self._tasks)
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _look_up(self, host: str, found: Callable[[str], None], wanted: Callable[[], bool]) -> None:
+    async def _look_up(self, member: Member, found: Callable[[str], None], wanted: Callable[[], bool]) -> None:
         try:
-            reverse = dns.reversename.from_address(host)
-        except dns.exception.DNSException:
-            return  # Not an address, but a name already.
-        for delay in self._attempts:
-            await asyncio.sleep(delay)
-            if not wanted():
-                return
-            for server in self._servers:
-                async with self._turn:
-                    if name := await self._query(server, reverse):
-                        found(name)
-                        return
+            async with self._turn:
+                name = await self.find(member.address.host) if wanted() else ""
+        finally:
+            if self._tasks.get(member) is asyncio.current_task():
+                del self._tasks[member]
+        if name and wanted():
+            found(name)
 
     async def _query(self, server: Address, reverse: dns.name.Name) -> str:
         try:

@@ -12,6 +12,7 @@ from playwright.async_api import Page, expect
 
 from balancer.admin.board import Board, Viewer
 from balancer.admin.names import Names
+from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.record import Record
 from balancer.request import Request
 from balancer.settings import Address
@@ -46,7 +47,8 @@ async def shown(
         complaints: list[str] = []
         hosts: set[str] = set()
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda line: complaints.append(line.text))
+        # A refused action is an answer, of which the browser complains all the same.
+        page.on("console", lambda line: None if "409 (Conflict)" in line.text else complaints.append(line.text))
         page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
         await page.goto(f"http://{port.address}/")
         await expect(page.locator("#live")).to_have_text("live")
@@ -94,6 +96,34 @@ async def test_the_keyboard_sorts_reads_the_chart_and_drains() -> None:
         await expect(page.get_by_role("button", name="Undrain 10.0.0.2:80")).to_be_visible()
         assert running.balancer.membership.members[MANY[1]].drained
         await expect(page.locator("#announce")).to_contain_text("10.0.0.2:80 drained by hand")
+
+
+async def test_a_container_that_takes_the_address_of_another_is_a_row_of_its_own() -> None:
+    zone = Zone()
+
+    def point(name: str) -> None:
+        zone.records["1.0.0.10.in-addr.arpa"] = [("PTR", f"{name}.shop_backend.")]
+
+    point("worker-1")
+    async with DnsServer(zone) as dns, shown(MANY[:2], resolver=dns.address) as (page, running, probe, _):
+        button = page.get_by_role("button", name="Drain worker-1 10.0.0.1:80")
+        await expect(button).to_be_visible()
+        # The button is about to be pressed when the address becomes another container's.
+        point("worker-2")
+        await button.click()
+        await expect(page.get_by_text("10.0.0.1:80 is worker-2 by now, not worker-1: nothing changes")).to_be_visible()
+        await expect(page.get_by_role("button", name="Drain worker-2 10.0.0.1:80")).to_be_visible()
+        await expect(page.locator("#rows tr")).to_have_count(2)
+        assert not running.balancer.membership.members[MANY[0]].drained
+        log = page.get_by_role("list", name="Events")
+        probe.down = {MANY[0]}
+        await expect(log.get_by_text("10.0.0.1:80 down: connection refused (worker-2)")).to_be_visible(timeout=15_000)
+        point("worker-3")
+        probe.down = set()
+        up = log.get_by_text("10.0.0.1:80 up: accepts connections")
+        await expect(up.first).to_have_text("10.0.0.1:80 up: accepts connections (worker-3)", timeout=15_000)
+        await expect(up.last).to_have_text("10.0.0.1:80 up: accepts connections (worker-1)")
+        await expect(log.get_by_text("10.0.0.1:80 down: connection refused (worker-2)")).to_be_visible()
 
 
 async def test_where_actions_are_refused_the_page_says_why() -> None:

@@ -28,10 +28,11 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 class Fleet:
     """``balancer serve`` with several processes."""
 
-    def __init__(self, process: Process, port: int, admin: httpx.AsyncClient) -> None:
+    def __init__(self, process: Process, port: int, admin: httpx.AsyncClient, zone: Zone) -> None:
         self.process = process
         self.port = port
         self.admin = admin
+        self.zone = zone
 
     async def status(self) -> dict[str, Any]:
         response = await self.admin.get("/api/status")
@@ -87,12 +88,19 @@ class Fleet:
         return self.process.returncode, err.decode()
 
 
+def name_containers(zone: Zone, *names: str) -> None:
+    """Say whose 127.0.0.1, 127.0.0.2 and so on are."""
+    for number, name in enumerate(names, 1):
+        zone.records[f"{number}.0.0.127.in-addr.arpa"] = [("PTR", f"{name}.shop_backend.")]
+
+
 @asynccontextmanager
 async def fleet(
     *members: Member, processes: int = 2, ready: bool = True, bind: str = "", **settings: str
 ) -> AsyncIterator[Fleet]:
     zone = Zone()
     zone.records["apps"] = [("A", it.address.host) for it in members]
+    name_containers(zone, *(f"worker-{number}" for number, _ in enumerate(members, 1)))
     port, admin_port = free_port(), free_port()
     environ = {f"BALANCER_{name.upper()}": value for name, value in settings.items()}
     async with DnsServer(zone) as dns, httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin_port}") as admin:
@@ -102,7 +110,7 @@ async def fleet(
             f"--upstream-port={members[0].address.port}", f"--resolver={dns.address}", f"--processes={processes}",
             env=os.environ | {"BALANCER_ACCESS_LOG": "off"} | environ, stdout=PIPE, stderr=PIPE,
         )  # fmt: skip
-        found = Fleet(process, port, admin)
+        found = Fleet(process, port, admin, zone)
         try:
             if ready:
                 await found.until(
@@ -209,6 +217,37 @@ async def test_a_drain_is_for_all_processes_and_for_those_that_come_later() -> N
         assert all(answer.endswith(b"m2") for answer in answers), answers
         drained = [event["text"] for event in await it.events() if event["kind"] == "drained"]
         assert drained[0] == f"{one.address} drained by hand"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_containers_that_swap_addresses_take_their_names_along_and_leave_drains_behind(processes: int) -> None:
+    async with pair_of_members() as members, fleet(*members, processes=processes, health_interval="0.1") as it:
+
+        def named(*names: str) -> Callable[[dict[str, Any]], bool]:
+            return lambda status: [member["name"] for member in status["pools"][0]["members"]] == [*names]
+
+        await it.until(named("worker-1", "worker-2"))
+        path, headers = f"/api/members/{members[0].address}/drain", {"content-type": "application/json"}
+        response = await it.admin.post(path, headers=headers, content='{"name": "worker-1"}')
+        assert response.status_code == 200, response.text
+        await it.until(lambda status: status["pools"][0]["available"] == 1)
+        for member in members:
+            await member.stop()
+        await it.until(lambda status: all(it["state"] == "down" for it in status["pools"][0]["members"]))
+        name_containers(it.zone, "worker-2", "worker-1")
+        for member in members:
+            await member.start_again()
+        await it.until(named("worker-2", "worker-1"))
+        status = await it.until(lambda status: status["pools"][0]["available"] == 2)
+        assert not any(member["drained"] for member in status["pools"][0]["members"])
+        one = str(members[0].address)
+        told = [(event["kind"], event["level"], event["name"]) for event in await it.events() if event["member"] == one]
+        assert ("drained", "warning", "worker-1") in told
+        assert ("state", "bad", "worker-1") in told
+        assert told[-1] == ("drained", "good", "worker-2")
+        assert {(await it.get())[-2:] for _ in range(10)} == {b"m1", b"m2"}
+        response = await it.admin.post(path, headers=headers, content='{"name": "worker-1"}')
+        assert (response.status_code, response.json()["error"]) == (409, "another_name")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -338,19 +377,6 @@ async def test_the_command_reload_waits_until_new_processes_serve() -> None:
         after = await it.pids()
         assert out == f"reloaded: {after[0]}, {after[1]} serve, the processes before leave\n"
         assert not {*before} & {*after}
-
-
-async def test_the_command_reload_says_what_it_cannot_do() -> None:
-    port = free_port()
-    status, _, err = await reload(f"--admin=127.0.0.1:{port}")
-    assert status == 1
-    assert err.startswith(f"the admin listener on 127.0.0.1:{port} does not answer: ")
-    assert await reload("--admin=off") == (
-        1, "", "without an admin listener nobody says who the supervisor is: --pid is needed\n"
-    )  # fmt: skip
-    assert await reload("--admin=off", "--pid=2147483647") == (
-        1, "", "process 2147483647 cannot be told: No such process\n"
-    )  # fmt: skip
 
 
 async def test_new_code_that_cannot_run_changes_nothing(tmp_path: Any) -> None:

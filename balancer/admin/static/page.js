@@ -145,7 +145,9 @@ function onDelta(message) {
     one.delta(it, state.about.samples, message.sample);
     if (message.sample) one.sampled = message.time * 1000;
     for (const event of message.events) {
-      if (event.pool === it.name && ["dns", "joined", "left"].includes(event.kind)) push(one.changes, event, CHANGES);
+      // The same event comes again when its member's name is known.
+      const fresh = event.pool === it.name && !state.events.has(event.id);
+      if (fresh && ["dns", "joined", "left"].includes(event.kind)) push(one.changes, event, CHANGES);
     }
   }
   const fresh = takeEvents(message.events);
@@ -238,24 +240,14 @@ function drawDns(now) {
   );
 }
 
-/** The name of an event's member, also for as long as the chart remembers one that has left. */
-function nameOf(event) {
-  let name = "";
-  for (const series of state.pools.get(event.pool)?.series.values() ?? []) {
-    if (series.address === event.member) name = series.name || name;
-  }
-  return name;
-}
-
 function drawEvents(events) {
   const list = byId("events");
   for (const event of events) {
     const known = list.querySelector(`[data-id="${CSS.escape(event.id)}"]`);
-    const name = event.member ? nameOf(event) : "";
     const text = make("span", {}, event.text);
-    if (name) text.append(" ", make("em", {}, `(${name})`));
+    if (event.name) text.append(" ", make("em", {}, `(${event.name})`));
     if (state.pools.size > 1) text.prepend(make("em", {}, `${event.pool} `));
-    const item = make("li", { class: event.level, "data-id": event.id, "data-member": name ? "" : (event.member ?? "") },
+    const item = make("li", { class: event.level, "data-id": event.id },
       make("time", { datetime: event.time, title: new Date(event.time).toLocaleString() }, timeOfDay(new Date(event.time))),
       make("span", { class: "mark", title: event.level, "aria-label": event.level, role: "img" }, LEVEL_MARKS[event.level]),
       text);
@@ -263,17 +255,6 @@ function drawEvents(events) {
     else list.prepend(item);
   }
   while (list.children.length > EVENTS) list.lastChild.remove();
-  // The name of a new member is known a moment after its first events.
-  for (const item of [...list.children].slice(0, 60)) {
-    const address = item.dataset.member;
-    if (!address) continue;
-    const event = state.events.get(item.dataset.id);
-    const name = event && nameOf(event);
-    if (name) {
-      item.lastChild.append(" ", make("em", {}, `(${name})`));
-      item.dataset.member = "";
-    }
-  }
 }
 
 /** Reads out what matters, one sentence at a time. */
@@ -298,7 +279,8 @@ async function drain(member, drained, again = false) {
     response = await fetch(`/api/members/${encodeURIComponent(member.address)}/${drained ? "drain" : "undrain"}`, {
       method: "POST",
       headers,
-      body: JSON.stringify({ pool: state.chosen }),
+      // Who presses the button means the container, not whichever has its address by now.
+      body: JSON.stringify({ pool: state.chosen, name: member.name || null }),
     });
   } catch {
     return toast("The balancer does not answer.");
