@@ -2,7 +2,8 @@
 
 Rules, because an address may go from one container to another between two answers of DNS:
 * A track is of one container. Where the name of an address changes, another track begins, with figures of its own.
-* Names are asked for when a member joins, on every rise to up, and once in EVERY samples or more. No answer changes nothing.
+* Names are asked for when a member joins, on every rise to up, and then once in EVERY samples. No answer changes
+  nothing.
 * An event has the name that its member had then. Since a rise that is the next name that DNS says.
 * A drain by hand was meant for the container of its time, and ends with it.
 """

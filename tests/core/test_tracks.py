@@ -47,8 +47,15 @@ class Cluster:
         self.follow()
 
     def observe(self, address: Address, event: Event, when: float) -> None:
-        self.membership.observe(self.membership.members[address], event, when)
+        self.happen(address, event, when)
         self.follow()
+
+    def happen(self, address: Address, event: Event, when: float) -> None:
+        """Something that the page has yet to look at."""
+        self.membership.observe(self.membership.members[address], event, when)
+        # DNS goes on to name them, without which no member that failed comes up again.
+        named = frozenset(it.endpoint for it in self.membership.members.values())
+        self.membership.reconcile(Snapshot((Answer("A", Outcome.FOUND, named),), when))
 
     def track(self, address: Address = ONE) -> Track:
         return self.pool.tracks[self.membership.members[address]]
@@ -87,7 +94,7 @@ def test_a_name_is_asked_for_when_a_member_joins_and_on_every_rise_to_up() -> No
         assert it.asked == ([ONE] if event is Event.PROBE_OK else [])
     # Also where the page looks only when it is up again.
     for number, event in enumerate([Event.REFUSED, Event.PROBE_OK]):
-        it.membership.observe(it.membership.members[ONE], event, 9.0 + number)
+        it.happen(ONE, event, 9.0 + number)
     it.follow()
     assert it.asked == [ONE]
 
