@@ -340,7 +340,8 @@ class Prober:
             if event is not None:
                 if self._asks_path and event in ANSWERS:
                     self._on_answer(member.address)
-                member.probe_failures = 0 if event is Event.PROBE_OK else member.probe_failures + 1
+                answers = event in (Event.PROBE_OK, Event.PROBE_DRAINING)
+                member.probe_failures = 0 if answers else member.probe_failures + 1
                 before = member.state
                 self._membership.observe(member, weigh(event, member.probe_failures, self._fall), now, reason)
                 next_at = now + self._delay(member)

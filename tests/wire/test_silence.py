@@ -97,6 +97,7 @@ async def test_member_is_suspect_while_a_probe_is_late_and_up_when_it_is_answere
         assert member.probes <= probes + 1  # one is enough in the queue of a busy member
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_requests_beyond_what_all_members_can_do_run_once_each(quick: dict[str, Any]) -> None:
     one_busy, other_busy = Busy(), Busy()
     async with Member(one_busy) as one, Member(other_busy) as other, balance(one, other, **quick) as running:
@@ -199,6 +200,7 @@ async def test_large_body_waits_for_a_member_that_does_not_read_yet() -> None:
         assert (await answer).endswith(b"done")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_idempotent_request_leaves_a_member_that_has_sent_no_byte_for_hung_timeout() -> None:
     async with Member(mute) as hung, Member() as good:
         resolver = ScriptedResolver(hung.address)
@@ -214,6 +216,7 @@ async def test_idempotent_request_leaves_a_member_that_has_sent_no_byte_for_hung
             post.cancel()
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("sign", ["request", "probe"])
 async def test_request_stays_with_a_member_that_gives_a_sign_of_life_within_hung_timeout(sign: str) -> None:
     answer = asyncio.Event()
