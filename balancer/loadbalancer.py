@@ -120,7 +120,8 @@ class LoadBalancer:
         self.upstream = self._given_upstream or NativeUpstream(
             Timeouts(settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
         )
-        make_dispatcher = partial(HookedDispatcher, plugged.hooks) if plugged.hooks.wanted else Dispatcher
+        hooked = plugged.policy or plugged.hooks.wanted
+        make_dispatcher = partial(HookedDispatcher, plugged.hooks) if hooked else Dispatcher
         self.dispatcher = make_dispatcher(
             settings,
             self.membership,

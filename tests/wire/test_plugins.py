@@ -31,7 +31,7 @@ class Policy:
         pass
 
     def choose(self, request, exclude):
-        return {b"/fine": None}[request.target]
+        return {"/fine": None}[request.target]
 
 class Raising(Hooks):
     def on_request(self, request):
@@ -132,6 +132,23 @@ async def test_the_hooks_of_the_guide_do_what_it_says(tmp_path: Path, monkeypatc
     assert received.index(b"x-tenant: blue\r\n") < received.index(b"x-tenant: red\r\n")
 
 
+async def test_the_ring_of_the_guide_keeps_tenants_together_but_for_the_status(
+    tmp_path: Path, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ring.py").write_text(GUIDE["ring.py"])
+    on_path(monkeypatch, tmp_path)
+    async with serving(members[0], others=members[1:], policy="ring:TenantRing") as serve:
+        await both_up(serve)
+        one, other = await tenants_at(serve, members, range(20))
+        async with serve.client() as client:
+            for _ in range(4):
+                await ask(client, "X-Tenant: t0", path="/status")
+        status, _, err = await serve.stop()
+    assert (status, "ERROR" in err) == (0, False)
+    assert one and other and not one & other and len(one | other) == 20
+    assert [b"".join(it.received).count(b"GET /status ") for it in members] == [2, 2]
+
+
 BROKEN = [
     ("policy", "tenant:TenantAffinity", "there is no module tenant among what is installed and on PYTHONPATH"),
     (
@@ -139,7 +156,7 @@ BROKEN = [
         "tenants:TenantAfinity",
         "the module tenants has no attribute TenantAfinity; did you mean TenantAffinity?",
     ),
-    ("hooks", "keys:ApiKeys", "keys:ApiKeys raised KeyError: 'API_KEYS' (/plugins/keys.py, line 12)"),
+    ("hooks", "keys:ApiKeys", "keys:ApiKeys raised KeyError: 'API_KEYS' (/plugins/keys.py, line 14)"),
     ("hooks", "tenants:TenantAffinity", "tenants:TenantAffinity makes an object of type TenantAffinity, not one of "),
     (
         "policy",
@@ -204,7 +221,7 @@ async def test_plug_ins_that_raise_later_are_logged_once_and_requests_go_on(
     # The two paths make one kind: the same exception in the same place.
     assert len(said) == 2
     assert "on_request of raising:Raising raised LookupError: nobody knows (" in said[0]
-    assert "the policy raising:Policy raised KeyError: b'/1' (" in said[1]
+    assert "the policy raising:Policy raised KeyError: '/1' (" in said[1]
     assert f"({tmp_path / 'raising.py'}, line 9); members take turns" in said[1]
 
 
