@@ -9,14 +9,16 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from balancer.demo.system import free_port
 from balancer.guarded import HookedDispatcher
+from balancer.hooks import HookRequest, Hooks
 from balancer.loadbalancer import LoadBalancer
-from balancer.settings import Settings
+from balancer.settings import Settings, SettingsError
 from tests.support import guide
 from tests.support.processes import Serving, serving
 from tests.support.wire import Connection, Member
@@ -235,6 +237,19 @@ async def test_a_program_gives_them_as_objects(tmp_path: Path, monkeypatch: pyte
     balancer = names["balancer"]
     assert isinstance(balancer, LoadBalancer)
     assert isinstance(balancer.dispatcher, HookedDispatcher)
+
+
+def test_the_guide_shows_what_is_said_of_objects() -> None:
+    names: dict[str, Any] = {"__name__": "tenants"}
+    exec(GUIDE["tenants.py"], names)
+
+    async def on_request(self: Hooks, request: HookRequest) -> None: ...
+
+    guard = type("Guard", (Hooks,), {"__module__": "keys", "on_request": on_request})
+    with pytest.raises(SettingsError) as caught:
+        LoadBalancer("apps", resolver="127.0.0.1", policy=names["TenantAffinity"], hooks=[guard()])
+    shown = next(it for it in guide.blocks("plugins.md") if it.startswith("policy=<class"))
+    assert shown.splitlines() == caught.value.problems
 
 
 async def both_up(serve: Serving) -> None:
