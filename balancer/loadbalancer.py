@@ -16,8 +16,8 @@ from typing import Any
 from balancer import plugins
 from balancer.discovery import Discovery, DnsResolver, Resolve
 from balancer.dispatch import Clock, Dispatcher, Trace
-from balancer.guarded import HookedDispatcher
 from balancer.health import HUNG, Event, State
+from balancer.hooked import HookedDispatcher
 from balancer.hooks import Hooks
 from balancer.membership import Change, Member, Membership, Outcome, Snapshot
 from balancer.native_upstream import NativeUpstream

@@ -10,8 +10,8 @@ import pytest
 
 from balancer import plugins
 from balancer.dispatch import Course, Dispatcher
-from balancer.guarded import HookedDispatcher
 from balancer.headers import NO_FIELDS, Headers
+from balancer.hooked import HookedDispatcher
 from balancer.hooks import HookRequest, Hooks, Refusal
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.loadbalancer import LoadBalancer

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from balancer.demo.system import free_port
-from balancer.guarded import HookedDispatcher
+from balancer.hooked import HookedDispatcher
 from balancer.hooks import HookRequest, Hooks
 from balancer.loadbalancer import LoadBalancer
 from balancer.settings import Settings, SettingsError
