@@ -90,9 +90,9 @@ class Course(Record):
     """A request under way. ``span``: its part of a trace, where it is traced.
 
     ``dispatcher``: who has begun it, and is to be asked for all that follows. ``given`` and ``response``: the member
-    that it was sent to without waiting, if it was. ``seen``: the request as hooks know it; ``refusal``: what one of
-    them has refused it with. ``own``: a call of this program, which came from nobody; ``prefix``: the path of the
-    mount that it came through, or b"".
+    that it was sent to without waiting, if it was. ``seen``: the request as plug-ins know it, if there are any;
+    ``refusal``: what a hook has refused it, or its response, with. ``own``: a call of this program, which came from no
+    client; ``prefix``: the path of the mount that it came through, or b"".
     """
 
     dispatcher: Destination
@@ -240,9 +240,10 @@ class Dispatcher:
             course.span = self._trace(course)
         return course
 
-    def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
+    def at_once(self, course: Course, sink: DirectSink, body: bytes, seen: HookRequest | None = None) -> bool:
         """Send a request whose ``body`` is at hand without waiting for anything, if that can be.
 
+        ``seen``: that of the course. (To look for it there costs every request, and most have none.)
         Then ``sink`` is told as soon as there is news of the response. If it cannot be (nobody is available, no
         connection is idle, the request may be sent only once), ``run`` has to be awaited.
         """
@@ -254,7 +255,7 @@ class Dispatcher:
             # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
             # members have closed meanwhile. What is too large, ``run`` refuses. What is traced differs in its head.
             return False
-        member = course.given = self.slots.take(request, _NONE)
+        member = course.given = self.slots.take(seen or request, _NONE)
         if member is None:
             return False
         if not request.head:
@@ -269,7 +270,7 @@ class Dispatcher:
         response.listener = sink.news
         return True
 
-    def news(self, course: Course, sink: DirectSink) -> None:
+    def news(self, course: Course, sink: DirectSink, seen: HookRequest | None = None) -> None:
         """There is news of the response to a request that was sent at once: pass it on, if it has come whole."""
         response, member = course.response, course.given
         assert response and member
@@ -280,7 +281,7 @@ class Dispatcher:
         now = self._clock()
         self._membership.answered(member, response.closes, now)
         headers = response.headers
-        marks = self._policy.mark(course.request, member)
+        marks = self._policy.mark(seen or course.request, member)
         if marks:
             headers = headers + marks
         body = response.take()
@@ -332,7 +333,10 @@ class Dispatcher:
             self._on_done(course)
 
     def _heard(self, course: Course, response: UpstreamResponse) -> None:
-        """A member has answered, and nothing has been passed on: ``balancer.guarded`` may change the fields."""
+        """A member has answered, and nothing has been passed on: ``balancer.hooked`` may change the fields.
+
+        Raises Refusal where the client must not get the response.
+        """
 
     def _headers(self, request: Request) -> Headers:
         """The fields as members get them."""
@@ -368,7 +372,7 @@ class Dispatcher:
     async def _exchange(self, course: Course, sink: Sink) -> None:
         record, request, body = course, course.request, course.body
         outgoing = self._outgoing(course, sink)
-        claim = Claim(request)
+        claim = Claim(course.seen or request)
         hold_until = record.started + self._settings.hold_seconds
         repeats = 0
         pause = False
@@ -378,7 +382,7 @@ class Dispatcher:
                 pause = False
             given, course.given = course.given, None
             begun, course.response = course.response, None
-            member = given or self.slots.take(request, claim.tried)
+            member = given or self.slots.take(claim.request, claim.tried)
             if member is None:
                 member = await self._wait_for_member(claim, body, hold_until, record)
             record.member = member.address
@@ -417,8 +421,11 @@ class Dispatcher:
                     continue
                 if response.status != SWITCHING_PROTOCOLS:
                     self._membership.answered(member, response.closes, self._clock())
-                self._heard(course, response)
-                await _relay(response, sink, record, self._policy.mark(request, member))
+                try:
+                    self._heard(course, response)
+                    await _relay(response, sink, record, self._policy.mark(claim.request, member))
+                finally:
+                    await response.close()
                 return
             finally:
                 self.slots.give_back(member)
@@ -478,24 +485,21 @@ def _overloaded() -> Refusal:
 
 
 async def _relay(response: UpstreamResponse, sink: Sink, record: Record, marks: Headers) -> None:
-    try:
-        record.status = response.status
-        headers = response.headers + marks if marks else response.headers
-        if response.status == SWITCHING_PROTOCOLS:
+    record.status = response.status
+    headers = response.headers + marks if marks else response.headers
+    if response.status == SWITCHING_PROTOCOLS:
 
-            def count(passed: int) -> None:
-                record.body_bytes += passed
+        def count(passed: int) -> None:
+            record.body_bytes += passed
 
-            await sink.switch(response, headers, count)
-            return
-        await sink.start(response.status, headers)
-        more = True
-        while more:
-            piece, more = await response.read()
-            record.body_bytes += len(piece)
-            await sink.write(piece, more, NO_FIELDS if more else response.trailers)
-    finally:
-        await response.close()
+        await sink.switch(response, headers, count)
+        return
+    await sink.start(response.status, headers)
+    more = True
+    while more:
+        piece, more = await response.read()
+        record.body_bytes += len(piece)
+        await sink.write(piece, more, NO_FIELDS if more else response.trailers)
 
 
 def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:

@@ -19,7 +19,7 @@ TOKENS = frozenset(
     {
         "malformed_request", "method_refused", "request_timeout", "body_too_large", "target_too_long", "head_too_large",
         "version_not_supported", "member_failed", "bad_response", "no_member", "hold_full", "overloaded",
-        "shutting_down", "too_many_connections", "response_timeout", "no_route",
+        "shutting_down", "too_many_connections", "response_timeout", "no_route", "hook_failed",
     }
 )  # fmt: skip
 UNTOLD = frozenset({"client_gone", "truncated"})

@@ -1,12 +1,10 @@
-"""What stands between plug-ins and requests: whatever a policy or a hook does, the request goes on.
+"""What stands between plug-ins and requests: whatever a policy or a hook does, the request goes on, or is refused.
 
 Rules:
 * What raises is logged once for each kind (who, type of exception, place in the source), with its traceback.
 * Where a policy raises, or returns what may not be chosen, round robin chooses; where its ``build`` raises, round robin
   chooses until one has succeeded.
-* What a hook that raises has changed until then is undone.
-* Where there are hooks for requests, each request is an object of its own, with a head of its own for the member. What
-  is known by its bytes (``balancer.memo``) stays as it was, because a hook may decide otherwise the next time.
+* What a hook that raises has changed until then is undone. Where it is to fail closed, the client gets a 503 instead.
 """
 
 from __future__ import annotations
@@ -15,20 +13,19 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Container, Hashable, Sequence
+from inspect import isclass, ismodule
 from random import Random
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-from balancer.dispatch import Course, DirectSink, Dispatcher, Sink, refusal_response
+from balancer.dispatch import refusal_response
 from balancer.errors import Refusal
-from balancer.headers import NO_FIELDS, Headers, nominated
+from balancer.headers import NO_FIELDS, Headers
 from balancer.health import Event, State
 from balancer.hooks import METHODS, Fields, HookRequest, HookResponse, Hooks, overrides
 from balancer.membership import Change, Member, Snapshot
 from balancer.observer import Observer
 from balancer.policies import Policy, RoundRobin
-from balancer.request import Request
-from balancer.upstream import UpstreamResponse
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +40,11 @@ _HERE = __file__.removesuffix("guarded.py")
 KINDS_MAX = 100
 
 _TOKEN = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+# The redirects that need a Location and nothing else (RFC 9110 section 15.4), and what may stand there: visible ASCII,
+# of which URIs consist (RFC 3986 section 2).
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_LOCATION = re.compile(r"[\x21-\x7e]+")
 
 
 class Reports:
@@ -103,6 +105,15 @@ def name_of(plug_in: object) -> str:
     return f"{type(plug_in).__module__}:{type(plug_in).__qualname__}"
 
 
+def kind_of(thing: object) -> str:
+    """What something is, in words."""
+    if ismodule(thing):
+        return f"the module {thing.__name__}"
+    if isclass(thing):
+        return f"the class {thing.__name__}"
+    return f"an object of type {type(thing).__name__}"
+
+
 class GuardedPolicy(Policy):
     """A policy that cannot lose a request: where it fails, round robin takes its place."""
 
@@ -113,7 +124,7 @@ class GuardedPolicy(Policy):
         self._turns = RoundRobin(rng)
         self._members: set[Member] = set()
         self._built = False
-        mark: Callable[[Request, Member], Headers] | None = getattr(policy, "mark", None)
+        mark: Callable[[HookRequest, Member], Headers] | None = getattr(policy, "mark", None)
         self._mark = None if getattr(mark, "__func__", None) is Policy.mark else mark
 
     def build(self, members: Sequence[Member]) -> None:
@@ -138,7 +149,7 @@ class GuardedPolicy(Policy):
         except FAILURES as error:
             self._reports.failed(f"{method} of {self._name}", error, "members take turns until it succeeds")
 
-    def choose(self, request: Request, exclude: Container[Member] = ()) -> Member | None:
+    def choose(self, request: HookRequest, exclude: Container[Member] = ()) -> Member | None:
         if self._built and self._members:
             try:
                 member = self._policy.choose(request, exclude)
@@ -155,7 +166,7 @@ class GuardedPolicy(Policy):
                 self._reports.failed(self._name, error, "members take turns")
         return self._turns.choose(request, exclude)
 
-    def mark(self, request: Request, member: Member) -> Headers:
+    def mark(self, request: HookRequest, member: Member) -> Headers:
         if self._mark is None:
             return NO_FIELDS
         try:
@@ -168,6 +179,20 @@ class GuardedPolicy(Policy):
         return fields.pairs
 
 
+class _Hook(NamedTuple):
+    """A method of a plug-in that is called for some event. ``who``: what it is called in the log."""
+
+    who: str
+    method: Callable[..., object]
+    fail_closed: bool
+
+    def call(self, *arguments: object) -> None:
+        """Raises what the method raises, and TypeError where it returns something, such as a coroutine or a refusal."""
+        returned = self.method(*arguments)
+        if returned is not None:
+            raise TypeError(f"it returned {kind_of(returned)}, and None is expected")
+
+
 class HookChain:
     """All hooks, in the order in which they were named; for each event those that have something to do with it.
 
@@ -176,9 +201,13 @@ class HookChain:
 
     def __init__(self, hooks: Sequence[Hooks], reports: Reports) -> None:
         self._reports = reports
-        self._called: dict[str, list[tuple[str, Callable[..., None]]]] = {
-            method: [(f"{method} of {name_of(it)}", getattr(it, method)) for it in hooks if overrides(it, method)]
-            for method in METHODS
+        self._called: dict[str, list[_Hook]] = {
+            name: [
+                _Hook(f"{name} of {name_of(it)}", getattr(it, name), it.fail_closed)
+                for it in hooks
+                if overrides(it, name)
+            ]
+            for name in METHODS
         }
         self.on_requests = bool(self._called["on_request"])
         self.on_responses = bool(self._called["on_response"])
@@ -190,36 +219,47 @@ class HookChain:
         return [_MemberHooks(self)] if wanted else []
 
     def request(self, request: HookRequest) -> Refusal | None:
-        """Call the hooks for a request, until one refuses it."""
-        for who, hook in self._called["on_request"]:
+        """Call the hooks for a request, until one refuses it, or fails and is to fail closed."""
+        for hook in self._called["on_request"]:
             before = request.fields.pairs
             try:
                 try:
-                    hook(request)
+                    hook.call(request)
                 except Refusal as refusal:
                     return _sound(refusal)
             except FAILURES as error:
                 request.fields.restore(before)
-                self._reports.failed(who, error, "the request goes on")
+                if closed := self._failed(hook, error, "the request goes on; a guard sets fail_closed = True"):
+                    return closed
         return None
 
-    def response(self, request: HookRequest, response: HookResponse) -> None:
-        """Call the hooks for a response."""
-        for who, hook in self._called["on_response"]:
+    def response(self, request: HookRequest, response: HookResponse) -> Refusal | None:
+        """Call the hooks for a response, until one fails that is to fail closed."""
+        for hook in self._called["on_response"]:
             before = response.fields.pairs
             try:
-                hook(request, response)
+                hook.call(request, response)
             except FAILURES as error:
                 response.fields.restore(before)
-                self._reports.failed(who, error, "the response goes on")
+                if closed := self._failed(hook, error, "the response goes on"):
+                    return closed
+        return None
 
-    def tell(self, method: str, *arguments: Any) -> None:
+    def _failed(self, hook: _Hook, error: BaseException, outcome: str) -> Refusal | None:
+        """What the client gets where the hook is to fail closed; else None, and ``outcome`` says what happens."""
+        if not hook.fail_closed:
+            self._reports.failed(hook.who, error, outcome)
+            return None
+        self._reports.failed(hook.who, error, "the client gets 503 hook_failed")
+        return Refusal(503, "hook_failed", "a hook of the balancer has failed")
+
+    def tell(self, name: str, *arguments: Any) -> None:
         """Call the hooks for something that has happened to a member."""
-        for who, hook in self._called[method]:
+        for hook in self._called[name]:
             try:
-                hook(*arguments)
+                hook.call(*arguments)
             except FAILURES as error:
-                self._reports.failed(who, error, "nothing else changes")
+                self._reports.failed(hook.who, error, "nothing else changes")
 
 
 def _sound(refusal: Refusal) -> Refusal:
@@ -229,8 +269,9 @@ def _sound(refusal: Refusal) -> Refusal:
     """
     refusal.__traceback__ = None
     status, token, reason, retry_after = refusal.status, refusal.token, refusal.reason, refusal.retry_after
-    if not (isinstance(status, int) and 400 <= status <= 599):
-        raise ValueError(f"a request can be refused with a status from 400 to 599, not {status!r}")
+    if not (isinstance(status, int) and (400 <= status <= 599 or status in _REDIRECTS)):
+        redirects = ", ".join(map(str, sorted(_REDIRECTS)))
+        raise ValueError(f"a request can be refused with a status from 400 to 599, or {redirects}, not {status!r}")
     if not _TOKEN.fullmatch(token):
         raise ValueError(f"{token!r} is not a token such as unknown_tenant")
     if retry_after is not None and not (isinstance(retry_after, int) and retry_after >= 0):
@@ -241,7 +282,10 @@ def _sound(refusal: Refusal) -> Refusal:
         if name in own:
             raise ValueError(f"the field {name} is the balancer's own")
         more.add(name, value)
-    return Refusal(status, token, reason, retry_after, dict(more))
+    fields = dict(more)
+    if status in _REDIRECTS and not _LOCATION.fullmatch(fields.get("location", "")):
+        raise ValueError(f"{status} takes a Location, a URI of visible ASCII, not {fields.get('location')!r}")
+    return Refusal(status, token, reason, retry_after, fields)
 
 
 class _MemberHooks(Observer):
@@ -259,64 +303,3 @@ class _MemberHooks(Observer):
     def flipped(self, member: Member, before: State, event: Event) -> None:
         if member.state is not State.LEAVING:  # ``resolved`` follows.
             self._chain.tell("on_state", member, before)
-
-
-class HookedDispatcher(Dispatcher):
-    """A dispatcher whose requests and responses go through hooks. Where there are none, nobody pays for it."""
-
-    def __init__(self, chain: HookChain, *parts: Any) -> None:
-        super().__init__(*parts)
-        self._chain = chain
-
-    def begin(self, request: Request) -> Course:
-        course = super().begin(request)
-        if self._chain.on_requests:
-            own = course.request = _own(request)
-            seen = course.seen = HookRequest(own, course.id)
-            course.refusal = self._chain.request(seen)
-            own.headers = seen.fields.pairs
-        return course
-
-    def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
-        return course.refusal is None and super().at_once(course, sink, body)
-
-    async def _exchange(self, course: Course, sink: Sink) -> None:
-        if course.refusal:
-            try:
-                raise course.refusal
-            finally:
-                course.refusal = None  # It knows this frame, and so the course: reference counts shall free them.
-        await super()._exchange(course, sink)
-
-    def news(self, course: Course, sink: DirectSink) -> None:
-        response = course.response
-        if response and response.complete and response.started:
-            before = response.headers
-            self._heard(course, response)
-            if response.headers is not before:
-                response.lines = b""
-        super().news(course, sink)
-
-    def _heard(self, course: Course, response: UpstreamResponse) -> None:
-        if self._chain.on_responses and course.member:
-            seen = course.seen or HookRequest(course.request, course.id)
-            heard = HookResponse(response.status, response.headers, course.member)
-            self._chain.response(seen, heard)
-            response.headers = heard.fields.pairs
-
-
-def _own(request: Request) -> Request:
-    """A request that nobody shares, without the head that others may have.
-
-    Its client's ``Connection`` has done its work, but for the fields that it names. They are for this hop alone, and
-    go now: it must not take away what a hook puts there.
-    """
-    headers = request.headers
-    options = [value for name, value in headers if name == b"connection"]
-    if options:
-        gone = frozenset[bytes]().union(*map(nominated, options)) | {b"connection"}
-        headers = [it for it in headers if it[0] not in gone]
-    return Request(
-        request.method, request.target, headers, request.client, request.scheme, request.body, request.chunked,
-        request.upgrade, request.expects, request.host, request.id,
-    )  # fmt: skip

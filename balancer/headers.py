@@ -155,17 +155,6 @@ def plain_address(address: str) -> str:
     return address.removeprefix("::ffff:") if "." in address else address
 
 
-def cookie(headers: Headers, name: bytes) -> bytes:
-    """The value of the first cookie of that name (RFC 6265 section 4.2), or b""."""
-    for field, value in headers:
-        if field == b"cookie" and name in value:
-            for pair in value.split(b";"):
-                key, _, text = pair.strip().partition(b"=")
-                if key == name:
-                    return text
-    return b""
-
-
 class RequestHeaders:
     """Turns a client's request fields into those that a member gets.
 
@@ -226,6 +215,8 @@ class RequestHeaders:
 
     def origin(self, headers: Headers, client: str) -> str:
         """The address that the request came from: beyond the trusted proxies, as far as they tell."""
+        if not self.trusts(client):
+            return client
         hops = [hop.strip() for name, value in headers if name == b"x-forwarded-for" for hop in value.split(b",")]
         while hops and self.trusts(client):
             client = hops.pop().decode("latin-1")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from balancer.errors import Refusal
 from balancer.membership import Member
-from balancer.request import Request
+from balancer.request import AnyRequest
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +24,7 @@ class Claim:
     ``place``: how many waited in front when it joined the queue.
     """
 
-    request: Request
+    request: AnyRequest
     tried: frozenset[Member] = frozenset()
     give: Callable[[Member], bool] = lambda member: False
     in_hand: int = 0

@@ -1,4 +1,4 @@
-"""What a plug-in may do to requests and responses, and how it learns of members. No I/O.
+"""What plug-ins see of requests and responses and may do to them, and how they learn of members. No I/O.
 
 Rules:
 * A hook sees and changes fields through ``Fields``, which takes none that frames a message, routes it or ends its
@@ -39,12 +39,17 @@ class Fields:
     ``Sec-WebSocket-*``, ...), or to say what no field can say, raises ValueError. All can be read.
     """
 
-    __slots__ = ("_fixed", "_pairs")
+    __slots__ = ("_fixed", "_frozen", "_pairs")
 
     def __init__(self, pairs: Headers, fixed: bytes = b"") -> None:
         self._pairs = pairs
         # One more name that is the balancer's own.
         self._fixed = fixed
+        self._frozen = False
+
+    def freeze(self) -> None:
+        """Raise ValueError for every change from now on."""
+        self._frozen = True
 
     @property
     def pairs(self) -> Headers:
@@ -93,6 +98,8 @@ class Fields:
         return len(self._pairs)
 
     def _name(self, name: str | bytes) -> bytes:
+        if self._frozen:
+            raise ValueError("only on_request may change the fields of a request")
         data = (name.encode("latin-1", "replace") if isinstance(name, str) else bytes(name)).lower()
         if not _NAME.fullmatch(data):
             raise ValueError(f"{name!r} is not the name of a field")
@@ -108,9 +115,9 @@ class Fields:
 
 
 class HookRequest:
-    """A request as hooks see it.
+    """A request as hooks and policies that are plug-ins see it: one object for all of them, from first to last.
 
-    ``notes`` is for hooks alone: what one leaves there in ``on_request`` it finds again in ``on_response``.
+    ``notes`` is for plug-ins alone: what one leaves there in ``on_request`` is there in ``choose`` and ``on_response``.
     """
 
     __slots__ = ("_fields", "_id", "_request", "notes")
@@ -124,7 +131,7 @@ class HookRequest:
 
     @property
     def fields(self) -> Fields:
-        """Those of the client. What ``on_request`` changes, policies and members see; later it is too late."""
+        """Those of the client. What ``on_request`` changes, policies and members see; later changes are refused."""
         return self._fields
 
     @property
@@ -192,13 +199,18 @@ class Hooks:
     """Base class of hooks: override what you need; what is not overridden costs nothing.
 
     They run in the event loop, between the bytes of all requests: they must be quick, and must not wait for anything.
-    One that raises is logged once for each kind of failure, and things go on as if it had not been called.
+    One that raises, or returns anything but None, is logged once for each kind of failure, and things go on as if it
+    had not been called. With ``fail_closed`` they do not: the request, or the response, becomes a 503 ``hook_failed``.
+    A guard sets it, because without it a request that the guard fails at is served.
     """
+
+    fail_closed = False
 
     def on_request(self, request: HookRequest) -> None:
         """A request has come; called once, before a member is chosen. May change ``request.fields``.
 
-        Raise Refusal (status 400 to 599) to answer it here and now, without a member.
+        Raise Refusal to answer it here and now, without a member: with a status from 400 to 599, or with 301, 302, 303,
+        307 or 308 and a ``Location`` among its fields.
         """
 
     def on_response(self, request: HookRequest, response: HookResponse) -> None:
@@ -214,7 +226,8 @@ class Hooks:
         """The state of a member in DNS has changed; ``member.reason`` says why."""
 
 
-METHODS = ("on_request", "on_response", "on_joined", "on_left", "on_state")
+# Each method, with the number of its arguments.
+METHODS = {"on_request": 1, "on_response": 2, "on_joined": 1, "on_left": 1, "on_state": 2}
 
 
 def overrides(hooks: Hooks, method: str) -> bool:

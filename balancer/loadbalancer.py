@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
 from random import Random
@@ -16,8 +16,8 @@ from typing import Any
 from balancer import plugins
 from balancer.discovery import Discovery, DnsResolver, Resolve
 from balancer.dispatch import Clock, Dispatcher, Trace
-from balancer.guarded import HookedDispatcher
 from balancer.health import Event, State
+from balancer.hooked import HookedDispatcher
 from balancer.hooks import Hooks
 from balancer.membership import Change, Member, Membership, Outcome, Snapshot
 from balancer.native_upstream import NativeUpstream
@@ -64,7 +64,8 @@ class LoadBalancer:
     ``probe`` judges them, ``observers`` are told of what happens, and so is ``stats``, for the status page and the
     metrics. ``trace`` begins the spans of traces. ``policy`` chooses among
     them in place of the one that the settings name, and ``hooks`` come after those that the settings name; both run
-    guarded (``balancer.guarded``). Either may be a name, too, and is a setting then.
+    guarded (``balancer.guarded``). Either may be a name, too, and is a setting then. What of all these cannot work
+    raises SettingsError at once.
     """
 
     # What belongs to one event loop is made anew for the next.
@@ -81,26 +82,28 @@ class LoadBalancer:
         upstream: Upstream | None = None,
         resolve: Resolve | None = None,
         probe: Probe | None = None,
-        observers: Sequence[Observer] = (),
+        observers: Observer | Iterable[Observer] = (),
         stats: Stats | None = None,
         trace: Trace | None = None,
         policy: str | Policy | None = None,
-        hooks: str | Sequence[str | Hooks] = (),
+        hooks: str | Hooks | Iterable[str | Hooks] = (),
         clock: Clock = time.monotonic,
         rng: Random | None = None,
         **settings: Any,
     ) -> None:
-        listed = [hooks] if isinstance(hooks, str) else hooks
+        listed = plugins.each(hooks)
         given = [it for it in listed if not isinstance(it, str)]
         if isinstance(policy, str):
             settings["policy"] = policy
         if names := [it for it in listed if isinstance(it, str)]:
             settings["hooks"] = ",".join(names)
         self.settings = _settings(alias, settings)
+        watching = plugins.each(observers)
+        plugins.check(watching, trace, probe, resolve)
         self.stats = stats
         self._rng = rng or Random()
         self._plugged = plugins.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given)
-        self._observers = [*observers, *([stats] if stats else []), *self._plugged.hooks.observers()]
+        self._observers = [*watching, *([stats] if stats else []), *self._plugged.hooks.observers()]
         self._given_upstream = upstream
         self._resolve = resolve or DnsResolver(self.settings, clock)
         self._probe = probe or make_probe(self.settings)
@@ -123,7 +126,8 @@ class LoadBalancer:
         )
         self.snapshot = None
         self.upstream = self._given_upstream or NativeUpstream(Timeouts.of(settings))
-        make_dispatcher = partial(HookedDispatcher, plugged.hooks) if plugged.hooks.wanted else Dispatcher
+        hooked = plugged.policy or plugged.hooks.wanted
+        make_dispatcher = partial(HookedDispatcher, plugged.hooks) if hooked else Dispatcher
         self.dispatcher = make_dispatcher(
             settings,
             self.membership,

@@ -1,27 +1,43 @@
-"""Policies and hooks that are not the balancer's own: finds them by name, makes them, and refuses what cannot work.
+"""What is not the balancer's own: finds policies and hooks by name, makes them, and refuses what cannot work.
 
 A plug-in is named by its place (``mypackage:TenantAffinity``) or by an entry point. It is called with no arguments,
-or with those of ``settings`` and ``rng`` that it has parameters for. Whatever is wrong with it by then stops the
-start with one line; what goes wrong later is ``balancer.guarded``'s business.
+or with those of ``settings`` and ``rng`` that it has parameters for. Or a program gives it as an object, as it gives
+observers, a probe and the like: the same checks hold for both. Whatever is wrong by then stops the start with one line;
+what goes wrong later is ``balancer.guarded``'s business.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from random import Random
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
-from balancer.guarded import GuardedPolicy, HookChain, Reports, describe
+from balancer.guarded import GuardedPolicy, HookChain, Reports, describe, kind_of, name_of
 from balancer.hooks import METHODS, Hooks, overrides
+from balancer.observer import Observer
 from balancer.policies import Policy
 from balancer.settings import HOOKS, PLACE, POLICIES, POLICY, Kind, Settings, SettingsError, variable
 
 POLICY_GROUP = "balancer.policies"
 HOOKS_GROUP = "balancer.hooks"
+
+# Methods by the number of their arguments.
+_OF_POLICIES = {"build": 1, "choose": 2}
+_OF_OBSERVERS = {"done": 1, "resolved": 2, "flipped": 3, "drained": 1}
+
+_NUMBERS = "no argument", "one argument", "two arguments", "three arguments"
+
+# A call of these runs nothing of the function: it makes an object that has to be awaited or iterated over.
+_DEFERRED = (
+    (inspect.iscoroutinefunction, "a coroutine function"),
+    (inspect.isasyncgenfunction, "an asynchronous generator function"),
+    (inspect.isgeneratorfunction, "a generator function"),
+)
 
 
 class Plugins(NamedTuple):
@@ -35,38 +51,88 @@ class _Broken(Exception):
     """A plug-in that cannot be used, and why."""
 
 
-def load(settings: Settings, rng: Random, policy: Policy | None = None, more: Sequence[Hooks] = ()) -> Plugins:
+class _Found(NamedTuple):
+    """What a name leads to. ``place``: where it was found, as ``module:attribute``."""
+
+    place: str
+    target: object
+
+
+class _Made(NamedTuple):
+    """What shall be used. ``place``: whose its methods are; ``origin``: how a sentence about it begins."""
+
+    place: str
+    origin: str
+    thing: object
+
+
+def load(settings: Settings, rng: Random, policy: Policy | None = None, more: Iterable[Hooks] = ()) -> Plugins:
     """The plug-ins that the settings name. Raises SettingsError with a line for each that cannot be used.
 
     ``policy`` takes the place of the one that they name, and ``more`` are hooks that come after theirs.
     """
     problems: list[str] = []
     hooks: list[Hooks] = []
-    if policy is None and settings.policy not in POLICIES:
-        with _problem("policy", settings.policy, problems):
-            policy = _policy(_find(settings.policy, POLICY_GROUP, POLICY), settings, rng)
+    if policy is not None:
+        with _problem(_as_given("policy", policy), problems):
+            _check_policy(_given(name_of(policy), policy))
+    elif settings.policy not in POLICIES:
+        with _problem(_as_named("policy", settings.policy), problems):
+            policy = _check_policy(_make(_find(settings.policy, POLICY_GROUP, POLICY), settings, rng, "policies"))
     for name in settings.hooks:
-        with _problem("hooks", name, problems):
-            hooks.append(_hooks(_find(name, HOOKS_GROUP, HOOKS), settings, rng))
+        with _problem(_as_named("hooks", name), problems):
+            found = _find(name, HOOKS_GROUP, HOOKS)
+            is_made = isinstance(found.target, Hooks)
+            hooks.append(_check_hooks(_given(*found) if is_made else _make(found, settings, rng, "hooks")))
+    for it in more:
+        with _problem(_as_given("hooks", it), problems):
+            hooks.append(_check_hooks(_given(name_of(it), it)))
     if problems:
         raise SettingsError(problems)
     reports = Reports()
-    return Plugins(policy and GuardedPolicy(policy, reports, rng), HookChain([*hooks, *more], reports))
+    return Plugins(None if policy is None else GuardedPolicy(policy, reports, rng), HookChain(hooks, reports))
+
+
+def check(observers: Iterable[object], trace: object, probe: object, resolve: object) -> None:
+    """Raise SettingsError with a line for each collaborator that cannot work. None stands for the balancer's own."""
+    problems: list[str] = []
+    for it in observers:
+        with _problem(_as_given("observers", it), problems):
+            _check_observer(_given(name_of(it), it))
+    if trace is not None:
+        with _problem(_as_given("trace", trace), problems):
+            _check_call("it", trace, 1)
+    for name, function, arguments in (("probe", probe, 1), ("resolve", resolve, 0)):
+        if function is not None:
+            with _problem(_as_given(name, function), problems):
+                _check_await(function, arguments)
+    if problems:
+        raise SettingsError(problems)
+
+
+def each(given: object) -> list[Any]:
+    """What was given as several, or as one."""
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 
 
 @contextmanager
-def _problem(setting: str, text: str, problems: list[str]) -> Iterator[None]:
+def _problem(what: str, problems: list[str]) -> Iterator[None]:
     try:
         yield
     except _Broken as error:
-        problems.append(f"{variable(setting)}={text!r} cannot be used: {error}")
+        problems.append(f"{what} cannot be used: {error}")
 
 
-class _Found(NamedTuple):
-    """What a name leads to. ``place``: where it was found, as ``module:attribute``."""
+def _as_named(setting: str, text: str) -> str:
+    return f"{variable(setting)}={text!r}"
 
-    place: str
-    target: object
+
+def _as_given(name: str, thing: object) -> str:
+    """Not by its ``repr``, which may have lines, raise, or say nothing of the kind of thing."""
+    is_class, is_function = inspect.isclass(thing), inspect.isfunction(thing)
+    kind: Any = thing if is_class or is_function else type(thing)
+    place = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}:{kind.__qualname__}"
+    return f"{name}=<class {place}>" if is_class else f"{name}=<{place} {'function' if is_function else 'object'}>"
 
 
 def _find(text: str, group: str, kind: Kind) -> _Found:
@@ -107,14 +173,14 @@ def _import(place: str) -> _Found:
         except AttributeError:
             close = difflib.get_close_matches(attribute, dir(found), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise _Broken(f"{_what(found)} has no attribute {attribute}{hint}") from None
+            raise _Broken(f"{kind_of(found)} has no attribute {attribute}{hint}") from None
     return _Found(place, found)
 
 
-def _make(found: _Found, settings: Settings, rng: Random, what: str) -> object:
+def _make(found: _Found, settings: Settings, rng: Random, what: str) -> _Made:
     """Call a class or function with what it asks for."""
     if not callable(found.target):
-        raise _Broken(f"{found.place} is {_what(found.target)}, not a class of {what}")
+        raise _Broken(f"{found.place} is {kind_of(found.target)}, not a class of {what}")
     factory = cast(Callable[..., object], found.target)
     try:
         parameters = dict(inspect.signature(factory).parameters)
@@ -132,54 +198,100 @@ def _make(found: _Found, settings: Settings, rng: Random, what: str) -> object:
     if missing:
         raise _Broken(f"{found.place} asks for {', '.join(missing)}, and can get settings and rng")
     try:
-        return factory(**given)
+        return _Made(found.place, f"{found.place} makes", factory(**given))
     except (Exception, SystemExit) as error:
         raise _Broken(f"{found.place} raised {describe(error)}") from error
 
 
-def _policy(found: _Found, settings: Settings, rng: Random) -> Policy:
-    policy = _make(found, settings, rng, "policies")
-    for name, arguments in (("build", 1), ("choose", 2)):
-        method = getattr(policy, name, None)
-        if not callable(method) or getattr(type(policy), name, None) is getattr(Policy, name):
-            raise _Broken(f"{found.place} makes {_what(policy)}, which has no method {name}")
-        _check_call(found.place, name, method, arguments)
+def _given(place: str, thing: object) -> _Made:
+    return _Made(place, "it is", thing)
+
+
+def _check_policy(made: _Made) -> Policy:
+    _check_instance(made)
+    policy = made.thing
+    for name in _OF_POLICIES:
+        if not callable(getattr(policy, name, None)) or getattr(type(policy), name, None) is getattr(Policy, name):
+            raise _Broken(f"{made.origin} {kind_of(policy)}, which has no method {name}")
+    optional = {"update": 3} if isinstance(policy, Policy) else {}
+    if getattr(policy, "mark", None) is not None:
+        optional["mark"] = 2
+    _check_methods(made, _OF_POLICIES | optional)
     return cast(Policy, policy)
 
 
-def _hooks(found: _Found, settings: Settings, rng: Random) -> Hooks:
-    hooks = found.target if isinstance(found.target, Hooks) else _make(found, settings, rng, "hooks")
+def _check_hooks(made: _Made) -> Hooks:
+    _check_instance(made)
+    hooks = made.thing
     if not isinstance(hooks, Hooks):
-        raise _Broken(f"{found.place} makes {_what(hooks)}, not one of balancer.hooks.Hooks")
-    used = [it for it in METHODS if overrides(hooks, it)]
+        raise _Broken(f"{made.origin} {kind_of(hooks)}, not one of balancer.hooks.Hooks")
+    used = {name: arguments for name, arguments in METHODS.items() if overrides(hooks, name)}
     if not used:
-        raise _Broken(f"{found.place} does nothing: it has none of the methods {', '.join(METHODS)}")
-    for name in used:
-        method = getattr(hooks, name)
-        if not callable(method):
-            raise _Broken(f"{name} of {found.place} is {_what(method)}, not a method")
-        _check_call(found.place, name, method, 1 if name in ("on_request", "on_joined", "on_left") else 2)
+        raise _Broken(f"{made.place} does nothing: it has none of the methods {', '.join(METHODS)}")
+    _check_methods(made, used)
+    if not isinstance(hooks.fail_closed, bool):
+        raise _Broken(f"fail_closed of {made.place} is {hooks.fail_closed!r}: it takes True or False")
     return hooks
 
 
-def _check_call(place: str, name: str, method: Callable[..., object], arguments: int) -> None:
-    """Whether a method can be called as it will be."""
-    if inspect.iscoroutinefunction(method):
-        raise _Broken(f"{name} of {place} is a coroutine function, and nobody would await it")
+def _check_observer(made: _Made) -> None:
+    _check_instance(made)
+    if not isinstance(made.thing, Observer):
+        raise _Broken(f"{made.origin} {kind_of(made.thing)}, not one of balancer.observer.Observer")
+    _check_methods(made, _OF_OBSERVERS)
+
+
+def _check_instance(made: _Made) -> None:
+    if inspect.isclass(made.thing):
+        raise _Broken(f"{made.origin} {kind_of(made.thing)}; pass an instance: {made.thing.__name__}()")
+
+
+def _check_methods(made: _Made, methods: Mapping[str, int]) -> None:
+    for name, arguments in methods.items():
+        _check_call(f"{name} of {made.place}", getattr(made.thing, name), arguments)
+
+
+def _check_call(subject: str, function: object, arguments: int) -> None:
+    """Whether a function can be called as it will be, and runs then."""
+    _check_arguments(subject, function, arguments)
+    layers = list(_layers(function))
+    for is_deferred, words in _DEFERRED:
+        if any(map(is_deferred, layers)):
+            raise _Broken(f"{subject} is {words}, and a call would run nothing of it")
+
+
+def _check_await(function: object, arguments: int) -> None:
+    """Whether a function can be called as it will be, and what it returns be awaited, as far as that is known."""
+    _check_instance(_given("", function))
+    _check_arguments("it", function, arguments)
+    layers = list(_layers(function))
+    # Of what is not written in Python, this cannot be told.
+    if inspect.isfunction(layers[-1]) and not any(inspect.iscoroutinefunction(inspect.unwrap(it)) for it in layers):
+        raise _Broken("it is not a coroutine function, and the balancer awaits it")
+
+
+def _check_arguments(subject: str, function: object, arguments: int) -> None:
+    if not callable(function):
+        raise _Broken(f"{subject} is {kind_of(function)}, which cannot be called")
     try:
-        signature = inspect.signature(method)
-    except (TypeError, ValueError):
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # so it is with some that are written in C
         return
     try:
         signature.bind(*[None] * arguments)
     except TypeError:
-        words = "one argument" if arguments == 1 else "two arguments"
-        raise _Broken(f"{name} of {place} is called with {words}, and takes {signature}") from None
+        raise _Broken(f"{subject} is called with {_NUMBERS[arguments]}, and takes {signature}") from None
 
 
-def _what(thing: object) -> str:
-    if inspect.ismodule(thing):
-        return f"the module {thing.__name__}"
-    if inspect.isclass(thing):
-        return f"the class {thing.__name__}"
-    return f"an object of type {type(thing).__name__}"
+def _layers(function: Any) -> Iterator[Any]:
+    """A callable and what it calls: behind partials, methods and ``__call__``, down to the function that runs."""
+    while True:
+        yield function
+        if isinstance(function, partial):
+            function = function.func
+        elif inspect.ismethod(function):
+            function = function.__func__
+        elif inspect.isroutine(function) or inspect.isclass(function):
+            return
+        else:
+            function = type(function).__call__

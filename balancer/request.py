@@ -1,4 +1,4 @@
-"""A client's request as every front end hands it over and every policy sees it. No I/O."""
+"""A client's request as every front end hands it over. No I/O."""
 
 from __future__ import annotations
 
@@ -53,3 +53,14 @@ class Request:
     prefix: bytes = b""
     stripped: bytes = b""
     pool: Any = None
+
+
+# A request as a policy gets it: a ``Request`` or, where there are plug-ins, the ``balancer.hooks.HookRequest`` made of
+# it. It is Any so that a plug-in may declare the second alone, whichever policy it extends.
+AnyRequest = Any
+
+
+def header_pairs(request: AnyRequest) -> Headers:
+    """The header fields of a request as they came, or as hooks have made them."""
+    pairs: Headers = request.headers if isinstance(request, Request) else request.fields.pairs
+    return pairs

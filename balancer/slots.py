@@ -20,7 +20,7 @@ from balancer.errors import Refusal
 from balancer.hold import Claim, Hold
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
-from balancer.request import Request
+from balancer.request import AnyRequest
 
 # Seconds that members are given to come back after the first of them.
 GATHER_SECONDS = 1.0
@@ -46,7 +46,7 @@ class Slots:
         self.on_shortage: Callable[[], None] = lambda: None
         self._built_for = -1
 
-    def take(self, request: Request, tried: Container[Member]) -> Member | None:
+    def take(self, request: AnyRequest, tried: Container[Member]) -> Member | None:
         """A member for the request, to be given back; None if it has to wait its turn.
 
         ``tried``: those that failed it before.
@@ -122,7 +122,7 @@ class Slots:
             return False
         return True
 
-    def _choose(self, request: Request, tried: Container[Member]) -> Member | None:
+    def _choose(self, request: AnyRequest, tried: Container[Member]) -> Member | None:
         if self._built_for != self._membership.generation:
             self._follow()
         if self.bound == inf and not tried:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Container, Sequence
 from typing import Any
 
 import pytest
 
-from balancer.errors import Refusal
+from balancer.errors import ConnectFailed, Refusal
 from balancer.guarded import KINDS_MAX, GuardedPolicy, HookChain, Reports, describe
 from balancer.headers import Headers
 from balancer.hooks import HookRequest, HookResponse, Hooks
@@ -18,7 +19,8 @@ from balancer.request import Request
 from balancer.settings import Address
 from tests.support.nought import Nought
 
-ANY = Request("GET", b"/", [(b"host", b"a")], "192.0.2.1")
+RAW = Request("GET", b"/", [(b"host", b"a")], "192.0.2.1")
+ANY = HookRequest(RAW)
 MEMBERS = tuple(Member(Endpoint(Address(f"10.0.0.{it}", 80)), 0.0) for it in range(3))
 A, B, C = MEMBERS
 
@@ -33,7 +35,7 @@ class Scripted(Policy):
     def build(self, members: Sequence[Member]) -> None:
         self.members = members
 
-    def choose(self, request: Request, exclude: Container[Member] = ()) -> Member | None:
+    def choose(self, request: HookRequest, exclude: Container[Member] = ()) -> Member | None:
         self.asked += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
@@ -70,7 +72,7 @@ def test_what_raises_is_logged_once_and_members_take_turns(caplog: pytest.LogCap
 
 def test_kinds_are_told_apart_by_exception_and_place(caplog: pytest.LogCaptureFixture) -> None:
     class Several(Scripted):
-        def choose(self, request: Request, exclude: Container[Member] = ()) -> Member | None:
+        def choose(self, request: HookRequest, exclude: Container[Member] = ()) -> Member | None:
             self.asked += 1
             if self.asked % 3 == 0:
                 raise ValueError("here")
@@ -161,7 +163,7 @@ def test_marks_are_checked_like_the_fields_of_hooks(caplog: pytest.LogCaptureFix
     class Marking(Scripted):
         answer: Any = ((b"X-Member", b"b"),)
 
-        def mark(self, request: Request, member: Member) -> Headers:
+        def mark(self, request: HookRequest, member: Member) -> Headers:
             found: Headers = self.answer
             return found
 
@@ -181,7 +183,7 @@ def test_what_only_looks_like_a_policy_needs_no_mark() -> None:
         def build(self, members: Sequence[Member]) -> None:
             self.members = members
 
-        def choose(self, request: Request, exclude: Container[Member]) -> Member:
+        def choose(self, request: HookRequest, exclude: Container[Member]) -> Member:
             return self.members[-1]
 
     plain: Any = Plain()
@@ -209,16 +211,16 @@ class Called(Hooks):
 
 def called(*hooks: Hooks) -> tuple[Refusal | None, list[tuple[str, str]]]:
     """What becomes of a request."""
-    request = HookRequest(ANY)
+    request = HookRequest(RAW)
     return HookChain(hooks, Reports()).request(request), list(request.fields)
 
 
 def test_what_a_hook_that_raises_has_changed_is_undone(caplog: pytest.LogCaptureFixture) -> None:
     hooks = Called("x-a"), Called("x-b", ValueError("no")), Called("x-c")
     assert called(*hooks) == (None, [("host", "a"), ("x-a", "1"), ("x-c", "1")])
-    assert ANY.headers == [(b"host", b"a")]
+    assert RAW.headers == [(b"host", b"a")]
     response = HookResponse(200, [(b"server", b"x")], A.address)
-    HookChain(hooks, Reports()).response(HookRequest(ANY), response)
+    assert HookChain(hooks, Reports()).response(ANY, response) is None
     assert list(response.fields) == [("server", "x"), ("x-a", "1"), ("x-c", "1")]
     first, second = lines(caplog)
     assert first.startswith("on_request of tests.core.test_guarded:Called raised ValueError: no (")
@@ -251,6 +253,12 @@ def test_the_same_refusal_raised_again_and_again_keeps_nothing_of_the_past() -> 
 WRONG: list[Any] = [
     Refusal(200, "fine", "ok"),
     Refusal(302, "elsewhere", "there"),
+    Refusal(302, "elsewhere", "there", fields={"Location": ""}),
+    Refusal(302, "elsewhere", "there", fields={"Location": "/a b"}),
+    Refusal(302, "elsewhere", "there", fields={"Location": "/caf\xe9"}),
+    Refusal(302, "elsewhere", "there", fields={"Location": "/\r\nSet-Cookie: a=b"}),
+    Refusal(302, "elsewhere", "there", fields={"Location": "/a", "location": " "}),
+    *(Refusal(status, "elsewhere", "there", fields={"Location": "/"}) for status in (300, 304, 305, 306, 309, 399)),
     Refusal(600, "odd", "odd"),
     Refusal(403, "Not A Token", "no"),
     Refusal(403, "a\r\nb: c", "no"),
@@ -275,9 +283,76 @@ def test_a_refusal_that_cannot_be_sent_refuses_nothing(refusal: Refusal, caplog:
     assert len(lines(caplog)) == 1
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_refusal_may_send_the_client_elsewhere(status: int) -> None:
+    location = "https://login.example/?next=%2Fadmin&a=b#c"
+    refusal, _ = called(Called("x-a", Refusal(status, "log_in", "log in first", fields={"LOCATION": location})))
+    assert refusal and (refusal.status, refusal.fields) == (status, {"location": location})
+
+
+class Guard(Called):
+    fail_closed = True
+
+
+def closed(refusal: Refusal | None) -> bool:
+    return refusal is not None and (refusal.status, refusal.token) == (503, "hook_failed")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [*WRONG, TypeError("startswith"), asyncio.CancelledError(), StopIteration(), TimeoutError(), ConnectFailed("no")],
+    ids=repr,
+)
+def test_a_guard_that_fails_lets_nothing_through(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    chain = HookChain([Called("x-a"), Guard("x-b", error), Called("x-c")], Reports())
+    for _ in range(3):
+        request = HookRequest(RAW)
+        assert closed(chain.request(request))
+        assert "x-c" not in request.fields
+        assert closed(chain.response(request, HookResponse(200, [], A.address)))
+    first, second = lines(caplog)
+    assert first.startswith("on_request of tests.core.test_guarded:Guard raised ")
+    assert "; the client gets 503 hook_failed" in first
+    assert second.startswith("on_response of tests.core.test_guarded:Guard raised ")
+    assert "; the client gets 503 hook_failed" in second
+
+
+def test_a_guard_that_works_refuses_or_not_as_it_says() -> None:
+    assert called(Guard("x-a")) == (None, [("host", "a"), ("x-a", "1")])
+    refusal, _ = called(Guard("x-a", Refusal(403, "closed", "closed")))
+    assert refusal and refusal.token == "closed"
+
+
+@pytest.mark.parametrize("hook", [Called, Guard])
+def test_a_hook_that_returns_something_has_failed(hook: type[Called], caplog: pytest.LogCaptureFixture) -> None:
+    """It returns the refusal that it should raise, or it is a coroutine function behind a decorator."""
+
+    class Returning(hook):  # type: ignore[valid-type, misc]
+        def on_request(self, request: HookRequest) -> Any:
+            super().on_request(request)
+            return Refusal(403, "closed", "closed")
+
+        def on_response(self, request: HookRequest, response: HookResponse) -> Any:
+            super().on_response(request, response)
+            return asyncio.Future
+
+    refusal, fields = called(Returning("x-a"))
+    response = HookResponse(200, [], A.address)
+    other = HookChain([Returning("x-a")], Reports()).response(ANY, response)
+    if hook is Guard:
+        assert closed(refusal) and closed(other)
+    else:
+        assert refusal is None and other is None
+        assert fields == [("host", "a")] and list(response.fields) == []
+    first, second = lines(caplog)
+    assert "returned an object of type Refusal, and None is expected" in first
+    assert "returned the class Future, and None is expected" in second
+
+
 def test_a_response_cannot_be_refused(caplog: pytest.LogCaptureFixture) -> None:
     response = HookResponse(200, [], A.address)
-    HookChain([Called("x-a", Refusal(503, "closed", "closed"))], Reports()).response(HookRequest(ANY), response)
+    chain = HookChain([Called("x-a", Refusal(503, "closed", "closed"))], Reports())
+    assert chain.response(ANY, response) is None
     assert list(response.fields) == [] and len(lines(caplog)) == 1
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from random import Random
 
 import pytest
 
 from balancer import plugins
-from balancer.dispatch import Course
-from balancer.guarded import HookedDispatcher
+from balancer.dispatch import Course, Dispatcher
 from balancer.headers import NO_FIELDS, Headers
+from balancer.hooked import HookedDispatcher
 from balancer.hooks import HookRequest, Hooks, Refusal
 from balancer.httpx_upstream import HttpxUpstream
-from balancer.membership import Membership
-from balancer.policies import RoundRobin
+from balancer.loadbalancer import LoadBalancer
+from balancer.membership import Member, Membership
+from balancer.policies import Policy, RoundRobin
 from balancer.request import Request
 from balancer.settings import Settings
 from balancer.upstream import Timeouts, UpstreamResponse
@@ -41,6 +42,14 @@ class Refusing(Hooks):
         raise Refusal(403, "closed", "closed")
 
 
+class Turns(Policy):
+    """Leaves every choice to round robin."""
+
+    def build(self, members: Sequence[Member]) -> None: ...
+
+    def choose(self, request: HookRequest, exclude: Container[Member] = ()) -> None: ...
+
+
 @pytest.fixture
 def dispatcher() -> HookedDispatcher:
     settings = Settings(hold_seconds=0)
@@ -54,6 +63,21 @@ def test_a_request_is_its_own(dispatcher: HookedDispatcher) -> None:
     assert own is not shared and own.head == b""
     own.head = shared.head
     assert own == shared
+
+
+async def test_without_hooks_for_requests_equal_requests_stay_one() -> None:
+    dispatcher = LoadBalancer("apps", resolver="127.0.0.1", policy=Turns()).dispatcher
+    shared = Request("GET", b"/x", [(b"host", b"a")], "192.0.2.1")
+    one, other = dispatcher.begin(shared), dispatcher.begin(shared)
+    assert one.request is other.request is shared
+    assert one.seen and other.seen and one.seen is not other.seen
+    assert one.seen.id != other.seen.id and one.seen.notes is not other.seen.notes
+
+
+async def test_without_plug_ins_nothing_is_made_for_them() -> None:
+    dispatcher = LoadBalancer("apps", resolver="127.0.0.1").dispatcher
+    assert type(dispatcher) is Dispatcher
+    assert dispatcher.begin(Request("GET", b"/x", [], "192.0.2.1")).seen is None
 
 
 @pytest.mark.parametrize(("target", "status"), [(b"/", 403), (b"/x", 503)])

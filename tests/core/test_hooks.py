@@ -110,6 +110,15 @@ def test_a_request_is_shown_as_the_client_sent_it() -> None:
             setattr(seen, name, "x")
 
 
+def test_fields_that_are_frozen_are_read_and_not_changed() -> None:
+    found = fields()
+    found.freeze()
+    for change in CHANGES:
+        with pytest.raises(ValueError, match="only on_request may change the fields of a request"):
+            change(found, "accept", "2")
+    assert found.all("accept") == ["x", "y"]
+
+
 def test_the_status_of_a_response_is_what_it_is() -> None:
     response = HookResponse(204, [], Address("10.0.0.1", 80))
     assert (response.status, str(response.member)) == (204, "10.0.0.1:80")

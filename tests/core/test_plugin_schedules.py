@@ -20,7 +20,6 @@ from balancer.health import State
 from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.membership import Endpoint, Member
 from balancer.policies import Policy
-from balancer.request import Request
 from balancer.settings import Address
 from tests.core.test_schedules import World, run
 from tests.core.test_schedules import quiet as quiet
@@ -59,7 +58,7 @@ class Wild(Policy):
             self.did["build raised"] += 1
             raise self.rng.choice(ERRORS)()
 
-    def choose(self, request: Request, exclude: Container[Member] = ()) -> Member | None:
+    def choose(self, request: HookRequest, exclude: Container[Member] = ()) -> Member | None:
         odds = self.rng.random()
         if odds < 0.2:
             self.did["choose raised"] += 1
@@ -77,7 +76,7 @@ class Wild(Policy):
         self.did["chose"] += 1
         return self.rng.choice(left) if left else None
 
-    def mark(self, request: Request, member: Member) -> Headers:
+    def mark(self, request: HookRequest, member: Member) -> Headers:
         if self.rng.random() < 0.3:
             self.did["mark raised"] += 1
             raise self.rng.choice(ERRORS)()
@@ -89,6 +88,7 @@ class WildHooks(Hooks):
     def __init__(self, rng: Random, did: Counter[str]) -> None:
         self.rng = rng
         self.did = did
+        self.fail_closed = rng.random() < 0.5
 
     def _act(self, fields: Any) -> None:
         fields.set("x-hook", "1")
@@ -147,7 +147,7 @@ def test_plug_ins_lose_no_request_and_no_slot_whatever_they_do(monkeypatch: pyte
 
 
 def test_without_the_guard_they_would(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
-    monkeypatch.setattr("balancer.plugins.GuardedPolicy", lambda policy, reports: policy)
+    monkeypatch.setattr("balancer.plugins.GuardedPolicy", lambda policy, *_: policy)
     loop = VirtualLoop()
     failures = 0
     for seed in range(10):

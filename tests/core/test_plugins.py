@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial, wraps
 from pathlib import Path
 from random import Random
 from textwrap import dedent
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
-from balancer import plugins
+from balancer import BalancedTransport, plugins
 from balancer.guarded import GuardedPolicy
-from balancer.hooks import Hooks
+from balancer.hooks import HookRequest, Hooks
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Endpoint, Member
+from balancer.observer import Observer
 from balancer.policies import Sticky, make_policy
 from balancer.request import Request
 from balancer.settings import Address, Settings, SettingsError
@@ -59,6 +62,16 @@ SOURCE = """
         def choose(self, request): ...
     class Coroutine(Plain):
         async def choose(self, request, exclude): ...
+    class Generating(Plain):
+        def choose(self, request, exclude):
+            yield
+    class Marking(Plain):
+        async def mark(self, request, member): ...
+    class Updating(Last):
+        def __init__(self): ...
+        def update(self, members): ...
+    def classes():
+        return Plain
     class Asking(Plain):
         def __init__(self, url, rng, *, size): ...
     class Raising(Plain):
@@ -81,6 +94,22 @@ SOURCE = """
         async def on_left(self, member): ...
     class Valued(Hooks):
         on_state = 3
+    class Calling:
+        async def __call__(self, request): ...
+    async def stream(request):
+        yield
+    class Called(Hooks):
+        on_request = Calling()
+    class Partial(Hooks):
+        on_request = functools.partial(functools.partial(Calling()))
+    class Method(Hooks):
+        async def _seen(self, sort, request): ...
+        on_request = functools.partialmethod(_seen, 1)
+    class Streaming(Hooks):
+        on_request = staticmethod(stream)
+    class Daring(Hooks):
+        fail_closed = "yes"
+        def on_request(self, request): ...
     class Stranger:
         def on_request(self, request): ...
 """
@@ -188,6 +217,7 @@ def test_an_entry_point_that_names_no_object_is_refused(tmp_path: Path) -> None:
 
 
 NOWHERE = "among what is installed and on PYTHONPATH"
+NOT_RUN = "and a call would run nothing of it"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +239,11 @@ NOWHERE = "among what is installed and on PYTHONPATH"
         ("shop:Nothing", "shop:Nothing makes an object of type Nothing, which has no method build"),
         ("shop:Half", "shop:Half makes an object of type Half, which has no method choose"),
         ("shop:One", "choose of shop:One is called with two arguments, and takes (request)"),
-        ("shop:Coroutine", "choose of shop:Coroutine is a coroutine function, and nobody would await it"),
+        ("shop:Coroutine", f"choose of shop:Coroutine is a coroutine function, {NOT_RUN}"),
+        ("shop:Generating", f"choose of shop:Generating is a generator function, {NOT_RUN}"),
+        ("shop:Marking", f"mark of shop:Marking is a coroutine function, {NOT_RUN}"),
+        ("shop:Updating", "update of shop:Updating is called with three arguments, and takes (members)"),
+        ("shop:classes", "shop:classes makes the class Plain; pass an instance: Plain()"),
         ("shop:Asking", "shop:Asking asks for url, size, and can get settings and rng"),
         ("shop:Raising", "shop:Raising raised ValueError: two lines ("),
         ("shop:Leaving", "shop:Leaving raised SystemExit: no ("),
@@ -230,8 +264,14 @@ def test_a_policy_that_cannot_be_used_is_one_clear_line(place: str, words: str) 
             "shop:Misspelt does nothing: it has none of the methods on_request, on_response, on_joined, ",
         ),
         ("shop:Short", "on_response of shop:Short is called with two arguments, and takes (response)"),
-        ("shop:Awaited", "on_left of shop:Awaited is a coroutine function, and nobody would await it"),
-        ("shop:Valued", "on_state of shop:Valued is an object of type int, not a method"),
+        ("shop:Awaited", f"on_left of shop:Awaited is a coroutine function, {NOT_RUN}"),
+        ("shop:Called", f"on_request of shop:Called is a coroutine function, {NOT_RUN}"),
+        ("shop:Partial", f"on_request of shop:Partial is a coroutine function, {NOT_RUN}"),
+        ("shop:Method", f"on_request of shop:Method is a coroutine function, {NOT_RUN}"),
+        ("shop:Streaming", f"on_request of shop:Streaming is an asynchronous generator function, {NOT_RUN}"),
+        ("shop:Daring", "fail_closed of shop:Daring is 'yes': it takes True or False"),
+        ("shop:classes", "shop:classes makes the class Plain; pass an instance: Plain()"),
+        ("shop:Valued", "on_state of shop:Valued is an object of type int, which cannot be called"),
     ],
 )
 def test_hooks_that_cannot_be_used_are_one_clear_line(place: str, words: str) -> None:
@@ -248,6 +288,127 @@ def test_every_plug_in_that_cannot_be_used_has_its_line() -> None:
     with pytest.raises(SettingsError) as caught:
         load(policy="shop:Lost", hooks=("shop:Seeing", "needy:X", "shop:Misspelt"))
     assert len(caught.value.problems) == 3
+
+
+def refusal(**given: Any) -> str:
+    """What is said of an object that cannot be used."""
+    with pytest.raises(SettingsError) as caught:
+        LoadBalancer("apps", resolver="127.0.0.1", **given)
+    with pytest.raises(SettingsError) as as_transport:
+        BalancedTransport("apps", resolver="127.0.0.1", **given)
+    assert caught.value.problems == as_transport.value.problems
+    (line,) = caught.value.problems
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("name", ["Nothing", "Half", "One", "Coroutine", "Generating", "Marking", "Updating"])
+def test_a_policy_that_is_given_is_checked_as_one_that_is_named(name: str, shop: Any) -> None:
+    words = problem(policy=f"shop:{name}").replace(f"shop:{name} makes", "it is")
+    assert refusal(policy=getattr(shop, name)()) == f"policy=<shop:{name} object> cannot be used: {words}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Stranger", "Misspelt", "Short", "Awaited", "Valued", "Called", "Partial", "Method", "Streaming", "Daring"],
+)
+def test_hooks_that_are_given_are_checked_as_those_that_are_named(name: str, shop: Any) -> None:
+    words = problem(hooks=(f"shop:{name}",)).replace(f"shop:{name} makes", "it is")
+    assert refusal(hooks=[getattr(shop, name)()]) == f"hooks=<shop:{name} object> cannot be used: {words}"
+
+
+def test_what_is_no_plug_in_at_all_is_refused(shop: Any) -> None:
+    words = "cannot be used: it is an object of type int, not one of balancer.hooks.Hooks"
+    assert refusal(hooks=3) == refusal(hooks=[shop.seeing, 3]) == f"hooks=<int object> {words}"
+    assert refusal(policy=object()) == (
+        "policy=<object object> cannot be used: it is an object of type object, which has no method build"
+    )
+
+
+def test_a_class_in_place_of_an_instance_is_refused_with_a_hint(shop: Any) -> None:
+    assert refusal(policy=shop.Outer.Inner) == (
+        "policy=<class shop:Outer.Inner> cannot be used: it is the class Inner; pass an instance: Inner()"
+    )
+    assert refusal(hooks=[shop.Seeing]) == (
+        "hooks=<class shop:Seeing> cannot be used: it is the class Seeing; pass an instance: Seeing()"
+    )
+    assert refusal(observers=[Observer]) == (
+        "observers=<class balancer.observer:Observer> cannot be used: it is the class Observer; "
+        "pass an instance: Observer()"
+    )
+
+
+def test_every_object_that_cannot_be_used_has_its_line(shop: Any) -> None:
+    with pytest.raises(SettingsError) as caught:
+        LoadBalancer("apps", resolver="127.0.0.1", policy=shop.Half(), hooks=["shop:Lost", shop.seeing, shop.Short()])
+    assert [it.partition("=")[0] for it in caught.value.problems] == ["policy", "BALANCER_HOOKS", "hooks"]
+
+
+def test_a_policy_that_counts_as_false_is_one_all_the_same(shop: Any) -> None:
+    shop.Plain.__len__ = lambda self: 0
+    assert isinstance(plugins.load(Settings(), Random(0), shop.Plain()).policy, GuardedPolicy)
+
+
+def test_hooks_and_observers_may_be_one_object(shop: Any) -> None:
+    LoadBalancer("apps", resolver="127.0.0.1", hooks=shop.seeing, observers=Observer())
+
+
+class Awaited(Observer):
+    async def done(self, record: Any) -> None: ...  # type: ignore[override]
+
+
+class Short(Observer):
+    def resolved(self, snapshot: Any) -> None: ...  # type: ignore[override]
+
+
+class Finding:
+    async def __call__(self) -> Any: ...
+
+
+async def judge(address: Any) -> Any: ...
+
+
+async def record_and(record: Any) -> Any: ...
+
+
+def wrapping(function: Any) -> Any:
+    @wraps(function)
+    def wrapped(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"observers": [object()]}, "it is an object of type object, not one of balancer.observer.Observer"),
+        ({"observers": 3}, "it is an object of type int, not one of balancer.observer.Observer"),
+        ({"observers": [Awaited()]}, f"done of {__name__}:Awaited is a coroutine function, {NOT_RUN}"),
+        ({"observers": [Short()]}, f"resolved of {__name__}:Short is called with two arguments, and takes (snapshot"),
+        ({"trace": 3}, "it is an object of type int, which cannot be called"),
+        ({"trace": record_and}, f"it is a coroutine function, {NOT_RUN}"),
+        ({"trace": lambda: None}, "it is called with one argument, and takes ()"),
+        ({"probe": 3}, "it is an object of type int, which cannot be called"),
+        ({"probe": lambda address: None}, "it is not a coroutine function, and the balancer awaits it"),
+        ({"probe": partial(lambda path, address: None, "/")}, "it is not a coroutine function, and the balancer "),
+        ({"probe": Finding()}, "it is called with one argument, and takes ()"),
+        ({"probe": Finding}, "it is the class Finding; pass an instance: Finding()"),
+        ({"resolve": lambda: None}, "it is not a coroutine function, and the balancer awaits it"),
+        ({"resolve": judge}, "it is called with no argument, and takes (address"),
+    ],
+    ids=lambda it: next(iter(it)) if isinstance(it, dict) else None,
+)  # fmt: skip
+def test_a_collaborator_that_cannot_work_is_refused_at_once(given: dict[str, Any], words: str) -> None:
+    ((name, _),) = given.items()
+    line = refusal(**given)
+    assert line.startswith(f"{name}=<") and f"> cannot be used: {words}" in line
+
+
+def test_whatever_can_be_awaited_is_a_probe_and_a_resolver() -> None:
+    for resolve in (Finding(), Finding().__call__, wrapping(Finding().__call__), AsyncMock()):
+        for probe in (judge, partial(judge), wrapping(judge), AsyncMock()):
+            LoadBalancer("apps", resolver="127.0.0.1", resolve=resolve, probe=probe, trace=lambda record: None)
 
 
 def test_a_load_balancer_cannot_be_made_of_them() -> None:
@@ -279,7 +440,7 @@ def test_a_sticky_cookie_works_on_top() -> None:
     assert isinstance(policy, Sticky)
     members = [Member(Endpoint(Address(f"10.0.0.{it}", 80)), 0.0) for it in range(2)]
     policy.build(members)
-    assert policy.choose(Request("GET", b"/", [], "192.0.2.1")) is members[1]
+    assert policy.choose(HookRequest(Request("GET", b"/", [], "192.0.2.1"))) is members[1]
 
 
 @pytest.mark.parametrize("text", ["a b", "a:", ":b", "a:b:c", "a-b:c", "a/b", "1a:b", "a:b()", "a.:b", "a..b:c", "a,b"])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.headers import Headers
+from balancer.hooks import HookRequest
 from balancer.membership import Endpoint, Member
 from balancer.policies import (
     PIECE_MAX,
@@ -381,7 +382,7 @@ def test_requests_without_a_key_take_turns() -> None:
     assert [policy.choose(ANY) for _ in range(4)] == [*fit, *fit]
 
 
-def one(policy: Policy, it: Request, exclude: Container[Member] = ()) -> Member:
+def one(policy: Policy, it: Request | HookRequest, exclude: Container[Member] = ()) -> Member:
     member = policy.choose(it, exclude)
     assert member
     return member
@@ -423,6 +424,45 @@ def test_behind_a_trusted_proxy_the_client_is_who_it_says() -> None:
     assert behind("10.0.0.1", b"192.0.2.7") is direct
     assert behind("10.0.0.9", b"1.2.3.4, 192.0.2.7, 10.0.0.3") is direct
     assert behind("192.0.2.7", b"192.0.2.99") is direct
+
+
+BROWSER = request((b"host", b"a"), (b"cookie", b"member=0; session=\xe9"), (b"x-tenant", b"b\xe9"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy": "round_robin"},
+        {"policy": "least_requests"},
+        {"policy": "random"},
+        {"policy": "hash"},
+        {"policy": "hash", "hash_key": ("header", "X-Tenant")},
+        {"policy": "hash", "hash_key": ("cookie", "session")},
+        {"policy": "hash", "sticky_cookie": "member"},
+    ],
+    ids=str,
+)
+def test_a_policy_decides_the_same_for_a_request_as_plug_ins_see_it(settings: dict[str, Any]) -> None:
+    raw, seen = of(**settings), of(**settings)
+    for _ in range(9):
+        member, other = one(raw, BROWSER), one(seen, HookRequest(BROWSER))
+        assert member.address == other.address
+        cookies = raw.mark(BROWSER, member)
+        assert seen.mark(HookRequest(BROWSER), other) == cookies
+        returning = request(*map(given_cookie, [cookies] if cookies else []))
+        assert one(raw, returning).address == one(seen, HookRequest(returning)).address
+
+
+def test_a_ring_goes_by_text_as_by_bytes() -> None:
+    text = HashRing(lambda it: it.fields.get("x-key"), RoundRobin(Nought()))
+    fit = members(*[1] * 20)
+    raw = keyed()
+    for policy in (text, raw):
+        policy.build(fit)
+    for key in range(50):
+        it = request((b"x-key", b"%d" % key))
+        assert text.choose(HookRequest(it)) is raw.choose(it)
+    assert [text.choose(HookRequest(ANY)) for _ in range(3)] == fit[:3]
 
 
 def sticky(name: str = "member") -> tuple[Policy, list[Member]]:

@@ -10,10 +10,21 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from balancer.hooks import HookRequest, Hooks
 from tests.support.wire import OK, Connection, Running, Script, eventually, keep_answering
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
+
+
+class Broken(Hooks):
+    """A guard that meets a request it was not made for."""
+
+    fail_closed = True
+
+    def on_request(self, request: HookRequest) -> None:
+        raise LookupError("no such tenant")
+
 
 # What a client does; the last that it got from the balancer.
 Act = Callable[[Running], Awaitable[bytes]]
@@ -115,6 +126,7 @@ CASES: dict[str, Case] = {
     "version_not_supported": Case(send(GET.replace(b"HTTP/1.1", b"HTTP/2.0")), 505),
     "member_failed": Case(send(POST), 502, reset, ("died",), member=True),
     "bad_response": Case(send(GET), 502, talk_nonsense, ("not_http",), member=True),
+    "hook_failed": Case(send(GET), 503, settings={"hooks": [Broken()]}),
     "no_member": Case(send(GET), 503, None, held=True, settings={"hold_seconds": 0.2}),
     "hold_full": Case(send(GET), 503, None, settings={"hold_max": 0}),
     "overloaded": Case(

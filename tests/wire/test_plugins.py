@@ -9,14 +9,16 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from balancer.demo.system import free_port
-from balancer.guarded import HookedDispatcher
+from balancer.hooked import HookedDispatcher
+from balancer.hooks import HookRequest, Hooks
 from balancer.loadbalancer import LoadBalancer
-from balancer.settings import Settings
+from balancer.settings import Settings, SettingsError
 from tests.support import guide
 from tests.support.processes import Serving, serving
 from tests.support.wire import Connection, Member
@@ -31,7 +33,7 @@ class Policy:
         pass
 
     def choose(self, request, exclude):
-        return {b"/fine": None}[request.target]
+        return {"/fine": None}[request.target]
 
 class Raising(Hooks):
     def on_request(self, request):
@@ -132,6 +134,23 @@ async def test_the_hooks_of_the_guide_do_what_it_says(tmp_path: Path, monkeypatc
     assert received.index(b"x-tenant: blue\r\n") < received.index(b"x-tenant: red\r\n")
 
 
+async def test_the_ring_of_the_guide_keeps_tenants_together_but_for_the_status(
+    tmp_path: Path, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ring.py").write_text(GUIDE["ring.py"])
+    on_path(monkeypatch, tmp_path)
+    async with serving(members[0], others=members[1:], policy="ring:TenantRing") as serve:
+        await both_up(serve)
+        one, other = await tenants_at(serve, members, range(20))
+        async with serve.client() as client:
+            for _ in range(4):
+                await ask(client, "X-Tenant: t0", path="/status")
+        status, _, err = await serve.stop()
+    assert (status, "ERROR" in err) == (0, False)
+    assert one and other and not one & other and len(one | other) == 20
+    assert [b"".join(it.received).count(b"GET /status ") for it in members] == [2, 2]
+
+
 BROKEN = [
     ("policy", "tenant:TenantAffinity", "there is no module tenant among what is installed and on PYTHONPATH"),
     (
@@ -139,7 +158,7 @@ BROKEN = [
         "tenants:TenantAfinity",
         "the module tenants has no attribute TenantAfinity; did you mean TenantAffinity?",
     ),
-    ("hooks", "keys:ApiKeys", "keys:ApiKeys raised KeyError: 'API_KEYS' (/plugins/keys.py, line 12)"),
+    ("hooks", "keys:ApiKeys", "keys:ApiKeys raised KeyError: 'API_KEYS' (/plugins/keys.py, line 14)"),
     ("hooks", "tenants:TenantAffinity", "tenants:TenantAffinity makes an object of type TenantAffinity, not one of "),
     (
         "policy",
@@ -204,7 +223,7 @@ async def test_plug_ins_that_raise_later_are_logged_once_and_requests_go_on(
     # The two paths make one kind: the same exception in the same place.
     assert len(said) == 2
     assert "on_request of raising:Raising raised LookupError: nobody knows (" in said[0]
-    assert "the policy raising:Policy raised KeyError: b'/1' (" in said[1]
+    assert "the policy raising:Policy raised KeyError: '/1' (" in said[1]
     assert f"({tmp_path / 'raising.py'}, line 9); members take turns" in said[1]
 
 
@@ -218,6 +237,19 @@ async def test_a_program_gives_them_as_objects(tmp_path: Path, monkeypatch: pyte
     balancer = names["balancer"]
     assert isinstance(balancer, LoadBalancer)
     assert isinstance(balancer.dispatcher, HookedDispatcher)
+
+
+def test_the_guide_shows_what_is_said_of_objects() -> None:
+    names: dict[str, Any] = {"__name__": "tenants"}
+    exec(GUIDE["tenants.py"], names)
+
+    async def on_request(self: Hooks, request: HookRequest) -> None: ...
+
+    guard = type("Guard", (Hooks,), {"__module__": "keys", "on_request": on_request})
+    with pytest.raises(SettingsError) as caught:
+        LoadBalancer("apps", resolver="127.0.0.1", policy=names["TenantAffinity"], hooks=[guard()])
+    shown = next(it for it in guide.blocks("plugins.md") if it.startswith("policy=<class"))
+    assert shown.splitlines() == caught.value.problems
 
 
 async def both_up(serve: Serving) -> None:

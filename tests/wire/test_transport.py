@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from balancer import BalancedTransport, LoadBalancer, Settings
+from balancer.hooks import HookRequest, Hooks, Refusal
 from balancer.observer import Observer
 from balancer.record import Record
 from balancer.settings import Address
@@ -54,6 +55,25 @@ async def calling(*members: Member, timeout: Any = None, **settings: Any) -> Asy
     async with httpx.AsyncClient(transport=transport, base_url="http://shop.example", timeout=timeout) as client:
         await eventually(lambda: len(transport.balancer.membership.available) == len(members))
         yield Calls(client, transport.balancer, records.all)
+
+
+class Guard(Hooks):
+    fail_closed = True
+
+    def on_request(self, request: HookRequest) -> None:
+        if request.target == "/private":
+            raise Refusal(307, "moved", "elsewhere", fields={"Location": "/public"})
+        if request.target == "/broken":
+            raise LookupError("no such tenant")
+
+
+async def test_hooks_answer_calls_as_they_answer_requests() -> None:
+    async with Member() as member, calling(member, hooks=[Guard()]) as calls:
+        answer = await calls.client.get("/private")
+        assert (answer.status_code, answer.headers["location"], answer.text) == (307, "/public", "307 elsewhere\n")
+        assert (await calls.client.get("/private", follow_redirects=True)).text == "ok"
+        answer = await calls.client.get("/broken")
+        assert (answer.status_code, answer.headers["x-balancer-error"]) == (503, "hook_failed")
 
 
 def scripted(play: Callable[[Connection], Awaitable[None]]) -> Member:
