@@ -85,7 +85,11 @@ class HttpxUpstream:
             self._release(link)
             raise
         limits["read"] = self._timeouts.idle
-        return _Response(response, self._timeouts.idle, lambda: self._release(link))
+        answer = _Response(response, self._timeouts.idle, lambda: self._release(link))
+        if response.status_code == 101 and not (request.upgrade and answer.switched):
+            await answer.close()
+            raise ProtocolViolation("the member switched protocols unasked", sent=True)
+        return answer
 
     def forget(self, address: Address) -> None:
         link = self._links.pop(address, None)
@@ -137,7 +141,12 @@ class _Response:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
         # The other protocol's bytes, where the member switched to one.
-        self._network = response.extensions["network_stream"] if response.status_code == 101 else None
+        self._network = response.extensions.get("network_stream") if response.status_code == 101 else None
+
+    @property
+    def switched(self) -> bool:
+        """Whether the connection speaks another protocol, which can be read and written."""
+        return self._network is not None
 
     async def read(self) -> tuple[bytes, bool]:
         try:

@@ -11,8 +11,8 @@ Rules:
 * What the balancer answers in its own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``: code
   that works behind ``balancer serve`` works here. What no response can say is an exception of httpx: a body that ends
   early is RemoteProtocolError, or ReadTimeout where the member fell silent; a call that is no HTTP LocalProtocolError.
-* A body is read from the member no faster than it is read here, by one piece; who closes a response before its end
-  ends the exchange with it.
+* A body is read from the member no faster than it is read here, by one piece. A response that is left before its end
+  ends the exchange with it: closed, cancelled, timed out, no longer iterated, or dropped unread.
 * httpx's time-outs count beside the balancer's: whichever is over first. ``pool``: until a member is found. ``read``:
   from then on until the response begins (however many members are tried), and for each piece of its body. ``write``:
   for the member to take the next piece of the call's body. ``connect`` is not looked at: how long a member may take to
@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from math import inf
 from types import TracebackType
 from typing import Any
@@ -80,7 +81,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
         return httpx.Response(
             call.status,
             headers=call.fields,
-            stream=call,
+            stream=_Body(call),
             extensions={"http_version": b"HTTP/1.1", "balancer": call.course},
         )
 
@@ -103,8 +104,28 @@ class BalancedTransport(httpx.AsyncBaseTransport):
             await self.balancer.aclose()
 
 
-class _Call(Visit, httpx.AsyncByteStream):
-    """One call: the source of its body, the sink of its response, and the body of that for httpx.
+class _Body(httpx.AsyncByteStream):
+    """The body of a response, as its caller holds it. The call has no reference to it, and ends when it is freed."""
+
+    def __init__(self, call: _Call) -> None:
+        self._call = call
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while piece := await self._call.next_piece():
+                yield piece
+        finally:
+            self._call.end()
+
+    async def aclose(self) -> None:
+        await self._call.aclose()
+
+    def __del__(self) -> None:
+        self._call.let_go()
+
+
+class _Call(Visit):
+    """One call: the source of its body, and the sink of its response, whose body ``_Body`` takes from here.
 
     ``running`` is the task that serves it.
     """
@@ -265,18 +286,17 @@ class _Call(Visit, httpx.AsyncByteStream):
             return False
         return True
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def next_piece(self) -> bytes:
+        """The next piece of the response's body, or b"" at its end. Raises what httpx should if it does not come."""
         while True:
             piece, self._piece = self._piece, b""
             if self._taken and not self._taken.done():
                 self._taken.set_result(None)
-            if piece:
-                yield piece
-            elif self._whole:
-                return
-            elif self.running.done():
+            if piece or self._whole:
+                return piece
+            if self.running.done():
                 raise self._broken()
-            elif not await self._wait_until(self._loop.time() + self._limit("read")):
+            if not await self._wait_until(self._loop.time() + self._limit("read")):
                 raise httpx.ReadTimeout("nothing more of the response in time")
 
     def _broken(self) -> Exception:
@@ -296,6 +316,12 @@ class _Call(Visit, httpx.AsyncByteStream):
         self.end()
         if not self.running.done():
             await asyncio.wait([self.running])
+
+    def let_go(self) -> None:
+        """End a call whose response the caller has dropped. The garbage collector may be at work in any thread."""
+        if not self.running.done():
+            with suppress(RuntimeError):  # A closed loop has ended its calls.
+                self._loop.call_soon_threadsafe(self.end)
 
 
 def _checked(request: httpx.Request) -> tuple[str, bytes, Headers, int | None]:
