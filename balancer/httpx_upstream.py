@@ -41,6 +41,9 @@ KEEPALIVE_SECONDS = 4.0
 # How much is read at once of a protocol that a member switched to.
 READ_SIZE = 32 * 1024
 
+# How much is kept of what an exception says: it may quote all that the member has sent.
+WORDS_MAX = 200
+
 # httpcore's own words for an end of file where a response head was due.
 _CLOSED_SILENTLY = "Server disconnected"
 
@@ -158,7 +161,7 @@ class _Response:
                     return piece, True
         except (httpx.TransportError, httpcore.NetworkError, OSError) as error:
             kind = SilentResponse if isinstance(error, httpx.TimeoutException) else TruncatedResponse
-            raise kind(str(error) or type(error).__name__) from error
+            raise kind(_words(error)) from error
         return b"", False
 
     async def write(self, data: bytes) -> None:
@@ -166,7 +169,7 @@ class _Response:
         try:
             await self._network.write(data, timeout=self._idle)
         except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
-            raise TruncatedResponse(str(error) or type(error).__name__) from error
+            raise TruncatedResponse(_words(error)) from error
 
     async def write_eof(self) -> None:
         """httpcore's streams cannot be closed one way: the other side learns it when the response is closed."""
@@ -221,7 +224,7 @@ def _errno(error: BaseException | None) -> int:
 
 
 def _fault(error: httpx.TransportError) -> Fault:
-    text = str(error) or type(error).__name__
+    text = _words(error)
     match error:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
             return ConnectFailed(text, refused="refused" in text.lower())
@@ -230,6 +233,10 @@ def _fault(error: httpx.TransportError) -> Fault:
         case httpx.RemoteProtocolError() if not text.startswith(_CLOSED_SILENTLY):
             return ProtocolViolation(text, sent=True)
     return ConnectionDied(text, sent=True)
+
+
+def _words(error: Exception) -> str:
+    return str(error)[:WORDS_MAX] or type(error).__name__
 
 
 def _url(address: Address) -> httpx.URL:
