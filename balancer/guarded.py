@@ -21,7 +21,7 @@ from typing import Any
 
 from balancer.dispatch import Course, DirectSink, Dispatcher, Sink, refusal_response
 from balancer.errors import Refusal
-from balancer.headers import NO_FIELDS, Headers, nominated
+from balancer.headers import NO_FIELDS, Headers, connection, nominated
 from balancer.health import Event, State
 from balancer.hooks import METHODS, Fields, HookRequest, HookResponse, Hooks, overrides
 from balancer.membership import Change, Member, Snapshot
@@ -312,9 +312,8 @@ def _own(request: Request) -> Request:
     go now: it must not take away what a hook puts there.
     """
     headers = request.headers
-    options = [value for name, value in headers if name == b"connection"]
-    if options:
-        gone = frozenset[bytes]().union(*map(nominated, options)) | {b"connection"}
+    if options := connection(headers):
+        gone = nominated(options) | {b"connection"}
         headers = [it for it in headers if it[0] not in gone]
     return Request(
         request.method, request.target, headers, request.client, request.scheme, request.body, request.chunked,

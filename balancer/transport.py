@@ -32,12 +32,13 @@ from typing import Any
 import httpx
 
 from balancer.dispatch import Course
-from balancer.errors import ClientGone, SilentResponse
+from balancer.errors import ClientGone, Refusal, SilentResponse
 from balancer.headers import NO_FIELDS, Headers, host, request_id
 from balancer.loadbalancer import LoadBalancer
 from balancer.proxy import Proxy
 from balancer.request import Request
 from balancer.settings import Settings
+from balancer.strict import check_passed
 from balancer.upstream import UpstreamResponse
 from balancer.visit import Visit
 
@@ -337,24 +338,25 @@ def _checked(request: httpx.Request) -> tuple[str, bytes, Headers, int | None]:
     if not _TARGET.fullmatch(target):
         raise httpx.LocalProtocolError("the request target has a space or a line break, or there is none")
     fields: Headers = []
-    hosts: list[bytes] = []
     lengths: list[bytes] = []
     codings: list[bytes] = []
     for name, value in request.headers.raw:
         name = name.lower()
         if not (_TOKEN.fullmatch(name) and _VALUE.fullmatch(value)):
             raise httpx.LocalProtocolError(f"the header field {name!r} has a character that it must not have")
-        if name == b"host":
-            hosts.append(value)
-        elif name == b"content-length":
+        if name == b"content-length":
             lengths.append(value)
         elif name == b"transfer-encoding":
             codings.append(value.lower())
         fields.append((name, value))
-    if not hosts:
+    if not any(name == b"host" for name, _ in fields):
         fields.insert(0, (b"host", request.url.netloc))
-    if len(hosts) > 1 or len(lengths) > 1 or (codings and (lengths or codings != [b"chunked"])):
-        raise httpx.LocalProtocolError("a request needs one Host, and one Content-Length or chunks")
+    if len(lengths) > 1 or (codings and (lengths or codings != [b"chunked"])):
+        raise httpx.LocalProtocolError("a request needs one Content-Length, or chunks")
+    try:
+        check_passed(fields)
+    except Refusal as refusal:
+        raise httpx.LocalProtocolError(refusal.reason) from None
     if lengths and not lengths[0].isdigit():
         raise httpx.LocalProtocolError("the Content-Length is not a number")
     length = None if codings else int(lengths[0]) if lengths else 0
