@@ -17,6 +17,8 @@ from balancer.settings import Address
 
 # Lines are written together: one write for each request would cost more than making its line.
 FLUSH_SECONDS = 0.2
+# Characters of lines that may wait for that: a client's target may make a line of a hundred thousand.
+WAITING_MAX = 256 * 1024
 # Bytes of an X-Request-ID that are worth a place in a line.
 ID_MAX = 128
 
@@ -100,7 +102,7 @@ def as_text(record: Record, wall_clock: float, coloured: bool = False) -> str:
 
 
 class AccessLog(Observer):
-    """Collects lines and writes them to ``stream`` a few times a second; ``flush`` writes the rest.
+    """Collects lines and writes them to ``stream`` a few times a second, many at once; ``flush`` writes the rest.
 
     ``shared``: other processes write to the same pipe, so that no more is written at a time than a pipe takes as one.
     """
@@ -110,14 +112,19 @@ class AccessLog(Observer):
         self._form = form
         self._shared = shared
         self._lines: list[str] = []
+        self._waiting = 0
 
     def done(self, record: Record) -> None:
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
-        self._lines.append(self._form(record, time.time()))
+        line = self._form(record, time.time())
+        self._lines.append(line)
+        self._waiting += len(line)
+        if self._waiting > WAITING_MAX:
+            self.flush()
 
     def flush(self) -> None:
-        lines, self._lines = self._lines, []
+        lines, self._lines, self._waiting = self._lines, [], 0
         for piece in _pieces(lines, PIPE_BUF) if self._shared else [lines]:
             if piece:
                 self._stream.write("\n".join(piece) + "\n")

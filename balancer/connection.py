@@ -426,7 +426,7 @@ class MemberConnection(asyncio.BufferedProtocol):
     def _fields(self) -> Headers:
         """Those of a head that go on; the others are looked at here."""
         passed: Headers = []
-        gone: frozenset[bytes] = frozenset()
+        options: list[bytes] = []
         for pair in self._headers:
             name = pair[0]
             if name == b"content-length":
@@ -435,7 +435,7 @@ class MemberConnection(asyncio.BufferedProtocol):
             elif name not in HOP_BY_HOP:
                 passed.append(pair)
             elif name == b"connection":
-                gone |= nominated(pair[1])
+                options.append(pair[1])
             elif name == b"upgrade":
                 self._switched_to = pair[1]
             elif name == b"transfer-encoding":
@@ -443,6 +443,7 @@ class MemberConnection(asyncio.BufferedProtocol):
                     self._spoilt = "only Transfer-Encoding: chunked, once, can be framed"
                 self._chunked = True
         self._headers = []
+        gone = options and nominated(b",".join(options))
         return [it for it in passed if it[0] not in gone] if gone else passed
 
     def on_headers_complete(self) -> None:

@@ -428,7 +428,8 @@ class Edge(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """The client has sent something that cannot be served: say so once everything before has been answered."""
-        self._refusal = refusal
+        # With its traceback it would keep alive what it came through, which is this connection, with its head.
+        self._refusal = refusal.with_traceback(None)
         receiving, self._receiving = self._receiving, None
         if receiving:
             receiving.fail(refusal)

@@ -143,9 +143,11 @@ class Exchange(Visit):
             self._over()
 
     def _over(self) -> None:
-        # Without these two, reference counts alone free all that a request was made of.
+        # Without these, reference counts alone free all that a request was made of.
         del self.course
         self.request.body = None
+        if self._error:
+            self._error.__traceback__ = None
         self._edge.answered(self)
 
     def end(self, refusal: Refusal | None = None) -> None:

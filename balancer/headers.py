@@ -12,8 +12,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Set
-from functools import lru_cache
 
+from balancer.memo import Known, remembering
 from balancer.settings import IPNetwork
 
 Headers = list[tuple[bytes, bytes]]
@@ -73,35 +73,31 @@ PREFIX_FIELD = b"x-forwarded-prefix"
 TRACE_FIELDS = frozenset({b"traceparent"})
 
 
-class _Dropped(dict[bytes, bool]):
-    """Whether a field of a request does not go on as it is; remembers the names that it has been asked for."""
-
-    def __init__(self, own: Set[bytes] = frozenset()) -> None:
-        self._own = own
-
-    def __missing__(self, name: bytes) -> bool:
-        dropped = name in HOP_BY_HOP or name in self._own or name == b"forwarded" or name.startswith(_X_FORWARDED)
-        if len(self) < 1000:
-            self[name] = dropped
-        return dropped
-
-
 _TOKEN_LIKE = re.compile(rb"[A-Za-z0-9.:_\[\]-]+")
 
 
-@lru_cache(maxsize=256)
+def connection(headers: Headers) -> bytes:
+    """All values of ``Connection`` as one list (RFC 9110 section 5.3), or b"". Header names are in lower case."""
+    return b",".join([value for name, value in headers if name == b"connection"])
+
+
+@remembering(256)
+def connection_options(connection: bytes) -> frozenset[bytes]:
+    """The options in a list of ``Connection``, in lower case (RFC 9110 section 7.6.1)."""
+    return frozenset(map(bytes.strip, connection.lower().split(b",")))
+
+
+@remembering(256)
 def nominated(connection: bytes) -> frozenset[bytes]:
     """The fields that would pass but for ``Connection``, which declares them to be for this hop only; lower case."""
-    return frozenset(name.strip().lower() for name in connection.split(b",")) - _NEVER_NOMINATED
+    return connection_options(connection) - _NEVER_NOMINATED
 
 
 def response_headers(headers: Headers) -> Headers:
     """The fields of a member's response that go on to the client."""
     passed = [pair for pair in headers if pair[0] not in HOP_BY_HOP]
-    if len(passed) != len(headers):
-        for name, value in headers:
-            if name == b"connection" and (gone := nominated(value)):
-                passed = [pair for pair in passed if pair[0] not in gone]
+    if len(passed) != len(headers) and (gone := nominated(connection(headers))):
+        passed = [pair for pair in passed if pair[0] not in gone]
     return passed
 
 
@@ -112,10 +108,7 @@ def trailers(fields: Headers) -> Headers:
 
 def announces_close(headers: Headers) -> bool:
     """Whether the sender says that it closes the connection after this message."""
-    return any(
-        name == b"connection" and b"close" in (token.strip() for token in value.lower().split(b","))
-        for name, value in headers
-    )
+    return b"close" in connection_options(connection(headers))
 
 
 def has_body(headers: Headers) -> bool:
@@ -164,8 +157,13 @@ class RequestHeaders:
 
     def __init__(self, trusted: tuple[IPNetwork, ...] = (), own: Set[bytes] = frozenset()) -> None:
         self._trusted = trusted
-        self._dropped = _Dropped(own)
-        self.trusts = lru_cache(maxsize=1024)(self._trusts)
+        self._own = own
+        self._dropped = Known(self._drops, 1024)
+        self.trusts = remembering(1024)(self._trusts)
+
+    def _drops(self, name: bytes) -> bool:
+        """Whether a field of a request does not go on as it is."""
+        return name in HOP_BY_HOP or name in self._own or name == b"forwarded" or name.startswith(_X_FORWARDED)
 
     def _trusts(self, client: str) -> bool:
         try:
@@ -185,25 +183,26 @@ class RequestHeaders:
         """
         dropped = self._dropped
         passed = [pair for pair in headers if not dropped[pair[0]]]
-        te = b""
+        te = options = b""
         if len(passed) == len(headers):
-            passed += _first_hop(client, scheme, host)
+            passed += _first_hop((client, scheme, host))
         else:
             forwarding: dict[bytes, list[bytes]] = {}
             for name, value in headers:
                 if not dropped[name]:
                     continue
                 if name == b"connection":
-                    if gone := nominated(value):
-                        passed = [pair for pair in passed if pair[0] not in gone]
+                    options += b"," + value if options else value
                 elif name == b"forwarded" or name.startswith(_X_FORWARDED):
                     forwarding.setdefault(name, []).append(value)
                 elif name == b"te" and b"trailers" in value.lower():
                     te = b"trailers"
+            if options and (gone := nominated(options)):
+                passed = [pair for pair in passed if pair[0] not in gone]
             if forwarding and self.trusts(client):
                 passed += _forwarding(forwarding, client, scheme, host)
             else:
-                passed += _first_hop(client, scheme, host)
+                passed += _first_hop((client, scheme, host))
         if chunked:
             passed.append((b"transfer-encoding", b"chunked"))
         if upgrade:
@@ -245,10 +244,13 @@ def with_prefix(headers: Headers, prefix: bytes) -> Headers:
     return [*(it for it in headers if it[0] != PREFIX_FIELD), (PREFIX_FIELD, whole)]
 
 
-@lru_cache(maxsize=1024)
-def _first_hop(client: str, scheme: str, host: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """The forwarding fields where nobody trusted was before; a client's requests nearly always share them."""
-    return tuple(_forwarding({}, client, scheme, host))
+@remembering(1024, size=lambda hop: sum(map(len, hop)))
+def _first_hop(hop: tuple[str, str, bytes]) -> tuple[tuple[bytes, bytes], ...]:
+    """The forwarding fields where no trusted proxy was before; a client's requests nearly always share them.
+
+    ``hop``: the client's address, the scheme and the value of Host.
+    """
+    return tuple(_forwarding({}, *hop))
 
 
 def _forwarding(known: dict[bytes, list[bytes]], client_address: str, scheme_name: str, host: bytes) -> Headers:

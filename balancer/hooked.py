@@ -12,7 +12,7 @@ from typing import Any
 
 from balancer.dispatch import Course, DirectSink, Dispatcher, Sink
 from balancer.guarded import HookChain
-from balancer.headers import nominated
+from balancer.headers import connection, nominated
 from balancer.hooks import HookRequest, HookResponse
 from balancer.request import Request
 from balancer.upstream import UpstreamResponse
@@ -87,9 +87,8 @@ def _own(request: Request) -> Request:
     go now: it must not take away what a hook puts there.
     """
     headers = request.headers
-    options = [value for name, value in headers if name == b"connection"]
-    if options:
-        gone = frozenset[bytes]().union(*map(nominated, options)) | {b"connection"}
+    if options := connection(headers):
+        gone = nominated(options) | {b"connection"}
         headers = [it for it in headers if it[0] not in gone]
     return Request(
         request.method, request.target, headers, request.client, request.scheme, request.body, request.chunked,

@@ -43,6 +43,9 @@ KEEPALIVE_SECONDS = 4.0
 # How much is read at once of a protocol that a member switched to.
 READ_SIZE = 32 * 1024
 
+# How much is kept of what an exception says: it may quote all that the member has sent.
+WORDS_MAX = 200
+
 # httpcore's own words for an end of file where a response head was due.
 _CLOSED_SILENTLY = "Server disconnected"
 
@@ -87,7 +90,11 @@ class HttpxUpstream:
             self._release(link)
             raise
         limits["read"] = self._timeouts.idle
-        return _Response(response, self._timeouts.idle, link, self._release)
+        answer = _Response(response, self._timeouts.idle, link, self._release)
+        if response.status_code == 101 and not (request.upgrade and answer.switched):
+            await answer.close()
+            raise ProtocolViolation("the member switched protocols unasked", sent=True)
+        return answer
 
     async def _head(self, link: _Link, outgoing: httpx.Request, repeatable: bool) -> httpx.Response:
         """The response, with its head. Raises ConnectionDied if the member hangs and the request can go elsewhere."""
@@ -176,7 +183,12 @@ class _Response:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
         # The other protocol's bytes, where the member switched to one.
-        self._network = response.extensions["network_stream"] if response.status_code == 101 else None
+        self._network = response.extensions.get("network_stream") if response.status_code == 101 else None
+
+    @property
+    def switched(self) -> bool:
+        """Whether the connection speaks another protocol, which can be read and written."""
+        return self._network is not None
 
     async def read(self) -> tuple[bytes, bool]:
         try:
@@ -189,7 +201,7 @@ class _Response:
                     return piece, True
         except (httpx.TransportError, httpcore.NetworkError, OSError) as error:
             kind = SilentResponse if isinstance(error, httpx.TimeoutException) else TruncatedResponse
-            raise kind(str(error) or type(error).__name__) from error
+            raise kind(_words(error)) from error
         return b"", False
 
     async def write(self, data: bytes) -> None:
@@ -197,7 +209,7 @@ class _Response:
         try:
             await self._network.write(data, timeout=self._idle)
         except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
-            raise TruncatedResponse(str(error) or type(error).__name__) from error
+            raise TruncatedResponse(_words(error)) from error
 
     async def write_eof(self) -> None:
         """httpcore's streams cannot be closed one way: the other side learns it when the response is closed."""
@@ -252,7 +264,7 @@ def _errno(error: BaseException | None) -> int:
 
 
 def _fault(error: httpx.TransportError) -> Fault:
-    text = str(error) or type(error).__name__
+    text = _words(error)
     match error:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
             return ConnectFailed(text, refused="refused" in text.lower())
@@ -261,6 +273,10 @@ def _fault(error: httpx.TransportError) -> Fault:
         case httpx.RemoteProtocolError() if not text.startswith(_CLOSED_SILENTLY):
             return ProtocolViolation(text, sent=True)
     return ConnectionDied(text, sent=True)
+
+
+def _words(error: Exception) -> str:
+    return str(error)[:WORDS_MAX] or type(error).__name__
 
 
 def _url(address: Address) -> httpx.URL:

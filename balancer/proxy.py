@@ -19,7 +19,7 @@ from balancer.dispatch import Course, Destination, Dispatcher, Sink, refuse
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.request import Request
-from balancer.strict import malformed
+from balancer.strict import check_passed
 from balancer.upstream import UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Receive, Scope, Send, Visit, client, prefix, target
 from balancer.websocket import WebSocketVisit
@@ -52,15 +52,17 @@ class Proxy:
         if scope["type"] == "http":
             visit = _HttpVisit(scope, receive, send, task)
             request = _request(scope, visit)
-            if sum(name == b"host" for name, _ in request.headers) > 1:
-                # Some servers pass these, and some append trailers to the fields of a request that has not begun.
-                await refuse(malformed("a request needs one Host"), visit)
-                return
         elif scope["type"] == "websocket":
             visit = WebSocketVisit(scope, receive, send, task)
             request = await visit.request()
         else:
             raise RuntimeError(f"the balancer serves HTTP and WebSocket, not {scope['type']!r}")
+        try:
+            # Some servers are not strict, and some append trailers to the fields of a request that has not begun.
+            check_passed(request.headers)
+        except Refusal as refusal:
+            await refuse(refusal, visit)
+            return
         if not self._watching:
             self._watching = True
             loop.call_later(WATCH_SECONDS, self._watch)

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from balancer.errors import Refusal
+from balancer.memo import Known
 from balancer.request import Request
 from balancer.settings import Kind, Settings, SettingsError, show, variable
 from balancer.strict import malformed
@@ -117,19 +118,17 @@ class Table:
             known = self._by_host.setdefault(route.host, Paths({}, 0))
             known.routes[route.prefix.encode()] = route
             self._by_host[route.host] = known._replace(depth=max(known.depth, route.prefix.count("/")))
+        # The most labels behind the asterisk of a route. A host may have thousands, which then need not be joined.
+        self._labels = max((host.count(".") for host in self._by_host), default=0)
         # Any host, as it was written, and the routes to look at for it in this order.
-        self._chains: dict[bytes, tuple[Paths, ...]] = {}
+        self._chains = Known(self._chain, _HOSTS_MAX)
 
     def find(self, request: Request) -> Route:
         """The route of a request, whose ``prefix`` and ``stripped`` are set if the route strips it.
 
         Raises Refusal where there is none, and where it depends on who reads the path.
         """
-        chain = self._chains.get(request.host)
-        if chain is None:
-            if len(self._chains) >= _HOSTS_MAX:
-                self._chains.clear()
-            chain = self._chains[request.host] = self._chain(_plain_host(request.host))
+        chain = self._chains[request.host]
         if len(chain) == 1 and not chain[0].depth:
             return chain[0].routes[b""]
         path = request.target.partition(b"?")[0]
@@ -148,10 +147,12 @@ class Table:
             request.stripped = _strip(request.target, route.prefix.count("/"))
         return route
 
-    def _chain(self, host: str) -> tuple[Paths, ...]:
+    def _chain(self, written: bytes) -> tuple[Paths, ...]:
         """The routes that may be meant by a host; what comes behind one without a path never is."""
+        host = _plain_host(written)
         labels = host.split(".")
-        wildcards = ("*." + ".".join(labels[at:]) for at in range(1, len(labels)))
+        first = max(1, len(labels) - self._labels)
+        wildcards = ("*." + ".".join(labels[at:]) for at in range(first, len(labels)))
         found = []
         for name in (host, *wildcards, ""):
             if paths := self._by_host.get(name):

@@ -6,22 +6,27 @@ because two servers in a row that read the same bytes differently can be played 
 (request smuggling).
 
 Rules (RFC 9110, RFC 9112): one Host that is valid; the authority of a target in absolute form takes its
-place; a body is framed by one Content-Length or by ``chunked`` alone; HTTP/1.0 knows no chunks.
+place; a body is framed by one Content-Length or by ``chunked`` alone; HTTP/1.0 knows no chunks. Not of an RFC:
+``Connection`` has OPTIONS_MAX options at most, in all its fields together.
 """
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 from balancer.errors import Refusal
-from balancer.headers import Headers
+from balancer.headers import Headers, connection, connection_options
+from balancer.memo import remembering
 from balancer.request import Request
 from balancer.settings import Settings
 
 # RFC 9110 section 7.2 and RFC 3986 section 3.2.2: a host, perhaps with a port.
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(:[0-9]*)?")
+# Runs of characters are taken as one (++), or a long host takes a millisecond.
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})++)(?::[0-9]*+)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
+
+# Requests have one or two: each names a field to be looked for, and costs as much as a field does.
+OPTIONS_MAX = 32
 
 _SLASH = ord("/")
 
@@ -32,6 +37,8 @@ _NOTED = frozenset(
 
 # Protocols that are not tunnelled: they carry HTTP requests, which then nobody would balance or check.
 _NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
+
+_NO_OPTIONS: frozenset[bytes] = frozenset()
 
 _REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 
@@ -65,7 +72,7 @@ def check(
     if method in _REFUSED_METHODS:
         raise _method_refused(method)
     hosts = 0
-    host = length = chunked = connection = upgrade = expect = id = b""
+    host = length = chunked = options = upgrade = expect = id = b""
     for name, value in fields:
         if name not in _NOTED:
             continue
@@ -73,7 +80,7 @@ def check(
             hosts += 1
             host = value
         elif name == b"connection":
-            connection += b"," + value.lower()
+            options += b"," + value if options else value
         elif name == b"content-length":
             length = value
         elif name == b"transfer-encoding":
@@ -101,20 +108,33 @@ def check(
         raise malformed("a request target has no fragment")
     if target[0] != _SLASH:
         target, host = _absolute(method, target, fields, host)
+    named = _within_bound(options) if options else _NO_OPTIONS
     request = Request(method.decode(), target, fields, "", host=host, id=id)
     if chunked or (length and length.strip(b"0")):
         request.body = _PENDING
         request.chunked = bool(chunked)
     if version == "1.0":
-        return request, not (connection and b"keep-alive" in _options(connection))
+        return request, b"keep-alive" not in named
     if expect:
         request.expects = expect == b"100-continue" and request.body is not None
-    if not connection:
-        return request, False
-    options = _options(connection)
-    if upgrade and b"upgrade" in options and not request.body and not _carries_http(upgrade):
+    if upgrade and b"upgrade" in named and not request.body and not _carries_http(upgrade):
         request.upgrade = upgrade
-    return request, b"close" in options
+    return request, b"close" in named
+
+
+def check_passed(fields: Headers) -> None:
+    """Raise Refusal for a request that a server, or a program, has let pass and that ``check`` would not."""
+    if sum(name == b"host" for name, _ in fields) > 1:
+        raise malformed("a request needs one Host")
+    _within_bound(connection(fields))
+
+
+def _within_bound(options: bytes) -> frozenset[bytes]:
+    """The options of ``Connection``. Raises Refusal where there are more than may be."""
+    count = options.count(b",") + 1
+    if count > OPTIONS_MAX:
+        raise malformed(f"Connection has {count} options, and may have {OPTIONS_MAX}")
+    return connection_options(options)
 
 
 def head_too_large(limits: Settings) -> Refusal:
@@ -126,16 +146,11 @@ def head_size(target: bytes, fields: Headers) -> int:
     return len(target) + sum(len(name) + len(value) + 4 for name, value in fields)
 
 
-@lru_cache(maxsize=256)
-def _options(connection: bytes) -> frozenset[bytes]:
-    return frozenset(it.strip() for it in connection.split(b","))
-
-
 def _carries_http(upgrade: bytes) -> bool:
     return any(it.strip().lower().startswith(_NOT_TUNNELLED) for it in upgrade.split(b","))
 
 
-@lru_cache(maxsize=1024)
+@remembering(1024)
 def _is_host(value: bytes) -> bool:
     return _HOST.fullmatch(value) is not None
 

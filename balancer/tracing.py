@@ -26,6 +26,9 @@ from balancer.record import Record
 # Where collectors take spans, if the endpoint does not say (OTLP specification, "Endpoint URLs for OTLP/HTTP").
 DEFAULT_PATH = "/v1/traces"
 
+# Bytes of a client's value that go into a span: thousands of spans may wait for the collector.
+VALUE_MAX = 1024
+
 _context = TraceContextTextMapPropagator()
 
 
@@ -65,15 +68,15 @@ class Tracing(Observer):
         }
         # Names and attributes by the semantic conventions for HTTP servers.
         span = self._tracer.start_span(
-            request.method,
+            request.method[:VALUE_MAX],
             _context.extract(carrier),
             trace.SpanKind.SERVER,
             {
-                "http.request.method": request.method,
-                "url.path": request.target.partition(b"?")[0].decode("latin-1"),
+                "http.request.method": request.method[:VALUE_MAX],
+                "url.path": request.target.partition(b"?")[0][:VALUE_MAX].decode("latin-1"),
                 "url.scheme": request.scheme,
                 "client.address": request.client,
-                "http.request.header.x-request-id": [record.id.decode("latin-1")],
+                "http.request.header.x-request-id": [record.id[:VALUE_MAX].decode("latin-1")],
             },
         )
         return Span(span)

@@ -11,8 +11,8 @@ Rules:
 * What the balancer answers in its own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``: code
   that works behind ``balancer serve`` works here. What no response can say is an exception of httpx: a body that ends
   early is RemoteProtocolError, or ReadTimeout where the member fell silent; a call that is no HTTP LocalProtocolError.
-* A body is read from the member no faster than it is read here, by one piece; who closes a response before its end
-  ends the exchange with it.
+* A body is read from the member no faster than it is read here, by one piece. A response that is left before its end
+  ends the exchange with it: closed, cancelled, timed out, no longer iterated, or dropped unread.
 * httpx's time-outs count beside the balancer's: whichever is over first. ``pool``: until a member is found. ``read``:
   from then on until the response begins (however many members are tried), and for each piece of its body. ``write``:
   for the member to take the next piece of the call's body. ``connect`` is not looked at: how long a member may take to
@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from math import inf
 from types import TracebackType
 from typing import Any
@@ -31,12 +32,13 @@ from typing import Any
 import httpx
 
 from balancer.dispatch import Course
-from balancer.errors import ClientGone, SilentResponse
+from balancer.errors import ClientGone, Refusal, SilentResponse
 from balancer.headers import NO_FIELDS, Headers, host, request_id
 from balancer.loadbalancer import LoadBalancer
 from balancer.proxy import Proxy
 from balancer.request import Request
 from balancer.settings import Settings
+from balancer.strict import check_passed
 from balancer.upstream import UpstreamResponse
 from balancer.visit import Visit
 
@@ -80,7 +82,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
         return httpx.Response(
             call.status,
             headers=call.fields,
-            stream=call,
+            stream=_Body(call),
             extensions={"http_version": b"HTTP/1.1", "balancer": call.course},
         )
 
@@ -103,8 +105,28 @@ class BalancedTransport(httpx.AsyncBaseTransport):
             await self.balancer.aclose()
 
 
-class _Call(Visit, httpx.AsyncByteStream):
-    """One call: the source of its body, the sink of its response, and the body of that for httpx.
+class _Body(httpx.AsyncByteStream):
+    """The body of a response, as its caller holds it. The call has no reference to it, and ends when it is freed."""
+
+    def __init__(self, call: _Call) -> None:
+        self._call = call
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while piece := await self._call.next_piece():
+                yield piece
+        finally:
+            self._call.end()
+
+    async def aclose(self) -> None:
+        await self._call.aclose()
+
+    def __del__(self) -> None:
+        self._call.let_go()
+
+
+class _Call(Visit):
+    """One call: the source of its body, and the sink of its response, whose body ``_Body`` takes from here.
 
     ``running`` is the task that serves it.
     """
@@ -265,18 +287,17 @@ class _Call(Visit, httpx.AsyncByteStream):
             return False
         return True
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def next_piece(self) -> bytes:
+        """The next piece of the response's body, or b"" at its end. Raises what httpx should if it does not come."""
         while True:
             piece, self._piece = self._piece, b""
             if self._taken and not self._taken.done():
                 self._taken.set_result(None)
-            if piece:
-                yield piece
-            elif self._whole:
-                return
-            elif self.running.done():
+            if piece or self._whole:
+                return piece
+            if self.running.done():
                 raise self._broken()
-            elif not await self._wait_until(self._loop.time() + self._limit("read")):
+            if not await self._wait_until(self._loop.time() + self._limit("read")):
                 raise httpx.ReadTimeout("nothing more of the response in time")
 
     def _broken(self) -> Exception:
@@ -297,6 +318,12 @@ class _Call(Visit, httpx.AsyncByteStream):
         if not self.running.done():
             await asyncio.wait([self.running])
 
+    def let_go(self) -> None:
+        """End a call whose response the caller has dropped. The garbage collector may be at work in any thread."""
+        if not self.running.done():
+            with suppress(RuntimeError):  # A closed loop has ended its calls.
+                self._loop.call_soon_threadsafe(self.end)
+
 
 def _checked(request: httpx.Request) -> tuple[str, bytes, Headers, int | None]:
     """Method, target and fields of a call, and the length of its body, None where that is not known.
@@ -311,24 +338,25 @@ def _checked(request: httpx.Request) -> tuple[str, bytes, Headers, int | None]:
     if not _TARGET.fullmatch(target):
         raise httpx.LocalProtocolError("the request target has a space or a line break, or there is none")
     fields: Headers = []
-    hosts: list[bytes] = []
     lengths: list[bytes] = []
     codings: list[bytes] = []
     for name, value in request.headers.raw:
         name = name.lower()
         if not (_TOKEN.fullmatch(name) and _VALUE.fullmatch(value)):
             raise httpx.LocalProtocolError(f"the header field {name!r} has a character that it must not have")
-        if name == b"host":
-            hosts.append(value)
-        elif name == b"content-length":
+        if name == b"content-length":
             lengths.append(value)
         elif name == b"transfer-encoding":
             codings.append(value.lower())
         fields.append((name, value))
-    if not hosts:
+    if not any(name == b"host" for name, _ in fields):
         fields.insert(0, (b"host", request.url.netloc))
-    if len(hosts) > 1 or len(lengths) > 1 or (codings and (lengths or codings != [b"chunked"])):
-        raise httpx.LocalProtocolError("a request needs one Host, and one Content-Length or chunks")
+    if len(lengths) > 1 or (codings and (lengths or codings != [b"chunked"])):
+        raise httpx.LocalProtocolError("a request needs one Content-Length, or chunks")
+    try:
+        check_passed(fields)
+    except Refusal as refusal:
+        raise httpx.LocalProtocolError(refusal.reason) from None
     if lengths and not lengths[0].isdigit():
         raise httpx.LocalProtocolError("the Content-Length is not a number")
     length = None if codings else int(lengths[0]) if lengths else 0

@@ -183,7 +183,7 @@ async def _in_json(request: Request, error: Exception) -> Response:
     if isinstance(error, Unusable):
         return problem(error.status_code, error.error, error.detail, headers)
     if error.status_code == 405:
-        return problem(405, "method_not_allowed", f"{request.url.path} takes {headers.get('Allow')}", headers)
+        return problem(405, "method_not_allowed", f"{request.scope['path']} takes {headers.get('Allow')}", headers)
     return problem(404, "not_found", "there is no such path; /openapi.json says what there is", headers)
 
 

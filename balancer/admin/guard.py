@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from balancer.settings import Settings, variable
 
 TOKEN = variable("admin_token")
+
+# A host without its port. (``urlsplit`` would remember it, however long a client has made it.)
+_HOST = re.compile(r"(\[[^]]*\]|[^][:@]*)(?::[0-9]*)?")
 
 
 class Denial(NamedTuple):
@@ -50,7 +53,8 @@ def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
     """Why a request that changes something is refused, or None. ``headers``: by name in lower case."""
     site, origin, host = headers.get("sec-fetch-site"), headers.get("origin"), headers.get("host", "")
     # An opaque origin, "null", has no host and so is not ours either.
-    if site not in (None, "same-origin", "none") or (origin is not None and urlsplit(origin).netloc != host):
+    own = origin is None or origin.partition("://")[2] == host
+    if site not in (None, "same-origin", "none") or not own:
         return Denial(403, "cross_site", "this may be asked for by the balancer's own pages and by programs only")
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         return Denial(415, "not_json", "this takes Content-Type: application/json, and an empty body or a JSON object")
@@ -65,11 +69,8 @@ def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
             words = f"{settings.admin} is not on loopback, so this needs {TOKEN}, and it is not set"
             return Denial(403, "no_token_set", words)
         case _:
-            try:
-                name = urlsplit(f"//{host}").hostname or ""
-            except ValueError:
-                name = ""
-            if not is_loopback(name):
+            named = _HOST.fullmatch(host)
+            if not (named and is_loopback(named[1].lower())):
                 words = f"without {TOKEN} the Host has to be localhost or a loopback address"
                 return Denial(403, "foreign_host", words)
     return None

@@ -146,5 +146,6 @@ RESPONSE_LEGEND = """The member sends this; then the client asks once more. This
 
 TIME_LEGEND = """Each client was watched for {watch} s. *x after n s*: the answer, or just the close, and how long
 after the client had sent the beginning it came; what trickles in gets a byte a second. What is linked is documented,
-not measured. *not measured*: it takes a setting that is not everybody's default; of the balancer, its tests show it.
+not measured. *not measured*: it takes a setting that is not everybody's default, or is a bound of this
+project's own; of the balancer, its tests show it.
 """

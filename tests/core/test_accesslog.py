@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.accesslog import ID_MAX, _pieces, as_json, as_text
+from balancer.accesslog import ID_MAX, WAITING_MAX, AccessLog, _pieces, as_json, as_text
 from balancer.record import Record, Try
 from balancer.request import Request
 from balancer.settings import Address
@@ -54,6 +55,20 @@ def test_an_entry_names_trouble_only_where_there_was_some(name: str, value: Any,
 
 def test_nobody_answered() -> None:
     assert json.loads(as_json(record(member=None), 0.0))["member"] == ""
+
+
+async def test_lines_wait_for_each_other_until_there_is_much_of_them() -> None:
+    stream = io.StringIO()
+    log = AccessLog(stream)
+    log.done(record())
+    assert stream.getvalue() == ""
+    for _ in range(100):
+        log.done(record(b"/" + b"\xff" * 16_000))
+        written = stream.tell()
+        assert sum(map(len, log._lines)) <= WAITING_MAX
+    assert written
+    log.flush()
+    assert stream.getvalue().count("\n") == 101
 
 
 @given(target=st.binary(), id=st.binary(max_size=2 * ID_MAX), client=st.text(), reason=st.text())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import pytest
 
 from balancer.admin.guard import access, deny
@@ -105,3 +107,11 @@ def test_a_content_type_may_have_parameters() -> None:
 )
 def test_a_page_is_told_what_actions_need(settings: Settings, needs: str) -> None:
     assert access(settings) == needs
+
+
+def test_what_a_client_names_is_not_remembered() -> None:
+    before = urlsplit.cache_info()  # type: ignore[attr-defined]
+    long = "a" * 10_000
+    assert denied(LOOPBACK, host=long, origin=f"http://{long}") == "foreign_host"
+    assert denied(LOOPBACK, origin=f"http://{long}") == "cross_site"
+    assert urlsplit.cache_info() == before  # type: ignore[attr-defined]

@@ -45,6 +45,15 @@ def test_fields_that_connection_names_do_not_cross(value: bytes) -> None:
     assert b"x-hop" not in sent(headers)
 
 
+def test_fields_that_any_of_many_connection_fields_names_do_not_cross() -> None:
+    count = 2000
+    named = [(b"x-%d" % number, b"1") for number in range(count)]
+    options = [(b"connection", b"x-%d" % number) for number in range(count)]
+    assert response_headers([*options, (b"x-end", b"2"), *named]) == [(b"x-end", b"2")]
+    assert response_headers([(b"connection", b", ".join(name for name, _ in named)), *named]) == []
+    assert not sent([*options[:32], *named[:32]]).keys() & dict(named).keys()
+
+
 @pytest.mark.parametrize("name", [b"host", b"content-length", b"content-type", b"content-encoding"])
 def test_connection_cannot_take_away_what_the_message_needs(name: bytes) -> None:
     headers = [(b"connection", b"close, " + name), (name, b"1")]

@@ -12,7 +12,7 @@ import respx
 
 from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, Refusal, ResponseTimeout
 from balancer.health import State
-from balancer.httpx_upstream import HttpxUpstream
+from balancer.httpx_upstream import WORDS_MAX, HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
 from balancer.settings import Address, Settings
 from balancer.upstream import Timeouts, UpstreamRequest
@@ -225,6 +225,18 @@ async def test_httpx_errors_become_typed_faults(error: Exception, fault: type[Fa
     with pytest.raises(fault) as caught:
         await upstream.send(ONE, UpstreamRequest("GET", b"/", []))
     assert caught.value.sent is sent
+    await upstream.close()
+
+
+@pytest.mark.parametrize("error", [httpx.RemoteProtocolError, httpx.ConnectError, httpx.ReadTimeout])
+async def test_of_what_a_member_has_sent_not_more_than_a_line_is_quoted(error: type[httpx.TransportError]) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error("illegal status line: " + "x" * 100_000)
+
+    upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(fail))
+    with pytest.raises(Fault, match="illegal status line: xxx") as caught:
+        await upstream.send(ONE, UpstreamRequest("GET", b"/", []))
+    assert len(str(caught.value)) == WORDS_MAX
     await upstream.close()
 
 

@@ -281,6 +281,13 @@ def test_hosts_that_anybody_makes_up_are_not_kept_for_ever() -> None:
     assert len(routes._chains) <= 1024
 
 
+@pytest.mark.parametrize("host", ["x" * 10_000, "x." * 10_000 + "shop.example"], ids=["one label", "many labels"])
+def test_a_long_host_finds_its_route_and_is_not_kept(host: str) -> None:
+    routes = table("/api", "*.shop.example")
+    assert found(routes, host, "/api") == ("*.shop.example" if host.endswith("shop.example") else "/api")
+    assert not routes._chains
+
+
 HOSTS = ["", "a", "b.a", "c.b.a", "*.a", "*.b.a", "x"]
 SEGMENTS = ["p", "q", "pq"]
 

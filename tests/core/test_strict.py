@@ -4,7 +4,7 @@ import pytest
 
 from balancer.errors import Refusal
 from balancer.settings import Settings
-from balancer.strict import check
+from balancer.strict import OPTIONS_MAX, check, check_passed
 
 
 @pytest.mark.parametrize(("method", "status"), [(b"CONNECT", 501), (b"TRACE", 405)])
@@ -17,3 +17,35 @@ def test_a_refused_method_leaves_nothing_behind(method: bytes, status: int) -> N
     assert [it.status for it in refusals] == [status] * 2
     # An exception that is raised again keeps the frames of the time before, and so what they have in hand.
     assert refusals[0] is not refusals[1]
+
+
+@pytest.mark.parametrize("fields", [1, 3, OPTIONS_MAX])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_connection_has_a_bound_over_all_its_fields(fields: int, version: str) -> None:
+    options = [b"x-%d" % number for number in range(OPTIONS_MAX)]
+    values = [b",".join(options[number::fields]) for number in range(fields)]
+    head = [(b"host", b"a"), *((b"connection", it) for it in values)]
+    check(b"GET", b"/", head, version, 0, Settings())
+    check_passed(head)
+    for judge in (lambda it: check(b"GET", b"/", it, version, 0, Settings()), check_passed):
+        with pytest.raises(Refusal, match="Connection has 33 options, and may have 32") as caught:
+            judge([*head, (b"connection", b"close")])
+        assert (caught.value.status, caught.value.token) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize(
+    ("values", "version", "closes"),
+    [
+        ([b"Close"], "1.1", True),
+        ([b"x", b" close "], "1.1", True),
+        ([b"keep-alive"], "1.1", False),
+        ([b""], "1.1", False),
+        ([], "1.1", False),
+        ([b"x, Keep-Alive"], "1.0", False),
+        ([b"close"], "1.0", True),
+        ([], "1.0", True),
+    ],
+)
+def test_connection_says_whether_the_request_is_the_last(values: list[bytes], version: str, closes: bool) -> None:
+    head = [(b"host", b"a"), *((b"connection", it) for it in values)]
+    assert check(b"GET", b"/", head, version, 0, Settings())[1] is closes

@@ -628,7 +628,7 @@ ANSWERS = [answer for answers in RESPONSES.values() for answer in answers]
 
 @dataclass(frozen=True)
 class Bound:
-    """A limit that takes time or other means than bytes to show. ``test``: the id of the wire test that keeps it."""
+    """A limit that takes time, many clients or several doors to show. ``test``: the wire test that keeps it."""
 
     name: str
     promise: str
@@ -663,6 +663,8 @@ BOUNDS = (
     Bound("too many connections of one client",
           "503 beyond `MAX_CONNECTIONS_PER_CLIENT`, which is unlimited by default",
           "tests/wire/test_limits.py::test_connections_of_one_client_beyond_its_limit_are_refused_until_one_leaves"),
+    Bound("more than 32 options in `Connection`", "400, at every door",
+          "tests/wire/test_remembered.py::test_more_options_of_connection_are_refused_at_every_door"),
 )  # fmt: skip
 
 # What the balancer does not do as it should yet. Each leaves this list with its cure: its test then fails until it has.

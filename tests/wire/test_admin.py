@@ -229,6 +229,15 @@ async def test_bad_input_is_told_what_is_accepted(
         assert not (await port.member(one.address))["drained"]
 
 
+async def test_a_url_is_not_given_to_the_standard_librarys_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    split: list[str] = []
+    monkeypatch.setattr("starlette.datastructures.urlsplit", split.append)
+    async with balance(stats=Stats()) as running, administer(running) as port:
+        for path in ("/api/status", "/api/stream", "/nowhere", "/healthz/"):
+            await port.post(f"{path}?{'a' * 10_000}", content=b"", headers=JSON)
+    assert split == []
+
+
 @pytest.mark.parametrize("path", ["/", "/static/page.js", "/openapi.json", "/api/status", "/healthz", "/nowhere"])
 async def test_nothing_here_can_be_framed_sniffed_or_made_to_run_scripts_of_others(path: str) -> None:
     async with balance(stats=Stats()) as running, administer(running) as port:

@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from balancer.tracing import Tracing
+from balancer.tracing import VALUE_MAX, Tracing
 from tests.support.wire import Connection, Member, Running, balance
 
 pytestmark = pytest.mark.usefixtures("each_way")
@@ -68,6 +68,20 @@ async def test_a_request_is_a_span_of_the_clients_trace_and_the_members_parent()
         "network.peer.port": member.address.port,
     }
     assert span.start_time and span.end_time and span.start_time < span.end_time
+
+
+async def test_long_values_are_cut_in_a_span() -> None:
+    it = Traced()
+    async with Member() as member, balance(member, observers=[it.tracing], trace=it.tracing.begin) as running:
+        long = "a" * 10_000
+        await running.exchange(
+            f"GET /{long} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Request-ID: {long}\r\n\r\n".encode()
+        )
+        await running.idle()
+    (span,) = it.spans()
+    assert span.attributes
+    assert span.attributes["url.path"] == "/" + long[: VALUE_MAX - 1]
+    assert span.attributes["http.request.header.x-request-id"] == (long[:VALUE_MAX],)
 
 
 async def test_a_request_without_a_trace_begins_one() -> None:
