@@ -13,6 +13,7 @@ test: .venv/.ready
 lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/.ready
 	$(BIN)/mypy

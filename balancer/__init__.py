@@ -12,17 +12,17 @@ __all__ = ["BalancedTransport", "LoadBalancer", "Settings", "SettingsError", "__
 # Known to type checkers by its name; ``typing`` itself takes a while to import.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from balancer.config.settings import Settings as Settings
+    from balancer.config.settings import SettingsError as SettingsError
     from balancer.loadbalancer import LoadBalancer as LoadBalancer
-    from balancer.settings import Settings as Settings
-    from balancer.settings import SettingsError as SettingsError
     from balancer.transport import BalancedTransport as BalancedTransport
 else:
     # What is imported when it is first asked for, and whence.
     _LAZY = {
         "BalancedTransport": "balancer.transport",
         "LoadBalancer": "balancer.loadbalancer",
-        "Settings": "balancer.settings",
-        "SettingsError": "balancer.settings",
+        "Settings": "balancer.config.settings",
+        "SettingsError": "balancer.config.settings",
     }
 
     def __getattr__(name):

@@ -14,10 +14,10 @@ import termios
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+from balancer.config.settings import Settings
 from balancer.edge import Edge
 from balancer.errors import OURS
 from balancer.proxyprotocol import FIXED, REST_MAX, Malformed, parse
-from balancer.settings import Settings
 from balancer.tls import HTTP2, Certificate
 from balancer.tunnel import HIGH_WATER
 

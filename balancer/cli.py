@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from balancer import __version__
-from balancer.cores import usable_cores
+from balancer.config.cpu import usable_cores
+from balancer.config.settings import Address, Settings, SettingsError, flag, misspelt, show, variable
 from balancer.exits import FAILED, UNUSABLE
 from balancer.listen import CannotListen, listening
 from balancer.routes import describe, read
-from balancer.settings import Address, Settings, SettingsError, flag, misspelt, show, variable
 
 if TYPE_CHECKING:
     from balancer.tls import Certificate

@@ -25,6 +25,7 @@ from typing import NamedTuple, Protocol
 import httptools
 
 from balancer import tcp
+from balancer.config.settings import Address
 from balancer.errors import (
     ConnectionDied,
     Fault,
@@ -38,7 +39,6 @@ from balancer.http1 import chunk, last_chunk, response_lines
 from balancer.memo import HEAD_MAX as KNOWN_MAX
 from balancer.memo import Memo
 from balancer.request import Body
-from balancer.settings import Address
 from balancer.upstream import Timeouts
 
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also

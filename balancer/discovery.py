@@ -16,13 +16,13 @@ import dns.rcode
 import dns.rdatatype
 import dns.resolver
 
+from balancer.config.settings import Address, Settings, SettingsError
 from balancer.dispatch import Clock
 from balancer.dnsquery import EDNS_PAYLOAD, Reply, Service, ask, unpack
 from balancer.health import URGENT_INTERVAL
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.pace import Pace
 from balancer.search import Search, candidates
-from balancer.settings import Address, Settings, SettingsError
 from balancer.targets import Hosts, Targets
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from balancer import retry
+from balancer.config.settings import Settings
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
 from balancer.headers import NO_FIELDS, TRACE_FIELDS, Headers, RequestHeaders, content_length, own_headers, with_prefix
 from balancer.health import Event, State
@@ -22,7 +23,6 @@ from balancer.membership import Member, Membership
 from balancer.policies import Policy
 from balancer.record import Record, request_ids
 from balancer.request import Body, Request
-from balancer.settings import Settings
 from balancer.slots import Slots
 from balancer.upstream import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
 

@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from balancer.config.settings import Settings
 from balancer.membership import Change, Member, Snapshot
 from balancer.observer import Observer
-from balancer.settings import Settings
 
 
 def make_notes() -> int:

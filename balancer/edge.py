@@ -25,7 +25,8 @@ import httptools
 import uvicorn
 from uvicorn.server import ServerState
 
-from balancer import memory
+from balancer import malloc
+from balancer.config.settings import Settings
 from balancer.dispatch import refusal_response
 from balancer.errors import Refusal
 from balancer.exchange import Exchange
@@ -34,7 +35,6 @@ from balancer.http1 import response_head
 from balancer.memo import HEAD_MAX, Memo
 from balancer.proxy import Proxy
 from balancer.request import Request
-from balancer.settings import Settings
 from balancer.strict import check, head_size, head_too_large, malformed
 from balancer.tunnel import HIGH_WATER, Tunnel
 from balancer.upstream import UpstreamResponse
@@ -142,7 +142,7 @@ class Clients:
         if self._crowd > CROWD and len(connections) < self._crowd / 2:
             self._crowd = len(connections)
             gc.collect()
-            memory.trim()
+            malloc.trim()
         return connections
 
     def _sweep(self, left: list[Connection]) -> None:

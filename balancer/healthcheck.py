@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 
-from balancer.settings import Address, Settings, SettingsError, UnixSocket
+from balancer.config.settings import Address, Settings, SettingsError, UnixSocket
 
 LIMIT_SECONDS = 2
 

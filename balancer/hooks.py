@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from balancer.config.settings import Address
 from balancer.errors import Refusal
 from balancer.headers import HOP_BY_HOP, Headers
 from balancer.health import State
 from balancer.membership import Member
 from balancer.request import Request
-from balancer.settings import Address
 
 __all__ = ["Fields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]
 

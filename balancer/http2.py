@@ -30,11 +30,11 @@ from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Prot
 from uvicorn.server import ServerState
 
 from balancer import edge
+from balancer.config.settings import Settings
 from balancer.dispatch import refusal_response
 from balancer.edge import Clients
 from balancer.errors import ClientGone, Refusal
 from balancer.headers import Headers
-from balancer.settings import Settings
 from balancer.strict import check, malformed
 from balancer.visit import SHUTTING_DOWN, Message, Receive, Scope, Send
 

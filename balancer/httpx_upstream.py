@@ -21,6 +21,7 @@ import httpcore
 import httpx
 
 from balancer import tcp
+from balancer.config.settings import Address
 from balancer.errors import (
     OURS,
     ConnectFailed,
@@ -34,7 +35,6 @@ from balancer.errors import (
 )
 from balancer.headers import Headers, announces_close, response_headers
 from balancer.request import Body
-from balancer.settings import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 
 # Below the 5 s after which a uvicorn member closes an idle connection.

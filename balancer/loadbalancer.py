@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from balancer import plugins
+from balancer.config.settings import Address, Settings, SettingsError
 from balancer.discovery import Discovery, DnsResolver, Resolve
 from balancer.dispatch import Clock, Dispatcher, Trace
 from balancer.health import Event, State
@@ -25,7 +26,6 @@ from balancer.observer import Observer, all_done
 from balancer.policies import Policy, make_policy
 from balancer.probes import TICK, Probe, Prober, make_probe
 from balancer.proxy import Proxy
-from balancer.settings import Address, Settings, SettingsError
 from balancer.slots import GATHER_SECONDS
 from balancer.stats import Stats
 from balancer.upstream import Connections, Timeouts, Upstream

@@ -25,8 +25,8 @@ from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
+from balancer.config.settings import Address
 from balancer.health import CLOSES_TO_SUSPECT, CONTACT_LOST, TRANSITIONS, Event, State
-from balancer.settings import Address
 
 EMPTY_POLLS = 3
 # Members that a sentence names.

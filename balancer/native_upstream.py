@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
-from balancer import memory
+from balancer import malloc
+from balancer.config.settings import Address
 from balancer.connection import KnownHead, MemberConnection, Response, frame
 from balancer.errors import OURS, ConnectionDied, Refusal, connect_failed
 from balancer.headers import Headers
 from balancer.http1 import request_head
 from balancer.memo import Memo
 from balancer.request import Request
-from balancer.settings import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 
 # Below the 5 s after which a uvicorn member closes an idle connection, by more than one sweep.
@@ -137,7 +137,7 @@ class NativeUpstream:
             self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
         else:
             self._sweeper = None
-            memory.trim()
+            malloc.trim()
 
     def heard(self, address: Address) -> None:
         if link := self._links.get(address):

@@ -17,11 +17,11 @@ from importlib import import_module
 from random import Random
 from typing import Any, NamedTuple, cast
 
+from balancer.config.settings import HOOKS, PLACE, POLICIES, POLICY, Kind, Settings, SettingsError, variable
 from balancer.guarded import GuardedPolicy, HookChain, Reports, describe, kind_of, name_of
 from balancer.hooks import METHODS, Hooks, overrides
 from balancer.observer import Observer
 from balancer.policies import Policy
-from balancer.settings import HOOKS, PLACE, POLICIES, POLICY, Kind, Settings, SettingsError, variable
 
 POLICY_GROUP = "balancer.policies"
 HOOKS_GROUP = "balancer.hooks"

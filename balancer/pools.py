@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from balancer.config.settings import Settings, SettingsError, variable
 from balancer.dispatch import Clock, Course, Destination, DirectSink, Dispatcher, Sink, refuse
 from balancer.errors import Refusal
 from balancer.loadbalancer import LoadBalancer
@@ -26,7 +27,6 @@ from balancer.proxy import Proxy
 from balancer.record import Record, request_ids
 from balancer.request import Request
 from balancer.routes import Table, inline, read
-from balancer.settings import Settings, SettingsError, variable
 from balancer.stats import Stats
 from balancer.visit import Receive, Scope, Send
 

@@ -10,11 +10,11 @@ from heapq import heappop, heappush
 from math import inf
 from random import Random
 
+from balancer.config.settings import Address, Settings
 from balancer.dispatch import Clock
 from balancer.errors import OURS, connect_failed
 from balancer.health import LATE_SECONDS, URGENT_INTERVAL, Event, State, next_probe, weigh
 from balancer.membership import Member, Membership
-from balancer.settings import Address, Settings
 
 # How many probes of a member may be under way. A container is in DNS before its network is set up, and the
 # connection that is asked for too early hangs for a second; the next one, asked for a tenth of a second

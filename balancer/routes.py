@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from balancer.config.settings import Kind, Settings, SettingsError, show, variable
 from balancer.errors import Refusal
 from balancer.memo import Known
 from balancer.request import Request
-from balancer.settings import Kind, Settings, SettingsError, show, variable
 from balancer.strict import malformed
 
 # The settings that a route may have of its own. All others are the listener's, or the process's.

@@ -30,6 +30,7 @@ from balancer.admin.names import Names
 from balancer.admin.report import Reporter
 from balancer.admin.view import Usage, View
 from balancer.channel import pair
+from balancer.config.settings import Settings, SettingsError
 from balancer.discovery import system_nameservers
 from balancer.drains import Drains
 from balancer.edge import Clients
@@ -39,7 +40,6 @@ from balancer.loadbalancer import LoadBalancer
 from balancer.observer import Observer
 from balancer.pools import Pools
 from balancer.routes import Table
-from balancer.settings import Settings, SettingsError
 from balancer.stats import Stats
 from balancer.supervisor import LEAVE, Post, Slot
 from balancer.tls import Certificate

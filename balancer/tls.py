@@ -7,7 +7,7 @@ import ssl
 from importlib.util import find_spec
 from pathlib import Path
 
-from balancer.settings import Settings, SettingsError, variable
+from balancer.config.settings import Settings, SettingsError, variable
 
 log = logging.getLogger(__name__)
 

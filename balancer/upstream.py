@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple, Protocol
 
+from balancer.config.settings import Address, Settings
 from balancer.headers import Headers
 from balancer.request import Body, Request
-from balancer.settings import Address, Settings
 
 
 @dataclass(frozen=True, slots=True)

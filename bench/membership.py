@@ -29,6 +29,7 @@ import dns.rrset
 import httpx
 import uvloop
 
+from balancer.config.settings import Address, Settings
 from balancer.discovery import DnsResolver
 from balancer.health import Event
 from balancer.hold import Hold
@@ -37,7 +38,6 @@ from balancer.membership import Answer, Endpoint, Membership, Outcome, Snapshot
 from balancer.policies import make_policy
 from balancer.probes import Verdict, make_probe
 from balancer.request import Request
-from balancer.settings import Address, Settings
 from balancer.slots import Slots
 from balancer.stats import Stats
 from balancer.transport import BalancedTransport

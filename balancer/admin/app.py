@@ -24,9 +24,9 @@ from balancer.admin.guard import deny
 from balancer.admin.metrics import metrics_endpoint
 from balancer.admin.tracks import Pool
 from balancer.admin.view import Usage, View, by_name
+from balancer.config.settings import Settings
 from balancer.membership import Member
 from balancer.proof import CHALLENGE, prove
-from balancer.settings import Settings
 from balancer.stats import Stats
 from balancer.supervisor import Post
 

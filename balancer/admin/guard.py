@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from balancer.settings import Settings, variable
+from balancer.config.settings import Settings, variable
 
 TOKEN = variable("admin_token")
 

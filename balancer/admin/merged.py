@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 from balancer.admin.report import INTERVAL, Ask, Drain, PoolReport, Report, Row
 from balancer.admin.view import Usage
 from balancer.channel import Channel
+from balancer.config.settings import Address, Settings
 from balancer.dispatch import Clock
 from balancer.events import WINDOW, Events, Happening, Kind, Level
 from balancer.health import State
 from balancer.membership import Member, Snapshot
-from balancer.settings import Address, Settings
 from balancer.stats import Stats
 from balancer.upstream import Connections
 

@@ -10,12 +10,12 @@ from typing import NamedTuple, TypeVar
 
 from balancer.admin.view import Usage
 from balancer.channel import Channel
+from balancer.config.settings import Address, Settings
 from balancer.events import Happening
 from balancer.health import State
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Endpoint, Member, Snapshot
 from balancer.pools import Pools
-from balancer.settings import Address, Settings
 from balancer.stats import Stats
 from balancer.upstream import Connections
 

@@ -9,9 +9,9 @@ from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+from balancer.config.settings import Address, Settings
 from balancer.dispatch import Clock
 from balancer.membership import Member, Snapshot
-from balancer.settings import Address, Settings
 from balancer.stats import Stats
 from balancer.upstream import Connections
 

@@ -15,6 +15,7 @@ from math import ceil, inf
 from random import Random
 from typing import Any
 
+from balancer.config.settings import Address, Settings
 from balancer.dispatch import Course, Dispatcher
 from balancer.headers import NO_FIELDS, Headers
 from balancer.loadbalancer import LoadBalancer
@@ -22,7 +23,6 @@ from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.observer import Observer
 from balancer.record import Record
 from balancer.request import Request
-from balancer.settings import Address, Settings
 from balancer.upstream import PendingResponse, UpstreamResponse
 from bench.simulation.members import Container, Life, Links
 from tests.support.virtual import VirtualLoop

@@ -9,8 +9,8 @@ import pytest
 
 from balancer import __version__
 from balancer.cli import main
+from balancer.config.settings import Address, Settings, flag, variable
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
-from balancer.settings import Address, Settings, flag, variable
 from balancer.watch import Options
 from tests.support.scripted import ScriptedProbe
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from balancer import cores
+from balancer.config import cpu
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of eight cores; its control groups are below ``cgroup``."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(cores, "CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(cores, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(cpu, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cpu, "OWN_CGROUPS", tmp_path / "own")
     (tmp_path / "cgroup").mkdir()
     return tmp_path
 
@@ -26,10 +26,10 @@ def write(path: Path, text: str) -> None:
 
 
 def test_without_a_quota_it_is_the_affinity(machine: Path) -> None:
-    assert cores.usable_cores() == 8
+    assert cpu.usable_cores() == 8
     write(machine / "own", "0::/\n")
     write(machine / "cgroup/cpu.max", "max 100000\n")
-    assert cores.usable_cores() == 8
+    assert cpu.usable_cores() == 8
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ def test_without_a_quota_it_is_the_affinity(machine: Path) -> None:
 def test_a_quota_counts_rounded_up(machine: Path, quota: str, expected: int) -> None:
     write(machine / "own", "0::/\n")
     write(machine / "cgroup/cpu.max", f"{quota}\n")
-    assert cores.usable_cores() == expected
+    assert cpu.usable_cores() == expected
 
 
 def test_the_smallest_quota_of_all_groups_around_counts(machine: Path) -> None:
     write(machine / "own", "0::/system.slice/balancer.service\n")
     write(machine / "cgroup/system.slice/cpu.max", "300000 100000\n")
     write(machine / "cgroup/system.slice/balancer.service/cpu.max", "500000 100000\n")
-    assert cores.usable_cores() == 3
+    assert cpu.usable_cores() == 3
 
 
 def test_the_first_version_of_control_groups_counts_too(machine: Path) -> None:
@@ -53,6 +53,6 @@ def test_the_first_version_of_control_groups_counts_too(machine: Path) -> None:
     write(machine / "own", "12:pids:/docker/abc\n4:cpu,cpuacct:/docker/abc\n0::/\n")
     write(machine / "cgroup/cpu,cpuacct/cpu.cfs_quota_us", "250000\n")
     write(machine / "cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n")
-    assert cores.usable_cores() == 3
+    assert cpu.usable_cores() == 3
     write(machine / "cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1\n")
-    assert cores.usable_cores() == 8
+    assert cpu.usable_cores() == 8

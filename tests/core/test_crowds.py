@@ -7,12 +7,12 @@ import logging
 
 import pytest
 
+from balancer.config.settings import Address
 from balancer.connection import MemberConnection
 from balancer.health import State
 from balancer.loadbalancer import FLIPS_LOGGED, NAMED, FlipLog, named
 from balancer.membership import Endpoint, Member
 from balancer.native_upstream import FAREWELLS, NativeUpstream
-from balancer.settings import Address
 from balancer.upstream import Timeouts
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from balancer.config.settings import Address, Settings
 from balancer.drains import Drains, make_notes
 from balancer.membership import Change, Endpoint, Member, Snapshot
-from balancer.settings import Address, Settings
 
 NOW = Snapshot((), 0.0)
 

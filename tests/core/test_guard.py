@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from balancer.admin.guard import access, deny
-from balancer.settings import Address, Settings
+from balancer.config.settings import Address, Settings
 
 TOKEN = "correct-horse"
 JSON = {"content-type": "application/json", "host": "localhost:9000"}

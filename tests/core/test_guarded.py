@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from balancer.config.settings import Address
 from balancer.errors import ConnectFailed, Refusal
 from balancer.guarded import KINDS_MAX, GuardedPolicy, HookChain, Reports, describe
 from balancer.headers import Headers
@@ -16,7 +17,6 @@ from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.membership import Endpoint, Member
 from balancer.policies import Policy
 from balancer.request import Request
-from balancer.settings import Address
 from tests.support.nought import Nought
 
 RAW = Request("GET", b"/", [(b"host", b"a")], "192.0.2.1")

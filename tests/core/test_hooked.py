@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from balancer import plugins
+from balancer.config.settings import Settings
 from balancer.dispatch import Course, Dispatcher
 from balancer.headers import NO_FIELDS, Headers
 from balancer.hooked import HookedDispatcher
@@ -18,7 +19,6 @@ from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Member, Membership
 from balancer.policies import Policy, RoundRobin
 from balancer.request import Request
-from balancer.settings import Settings
 from balancer.upstream import Timeouts, UpstreamResponse
 
 

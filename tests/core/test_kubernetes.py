@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import balancer
-from balancer.settings import Settings, variable
+from balancer.config.settings import Settings, variable
 from tests.support.guide import files
 from worker import drain
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balancer.config.settings import Address
 from balancer.health import CLOSES_TO_SUSPECT, Event, State
 from balancer.membership import (
     EMPTY_POLLS,
@@ -18,7 +19,6 @@ from balancer.membership import (
     Outcome,
     Snapshot,
 )
-from balancer.settings import Address
 
 NXDOMAIN = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
 SERVFAIL = Answer("A", Outcome.UNKNOWN, rcode="SERVFAIL")

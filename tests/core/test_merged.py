@@ -14,12 +14,12 @@ from balancer.admin.merged import LEARNS, STALE, Hub, MergedPool
 from balancer.admin.report import Drain, PoolReport, Report, Row
 from balancer.admin.view import Usage
 from balancer.channel import PACKET, Channel, pair
+from balancer.config.settings import Address, Settings
 from balancer.events import Happening, Kind, Level
 from balancer.health import State
 from balancer.membership import Endpoint
 from balancer.record import Record
 from balancer.request import Request
-from balancer.settings import Address, Settings
 from balancer.stats import Stats, Tally
 from balancer.upstream import Connections
 

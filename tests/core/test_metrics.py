@@ -15,13 +15,13 @@ from starlette.routing import Route
 
 from balancer.admin.metrics import METRICS, PoolCollector, metrics_endpoint
 from balancer.admin.view import by_name
+from balancer.config.settings import Address, Settings
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.health import Event
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.record import Record, Try
 from balancer.request import Request
-from balancer.settings import Address, Settings
 from balancer.stats import Stats
 from tests.core.test_readme import README
 from tests.support.metrics import Scrape, known, lint, values

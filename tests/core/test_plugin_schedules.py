@@ -14,13 +14,13 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
+from balancer.config.settings import Address
 from balancer.errors import ClientGone, ConnectFailed, Refusal, ResponseTimeout, TruncatedResponse
 from balancer.headers import Headers
 from balancer.health import State
 from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.membership import Endpoint, Member
 from balancer.policies import Policy
-from balancer.settings import Address
 from tests.core.test_schedules import World, run
 from tests.core.test_schedules import quiet as quiet
 from tests.support.virtual import VirtualLoop

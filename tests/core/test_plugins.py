@@ -14,6 +14,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from balancer import BalancedTransport, plugins
+from balancer.config.settings import Address, Settings, SettingsError
 from balancer.guarded import GuardedPolicy
 from balancer.hooks import HookRequest, Hooks
 from balancer.loadbalancer import LoadBalancer
@@ -21,7 +22,6 @@ from balancer.membership import Endpoint, Member
 from balancer.observer import Observer
 from balancer.policies import Sticky, make_policy
 from balancer.request import Request
-from balancer.settings import Address, Settings, SettingsError
 
 SOURCE = """
     import functools

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from balancer.config.settings import Address, Settings
 from balancer.headers import Headers
 from balancer.hooks import HookRequest
 from balancer.membership import Endpoint, Member
@@ -25,7 +26,6 @@ from balancer.policies import (
     make_policy,
 )
 from balancer.request import Request
-from balancer.settings import Address, Settings
 from tests.support.nought import Nought
 
 

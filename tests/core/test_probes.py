@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from balancer.config.settings import Address
 from balancer.health import Event, State
 from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
 from balancer.probes import (
@@ -23,7 +24,6 @@ from balancer.probes import (
     Prober,
     Verdict,
 )
-from balancer.settings import Address
 from tests.support.virtual import VirtualLoop
 
 HANG = 1.0

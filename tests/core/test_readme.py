@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from balancer.settings import Settings, show, variable
+from balancer.config.settings import Settings, show, variable
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

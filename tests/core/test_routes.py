@@ -11,10 +11,10 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
+from balancer.config.settings import Settings, SettingsError
 from balancer.errors import Refusal
 from balancer.request import Request
 from balancer.routes import PER_POOL, Route, Table, describe, parse_inline, parse_toml, read
-from balancer.settings import Settings, SettingsError
 
 SETTINGS = Settings()
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from balancer import slots
+from balancer.config.settings import Address, Settings
 from balancer.dispatch import Course
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
 from balancer.headers import NO_FIELDS, Headers
@@ -31,7 +32,6 @@ from balancer.probes import Verdict
 from balancer.record import Record
 from balancer.request import Request
 from balancer.retry import IDEMPOTENT, MAX_REPEATS
-from balancer.settings import Address, Settings
 from balancer.upstream import PendingResponse, UpstreamRequest, UpstreamResponse
 from tests.support.virtual import VirtualLoop
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.settings import Address, Settings, SettingsError, UnixSocket, misspelt, show, variable
+from balancer.config.settings import Address, Settings, SettingsError, UnixSocket, misspelt, show, variable
 
 NAMES = [variable(it.name) for it in fields(Settings)]
 

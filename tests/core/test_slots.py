@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from balancer.config.settings import Address
 from balancer.errors import Refusal
 from balancer.health import Event
 from balancer.hold import Claim, Hold
 from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
 from balancer.policies import RoundRobin
 from balancer.request import Request
-from balancer.settings import Address
 from balancer.slots import GATHER_MIN, Slots
 from tests.support.nought import Nought
 

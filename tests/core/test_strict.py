@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.settings import Settings
 from balancer.strict import OPTIONS_MAX, check, check_passed
 
 

@@ -13,9 +13,9 @@ import httpx
 from jsonschema import Draft202012Validator
 
 import balancer.admin
+from balancer.config.settings import Address, Settings
 from balancer.listen import listen
 from balancer.server import Admin
-from balancer.settings import Address, Settings
 from tests.support.wire import Running
 
 OPENAPI = json.loads((Path(balancer.admin.__file__).parent / "openapi.json").read_text())

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
+from balancer.config.settings import Address, Settings
 from balancer.discovery import Resolve
 from balancer.dispatch import Trace
 from balancer.edge import Clients
@@ -21,7 +22,6 @@ from balancer.policies import Policy
 from balancer.probes import Probe
 from balancer.record import Record
 from balancer.server import accept, make_listener
-from balancer.settings import Address, Settings
 from balancer.stats import Stats
 from balancer.tls import Certificate
 from balancer.upstream import Timeouts, Upstream

@@ -18,11 +18,11 @@ from balancer.admin.app import admin_app
 from balancer.admin.board import Board
 from balancer.admin.names import AT_A_TIME, Names
 from balancer.admin.tracks import CHART
+from balancer.config.settings import Address, Settings
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.dnsquery import Reply
 from balancer.membership import Endpoint
 from balancer.membership import Member as PoolMember
-from balancer.settings import Address, Settings
 from balancer.stats import Stats
 from tests.support.admin import JSON, OPENAPI, AdminPort, Page, administer, check, opened
 from tests.support.scripted import ScriptedProbe, ScriptedResolver

@@ -12,11 +12,11 @@ import dns.name
 import dns.rcode
 import pytest
 
+from balancer.config.settings import Address, Settings
 from balancer.demo.dnsserver import Answerer, DnsServer, Zone
 from balancer.discovery import DnsResolver
 from balancer.dnsquery import ask
 from balancer.membership import Endpoint, Membership, Outcome, Snapshot
-from balancer.settings import Address, Settings
 from balancer.targets import REFRESHED
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Member, balance, eventually

@@ -18,10 +18,10 @@ import dns.rcode
 import pytest
 
 from balancer import dnsquery, pace
+from balancer.config.settings import Settings
 from balancer.demo.dnsserver import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.discovery import DnsResolver, System
-from balancer.settings import Settings
 from tests.support.wire import Member, Running, balance, eventually
 
 OUTAGE = float(os.environ.get("DNS_OUTAGE_SECONDS", "2"))

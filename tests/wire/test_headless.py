@@ -16,13 +16,13 @@ import dns.message
 import dns.rcode
 import pytest
 
+from balancer.config.settings import Address, Settings, SettingsError
 from balancer.demo.dnsserver import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.discovery import DnsResolver, System, read_system
 from balancer.health import State
 from balancer.membership import Outcome, Snapshot
 from balancer.search import LOOK_ROUNDS, RECHECK_ROUNDS
-from balancer.settings import Address, Settings, SettingsError
 from tests.support.cluster import NAMESPACE, NDOTS, SEARCH, SERVICE, Cache, Headless, Pod
 from tests.support.wire import OK, Running, balance, eventually
 

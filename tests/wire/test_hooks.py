@@ -15,12 +15,12 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import InvalidStatus
 
 from balancer import edge
+from balancer.config.settings import Address, Settings
 from balancer.headers import Headers
 from balancer.health import State
 from balancer.hooks import Fields, HookRequest, HookResponse, Hooks, Refusal
 from balancer.membership import Member as KnownMember
 from balancer.policies import HashRing, LeastRequests, Policy, make_policy
-from balancer.settings import Address, Settings
 from tests.support import tls
 from tests.support.http2 import Http2Client
 from tests.support.scripted import ScriptedResolver

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
 from balancer import edge, http2
-from balancer.settings import Settings
+from balancer.config.settings import Settings
 from tests.support import wire
 from tests.support.http2 import Answer, Http2Client
 from tests.support.processes import serving

@@ -16,11 +16,11 @@ import pytest
 
 from balancer import __version__, dnsquery, edge
 from balancer.accesslog import as_json
+from balancer.config.settings import Address, Settings
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.discovery import DnsResolver
 from balancer.errors import TOKENS, UNTOLD
-from balancer.settings import Address, Settings
 from tests.support.explained import CASES, GET, POST
 from tests.support.metrics import Scrape, admin, lint
 from tests.support.scripted import ScriptedResolver

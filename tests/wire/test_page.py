@@ -12,10 +12,10 @@ from playwright.async_api import Page, expect
 
 from balancer.admin.board import Board, Viewer
 from balancer.admin.names import Names
+from balancer.config.settings import Address
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.record import Record
 from balancer.request import Request
-from balancer.settings import Address
 from balancer.stats import Stats
 from tests.support.admin import AdminPort, administer
 from tests.support.browser import browser

@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from balancer import pools
+from balancer.config.settings import Address, Settings
 from balancer.edge import Clients
 from balancer.health import State
 from balancer.listen import listen
@@ -26,7 +27,6 @@ from balancer.pools import Pools
 from balancer.record import Record
 from balancer.routes import read
 from balancer.server import make_listener
-from balancer.settings import Address, Settings
 from balancer.stats import Stats
 from balancer.upstream import Timeouts
 from tests.support import wire

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from websockets.asyncio.client import connect
 
 from balancer.cli import main
-from balancer.settings import SettingsError
+from balancer.config.settings import SettingsError
 from balancer.tls import Certificate
 from tests.support.processes import serving
 from tests.support.tls import authority, issue, trusting

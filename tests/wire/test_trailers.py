@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from balancer.settings import Settings
+from balancer.config.settings import Settings
 from tests.support.wire import OK, Connection, Member, balance
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\n\r\n"
