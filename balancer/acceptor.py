@@ -17,7 +17,7 @@ from typing import Any, cast
 from balancer.config.settings import Settings
 from balancer.edge import Edge
 from balancer.errors import OURS
-from balancer.proxyprotocol import FIXED, REST_MAX, Malformed, parse
+from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
 from balancer.tls import HTTP2, Certificate
 from balancer.tunnel import HIGH_WATER
 

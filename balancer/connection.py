@@ -34,11 +34,11 @@ from balancer.errors import (
     SilentResponse,
     TruncatedResponse,
 )
-from balancer.headers import HOP_BY_HOP, NO_FIELDS, Headers, content_length, nominated, trailers
-from balancer.http1 import chunk, last_chunk, response_lines
-from balancer.memo import HEAD_MAX as KNOWN_MAX
-from balancer.memo import Memo
-from balancer.request import Body
+from balancer.http.headers import HOP_BY_HOP, NO_FIELDS, Headers, content_length, nominated, trailers
+from balancer.http.memo import HEAD_MAX as KNOWN_MAX
+from balancer.http.memo import Memo
+from balancer.http.request import Body
+from balancer.http.serialize import chunk, last_chunk, response_lines
 from balancer.upstream import Timeouts
 
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also

@@ -15,14 +15,22 @@ from typing import TYPE_CHECKING, Protocol
 from balancer import retry
 from balancer.config.settings import Settings
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
-from balancer.headers import NO_FIELDS, TRACE_FIELDS, Headers, RequestHeaders, content_length, own_headers, with_prefix
 from balancer.health import Event, State
 from balancer.hold import Claim, Hold
-from balancer.http1 import request_head
+from balancer.http.headers import (
+    NO_FIELDS,
+    TRACE_FIELDS,
+    Headers,
+    RequestHeaders,
+    content_length,
+    own_headers,
+    with_prefix,
+)
+from balancer.http.request import Body, Request
+from balancer.http.serialize import request_head
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
 from balancer.record import Record, request_ids
-from balancer.request import Body, Request
 from balancer.slots import Slots
 from balancer.upstream import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
 

@@ -1,7 +1,7 @@
 """The front end of ``balancer serve``: HTTP/1.1 from the client's socket to ``dispatch``, without ASGI in between.
 
 uvicorn runs it (``Config(http=...)``) and keeps the sockets, TLS, signals and the shutdown. httptools
-parses, and ``balancer.strict`` refuses what it lets pass and must not be passed on.
+parses, and ``balancer.http.validation`` refuses what it lets pass and must not be passed on.
 
 Rules (RFC 9110, RFC 9112):
 * A request that is ambiguous or malformed is answered 4xx, its connection is closed, and nothing of it
@@ -30,12 +30,12 @@ from balancer.config.settings import Settings
 from balancer.dispatch import refusal_response
 from balancer.errors import Refusal
 from balancer.exchange import Exchange
-from balancer.headers import Headers, plain_address
-from balancer.http1 import response_head
-from balancer.memo import HEAD_MAX, Memo
+from balancer.http.headers import Headers, plain_address
+from balancer.http.memo import HEAD_MAX, Memo
+from balancer.http.request import Request
+from balancer.http.serialize import response_head
+from balancer.http.validation import check, head_size, head_too_large, malformed
 from balancer.proxy import Proxy
-from balancer.request import Request
-from balancer.strict import check, head_size, head_too_large, malformed
 from balancer.tunnel import HIGH_WATER, Tunnel
 from balancer.upstream import UpstreamResponse
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from balancer.dispatch import REPLAY_BYTES
 from balancer.errors import ClientGone, Refusal
-from balancer.headers import NO_FIELDS, Headers
-from balancer.http1 import NO_BODY, chunk, last_chunk, response_head, response_lines
-from balancer.request import Request
+from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.request import Request
+from balancer.http.serialize import NO_BODY, chunk, last_chunk, response_head, response_lines
 from balancer.tunnel import CLOSE_SECONDS, HIGH_WATER, Tunnel
 from balancer.upstream import PendingResponse, UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, Visit

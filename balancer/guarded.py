@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from balancer.dispatch import refusal_response
 from balancer.errors import Refusal
-from balancer.headers import NO_FIELDS, Headers
 from balancer.health import Event, State
 from balancer.hooks import METHODS, Fields, HookRequest, HookResponse, Hooks, overrides
+from balancer.http.headers import NO_FIELDS, Headers
 from balancer.membership import Change, Member, Snapshot
 from balancer.observer import Observer
 from balancer.policies import Policy, RoundRobin

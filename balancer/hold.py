@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from balancer.errors import Refusal
+from balancer.http.request import AnyRequest
 from balancer.membership import Member
-from balancer.request import AnyRequest
 
 
 @dataclass(slots=True, eq=False)

@@ -3,7 +3,7 @@
 Rules:
 * Hooks and policies get one object for a request, whose fields only ``on_request`` may change.
 * Where there are hooks for requests, each request is an object of its own, with a head of its own for the member. What
-  is known by its bytes (``balancer.memo``) stays as it was, because a hook may decide otherwise the next time.
+  is known by its bytes (``balancer.http.memo``) stays as it was, because a hook may decide otherwise the next time.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from balancer.dispatch import Course, DirectSink, Dispatcher, Sink
 from balancer.guarded import HookChain
-from balancer.headers import connection, nominated
 from balancer.hooks import HookRequest, HookResponse
-from balancer.request import Request
+from balancer.http.headers import connection, nominated
+from balancer.http.request import Request
 from balancer.upstream import UpstreamResponse
 
 

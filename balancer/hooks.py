@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 from balancer.config.settings import Address
 from balancer.errors import Refusal
-from balancer.headers import HOP_BY_HOP, Headers
 from balancer.health import State
+from balancer.http.headers import HOP_BY_HOP, Headers
+from balancer.http.request import Request
 from balancer.membership import Member
-from balancer.request import Request
 
 __all__ = ["Fields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]
 

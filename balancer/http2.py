@@ -34,8 +34,8 @@ from balancer.config.settings import Settings
 from balancer.dispatch import refusal_response
 from balancer.edge import Clients
 from balancer.errors import ClientGone, Refusal
-from balancer.headers import Headers
-from balancer.strict import check, malformed
+from balancer.http.headers import Headers
+from balancer.http.validation import check, malformed
 from balancer.visit import SHUTTING_DOWN, Message, Receive, Scope, Send
 
 # zttp breaks a connection off after 4096 streams, and after 256 resets by the client. Well before, it is retired when

@@ -33,8 +33,8 @@ from balancer.errors import (
     SilentResponse,
     TruncatedResponse,
 )
-from balancer.headers import Headers, announces_close, response_headers
-from balancer.request import Body
+from balancer.http.headers import Headers, announces_close, response_headers
+from balancer.http.request import Body
 from balancer.upstream import Timeouts, UpstreamRequest
 
 # Below the 5 s after which a uvicorn member closes an idle connection.

@@ -17,10 +17,10 @@ from balancer import malloc
 from balancer.config.settings import Address
 from balancer.connection import KnownHead, MemberConnection, Response, frame
 from balancer.errors import OURS, ConnectionDied, Refusal, connect_failed
-from balancer.headers import Headers
-from balancer.http1 import request_head
-from balancer.memo import Memo
-from balancer.request import Request
+from balancer.http.headers import Headers
+from balancer.http.memo import Memo
+from balancer.http.request import Request
+from balancer.http.serialize import request_head
 from balancer.upstream import Timeouts, UpstreamRequest
 
 # Below the 5 s after which a uvicorn member closes an idle connection, by more than one sweep.

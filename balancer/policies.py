@@ -21,9 +21,9 @@ from random import Random
 from struct import Struct
 
 from balancer.config.settings import Settings
-from balancer.headers import NO_FIELDS, Headers, RequestHeaders
+from balancer.http.headers import NO_FIELDS, Headers, RequestHeaders
+from balancer.http.request import AnyRequest, Request, header_pairs
 from balancer.membership import Member
-from balancer.request import AnyRequest, Request, header_pairs
 
 # A weight's share is kept to one part in so many, so that SRV's 65535 does not make a long round.
 WEIGHT_STEPS = 100

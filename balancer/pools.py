@@ -21,11 +21,11 @@ from types import TracebackType
 from balancer.config.settings import Settings, SettingsError, variable
 from balancer.dispatch import Clock, Course, Destination, DirectSink, Dispatcher, Sink, refuse
 from balancer.errors import Refusal
+from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.observer import Observer, all_done
 from balancer.proxy import Proxy
 from balancer.record import Record, request_ids
-from balancer.request import Request
 from balancer.routes import Table, inline, read
 from balancer.stats import Stats
 from balancer.visit import Receive, Scope, Send

@@ -17,9 +17,9 @@ from typing import Any
 
 from balancer.dispatch import Course, Destination, Dispatcher, Sink, refuse
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
-from balancer.headers import NO_FIELDS, Headers, has_body, host, request_id
-from balancer.request import Request
-from balancer.strict import check_passed
+from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
+from balancer.http.request import Request
+from balancer.http.validation import check_passed
 from balancer.upstream import UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Receive, Scope, Send, Visit, client, prefix, target
 from balancer.websocket import WebSocketVisit

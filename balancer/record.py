@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from balancer.config.settings import Address
 from balancer.errors import Fault, TruncatedResponse
-from balancer.request import Request
+from balancer.http.request import Request
 
 
 def request_ids() -> Callable[[], bytes]:

@@ -35,9 +35,9 @@ from urllib.parse import quote
 
 from balancer.config.settings import Kind, Settings, SettingsError, show, variable
 from balancer.errors import Refusal
-from balancer.memo import Known
-from balancer.request import Request
-from balancer.strict import malformed
+from balancer.http.memo import Known
+from balancer.http.request import Request
+from balancer.http.validation import malformed
 
 # The settings that a route may have of its own. All others are the listener's, or the process's.
 PER_POOL = frozenset(

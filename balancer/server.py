@@ -35,7 +35,7 @@ from balancer.discovery import system_nameservers
 from balancer.drains import Drains
 from balancer.edge import Clients
 from balancer.exits import FAILED, UNUSABLE
-from balancer.headers import RequestHeaders
+from balancer.http.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
 from balancer.observer import Observer
 from balancer.pools import Pools

@@ -18,9 +18,9 @@ from math import ceil, inf
 
 from balancer.errors import Refusal
 from balancer.hold import Claim, Hold
+from balancer.http.request import AnyRequest
 from balancer.membership import Member, Membership
 from balancer.policies import Policy
-from balancer.request import AnyRequest
 
 # Seconds that members are given to come back after the first of them.
 GATHER_SECONDS = 1.0

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from balancer import __version__
-from balancer.headers import Headers
+from balancer.http.headers import Headers
 from balancer.observer import Observer
 from balancer.record import Record
 

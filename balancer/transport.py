@@ -34,11 +34,11 @@ import httpx
 from balancer.config.settings import Settings
 from balancer.dispatch import Course
 from balancer.errors import ClientGone, Refusal, SilentResponse
-from balancer.headers import NO_FIELDS, Headers, host, request_id
+from balancer.http.headers import NO_FIELDS, Headers, host, request_id
+from balancer.http.request import Request
+from balancer.http.validation import check_passed
 from balancer.loadbalancer import LoadBalancer
 from balancer.proxy import Proxy
-from balancer.request import Request
-from balancer.strict import check_passed
 from balancer.upstream import UpstreamResponse
 from balancer.visit import Visit
 

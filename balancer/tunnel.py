@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable
 
 from balancer.errors import TruncatedResponse
-from balancer.frames import BAD_GATEWAY, GOING_AWAY, Frames, close_frame
+from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY, Frames, close_frame
 from balancer.upstream import UpstreamResponse
 
 # How long a WebSocket's side may take to answer a close, in seconds.

@@ -12,8 +12,8 @@ from math import inf
 from typing import NamedTuple, Protocol
 
 from balancer.config.settings import Address, Settings
-from balancer.headers import Headers
-from balancer.request import Body, Request
+from balancer.http.headers import Headers
+from balancer.http.request import Body, Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 from balancer.dispatch import Course
 from balancer.errors import SHUTTING_DOWN as SHUTTING_DOWN
 from balancer.errors import Refusal
-from balancer.headers import Headers, plain_address
+from balancer.http.headers import Headers, plain_address
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -21,9 +21,9 @@ from websockets.protocol import Protocol, Side, State
 from websockets.utils import accept_key, generate_key
 
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
-from balancer.frames import BAD_GATEWAY, GOING_AWAY
-from balancer.headers import NO_FIELDS, Headers, host, request_id
-from balancer.request import Request
+from balancer.http.headers import NO_FIELDS, Headers, host, request_id
+from balancer.http.request import Request
+from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY
 from balancer.upstream import UpstreamResponse
 from balancer.visit import AsgiVisit, Message, Receive, Scope, Send, client, target
 

@@ -33,11 +33,11 @@ from balancer.config.settings import Address, Settings
 from balancer.discovery import DnsResolver
 from balancer.health import Event
 from balancer.hold import Hold
+from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Answer, Endpoint, Membership, Outcome, Snapshot
 from balancer.policies import make_policy
 from balancer.probes import Verdict, make_probe
-from balancer.request import Request
 from balancer.slots import Slots
 from balancer.stats import Stats
 from balancer.transport import BalancedTransport

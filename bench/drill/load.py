@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from balancer.config.settings import Address
 from balancer.errors import Fault, TruncatedResponse
-from balancer.headers import NO_FIELDS
+from balancer.http.headers import NO_FIELDS
 from balancer.native_upstream import NativeUpstream
 from balancer.upstream import Timeouts, UpstreamRequest
 

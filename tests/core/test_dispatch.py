@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.dispatch import REPLAY_BYTES, ReplayableBody
-from balancer.headers import NO_FIELDS
+from balancer.http.headers import NO_FIELDS
 
 
 class Pieces:

@@ -5,9 +5,9 @@ import pytest
 from balancer.config.settings import Address
 from balancer.events import KEPT, KEPT_OF_DNS, WINDOW, Events, Kind, Level
 from balancer.health import Event, State
+from balancer.http.request import Request
 from balancer.membership import Answer, Change, Endpoint, Member, Membership, Outcome, Snapshot
 from balancer.record import Record, Try
-from balancer.request import Request
 
 ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)
 

@@ -12,11 +12,11 @@ import pytest
 from balancer.config.settings import Address
 from balancer.errors import ConnectFailed, Refusal
 from balancer.guarded import KINDS_MAX, GuardedPolicy, HookChain, Reports, describe
-from balancer.headers import Headers
 from balancer.hooks import HookRequest, HookResponse, Hooks
+from balancer.http.headers import Headers
+from balancer.http.request import Request
 from balancer.membership import Endpoint, Member
 from balancer.policies import Policy
-from balancer.request import Request
 from tests.support.nought import Nought
 
 RAW = Request("GET", b"/", [(b"host", b"a")], "192.0.2.1")

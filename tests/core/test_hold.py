@@ -4,7 +4,7 @@ import pytest
 
 from balancer.errors import Refusal
 from balancer.hold import Claim, Hold
-from balancer.request import Request
+from balancer.http.request import Request
 
 ANY = Request("GET", b"/", [], "192.0.2.1")
 

@@ -11,14 +11,14 @@ import pytest
 from balancer import plugins
 from balancer.config.settings import Settings
 from balancer.dispatch import Course, Dispatcher
-from balancer.headers import NO_FIELDS, Headers
 from balancer.hooked import HookedDispatcher
 from balancer.hooks import HookRequest, Hooks, Refusal
+from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.request import Request
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Member, Membership
 from balancer.policies import Policy, RoundRobin
-from balancer.request import Request
 from balancer.upstream import Timeouts, UpstreamResponse
 
 

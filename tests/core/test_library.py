@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import balancer
 from balancer import LoadBalancer, Settings, SettingsError
 from balancer.config.settings import Address, flag
-from balancer.headers import own_headers, with_prefix
 from balancer.hooks import Hooks
+from balancer.http.headers import own_headers, with_prefix
 from balancer.loadbalancer import SERVE_ONLY
 from balancer.policies import make_policy
 from balancer.visit import prefix, target

@@ -17,9 +17,9 @@ from balancer.channel import PACKET, Channel, pair
 from balancer.config.settings import Address, Settings
 from balancer.events import Happening, Kind, Level
 from balancer.health import State
+from balancer.http.request import Request
 from balancer.membership import Endpoint
 from balancer.record import Record
-from balancer.request import Request
 from balancer.stats import Stats, Tally
 from balancer.upstream import Connections
 

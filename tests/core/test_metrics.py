@@ -18,10 +18,10 @@ from balancer.admin.view import by_name
 from balancer.config.settings import Address, Settings
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.health import Event
+from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.record import Record, Try
-from balancer.request import Request
 from balancer.stats import Stats
 from tests.core.test_readme import README
 from tests.support.metrics import Scrape, known, lint, values

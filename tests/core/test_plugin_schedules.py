@@ -16,9 +16,9 @@ import pytest
 
 from balancer.config.settings import Address
 from balancer.errors import ClientGone, ConnectFailed, Refusal, ResponseTimeout, TruncatedResponse
-from balancer.headers import Headers
 from balancer.health import State
 from balancer.hooks import HookRequest, HookResponse, Hooks
+from balancer.http.headers import Headers
 from balancer.membership import Endpoint, Member
 from balancer.policies import Policy
 from tests.core.test_schedules import World, run

@@ -17,11 +17,11 @@ from balancer import BalancedTransport, plugins
 from balancer.config.settings import Address, Settings, SettingsError
 from balancer.guarded import GuardedPolicy
 from balancer.hooks import HookRequest, Hooks
+from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Endpoint, Member
 from balancer.observer import Observer
 from balancer.policies import Sticky, make_policy
-from balancer.request import Request
 
 SOURCE = """
     import functools

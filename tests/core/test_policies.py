@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.config.settings import Address, Settings
-from balancer.headers import Headers
 from balancer.hooks import HookRequest
+from balancer.http.headers import Headers
+from balancer.http.request import Request
 from balancer.membership import Endpoint, Member
 from balancer.policies import (
     PIECE_MAX,
@@ -25,7 +26,6 @@ from balancer.policies import (
     RoundRobin,
     make_policy,
 )
-from balancer.request import Request
 from tests.support.nought import Nought
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.proxyprotocol import FIXED, LINE_MAX, REST_MAX, SIGNATURE, Header, Malformed, parse
+from balancer.http.proxy_protocol import FIXED, LINE_MAX, REST_MAX, SIGNATURE, Header, Malformed, parse
 
 IPv4_BLOCK = bytes([192, 0, 2, 7, 198, 51, 100, 1]) + b"\xdc\x04\x01\xbb"
 IPv6_BLOCK = ipaddress.ip_address("2001:db8::7").packed + ipaddress.ip_address("::1").packed + b"\xdc\x04\x01\xbb"

@@ -13,7 +13,7 @@ import pytest
 
 from balancer.config.settings import Settings, SettingsError
 from balancer.errors import Refusal
-from balancer.request import Request
+from balancer.http.request import Request
 from balancer.routes import PER_POOL, Route, Table, describe, parse_inline, parse_toml, read
 
 SETTINGS = Settings()

@@ -22,15 +22,15 @@ from balancer import slots
 from balancer.config.settings import Address, Settings
 from balancer.dispatch import Course
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
-from balancer.headers import NO_FIELDS, Headers
 from balancer.health import Event, State
+from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.membership import Answer, Endpoint, Member, Outcome, Snapshot
 from balancer.observer import Observer
 from balancer.policies import Policy
 from balancer.probes import Verdict
 from balancer.record import Record
-from balancer.request import Request
 from balancer.retry import IDEMPOTENT, MAX_REPEATS
 from balancer.upstream import PendingResponse, UpstreamRequest, UpstreamResponse
 from tests.support.virtual import VirtualLoop

@@ -6,9 +6,9 @@ from balancer.config.settings import Address
 from balancer.errors import Refusal
 from balancer.health import Event
 from balancer.hold import Claim, Hold
+from balancer.http.request import Request
 from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
 from balancer.policies import RoundRobin
-from balancer.request import Request
 from balancer.slots import GATHER_MIN, Slots
 from tests.support.nought import Nought
 

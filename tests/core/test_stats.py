@@ -6,9 +6,9 @@ import pytest
 
 from balancer.config.settings import Address
 from balancer.health import Event, State
+from balancer.http.request import Request
 from balancer.membership import Answer, Change, Endpoint, Member, Outcome, Snapshot
 from balancer.record import Record, Try
-from balancer.request import Request
 from balancer.stats import BOUNDS, ERRORS_MAX, Stats, by_class, cumulated, percentile
 
 ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)

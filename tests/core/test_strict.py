@@ -4,7 +4,7 @@ import pytest
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.strict import OPTIONS_MAX, check, check_passed
+from balancer.http.validation import OPTIONS_MAX, check, check_passed
 
 
 @pytest.mark.parametrize(("method", "status"), [(b"CONNECT", 501), (b"TRACE", 405)])

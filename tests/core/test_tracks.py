@@ -12,9 +12,9 @@ from balancer.admin.tracks import EVERY, QUESTIONS, Pool, Track
 from balancer.admin.view import View
 from balancer.config.settings import Address
 from balancer.health import Event
+from balancer.http.request import Request
 from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
 from balancer.record import Record, Try
-from balancer.request import Request
 from balancer.stats import Stats
 
 ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)

@@ -21,7 +21,7 @@ from balancer.errors import (
     ResponseTimeout,
     TruncatedResponse,
 )
-from balancer.headers import NO_FIELDS
+from balancer.http.headers import NO_FIELDS
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.native_upstream import NativeUpstream
 from balancer.upstream import Timeouts, UpstreamRequest

@@ -16,9 +16,9 @@ from websockets.exceptions import InvalidStatus
 
 from balancer import edge
 from balancer.config.settings import Address, Settings
-from balancer.headers import Headers
 from balancer.health import State
 from balancer.hooks import Fields, HookRequest, HookResponse, Hooks, Refusal
+from balancer.http.headers import Headers
 from balancer.membership import Member as KnownMember
 from balancer.policies import HashRing, LeastRequests, Policy, make_policy
 from tests.support import tls

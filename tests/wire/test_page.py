@@ -14,8 +14,8 @@ from balancer.admin.board import Board, Viewer
 from balancer.admin.names import Names
 from balancer.config.settings import Address
 from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.http.request import Request
 from balancer.record import Record
-from balancer.request import Request
 from balancer.stats import Stats
 from tests.support.admin import AdminPort, administer
 from tests.support.browser import browser

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from balancer.proxyprotocol import SIGNATURE
+from balancer.http.proxy_protocol import SIGNATURE
 from tests.support.http2 import Http2Client
 from tests.support.processes import serving
 from tests.support.tls import issue, trusting

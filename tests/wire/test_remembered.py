@@ -17,7 +17,7 @@ import pytest
 from balancer.accesslog import AccessLog
 from balancer.edge import Edge
 from balancer.exchange import Exchange
-from balancer.request import Request
+from balancer.http.request import Request
 from tests.support import wire
 from tests.support.hostile import CHUNKED, GET, HEAD_MAX, TARGET_MAX
 from tests.support.http2 import Http2Client

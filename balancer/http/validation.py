@@ -16,9 +16,9 @@ import re
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.headers import Headers, connection, connection_options
-from balancer.memo import remembering
-from balancer.request import Request
+from balancer.http.headers import Headers, connection, connection_options
+from balancer.http.memo import remembering
+from balancer.http.request import Request
 
 # RFC 9110 section 7.2 and RFC 3986 section 3.2.2: a host, perhaps with a port.
 # Runs of characters are taken as one (++), or a long host takes a millisecond.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from balancer.headers import Headers
+from balancer.http.headers import Headers
 
 
 class Body(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from balancer.headers import Headers
+from balancer.http.headers import Headers
 
 # Statuses whose responses have no body, whatever their fields say (RFC 9112 section 6.3), besides 1xx.
 NO_BODY = frozenset({204, 304})

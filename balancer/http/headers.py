@@ -14,7 +14,7 @@ import re
 from collections.abc import Set
 
 from balancer.config.settings import IPNetwork
-from balancer.memo import Known, remembering
+from balancer.http.memo import Known, remembering
 
 Headers = list[tuple[bytes, bytes]]
 
