@@ -20,10 +20,11 @@ from urllib.parse import urlsplit
 
 from balancer import __version__
 from balancer.config.cpu import usable_cores
-from balancer.config.settings import Address, Settings, SettingsError, flag, misspelt, show, variable
+from balancer.config.settings import Settings, SettingsError, flag, misspelt, show, variable
 from balancer.exits import FAILED, UNUSABLE
 from balancer.listen import CannotListen, listening
 from balancer.routes import describe, read
+from balancer.types import Address
 
 if TYPE_CHECKING:
     from balancer.tls import Certificate
@@ -264,7 +265,7 @@ async def _look(settings: Settings) -> bool:
     """Print what DNS answers and what a probe of each member comes to; whether any of them may be given requests."""
     import asyncio
 
-    from balancer.discovery import DnsResolver
+    from balancer.discovery.resolver import DnsResolver
     from balancer.health import Event
     from balancer.probes import PROBES_AT_ONCE, Verdict, make_probe
 

@@ -25,7 +25,6 @@ from typing import NamedTuple, Protocol
 import httptools
 
 from balancer import tcp
-from balancer.config.settings import Address
 from balancer.errors import (
     ConnectionDied,
     Fault,
@@ -39,6 +38,7 @@ from balancer.http.memo import HEAD_MAX as KNOWN_MAX
 from balancer.http.memo import Memo
 from balancer.http.request import Body
 from balancer.http.serialize import chunk, last_chunk, response_lines
+from balancer.types import Address
 from balancer.upstream import Timeouts
 
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also

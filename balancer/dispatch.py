@@ -32,6 +32,7 @@ from balancer.membership import Member, Membership
 from balancer.policies import Policy
 from balancer.record import Record, request_ids
 from balancer.slots import Slots
+from balancer.types import Clock
 from balancer.upstream import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ CLIENT_GONE = 499
 SWITCHING_PROTOCOLS = 101
 
 _NONE: frozenset[Member] = frozenset()
-
-Clock = Callable[[], float]
 
 
 class Sink(Protocol):

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from balancer.config.settings import Settings
-from balancer.membership import Change, Member, Snapshot
+from balancer.discovery.answers import Snapshot
+from balancer.membership import Change, Member
 from balancer.observer import Observer
 
 

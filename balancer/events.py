@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Snapshot
 from balancer.health import Event, State
-from balancer.membership import Change, Member, Snapshot
+from balancer.membership import Change, Member
 from balancer.observer import Observer
 from balancer.record import Record
+from balancer.types import Address
 
 KEPT = 500
 # Changes of DNS have a list of their own, so that a flood of other events leaves them alone.

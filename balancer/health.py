@@ -23,6 +23,8 @@ from __future__ import annotations
 from enum import StrEnum
 from random import Random
 
+from balancer.discovery.pace import URGENT_INTERVAL
+
 
 class State(StrEnum):
     JOINING = "joining"
@@ -95,9 +97,6 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.LEAVING: {},
 }
 
-# While nobody is available, and for a member that just appeared, news is worth a probe (and a
-# DNS query) this often, in seconds.
-URGENT_INTERVAL = 0.1
 # Share by which a probe may come early, so that a thousand members are not probed in one burst.
 JITTER = 0.2
 

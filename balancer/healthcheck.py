@@ -8,7 +8,8 @@ import os
 import socket
 import sys
 
-from balancer.config.settings import Address, Settings, SettingsError, UnixSocket
+from balancer.config.settings import Settings, SettingsError
+from balancer.types import Address, UnixSocket
 
 LIMIT_SECONDS = 2
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from balancer.config.settings import Address
 from balancer.errors import Refusal
 from balancer.health import State
 from balancer.http.headers import HOP_BY_HOP, Headers
 from balancer.http.request import Request
 from balancer.membership import Member
+from balancer.types import Address
 
 __all__ = ["Fields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]
 

@@ -36,7 +36,8 @@ from balancer.edge import Clients
 from balancer.errors import ClientGone, Refusal
 from balancer.http.headers import Headers
 from balancer.http.validation import check, malformed
-from balancer.visit import SHUTTING_DOWN, Message, Receive, Scope, Send
+from balancer.types import Message, Receive, Scope, Send
+from balancer.visit import SHUTTING_DOWN
 
 # zttp breaks a connection off after 4096 streams, and after 256 resets by the client. Well before, it is retired when
 # it is next idle, and at the latest so long before that as many streams as may be under way (128) are still served.

@@ -21,7 +21,6 @@ import httpcore
 import httpx
 
 from balancer import tcp
-from balancer.config.settings import Address
 from balancer.errors import (
     OURS,
     ConnectFailed,
@@ -35,6 +34,7 @@ from balancer.errors import (
 )
 from balancer.http.headers import Headers, announces_close, response_headers
 from balancer.http.request import Body
+from balancer.types import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 
 # Below the 5 s after which a uvicorn member closes an idle connection.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from balancer.config.settings import Address, UnixSocket
+from balancer.types import Address, UnixSocket
 
 BACKLOG = 2048
 # What a Unix socket lets alone: clients of the same user and of the same group may connect.

@@ -14,13 +14,15 @@ from types import TracebackType
 from typing import Any
 
 from balancer import plugins
-from balancer.config.settings import Address, Settings, SettingsError
-from balancer.discovery import Discovery, DnsResolver, Resolve
-from balancer.dispatch import Clock, Dispatcher, Trace
+from balancer.config.settings import Settings, SettingsError
+from balancer.discovery.answers import Outcome, Snapshot
+from balancer.discovery.loop import Discovery, Resolve
+from balancer.discovery.resolver import DnsResolver
+from balancer.dispatch import Dispatcher, Trace
 from balancer.health import Event, State
 from balancer.hooked import HookedDispatcher
 from balancer.hooks import Hooks
-from balancer.membership import Change, Member, Membership, Outcome, Snapshot
+from balancer.membership import Change, Member, Membership
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer, all_done
 from balancer.policies import Policy, make_policy
@@ -28,8 +30,8 @@ from balancer.probes import TICK, Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.slots import GATHER_SECONDS
 from balancer.stats import Stats
+from balancer.types import Address, Clock, Receive, Scope, Send
 from balancer.upstream import Connections, Timeouts, Upstream
-from balancer.visit import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 

@@ -18,15 +18,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from heapq import heappop, heappush
 from itertools import islice
 from math import inf
 from operator import attrgetter
-from typing import NamedTuple
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.health import CLOSES_TO_SUSPECT, CONTACT_LOST, TRANSITIONS, Event, State
+from balancer.types import Address
 
 EMPTY_POLLS = 3
 # Members that a sentence names.
@@ -41,55 +40,6 @@ FOLLOW_AFTER = 64
 
 # Where members who may be chosen stand: first those that are up, then suspects; of these, by SRV priority.
 Shelf = tuple[int, int]
-
-
-class Outcome(Enum):
-    """What a DNS query came to."""
-
-    FOUND = "found"
-    NOBODY = "nobody"
-    UNKNOWN = "unknown"
-
-
-class Endpoint(NamedTuple):
-    """A place that DNS names. Priority (lower is preferred) and weight come from SRV (RFC 2782)."""
-
-    address: Address
-    priority: int = 0
-    weight: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The outcome of one query: ``rcode`` is DNS's word for it, or "timeout" or another reason."""
-
-    record: str
-    outcome: Outcome
-    endpoints: frozenset[Endpoint] = frozenset()
-    rcode: str = "NOERROR"
-    over_tcp: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The answers to one round of queries, one for each record type. ``when``: clock reading in seconds.
-
-    ``name``: what had the addresses, where the alias may stand for several names (``balancer.search``).
-    ``asked``: the clock when the round began; ``when`` if it is not given.
-    """
-
-    answers: tuple[Answer, ...]
-    when: float
-    name: str = ""
-    asked: float | None = None
-
-    def describe(self) -> str:
-        """For a log line: ``A: NOERROR, 3 endpoints``."""
-        said = "; ".join(
-            f"{it.record}: {it.rcode}, {len(it.endpoints)} endpoints{', over TCP' if it.over_tcp else ''}"
-            for it in self.answers
-        )
-        return f"{said} ({self.name})" if self.name else said
 
 
 @dataclass(slots=True, eq=False)

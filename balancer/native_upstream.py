@@ -14,13 +14,13 @@ from collections.abc import Callable
 from math import inf
 
 from balancer import malloc
-from balancer.config.settings import Address
 from balancer.connection import KnownHead, MemberConnection, Response, frame
 from balancer.errors import OURS, ConnectionDied, Refusal, connect_failed
 from balancer.http.headers import Headers
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 from balancer.http.serialize import request_head
+from balancer.types import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 
 # Below the 5 s after which a uvicorn member closes an idle connection, by more than one sweep.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from balancer.discovery.answers import Snapshot
 from balancer.health import Event, State
-from balancer.membership import Change, Member, Snapshot
+from balancer.membership import Change, Member
 from balancer.record import Record
 
 

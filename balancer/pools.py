@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from balancer.config.settings import Settings, SettingsError, variable
-from balancer.dispatch import Clock, Course, Destination, DirectSink, Dispatcher, Sink, refuse
+from balancer.dispatch import Course, Destination, DirectSink, Dispatcher, Sink, refuse
 from balancer.errors import Refusal
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
@@ -28,7 +28,7 @@ from balancer.proxy import Proxy
 from balancer.record import Record, request_ids
 from balancer.routes import Table, inline, read
 from balancer.stats import Stats
-from balancer.visit import Receive, Scope, Send
+from balancer.types import Clock, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 

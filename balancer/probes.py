@@ -10,11 +10,12 @@ from heapq import heappop, heappush
 from math import inf
 from random import Random
 
-from balancer.config.settings import Address, Settings
-from balancer.dispatch import Clock
+from balancer.config.settings import Settings
+from balancer.discovery.pace import URGENT_INTERVAL
 from balancer.errors import OURS, connect_failed
-from balancer.health import LATE_SECONDS, URGENT_INTERVAL, Event, State, next_probe, weigh
+from balancer.health import LATE_SECONDS, Event, State, next_probe, weigh
 from balancer.membership import Member, Membership
+from balancer.types import Address, Clock
 
 # How many probes of a member may be under way. A container is in DNS before its network is set up, and the
 # connection that is asked for too early hangs for a second; the next one, asked for a tenth of a second

@@ -20,8 +20,9 @@ from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.http.request import Request
 from balancer.http.validation import check_passed
+from balancer.types import Receive, Scope, Send
 from balancer.upstream import UpstreamResponse
-from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Receive, Scope, Send, Visit, client, prefix, target
+from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Visit, client, prefix, target
 from balancer.websocket import WebSocketVisit
 
 WATCH_SECONDS = 0.4

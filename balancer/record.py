@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from balancer.config.settings import Address
 from balancer.errors import Fault, TruncatedResponse
 from balancer.http.request import Request
+from balancer.types import Address
 
 
 def request_ids() -> Callable[[], bytes]:

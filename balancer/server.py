@@ -26,12 +26,12 @@ from balancer.admin.app import admin_app
 from balancer.admin.board import Board
 from balancer.admin.guard import access
 from balancer.admin.merged import Hub
-from balancer.admin.names import Names
 from balancer.admin.report import Reporter
 from balancer.admin.view import Usage, View
 from balancer.channel import pair
 from balancer.config.settings import Settings, SettingsError
-from balancer.discovery import system_nameservers
+from balancer.discovery.container_names import Names
+from balancer.discovery.resolver import system_nameservers
 from balancer.drains import Drains
 from balancer.edge import Clients
 from balancer.exits import FAILED, UNUSABLE
@@ -43,7 +43,7 @@ from balancer.routes import Table
 from balancer.stats import Stats
 from balancer.supervisor import LEAVE, Post, Slot
 from balancer.tls import Certificate
-from balancer.visit import Receive, Scope, Send
+from balancer.types import Receive, Scope, Send
 from balancer.websocket import MAX_MESSAGE
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import add
 from typing import Any
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Answer, Outcome, Snapshot
 from balancer.errors import TOKENS, UNTOLD
 from balancer.events import Events
 from balancer.health import Event, State
-from balancer.membership import Answer, Change, Member, Outcome, Snapshot
+from balancer.membership import Change, Member
 from balancer.observer import Observer
 from balancer.record import Record
+from balancer.types import Address
 
 # Upper bounds of the classes in which latencies are counted, in seconds: seven a decade, so that percentiles are right
 # to a fifth, and what is above the last. The Prometheus histogram has those of 1, 2.5 and 5.

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple, Protocol
 
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
 from balancer.http.headers import Headers
 from balancer.http.request import Body, Request
+from balancer.types import Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -13,12 +12,7 @@ from balancer.dispatch import Course
 from balancer.errors import SHUTTING_DOWN as SHUTTING_DOWN
 from balancer.errors import Refusal
 from balancer.http.headers import Headers, plain_address
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
+from balancer.types import Receive, Scope, Send
 
 # After these bytes a stream of server-sent events may end (HTML, section 9.2.5).
 END_OF_EVENT = (b"\n\n", b"\r\n\r\n", b"\r\r")

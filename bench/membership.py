@@ -29,18 +29,20 @@ import dns.rrset
 import httpx
 import uvloop
 
-from balancer.config.settings import Address, Settings
-from balancer.discovery import DnsResolver
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.resolver import DnsResolver
 from balancer.health import Event
 from balancer.hold import Hold
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Answer, Endpoint, Membership, Outcome, Snapshot
+from balancer.membership import Membership
 from balancer.policies import make_policy
 from balancer.probes import Verdict, make_probe
 from balancer.slots import Slots
 from balancer.stats import Stats
 from balancer.transport import BalancedTransport
+from balancer.types import Address
 
 POLICIES = {
     "round_robin": Settings(),

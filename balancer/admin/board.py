@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from balancer import __version__
-from balancer.admin.names import Names
 from balancer.admin.tracks import CHART, Json, Pool, Track
 from balancer.admin.view import View, by_name
-from balancer.dispatch import Clock
+from balancer.discovery.container_names import Names
 from balancer.events import Happening
 from balancer.membership import Member
+from balancer.types import Clock
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,13 @@ from dataclasses import dataclass, field, replace
 from balancer.admin.report import INTERVAL, Ask, Drain, PoolReport, Report, Row
 from balancer.admin.view import Usage
 from balancer.channel import Channel
-from balancer.config.settings import Address, Settings
-from balancer.dispatch import Clock
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Snapshot
 from balancer.events import WINDOW, Events, Happening, Kind, Level
 from balancer.health import State
-from balancer.membership import Member, Snapshot
+from balancer.membership import Member
 from balancer.stats import Stats
+from balancer.types import Address, Clock
 from balancer.upstream import Connections
 
 log = logging.getLogger(__name__)

@@ -10,13 +10,15 @@ from typing import NamedTuple, TypeVar
 
 from balancer.admin.view import Usage
 from balancer.channel import Channel
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Endpoint, Snapshot
 from balancer.events import Happening
 from balancer.health import State
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Endpoint, Member, Snapshot
+from balancer.membership import Member
 from balancer.pools import Pools
 from balancer.stats import Stats
+from balancer.types import Address
 from balancer.upstream import Connections
 
 # Seconds between two reports; news of members do not wait for so long, but come no more often than AT_ONCE.

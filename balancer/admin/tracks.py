@@ -17,11 +17,11 @@ from math import inf
 from typing import Any
 
 from balancer.admin.view import View
-from balancer.config.settings import Address
 from balancer.events import Happening
 from balancer.health import State
 from balancer.membership import Member
 from balancer.stats import BOUNDS, Stats, Tally, percentile
+from balancer.types import Address
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from balancer.config.settings import Address, Settings
-from balancer.dispatch import Clock
-from balancer.membership import Member, Snapshot
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Snapshot
+from balancer.membership import Member
 from balancer.stats import Stats
+from balancer.types import Address, Clock
 from balancer.upstream import Connections
 
 

@@ -15,31 +15,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from balancer.types import Address, IPNetwork, UnixSocket
+
 PREFIX = "BALANCER_"
 
 # The policies that need no plug-in.
 POLICIES = ("round_robin", "least_requests", "random", "hash")
-
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-class Address(NamedTuple):
-    """Where to connect or listen: an IP address (or host name) and a port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-class UnixSocket(NamedTuple):
-    """Where to listen for clients of this machine only: a path in the file system."""
-
-    path: str
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}"
 
 
 class SettingsError(ValueError):

@@ -15,7 +15,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-from balancer.config.settings import Address
+from balancer.types import Address
 
 TTL = 600
 PLAIN_UDP = 512

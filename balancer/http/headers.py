@@ -13,8 +13,8 @@ import ipaddress
 import re
 from collections.abc import Set
 
-from balancer.config.settings import IPNetwork
 from balancer.http.memo import Known, remembering
+from balancer.types import IPNetwork
 
 Headers = list[tuple[bytes, bytes]]
 

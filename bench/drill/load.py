@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from balancer.config.settings import Address
 from balancer.errors import Fault, TruncatedResponse
 from balancer.http.headers import NO_FIELDS
 from balancer.native_upstream import NativeUpstream
+from balancer.types import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 
 CLIENTS = 40

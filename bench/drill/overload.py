@@ -19,11 +19,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from balancer.config.settings import Address
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.errors import Fault, ResponseTimeout, TruncatedResponse
 from balancer.native_upstream import NativeUpstream
+from balancer.types import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 from bench.drill.rolling import percentile
 

@@ -12,13 +12,13 @@ from enum import Enum
 from heapq import heapreplace
 from typing import TYPE_CHECKING
 
-from balancer.config.settings import Address
 from balancer.errors import ConnectFailed, ConnectionDied, Fault, ResponseTimeout
 from balancer.health import Event
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.native_upstream import KEEPALIVE_SECONDS
 from balancer.probes import Verdict
+from balancer.types import Address
 from balancer.upstream import UpstreamRequest
 
 if TYPE_CHECKING:

@@ -15,14 +15,15 @@ from math import ceil, inf
 from random import Random
 from typing import Any
 
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch import Course, Dispatcher
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.observer import Observer
 from balancer.record import Record
+from balancer.types import Address
 from balancer.upstream import PendingResponse, UpstreamResponse
 from bench.simulation.members import Container, Life, Links
 from tests.support.virtual import VirtualLoop

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.accesslog import ID_MAX, WAITING_MAX, AccessLog, _pieces, as_json, as_text
-from balancer.config.settings import Address
 from balancer.http.request import Request
 from balancer.record import Record, Try
+from balancer.types import Address
 
 FAILED = Try(Address("10.0.0.3", 80), "refused", "connection refused")
 

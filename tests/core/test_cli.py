@@ -9,8 +9,9 @@ import pytest
 
 from balancer import __version__
 from balancer.cli import main
-from balancer.config.settings import Address, Settings, flag, variable
-from balancer.membership import Answer, Endpoint, Outcome, Snapshot
+from balancer.config.settings import Settings, flag, variable
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.types import Address
 from balancer.watch import Options
 from tests.support.scripted import ScriptedProbe
 
@@ -94,7 +95,7 @@ def test_check_prints_the_settings_in_effect_and_what_dns_says(
         async def __call__(self) -> Snapshot:
             return Snapshot((found,), 0.0)
 
-    monkeypatch.setattr("balancer.discovery.DnsResolver", Resolver)
+    monkeypatch.setattr("balancer.discovery.resolver.DnsResolver", Resolver)
     monkeypatch.setattr("balancer.probes.make_probe", lambda settings: ScriptedProbe())
     monkeypatch.setenv("BALANCER_HOLD_MAX", "7")
     assert main(["check", "--alias", "web"]) == status
@@ -118,7 +119,7 @@ def test_check_prints_the_routes_and_an_answer_for_each_pool(
                 return Snapshot((Answer("A", Outcome.FOUND, endpoints),), 0.0)
             return Snapshot((Answer("A", Outcome.NOBODY, rcode="NXDOMAIN"),), 0.0)
 
-    monkeypatch.setattr("balancer.discovery.DnsResolver", Resolver)
+    monkeypatch.setattr("balancer.discovery.resolver.DnsResolver", Resolver)
     monkeypatch.setattr("balancer.probes.make_probe", lambda settings: ScriptedProbe())
     assert main(["check", "--routes", "shop.example=shop:8080,/api=api;policy=random"]) == 0
     said = capsys.readouterr().out.partition("\nRoutes")[2].splitlines()

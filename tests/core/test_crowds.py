@@ -7,12 +7,13 @@ import logging
 
 import pytest
 
-from balancer.config.settings import Address
 from balancer.connection import MemberConnection
+from balancer.discovery.answers import Endpoint
 from balancer.health import State
 from balancer.loadbalancer import FLIPS_LOGGED, NAMED, FlipLog, named
-from balancer.membership import Endpoint, Member
+from balancer.membership import Member
 from balancer.native_upstream import FAREWELLS, NativeUpstream
+from balancer.types import Address
 from balancer.upstream import Timeouts
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Endpoint, Snapshot
 from balancer.drains import Drains, make_notes
-from balancer.membership import Change, Endpoint, Member, Snapshot
+from balancer.membership import Change, Member
+from balancer.types import Address
 
 NOW = Snapshot((), 0.0)
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.events import KEPT, KEPT_OF_DNS, WINDOW, Events, Kind, Level
 from balancer.health import Event, State
 from balancer.http.request import Request
-from balancer.membership import Answer, Change, Endpoint, Member, Membership, Outcome, Snapshot
+from balancer.membership import Change, Member, Membership
 from balancer.record import Record, Try
+from balancer.types import Address
 
 ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)
 

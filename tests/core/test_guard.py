@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from balancer.admin.guard import access, deny
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
+from balancer.types import Address
 
 TOKEN = "correct-horse"
 JSON = {"content-type": "application/json", "host": "localhost:9000"}

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Endpoint
 from balancer.errors import ConnectFailed, Refusal
 from balancer.guarded import KINDS_MAX, GuardedPolicy, HookChain, Reports, describe
 from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.http.headers import Headers
 from balancer.http.request import Request
-from balancer.membership import Endpoint, Member
+from balancer.membership import Member
 from balancer.policies import Policy
+from balancer.types import Address
 from tests.support.nought import Nought
 
 RAW = Request("GET", b"/", [(b"host", b"a")], "192.0.2.1")

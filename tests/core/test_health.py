@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.health import JITTER, TRANSITIONS, URGENT_INTERVAL, Event, State, next_probe, weigh
+from balancer.discovery.pace import URGENT_INTERVAL
+from balancer.health import JITTER, TRANSITIONS, Event, State, next_probe, weigh
 
 events = st.sampled_from(Event)
 

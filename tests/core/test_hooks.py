@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.config.settings import Address
 from balancer.hooks import Fields, HookRequest, HookResponse
 from balancer.http.headers import HOP_BY_HOP, Headers
 from balancer.http.request import Request
 from balancer.http.serialize import request_head
+from balancer.types import Address
 
 OURS = sorted(
     {it.decode() for it in HOP_BY_HOP}

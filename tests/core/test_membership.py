@@ -6,19 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.health import CLOSES_TO_SUSPECT, Event, State
-from balancer.membership import (
-    EMPTY_POLLS,
-    WARMED_AT_ONCE,
-    Answer,
-    Change,
-    Endpoint,
-    Member,
-    Membership,
-    Outcome,
-    Snapshot,
-)
+from balancer.membership import EMPTY_POLLS, WARMED_AT_ONCE, Change, Member, Membership
+from balancer.types import Address
 
 NXDOMAIN = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
 SERVFAIL = Answer("A", Outcome.UNKNOWN, rcode="SERVFAIL")

@@ -14,13 +14,14 @@ from balancer.admin.merged import LEARNS, STALE, Hub, MergedPool
 from balancer.admin.report import Drain, PoolReport, Report, Row
 from balancer.admin.view import Usage
 from balancer.channel import PACKET, Channel, pair
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Endpoint
 from balancer.events import Happening, Kind, Level
 from balancer.health import State
 from balancer.http.request import Request
-from balancer.membership import Endpoint
 from balancer.record import Record
 from balancer.stats import Stats, Tally
+from balancer.types import Address
 from balancer.upstream import Connections
 
 ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)

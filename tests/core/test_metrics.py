@@ -15,14 +15,15 @@ from starlette.routing import Route
 
 from balancer.admin.metrics import METRICS, PoolCollector, metrics_endpoint
 from balancer.admin.view import by_name
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.health import Event
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.record import Record, Try
 from balancer.stats import Stats
+from balancer.types import Address
 from tests.core.test_readme import README
 from tests.support.metrics import Scrape, known, lint, values
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from balancer.health import URGENT_INTERVAL
-from balancer.pace import IDLE_INTERVAL, IDLE_SECONDS, QUICK_SECONDS, Pace
+from balancer.discovery.pace import IDLE_INTERVAL, IDLE_SECONDS, QUICK_SECONDS, URGENT_INTERVAL, Pace
 
 
 def queries(pace: Pace, begin: float, end: float, available: bool = False, waiting: bool = False) -> int:

@@ -14,13 +14,14 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Endpoint
 from balancer.errors import ClientGone, ConnectFailed, Refusal, ResponseTimeout, TruncatedResponse
 from balancer.health import State
 from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.http.headers import Headers
-from balancer.membership import Endpoint, Member
+from balancer.membership import Member
 from balancer.policies import Policy
+from balancer.types import Address
 from tests.core.test_schedules import World, run
 from tests.core.test_schedules import quiet as quiet
 from tests.support.virtual import VirtualLoop

@@ -14,14 +14,16 @@ from unittest.mock import AsyncMock
 import pytest
 
 from balancer import BalancedTransport, plugins
-from balancer.config.settings import Address, Settings, SettingsError
+from balancer.config.settings import Settings, SettingsError
+from balancer.discovery.answers import Endpoint
 from balancer.guarded import GuardedPolicy
 from balancer.hooks import HookRequest, Hooks
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Endpoint, Member
+from balancer.membership import Member
 from balancer.observer import Observer
 from balancer.policies import Sticky, make_policy
+from balancer.types import Address
 
 SOURCE = """
     import functools

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Endpoint
 from balancer.hooks import HookRequest
 from balancer.http.headers import Headers
 from balancer.http.request import Request
-from balancer.membership import Endpoint, Member
+from balancer.membership import Member
 from balancer.policies import (
     PIECE_MAX,
     RING_POINTS,
@@ -26,6 +27,7 @@ from balancer.policies import (
     RoundRobin,
     make_policy,
 )
+from balancer.types import Address
 from tests.support.nought import Nought
 
 

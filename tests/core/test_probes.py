@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.health import Event, State
-from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
+from balancer.membership import Member, Membership
 from balancer.probes import (
     BURST,
     DOUBTFUL_AT_ONCE,
@@ -24,6 +24,7 @@ from balancer.probes import (
     Prober,
     Verdict,
 )
+from balancer.types import Address
 from tests.support.virtual import VirtualLoop
 
 HANG = 1.0

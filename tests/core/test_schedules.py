@@ -19,19 +19,21 @@ from typing import Any
 import pytest
 
 from balancer import slots
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch import Course
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
 from balancer.health import Event, State
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Answer, Endpoint, Member, Outcome, Snapshot
+from balancer.membership import Member
 from balancer.observer import Observer
 from balancer.policies import Policy
 from balancer.probes import Verdict
 from balancer.record import Record
 from balancer.retry import IDEMPOTENT, MAX_REPEATS
+from balancer.types import Address
 from balancer.upstream import PendingResponse, UpstreamRequest, UpstreamResponse
 from tests.support.virtual import VirtualLoop
 

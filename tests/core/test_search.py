@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.membership import Outcome
-from balancer.search import LOOK_ROUNDS, RECHECK_ROUNDS, Search, candidates
+from balancer.discovery.answers import Outcome
+from balancer.discovery.search_list import LOOK_ROUNDS, RECHECK_ROUNDS, Search, candidates
 
 FOUND, NOBODY, UNKNOWN = Outcome.FOUND, Outcome.NOBODY, Outcome.UNKNOWN
 CLUSTER = ["default.svc.cluster.local.", "svc.cluster.local.", "cluster.local."]

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.errors import Refusal
 from balancer.health import Event
 from balancer.hold import Claim, Hold
 from balancer.http.request import Request
-from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
+from balancer.membership import Member, Membership
 from balancer.policies import RoundRobin
 from balancer.slots import GATHER_MIN, Slots
+from balancer.types import Address
 from tests.support.nought import Nought
 
 REQUEST = Request("GET", b"/", [], "192.0.2.1")

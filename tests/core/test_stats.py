@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.health import Event, State
 from balancer.http.request import Request
-from balancer.membership import Answer, Change, Endpoint, Member, Outcome, Snapshot
+from balancer.membership import Change, Member
 from balancer.record import Record, Try
 from balancer.stats import BOUNDS, ERRORS_MAX, Stats, by_class, cumulated, percentile
+from balancer.types import Address
 
 ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)
 

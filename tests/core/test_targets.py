@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import dns.name
 import pytest
 
-from balancer.targets import QUERIES_AT_ONCE, REFRESHED, Hosts, Targets
+from balancer.discovery.srv_targets import QUERIES_AT_ONCE, REFRESHED, Hosts, Targets
 from tests.support.virtual import VirtualLoop
 
 

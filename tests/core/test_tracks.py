@@ -10,12 +10,13 @@ import pytest
 
 from balancer.admin.tracks import EVERY, QUESTIONS, Pool, Track
 from balancer.admin.view import View
-from balancer.config.settings import Address
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.health import Event
 from balancer.http.request import Request
-from balancer.membership import Answer, Endpoint, Member, Membership, Outcome, Snapshot
+from balancer.membership import Member, Membership
 from balancer.record import Record, Try
 from balancer.stats import Stats
+from balancer.types import Address
 
 ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from balancer.config.settings import Address
+from balancer.types import Address
 from tests.support.judge import finish
 from tests.support.pipes import Pipe, PipeLoop
 from tests.support.world import MEMBERS, Client, Link, World

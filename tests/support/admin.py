@@ -13,9 +13,10 @@ import httpx
 from jsonschema import Draft202012Validator
 
 import balancer.admin
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
 from balancer.listen import listen
 from balancer.server import Admin
+from balancer.types import Address
 from tests.support.wire import Running
 
 OPENAPI = json.loads((Path(balancer.admin.__file__).parent / "openapi.json").read_text())

@@ -12,7 +12,7 @@ import h2.connection
 import h2.events
 import h2.settings
 
-from balancer.config.settings import Address
+from balancer.types import Address
 from tests.support.wire import LIMIT, Connection
 
 

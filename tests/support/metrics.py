@@ -16,9 +16,9 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from balancer.admin.metrics import METRICS, metrics_endpoint
-from balancer.config.settings import Address
 from balancer.listen import listen
 from balancer.server import make_listener
+from balancer.types import Address
 from tests.support.wire import Running
 
 Series = tuple[str, frozenset[tuple[str, str]]]

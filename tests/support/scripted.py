@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from balancer.config.settings import Address
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.health import Event
-from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.probes import Verdict
+from balancer.types import Address
 
 
 class ScriptedResolver:

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
-from balancer.config.settings import Address, Settings
-from balancer.discovery import Resolve
+from balancer.config.settings import Settings
+from balancer.discovery.loop import Resolve
 from balancer.dispatch import Trace
 from balancer.edge import Clients
 from balancer.hooks import Hooks
@@ -24,6 +24,7 @@ from balancer.record import Record
 from balancer.server import accept, make_listener
 from balancer.stats import Stats
 from balancer.tls import Certificate
+from balancer.types import Address
 from balancer.upstream import Timeouts, Upstream
 from tests.support.scripted import ScriptedResolver
 

@@ -15,13 +15,14 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.edge import Clients
 from balancer.health import Event
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Answer, Endpoint, Outcome, Snapshot
 from balancer.probes import Verdict
 from balancer.server import make_listener
+from balancer.types import Address
 from tests.support.pipes import Pipe, PipeLoop
 from tests.support.reader import Message, Requests, Responses
 

@@ -16,14 +16,15 @@ from starlette.routing import Route
 from balancer.admin import app, board
 from balancer.admin.app import admin_app
 from balancer.admin.board import Board
-from balancer.admin.names import AT_A_TIME, Names
 from balancer.admin.tracks import CHART
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
 from balancer.demo.dnsserver import DnsServer, Zone
-from balancer.dnsquery import Reply
-from balancer.membership import Endpoint
+from balancer.discovery.answers import Endpoint
+from balancer.discovery.container_names import AT_A_TIME, Names
+from balancer.discovery.wire import Reply
 from balancer.membership import Member as PoolMember
 from balancer.stats import Stats
+from balancer.types import Address
 from tests.support.admin import JSON, OPENAPI, AdminPort, Page, administer, check, opened
 from tests.support.scripted import ScriptedProbe, ScriptedResolver
 from tests.support.wire import LIMIT, OK, Connection, Member, balance, eventually

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from balancer.config.settings import Address
 from balancer.demo.system import free_port
 from balancer.probes import OVERLAP
 from balancer.retry import BUDGET_FLOOR
+from balancer.types import Address
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")

@@ -12,12 +12,14 @@ import dns.name
 import dns.rcode
 import pytest
 
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
 from balancer.demo.dnsserver import Answerer, DnsServer, Zone
-from balancer.discovery import DnsResolver
-from balancer.dnsquery import ask
-from balancer.membership import Endpoint, Membership, Outcome, Snapshot
-from balancer.targets import REFRESHED
+from balancer.discovery.answers import Endpoint, Outcome, Snapshot
+from balancer.discovery.resolver import DnsResolver
+from balancer.discovery.srv_targets import REFRESHED
+from balancer.discovery.wire import ask
+from balancer.membership import Membership
+from balancer.types import Address
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Member, balance, eventually
 
@@ -117,7 +119,7 @@ async def test_a_failing_server_is_no_news(rcode: dns.rcode.Rcode) -> None:
 
 
 async def test_a_server_that_does_not_answer_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balancer.dnsquery.QUERY_TIMEOUT", 0.1)
+    monkeypatch.setattr("balancer.discovery.wire.QUERY_TIMEOUT", 0.1)
 
     async def hang(query: dns.message.Message, response: dns.message.Message) -> None:
         await asyncio.Event().wait()

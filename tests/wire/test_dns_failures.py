@@ -17,11 +17,11 @@ import dns.message
 import dns.rcode
 import pytest
 
-from balancer import dnsquery, pace
 from balancer.config.settings import Settings
 from balancer.demo.dnsserver import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
-from balancer.discovery import DnsResolver, System
+from balancer.discovery import pace, wire
+from balancer.discovery.resolver import DnsResolver, System
 from tests.support.wire import Member, Running, balance, eventually
 
 OUTAGE = float(os.environ.get("DNS_OUTAGE_SECONDS", "2"))
@@ -145,7 +145,7 @@ async def restore(site: Site) -> None:
 
 @pytest.fixture(autouse=True)
 def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dnsquery, "QUERY_TIMEOUT", dnsquery.QUERY_TIMEOUT * SECOND)
+    monkeypatch.setattr(wire, "QUERY_TIMEOUT", wire.QUERY_TIMEOUT * SECOND)
 
 
 @pytest.mark.parametrize("fail", [*BLIND, *SIGHTED], ids=lambda it: it.__name__)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
 from balancer.demo.system import free_port
 from balancer.health import State
 from balancer.probes import health_request
+from balancer.types import Address
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Connection, Member, balance, eventually
 

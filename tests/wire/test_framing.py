@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from balancer.config.settings import Address
 from balancer.connection import READ_SIZE
 from balancer.errors import (
     ConnectFailed,
@@ -24,6 +23,7 @@ from balancer.errors import (
 from balancer.http.headers import NO_FIELDS
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.native_upstream import NativeUpstream
+from balancer.types import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 from tests.support.http2 import serve_http2
 from tests.support.wire import OK, Connection, Member, balance, eventually

@@ -16,13 +16,14 @@ import dns.message
 import dns.rcode
 import pytest
 
-from balancer.config.settings import Address, Settings, SettingsError
+from balancer.config.settings import Settings, SettingsError
 from balancer.demo.dnsserver import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
-from balancer.discovery import DnsResolver, System, read_system
+from balancer.discovery.answers import Outcome, Snapshot
+from balancer.discovery.resolver import DnsResolver, System, read_system
+from balancer.discovery.search_list import LOOK_ROUNDS, RECHECK_ROUNDS
 from balancer.health import State
-from balancer.membership import Outcome, Snapshot
-from balancer.search import LOOK_ROUNDS, RECHECK_ROUNDS
+from balancer.types import Address
 from tests.support.cluster import NAMESPACE, NDOTS, SEARCH, SERVICE, Cache, Headless, Pod
 from tests.support.wire import OK, Running, balance, eventually
 
@@ -191,7 +192,7 @@ async def test_in_a_container_of_docker_nothing_but_the_alias_is_asked_for(
 ) -> None:
     path = tmp_path / "resolv.conf"
     path.write_text(DOCKER)
-    monkeypatch.setattr("balancer.discovery.RESOLV_CONF", path)
+    monkeypatch.setattr("balancer.discovery.resolver.RESOLV_CONF", path)
     service = Headless()
     async with DnsServer(service) as server:
         resolve = DnsResolver(Settings(alias="apps"), system=read_system()._replace(servers=[server.address]))

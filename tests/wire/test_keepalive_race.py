@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from balancer.config.settings import Address
 from balancer.errors import ConnectionDied
 from balancer.native_upstream import NativeUpstream
+from balancer.types import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 from tests.support.wire import OK, Connection, Member, balance
 

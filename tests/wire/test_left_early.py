@@ -16,9 +16,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from balancer.config.settings import Address
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.native_upstream import NativeUpstream
+from balancer.types import Address
 from balancer.upstream import Timeouts
 from tests.support.hostile import GET
 from tests.support.scripted import ScriptedProbe

@@ -14,13 +14,15 @@ import dns.rcode
 import httpx
 import pytest
 
-from balancer import __version__, dnsquery, edge
+from balancer import __version__, edge
 from balancer.accesslog import as_json
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.demo.system import free_port
-from balancer.discovery import DnsResolver
+from balancer.discovery import wire
+from balancer.discovery.resolver import DnsResolver
 from balancer.errors import TOKENS, UNTOLD
+from balancer.types import Address
 from tests.support.explained import CASES, GET, POST
 from tests.support.metrics import Scrape, admin, lint
 from tests.support.scripted import ScriptedResolver
@@ -241,7 +243,7 @@ async def say_nothing(query: dns.message.Message, response: dns.message.Message)
 
 
 async def test_every_outcome_of_dns_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dnsquery, "QUERY_TIMEOUT", 0.1)
+    monkeypatch.setattr(wire, "QUERY_TIMEOUT", 0.1)
     zone = Zone()
     async with AsyncExitStack() as stack:
         member = await stack.enter_async_context(Member())

@@ -23,12 +23,12 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from balancer import LoadBalancer
-from balancer.config.settings import Address
 from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.discovery.answers import Snapshot
 from balancer.listen import listen
-from balancer.membership import Change, Snapshot
+from balancer.membership import Change
 from balancer.observer import Observer
-from balancer.visit import Receive, Scope, Send
+from balancer.types import Address, Receive, Scope, Send
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import LIMIT, Connection, Member, eventually, keep_answering
 from tests.support.workers import worker

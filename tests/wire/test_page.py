@@ -11,12 +11,12 @@ from typing import Any
 from playwright.async_api import Page, expect
 
 from balancer.admin.board import Board, Viewer
-from balancer.admin.names import Names
-from balancer.config.settings import Address
 from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.discovery.container_names import Names
 from balancer.http.request import Request
 from balancer.record import Record
 from balancer.stats import Stats
+from balancer.types import Address
 from tests.support.admin import AdminPort, administer
 from tests.support.browser import browser
 from tests.support.scripted import ScriptedProbe, ScriptedResolver

@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from balancer import pools
-from balancer.config.settings import Address, Settings
+from balancer.config.settings import Settings
 from balancer.edge import Clients
 from balancer.health import State
 from balancer.listen import listen
@@ -28,6 +28,7 @@ from balancer.record import Record
 from balancer.routes import read
 from balancer.server import make_listener
 from balancer.stats import Stats
+from balancer.types import Address
 from balancer.upstream import Timeouts
 from tests.support import wire
 from tests.support.processes import Serving, serving

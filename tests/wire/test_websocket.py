@@ -18,8 +18,8 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
-from balancer.config.settings import Address
 from balancer.demo.system import free_port
+from balancer.types import Address
 from balancer.websocket import MAX_MESSAGE
 from tests.support import wire
 from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually

@@ -17,7 +17,7 @@ import dns.message
 import dns.name
 import dns.rdatatype
 
-from balancer.config.settings import Address
+from balancer.types import Address
 
 # Docker's DNS cuts an answer to the size asked for: without EDNS to 512 bytes, some 24 addresses.
 EDNS_PAYLOAD = 4096

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from balancer.membership import Outcome
+from balancer.discovery.answers import Outcome
 
 # In rounds of discovery: one a second, ten a second while nobody is available.
 RECHECK_ROUNDS = 30

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from math import inf
 
-from balancer.health import URGENT_INTERVAL
-
+# While no member is available, news is worth a query, and a probe, this often, in seconds.
+URGENT_INTERVAL = 0.1
 QUICK_SECONDS = 10.0
 IDLE_SECONDS = 60.0
 IDLE_INTERVAL = 5.0

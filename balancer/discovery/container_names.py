@@ -10,9 +10,9 @@ import dns.name
 import dns.rdatatype
 import dns.reversename
 
-from balancer.config.settings import Address
-from balancer.dnsquery import Reply, ask
+from balancer.discovery.wire import Reply, ask
 from balancer.membership import Member
+from balancer.types import Address
 
 Ask = Callable[[Address, dns.name.Name, str], Awaitable[Reply]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,14 +16,12 @@ import dns.rcode
 import dns.rdatatype
 import dns.resolver
 
-from balancer.config.settings import Address, Settings, SettingsError
-from balancer.dispatch import Clock
-from balancer.dnsquery import EDNS_PAYLOAD, Reply, Service, ask, unpack
-from balancer.health import URGENT_INTERVAL
-from balancer.membership import Answer, Endpoint, Outcome, Snapshot
-from balancer.pace import Pace
-from balancer.search import Search, candidates
-from balancer.targets import Hosts, Targets
+from balancer.config.settings import Settings, SettingsError
+from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.search_list import Search, candidates
+from balancer.discovery.srv_targets import Hosts, Targets
+from balancer.discovery.wire import EDNS_PAYLOAD, Reply, Service, ask, unpack
+from balancer.types import Address, Clock
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +35,6 @@ DOCKER_DNS = "127.0.0.11"
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 
-Resolve = Callable[[], Awaitable[Snapshot]]
-
 
 class System(NamedTuple):
     """How names are resolved here: the name servers, and the search list with its ``ndots`` (resolv.conf(5))."""
@@ -51,7 +47,7 @@ class System(NamedTuple):
 class DnsResolver:
     """Resolves the alias: a call asks once for each record type and returns the answers as a snapshot.
 
-    Where the name server is the system's, so is the search list: then ``balancer.search`` says which name to ask for.
+    Where the name server is the system's, so is the search list: then ``discovery.search_list`` says which to ask for.
     ``system``: in place of this system's.
     """
 
@@ -190,63 +186,3 @@ def _overall(answers: Sequence[Answer]) -> Outcome:
     """What a name has said in all: a record type that it has nothing of does not take anything from the others."""
     outcomes = {it.outcome for it in answers}
     return next(it for it in (Outcome.FOUND, Outcome.UNKNOWN, Outcome.NOBODY) if it in outcomes)
-
-
-class Discovery:
-    """Resolves as often as ``balancer.pace`` says. ``available``, ``waiting``: whether members are, and requests do.
-
-    A query that takes long does not keep the next from being sent, so that one slow answer cannot
-    hide a new member; an answer that is older than one that was delivered already is dropped.
-    """
-
-    def __init__(
-        self,
-        resolve: Resolve,
-        interval: float,
-        clock: Clock,
-        available: Callable[[], bool],
-        waiting: Callable[[], bool],
-        deliver: Callable[[Snapshot], None],
-    ) -> None:
-        self._resolve = resolve
-        self._closest = min(URGENT_INTERVAL, interval)
-        self._clock = clock
-        self._available = available
-        self._waiting = waiting
-        self._deliver = deliver
-        self._pace = Pace(interval)
-        self._asked = 0
-        self._delivered = 0
-        self._hurry = asyncio.Event()
-
-    def hurry(self) -> None:
-        """What DNS says is wanted now: ask as soon as URGENT_INTERVAL since the last round allows."""
-        self._pace.wanted(self._clock())
-        self._hurry.set()
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        self._pace.wanted(self._clock())
-        async with asyncio.TaskGroup() as queries:
-            while True:
-                self._asked += 1
-                queries.create_task(self._round(self._asked))
-                self._hurry.clear()
-                await asyncio.sleep(self._closest)
-                delay = self._pace.delay(self._available(), self._waiting(), self._clock())
-                try:
-                    async with asyncio.timeout(delay - self._closest):
-                        await self._hurry.wait()
-                except TimeoutError:
-                    pass
-
-    async def _round(self, number: int) -> None:
-        try:
-            snapshot = await self._resolve()
-        except Exception:
-            log.exception("a resolver raised; what is known stays")
-            return
-        if number > self._delivered:
-            self._delivered = number
-            self._pace.answered(any(it.endpoints for it in snapshot.answers), self._clock())
-            self._deliver(snapshot)

@@ -1,0 +1,37 @@
+"""Types that many packages share: addresses, the clock, ASGI's callables. No I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, NamedTuple
+
+# Gives the time in seconds, from any moment on; tests have one that stands still.
+Clock = Callable[[], float]
+
+# ASGI (version 3).
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Address(NamedTuple):
+    """Where to connect or listen: an IP address (or host name) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class UnixSocket(NamedTuple):
+    """Where to listen for clients of this machine only: a path in the file system."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
