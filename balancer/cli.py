@@ -266,8 +266,9 @@ async def _look(settings: Settings) -> bool:
     import asyncio
 
     from balancer.discovery.resolver import DnsResolver
-    from balancer.health import Event
-    from balancer.probes import PROBES_AT_ONCE, Verdict, make_probe
+    from balancer.members.health import Event
+    from balancer.members.probe import Verdict, make_probe
+    from balancer.members.probe_scheduler import PROBES_AT_ONCE
 
     snapshot = await DnsResolver(settings)()
     addresses = sorted({it.address for answer in snapshot.answers for it in answer.endpoints})

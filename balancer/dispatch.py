@@ -1,7 +1,7 @@
 """One request, from the choice of a member to the last byte of the response.
 
 This module knows nothing of ASGI: it takes a request and a sink for the response. What to do after
-a failure is ``balancer.retry``'s decision; who may be chosen is ``balancer.membership``'s.
+a failure is ``balancer.retry``'s decision; who may be chosen is ``balancer.members.membership``'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 from balancer import retry
 from balancer.config.settings import Settings
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
-from balancer.health import Event, State
 from balancer.hold import Claim, Hold
 from balancer.http.headers import (
     NO_FIELDS,
@@ -28,7 +27,9 @@ from balancer.http.headers import (
 )
 from balancer.http.request import Body, Request
 from balancer.http.serialize import request_head
-from balancer.membership import Member, Membership
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.membership import Membership
 from balancer.policies import Policy
 from balancer.record import Record, request_ids
 from balancer.slots import Slots

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Snapshot
-from balancer.membership import Change, Member
+from balancer.members.member import Member
+from balancer.members.membership import Change
 from balancer.observer import Observer
 
 

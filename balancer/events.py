@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from balancer.discovery.answers import Snapshot
-from balancer.health import Event, State
-from balancer.membership import Change, Member
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.membership import Change
 from balancer.observer import Observer
 from balancer.record import Record
 from balancer.types import Address

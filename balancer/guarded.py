@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 from balancer.discovery.answers import Snapshot
 from balancer.dispatch import refusal_response
 from balancer.errors import Refusal
-from balancer.health import Event, State
 from balancer.hooks import METHODS, Fields, HookRequest, HookResponse, Hooks, overrides
 from balancer.http.headers import NO_FIELDS, Headers
-from balancer.membership import Change, Member
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.membership import Change
 from balancer.observer import Observer
 from balancer.policies import Policy, RoundRobin
 

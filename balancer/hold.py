@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from balancer.errors import Refusal
 from balancer.http.request import AnyRequest
-from balancer.membership import Member
+from balancer.members.member import Member
 
 
 @dataclass(slots=True, eq=False)

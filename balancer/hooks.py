@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterator
 
 from balancer.errors import Refusal
-from balancer.health import State
 from balancer.http.headers import HOP_BY_HOP, Headers
 from balancer.http.request import Request
-from balancer.membership import Member
+from balancer.members.health import State
+from balancer.members.member import Member
 from balancer.types import Address
 
 __all__ = ["Fields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]

@@ -19,14 +19,16 @@ from balancer.discovery.answers import Outcome, Snapshot
 from balancer.discovery.loop import Discovery, Resolve
 from balancer.discovery.resolver import DnsResolver
 from balancer.dispatch import Dispatcher, Trace
-from balancer.health import Event, State
 from balancer.hooked import HookedDispatcher
 from balancer.hooks import Hooks
-from balancer.membership import Change, Member, Membership
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.membership import Change, Membership
+from balancer.members.probe import Probe, make_probe
+from balancer.members.probe_scheduler import TICK, Prober
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer, all_done
 from balancer.policies import Policy, make_policy
-from balancer.probes import TICK, Probe, Prober, make_probe
 from balancer.proxy import Proxy
 from balancer.slots import GATHER_SECONDS
 from balancer.stats import Stats

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from balancer.discovery.answers import Snapshot
-from balancer.health import Event, State
-from balancer.membership import Change, Member
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.membership import Change
 from balancer.record import Record
 
 

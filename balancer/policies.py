@@ -23,7 +23,7 @@ from struct import Struct
 from balancer.config.settings import Settings
 from balancer.http.headers import NO_FIELDS, Headers, RequestHeaders
 from balancer.http.request import AnyRequest, Request, header_pairs
-from balancer.membership import Member
+from balancer.members.member import Member
 
 # A weight's share is kept to one part in so many, so that SRV's 65535 does not make a long round.
 WEIGHT_STEPS = 100

@@ -19,7 +19,8 @@ from math import ceil, inf
 from balancer.errors import Refusal
 from balancer.hold import Claim, Hold
 from balancer.http.request import AnyRequest
-from balancer.membership import Member, Membership
+from balancer.members.member import Member
+from balancer.members.membership import Membership
 from balancer.policies import Policy
 
 # Seconds that members are given to come back after the first of them.

@@ -16,8 +16,9 @@ from typing import Any
 from balancer.discovery.answers import Answer, Outcome, Snapshot
 from balancer.errors import TOKENS, UNTOLD
 from balancer.events import Events
-from balancer.health import Event, State
-from balancer.membership import Change, Member
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.membership import Change
 from balancer.observer import Observer
 from balancer.record import Record
 from balancer.types import Address

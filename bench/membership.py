@@ -32,13 +32,13 @@ import uvloop
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver
-from balancer.health import Event
 from balancer.hold import Hold
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Membership
+from balancer.members.health import Event
+from balancer.members.membership import Membership
+from balancer.members.probe import Verdict, make_probe
 from balancer.policies import make_policy
-from balancer.probes import Verdict, make_probe
 from balancer.slots import Slots
 from balancer.stats import Stats
 from balancer.transport import BalancedTransport

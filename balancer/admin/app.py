@@ -25,7 +25,7 @@ from balancer.admin.metrics import metrics_endpoint
 from balancer.admin.tracks import Pool
 from balancer.admin.view import Usage, View, by_name
 from balancer.config.settings import Settings
-from balancer.membership import Member
+from balancer.members.member import Member
 from balancer.proof import CHALLENGE, prove
 from balancer.stats import Stats
 from balancer.supervisor import Post

@@ -21,7 +21,7 @@ from balancer.admin.tracks import CHART, Json, Pool, Track
 from balancer.admin.view import View, by_name
 from balancer.discovery.container_names import Names
 from balancer.events import Happening
-from balancer.membership import Member
+from balancer.members.member import Member
 from balancer.types import Clock
 
 log = logging.getLogger(__name__)

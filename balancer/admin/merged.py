@@ -24,8 +24,8 @@ from balancer.channel import Channel
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Snapshot
 from balancer.events import WINDOW, Events, Happening, Kind, Level
-from balancer.health import State
-from balancer.membership import Member
+from balancer.members.health import State
+from balancer.members.member import Member
 from balancer.stats import Stats
 from balancer.types import Address, Clock
 from balancer.upstream import Connections

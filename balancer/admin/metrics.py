@@ -31,8 +31,8 @@ from starlette.responses import Response
 from balancer import __version__
 from balancer.admin.view import Usage, View, by_name
 from balancer.errors import REASONS, TOKENS, UNTOLD
-from balancer.health import State
-from balancer.membership import Member
+from balancer.members.health import State
+from balancer.members.member import Member
 from balancer.stats import BOUNDS, Stats, Tally, by_class, cumulated
 
 # A member that is leaving is no member any more.

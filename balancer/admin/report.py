@@ -13,9 +13,9 @@ from balancer.channel import Channel
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Endpoint, Snapshot
 from balancer.events import Happening
-from balancer.health import State
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Member
+from balancer.members.health import State
+from balancer.members.member import Member
 from balancer.pools import Pools
 from balancer.stats import Stats
 from balancer.types import Address

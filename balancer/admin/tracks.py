@@ -18,8 +18,8 @@ from typing import Any
 
 from balancer.admin.view import View
 from balancer.events import Happening
-from balancer.health import State
-from balancer.membership import Member
+from balancer.members.health import State
+from balancer.members.member import Member
 from balancer.stats import BOUNDS, Stats, Tally, percentile
 from balancer.types import Address
 

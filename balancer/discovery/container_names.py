@@ -11,7 +11,7 @@ import dns.rdatatype
 import dns.reversename
 
 from balancer.discovery.wire import Reply, ask
-from balancer.membership import Member
+from balancer.members.member import Member
 from balancer.types import Address
 
 Ask = Callable[[Address, dns.name.Name, str], Awaitable[Reply]]

@@ -13,11 +13,11 @@ from heapq import heapreplace
 from typing import TYPE_CHECKING
 
 from balancer.errors import ConnectFailed, ConnectionDied, Fault, ResponseTimeout
-from balancer.health import Event
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
+from balancer.members.health import Event
+from balancer.members.probe import Verdict
 from balancer.native_upstream import KEEPALIVE_SECONDS
-from balancer.probes import Verdict
 from balancer.types import Address
 from balancer.upstream import UpstreamRequest
 

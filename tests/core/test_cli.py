@@ -96,7 +96,7 @@ def test_check_prints_the_settings_in_effect_and_what_dns_says(
             return Snapshot((found,), 0.0)
 
     monkeypatch.setattr("balancer.discovery.resolver.DnsResolver", Resolver)
-    monkeypatch.setattr("balancer.probes.make_probe", lambda settings: ScriptedProbe())
+    monkeypatch.setattr("balancer.members.probe.make_probe", lambda settings: ScriptedProbe())
     monkeypatch.setenv("BALANCER_HOLD_MAX", "7")
     assert main(["check", "--alias", "web"]) == status
     lines = capsys.readouterr().out.splitlines()
@@ -120,7 +120,7 @@ def test_check_prints_the_routes_and_an_answer_for_each_pool(
             return Snapshot((Answer("A", Outcome.NOBODY, rcode="NXDOMAIN"),), 0.0)
 
     monkeypatch.setattr("balancer.discovery.resolver.DnsResolver", Resolver)
-    monkeypatch.setattr("balancer.probes.make_probe", lambda settings: ScriptedProbe())
+    monkeypatch.setattr("balancer.members.probe.make_probe", lambda settings: ScriptedProbe())
     assert main(["check", "--routes", "shop.example=shop:8080,/api=api;policy=random"]) == 0
     said = capsys.readouterr().out.partition("\nRoutes")[2].splitlines()
     assert said == [

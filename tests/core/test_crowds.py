@@ -9,9 +9,9 @@ import pytest
 
 from balancer.connection import MemberConnection
 from balancer.discovery.answers import Endpoint
-from balancer.health import State
 from balancer.loadbalancer import FLIPS_LOGGED, NAMED, FlipLog, named
-from balancer.membership import Member
+from balancer.members.health import State
+from balancer.members.member import Member
 from balancer.native_upstream import FAREWELLS, NativeUpstream
 from balancer.types import Address
 from balancer.upstream import Timeouts

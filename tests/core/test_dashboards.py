@@ -13,7 +13,7 @@ from promql_parser import parse_duration
 
 from balancer.admin.metrics import METRICS, STATES
 from balancer.errors import REASONS, TOKENS, UNTOLD
-from balancer.health import TRANSITIONS, Event, State
+from balancer.members.health import TRANSITIONS, Event, State
 from tests.core.test_readme import ROOT
 from tests.support.explained import CASES
 from tests.support.metrics import known

@@ -4,9 +4,10 @@ import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.events import KEPT, KEPT_OF_DNS, WINDOW, Events, Kind, Level
-from balancer.health import Event, State
 from balancer.http.request import Request
-from balancer.membership import Change, Member, Membership
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.membership import Change, Membership
 from balancer.record import Record, Try
 from balancer.types import Address
 

@@ -14,11 +14,11 @@ import pytest
 
 from balancer.config.settings import Settings
 from balancer.errors import ConnectFailed, Refusal
-from balancer.health import Event, State
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
+from balancer.members.health import Event, State
+from balancer.members.probe import make_probe
 from balancer.native_upstream import NativeUpstream
-from balancer.probes import make_probe
 from balancer.types import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 from tests.support.scripted import ScriptedProbe, ScriptedResolver

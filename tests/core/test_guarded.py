@@ -15,7 +15,7 @@ from balancer.guarded import KINDS_MAX, GuardedPolicy, HookChain, Reports, descr
 from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.http.headers import Headers
 from balancer.http.request import Request
-from balancer.membership import Member
+from balancer.members.member import Member
 from balancer.policies import Policy
 from balancer.types import Address
 from tests.support.nought import Nought

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.discovery.pace import URGENT_INTERVAL
-from balancer.health import JITTER, TRANSITIONS, Event, State, next_probe, weigh
+from balancer.members.health import JITTER, TRANSITIONS, Event, State, next_probe, weigh
 
 events = st.sampled_from(Event)
 

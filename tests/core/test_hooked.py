@@ -17,7 +17,8 @@ from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.httpx_upstream import HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Member, Membership
+from balancer.members.member import Member
+from balancer.members.membership import Membership
 from balancer.policies import Policy, RoundRobin
 from balancer.upstream import Timeouts, UpstreamResponse
 

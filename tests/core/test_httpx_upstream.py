@@ -12,9 +12,9 @@ import respx
 
 from balancer.config.settings import Settings
 from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, Refusal, ResponseTimeout
-from balancer.health import State
 from balancer.httpx_upstream import WORDS_MAX, HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
+from balancer.members.health import State
 from balancer.types import Address
 from balancer.upstream import Timeouts, UpstreamRequest
 from tests.support.scripted import ScriptedProbe, ScriptedResolver

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.health import CLOSES_TO_SUSPECT, Event, State
-from balancer.membership import EMPTY_POLLS, WARMED_AT_ONCE, Change, Member, Membership
+from balancer.members.health import CLOSES_TO_SUSPECT, Event, State
+from balancer.members.member import Member
+from balancer.members.membership import EMPTY_POLLS, WARMED_AT_ONCE, Change, Membership
 from balancer.types import Address
 
 NXDOMAIN = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")

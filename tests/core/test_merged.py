@@ -17,8 +17,8 @@ from balancer.channel import PACKET, Channel, pair
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Endpoint
 from balancer.events import Happening, Kind, Level
-from balancer.health import State
 from balancer.http.request import Request
+from balancer.members.health import State
 from balancer.record import Record
 from balancer.stats import Stats, Tally
 from balancer.types import Address

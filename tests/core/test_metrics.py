@@ -18,9 +18,9 @@ from balancer.admin.view import by_name
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
-from balancer.health import Event
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
+from balancer.members.health import Event
 from balancer.record import Record, Try
 from balancer.stats import Stats
 from balancer.types import Address

@@ -16,10 +16,10 @@ import pytest
 
 from balancer.discovery.answers import Endpoint
 from balancer.errors import ClientGone, ConnectFailed, Refusal, ResponseTimeout, TruncatedResponse
-from balancer.health import State
 from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.http.headers import Headers
-from balancer.membership import Member
+from balancer.members.health import State
+from balancer.members.member import Member
 from balancer.policies import Policy
 from balancer.types import Address
 from tests.core.test_schedules import World, run

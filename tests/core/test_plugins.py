@@ -20,7 +20,7 @@ from balancer.guarded import GuardedPolicy
 from balancer.hooks import HookRequest, Hooks
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Member
+from balancer.members.member import Member
 from balancer.observer import Observer
 from balancer.policies import Sticky, make_policy
 from balancer.types import Address

@@ -14,7 +14,7 @@ from balancer.discovery.answers import Endpoint
 from balancer.hooks import HookRequest
 from balancer.http.headers import Headers
 from balancer.http.request import Request
-from balancer.membership import Member
+from balancer.members.member import Member
 from balancer.policies import (
     PIECE_MAX,
     RING_POINTS,

@@ -11,9 +11,11 @@ from random import Random
 import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.health import Event, State
-from balancer.membership import Member, Membership
-from balancer.probes import (
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.membership import Membership
+from balancer.members.probe import Verdict
+from balancer.members.probe_scheduler import (
     BURST,
     DOUBTFUL_AT_ONCE,
     OVERLAP,
@@ -22,7 +24,6 @@ from balancer.probes import (
     TICK,
     URGENT_PER_SECOND,
     Prober,
-    Verdict,
 )
 from balancer.types import Address
 from tests.support.virtual import VirtualLoop

@@ -23,14 +23,14 @@ from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch import Course
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
-from balancer.health import Event, State
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.membership import Member
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.probe import Verdict
 from balancer.observer import Observer
 from balancer.policies import Policy
-from balancer.probes import Verdict
 from balancer.record import Record
 from balancer.retry import IDEMPOTENT, MAX_REPEATS
 from balancer.types import Address

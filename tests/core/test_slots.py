@@ -4,10 +4,11 @@ import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.errors import Refusal
-from balancer.health import Event
 from balancer.hold import Claim, Hold
 from balancer.http.request import Request
-from balancer.membership import Member, Membership
+from balancer.members.health import Event
+from balancer.members.member import Member
+from balancer.members.membership import Membership
 from balancer.policies import RoundRobin
 from balancer.slots import GATHER_MIN, Slots
 from balancer.types import Address

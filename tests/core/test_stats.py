@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.health import Event, State
 from balancer.http.request import Request
-from balancer.membership import Change, Member
+from balancer.members.health import Event, State
+from balancer.members.member import Member
+from balancer.members.membership import Change
 from balancer.record import Record, Try
 from balancer.stats import BOUNDS, ERRORS_MAX, Stats, by_class, cumulated, percentile
 from balancer.types import Address

@@ -11,9 +11,10 @@ import pytest
 from balancer.admin.tracks import EVERY, QUESTIONS, Pool, Track
 from balancer.admin.view import View
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.health import Event
 from balancer.http.request import Request
-from balancer.membership import Member, Membership
+from balancer.members.health import Event
+from balancer.members.member import Member
+from balancer.members.membership import Membership
 from balancer.record import Record, Try
 from balancer.stats import Stats
 from balancer.types import Address

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.health import Event
-from balancer.probes import Verdict
+from balancer.members.health import Event
+from balancer.members.probe import Verdict
 from balancer.types import Address
 
 

@@ -16,10 +16,10 @@ from balancer.edge import Clients
 from balancer.hooks import Hooks
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
+from balancer.members.probe import Probe
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer
 from balancer.policies import Policy
-from balancer.probes import Probe
 from balancer.record import Record
 from balancer.server import accept, make_listener
 from balancer.stats import Stats

@@ -18,9 +18,9 @@ from uvicorn.server import ServerState
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.edge import Clients
-from balancer.health import Event
 from balancer.loadbalancer import LoadBalancer
-from balancer.probes import Verdict
+from balancer.members.health import Event
+from balancer.members.probe import Verdict
 from balancer.server import make_listener
 from balancer.types import Address
 from tests.support.pipes import Pipe, PipeLoop

@@ -22,7 +22,7 @@ from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.discovery.answers import Endpoint
 from balancer.discovery.container_names import AT_A_TIME, Names
 from balancer.discovery.wire import Reply
-from balancer.membership import Member as PoolMember
+from balancer.members.member import Member as PoolMember
 from balancer.stats import Stats
 from balancer.types import Address
 from tests.support.admin import JSON, OPENAPI, AdminPort, Page, administer, check, opened

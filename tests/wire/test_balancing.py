@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from balancer.demo.system import free_port
-from balancer.probes import OVERLAP
+from balancer.members.probe_scheduler import OVERLAP
 from balancer.retry import BUDGET_FLOOR
 from balancer.types import Address
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually

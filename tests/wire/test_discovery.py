@@ -18,7 +18,7 @@ from balancer.discovery.answers import Endpoint, Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver
 from balancer.discovery.srv_targets import REFRESHED
 from balancer.discovery.wire import ask
-from balancer.membership import Membership
+from balancer.members.membership import Membership
 from balancer.types import Address
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Member, balance, eventually

@@ -9,8 +9,8 @@ import pytest
 
 from balancer.config.settings import Settings
 from balancer.demo.system import free_port
-from balancer.health import State
-from balancer.probes import health_request
+from balancer.members.health import State
+from balancer.members.probe import health_request
 from balancer.types import Address
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Connection, Member, balance, eventually

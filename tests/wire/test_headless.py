@@ -22,7 +22,7 @@ from balancer.demo.system import free_port
 from balancer.discovery.answers import Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver, System, read_system
 from balancer.discovery.search_list import LOOK_ROUNDS, RECHECK_ROUNDS
-from balancer.health import State
+from balancer.members.health import State
 from balancer.types import Address
 from tests.support.cluster import NAMESPACE, NDOTS, SEARCH, SERVICE, Cache, Headless, Pod
 from tests.support.wire import OK, Running, balance, eventually

@@ -16,10 +16,10 @@ from websockets.exceptions import InvalidStatus
 
 from balancer import edge
 from balancer.config.settings import Settings
-from balancer.health import State
 from balancer.hooks import Fields, HookRequest, HookResponse, Hooks, Refusal
 from balancer.http.headers import Headers
-from balancer.membership import Member as KnownMember
+from balancer.members.health import State
+from balancer.members.member import Member as KnownMember
 from balancer.policies import HashRing, LeastRequests, Policy, make_policy
 from balancer.types import Address
 from tests.support import tls

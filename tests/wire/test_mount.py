@@ -26,7 +26,7 @@ from balancer import LoadBalancer
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.discovery.answers import Snapshot
 from balancer.listen import listen
-from balancer.membership import Change
+from balancer.members.membership import Change
 from balancer.observer import Observer
 from balancer.types import Address, Receive, Scope, Send
 from tests.support.scripted import ScriptedResolver

@@ -18,9 +18,9 @@ from websockets.exceptions import ConnectionClosed
 from balancer import pools
 from balancer.config.settings import Settings
 from balancer.edge import Clients
-from balancer.health import State
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
+from balancer.members.health import State
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer
 from balancer.pools import Pools

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from balancer.health import State
+from balancer.members.health import State
 from tests.support.scripted import ScriptedProbe, ScriptedResolver
 from tests.support.wire import Connection, Member, Running, balance, eventually
 
@@ -56,7 +56,7 @@ class Busy:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Settings under which a member that does not answer probes is down within a second."""
-    monkeypatch.setattr("balancer.probes.LATE_SECONDS", 0.1)
+    monkeypatch.setattr("balancer.members.probe_scheduler.LATE_SECONDS", 0.1)
     return {"health_path": "/healthz", "health_timeout": 0.3, "health_interval": 0.1}
 
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import islice
 from math import inf
-from operator import attrgetter
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.health import CLOSES_TO_SUSPECT, CONTACT_LOST, TRANSITIONS, Event, State
+from balancer.members.health import CLOSES_TO_SUSPECT, CONTACT_LOST, TRANSITIONS, Event, State
+from balancer.members.member import BY_ADDRESS, Member, Tier, tier_of
 from balancer.types import Address
 
 EMPTY_POLLS = 3
@@ -37,56 +37,6 @@ WARMED_AT_ONCE = 100
 TOLD_ONE_BY_ONE = 128
 # After so many changes a policy follows, so that no request has to pay for thousands.
 FOLLOW_AFTER = 64
-
-# Where members who may be chosen stand: first those that are up, then suspects; of these, by SRV priority.
-Shelf = tuple[int, int]
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """A container behind the alias. Times (``…since``, ``…_at``) are clock readings.
-
-    ``reason``: why it is in this state; unless it is up, the last probe's word. ``failed_at``: the last failed contact.
-
-    ``probes`` is how many were begun, ``probing`` how many are under way, ``heard`` the last that brought an answer.
-    ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
-    answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
-    open after a response; ``closes``: responses in a row that announced the end of theirs.
-    ``drained``: somebody has asked that it gets no more requests, at ``drained_since``. ``accused``: it is
-    down because requests failed to connect, and no probe has looked since. ``shelf``: where it stands among those
-    who may be chosen, if it does.
-    """
-
-    endpoint: Endpoint
-    since: float
-    # What every request touches comes first, next to what Python itself touches: there may be thousands of these.
-    in_flight: int = 0
-    requests: int = 0
-    state: State = State.JOINING
-    reason: str = "found in DNS"
-    probe_at: float = 0.0
-    probed_at: float = 0.0
-    probe_failures: int = 0
-    failed_at: float = -inf
-    probing: int = 0
-    probes: int = 0
-    heard: int = 0
-    answered: bool = False
-    keeps_alive: bool = False
-    closes: int = 0
-    accused: bool = False
-    drained: bool = False
-    drained_since: float = 0.0
-    warm_since: float = 0.0
-    shelf: Shelf | None = None
-    weight: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.weight = self.endpoint.weight
-
-    @property
-    def address(self) -> Address:
-        return self.endpoint.address
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +80,11 @@ class Membership:
     _snapshot: Snapshot | None = None
     # Members that answer and that DNS has not named since they failed, with what their last probe came to.
     _unnamed: dict[Member, tuple[Event, str]] = field(default_factory=dict)
-    # Those who might be chosen, by shelf, in order of address; no shelf is empty. The best one is ``available``.
-    _shelves: dict[Shelf, list[Member]] = field(default_factory=dict)
-    _best: Shelf | None = None
+    # Those who might be chosen, by tier, in order of address; no tier is empty. The best one is ``available``.
+    _tiers: dict[Tier, list[Member]] = field(default_factory=dict)
+    _best: Tier | None = None
     _available: tuple[Member, ...] | None = ()
-    # Who came to, left or changed on the best shelf since somebody asked last; None for too many, or all.
+    # Who came to, left or changed on the best tier since somebody asked last; None for too many, or all.
     _changed: dict[Member, None] | None = None
     _accused: dict[Member, None] = field(default_factory=dict)
     _warming: dict[Member, float] = field(default_factory=dict)
@@ -150,7 +100,7 @@ class Membership:
         change takes time for each; whoever wants to know no more than whether there are any asks ``anybody``.
         """
         if self._available is None:
-            self._available = tuple(self._shelves[self._best]) if self._best else ()
+            self._available = tuple(self._tiers[self._best]) if self._best else ()
         return self._available
 
     @property
@@ -160,7 +110,7 @@ class Membership:
 
     def is_available(self, member: Member) -> bool:
         """Whether it is one of ``available``; costs the same however many there are."""
-        return self._best is not None and member.shelf == self._best
+        return self._best is not None and member.tier == self._best
 
     def take_changed(self) -> Collection[Member] | None:
         """Those who may be chosen, might have been, or have another weight since the last call.
@@ -236,18 +186,18 @@ class Membership:
 
     def _leave(self, left: Sequence[Member], now: float) -> None:
         """Members left DNS. All at once: to take them out one by one would take longer with each."""
-        shelves = {it.shelf for it in left if it.shelf}
+        tiers = {it.tier for it in left if it.tier}
         for member in left:
             self._enter(member, State.LEAVING, Event.LEFT_DNS.value, now)
             self._accused.pop(member, None)
             self._unnamed.pop(member, None)
-        for shelf in shelves:
-            if stay := [it for it in self._shelves[shelf] if it.state is not State.LEAVING]:
-                self._shelves[shelf] = stay
+        for tier in tiers:
+            if stay := [it for it in self._tiers[tier] if it.state is not State.LEAVING]:
+                self._tiers[tier] = stay
             else:
-                del self._shelves[shelf]
+                del self._tiers[tier]
         for member in left:
-            stood, member.shelf = member.shelf, None
+            stood, member.tier = member.tier, None
             if stood and stood == self._best:
                 self._note(member)
         self._look_for_best()
@@ -359,43 +309,34 @@ class Membership:
 
     def _place(self, member: Member) -> None:
         """State, priority or weight have changed, or whether it is drained: have a member stand where it belongs."""
-        old, new = member.shelf, _shelf(member)
+        old, new = member.tier, tier_of(member)
         if old != new:
             if old:
-                shelf = self._shelves[old]
-                del shelf[bisect_left(shelf, member.address, key=_ADDRESS)]
-                if not shelf:
-                    del self._shelves[old]
+                tier = self._tiers[old]
+                del tier[bisect_left(tier, member.address, key=BY_ADDRESS)]
+                if not tier:
+                    del self._tiers[old]
             if new:
-                insort(self._shelves.setdefault(new, []), member, key=_ADDRESS)
-            member.shelf = new
+                insort(self._tiers.setdefault(new, []), member, key=BY_ADDRESS)
+            member.tier = new
         if self._best and self._best in (old, new):
             self._note(member)
         self._look_for_best()
 
     def _note(self, member: Member) -> None:
-        """Somebody on the best shelf has changed."""
+        """Somebody on the best tier has changed."""
         self._available = None
         self.generation += 1
         if self._changed is not None:
             self._changed[member] = None
-            size = len(self._shelves.get(self._best, ())) if self._best else 0
+            size = len(self._tiers.get(self._best, ())) if self._best else 0
             if len(self._changed) > TOLD_ONE_BY_ONE and 2 * len(self._changed) > size:
                 self._changed = None
 
     def _look_for_best(self) -> None:
-        best = min(self._shelves, default=None)
+        best = min(self._tiers, default=None)
         if best != self._best:
             self._best = best
             self._available = None
             self._changed = None
             self.generation += 1
-
-
-_ADDRESS = attrgetter("endpoint.address")
-_SHELVED = {State.UP: 0, State.SUSPECT: 1}
-
-
-def _shelf(member: Member) -> Shelf | None:
-    rank = None if member.drained else _SHELVED.get(member.state)
-    return None if rank is None else (rank, member.endpoint.priority)

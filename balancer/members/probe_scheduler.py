@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from heapq import heappop, heappush
 from math import inf
 from random import Random
 
-from balancer.config.settings import Settings
 from balancer.discovery.pace import URGENT_INTERVAL
-from balancer.errors import OURS, connect_failed
-from balancer.health import LATE_SECONDS, Event, State, next_probe, weigh
-from balancer.membership import Member, Membership
+from balancer.members.health import LATE_SECONDS, Event, State, next_probe, weigh
+from balancer.members.member import Member
+from balancer.members.membership import Membership
+from balancer.members.probe import Probe
 from balancer.types import Address, Clock
 
 # How many probes of a member may be under way. A container is in DNS before its network is set up, and the
@@ -45,74 +45,6 @@ RETRIES = 8
 
 # Events that a member's own answer brings.
 ANSWERS = frozenset({Event.PROBE_OK, Event.PROBE_DRAINING, Event.PROBE_FAILED})
-
-# An event of the member's life, or None where nothing was learnt of it, and words for it.
-Verdict = tuple[Event | None, str]
-Probe = Callable[[Address], Awaitable[Verdict]]
-
-
-def make_probe(settings: Settings) -> Probe:
-    """A probe as the settings want it: HTTP where HEALTH_PATH is set, else a TCP connect."""
-    path, within, limit = settings.health_path, settings.connect_timeout, settings.health_timeout
-    request = b"" if path is None else health_request(settings)
-
-    async def probe(address: Address) -> Verdict:
-        try:
-            async with asyncio.timeout(within):
-                reader, writer = await asyncio.open_connection(address.host, address.port)
-        except OSError as error:
-            if error.errno in OURS:
-                return None, str(error)
-            fault = connect_failed(error, within)
-            return (Event.REFUSED if fault.refused else Event.UNREACHABLE), str(fault)
-        try:
-            if path is None:
-                return Event.PROBE_OK, "accepts connections"
-            async with asyncio.timeout(limit):
-                writer.write(request)
-                return _judge(path, await reader.readline())
-        except TimeoutError:
-            return Event.PROBE_UNANSWERED, f"GET {path}: no answer within {limit:g} s"
-        except (OSError, ValueError) as error:
-            return Event.PROBE_FAILED, f"GET {path}: {error}"
-        finally:
-            writer.transport.abort()  # close now; nothing is left to flush
-
-    return probe
-
-
-def health_request(settings: Settings) -> bytes:
-    """The request for the readiness path, as one that a user sends to the listener would reach the member.
-
-    Frameworks refuse a ``Host`` that they do not know, and redirect what did not come by https.
-    """
-    host = settings.health_host or service_name(settings.alias)
-    scheme = "https" if settings.tls_cert else "http"
-    return (
-        f"GET {settings.health_path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Proto: {scheme}\r\n"
-        "User-Agent: balancer\r\nConnection: close\r\n\r\n"
-    ).encode()
-
-
-def service_name(alias: str) -> str:
-    """An alias as a host: without a final dot, and without the ``_service._proto`` of SRV (RFC 2782)."""
-    return ".".join(it for it in alias.rstrip(".").split(".") if not it.startswith("_")) or alias
-
-
-def _judge(path: str, status_line: bytes) -> Verdict:
-    """What a member's answer to ``GET path`` says: 2xx is up, 503 is draining, the rest is a failure."""
-    parts = status_line.split(maxsplit=2)
-    if not parts:
-        return Event.PROBE_FAILED, f"GET {path}: the connection was closed without an answer"
-    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
-        return Event.PROBE_FAILED, f"GET {path}: not an HTTP answer"
-    status = int(parts[1])
-    words = f"GET {path}: {status}"
-    if 200 <= status <= 299:
-        return Event.PROBE_OK, words
-    if status == 503:
-        return Event.PROBE_DRAINING, words
-    return Event.PROBE_FAILED, f"{words} is neither 2xx nor 503"
 
 
 class Urgency(IntEnum):

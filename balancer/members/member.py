@@ -1,0 +1,70 @@
+"""A member and its place among those that may be chosen. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+from operator import attrgetter
+
+from balancer.discovery.answers import Endpoint
+from balancer.members.health import State
+from balancer.types import Address
+
+# Where members who may be chosen stand: first those that are up, then suspects; of these, by SRV priority.
+Tier = tuple[int, int]
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A container behind the alias. Times (``…since``, ``…_at``) are clock readings.
+
+    ``reason``: why it is in this state; unless it is up, the last probe's word. ``failed_at``: the last failed contact.
+
+    ``probes`` is how many were begun, ``probing`` how many are under way, ``heard`` the last that brought an answer.
+    ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
+    answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
+    open after a response; ``closes``: responses in a row that announced the end of theirs.
+    ``drained``: somebody has asked that it gets no more requests, at ``drained_since``. ``accused``: it is
+    down because requests failed to connect, and no probe has looked since. ``tier``: where it stands among those
+    who may be chosen, if it does.
+    """
+
+    endpoint: Endpoint
+    since: float
+    # What every request touches comes first, next to what Python itself touches: there may be thousands of these.
+    in_flight: int = 0
+    requests: int = 0
+    state: State = State.JOINING
+    reason: str = "found in DNS"
+    probe_at: float = 0.0
+    probed_at: float = 0.0
+    probe_failures: int = 0
+    failed_at: float = -inf
+    probing: int = 0
+    probes: int = 0
+    heard: int = 0
+    answered: bool = False
+    keeps_alive: bool = False
+    closes: int = 0
+    accused: bool = False
+    drained: bool = False
+    drained_since: float = 0.0
+    warm_since: float = 0.0
+    tier: Tier | None = None
+    weight: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weight = self.endpoint.weight
+
+    @property
+    def address(self) -> Address:
+        return self.endpoint.address
+
+
+BY_ADDRESS = attrgetter("endpoint.address")
+_RANKS = {State.UP: 0, State.SUSPECT: 1}
+
+
+def tier_of(member: Member) -> Tier | None:
+    rank = None if member.drained else _RANKS.get(member.state)
+    return None if rank is None else (rank, member.endpoint.priority)
