@@ -30,7 +30,7 @@ from balancer.http.serialize import request_head
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Membership
-from balancer.policies import Policy
+from balancer.policies.base import Policy
 from balancer.record import Record, request_ids
 from balancer.slots import Slots
 from balancer.types import Clock

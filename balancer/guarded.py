@@ -27,7 +27,8 @@ from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.observer import Observer
-from balancer.policies import Policy, RoundRobin
+from balancer.policies.base import Policy
+from balancer.policies.round_robin import RoundRobin
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from balancer.members.probe import Probe, make_probe
 from balancer.members.probe_scheduler import TICK, Prober
 from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer, all_done
-from balancer.policies import Policy, make_policy
+from balancer.policies.base import Policy
+from balancer.policies.factory import make_policy
 from balancer.proxy import Proxy
 from balancer.slots import GATHER_SECONDS
 from balancer.stats import Stats

@@ -21,7 +21,7 @@ from balancer.config.settings import HOOKS, PLACE, POLICIES, POLICY, Kind, Setti
 from balancer.guarded import GuardedPolicy, HookChain, Reports, describe, kind_of, name_of
 from balancer.hooks import METHODS, Hooks, overrides
 from balancer.observer import Observer
-from balancer.policies import Policy
+from balancer.policies.base import Policy
 
 POLICY_GROUP = "balancer.policies"
 HOOKS_GROUP = "balancer.hooks"

@@ -21,7 +21,7 @@ from balancer.hold import Claim, Hold
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
 from balancer.members.membership import Membership
-from balancer.policies import Policy
+from balancer.policies.base import Policy
 
 # Seconds that members are given to come back after the first of them.
 GATHER_SECONDS = 1.0

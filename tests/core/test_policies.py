@@ -15,18 +15,9 @@ from balancer.hooks import HookRequest
 from balancer.http.headers import Headers
 from balancer.http.request import Request
 from balancer.members.member import Member
-from balancer.policies import (
-    PIECE_MAX,
-    RING_POINTS,
-    TABLE_MAX,
-    WEIGHT_STEPS,
-    HashRing,
-    LeastRequests,
-    Policy,
-    RandomChoice,
-    RoundRobin,
-    make_policy,
-)
+from balancer.policies import HashRing, LeastRequests, Policy, RandomChoice, RoundRobin, make_policy
+from balancer.policies.hash_ring import PIECE_MAX, RING_POINTS
+from balancer.policies.weights import TABLE_MAX, WEIGHT_STEPS
 from balancer.types import Address
 from tests.support.nought import Nought
 

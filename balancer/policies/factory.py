@@ -1,0 +1,54 @@
+"""The policy that the settings ask for."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+
+from balancer.config.settings import Settings
+from balancer.http.headers import RequestHeaders
+from balancer.http.request import AnyRequest, header_pairs
+from balancer.policies.base import Policy
+from balancer.policies.hash_ring import HashRing, Key
+from balancer.policies.random_choice import LeastRequests, RandomChoice
+from balancer.policies.round_robin import RoundRobin
+from balancer.policies.sticky import Sticky, cookie_of
+
+
+def make_policy(settings: Settings, rng: Random, plug_in: Policy | None = None) -> Policy:
+    """The policy that the settings ask for; ``plug_in``: what takes the place of the ones here."""
+    policy: Policy
+    match settings.policy:
+        case _ if plug_in:
+            policy = plug_in
+        case "least_requests":
+            policy = LeastRequests(rng)
+        case "random":
+            policy = RandomChoice(rng)
+        case "hash":
+            policy = HashRing(_make_key(settings), RoundRobin(rng))
+        case "round_robin":
+            policy = RoundRobin(rng)
+        case name:
+            raise ValueError(f"{name} is not one of the policies here")
+    return Sticky(settings.sticky_cookie, policy) if settings.sticky_cookie else policy
+
+
+def _make_key(settings: Settings) -> Key:
+    source, text = settings.hash_key
+    name = text.encode("ascii")
+    match source:
+        case "header":
+            return partial(_header, name.lower())
+        case "cookie":
+            return partial(cookie_of, name)
+    origin = RequestHeaders(settings.trusted_proxies).origin
+    return lambda request: origin(header_pairs(request), request.client).encode()
+
+
+def _header(name: bytes, request: AnyRequest) -> bytes:
+    """The value of the first header field of that name, or b""."""
+    for field, value in header_pairs(request):
+        if field == name:
+            return value
+    return b""
