@@ -34,7 +34,7 @@ from balancer.policies.base import Policy
 from balancer.record import Record, request_ids
 from balancer.slots import Slots
 from balancer.types import Clock
-from balancer.upstream import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
+from balancer.upstream.base import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
 
 if TYPE_CHECKING:
     from balancer.hooks import HookRequest

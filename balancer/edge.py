@@ -37,7 +37,7 @@ from balancer.http.serialize import response_head
 from balancer.http.validation import check, head_size, head_too_large, malformed
 from balancer.proxy import Proxy
 from balancer.tunnel import HIGH_WATER, Tunnel
-from balancer.upstream import UpstreamResponse
+from balancer.upstream.base import UpstreamResponse
 
 # Seconds in which a client may read a refusal before its connection is closed for good.
 LINGER_SECONDS = 1.0

@@ -12,7 +12,7 @@ from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.http.serialize import NO_BODY, chunk, last_chunk, response_head, response_lines
 from balancer.tunnel import CLOSE_SECONDS, HIGH_WATER, Tunnel
-from balancer.upstream import PendingResponse, UpstreamResponse
+from balancer.upstream.base import PendingResponse, UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, Visit
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from balancer.guarded import HookChain
 from balancer.hooks import HookRequest, HookResponse
 from balancer.http.headers import connection, nominated
 from balancer.http.request import Request
-from balancer.upstream import UpstreamResponse
+from balancer.upstream.base import UpstreamResponse
 
 
 class HookedDispatcher(Dispatcher):

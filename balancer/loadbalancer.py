@@ -26,7 +26,6 @@ from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
 from balancer.members.probe import Probe, make_probe
 from balancer.members.probe_scheduler import TICK, Prober
-from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer, all_done
 from balancer.policies.base import Policy
 from balancer.policies.factory import make_policy
@@ -34,7 +33,8 @@ from balancer.proxy import Proxy
 from balancer.slots import GATHER_SECONDS
 from balancer.stats import Stats
 from balancer.types import Address, Clock, Receive, Scope, Send
-from balancer.upstream import Connections, Timeouts, Upstream
+from balancer.upstream.base import Connections, Timeouts, Upstream
+from balancer.upstream.pool import NativeUpstream
 
 log = logging.getLogger(__name__)
 

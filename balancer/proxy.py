@@ -21,7 +21,7 @@ from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.http.request import Request
 from balancer.http.validation import check_passed
 from balancer.types import Receive, Scope, Send
-from balancer.upstream import UpstreamResponse
+from balancer.upstream.base import UpstreamResponse
 from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, AsgiVisit, Visit, client, prefix, target
 from balancer.websocket import WebSocketVisit
 

@@ -39,7 +39,7 @@ from balancer.http.request import Request
 from balancer.http.validation import check_passed
 from balancer.loadbalancer import LoadBalancer
 from balancer.proxy import Proxy
-from balancer.upstream import UpstreamResponse
+from balancer.upstream.base import UpstreamResponse
 from balancer.visit import Visit
 
 # RFC 9110 sections 5.1 and 5.5, RFC 9112 section 3.2: what cannot break out of its place in the head.

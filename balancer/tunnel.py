@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from balancer.errors import TruncatedResponse
 from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY, Frames, close_frame
-from balancer.upstream import UpstreamResponse
+from balancer.upstream.base import UpstreamResponse
 
 # How long a WebSocket's side may take to answer a close, in seconds.
 CLOSE_SECONDS = 1.0

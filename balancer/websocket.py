@@ -25,7 +25,7 @@ from balancer.http.headers import NO_FIELDS, Headers, host, request_id
 from balancer.http.request import Request
 from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY
 from balancer.types import Message, Receive, Scope, Send
-from balancer.upstream import UpstreamResponse
+from balancer.upstream.base import UpstreamResponse
 from balancer.visit import AsgiVisit, client, target
 
 # The largest message that passes, in bytes: a message is whole before it is passed on.

@@ -28,7 +28,7 @@ from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.stats import Stats
 from balancer.types import Address, Clock
-from balancer.upstream import Connections
+from balancer.upstream.base import Connections
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from balancer.members.member import Member
 from balancer.pools import Pools
 from balancer.stats import Stats
 from balancer.types import Address
-from balancer.upstream import Connections
+from balancer.upstream.base import Connections
 
 # Seconds between two reports; news of members do not wait for so long, but come no more often than AT_ONCE.
 INTERVAL = 1.0

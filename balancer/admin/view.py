@@ -14,7 +14,7 @@ from balancer.discovery.answers import Snapshot
 from balancer.members.member import Member
 from balancer.stats import Stats
 from balancer.types import Address, Clock
-from balancer.upstream import Connections
+from balancer.upstream.base import Connections
 
 
 class View(Protocol):

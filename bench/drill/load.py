@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from balancer.errors import Fault, TruncatedResponse
 from balancer.http.headers import NO_FIELDS
-from balancer.native_upstream import NativeUpstream
 from balancer.types import Address
-from balancer.upstream import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.pool import NativeUpstream
 
 CLIENTS = 40
 POST_SHARE = 0.3

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.errors import Fault, ResponseTimeout, TruncatedResponse
-from balancer.native_upstream import NativeUpstream
 from balancer.types import Address
-from balancer.upstream import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.pool import NativeUpstream
 from bench.drill.rolling import percentile
 
 MEMBERS = 2

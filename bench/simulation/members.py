@@ -17,9 +17,9 @@ from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.members.health import Event
 from balancer.members.probe import Verdict
-from balancer.native_upstream import KEEPALIVE_SECONDS
 from balancer.types import Address
-from balancer.upstream import UpstreamRequest
+from balancer.upstream.base import UpstreamRequest
+from balancer.upstream.pool import KEEPALIVE_SECONDS
 
 if TYPE_CHECKING:
     from bench.simulation.world import World
@@ -135,7 +135,7 @@ class Container:
 
 
 class Exchange:
-    """A request at a member, and the response to it: what ``balancer.upstream`` calls a PendingResponse."""
+    """A request at a member, and the response to it: what ``balancer.upstream.base`` calls a PendingResponse."""
 
     __slots__ = (
         "_container", "_fault", "_links", "_waiter", "arrives", "closes", "complete", "listener", "started", "timer",
@@ -204,12 +204,12 @@ class Exchange:
 
 
 class Links:
-    """One balancer's connections to all members: what ``balancer.upstream`` calls an Upstream, and its probe."""
+    """One balancer's connections to all members: what ``balancer.upstream.base`` calls an Upstream, and its probe."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._loop = world.loop
-        # Since when each idle connection is idle. The one used last is used next, as in ``balancer.native_upstream``.
+        # Since when each idle connection is idle. The one used last is used next, as in ``balancer.upstream.pool``.
         self._idle: dict[Address, list[float]] = {}
 
     def send_at_once(

@@ -24,7 +24,7 @@ from balancer.loadbalancer import LoadBalancer
 from balancer.observer import Observer
 from balancer.record import Record
 from balancer.types import Address
-from balancer.upstream import PendingResponse, UpstreamResponse
+from balancer.upstream.base import PendingResponse, UpstreamResponse
 from bench.simulation.members import Container, Life, Links
 from tests.support.virtual import VirtualLoop
 

@@ -7,14 +7,14 @@ import logging
 
 import pytest
 
-from balancer.connection import MemberConnection
 from balancer.discovery.answers import Endpoint
 from balancer.loadbalancer import FLIPS_LOGGED, NAMED, FlipLog, named
 from balancer.members.health import State
 from balancer.members.member import Member
-from balancer.native_upstream import FAREWELLS, NativeUpstream
 from balancer.types import Address
-from balancer.upstream import Timeouts
+from balancer.upstream.base import Timeouts
+from balancer.upstream.connection import MemberConnection
+from balancer.upstream.pool import FAREWELLS, NativeUpstream
 
 
 def members(count: int, state: State = State.UP, since: float = 0.0) -> list[Member]:

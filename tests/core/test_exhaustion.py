@@ -14,13 +14,13 @@ import pytest
 
 from balancer.config.settings import Settings
 from balancer.errors import ConnectFailed, Refusal
-from balancer.httpx_upstream import HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import Event, State
 from balancer.members.probe import make_probe
-from balancer.native_upstream import NativeUpstream
 from balancer.types import Address
-from balancer.upstream import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.httpx_adapter import HttpxUpstream
+from balancer.upstream.pool import NativeUpstream
 from tests.support.scripted import ScriptedProbe, ScriptedResolver
 from tests.support.wire import eventually
 

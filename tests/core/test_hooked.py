@@ -15,12 +15,12 @@ from balancer.hooked import HookedDispatcher
 from balancer.hooks import HookRequest, Hooks, Refusal
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
-from balancer.httpx_upstream import HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.policies import Policy, RoundRobin
-from balancer.upstream import Timeouts, UpstreamResponse
+from balancer.upstream.base import Timeouts, UpstreamResponse
+from balancer.upstream.httpx_adapter import HttpxUpstream
 
 
 class Sink:

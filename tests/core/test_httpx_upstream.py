@@ -12,11 +12,11 @@ import respx
 
 from balancer.config.settings import Settings
 from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, Refusal, ResponseTimeout
-from balancer.httpx_upstream import WORDS_MAX, HttpxUpstream
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.types import Address
-from balancer.upstream import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.httpx_adapter import WORDS_MAX, HttpxUpstream
 from tests.support.scripted import ScriptedProbe, ScriptedResolver
 from tests.support.wire import eventually
 

@@ -22,7 +22,7 @@ from balancer.members.health import State
 from balancer.record import Record
 from balancer.stats import Stats, Tally
 from balancer.types import Address
-from balancer.upstream import Connections
+from balancer.upstream.base import Connections
 
 ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)
 

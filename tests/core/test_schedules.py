@@ -34,7 +34,7 @@ from balancer.policies import Policy
 from balancer.record import Record
 from balancer.retry import IDEMPOTENT, MAX_REPEATS
 from balancer.types import Address
-from balancer.upstream import PendingResponse, UpstreamRequest, UpstreamResponse
+from balancer.upstream.base import PendingResponse, UpstreamRequest, UpstreamResponse
 from tests.support.virtual import VirtualLoop
 
 SCHEDULES = 10_000

@@ -27,7 +27,7 @@ _stamps = itertools.count()
 
 
 class _Socket:
-    """What ``balancer.tcp`` and uvicorn ask; this kernel tells nothing of what was acknowledged."""
+    """What ``balancer.upstream.tcp`` and uvicorn ask; this kernel tells nothing of what was acknowledged."""
 
     def __init__(self, peername: tuple[str, int]) -> None:
         self.getpeername = lambda: peername

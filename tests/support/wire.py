@@ -17,7 +17,6 @@ from balancer.hooks import Hooks
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.probe import Probe
-from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer
 from balancer.policies import Policy
 from balancer.record import Record
@@ -25,7 +24,8 @@ from balancer.server import accept, make_listener
 from balancer.stats import Stats
 from balancer.tls import Certificate
 from balancer.types import Address
-from balancer.upstream import Timeouts, Upstream
+from balancer.upstream.base import Timeouts, Upstream
+from balancer.upstream.pool import NativeUpstream
 from tests.support.scripted import ScriptedResolver
 
 # What requests go through unless a test brings its own.

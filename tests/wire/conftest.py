@@ -9,8 +9,8 @@ import uvicorn.server
 import uvloop
 
 from balancer import edge
-from balancer.httpx_upstream import HttpxUpstream
-from balancer.native_upstream import NativeUpstream
+from balancer.upstream.httpx_adapter import HttpxUpstream
+from balancer.upstream.pool import NativeUpstream
 from tests.support import wire
 
 

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from balancer.connection import READ_SIZE
 from balancer.errors import (
     ConnectFailed,
     ConnectionDied,
@@ -21,10 +20,11 @@ from balancer.errors import (
     TruncatedResponse,
 )
 from balancer.http.headers import NO_FIELDS
-from balancer.httpx_upstream import HttpxUpstream
-from balancer.native_upstream import NativeUpstream
 from balancer.types import Address
-from balancer.upstream import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.connection import READ_SIZE
+from balancer.upstream.httpx_adapter import HttpxUpstream
+from balancer.upstream.pool import NativeUpstream
 from tests.support.http2 import serve_http2
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
@@ -233,7 +233,7 @@ async def test_a_connection_that_the_member_closes_while_idle_is_forgotten() -> 
 
 
 async def test_idle_connections_expire_before_the_members_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balancer.native_upstream.KEEPALIVE_SECONDS", 0.1)
+    monkeypatch.setattr("balancer.upstream.pool.KEEPALIVE_SECONDS", 0.1)
     async with Member() as member, upstream(idle=0.1) as up:
         await body_of(up, member)
         assert up.idle == 1

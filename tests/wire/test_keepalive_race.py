@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from balancer.errors import ConnectionDied
-from balancer.native_upstream import NativeUpstream
 from balancer.types import Address
-from balancer.upstream import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.pool import NativeUpstream
 from tests.support.wire import OK, Connection, Member, balance
 
 POST = UpstreamRequest("POST", b"/pay", [(b"host", b"a"), (b"content-length", b"0")])

@@ -16,10 +16,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from balancer.httpx_upstream import HttpxUpstream
-from balancer.native_upstream import NativeUpstream
 from balancer.types import Address
-from balancer.upstream import Timeouts
+from balancer.upstream.base import Timeouts
+from balancer.upstream.httpx_adapter import HttpxUpstream
+from balancer.upstream.pool import NativeUpstream
 from tests.support.hostile import GET
 from tests.support.scripted import ScriptedProbe
 from tests.support.wire import LIMIT, Connection, Member, Running, Script, balance, eventually

@@ -21,7 +21,6 @@ from balancer.edge import Clients
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
-from balancer.native_upstream import NativeUpstream
 from balancer.observer import Observer
 from balancer.pools import Pools
 from balancer.record import Record
@@ -29,7 +28,8 @@ from balancer.routes import read
 from balancer.server import make_listener
 from balancer.stats import Stats
 from balancer.types import Address
-from balancer.upstream import Timeouts
+from balancer.upstream.base import Timeouts
+from balancer.upstream.pool import NativeUpstream
 from tests.support import wire
 from tests.support.processes import Serving, serving
 from tests.support.scripted import ScriptedResolver

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from balancer.native_upstream import NativeUpstream
+from balancer.upstream.pool import NativeUpstream
 from tests.support.wire import Connection, Member, balance, eventually
 
 # More by hand: SOAK_REQUESTS=100000 pytest tests/wire/test_soak.py

@@ -20,7 +20,6 @@ from math import inf
 import httpcore
 import httpx
 
-from balancer import tcp
 from balancer.errors import (
     OURS,
     ConnectFailed,
@@ -35,7 +34,8 @@ from balancer.errors import (
 from balancer.http.headers import Headers, announces_close, response_headers
 from balancer.http.request import Body
 from balancer.types import Address
-from balancer.upstream import Timeouts, UpstreamRequest
+from balancer.upstream import tcp
+from balancer.upstream.base import Timeouts, UpstreamRequest
 
 # Below the 5 s after which a uvicorn member closes an idle connection.
 KEEPALIVE_SECONDS = 4.0

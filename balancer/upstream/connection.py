@@ -20,11 +20,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import httptools
 
-from balancer import tcp
 from balancer.errors import (
     ConnectionDied,
     Fault,
@@ -33,13 +32,15 @@ from balancer.errors import (
     SilentResponse,
     TruncatedResponse,
 )
-from balancer.http.headers import HOP_BY_HOP, NO_FIELDS, Headers, content_length, nominated, trailers
+from balancer.http.headers import HOP_BY_HOP, Headers, content_length, nominated, trailers
 from balancer.http.memo import HEAD_MAX as KNOWN_MAX
 from balancer.http.memo import Memo
 from balancer.http.request import Body
 from balancer.http.serialize import chunk, last_chunk, response_lines
 from balancer.types import Address
-from balancer.upstream import Timeouts
+from balancer.upstream import tcp
+from balancer.upstream.base import Timeouts
+from balancer.upstream.response import KnownHead, Response
 
 # How much is read at once. Reading pauses while nobody waits for what was read last, so this is also
 # what a slow client costs here; it costs a few times as much in the server's own write buffer.
@@ -51,15 +52,6 @@ INTERIM_MAX = 20
 
 _buffer = bytearray(READ_SIZE)
 _view = memoryview(_buffer)
-
-
-class KnownHead(NamedTuple):
-    """What a response head that comes again says. ``length``: bytes of the body; ``lines``: the head for a client."""
-
-    status: int
-    headers: Headers
-    length: int
-    lines: bytes
 
 
 class Owner(Protocol):
@@ -149,7 +141,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         """Send a request; its response comes to life by and by.
 
         ``data`` is its head, and as much of its body as is at hand; ``rest`` gives what is not. For the others see
-        ``balancer.upstream.UpstreamRequest``.
+        ``balancer.upstream.base.UpstreamRequest``.
         """
         response = self._response = Response(self, is_head)
         self._repeatable = repeatable
@@ -512,110 +504,6 @@ class MemberConnection(asyncio.BufferedProtocol):
             if self._headers:
                 response.trailers = trailers(self._headers)
         self._headers = []
-
-
-class Response:
-    """A member's response as it arrives; see ``balancer.upstream.PendingResponse``."""
-
-    # Most responses leave these alone.
-    status = 0
-    headers = NO_FIELDS
-    trailers = NO_FIELDS
-    upgrade = b""
-    # The head is complete; all of it has arrived; the connection ends with it.
-    started = False
-    complete = False
-    closes = False
-    # The head as a client gets it, where it is known already.
-    lines = b""
-    # The connection does not speak HTTP any more.
-    switched = False
-    listener: Callable[[], None] | None = None
-    _waiter: asyncio.Future[None] | None = None
-    _error: Exception | None = None
-
-    def __init__(self, connection: MemberConnection, is_head: bool) -> None:
-        self._connection = connection
-        self.is_head = is_head
-        # Body that nobody has taken yet.
-        self.pieces: list[bytes] = []
-
-    async def wait_for_head(self) -> None:
-        """Raises Fault if the head does not come, ClientGone or Refusal if the request body's source does."""
-        try:
-            while not self.started:
-                if self._error:
-                    raise self._error
-                await self._wait()
-        except BaseException:
-            # Not connection.abort(): once the response is complete, the connection may be somebody else's.
-            self.abandon()
-            raise
-
-    async def read(self) -> tuple[bytes, bool]:
-        while not self.pieces and not self.complete:
-            if self._error:
-                raise self._error
-            await self._wait()
-        piece = self.take()
-        if not self.complete and not self._error and self._connection.paused:
-            self._connection.resume()
-        # An error may wait behind pieces that arrived before it.
-        return piece, not self.complete
-
-    def answer(self, head: KnownHead, body: bytes) -> None:
-        """All of it has come, with a head that is known."""
-        self.status, self.headers, _, self.lines = head
-        self.started = self.complete = True
-        self.pieces.append(body)
-
-    def take(self) -> bytes:
-        pieces, self.pieces = self.pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    async def write(self, data: bytes) -> None:
-        if self._error:
-            raise self._error
-        await self._connection.write(data)
-
-    async def write_eof(self) -> None:
-        self._connection.write_eof()
-
-    async def close(self) -> None:
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Nobody will read on: unless the response is complete, its connection goes."""
-        if self.switched:
-            self._connection.finish()
-        elif not self.complete and not self._error:
-            self._error = TruncatedResponse("abandoned")
-            self._connection.abort()
-
-    @property
-    def awaited(self) -> bool:
-        """Whether somebody waits for news that has not come yet."""
-        return self.listener is not None or (self._waiter is not None and not self._waiter.done())
-
-    async def _wait(self) -> None:
-        self._waiter = self._connection._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def arrived(self) -> None:
-        """There is news: the head, a piece of the body, its end."""
-        if self.listener:
-            self.listener()
-        elif self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        if self.started and isinstance(error, Fault):
-            error = TruncatedResponse(str(error))
-        self._error = error
-        self.arrived()
 
 
 def frame(piece: bytes, body: Body, chunked: bool, last: bool) -> bytes:

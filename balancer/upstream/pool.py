@@ -14,14 +14,15 @@ from collections.abc import Callable
 from math import inf
 
 from balancer import malloc
-from balancer.connection import KnownHead, MemberConnection, Response, frame
 from balancer.errors import OURS, ConnectionDied, Refusal, connect_failed
 from balancer.http.headers import Headers
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 from balancer.http.serialize import request_head
 from balancer.types import Address
-from balancer.upstream import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.connection import MemberConnection, frame
+from balancer.upstream.response import KnownHead, Response
 
 # Below the 5 s after which a uvicorn member closes an idle connection, by more than one sweep.
 KEEPALIVE_SECONDS = 4.0
