@@ -18,7 +18,7 @@ from balancer.config.settings import Settings
 from balancer.discovery.answers import Snapshot
 from balancer.members.member import Member
 from balancer.members.membership import Change
-from balancer.observer import Observer
+from balancer.telemetry.observer import Observer
 
 
 def make_notes() -> int:

@@ -27,7 +27,7 @@ from uvicorn.server import ServerState
 
 from balancer import malloc
 from balancer.config.settings import Settings
-from balancer.dispatch import refusal_response
+from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
 from balancer.exchange import Exchange
 from balancer.http.headers import Headers, plain_address

@@ -1,7 +1,7 @@
 """Typed faults: what failed, whose fault it is, and whether the member may have seen the request.
 
 ``Fault`` and its children are raised by an upstream (``balancer.upstream.base``) and never reach a
-client: ``balancer.retry`` decides what becomes of them. ``Refusal`` is what the client is told
+client: ``balancer.dispatch.retry`` decides what becomes of them. ``Refusal`` is what the client is told
 instead of a member's answer. ``ClientGone`` ends a request that nobody waits for any more.
 """
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from balancer.dispatch import REPLAY_BYTES
+from balancer.dispatch.replay import REPLAY_BYTES
 from balancer.errors import ClientGone, Refusal
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request

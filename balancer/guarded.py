@@ -19,16 +19,16 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from balancer.discovery.answers import Snapshot
-from balancer.dispatch import refusal_response
+from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
 from balancer.hooks import METHODS, Fields, HookRequest, HookResponse, Hooks, overrides
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
-from balancer.observer import Observer
 from balancer.policies.base import Policy
 from balancer.policies.round_robin import RoundRobin
+from balancer.telemetry.observer import Observer
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from balancer.dispatch import Course, DirectSink, Dispatcher, Sink
+from balancer.dispatch.context import Course
+from balancer.dispatch.dispatcher import Dispatcher
+from balancer.dispatch.interfaces import DirectSink, Sink
 from balancer.guarded import HookChain
 from balancer.hooks import HookRequest, HookResponse
 from balancer.http.headers import connection, nominated

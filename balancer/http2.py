@@ -31,7 +31,7 @@ from uvicorn.server import ServerState
 
 from balancer import edge
 from balancer.config.settings import Settings
-from balancer.dispatch import refusal_response
+from balancer.dispatch.refusals import refusal_response
 from balancer.edge import Clients
 from balancer.errors import ClientGone, Refusal
 from balancer.http.headers import Headers

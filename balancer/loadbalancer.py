@@ -18,7 +18,9 @@ from balancer.config.settings import Settings, SettingsError
 from balancer.discovery.answers import Outcome, Snapshot
 from balancer.discovery.loop import Discovery, Resolve
 from balancer.discovery.resolver import DnsResolver
-from balancer.dispatch import Dispatcher, Trace
+from balancer.dispatch.admission import GATHER_SECONDS
+from balancer.dispatch.dispatcher import Dispatcher
+from balancer.dispatch.interfaces import Trace
 from balancer.hooked import HookedDispatcher
 from balancer.hooks import Hooks
 from balancer.members.health import Event, State
@@ -26,12 +28,11 @@ from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
 from balancer.members.probe import Probe, make_probe
 from balancer.members.probe_scheduler import TICK, Prober
-from balancer.observer import Observer, all_done
 from balancer.policies.base import Policy
 from balancer.policies.factory import make_policy
 from balancer.proxy import Proxy
-from balancer.slots import GATHER_SECONDS
-from balancer.stats import Stats
+from balancer.telemetry.observer import Observer, all_done
+from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock, Receive, Scope, Send
 from balancer.upstream.base import Connections, Timeouts, Upstream
 from balancer.upstream.pool import NativeUpstream

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, cast
 from balancer.config.settings import HOOKS, PLACE, POLICIES, POLICY, Kind, Settings, SettingsError, variable
 from balancer.guarded import GuardedPolicy, HookChain, Reports, describe, kind_of, name_of
 from balancer.hooks import METHODS, Hooks, overrides
-from balancer.observer import Observer
 from balancer.policies.base import Policy
+from balancer.telemetry.observer import Observer
 
 POLICY_GROUP = "balancer.policies"
 HOOKS_GROUP = "balancer.hooks"

@@ -19,15 +19,18 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from balancer.config.settings import Settings, SettingsError, variable
-from balancer.dispatch import Course, Destination, DirectSink, Dispatcher, Sink, refuse
+from balancer.dispatch.context import Course
+from balancer.dispatch.dispatcher import Dispatcher
+from balancer.dispatch.interfaces import Destination, DirectSink, Sink
+from balancer.dispatch.record import Record, request_ids
+from balancer.dispatch.refusals import refuse
 from balancer.errors import Refusal
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.observer import Observer, all_done
 from balancer.proxy import Proxy
-from balancer.record import Record, request_ids
 from balancer.routes import Table, inline, read
-from balancer.stats import Stats
+from balancer.telemetry.observer import Observer, all_done
+from balancer.telemetry.stats import Stats
 from balancer.types import Clock, Receive, Scope, Send
 
 log = logging.getLogger(__name__)

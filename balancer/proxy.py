@@ -15,7 +15,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
-from balancer.dispatch import Course, Destination, Dispatcher, Sink, refuse
+from balancer.dispatch.context import Course
+from balancer.dispatch.dispatcher import Dispatcher
+from balancer.dispatch.interfaces import Destination, Sink
+from balancer.dispatch.refusals import refuse
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.http.request import Request

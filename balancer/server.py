@@ -21,7 +21,6 @@ import uvloop
 
 from balancer import __version__
 from balancer.acceptor import Acceptor, TlsEdge, hang_up
-from balancer.accesslog import AccessLog, as_json, as_text
 from balancer.admin.app import admin_app
 from balancer.admin.board import Board
 from balancer.admin.guard import access
@@ -37,11 +36,12 @@ from balancer.edge import Clients
 from balancer.exits import FAILED, UNUSABLE
 from balancer.http.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
-from balancer.observer import Observer
 from balancer.pools import Pools
 from balancer.routes import Table
-from balancer.stats import Stats
 from balancer.supervisor import LEAVE, Post, Slot
+from balancer.telemetry.access_log import AccessLog, as_json, as_text
+from balancer.telemetry.observer import Observer
+from balancer.telemetry.stats import Stats
 from balancer.tls import Certificate
 from balancer.types import Receive, Scope, Send
 from balancer.websocket import MAX_MESSAGE
@@ -219,7 +219,7 @@ async def _serve(work: Work, post: Post) -> None:
     observers: list[Observer] = [access_log] if settings.access_log else []
     tracing = None
     if settings.otel_endpoint:
-        from balancer.tracing import Tracing
+        from balancer.telemetry.tracing import Tracing
 
         tracing = Tracing.to(settings.otel_endpoint)
         observers.append(tracing)

@@ -3,7 +3,7 @@
     async with httpx.AsyncClient(transport=BalancedTransport("apps"), base_url="http://apps") as client:
         answer = await client.get("/")
 
-A call goes the way of every request: ``balancer.dispatch`` chooses a member, holds the call while nobody is available,
+A call goes the way of every request: ``balancer.dispatch`` chooses a member, holds the call while none is available,
 and gives it to another where that is safe. Members get the fields as httpx made them: the call is its sender's own, so
 there is nobody to name in ``X-Forwarded-*``.
 
@@ -32,7 +32,7 @@ from typing import Any
 import httpx
 
 from balancer.config.settings import Settings
-from balancer.dispatch import Course
+from balancer.dispatch.context import Course
 from balancer.errors import ClientGone, Refusal, SilentResponse
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
 from balancer.http.request import Request
@@ -54,8 +54,8 @@ class BalancedTransport(httpx.AsyncBaseTransport):
     Or a LoadBalancer that somebody else owns, which may be mounted in an application at the same time: its members and
     what is known of them are shared, and it is not closed with the client.
 
-    ``response.extensions["balancer"]`` is the ``balancer.record.Record`` of the call: who answered, who failed it
-    before, how long it was held, and the token of ``X-Balancer-Error`` if the answer is the balancer's own.
+    ``response.extensions["balancer"]`` is the ``balancer.dispatch.record.Record`` of the call: who answered,
+    who failed it before, how long it was held, and the token of ``X-Balancer-Error``, if the balancer answered.
     """
 
     def __init__(self, members: str | Settings | LoadBalancer, **settings: Any) -> None:

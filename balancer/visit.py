@@ -8,7 +8,7 @@ import time
 from typing import Any
 from urllib.parse import quote, unquote
 
-from balancer.dispatch import Course
+from balancer.dispatch.context import Course
 from balancer.errors import SHUTTING_DOWN as SHUTTING_DOWN
 from balancer.errors import Refusal
 from balancer.http.headers import Headers, plain_address

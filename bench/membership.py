@@ -32,15 +32,15 @@ import uvloop
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver
-from balancer.hold import Hold
+from balancer.dispatch.admission import Slots
+from balancer.dispatch.queue import Hold
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import Event
 from balancer.members.membership import Membership
 from balancer.members.probe import Verdict, make_probe
 from balancer.policies import make_policy
-from balancer.slots import Slots
-from balancer.stats import Stats
+from balancer.telemetry.stats import Stats
 from balancer.transport import BalancedTransport
 from balancer.types import Address
 

@@ -27,8 +27,8 @@ from balancer.admin.view import Usage, View, by_name
 from balancer.config.settings import Settings
 from balancer.members.member import Member
 from balancer.proof import CHALLENGE, prove
-from balancer.stats import Stats
 from balancer.supervisor import Post
+from balancer.telemetry.stats import Stats
 
 HERE = Path(__file__).parent
 

@@ -20,8 +20,8 @@ from balancer import __version__
 from balancer.admin.tracks import CHART, Json, Pool, Track
 from balancer.admin.view import View, by_name
 from balancer.discovery.container_names import Names
-from balancer.events import Happening
 from balancer.members.member import Member
+from balancer.telemetry.events import Happening
 from balancer.types import Clock
 
 log = logging.getLogger(__name__)

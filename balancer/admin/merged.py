@@ -23,10 +23,10 @@ from balancer.admin.view import Usage
 from balancer.channel import Channel
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Snapshot
-from balancer.events import WINDOW, Events, Happening, Kind, Level
 from balancer.members.health import State
 from balancer.members.member import Member
-from balancer.stats import Stats
+from balancer.telemetry.events import WINDOW, Events, Happening, Kind, Level
+from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock
 from balancer.upstream.base import Connections
 

@@ -33,7 +33,7 @@ from balancer.admin.view import Usage, View, by_name
 from balancer.errors import REASONS, TOKENS, UNTOLD
 from balancer.members.health import State
 from balancer.members.member import Member
-from balancer.stats import BOUNDS, Stats, Tally, by_class, cumulated
+from balancer.telemetry.stats import BOUNDS, Stats, Tally, by_class, cumulated
 
 # A member that is leaving is no member any more.
 STATES = tuple(it for it in State if it is not State.LEAVING)

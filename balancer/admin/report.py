@@ -12,12 +12,12 @@ from balancer.admin.view import Usage
 from balancer.channel import Channel
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Endpoint, Snapshot
-from balancer.events import Happening
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.pools import Pools
-from balancer.stats import Stats
+from balancer.telemetry.events import Happening
+from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from balancer.upstream.base import Connections
 

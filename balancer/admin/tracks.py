@@ -17,10 +17,10 @@ from math import inf
 from typing import Any
 
 from balancer.admin.view import View
-from balancer.events import Happening
 from balancer.members.health import State
 from balancer.members.member import Member
-from balancer.stats import BOUNDS, Stats, Tally, percentile
+from balancer.telemetry.events import Happening
+from balancer.telemetry.stats import BOUNDS, Stats, Tally, percentile
 from balancer.types import Address
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Snapshot
 from balancer.members.member import Member
-from balancer.stats import Stats
+from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock
 from balancer.upstream.base import Connections
 

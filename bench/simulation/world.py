@@ -17,12 +17,13 @@ from typing import Any
 
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch import Course, Dispatcher
+from balancer.dispatch.context import Course
+from balancer.dispatch.dispatcher import Dispatcher
+from balancer.dispatch.record import Record
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.observer import Observer
-from balancer.record import Record
+from balancer.telemetry.observer import Observer
 from balancer.types import Address
 from balancer.upstream.base import PendingResponse, UpstreamResponse
 from bench.simulation.members import Container, Life, Links
@@ -285,7 +286,7 @@ class World(Observer):
 
 
 class _Visit:
-    """One client's request, and where its answer goes: what ``balancer.dispatch`` calls a DirectSink."""
+    """One client's request, and where its answer goes: what ``balancer.dispatch.dispatcher`` calls a DirectSink."""
 
     __slots__ = ("_course", "_dispatcher", "_world")
 

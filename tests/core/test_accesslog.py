@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.accesslog import ID_MAX, WAITING_MAX, AccessLog, _pieces, as_json, as_text
+from balancer.dispatch.record import Record, Try
 from balancer.http.request import Request
-from balancer.record import Record, Try
+from balancer.telemetry.access_log import ID_MAX, WAITING_MAX, AccessLog, _pieces, as_json, as_text
 from balancer.types import Address
 
 FAILED = Try(Address("10.0.0.3", 80), "refused", "connection refused")

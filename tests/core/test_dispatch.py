@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.dispatch import REPLAY_BYTES, ReplayableBody
+from balancer.dispatch.replay import REPLAY_BYTES, ReplayableBody
 from balancer.http.headers import NO_FIELDS
 
 

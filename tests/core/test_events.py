@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.events import KEPT, KEPT_OF_DNS, WINDOW, Events, Kind, Level
+from balancer.dispatch.record import Record, Try
 from balancer.http.request import Request
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
-from balancer.record import Record, Try
+from balancer.telemetry.events import KEPT, KEPT_OF_DNS, WINDOW, Events, Kind, Level
 from balancer.types import Address
 
 ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from balancer.dispatch.queue import Claim, Hold
 from balancer.errors import Refusal
-from balancer.hold import Claim, Hold
 from balancer.http.request import Request
 
 ANY = Request("GET", b"/", [], "192.0.2.1")

@@ -10,7 +10,8 @@ import pytest
 
 from balancer import plugins
 from balancer.config.settings import Settings
-from balancer.dispatch import Course, Dispatcher
+from balancer.dispatch.context import Course
+from balancer.dispatch.dispatcher import Dispatcher
 from balancer.hooked import HookedDispatcher
 from balancer.hooks import HookRequest, Hooks, Refusal
 from balancer.http.headers import NO_FIELDS, Headers

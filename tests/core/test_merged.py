@@ -16,11 +16,11 @@ from balancer.admin.view import Usage
 from balancer.channel import PACKET, Channel, pair
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Endpoint
-from balancer.events import Happening, Kind, Level
+from balancer.dispatch.record import Record
 from balancer.http.request import Request
 from balancer.members.health import State
-from balancer.record import Record
-from balancer.stats import Stats, Tally
+from balancer.telemetry.events import Happening, Kind, Level
+from balancer.telemetry.stats import Stats, Tally
 from balancer.types import Address
 from balancer.upstream.base import Connections
 

@@ -17,12 +17,12 @@ from balancer.admin.metrics import METRICS, PoolCollector, metrics_endpoint
 from balancer.admin.view import by_name
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.dispatch.record import Record, Try
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import Event
-from balancer.record import Record, Try
-from balancer.stats import Stats
+from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from tests.core.test_readme import README
 from tests.support.metrics import Scrape, known, lint, values

@@ -21,8 +21,8 @@ from balancer.hooks import HookRequest, Hooks
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.member import Member
-from balancer.observer import Observer
 from balancer.policies import Sticky, make_policy
+from balancer.telemetry.observer import Observer
 from balancer.types import Address
 
 SOURCE = """

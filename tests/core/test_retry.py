@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, ResponseTimeout
-from balancer.retry import (
+from balancer.dispatch.retry import (
     BUDGET_FLOOR,
     BUDGET_SECONDS,
     BUDGET_SHARE,
@@ -14,6 +13,7 @@ from balancer.retry import (
     Budget,
     decide,
 )
+from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, ResponseTimeout
 
 REFUSED = ConnectFailed("refused")
 UNSENT = ConnectionDied("closed while idle", sent=False)

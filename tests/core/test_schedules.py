@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from balancer import slots
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch import Course
+from balancer.dispatch import admission
+from balancer.dispatch.context import Course
+from balancer.dispatch.record import Record
+from balancer.dispatch.retry import IDEMPOTENT, MAX_REPEATS
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
@@ -29,10 +31,8 @@ from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.probe import Verdict
-from balancer.observer import Observer
 from balancer.policies import Policy
-from balancer.record import Record
-from balancer.retry import IDEMPOTENT, MAX_REPEATS
+from balancer.telemetry.observer import Observer
 from balancer.types import Address
 from balancer.upstream.base import PendingResponse, UpstreamRequest, UpstreamResponse
 from tests.support.virtual import VirtualLoop
@@ -446,14 +446,14 @@ class _DirectSink(_Sink):
 
 @contextmanager
 def occupied(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    real = slots._occupy
+    real = admission._occupy
 
     def checked(member: Member) -> Member:
         world.occupy(member)
         return real(member)
 
     with monkeypatch.context() as patch:
-        patch.setattr(slots, "_occupy", checked)
+        patch.setattr(admission, "_occupy", checked)
         yield
 
 

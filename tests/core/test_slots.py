@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.dispatch.admission import GATHER_MIN, Slots
+from balancer.dispatch.queue import Claim, Hold
 from balancer.errors import Refusal
-from balancer.hold import Claim, Hold
 from balancer.http.request import Request
 from balancer.members.health import Event
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.policies import RoundRobin
-from balancer.slots import GATHER_MIN, Slots
 from balancer.types import Address
 from tests.support.nought import Nought
 

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.dispatch.record import Record, Try
 from balancer.http.request import Request
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
-from balancer.record import Record, Try
-from balancer.stats import BOUNDS, ERRORS_MAX, Stats, by_class, cumulated, percentile
+from balancer.telemetry.stats import BOUNDS, ERRORS_MAX, Stats, by_class, cumulated, percentile
 from balancer.types import Address
 
 ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)

@@ -11,12 +11,12 @@ import pytest
 from balancer.admin.tracks import EVERY, QUESTIONS, Pool, Track
 from balancer.admin.view import View
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.dispatch.record import Record, Try
 from balancer.http.request import Request
 from balancer.members.health import Event
 from balancer.members.member import Member
 from balancer.members.membership import Membership
-from balancer.record import Record, Try
-from balancer.stats import Stats
+from balancer.telemetry.stats import Stats
 from balancer.types import Address
 
 ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import httptools
 
+from balancer.dispatch.retry import IDEMPOTENT
 from balancer.http.headers import announces_close
-from balancer.retry import IDEMPOTENT
 from tests.support.reader import Fields, Message, Requests, Responses
 from tests.support.world import RESPONSE_TIMEOUT, Client, Link, World
 

@@ -11,17 +11,17 @@ from typing import Any, Self
 
 from balancer.config.settings import Settings
 from balancer.discovery.loop import Resolve
-from balancer.dispatch import Trace
+from balancer.dispatch.interfaces import Trace
+from balancer.dispatch.record import Record
 from balancer.edge import Clients
 from balancer.hooks import Hooks
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.probe import Probe
-from balancer.observer import Observer
 from balancer.policies import Policy
-from balancer.record import Record
 from balancer.server import accept, make_listener
-from balancer.stats import Stats
+from balancer.telemetry.observer import Observer
+from balancer.telemetry.stats import Stats
 from balancer.tls import Certificate
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream

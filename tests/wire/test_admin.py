@@ -23,7 +23,7 @@ from balancer.discovery.answers import Endpoint
 from balancer.discovery.container_names import AT_A_TIME, Names
 from balancer.discovery.wire import Reply
 from balancer.members.member import Member as PoolMember
-from balancer.stats import Stats
+from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from tests.support.admin import JSON, OPENAPI, AdminPort, Page, administer, check, opened
 from tests.support.scripted import ScriptedProbe, ScriptedResolver

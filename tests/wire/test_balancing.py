@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from balancer.demo.system import free_port
+from balancer.dispatch.retry import BUDGET_FLOOR
 from balancer.members.probe_scheduler import OVERLAP
-from balancer.retry import BUDGET_FLOOR
 from balancer.types import Address
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
 

@@ -15,13 +15,13 @@ import httpx
 import pytest
 
 from balancer import __version__, edge
-from balancer.accesslog import as_json
 from balancer.config.settings import Settings
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.discovery import wire
 from balancer.discovery.resolver import DnsResolver
 from balancer.errors import TOKENS, UNTOLD
+from balancer.telemetry.access_log import as_json
 from balancer.types import Address
 from tests.support.explained import CASES, GET, POST
 from tests.support.metrics import Scrape, admin, lint

@@ -27,7 +27,7 @@ from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.discovery.answers import Snapshot
 from balancer.listen import listen
 from balancer.members.membership import Change
-from balancer.observer import Observer
+from balancer.telemetry.observer import Observer
 from balancer.types import Address, Receive, Scope, Send
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import LIMIT, Connection, Member, eventually, keep_answering

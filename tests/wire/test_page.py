@@ -13,9 +13,9 @@ from playwright.async_api import Page, expect
 from balancer.admin.board import Board, Viewer
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.discovery.container_names import Names
+from balancer.dispatch.record import Record
 from balancer.http.request import Request
-from balancer.record import Record
-from balancer.stats import Stats
+from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from tests.support.admin import AdminPort, administer
 from tests.support.browser import browser

@@ -14,10 +14,10 @@ from typing import Any, TextIO
 import httpx
 import pytest
 
-from balancer.accesslog import AccessLog
 from balancer.edge import Edge
 from balancer.exchange import Exchange
 from balancer.http.request import Request
+from balancer.telemetry.access_log import AccessLog
 from tests.support import wire
 from tests.support.hostile import CHUNKED, GET, HEAD_MAX, TARGET_MAX
 from tests.support.http2 import Http2Client

@@ -17,16 +17,16 @@ from websockets.exceptions import ConnectionClosed
 
 from balancer import pools
 from balancer.config.settings import Settings
+from balancer.dispatch.record import Record
 from balancer.edge import Clients
 from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
-from balancer.observer import Observer
 from balancer.pools import Pools
-from balancer.record import Record
 from balancer.routes import read
 from balancer.server import make_listener
-from balancer.stats import Stats
+from balancer.telemetry.observer import Observer
+from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.pool import NativeUpstream

@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from balancer.tracing import VALUE_MAX, Tracing
+from balancer.telemetry.tracing import VALUE_MAX, Tracing
 from tests.support.wire import Connection, Member, Running, balance
 
 pytestmark = pytest.mark.usefixtures("each_way")

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from balancer import BalancedTransport, LoadBalancer, Settings
+from balancer.dispatch.record import Record
 from balancer.hooks import HookRequest, Hooks, Refusal
-from balancer.observer import Observer
-from balancer.record import Record
+from balancer.telemetry.observer import Observer
 from balancer.types import Address
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import LIMIT, OK, Connection, Member, Script, eventually, keep_answering

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from balancer.discovery.answers import Snapshot
+from balancer.dispatch.record import Record
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
-from balancer.record import Record
 
 
 class Observer:

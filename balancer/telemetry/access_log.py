@@ -10,9 +10,9 @@ from functools import lru_cache
 from select import PIPE_BUF
 from typing import TextIO
 
+from balancer.dispatch.record import Record
 from balancer.http.request import Request
-from balancer.observer import Observer
-from balancer.record import Record
+from balancer.telemetry.observer import Observer
 from balancer.types import Address
 
 # Lines are written together: one write for each request would cost more than making its line.

@@ -1,7 +1,7 @@
 """One request, from the choice of a member to the last byte of the response.
 
 This module knows nothing of ASGI: it takes a request and a sink for the response. What to do after
-a failure is ``balancer.retry``'s decision; who may be chosen is ``balancer.members.membership``'s.
+a failure is ``balancer.dispatch.retry``'s decision; who may be chosen is ``balancer.members.membership``'s.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ import asyncio
 import time
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING, Protocol
 
-from balancer import retry
 from balancer.config.settings import Settings
+from balancer.dispatch import retry
+from balancer.dispatch.admission import Slots
+from balancer.dispatch.context import Course
+from balancer.dispatch.interfaces import DirectSink, Sink, Trace
+from balancer.dispatch.queue import Claim, Hold
+from balancer.dispatch.record import Record, request_ids
+from balancer.dispatch.refusals import overloaded, refuse, too_large
+from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
-from balancer.hold import Claim, Hold
 from balancer.http.headers import (
     NO_FIELDS,
     TRACE_FIELDS,
@@ -25,22 +30,14 @@ from balancer.http.headers import (
     own_headers,
     with_prefix,
 )
-from balancer.http.request import Body, Request
+from balancer.http.request import AnyRequest, Request
 from balancer.http.serialize import request_head
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.policies.base import Policy
-from balancer.record import Record, request_ids
-from balancer.slots import Slots
 from balancer.types import Clock
-from balancer.upstream.base import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
-
-if TYPE_CHECKING:
-    from balancer.hooks import HookRequest
-
-# A request body up to this size stays in hand, so that the request can be sent again.
-REPLAY_BYTES = 64 * 1024
+from balancer.upstream.base import Upstream, UpstreamRequest, UpstreamResponse
 
 # What the log gives as the status of a request whose client left before there was one (nginx's number).
 CLIENT_GONE = 499
@@ -48,160 +45,6 @@ CLIENT_GONE = 499
 SWITCHING_PROTOCOLS = 101
 
 _NONE: frozenset[Member] = frozenset()
-
-
-class Sink(Protocol):
-    """Where a response goes. ``start`` and ``write`` wait while the client cannot take more, and raise ClientGone."""
-
-    def inform(self, status: int, headers: Headers) -> None:
-        """An interim response, before the response itself; whoever cannot pass it on drops it."""
-
-    async def start(self, status: int, headers: Headers) -> None:
-        """The response head; once, before any body."""
-
-    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
-        """A piece of the body; ``more`` is false for the last, after which ``trailers`` follow."""
-
-    async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
-        """The member has switched protocols, as the request asked: pass everything on, both ways, to the end.
-
-        ``count`` is told of bytes that went to the client.
-        """
-
-
-class Span(Protocol):
-    """A request's part of a trace. ``fields``: those that tell the member of it (W3C Trace Context)."""
-
-    fields: Headers
-
-
-Trace = Callable[[Record], Span | None]
-
-
-class DirectSink(Sink, Protocol):
-    """A sink that takes a complete response at once, without waiting."""
-
-    def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
-        """All of a response, with these fields in place of its own.
-
-        A client that has left is not an error here: nothing more is done for it.
-        """
-
-    def news(self) -> None:
-        """There is news of the response: have ``Dispatcher.news`` called."""
-
-    def go_on(self) -> None:
-        """The rest takes waiting: have ``Dispatcher.run`` awaited."""
-
-
-class Course(Record):
-    """A request under way. ``span``: its part of a trace, where it is traced.
-
-    ``dispatcher``: who has begun it, and is to be asked for all that follows. ``given`` and ``response``: the member
-    that it was sent to without waiting, if it was. ``seen``: the request as plug-ins know it, if there are any;
-    ``refusal``: what a hook has refused it, or its response, with. ``own``: a call of this program, which came from no
-    client; ``prefix``: the path of the mount that it came through, or b"".
-    """
-
-    dispatcher: Destination
-    span: Span | None = None
-    own = False
-    prefix = b""
-    given: Member | None = None
-    response: PendingResponse | None = None
-    body: ReplayableBody | None = None
-    seen: HookRequest | None = None
-    refusal: Refusal | None = None
-
-    @property
-    def pool(self) -> str:
-        return self.dispatcher.name
-
-    def listen_no_more(self) -> None:
-        """``Dispatcher.run`` takes over."""
-        if self.response:
-            self.response.listener = None
-
-
-class Destination(Protocol):
-    """What a front end gives requests to: a ``Dispatcher``, or what stands for one. ``name``: of the pool, or ""."""
-
-    name: str
-
-    def begin(self, request: Request) -> Course:
-        """A request has come."""
-
-    def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
-        """See ``Dispatcher.at_once``."""
-
-    def news(self, course: Course, sink: DirectSink) -> None:
-        """See ``Dispatcher.news``."""
-
-    async def run(self, course: Course, sink: Sink) -> None:
-        """See ``Dispatcher.run``."""
-
-
-class ReplayableBody:
-    """A request body that can be sent again from its beginning, while it is small.
-
-    ``limit``: bytes that it may have at most.
-    """
-
-    def __init__(self, source: Body, limit: float = inf) -> None:
-        self._source = source
-        self.limit = limit
-        self._kept: list[bytes] = []
-        self._size = 0  # of what has been read from the source so far
-        self._position = 0
-        self._source_ended = False
-        self.in_hand = True
-
-    @property
-    def trailers(self) -> Headers:
-        return self._source.trailers
-
-    def keep(self, whole: bytes) -> None:
-        """All of it, which the source has given at once."""
-        self._kept, self._size, self._source_ended = [whole] if whole else [], len(whole), True
-
-    @property
-    def received(self) -> int:
-        """Bytes that have come from the source."""
-        return self._size
-
-    @property
-    def size(self) -> int:
-        """Bytes that are kept."""
-        return self._size if self.in_hand else 0
-
-    def rewind(self) -> None:
-        self._position = 0
-
-    @property
-    def ended(self) -> bool:
-        return self._source_ended and self._position == len(self._kept)
-
-    async def read(self) -> bytes:
-        if self._size > self.limit:
-            raise too_large(self.limit)
-        if self._position < len(self._kept):
-            self._position += 1
-            return self._kept[self._position - 1]
-        if self._source_ended:
-            return b""
-        piece = await self._source.read()
-        self._source_ended = not piece or self._source.ended
-        self._size += len(piece)
-        if self._size > self.limit:
-            raise too_large(self.limit)
-        if self.in_hand and self._size > REPLAY_BYTES:
-            self.in_hand = False
-            self._kept.clear()
-            self._position = 0
-        if self.in_hand and piece:
-            self._kept.append(piece)
-            self._position += 1
-        return piece
 
 
 class Dispatcher:
@@ -248,7 +91,7 @@ class Dispatcher:
             course.span = self._trace(course)
         return course
 
-    def at_once(self, course: Course, sink: DirectSink, body: bytes, seen: HookRequest | None = None) -> bool:
+    def at_once(self, course: Course, sink: DirectSink, body: bytes, seen: AnyRequest = None) -> bool:
         """Send a request whose ``body`` is at hand without waiting for anything, if that can be.
 
         ``seen``: that of the course. (To look for it there costs every request, and most have none.)
@@ -278,7 +121,7 @@ class Dispatcher:
         response.listener = sink.news
         return True
 
-    def news(self, course: Course, sink: DirectSink, seen: HookRequest | None = None) -> None:
+    def news(self, course: Course, sink: DirectSink, seen: AnyRequest = None) -> None:
         """There is news of the response to a request that was sent at once: pass it on, if it has come whole."""
         response, member = course.response, course.given
         assert response and member
@@ -471,7 +314,7 @@ class Dispatcher:
                     return member
                 if isinstance(error, Refusal):
                     raise
-                raise (_overloaded() if self._membership.anybody else self._no_member(record)) from None
+                raise (overloaded() if self._membership.anybody else self._no_member(record)) from None
         except asyncio.CancelledError:
             if given.done() and not given.cancelled():
                 self.slots.give_back(given.result())
@@ -482,14 +325,6 @@ class Dispatcher:
                 record.held += self._clock() - began
         self.hold.served(claim, self._clock() - began)
         return given.result()
-
-
-def too_large(limit: float) -> Refusal:
-    return Refusal(413, "body_too_large", f"the body of a request may have {limit:.0f} bytes")
-
-
-def _overloaded() -> Refusal:
-    return Refusal(503, "overloaded", "every member was busy all the time", retry_after=1)
 
 
 async def _relay(response: UpstreamResponse, sink: Sink, record: Record, marks: Headers) -> None:
@@ -508,28 +343,3 @@ async def _relay(response: UpstreamResponse, sink: Sink, record: Record, marks: 
         piece, more = await response.read()
         record.body_bytes += len(piece)
         await sink.write(piece, more, NO_FIELDS if more else response.trailers)
-
-
-def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
-    """What the balancer says in its own name: short plain text with the reason."""
-    text = f"{refusal.status} {refusal.reason}\n".encode()
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", str(len(text)).encode()),
-        (b"x-balancer-error", refusal.token.encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    if refusal.retry_after is not None:
-        headers.append((b"retry-after", str(refusal.retry_after).encode()))
-    if refusal.fields:
-        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in refusal.fields.items()]
-    return refusal.status, headers, text
-
-
-async def refuse(refusal: Refusal, sink: Sink, record: Record | None = None) -> None:
-    """Answer in the balancer's own name."""
-    status, headers, text = refusal_response(refusal)
-    if record:
-        record.status, record.body_bytes = status, len(text)
-    await sink.start(status, headers)
-    await sink.write(text, False)

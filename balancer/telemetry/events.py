@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from balancer.discovery.answers import Snapshot
+from balancer.dispatch.record import Record
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
-from balancer.observer import Observer
-from balancer.record import Record
+from balancer.telemetry.observer import Observer
 from balancer.types import Address
 
 KEPT = 500

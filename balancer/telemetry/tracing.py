@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from balancer import __version__
+from balancer.dispatch.record import Record
 from balancer.http.headers import Headers
-from balancer.observer import Observer
-from balancer.record import Record
+from balancer.telemetry.observer import Observer
 
 # Where collectors take spans, if the endpoint does not say (OTLP specification, "Endpoint URLs for OTLP/HTTP").
 DEFAULT_PATH = "/v1/traces"
@@ -33,7 +33,7 @@ _context = TraceContextTextMapPropagator()
 
 
 class Span:
-    """A request's part of a trace; see ``balancer.dispatch.Span``."""
+    """A request's part of a trace; see ``balancer.dispatch.interfaces.Span``."""
 
     def __init__(self, span: trace.Span) -> None:
         self.span = span

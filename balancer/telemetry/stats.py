@@ -14,13 +14,13 @@ from operator import add
 from typing import Any
 
 from balancer.discovery.answers import Answer, Outcome, Snapshot
+from balancer.dispatch.record import Record
 from balancer.errors import TOKENS, UNTOLD
-from balancer.events import Events
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
-from balancer.observer import Observer
-from balancer.record import Record
+from balancer.telemetry.events import Events
+from balancer.telemetry.observer import Observer
 from balancer.types import Address
 
 # Upper bounds of the classes in which latencies are counted, in seconds: seven a decade, so that percentiles are right

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from math import ceil, inf
 
+from balancer.dispatch.queue import Claim, Hold
 from balancer.errors import Refusal
-from balancer.hold import Claim, Hold
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
 from balancer.members.membership import Membership

@@ -1,0 +1,43 @@
+"""What the balancer answers in its own name."""
+
+from __future__ import annotations
+
+from balancer.dispatch.interfaces import Sink
+from balancer.dispatch.record import Record
+from balancer.errors import Refusal
+from balancer.http.headers import (
+    Headers,
+)
+
+
+def too_large(limit: float) -> Refusal:
+    return Refusal(413, "body_too_large", f"the body of a request may have {limit:.0f} bytes")
+
+
+def overloaded() -> Refusal:
+    return Refusal(503, "overloaded", "every member was busy all the time", retry_after=1)
+
+
+def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
+    """What the balancer says in its own name: short plain text with the reason."""
+    text = f"{refusal.status} {refusal.reason}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(text)).encode()),
+        (b"x-balancer-error", refusal.token.encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    if refusal.retry_after is not None:
+        headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    if refusal.fields:
+        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in refusal.fields.items()]
+    return refusal.status, headers, text
+
+
+async def refuse(refusal: Refusal, sink: Sink, record: Record | None = None) -> None:
+    """Answer in the balancer's own name."""
+    status, headers, text = refusal_response(refusal)
+    if record:
+        record.status, record.body_bytes = status, len(text)
+    await sink.start(status, headers)
+    await sink.write(text, False)

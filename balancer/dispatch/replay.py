@@ -1,0 +1,77 @@
+"""A request body that can be sent again."""
+
+from __future__ import annotations
+
+from math import inf
+
+from balancer.dispatch.refusals import too_large
+from balancer.http.headers import (
+    Headers,
+)
+from balancer.http.request import Body
+
+# A request body up to this size stays in hand, so that the request can be sent again.
+REPLAY_BYTES = 64 * 1024
+
+
+class ReplayableBody:
+    """A request body that can be sent again from its beginning, while it is small.
+
+    ``limit``: bytes that it may have at most.
+    """
+
+    def __init__(self, source: Body, limit: float = inf) -> None:
+        self._source = source
+        self.limit = limit
+        self._kept: list[bytes] = []
+        self._size = 0  # of what has been read from the source so far
+        self._position = 0
+        self._source_ended = False
+        self.in_hand = True
+
+    @property
+    def trailers(self) -> Headers:
+        return self._source.trailers
+
+    def keep(self, whole: bytes) -> None:
+        """All of it, which the source has given at once."""
+        self._kept, self._size, self._source_ended = [whole] if whole else [], len(whole), True
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come from the source."""
+        return self._size
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return self._size if self.in_hand else 0
+
+    def rewind(self) -> None:
+        self._position = 0
+
+    @property
+    def ended(self) -> bool:
+        return self._source_ended and self._position == len(self._kept)
+
+    async def read(self) -> bytes:
+        if self._size > self.limit:
+            raise too_large(self.limit)
+        if self._position < len(self._kept):
+            self._position += 1
+            return self._kept[self._position - 1]
+        if self._source_ended:
+            return b""
+        piece = await self._source.read()
+        self._source_ended = not piece or self._source.ended
+        self._size += len(piece)
+        if self._size > self.limit:
+            raise too_large(self.limit)
+        if self.in_hand and self._size > REPLAY_BYTES:
+            self.in_hand = False
+            self._kept.clear()
+            self._position = 0
+        if self.in_hand and piece:
+            self._kept.append(piece)
+            self._position += 1
+        return piece
