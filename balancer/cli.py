@@ -22,12 +22,12 @@ from balancer import __version__
 from balancer.config.cpu import usable_cores
 from balancer.config.settings import Settings, SettingsError, flag, misspelt, show, variable
 from balancer.exits import FAILED, UNUSABLE
-from balancer.listen import CannotListen, listening
+from balancer.frontend.sockets import CannotListen, listening
 from balancer.routes import describe, read
 from balancer.types import Address
 
 if TYPE_CHECKING:
-    from balancer.tls import Certificate
+    from balancer.frontend.tls import Certificate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,7 +177,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 def _certificate(settings: Settings) -> Certificate | None:
     if not settings.tls_cert:
         return None
-    from balancer.tls import Certificate
+    from balancer.frontend.tls import Certificate
 
     return Certificate.of(settings)
 

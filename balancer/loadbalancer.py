@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from balancer import plugins
+from balancer.asgi.app import Proxy
 from balancer.config.settings import Settings, SettingsError
 from balancer.discovery.answers import Outcome, Snapshot
 from balancer.discovery.loop import Discovery, Resolve
@@ -30,7 +31,6 @@ from balancer.members.probe import Probe, make_probe
 from balancer.members.probe_scheduler import TICK, Prober
 from balancer.policies.base import Policy
 from balancer.policies.factory import make_policy
-from balancer.proxy import Proxy
 from balancer.telemetry.observer import Observer, all_done
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock, Receive, Scope, Send

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from balancer.asgi.app import Proxy
 from balancer.config.settings import Settings, SettingsError, variable
 from balancer.dispatch.context import Course
 from balancer.dispatch.dispatcher import Dispatcher
@@ -27,7 +28,6 @@ from balancer.dispatch.refusals import refuse
 from balancer.errors import Refusal
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.proxy import Proxy
 from balancer.routes import Table, inline, read
 from balancer.telemetry.observer import Observer, all_done
 from balancer.telemetry.stats import Stats

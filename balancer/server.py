@@ -20,20 +20,22 @@ import uvicorn
 import uvloop
 
 from balancer import __version__
-from balancer.acceptor import Acceptor, TlsEdge, hang_up
 from balancer.admin.app import admin_app
 from balancer.admin.board import Board
 from balancer.admin.guard import access
 from balancer.admin.merged import Hub
 from balancer.admin.report import Reporter
 from balancer.admin.view import Usage, View
+from balancer.asgi.websocket import MAX_MESSAGE
 from balancer.channel import pair
 from balancer.config.settings import Settings, SettingsError
 from balancer.discovery.container_names import Names
 from balancer.discovery.resolver import system_nameservers
 from balancer.drains import Drains
-from balancer.edge import Clients
 from balancer.exits import FAILED, UNUSABLE
+from balancer.frontend.acceptor import Acceptor, TlsEdge, hang_up
+from balancer.frontend.clients import Clients
+from balancer.frontend.tls import Certificate
 from balancer.http.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
 from balancer.pools import Pools
@@ -42,9 +44,7 @@ from balancer.supervisor import LEAVE, Post, Slot
 from balancer.telemetry.access_log import AccessLog, as_json, as_text
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
-from balancer.tls import Certificate
 from balancer.types import Receive, Scope, Send
-from balancer.websocket import MAX_MESSAGE
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -405,7 +405,7 @@ def accept(
     clients = cast(Clients, config.http)
     over_tls: Callable[..., asyncio.Protocol] = TlsEdge
     if settings.http2:
-        from balancer.http2 import Http2Edge
+        from balancer.frontend.http2 import Http2Edge
 
         over_http2: Callable[..., asyncio.Protocol] = Http2Edge
 

@@ -31,16 +31,16 @@ from typing import Any
 
 import httpx
 
+from balancer.asgi.app import Proxy
 from balancer.config.settings import Settings
 from balancer.dispatch.context import Course
 from balancer.errors import ClientGone, Refusal, SilentResponse
+from balancer.frontend.active import Visit
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
 from balancer.http.request import Request
 from balancer.http.validation import check_passed
 from balancer.loadbalancer import LoadBalancer
-from balancer.proxy import Proxy
 from balancer.upstream.base import UpstreamResponse
-from balancer.visit import Visit
 
 # RFC 9110 sections 5.1 and 5.5, RFC 9112 section 3.2: what cannot break out of its place in the head.
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")

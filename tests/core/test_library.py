@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 import balancer
 from balancer import LoadBalancer, Settings, SettingsError
+from balancer.asgi.scope import prefix, target
 from balancer.config.settings import flag
 from balancer.hooks import Hooks
 from balancer.http.headers import own_headers, with_prefix
 from balancer.loadbalancer import SERVE_ONLY
 from balancer.policies import make_policy
 from balancer.types import Address
-from balancer.visit import prefix, target
 
 
 def test_every_name_is_there() -> None:

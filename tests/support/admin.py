@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 import balancer.admin
 from balancer.config.settings import Settings
-from balancer.listen import listen
+from balancer.frontend.sockets import listen
 from balancer.server import Admin
 from balancer.types import Address
 from tests.support.wire import Running

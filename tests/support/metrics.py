@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from balancer.admin.metrics import METRICS, metrics_endpoint
-from balancer.listen import listen
+from balancer.frontend.sockets import listen
 from balancer.server import make_listener
 from balancer.types import Address
 from tests.support.wire import Running

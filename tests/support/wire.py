@@ -13,16 +13,16 @@ from balancer.config.settings import Settings
 from balancer.discovery.loop import Resolve
 from balancer.dispatch.interfaces import Trace
 from balancer.dispatch.record import Record
-from balancer.edge import Clients
+from balancer.frontend.clients import Clients
+from balancer.frontend.sockets import listen
+from balancer.frontend.tls import Certificate
 from balancer.hooks import Hooks
-from balancer.listen import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.probe import Probe
 from balancer.policies import Policy
 from balancer.server import accept, make_listener
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
-from balancer.tls import Certificate
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.pool import NativeUpstream

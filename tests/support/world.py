@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.edge import Clients
+from balancer.frontend.clients import Clients
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import Event
 from balancer.members.probe import Verdict

@@ -8,7 +8,8 @@ import pytest
 import uvicorn.server
 import uvloop
 
-from balancer import edge
+from balancer.frontend import clients
+from balancer.frontend import connection as client_connection
 from balancer.upstream.httpx_adapter import HttpxUpstream
 from balancer.upstream.pool import NativeUpstream
 from tests.support import wire
@@ -60,6 +61,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Limits of tenths of seconds."""
     for name in ("head_timeout", "keepalive_timeout", "idle_timeout"):
         monkeypatch.setitem(wire.defaults, name, 0.3)
-    monkeypatch.setattr(edge, "LINGER_SECONDS", 0.3)
-    monkeypatch.setattr(edge, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(clients, "SWEEP_SECONDS", 0.05)
     yield

@@ -14,8 +14,8 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import InvalidStatus
 
-from balancer import edge
 from balancer.config.settings import Settings
+from balancer.frontend import clients
 from balancer.hooks import Fields, HookRequest, HookResponse, Hooks, Refusal
 from balancer.http.headers import Headers
 from balancer.members.health import State
@@ -107,14 +107,14 @@ async def test_the_clients_own_id_is_kept() -> None:
 
 
 async def test_what_is_known_by_its_bytes_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[edge.Clients] = []
-    real = edge.Clients.__init__
+    made: list[clients.Clients] = []
+    real = clients.Clients.__init__
 
-    def noted(self: edge.Clients, *parts: Any) -> None:
+    def noted(self: clients.Clients, *parts: Any) -> None:
         made.append(self)
         real(self, *parts)
 
-    monkeypatch.setattr(edge.Clients, "__init__", noted)
+    monkeypatch.setattr(clients.Clients, "__init__", noted)
     async with Member() as member, balance(member, hooks=[Counting()]) as running, running.client() as client:
         for _ in range(4):
             await ask(client)

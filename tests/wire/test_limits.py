@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from balancer import edge
+from balancer.frontend import clients
+from balancer.frontend import connection as client_connection
 from tests.support.hostile import CHUNKED, GET, POST
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance
 
@@ -201,7 +202,7 @@ async def test_connections_of_one_client_beyond_its_limit_are_refused_until_one_
 @pytest.mark.parametrize("name", ["max_connections", "max_connections_per_client"])
 async def test_a_connection_that_was_refused_takes_nobodys_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or those who are refused, and try again, would keep everybody out."""
-    monkeypatch.setattr(edge, "LINGER_SECONDS", LIMIT)
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", LIMIT)
     limit: dict[str, Any] = {name: 1}
     async with Member() as member, balance(member, **limit) as running, running.client() as one:
         assert await is_served(one)
@@ -293,8 +294,8 @@ async def test_the_limits_of_a_head_are_the_settings(
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate of a body counts from tenths of seconds on."""
-    monkeypatch.setattr(edge, "RATE_SECONDS", 0.2)
-    monkeypatch.setattr(edge, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(client_connection, "RATE_SECONDS", 0.2)
+    monkeypatch.setattr(clients, "SWEEP_SECONDS", 0.05)
 
 
 async def trickle(client: Connection, piece: bytes, answered: asyncio.Event) -> None:
@@ -366,7 +367,7 @@ async def test_a_body_that_the_member_does_not_take_is_not_cut_off(monkeypatch: 
         receiving = asyncio.create_task(client.head())
         done, _ = await asyncio.wait([sending, receiving], timeout=2)
         assert not done
-        monkeypatch.setattr(edge, "RATE_SECONDS", LIMIT)
+        monkeypatch.setattr(client_connection, "RATE_SECONDS", LIMIT)
         taking.set()
         await sending
         assert (await receiving).startswith(b"HTTP/1.1 200 ")
@@ -391,7 +392,7 @@ async def test_requests_ahead_of_their_answers_are_bounded(cut: bool) -> None:
             await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(path) + path)
 
     async with Member(in_order) as member, balance(member) as running, running.client() as client:
-        requests = numbered(3 * edge.PIPELINE_MAX)
+        requests = numbered(3 * client_connection.PIPELINE_MAX)
         if cut:
             await client.send(requests[:20])
         await client.send(requests[20:] if cut else requests)
@@ -399,7 +400,7 @@ async def test_requests_ahead_of_their_answers_are_bounded(cut: bool) -> None:
         received = await client.to_end()
     answers = received.split(b"HTTP/1.1 200 OK\r\n")[1:]
     # The one that is answered just now does not wait.
-    assert edge.PIPELINE_MAX <= len(answers) <= edge.PIPELINE_MAX + 2
+    assert client_connection.PIPELINE_MAX <= len(answers) <= client_connection.PIPELINE_MAX + 2
     assert [it.split(b"\r\n\r\n")[1] for it in answers] == [b"/%d" % number for number in range(len(answers))]
     assert [b"connection: close" in it for it in answers] == [False] * (len(answers) - 1) + [True]
     assert b"".join(member.received).count(b"GET /") == len(answers)
@@ -408,8 +409,8 @@ async def test_requests_ahead_of_their_answers_are_bounded(cut: bool) -> None:
 async def test_as_many_requests_as_may_come_ahead_do_not_end_the_connection() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         for _ in range(3):
-            await client.send(numbered(edge.PIPELINE_MAX))
-            for _ in range(edge.PIPELINE_MAX):
+            await client.send(numbered(client_connection.PIPELINE_MAX))
+            for _ in range(client_connection.PIPELINE_MAX):
                 assert b"connection: close" not in await answer(client)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from balancer.demo.dnsserver import DnsServer, Zone
-from balancer.listen import CannotListen, listen, listening
+from balancer.frontend.sockets import CannotListen, listen, listening
 from balancer.types import UnixSocket
 from tests.support.processes import Serving, serving
 from tests.support.wire import LIMIT, Connection, Member

@@ -14,13 +14,14 @@ import dns.rcode
 import httpx
 import pytest
 
-from balancer import __version__, edge
+from balancer import __version__
 from balancer.config.settings import Settings
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.discovery import wire
 from balancer.discovery.resolver import DnsResolver
 from balancer.errors import TOKENS, UNTOLD
+from balancer.frontend import clients
 from balancer.telemetry.access_log import as_json
 from balancer.types import Address
 from tests.support.explained import CASES, GET, POST
@@ -189,7 +190,7 @@ async def test_members_that_have_left_leave_no_series() -> None:
 async def test_every_failure_is_known_by_its_token_its_member_and_its_tries(
     token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(clients, "SWEEP_SECONDS", 0.05)
     case = CASES[token]
     async with AsyncExitStack() as stack:
         members: list[Member | Address] = []

@@ -25,7 +25,7 @@ from websockets.exceptions import InvalidStatus
 from balancer import LoadBalancer
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.discovery.answers import Snapshot
-from balancer.listen import listen
+from balancer.frontend.sockets import listen
 from balancer.members.membership import Change
 from balancer.telemetry.observer import Observer
 from balancer.types import Address, Receive, Scope, Send

@@ -14,8 +14,8 @@ from typing import Any, TextIO
 import httpx
 import pytest
 
-from balancer.edge import Edge
-from balancer.exchange import Exchange
+from balancer.frontend.connection import Edge
+from balancer.frontend.exchange import Exchange
 from balancer.http.request import Request
 from balancer.telemetry.access_log import AccessLog
 from tests.support import wire

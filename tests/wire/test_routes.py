@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosed
 from balancer import pools
 from balancer.config.settings import Settings
 from balancer.dispatch.record import Record
-from balancer.edge import Clients
-from balancer.listen import listen
+from balancer.frontend.clients import Clients
+from balancer.frontend.sockets import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.pools import Pools

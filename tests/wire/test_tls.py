@@ -28,7 +28,7 @@ from websockets.asyncio.client import connect
 
 from balancer.cli import main
 from balancer.config.settings import SettingsError
-from balancer.tls import Certificate
+from balancer.frontend.tls import Certificate
 from tests.support.processes import serving
 from tests.support.tls import authority, issue, trusting
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance, eventually
@@ -234,7 +234,7 @@ async def test_a_bad_pair_changes_nothing(
         assert running.certificate
         (tmp_path / "key.pem").write_bytes(authority().issue_cert("other").private_key_pem.bytes())
         running.certificate.reload()
-        (message,) = (it.getMessage() for it in caplog.records if it.name == "balancer.tls")
+        (message,) = (it.getMessage() for it in caplog.records if it.name == "balancer.frontend.tls")
         assert message.startswith("the certificate stays as it was: BALANCER_TLS_KEY=")
         async with running.client(trusting()) as client:
             await client.send(GET)
@@ -306,7 +306,7 @@ async def test_a_key_that_cannot_be_used_stops_the_start_with_one_line(files: di
 
 
 def test_http2_without_its_package_is_refused(files: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balancer.tls.find_spec", lambda name: None)
+    monkeypatch.setattr("balancer.frontend.tls.find_spec", lambda name: None)
     assert cannot(files, http2=True) == (
         "BALANCER_HTTP2=on cannot be used: the package zttp is missing; install balancer[http2]"
     )

@@ -18,9 +18,9 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
+from balancer.asgi.websocket import MAX_MESSAGE
 from balancer.demo.system import free_port
 from balancer.types import Address
-from balancer.websocket import MAX_MESSAGE
 from tests.support import wire
 from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
 

@@ -29,15 +29,14 @@ import zttp
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
 from uvicorn.server import ServerState
 
-from balancer import edge
 from balancer.config.settings import Settings
 from balancer.dispatch.refusals import refusal_response
-from balancer.edge import Clients
-from balancer.errors import ClientGone, Refusal
+from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal
+from balancer.frontend import connection
+from balancer.frontend.clients import Clients
 from balancer.http.headers import Headers
 from balancer.http.validation import check, malformed
 from balancer.types import Message, Receive, Scope, Send
-from balancer.visit import SHUTTING_DOWN
 
 # zttp breaks a connection off after 4096 streams, and after 256 resets by the client. Well before, it is retired when
 # it is next idle, and at the latest so long before that as many streams as may be under way (128) are still served.
@@ -178,7 +177,7 @@ class Http2Edge(ZttpH2Protocol):
         now = self.loop.time()
         if self._retiring:
             # Requests that were on their way when the client was told to send no more are still served.
-            self._deadline = now + edge.LINGER_SECONDS
+            self._deadline = now + connection.LINGER_SECONDS
         elif self._stopping or self.shutdown_requested or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
             self._close_connection()
         else:
@@ -192,7 +191,7 @@ class Http2Edge(ZttpH2Protocol):
             stream.send_data(text)
         stream.end_message()
         if not event.end_stream:
-            self.loop.call_later(edge.LINGER_SECONDS, self.reset, event.stream_id, _NO_ERROR)
+            self.loop.call_later(connection.LINGER_SECONDS, self.reset, event.stream_id, _NO_ERROR)
 
     def _retire(self) -> None:
         """Ask the client to open another connection for what comes next (RFC 9113 section 6.8)."""
@@ -261,7 +260,7 @@ class _Stream:
         if self.cycle.response_complete and self.cycle.more_body:
             # The client sends a body that nobody reads. It gets a moment to read the answer first (section 8.1).
             loop = asyncio.get_running_loop()
-            loop.call_later(edge.LINGER_SECONDS, self._connection.reset, self.event.stream_id, _NO_ERROR)
+            loop.call_later(connection.LINGER_SECONDS, self._connection.reset, self.event.stream_id, _NO_ERROR)
 
     def _break_off(self) -> None:
         if not self.gone:

@@ -17,27 +17,25 @@ Rules (RFC 9110, RFC 9112):
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections import Counter, deque
-from typing import Any, Protocol
+from collections import deque
+from typing import TYPE_CHECKING
 
 import httptools
-import uvicorn
 from uvicorn.server import ServerState
 
-from balancer import malloc
-from balancer.config.settings import Settings
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
-from balancer.exchange import Exchange
+from balancer.frontend.exchange import Exchange
+from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.http.headers import Headers, plain_address
-from balancer.http.memo import HEAD_MAX, Memo
+from balancer.http.memo import HEAD_MAX
 from balancer.http.request import Request
 from balancer.http.serialize import response_head
 from balancer.http.validation import check, head_size, head_too_large, malformed
-from balancer.proxy import Proxy
-from balancer.tunnel import HIGH_WATER, Tunnel
 from balancer.upstream.base import UpstreamResponse
+
+if TYPE_CHECKING:
+    from balancer.frontend.clients import Clients
 
 # Seconds in which a client may read a refusal before its connection is closed for good.
 LINGER_SECONDS = 1.0
@@ -45,11 +43,6 @@ LINGER_SECONDS = 1.0
 HALF_CLOSED_SECONDS = 0.5
 # Seconds that a client may take for its first request when the listener closes: it may be on its way.
 NEW_SECONDS = 1.0
-# How often limits are checked, in seconds, and how many connections are looked at in one go.
-SWEEP_SECONDS = 1.0
-SWEEP_BATCH = 500
-# How many connections are a crowd.
-CROWD = 100
 # Bytes of chunk sizes and extensions that a byte of a body makes up for; what is beyond counts as if it were a head.
 BODY_WORTH = 16
 # Seconds that a body may take whatever its rate.
@@ -59,104 +52,6 @@ RATE_SECONDS = 20.0
 PIPELINE_MAX = 100
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-
-
-class Connection(Protocol):
-    """A client connection. ``peer``: the client's IP address, or "" where there is none."""
-
-    peer: str
-
-    def look(self, now: float) -> None:
-        """Cut off a client that has been waited for too long. ``now`` is a reading of the loop's clock."""
-
-
-class Clients:
-    """The connections of a listener, and the limits that they have to keep."""
-
-    def __init__(self, proxy: Proxy, settings: Settings) -> None:
-        self.proxy = proxy
-        self.settings = settings
-        self.connections: set[Connection] = set()
-        proxy.connections = self.connections
-        # Those of them that only wait to be told that there are too many: they take nobody's place.
-        self._turned_away: set[Connection] = set()
-        self._crowd = 0
-        self._per_address: Counter[str] = Counter()
-        self._sweeper: asyncio.TimerHandle | None = None
-        # Requests without a body that have come before, by their bytes and their origin.
-        self.requests: Memo[tuple[bytes, str], Request] = Memo()
-        proxy.on_switch.append(self._forget)
-        # Each answer is the last of its connection from now on; how long those may idle that have had one.
-        self.stopping = False
-        self.patience = 0.0
-
-    def _forget(self) -> None:
-        """Routes have changed: each request, also one that has come before, has to find its own anew."""
-        self.requests = Memo()
-
-    def stop(self, patience: float) -> None:
-        """The listener is about to close: what clients have asked for, or are just asking for, is answered.
-
-        A client that has its answer may be sending the next request; it is given ``patience`` seconds to do so.
-        """
-        self.patience = patience
-        self.stopping = True
-
-    def __call__(
-        self,
-        config: uvicorn.Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> Edge:
-        """A protocol for a new connection, as uvicorn asks for it."""
-        return Edge(self, server_state)
-
-    def admit(self, connection: Connection) -> None:
-        """Count a new connection. Raises Refusal where there are too many."""
-        self.connections.add(connection)
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep, [])
-        limit, each = self.settings.max_connections, self.settings.max_connections_per_client
-        full = limit and len(self.connections) - len(self._turned_away) > limit
-        if full or (each and self._per_address[connection.peer] >= each):
-            self._turned_away.add(connection)
-            words = f"there are {limit} connections already" if full else f"you have {each} connections already"
-            raise Refusal(503, "too_many_connections", words, retry_after=1)
-        self._per_address[connection.peer] += 1
-
-    def remove(self, connection: Connection) -> None:
-        if connection in self.connections:
-            self.connections.remove(connection)
-            if connection in self._turned_away:
-                self._turned_away.remove(connection)
-                return
-            self._per_address[connection.peer] -= 1
-            if not self._per_address[connection.peer]:
-                del self._per_address[connection.peer]
-
-    def _round(self) -> list[Connection]:
-        """All connections. A crowd leaves its memory behind: have that given back whenever half of it has left."""
-        connections = list(self.connections)
-        self._crowd = max(self._crowd, len(connections))
-        if self._crowd > CROWD and len(connections) < self._crowd / 2:
-            self._crowd = len(connections)
-            gc.collect()
-            malloc.trim()
-        return connections
-
-    def _sweep(self, left: list[Connection]) -> None:
-        """Look at all connections, a batch at a time, so that requests pass in between."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        left = left or self._round()
-        batch, left = left[:SWEEP_BATCH], left[SWEEP_BATCH:]
-        for connection in batch:
-            connection.look(now)
-        if self.connections:
-            self._sweeper = loop.call_later(0 if left else SWEEP_SECONDS, self._sweep, left)
-        else:
-            self._sweeper = None
 
 
 class Edge(asyncio.Protocol):

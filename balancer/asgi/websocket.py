@@ -20,13 +20,14 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 from websockets.utils import accept_key, generate_key
 
+from balancer.asgi.request import AsgiVisit
+from balancer.asgi.scope import client, target
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
 from balancer.http.request import Request
 from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY
 from balancer.types import Message, Receive, Scope, Send
 from balancer.upstream.base import UpstreamResponse
-from balancer.visit import AsgiVisit, client, target
 
 # The largest message that passes, in bytes: a message is whole before it is passed on.
 MAX_MESSAGE = 16 * 1024 * 1024

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from balancer.config.settings import Settings
-from balancer.edge import Edge
 from balancer.errors import OURS
+from balancer.frontend.connection import Edge
+from balancer.frontend.tls import HTTP2, Certificate
+from balancer.frontend.tunnel import HIGH_WATER
 from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
-from balancer.tls import HTTP2, Certificate
-from balancer.tunnel import HIGH_WATER
 
 log = logging.getLogger(__name__)
 

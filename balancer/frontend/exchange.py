@@ -1,4 +1,4 @@
-"""One request of a client of ``balancer.edge``: the source of its body and the sink of its response."""
+"""One request of a client of ``balancer.frontend.connection``: the source of its body and the sink of its response."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from balancer.dispatch.replay import REPLAY_BYTES
-from balancer.errors import ClientGone, Refusal
+from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal
+from balancer.frontend.active import END_OF_EVENT, Visit
+from balancer.frontend.tunnel import CLOSE_SECONDS, HIGH_WATER, Tunnel
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.http.serialize import NO_BODY, chunk, last_chunk, response_head, response_lines
-from balancer.tunnel import CLOSE_SECONDS, HIGH_WATER, Tunnel
 from balancer.upstream.base import PendingResponse, UpstreamResponse
-from balancer.visit import END_OF_EVENT, SHUTTING_DOWN, Visit
 
 if TYPE_CHECKING:
-    from balancer.edge import Edge
+    from balancer.frontend.connection import Edge
 
 # Pieces from here on are handed to the kernel beside the head rather than copied behind it.
 LARGE = 8 * 1024

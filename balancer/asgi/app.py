@@ -1,0 +1,68 @@
+"""The ASGI front end: a plain ASGI callable on top of ``dispatch``.
+
+It uses no Starlette request, response or middleware: a ``StreamingResponse`` alone costs more than
+the rest of a request. Two facts about ASGI servers shape it: ``send()`` after the client has left
+does nothing and says nothing, so somebody has to wait for ``http.disconnect``; and a task for that
+on every request would cost more than most requests take, so only requests that have lasted for
+WATCH_SECONDS get one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from balancer.asgi.request import HttpVisit, make_request
+from balancer.asgi.scope import prefix
+from balancer.asgi.websocket import WebSocketVisit
+from balancer.dispatch.dispatcher import Dispatcher
+from balancer.dispatch.refusals import refuse
+from balancer.errors import Refusal
+from balancer.frontend.active import ActiveRequests
+from balancer.http.validation import check_passed
+from balancer.types import Receive, Scope, Send
+
+WATCH_SECONDS = 0.4
+
+
+class Proxy(ActiveRequests):
+    """Serves every HTTP request and every WebSocket of its scope through the dispatcher."""
+
+    def __init__(self, dispatcher: Dispatcher | None) -> None:
+        super().__init__(dispatcher)
+        self._watching = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = self._loop = self._loop or asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task
+        visit: HttpVisit | WebSocketVisit
+        if scope["type"] == "http":
+            visit = HttpVisit(scope, receive, send, task)
+            request = make_request(scope, visit)
+        elif scope["type"] == "websocket":
+            visit = WebSocketVisit(scope, receive, send, task)
+            request = await visit.request()
+        else:
+            raise RuntimeError(f"the balancer serves HTTP and WebSocket, not {scope['type']!r}")
+        try:
+            # Some servers are not strict, and some append trailers to the fields of a request that has not begun.
+            check_passed(request.headers)
+        except Refusal as refusal:
+            await refuse(refusal, visit)
+            return
+        if not self._watching:
+            self._watching = True
+            loop.call_later(WATCH_SECONDS, self._watch)
+        course = (self.dispatcher or self.choose(request)).begin(request)
+        course.prefix = prefix(scope)
+        await self.serve(visit, course, visit, task)
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        for visit in self.visits:
+            visit.watch(time.monotonic() - WATCH_SECONDS)
+        self._watching = bool(self.visits)
+        if self._watching:
+            loop.call_later(WATCH_SECONDS, self._watch)

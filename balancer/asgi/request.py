@@ -1,0 +1,125 @@
+"""A plain request that an ASGI server brought."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from balancer.asgi.scope import client, target
+from balancer.errors import ClientGone
+from balancer.frontend.active import END_OF_EVENT, Visit
+from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
+from balancer.http.request import Request
+from balancer.types import Receive, Scope, Send
+from balancer.upstream.base import UpstreamResponse
+
+
+class AsgiVisit(Visit):
+    """A request that an ASGI server brought."""
+
+    def __init__(self, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
+        self.task = task
+        self._receive = receive
+        self._send = send
+        self._watcher: asyncio.Task[None] | None = None
+        self.began = time.monotonic()
+
+    @property
+    def watchable(self) -> bool:
+        """Whether nobody else is reading from the client just now."""
+        raise NotImplementedError
+
+    def inform(self, status: int, headers: Headers) -> None:
+        """ASGI has no message for interim responses."""
+
+    async def _await_disconnect(self) -> None:
+        raise NotImplementedError
+
+    def watch(self, began_before: float) -> None:
+        """See to it that a client that leaves is noticed, if the visit has lasted since then."""
+        if self._watcher is None and self.task and self.watchable and self.began <= began_before:
+            self._watcher = asyncio.get_running_loop().create_task(self._await_disconnect())
+
+    def unwatch(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+
+class HttpVisit(AsgiVisit):
+    """A plain request: the source of its body and the sink of its response."""
+
+    # ASGI has no message for them.
+    trailers = NO_FIELDS
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
+        super().__init__(receive, send, task)
+        # The wait for a disconnect and the reading of the body share one channel: first the body.
+        self.ended = not _carries_body(scope)
+
+    @property
+    def watchable(self) -> bool:
+        return self.ended
+
+    async def read(self) -> bytes:
+        while not self.ended:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            self.ended = not message.get("more_body", False)
+            if piece := message.get("body", b""):
+                return bytes(piece)
+        return b""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        if status == 304:
+            # uvicorn counts a 304's Content-Length, which describes no body of its own, as bytes to come.
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self._headers = headers
+        self._sent = END_OF_EVENT[0]
+
+    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
+        if not more:
+            # From here on the server reports the end of the request as a disconnect, too.
+            self.unwatch()
+            self.task = None
+        self._sent = b""
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sent = data
+        if self._leaving:
+            await self._end_between_events()
+
+    async def _complete(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
+        raise AssertionError("a plain request does not ask for another protocol")
+
+    async def _await_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.end()
+
+
+def _carries_body(scope: Scope) -> bool:
+    # HTTP/2 and later need no header field to say that a body follows.
+    return has_body(scope["headers"]) or not scope.get("http_version", "1.1").startswith("1")
+
+
+def make_request(scope: Scope, visit: HttpVisit) -> Request:
+    # ASGI has no message for trailers, so nobody is told that they are welcome.
+    headers: Headers = [it for it in scope["headers"] if it[0] != b"te"]
+    return Request(
+        method=scope["method"],
+        target=target(scope),
+        headers=headers,
+        client=client(scope),
+        scheme=scope.get("scheme", "http"),
+        body=None if visit.ended else visit,
+        chunked=not visit.ended and not any(name == b"content-length" for name, _ in headers),
+        host=host(headers),
+        id=request_id(headers),
+    )
