@@ -207,9 +207,10 @@ def _serve(arguments: argparse.Namespace) -> int:
             pool.part(0, processes)
         if os.environ.pop(TRIAL, None):
             # What a reload has to know before anything changes: whether all of it is there.
-            from balancer import plugins, server
+            from balancer import server
+            from balancer.plugins import loader
 
-            plugins.load(settings, Random())
+            loader.load(settings, Random())
             return 0
         try:
             data = stack.enter_context(listening(variable("bind"), settings.bind, processes, before.data))
@@ -244,9 +245,9 @@ def _reload(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     _certificate(settings)
-    from balancer import plugins
+    from balancer.plugins import loader
 
-    plugins.load(settings, Random())
+    loader.load(settings, Random())
     routes = read(settings)
     for name, value, _ in settings.rows():
         print(f"{name}={value}")

@@ -13,7 +13,6 @@ from random import Random
 from types import TracebackType
 from typing import Any
 
-from balancer import plugins
 from balancer.asgi.app import Proxy
 from balancer.config.settings import Settings, SettingsError
 from balancer.discovery.answers import Outcome, Snapshot
@@ -22,13 +21,14 @@ from balancer.discovery.resolver import DnsResolver
 from balancer.dispatch.admission import GATHER_SECONDS
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import Trace
-from balancer.hooked import HookedDispatcher
-from balancer.hooks import Hooks
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
 from balancer.members.probe import Probe, make_probe
 from balancer.members.probe_scheduler import TICK, Prober
+from balancer.plugins import loader
+from balancer.plugins.dispatcher import HookedDispatcher
+from balancer.plugins.hooks import Hooks
 from balancer.policies.base import Policy
 from balancer.policies.factory import make_policy
 from balancer.telemetry.observer import Observer, all_done
@@ -70,8 +70,8 @@ class LoadBalancer:
     ``probe`` judges them, ``observers`` are told of what happens, and so is ``stats``, for the status page and the
     metrics. ``trace`` begins the spans of traces. ``policy`` chooses among
     them in place of the one that the settings name, and ``hooks`` come after those that the settings name; both run
-    guarded (``balancer.guarded``). Either may be a name, too, and is a setting then. What of all these cannot work
-    raises SettingsError at once.
+    guarded (``balancer.plugins.guard``). Either may be a name, too, and is a setting then. What of all these cannot
+    work raises SettingsError at once.
     """
 
     # What belongs to one event loop is made anew for the next.
@@ -97,18 +97,18 @@ class LoadBalancer:
         rng: Random | None = None,
         **settings: Any,
     ) -> None:
-        listed = plugins.each(hooks)
+        listed = loader.each(hooks)
         given = [it for it in listed if not isinstance(it, str)]
         if isinstance(policy, str):
             settings["policy"] = policy
         if names := [it for it in listed if isinstance(it, str)]:
             settings["hooks"] = ",".join(names)
         self.settings = _settings(alias, settings)
-        watching = plugins.each(observers)
-        plugins.check(watching, trace, probe, resolve)
+        watching = loader.each(observers)
+        loader.check(watching, trace, probe, resolve)
         self.stats = stats
         self._rng = rng or Random()
-        self._plugged = plugins.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given)
+        self._plugged = loader.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given)
         self._observers = [*watching, *([stats] if stats else []), *self._plugged.hooks.observers()]
         self._given_upstream = upstream
         self._resolve = resolve or DnsResolver(self.settings, clock)

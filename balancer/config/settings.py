@@ -200,7 +200,7 @@ TOKEN = Kind(_token, "a cookie name such as member")
 SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
 URL = Kind(_url, "a URL such as http://collector:4318")
-# Whether there is such a plug-in, ``balancer.plugins`` finds out.
+# Whether there is such a plug-in, ``balancer.plugins.loader`` finds out.
 POLICY = Kind(
     _plug_in, f"{', '.join(POLICIES)}, the name of an entry point in the group balancer.policies, or module:class"
 )

@@ -184,7 +184,7 @@ class Dispatcher:
             self._on_done(course)
 
     def _heard(self, course: Course, response: UpstreamResponse) -> None:
-        """A member has answered, and nothing has been passed on: ``balancer.hooked`` may change the fields.
+        """A member has answered, and nothing has been passed on: ``balancer.plugins.dispatcher`` may change the fields.
 
         Raises Refusal where the client must not get the response.
         """

@@ -55,8 +55,8 @@ class Request:
     pool: Any = None
 
 
-# A request as a policy gets it: a ``Request`` or, where there are plug-ins, the ``balancer.hooks.HookRequest`` made of
-# it. It is Any so that a plug-in may declare the second alone, whichever policy it extends.
+# A request as a policy gets it: a ``Request`` or, where there are plug-ins, the ``HookRequest`` of hooks that is
+# made of it. It is Any so that a plug-in may declare the second alone, whichever policy it extends.
 AnyRequest = Any
 
 

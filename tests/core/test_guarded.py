@@ -11,11 +11,12 @@ import pytest
 
 from balancer.discovery.answers import Endpoint
 from balancer.errors import ConnectFailed, Refusal
-from balancer.guarded import KINDS_MAX, GuardedPolicy, HookChain, Reports, describe
 from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.http.headers import Headers
 from balancer.http.request import Request
 from balancer.members.member import Member
+from balancer.plugins.guard import KINDS_MAX, GuardedPolicy, Reports, describe
+from balancer.plugins.hook_chain import HookChain
 from balancer.policies import Policy
 from balancer.types import Address
 from tests.support.nought import Nought

@@ -8,17 +8,17 @@ from random import Random
 
 import pytest
 
-from balancer import plugins
 from balancer.config.settings import Settings
 from balancer.dispatch.context import Course
 from balancer.dispatch.dispatcher import Dispatcher
-from balancer.hooked import HookedDispatcher
 from balancer.hooks import HookRequest, Hooks, Refusal
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.member import Member
 from balancer.members.membership import Membership
+from balancer.plugins import loader
+from balancer.plugins.dispatcher import HookedDispatcher
 from balancer.policies import Policy, RoundRobin
 from balancer.upstream.base import Timeouts, UpstreamResponse
 from balancer.upstream.httpx_adapter import HttpxUpstream
@@ -55,7 +55,7 @@ class Turns(Policy):
 @pytest.fixture
 def dispatcher() -> HookedDispatcher:
     settings = Settings(hold_seconds=0)
-    chain = plugins.load(settings, Random(0), None, [Refusing()]).hooks
+    chain = loader.load(settings, Random(0), None, [Refusing()]).hooks
     return HookedDispatcher(chain, settings, Membership(), RoundRobin(Random(0)), HttpxUpstream(Timeouts(1, 1, 1)))
 
 

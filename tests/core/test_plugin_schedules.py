@@ -148,7 +148,7 @@ def test_plug_ins_lose_no_request_and_no_slot_whatever_they_do(monkeypatch: pyte
 
 
 def test_without_the_guard_they_would(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
-    monkeypatch.setattr("balancer.plugins.GuardedPolicy", lambda policy, *_: policy)
+    monkeypatch.setattr("balancer.plugins.loader.GuardedPolicy", lambda policy, *_: policy)
     loop = VirtualLoop()
     failures = 0
     for seed in range(10):

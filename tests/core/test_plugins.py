@@ -13,14 +13,15 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from balancer import BalancedTransport, plugins
+from balancer import BalancedTransport
 from balancer.config.settings import Settings, SettingsError
 from balancer.discovery.answers import Endpoint
-from balancer.guarded import GuardedPolicy
 from balancer.hooks import HookRequest, Hooks
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.member import Member
+from balancer.plugins import loader
+from balancer.plugins.guard import GuardedPolicy
 from balancer.policies import Sticky, make_policy
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
@@ -145,8 +146,8 @@ def install(folder: Path, name: str, **groups: dict[str, str]) -> None:
     (info / "entry_points.txt").write_text("\n".join(lines))
 
 
-def load(**settings: Any) -> plugins.Plugins:
-    return plugins.load(Settings(**settings), Random(0))
+def load(**settings: Any) -> loader.Plugins:
+    return loader.load(Settings(**settings), Random(0))
 
 
 def problem(**settings: Any) -> str:
@@ -170,7 +171,7 @@ def test_the_balancers_own_policies_need_no_plug_in(name: str, tmp_path: Path) -
 
 def test_a_class_gets_what_it_has_parameters_for(shop: Any) -> None:
     settings, rng = Settings(policy="shop:Last"), Random(0)
-    assert isinstance(plugins.load(settings, rng).policy, GuardedPolicy)
+    assert isinstance(loader.load(settings, rng).policy, GuardedPolicy)
     assert shop.Last.made == [(settings, rng, "x", {})]
 
 
@@ -335,7 +336,7 @@ def test_a_class_in_place_of_an_instance_is_refused_with_a_hint(shop: Any) -> No
         "hooks=<class shop:Seeing> cannot be used: it is the class Seeing; pass an instance: Seeing()"
     )
     assert refusal(observers=[Observer]) == (
-        "observers=<class balancer.observer:Observer> cannot be used: it is the class Observer; "
+        "observers=<class balancer.telemetry.observer:Observer> cannot be used: it is the class Observer; "
         "pass an instance: Observer()"
     )
 
@@ -348,7 +349,7 @@ def test_every_object_that_cannot_be_used_has_its_line(shop: Any) -> None:
 
 def test_a_policy_that_counts_as_false_is_one_all_the_same(shop: Any) -> None:
     shop.Plain.__len__ = lambda self: 0
-    assert isinstance(plugins.load(Settings(), Random(0), shop.Plain()).policy, GuardedPolicy)
+    assert isinstance(loader.load(Settings(), Random(0), shop.Plain()).policy, GuardedPolicy)
 
 
 def test_hooks_and_observers_may_be_one_object(shop: Any) -> None:
@@ -384,8 +385,8 @@ def wrapping(function: Any) -> Any:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"observers": [object()]}, "it is an object of type object, not one of balancer.observer.Observer"),
-        ({"observers": 3}, "it is an object of type int, not one of balancer.observer.Observer"),
+        ({"observers": [object()]}, "it is an object of type object, not one of balancer.telemetry.observer.Observer"),
+        ({"observers": 3}, "it is an object of type int, not one of balancer.telemetry.observer.Observer"),
         ({"observers": [Awaited()]}, f"done of {__name__}:Awaited is a coroutine function, {NOT_RUN}"),
         ({"observers": [Short()]}, f"resolved of {__name__}:Short is called with two arguments, and takes (snapshot"),
         ({"trace": 3}, "it is an object of type int, which cannot be called"),
@@ -419,7 +420,7 @@ def test_a_load_balancer_cannot_be_made_of_them() -> None:
 
 
 def test_a_policy_that_is_given_takes_the_place_of_the_one_in_the_settings(shop: Any) -> None:
-    found = plugins.load(Settings(policy="shop:Lost"), Random(0), shop.Plain(), [shop.seeing])
+    found = loader.load(Settings(policy="shop:Lost"), Random(0), shop.Plain(), [shop.seeing])
     assert isinstance(found.policy, GuardedPolicy) and found.hooks.on_requests
 
 
@@ -431,14 +432,14 @@ def test_hooks_are_called_in_the_order_of_their_names(shop: Any) -> None:
             order.append("given")
 
     shop.Before = type("Before", (Hooks,), {"on_joined": lambda *_: order.append("named")})
-    found = plugins.load(Settings(hooks=("shop:Before", "shop:Before")), Random(0), None, [After()])
+    found = loader.load(Settings(hooks=("shop:Before", "shop:Before")), Random(0), None, [After()])
     found.hooks.tell("on_joined", Member(Endpoint(Address("10.0.0.1", 80)), 0.0))
     assert order == ["named", "named", "given"]
 
 
 def test_a_sticky_cookie_works_on_top() -> None:
     settings = Settings(policy="shop:Last", sticky_cookie="member")
-    policy = make_policy(settings, Random(0), plugins.load(settings, Random(0)).policy)
+    policy = make_policy(settings, Random(0), loader.load(settings, Random(0)).policy)
     assert isinstance(policy, Sticky)
     members = [Member(Endpoint(Address(f"10.0.0.{it}", 80)), 0.0) for it in range(2)]
     policy.build(members)

@@ -16,9 +16,9 @@ import pytest_asyncio
 
 from balancer.config.settings import Settings, SettingsError
 from balancer.demo.system import free_port
-from balancer.hooked import HookedDispatcher
 from balancer.hooks import HookRequest, Hooks
 from balancer.loadbalancer import LoadBalancer
+from balancer.plugins.dispatcher import HookedDispatcher
 from tests.support import guide
 from tests.support.processes import Serving, serving
 from tests.support.wire import Connection, Member

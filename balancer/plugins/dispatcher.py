@@ -13,10 +13,10 @@ from typing import Any
 from balancer.dispatch.context import Course
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import DirectSink, Sink
-from balancer.guarded import HookChain
-from balancer.hooks import HookRequest, HookResponse
 from balancer.http.headers import connection, nominated
 from balancer.http.request import Request
+from balancer.plugins.hook_chain import HookChain
+from balancer.plugins.hooks import HookRequest, HookResponse
 from balancer.upstream.base import UpstreamResponse
 
 

@@ -3,7 +3,7 @@
 A plug-in is named by its place (``mypackage:TenantAffinity``) or by an entry point. It is called with no arguments,
 or with those of ``settings`` and ``rng`` that it has parameters for. Or a program gives it as an object, as it gives
 observers, a probe and the like: the same checks hold for both. Whatever is wrong by then stops the start with one line;
-what goes wrong later is ``balancer.guarded``'s business.
+what goes wrong later is ``balancer.plugins.guard``'s business.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from random import Random
 from typing import Any, NamedTuple, cast
 
 from balancer.config.settings import HOOKS, PLACE, POLICIES, POLICY, Kind, Settings, SettingsError, variable
-from balancer.guarded import GuardedPolicy, HookChain, Reports, describe, kind_of, name_of
-from balancer.hooks import METHODS, Hooks, overrides
+from balancer.plugins.guard import GuardedPolicy, Reports, describe, kind_of, name_of
+from balancer.plugins.hook_chain import HookChain
+from balancer.plugins.hooks import METHODS, Hooks, overrides
 from balancer.policies.base import Policy
 from balancer.telemetry.observer import Observer
 
@@ -237,7 +238,7 @@ def _check_hooks(made: _Made) -> Hooks:
 def _check_observer(made: _Made) -> None:
     _check_instance(made)
     if not isinstance(made.thing, Observer):
-        raise _Broken(f"{made.origin} {kind_of(made.thing)}, not one of balancer.observer.Observer")
+        raise _Broken(f"{made.origin} {kind_of(made.thing)}, not one of balancer.telemetry.observer.Observer")
     _check_methods(made, _OF_OBSERVERS)
 
 

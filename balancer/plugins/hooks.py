@@ -1,0 +1,235 @@
+"""What plug-ins see of requests and responses and may do to them, and how they learn of members. No I/O.
+
+Rules:
+* A hook sees and changes fields through ``Fields``, which takes none that frames a message, routes it or ends its
+  connection, and none that would break out of its line: whatever a hook does, the next server in the row reads the
+  message as it was meant.
+* What a hook changes is for one request alone, although the balancer may share what many requests have in common:
+  ``Fields`` never changes the list that it was made of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from balancer.errors import Refusal
+from balancer.http.headers import HOP_BY_HOP, Headers
+from balancer.http.request import Request
+from balancer.members.health import State
+from balancer.members.member import Member
+from balancer.types import Address
+
+__all__ = ["Fields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]
+
+# What the balancer alone says: how a message is framed and for whom it is, who it came from, and the handshake of a
+# WebSocket, which either side would find broken.
+_OURS = HOP_BY_HOP | {b"content-length", b"host", b"expect", b"forwarded"}
+_OURS_BEGIN = (b"x-forwarded-", b"sec-websocket-")
+
+# RFC 9110 sections 5.1 and 5.5.
+_NAME = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+
+class Fields:
+    """Header fields, in order, duplicates included. Names are found in any case, and given in lower case.
+
+    To change one that is the balancer's own (``Host``, ``Content-Length``, ``Connection``, ``X-Forwarded-*``,
+    ``Sec-WebSocket-*``, ...), or to say what no field can say, raises ValueError. All can be read.
+    """
+
+    __slots__ = ("_fixed", "_frozen", "_pairs")
+
+    def __init__(self, pairs: Headers, fixed: bytes = b"") -> None:
+        self._pairs = pairs
+        # One more name that is the balancer's own.
+        self._fixed = fixed
+        self._frozen = False
+
+    def freeze(self) -> None:
+        """Raise ValueError for every change from now on."""
+        self._frozen = True
+
+    @property
+    def pairs(self) -> Headers:
+        """All of them, as the balancer has them. Not to be changed."""
+        return self._pairs
+
+    def restore(self, pairs: Headers) -> None:
+        """Undo what has been changed since ``pairs`` was read."""
+        self._pairs = pairs
+
+    def get(self, name: str, default: str = "") -> str:
+        """The value of the first field of that name."""
+        key = name.lower().encode("latin-1", "replace")
+        for known, value in self._pairs:
+            if known == key:
+                return value.decode("latin-1")
+        return default
+
+    def all(self, name: str) -> list[str]:
+        """The values of all fields of that name."""
+        key = name.lower().encode("latin-1", "replace")
+        return [value.decode("latin-1") for known, value in self._pairs if known == key]
+
+    def add(self, name: str | bytes, value: str | bytes) -> None:
+        """One more field, behind the others."""
+        self._pairs = [*self._pairs, self._field(name, value)]
+
+    def set(self, name: str | bytes, value: str | bytes) -> None:
+        """One field of that name, in place of all that there are."""
+        field = self._field(name, value)
+        self._pairs = [*(it for it in self._pairs if it[0] != field[0]), field]
+
+    def remove(self, name: str | bytes) -> None:
+        """No field of that name; that there is none already is no error."""
+        key = self._name(name)
+        self._pairs = [it for it in self._pairs if it[0] != key]
+
+    def __contains__(self, name: str) -> bool:
+        key = name.lower().encode("latin-1", "replace")
+        return any(known == key for known, _ in self._pairs)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def _name(self, name: str | bytes) -> bytes:
+        if self._frozen:
+            raise ValueError("only on_request may change the fields of a request")
+        data = (name.encode("latin-1", "replace") if isinstance(name, str) else bytes(name)).lower()
+        if not _NAME.fullmatch(data):
+            raise ValueError(f"{name!r} is not the name of a field")
+        if data in _OURS or data.startswith(_OURS_BEGIN) or data == self._fixed:
+            raise ValueError(f"the field {data.decode()} is the balancer's own")
+        return data
+
+    def _field(self, name: str | bytes, value: str | bytes) -> tuple[bytes, bytes]:
+        data = value.encode("latin-1") if isinstance(value, str) else bytes(value)
+        if not _VALUE.fullmatch(data):
+            raise ValueError(f"{value!r} is not the value of a field")
+        return self._name(name), data.strip(b" \t")
+
+
+class HookRequest:
+    """A request as hooks and policies that are plug-ins see it: one object for all of them, from first to last.
+
+    ``notes`` is for plug-ins alone: what one leaves there in ``on_request`` is there in ``choose`` and ``on_response``.
+    """
+
+    __slots__ = ("_fields", "_id", "_request", "notes")
+
+    def __init__(self, request: Request, id: bytes = b"") -> None:
+        self._request = request
+        self._id = id
+        # The log goes by the id that the client gave.
+        self._fields = Fields(request.headers, b"x-request-id")
+        self.notes: dict[str, object] = {}
+
+    @property
+    def fields(self) -> Fields:
+        """Those of the client. What ``on_request`` changes, policies and members see; later changes are refused."""
+        return self._fields
+
+    @property
+    def method(self) -> str:
+        return self._request.method
+
+    @property
+    def target(self) -> str:
+        """Path and query, as the client wrote them."""
+        return self._request.target.decode("latin-1")
+
+    @property
+    def id(self) -> str:
+        """The value of ``X-Request-ID`` that members and the log get, the client's or one of the balancer's own."""
+        return self._id.decode("latin-1")
+
+    @property
+    def host(self) -> str:
+        """The value of ``Host``."""
+        return self._request.host.decode("latin-1")
+
+    @property
+    def client(self) -> str:
+        """The peer's IP address, or "" on a Unix socket."""
+        return self._request.client
+
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``."""
+        return self._request.scheme
+
+    @property
+    def upgrade(self) -> str:
+        """The protocol that the client wants to switch to, such as ``websocket``, or ""."""
+        return self._request.upgrade.decode("latin-1").lower()
+
+
+class HookResponse:
+    """A member's response as hooks see it, before its body."""
+
+    __slots__ = ("_fields", "_member", "_status")
+
+    def __init__(self, status: int, headers: Headers, member: Address) -> None:
+        self._status = status
+        self._member = member
+        self._fields = Fields(headers)
+
+    @property
+    def fields(self) -> Fields:
+        """Those of the member; clients get what hooks make of them."""
+        return self._fields
+
+    @property
+    def status(self) -> int:
+        """Status code; 101 where the member has switched to another protocol."""
+        return self._status
+
+    @property
+    def member(self) -> Address:
+        """Who has answered."""
+        return self._member
+
+
+class Hooks:
+    """Base class of hooks: override what you need; what is not overridden costs nothing.
+
+    They run in the event loop, between the bytes of all requests: they must be quick, and must not wait for anything.
+    One that raises, or returns anything but None, is logged once for each kind of failure, and things go on as if it
+    had not been called. With ``fail_closed`` they do not: the request, or the response, becomes a 503 ``hook_failed``.
+    A guard sets it, because without it a request that the guard fails at is served.
+    """
+
+    fail_closed = False
+
+    def on_request(self, request: HookRequest) -> None:
+        """A request has come; called once, before a member is chosen. May change ``request.fields``.
+
+        Raise Refusal to answer it here and now, without a member: with a status from 400 to 599, or with 301, 302, 303,
+        307 or 308 and a ``Location`` among its fields.
+        """
+
+    def on_response(self, request: HookRequest, response: HookResponse) -> None:
+        """A member has answered. May change ``response.fields``; not called for what the balancer itself answers."""
+
+    def on_joined(self, member: Member) -> None:
+        """A member has come into DNS. It gets requests once it is up."""
+
+    def on_left(self, member: Member) -> None:
+        """A member has left DNS. It gets no more requests."""
+
+    def on_state(self, member: Member, before: State) -> None:
+        """The state of a member in DNS has changed; ``member.reason`` says why."""
+
+
+# Each method, with the number of its arguments.
+METHODS = {"on_request": 1, "on_response": 2, "on_joined": 1, "on_left": 1, "on_state": 2}
+
+
+def overrides(hooks: Hooks, method: str) -> bool:
+    """Whether a hook has something to do with that event."""
+    return getattr(type(hooks), method) is not getattr(Hooks, method)
