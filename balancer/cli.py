@@ -23,7 +23,7 @@ from balancer.config.cpu import usable_cores
 from balancer.config.settings import Settings, SettingsError, flag, misspelt, show, variable
 from balancer.exits import FAILED, UNUSABLE
 from balancer.frontend.sockets import CannotListen, listening
-from balancer.routes import describe, read
+from balancer.routing.parse import describe, read
 from balancer.types import Address
 
 if TYPE_CHECKING:

@@ -38,8 +38,8 @@ from balancer.frontend.clients import Clients
 from balancer.frontend.tls import Certificate
 from balancer.http.headers import RequestHeaders
 from balancer.loadbalancer import LoadBalancer
-from balancer.pools import Pools
-from balancer.routes import Table
+from balancer.routing.pools import Pools
+from balancer.routing.table import Table
 from balancer.supervisor import LEAVE, Post, Slot
 from balancer.telemetry.access_log import AccessLog, as_json, as_text
 from balancer.telemetry.observer import Observer

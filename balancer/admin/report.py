@@ -15,7 +15,7 @@ from balancer.discovery.answers import Endpoint, Snapshot
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.members.member import Member
-from balancer.pools import Pools
+from balancer.routing.pools import Pools
 from balancer.telemetry.events import Happening
 from balancer.telemetry.stats import Stats
 from balancer.types import Address

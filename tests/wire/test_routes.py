@@ -15,15 +15,15 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from balancer import pools
 from balancer.config.settings import Settings
 from balancer.dispatch.record import Record
 from balancer.frontend.clients import Clients
 from balancer.frontend.sockets import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
-from balancer.pools import Pools
-from balancer.routes import read
+from balancer.routing import pools
+from balancer.routing.parse import read
+from balancer.routing.pools import Pools
 from balancer.server import make_listener
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
@@ -462,7 +462,7 @@ async def test_a_bad_file_changes_nothing_and_one_line_says_why(
         before = running.pools.current()
         caplog.clear()
         await running.reload(text)
-        (line,) = [it.getMessage() for it in caplog.records if it.name == "balancer.pools"]
+        (line,) = [it.getMessage() for it in caplog.records if it.name == "balancer.routing.pools"]
         assert line.startswith(f"the routes stay as they were: BALANCER_ROUTES={running.file} ")
         assert words in line
         assert "\n" not in line

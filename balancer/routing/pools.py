@@ -28,7 +28,8 @@ from balancer.dispatch.refusals import refuse
 from balancer.errors import Refusal
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.routes import Table, inline, read
+from balancer.routing.parse import inline, read
+from balancer.routing.table import Table
 from balancer.telemetry.observer import Observer, all_done
 from balancer.telemetry.stats import Stats
 from balancer.types import Clock, Receive, Scope, Send

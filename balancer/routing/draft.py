@@ -1,0 +1,164 @@
+"""A table of routes in the making, and what is wrong with it. No I/O."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from balancer.config.settings import Kind, Settings, SettingsError, variable
+from balancer.routing.table import Route, Table
+
+# The settings that a route may have of its own. All others are the listener's, or the process's.
+PER_POOL = frozenset(
+    {
+        "alias", "upstream_port", "record", "resolver", "resolve_interval", "policy", "hash_key", "sticky_cookie",
+        "slow_start", "max_requests_per_member", "health_path", "health_host", "health_interval", "health_timeout",
+        "health_fall", "hung_timeout", "hold_seconds", "hold_max", "hold_bytes", "connect_timeout",
+        "response_timeout", "idle_timeout", "max_body",
+    }
+)  # fmt: skip
+# What only a route has.
+_OWN = ("host", "path", "strip_prefix")
+KINDS: dict[str, Kind] = {it.name: it.metadata["kind"] for it in fields(Settings)}
+_DEFAULTS: dict[str, Any] = {it.name: it.default for it in fields(Settings)}
+_HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
+_ACCEPTED_HOST = "a host such as shop.example or *.shop.example, without a port"
+_ACCEPTED_PATH = "a path prefix such as /api, without . and .., //, ; ? # % and \\"
+
+
+class Draft:
+    """A table in the making, and what is wrong with it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.problems: list[str] = []
+        self._settings = settings
+        # Of each set of settings, the name that it has, or might have.
+        self._names: dict[Settings, str] = {}
+        self._places: dict[Settings, str] = {}
+        self._routes: dict[tuple[str, str], tuple[Settings, bool, str]] = {}
+
+    def texts(self, where: str, key: str, value: object) -> list[str]:
+        values = value if isinstance(value, list) else [value]
+        texts = [it for it in values if isinstance(it, str)]
+        if not texts or len(texts) < len(values):
+            self.problems.append(f"{where} {key}={value!r} cannot be used: it takes a string, or a list of some")
+        return texts
+
+    def add(
+        self, where: str, hosts: list[str], paths: list[str], given: dict[str, object], name: str, place: str
+    ) -> None:
+        """A route from every host and path. ``place``: what tells its pool from others where ``name`` is not given."""
+        before = len(self.problems)
+        strip = given.pop("strip_prefix", False)
+        if strip not in (True, False, "on", "off"):
+            self.problems.append(f"{where} strip_prefix={strip!r} cannot be used: it takes true (on) or false (off)")
+        strips = strip in (True, "on")
+        hosts = [it for it in (self._host(where, host) for host in hosts) if it is not None]
+        paths = [it for it in (self._path(where, path) for path in paths) if it is not None]
+        if strips and "" in paths:
+            self.problems.append(f"{where} strip_prefix cannot be used without a path")
+        values = self._values(where, given)
+        if len(self.problems) > before:
+            return
+        settings = replace(self._settings, **values)
+        self._names.setdefault(settings, name)
+        self._places.setdefault(settings, place)
+        for host in hosts:
+            for path in paths:
+                if other := self._routes.get((host, path)):
+                    self.problems.append(f"{where} cannot be used: {other[2]} has {host}{path or '/'} already")
+                    return
+                self._routes[host, path] = settings, strips, where
+
+    def _host(self, where: str, text: str) -> str | None:
+        host = text.lower().removesuffix(".")
+        if not host or (_HOST.fullmatch(host) and ".." not in host):
+            return host
+        self.problems.append(f"{where} host={text!r} cannot be used: it takes {_ACCEPTED_HOST}")
+        return None
+
+    def _path(self, where: str, text: str) -> str | None:
+        path = text.rstrip("/")
+        segments = path.split("/")[1:]
+        clean = not re.search(r"[\x00-\x20\x7f%\\;?#]", path) and not {"", ".", ".."} & set(segments)
+        if not path or (path.startswith("/") and clean):
+            return path
+        self.problems.append(f"{where} path={text!r} cannot be used: it takes {_ACCEPTED_PATH}")
+        return None
+
+    def _values(self, where: str, given: Mapping[str, object]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in KINDS:
+                close = difflib.get_close_matches(name, [*PER_POOL, *_OWN], n=1, cutoff=0.8)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self.problems.append(f"{where} {name} cannot be used: it is not a setting of a route{hint}")
+            elif name not in PER_POOL:
+                words = f"it belongs to the listener, not to a route: set {variable(name)}"
+                self.problems.append(f"{where} {name} cannot be used: {words}")
+            elif value == "":
+                values[name] = _DEFAULTS[name]  # as an empty variable is one that is not set
+                if name == "alias":
+                    self.problems.append(f"{where} cannot be used: an alias is missing")
+            else:
+                try:
+                    values[name] = KINDS[name].parse(_text(value))
+                except (ValueError, KeyError):
+                    self.problems.append(f"{where} {name}={value!r} cannot be used: it takes {KINDS[name].accepts}")
+        return values
+
+    def table(self, where: str) -> Table:
+        if not self._routes and not self.problems:
+            self.problems.append(f"{where} cannot be used: there is no route in it")
+        names = self._named()
+        routes = [
+            Route(host, path, names[settings], strips) for (host, path), (settings, strips, _) in self._routes.items()
+        ]
+        self._check_cookies(routes, names)
+        if self.problems:
+            raise SettingsError(self.problems)
+        return Table(routes, {name: settings for settings, name in names.items()})
+
+    def _named(self) -> dict[Settings, str]:
+        """A name for each pool: the one given, else its alias, or what was written where an alias has several."""
+        names: dict[Settings, str] = {}
+        for settings, name in self._names.items():
+            alone = sum(it.alias == settings.alias for it in self._names) == 1
+            names[settings] = name or (settings.alias if alone else self._places[settings])
+        return names
+
+    def _check_cookies(self, routes: list[Route], names: Mapping[Settings, str]) -> None:
+        """Two pools that set the same cookie for the same client would each undo what the other has set."""
+        cookies = {name: settings.sticky_cookie for settings, name in names.items() if settings.sticky_cookie}
+        for number, one in enumerate(routes):
+            for other in routes[:number]:
+                cookie = cookies.get(one.name)
+                if cookie and one.name != other.name and cookie == cookies.get(other.name) and _meet(one, other):
+                    words = "both have it, and a client of both would lose its place at each turn"
+                    self.problems.append(
+                        f"{variable('routes')}: sticky_cookie={cookie} cannot be used for {other} and {one}: {words}"
+                    )
+                    return
+
+
+def _meet(one: Route, other: Route) -> bool:
+    """Whether a host may have both routes."""
+    for a, b in ((one.host, other.host), (other.host, one.host)):
+        if not a or a == b or (a.startswith("*.") and b.endswith(a[1:])):
+            return True
+    return False
+
+
+def _text(value: object) -> str:
+    """A value of TOML as it would stand in a variable. Raises ValueError for what could not."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return "on" if value else "off"
+        case int() | float():
+            return str(value)
+    raise ValueError("neither text nor a number")

@@ -1,0 +1,99 @@
+"""Routes as the setting has them: in one line, or in a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+from balancer.config.settings import Settings, SettingsError, show, variable
+from balancer.routing.draft import KINDS, PER_POOL, Draft
+from balancer.routing.table import Table
+
+
+def inline(setting: str) -> bool:
+    """Whether the setting is the table itself, rather than the path of a file."""
+    return "=" in setting
+
+
+def read(settings: Settings) -> Table | None:
+    """The table that the settings name, or None without one. Raises SettingsError with a line for all that is wrong."""
+    if settings.routes is None:
+        return None
+    if inline(settings.routes):
+        return parse_inline(settings.routes, settings)
+    path = Path(settings.routes)
+    where = f"{variable('routes')}={settings.routes}"
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError([f"{where} cannot be used: {words}; it takes {KINDS['routes'].accepts}"]) from error
+    return parse_toml(text, settings, where)
+
+
+def parse_inline(text: str, settings: Settings) -> Table:
+    """``shop.example=shop:8080,/api=api;policy=hash,=apps``: routes with commas between.
+
+    Raises SettingsError with a line for all that is wrong.
+    """
+    draft = Draft(settings)
+    for entry in filter(None, (it.strip() for it in text.split(","))):
+        where = f"{variable('routes')}: {entry!r}"
+        match, equals, target = entry.partition("=")
+        if not equals:
+            draft.problems.append(f"{where} cannot be used: a route is written as host/path=alias:port")
+            continue
+        host, slash, path = match.strip().partition("/")
+        place, *options = (it.strip() for it in target.split(";"))
+        alias, colon, port = place.partition(":")
+        given: dict[str, object] = {"alias": alias.strip()}
+        if colon:
+            given["upstream_port"] = port.strip() or ":"
+        for option in filter(None, options):
+            name, equals, value = (it.strip() for it in option.partition("="))
+            if not equals or name in given or name in ("host", "path"):
+                draft.problems.append(f"{where} cannot be used: {option!r} is not a setting such as policy=hash")
+            else:
+                given[name] = value
+        draft.add(where, [host], [slash + path], given, "", target.strip())
+    return draft.table(f"{variable('routes')}={text!r}")
+
+
+def parse_toml(text: str, settings: Settings, where: str) -> Table:
+    """A table for each route, named as its pool is.
+
+    Raises SettingsError with a line, which begins with ``where``, for all that is wrong.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError([f"{where} cannot be used: it is not TOML: {error}"]) from error
+    draft = Draft(settings)
+    for name, given in tables.items():
+        here = f"{where} [{name}]"
+        if not isinstance(given, dict):
+            draft.problems.append(f"{here} cannot be used: a route is a table such as [shop]")
+            continue
+        given = dict(given)
+        hosts, paths = (draft.texts(here, key, given.pop(key, "")) for key in ("host", "path"))
+        draft.add(here, hosts, paths, {"alias": name} | given, name, name)
+    return draft.table(where)
+
+
+def describe(table: Table, settings: Settings) -> list[str]:
+    """A line for each route, in the order in which they win: where it leads, and what its pool has of its own."""
+    width = max(len(str(it)) for it in table.routes)
+    lines = []
+    for route in table.routes:
+        pool = table.pools[route.name]
+        own = [
+            f"{it.name}={show(getattr(pool, it.name), it.metadata['kind'])}"
+            for it in fields(Settings)
+            if it.name in PER_POOL - {"alias", "upstream_port"} and getattr(pool, it.name) != getattr(settings, it.name)
+        ]
+        if route.strip_prefix:
+            own.append("strip_prefix=on")
+        place = f"{pool.alias}:{pool.upstream_port}"
+        lines.append(" ".join([f"{route!s:{width}} -> {place}", *own]))
+    return lines
