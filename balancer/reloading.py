@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import httpx
 
+from balancer.admin.auth import prove
 from balancer.config.settings import variable
 from balancer.exits import FAILED
 from balancer.healthcheck import reachable
 from balancer.mark import objection
-from balancer.proof import prove
 from balancer.types import Address
 
 # Seconds for a trial, a new supervisor, and new processes that know their members.

@@ -20,14 +20,14 @@ import uvicorn
 import uvloop
 
 from balancer import __version__
-from balancer.admin.app import admin_app
-from balancer.admin.board import Board
-from balancer.admin.guard import access
-from balancer.admin.merged import Hub
-from balancer.admin.report import Reporter
-from balancer.admin.view import Usage, View
+from balancer.admin.aggregate import Hub
+from balancer.admin.app import Supervised, admin_app
+from balancer.admin.auth import access
+from balancer.admin.ipc import pair
+from balancer.admin.pool_view import Usage, View
+from balancer.admin.process_report import Reporter
+from balancer.admin.status_feed import Board
 from balancer.asgi.websocket import MAX_MESSAGE
-from balancer.channel import pair
 from balancer.config.settings import Settings, SettingsError
 from balancer.discovery.container_names import Names
 from balancer.discovery.resolver import system_nameservers
@@ -340,7 +340,8 @@ class Admin:
     ) -> None:
         names = Names([settings.resolver] if settings.resolver else system_nameservers())
         self._board = Board(pools, names, access=access(settings))
-        app = admin_app(pools, settings, self._board, unrouted, processes, post, stopping)
+        supervised = Supervised(post.supervisor, post.generation) if post else None
+        app = admin_app(pools, settings, self._board, unrouted, processes, supervised, stopping)
         self._listener = make_listener(app, keepalive=5, drain_limit=1)
 
     async def serve(self, sock: socket.socket) -> None:

@@ -19,15 +19,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from balancer.admin.board import Board, Viewer
-from balancer.admin.guard import deny
-from balancer.admin.metrics import metrics_endpoint
-from balancer.admin.tracks import Pool
-from balancer.admin.view import Usage, View, by_name
+from balancer.admin.auth import CHALLENGE, deny, prove
+from balancer.admin.history import Pool
+from balancer.admin.pool_view import Usage, View, by_name
+from balancer.admin.prometheus import metrics_endpoint
+from balancer.admin.status_feed import Board
+from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
 from balancer.members.member import Member
-from balancer.proof import CHALLENGE, prove
-from balancer.supervisor import Post
 from balancer.telemetry.stats import Stats
 
 HERE = Path(__file__).parent
@@ -47,19 +46,26 @@ SECURITY = {
 }
 
 
+class Supervised(NamedTuple):
+    """The supervisor of the processes that serve: its process id, and how many reloads came before."""
+
+    pid: int
+    generation: int
+
+
 def admin_app(
     pools: Callable[[], Sequence[View]],
     settings: Settings,
     board: Board,
     unrouted: Callable[[], Stats | None] = lambda: None,
     processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
-    post: Post | None = None,
+    supervised: Supervised | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """Everything on the admin port.
 
     ``pools``: those that the data listener gives requests to just now. ``board``: runs beside it. ``unrouted``: of
-    requests that no route led to a pool. ``processes``: those that serve. ``post``: what is known of their supervisor.
+    requests that no route led to a pool. ``processes``: those that serve. ``supervised``: their supervisor.
     ``stopping``: whether the balancer has been told to stop.
     """
 
@@ -89,7 +95,7 @@ def admin_app(
         Route("/readyz", readyz),
         Route("/members", members),
         Route("/metrics", metrics_endpoint(pools, unrouted, processes)),
-        *_api(settings, board, processes, post),
+        *_api(settings, board, processes, supervised),
         *_page(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _in_json})
@@ -98,13 +104,13 @@ def admin_app(
 
 
 def _api(
-    settings: Settings, board: Board, processes: Callable[[], Sequence[Usage]], post: Post | None
+    settings: Settings, board: Board, processes: Callable[[], Sequence[Usage]], supervised: Supervised | None
 ) -> list[BaseRoute]:
     async def state(request: Request) -> Response:
         running = {
-            "supervisor": post.supervisor if post else None,
-            "generation": post.generation if post else 0,
-            "proof": await _proof(request.query_params.get("challenge"), settings.admin_token, post),
+            "supervisor": supervised.pid if supervised else None,
+            "generation": supervised.generation if supervised else 0,
+            "proof": await _proof(request.query_params.get("challenge"), settings.admin_token, supervised),
             "processes": [it._asdict() for it in processes()],
         }
         return JSONResponse(board.status() | running, headers=FRESH)
@@ -152,13 +158,13 @@ def _action(settings: Settings, board: Board, drained: bool) -> Callable[[Reques
     return act
 
 
-async def _proof(challenge: str | None, token: str | None, post: Post | None) -> str | None:
+async def _proof(challenge: str | None, token: str | None, supervised: Supervised | None) -> str | None:
     if challenge is not None and not CHALLENGE.fullmatch(challenge):
         raise Unusable(400, "bad_challenge", "the challenge takes 64 hexadecimal digits in lower case")
-    if not (challenge and token and post):
+    if not (challenge and token and supervised):
         return None
     # In a thread: the first one takes the time of a thousand requests.
-    return await asyncio.to_thread(prove, token, challenge, post.supervisor, post.generation)
+    return await asyncio.to_thread(prove, token, challenge, supervised.pid, supervised.generation)
 
 
 FRESH = {"cache-control": "no-store"}
@@ -248,7 +254,7 @@ class Stream:
         if self._board.viewers >= MAX_PAGES:
             await problem(503, "too_many_pages", f"{MAX_PAGES} pages are open already")(scope, receive, send)
             return
-        with Viewer(self._board) as viewer:
+        with Subscriber(self._board) as viewer:
             watcher = asyncio.get_running_loop().create_task(_watch(receive, viewer))
             try:
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -261,7 +267,7 @@ class Stream:
                 await asyncio.gather(watcher, return_exceptions=True)
 
 
-async def _watch(receive: Receive, viewer: Viewer) -> None:
+async def _watch(receive: Receive, viewer: Subscriber) -> None:
     """uvicorn's ``send`` does nothing once the client has left, so somebody has to wait for the message."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from promql_parser import parse_duration
 
-from balancer.admin.metrics import METRICS, STATES
+from balancer.admin.prometheus import METRICS, STATES
 from balancer.errors import REASONS, TOKENS, UNTOLD
 from balancer.members.health import TRANSITIONS, Event, State
 from tests.core.test_readme import ROOT

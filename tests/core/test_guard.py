@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from balancer.admin.guard import access, deny
+from balancer.admin.auth import access, deny
 from balancer.config.settings import Settings
 from balancer.types import Address
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from balancer.admin.merged import LEARNS, STALE, Hub, MergedPool
-from balancer.admin.report import Drain, PoolReport, Report, Row
-from balancer.admin.view import Usage
-from balancer.channel import PACKET, Channel, pair
+from balancer.admin.aggregate import LEARNS, STALE, Hub, MergedPool
+from balancer.admin.ipc import PACKET, Channel, pair
+from balancer.admin.pool_view import Usage
+from balancer.admin.process_report import Drain, PoolReport, Report, Row
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Endpoint
 from balancer.dispatch.record import Record

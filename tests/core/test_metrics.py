@@ -13,8 +13,8 @@ from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from balancer.admin.metrics import METRICS, PoolCollector, metrics_endpoint
-from balancer.admin.view import by_name
+from balancer.admin.pool_view import by_name
+from balancer.admin.prometheus import METRICS, PoolCollector, metrics_endpoint
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.record import Record, Try

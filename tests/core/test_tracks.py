@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from balancer.admin.tracks import EVERY, QUESTIONS, Pool, Track
-from balancer.admin.view import View
+from balancer.admin.history import EVERY, QUESTIONS, Pool, Track
+from balancer.admin.pool_view import View
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.record import Record, Try
 from balancer.http.request import Request

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from balancer.admin.metrics import METRICS, metrics_endpoint
+from balancer.admin.prometheus import METRICS, metrics_endpoint
 from balancer.frontend.sockets import listen
 from balancer.server import make_listener
 from balancer.types import Address

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-from balancer.admin import app, board
+from balancer.admin import app, status_feed
 from balancer.admin.app import admin_app
-from balancer.admin.board import Board
-from balancer.admin.tracks import CHART
+from balancer.admin.history import CHART
+from balancer.admin.status_feed import Board
+from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.discovery.answers import Endpoint
@@ -319,7 +320,7 @@ async def test_a_change_of_members_does_not_wait_for_the_second() -> None:
 
 
 async def test_a_fresh_page_has_the_history_of_those_that_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board, "INTERVAL", 0.05)
+    monkeypatch.setattr(status_feed, "INTERVAL", 0.05)
     resolver = ScriptedResolver()
     async with Member() as one, Member() as two:
         resolver.found(one.address, two.address)
@@ -350,7 +351,7 @@ async def test_a_fresh_page_has_the_history_of_those_that_have_left(monkeypatch:
 async def test_a_page_that_does_not_read_is_sent_everything_anew_and_costs_no_memory() -> None:
     async with Member() as one, balance(one, stats=Stats()) as running:
         made = Board(lambda: [running.balancer], Names([]), access="open")
-        with board.Viewer(made) as slow, board.Viewer(made) as quick:
+        with Subscriber(made) as slow, Subscriber(made) as quick:
             first = await slow.next()
             assert first == await quick.next()
             made._look(sample=True)
@@ -504,7 +505,7 @@ async def test_an_action_on_a_container_that_has_another_address_by_now_changes_
 async def test_where_dns_is_silent_an_action_is_held_to_the_name_that_was_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(board, "CONFIRM_SECONDS", 0.1)
+    monkeypatch.setattr(status_feed, "CONFIRM_SECONDS", 0.1)
 
     async def silent(query: object, response: object) -> None:
         await asyncio.Event().wait()
@@ -517,7 +518,7 @@ async def test_where_dns_is_silent_an_action_is_held_to_the_name_that_was_known(
 
 
 async def test_a_name_that_changes_without_a_pause_is_noticed_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board, "INTERVAL", 0.02)
+    monkeypatch.setattr(status_feed, "INTERVAL", 0.02)
     async with named_members() as it:
         it.point("two", "one")
         await it.shown("two", "one")

@@ -10,7 +10,8 @@ from typing import Any
 
 from playwright.async_api import Page, expect
 
-from balancer.admin.board import Board, Viewer
+from balancer.admin.status_feed import Board
+from balancer.admin.subscriber import Subscriber
 from balancer.demo.dnsserver import DnsServer, Zone
 from balancer.discovery.container_names import Names
 from balancer.dispatch.record import Record
@@ -151,7 +152,7 @@ async def test_twenty_pages_over_255_busy_members_take_under_3_percent_of_a_core
     resolver = ScriptedResolver(*MANY)
     async with balance(*MANY, resolve=resolver, probe=ScriptedProbe(), stats=stats) as running:
         board = Board(lambda: [running.balancer], Names([]), access="open")
-        open_pages = [Viewer(board) for _ in range(20)]
+        open_pages = [Subscriber(board) for _ in range(20)]
         for page in open_pages:
             page.__enter__()
         spent = []

@@ -18,9 +18,9 @@ import httpx
 import pytest
 
 from balancer import mark, reloading
+from balancer.admin.auth import prove
 from balancer.demo.system import free_port
 from balancer.exits import FAILED
-from balancer.proof import prove
 from balancer.types import Address
 from tests.support.processes import Serving, serving
 from tests.support.wire import Member

@@ -29,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from balancer import __version__
-from balancer.admin.view import Usage, View, by_name
+from balancer.admin.pool_view import Usage, View, by_name
 from balancer.errors import REASONS, TOKENS, UNTOLD
 from balancer.members.health import State
 from balancer.members.member import Member

@@ -14,6 +14,8 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Mapping
+from functools import cache
+from hashlib import pbkdf2_hmac
 from typing import NamedTuple
 
 from balancer.config.settings import Settings, variable
@@ -74,3 +76,20 @@ def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
                 words = f"without {TOKEN} the Host has to be localhost or a loopback address"
                 return Denial(403, "foreign_host", words)
     return None
+
+
+# What is to be proved anew each time: 32 random bytes.
+CHALLENGE = re.compile("[0-9a-f]{64}")
+# 0.1 s, once a process: anybody who reads the status could try tokens against a proof.
+_ROUNDS = 200_000
+
+
+def prove(token: str, challenge: str, supervisor: int, generation: int) -> str:
+    """The proof that belongs to an answer with this supervisor and generation."""
+    said = f"{challenge} {supervisor} {generation}"
+    return hmac.new(_key(token), said.encode(), "sha256").hexdigest()
+
+
+@cache
+def _key(token: str) -> bytes:
+    return pbkdf2_hmac("sha256", token.encode(), b"balancer proof", _ROUNDS)

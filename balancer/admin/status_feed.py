@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from balancer import __version__
-from balancer.admin.tracks import CHART, Json, Pool, Track
-from balancer.admin.view import View, by_name
+from balancer.admin.history import CHART, Json, Pool, Track
+from balancer.admin.pool_view import View, by_name
+from balancer.admin.subscriber import Subscriber, iso, sse
 from balancer.discovery.container_names import Names
 from balancer.members.member import Member
 from balancer.telemetry.events import Happening
@@ -51,7 +50,7 @@ class Board:
         self._numbers = itertools.count(1)
         self._offset = wall_clock() - clock()
         self._news = asyncio.Event()
-        self._viewers: set[Viewer] = set()
+        self.subscribers: set[Subscriber] = set()
         self.closed = False
         # Counts what was made for pages; who has not seen the one before needs the whole picture.
         self.number = 0
@@ -122,13 +121,13 @@ class Board:
     def close(self) -> None:
         """End the streams."""
         self.closed = True
-        for viewer in self._viewers:
+        for viewer in self.subscribers:
             viewer.wake.set()
 
     @property
     def viewers(self) -> int:
         """How many pages are open."""
-        return len(self._viewers)
+        return len(self.subscribers)
 
     def wall(self, reading: float) -> float:
         """Seconds since 1970 of a reading of the clock."""
@@ -196,9 +195,9 @@ class Board:
         usable = self._known == self.number
         self._whole = None
         self.number += 1
-        for viewer in self._viewers:
+        for viewer in self.subscribers:
             viewer.wake.set()
-        if not self._viewers or not usable:
+        if not self.subscribers or not usable:
             return
         message = {
             "number": self.number,
@@ -334,49 +333,3 @@ class Board:
 
     def _now(self) -> float:
         return round(self.wall(self._clock()), 3)
-
-
-class Viewer:
-    """One open page: use it within ``with``, and await ``next`` for what to send it."""
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        self._seen = -1
-        self.wake = asyncio.Event()
-        self.gone = False
-
-    def __enter__(self) -> Viewer:
-        self._board._viewers.add(self)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._board._viewers.discard(self)
-
-    def leave(self) -> None:
-        self.gone = True
-        self.wake.set()
-
-    async def next(self) -> bytes:
-        """What the page has not seen, as server-sent events; nothing at the end.
-
-        A page that reads more slowly than there is news misses some, and gets the whole picture anew.
-        """
-        board = self._board
-        while self._seen == board.number and not (self.gone or board.closed):
-            self.wake.clear()
-            await self.wake.wait()
-        if self.gone or board.closed:
-            return b""
-        piece = board._delta if self._seen == board._delta_from >= 0 else board.whole()
-        self._seen = board.number
-        return piece
-
-
-def iso(wall: float) -> str:
-    """ISO 8601 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def sse(event: str, message: Json) -> bytes:
-    """One server-sent event (WHATWG HTML, section 9.2)."""
-    return f"event: {event}\ndata: {json.dumps(message, separators=(',', ':'))}\n\n".encode()

@@ -18,9 +18,9 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from balancer.admin.report import INTERVAL, Ask, Drain, PoolReport, Report, Row
-from balancer.admin.view import Usage
-from balancer.channel import Channel
+from balancer.admin.ipc import Channel
+from balancer.admin.pool_view import Usage
+from balancer.admin.process_report import INTERVAL, Ask, Drain, PoolReport, Report, Row
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Snapshot
 from balancer.members.health import State

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 from typing import Any
 
-from balancer.admin.view import View
+from balancer.admin.pool_view import View
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.events import Happening

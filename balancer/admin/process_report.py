@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from balancer.admin.view import Usage
-from balancer.channel import Channel
+from balancer.admin.ipc import Channel
+from balancer.admin.pool_view import Usage
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Endpoint, Snapshot
 from balancer.loadbalancer import LoadBalancer
