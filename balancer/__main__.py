@@ -7,7 +7,7 @@ import sys
 # arrives while modules are still being imported would otherwise last until SIGKILL.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
-from balancer.cli import main  # noqa: E402
+from balancer.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

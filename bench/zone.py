@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import sys
 
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 
 
 async def serve(port: int, names: dict[str, list[str]]) -> None:

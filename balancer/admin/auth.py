@@ -18,7 +18,8 @@ from functools import cache
 from hashlib import pbkdf2_hmac
 from typing import NamedTuple
 
-from balancer.config.settings import Settings, variable
+from balancer.config.display import variable
+from balancer.config.settings import Settings
 
 TOKEN = variable("admin_token")
 

@@ -13,7 +13,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 
 ALIAS = "apps"
 # Where workers listen that have an address of their own: 127.0.1.1, 127.0.1.2, …

@@ -7,7 +7,8 @@ import ssl
 from importlib.util import find_spec
 from pathlib import Path
 
-from balancer.config.settings import Settings, SettingsError, variable
+from balancer.config.display import variable
+from balancer.config.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 

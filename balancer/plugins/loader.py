@@ -17,7 +17,9 @@ from importlib import import_module
 from random import Random
 from typing import Any, NamedTuple, cast
 
-from balancer.config.settings import HOOKS, PLACE, POLICIES, POLICY, Kind, Settings, SettingsError, variable
+from balancer.config.display import variable
+from balancer.config.parsers import HOOKS, PLACE, POLICIES, POLICY, Kind
+from balancer.config.settings import Settings, SettingsError
 from balancer.plugins.guard import GuardedPolicy, Reports, describe, kind_of, name_of
 from balancer.plugins.hook_chain import HookChain
 from balancer.plugins.hooks import METHODS, Hooks, overrides

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from balancer.config.settings import Kind, Settings, SettingsError, variable
+from balancer.config.display import variable
+from balancer.config.parsers import Kind
+from balancer.config.settings import Settings, SettingsError
 from balancer.routing.table import Route, Table
 
 # The settings that a route may have of its own. All others are the listener's, or the process's.

@@ -6,7 +6,8 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
-from balancer.config.settings import Settings, SettingsError, show, variable
+from balancer.config.display import show, variable
+from balancer.config.settings import Settings, SettingsError
 from balancer.routing.draft import KINDS, PER_POOL, Draft
 from balancer.routing.table import Table
 

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from balancer.asgi.app import Proxy
-from balancer.config.settings import Settings, SettingsError, variable
+from balancer.config.display import variable
+from balancer.config.settings import Settings, SettingsError
 from balancer.dispatch.context import Course
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import Destination, DirectSink, Sink

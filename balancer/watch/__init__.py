@@ -5,7 +5,7 @@
 
 from balancer.watch.command import Options, on_terminal, run
 from balancer.watch.loop import Loop, first, interruptible
-from balancer.watch.picture import drawing, picture
+from balancer.watch.render import drawing, picture
 from balancer.watch.tally import Result, Tally
 
 __all__ = ["Loop", "Options", "Result", "Tally", "drawing", "first", "interruptible", "on_terminal", "picture", "run"]

@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 
 from balancer.watch.loop import Loop, first, interruptible
-from balancer.watch.picture import drawing, picture
+from balancer.watch.render import drawing, picture
 from balancer.watch.tally import Result, Tally, entry
 
 FAILED = 1

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.errors import Fault, ResponseTimeout, TruncatedResponse
 from balancer.types import Address

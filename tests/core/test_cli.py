@@ -8,8 +8,9 @@ from dataclasses import fields
 import pytest
 
 from balancer import __version__
-from balancer.cli import main
-from balancer.config.settings import Settings, flag, variable
+from balancer.cli.main import main
+from balancer.config.display import flag, variable
+from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.types import Address
 from balancer.watch import Options

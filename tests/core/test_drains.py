@@ -9,9 +9,9 @@ import pytest
 
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Endpoint, Snapshot
-from balancer.drains import Drains, make_notes
 from balancer.members.member import Member
 from balancer.members.membership import Change
+from balancer.process.drains import Drains, make_notes
 from balancer.types import Address
 
 NOW = Snapshot((), 0.0)

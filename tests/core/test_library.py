@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import balancer
 from balancer import LoadBalancer, Settings, SettingsError
 from balancer.asgi.scope import prefix, target
-from balancer.config.settings import flag
+from balancer.config.display import flag
 from balancer.hooks import Hooks
 from balancer.http.headers import own_headers, with_prefix
 from balancer.loadbalancer import SERVE_ONLY

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from balancer.config.settings import Settings, show, variable
+from balancer.config.display import show, variable
+from balancer.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -33,7 +34,7 @@ def test_compose_passes_every_setting_on_but_its_two_listeners() -> None:
 
 
 def test_every_token_that_the_balancer_can_answer_is_explained() -> None:
-    source = "".join(path.read_text() for path in (ROOT / "balancer").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "balancer").rglob("*.py"))
     said = set(re.findall(r'Refusal\(\s*(\d{3}), "(\w+)"', source))
     explained = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", README, re.MULTILINE))
     assert said == explained

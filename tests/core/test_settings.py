@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.config.settings import Settings, SettingsError, misspelt, show, variable
+from balancer.config.display import show, variable
+from balancer.config.settings import Settings, SettingsError, misspelt
 from balancer.types import Address, UnixSocket
 
 NAMES = [variable(it.name) for it in fields(Settings)]

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from balancer.watch.loop import MAX_NAME, Loop, judge, plain
-from balancer.watch.picture import picture
+from balancer.watch.render import picture
 from balancer.watch.tally import (
     HISTORY,
     LAST_FAILURES,

@@ -15,7 +15,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
-from balancer.demo.dnsserver import Answerer
+from balancer.demo.dns_server import Answerer
 from tests.support.wire import OK, Connection, Member
 
 ZONE = "cluster.local."

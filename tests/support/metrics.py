@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from balancer.admin.prometheus import METRICS, metrics_endpoint
 from balancer.frontend.sockets import listen
-from balancer.server import make_listener
+from balancer.process.listener import make_listener
 from balancer.types import Address
 from tests.support.wire import Running
 

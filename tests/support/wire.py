@@ -20,7 +20,7 @@ from balancer.hooks import Hooks
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.probe import Probe
 from balancer.policies import Policy
-from balancer.server import accept, make_listener
+from balancer.process.listener import accept, make_listener
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
 from balancer.types import Address

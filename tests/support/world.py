@@ -21,7 +21,7 @@ from balancer.frontend.clients import Clients
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import Event
 from balancer.members.probe import Verdict
-from balancer.server import make_listener
+from balancer.process.listener import make_listener
 from balancer.types import Address
 from tests.support.pipes import Pipe, PipeLoop
 from tests.support.reader import Message, Requests, Responses

@@ -19,7 +19,7 @@ from balancer.admin.history import CHART
 from balancer.admin.status_feed import Board
 from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 from balancer.discovery.answers import Endpoint
 from balancer.discovery.container_names import AT_A_TIME, Names
 from balancer.discovery.wire import Reply

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from balancer.demo import system
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import System, free_port
 from balancer.watch import Loop, Tally
 from tests.support.wire import OK, Connection, Member, balance

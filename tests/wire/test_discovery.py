@@ -13,7 +13,7 @@ import dns.rcode
 import pytest
 
 from balancer.config.settings import Settings
-from balancer.demo.dnsserver import Answerer, DnsServer, Zone
+from balancer.demo.dns_server import Answerer, DnsServer, Zone
 from balancer.discovery.answers import Endpoint, Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver
 from balancer.discovery.srv_targets import REFRESHED

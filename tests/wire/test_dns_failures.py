@@ -18,7 +18,7 @@ import dns.rcode
 import pytest
 
 from balancer.config.settings import Settings
-from balancer.demo.dnsserver import Answerer, DnsServer, Zone
+from balancer.demo.dns_server import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.discovery import pace, wire
 from balancer.discovery.resolver import DnsResolver, System

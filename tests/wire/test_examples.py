@@ -17,7 +17,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from balancer import BalancedTransport, Settings
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
 from tests.support.wire import LIMIT, eventually
 from tests.support.workers import ROOT, Worker, running, worker

@@ -17,7 +17,7 @@ import dns.rcode
 import pytest
 
 from balancer.config.settings import Settings, SettingsError
-from balancer.demo.dnsserver import Answerer, DnsServer, Zone
+from balancer.demo.dns_server import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.discovery.answers import Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver, System, read_system

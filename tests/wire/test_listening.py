@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 from balancer.frontend.sockets import CannotListen, listen, listening
 from balancer.types import UnixSocket
 from tests.support.processes import Serving, serving
@@ -49,7 +49,7 @@ async def test_the_health_check_finds_a_unix_socket(tmp_path: Path) -> None:
 
     async def check() -> int | None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "balancer.healthcheck",
+            sys.executable, "-m", "balancer.cli.healthcheck",
             env=os.environ | {"BALANCER_BIND": f"unix:{path}", "BALANCER_ADMIN": "off"},
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

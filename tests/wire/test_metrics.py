@@ -16,7 +16,7 @@ import pytest
 
 from balancer import __version__
 from balancer.config.settings import Settings
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.discovery import wire
 from balancer.discovery.resolver import DnsResolver

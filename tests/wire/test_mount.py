@@ -23,7 +23,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from balancer import LoadBalancer
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 from balancer.discovery.answers import Snapshot
 from balancer.frontend.sockets import listen
 from balancer.members.membership import Change

@@ -12,7 +12,7 @@ from playwright.async_api import Page, expect
 
 from balancer.admin.status_feed import Board
 from balancer.admin.subscriber import Subscriber
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 from balancer.discovery.container_names import Names
 from balancer.dispatch.record import Record
 from balancer.http.request import Request

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from balancer.demo.dnsserver import DnsServer, Zone
+from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
 from tests.support.admin import check
 from tests.support.metrics import Scrape

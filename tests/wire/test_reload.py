@@ -17,10 +17,11 @@ from typing import Any
 import httpx
 import pytest
 
-from balancer import mark, reloading
 from balancer.admin.auth import prove
+from balancer.cli import reload
 from balancer.demo.system import free_port
-from balancer.exits import FAILED
+from balancer.process import mark
+from balancer.process.exit_codes import FAILED
 from balancer.types import Address
 from tests.support.processes import Serving, serving
 from tests.support.wire import Member
@@ -117,7 +118,7 @@ async def test_a_supervisor_that_is_none_is_refused(
     supervisor: object, words: str, signalled: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with impostor(page(ANSWER | {"supervisor": supervisor})) as (_, address):
-        assert await asyncio.to_thread(reloading.run, address, None, None) == FAILED
+        assert await asyncio.to_thread(reload.run, address, None, None) == FAILED
     assert signalled == []
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -137,14 +138,14 @@ async def test_a_supervisor_that_is_none_is_refused(
         (page(b"", b"302 Found\r\nLocation: http://127.0.0.1:1/"), "it says 302, and should say 200"),
         (b"220 mail.example ESMTP\r\n\r\n", "does not answer: illegal status line"),
         (b"", "does not answer: Server disconnected"),
-        (page(b"..."), f"its answer has more than {reloading.ANSWER_BYTES} bytes"),
+        (page(b"..."), f"its answer has more than {reload.ANSWER_BYTES} bytes"),
     ],
 )
 async def test_an_answer_that_is_no_balancers_is_refused(
     answer: bytes, words: str, signalled: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with impostor(answer) as (_, address):
-        assert await asyncio.to_thread(reloading.run, address, None, None) == FAILED
+        assert await asyncio.to_thread(reload.run, address, None, None) == FAILED
     assert signalled == []
     assert words in capsys.readouterr().err
 
@@ -152,10 +153,10 @@ async def test_an_answer_that_is_no_balancers_is_refused(
 async def test_an_answer_that_does_not_end_is_bounded_in_time(
     signalled: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reloading, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(reload, "ANSWER_SECONDS", 0.2)
     async with impostor(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n") as (it, address):
         it.keeps_open = True
-        assert await asyncio.to_thread(reloading.run, address, None, None) == FAILED
+        assert await asyncio.to_thread(reload.run, address, None, None) == FAILED
     assert signalled == []
     assert "has not answered within 0.2 s" in capsys.readouterr().err
 
@@ -164,9 +165,9 @@ async def test_an_answer_that_does_not_end_is_bounded_in_time(
 async def test_with_a_token_an_answer_without_its_proof_is_refused_and_not_sent_the_token(
     proof: object, signalled: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reloading, "objection", lambda pid: None)
+    monkeypatch.setattr(reload, "objection", lambda pid: None)
     async with impostor(page(ANSWER | {"supervisor": os.getpid(), "proof": proof})) as (it, address):
-        assert await asyncio.to_thread(reloading.run, address, None, TOKEN) == FAILED
+        assert await asyncio.to_thread(reload.run, address, None, TOKEN) == FAILED
     assert signalled == []
     (err,) = capsys.readouterr().err.splitlines()
     assert err.startswith(f"what answers on {address} ")
@@ -193,7 +194,8 @@ async def test_a_process_given_by_hand_is_checked_as_well(victim: subprocess.Pop
 @pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")
 async def test_a_supervisor_of_another_user_is_refused() -> None:
     async with running_balancer() as (it, _):
-        ask = f"import os; from balancer.mark import objection; os.setuid(65534); print(objection({it.process.pid}))"
+        ask = "import os; from balancer.process.mark import objection; os.setuid(65534); "
+        ask += f"print(objection({it.process.pid}))"
         asked = await asyncio.create_subprocess_exec(sys.executable, "-c", ask, stdout=PIPE)
         out, _ = await asked.communicate()
         assert out.decode() == f"process {it.process.pid} belongs to user 0 and not to user 65534\n"
@@ -268,7 +270,7 @@ async def running_balancer(admin_token: str = "") -> AsyncIterator[tuple[Serving
 async def test_a_healthcheck_of_what_is_no_balancer_says_so() -> None:
     async with impostor(b"220 mail.example ESMTP\r\n") as (_, address):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "balancer.healthcheck",
+            sys.executable, "-m", "balancer.cli.healthcheck",
             env=os.environ | {"BALANCER_ADMIN": str(address)}, stdout=PIPE, stderr=PIPE,
         )  # fmt: skip
         _, err = await process.communicate()

@@ -21,10 +21,10 @@ from balancer.frontend.clients import Clients
 from balancer.frontend.sockets import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
+from balancer.process.listener import make_listener
 from balancer.routing import pools
 from balancer.routing.parse import read
 from balancer.routing.pools import Pools
-from balancer.server import make_listener
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
 from balancer.types import Address

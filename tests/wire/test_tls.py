@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from websockets.asyncio.client import connect
 
-from balancer.cli import main
+from balancer.cli.main import main
 from balancer.config.settings import SettingsError
 from balancer.frontend.tls import Certificate
 from tests.support.processes import serving
@@ -324,7 +324,7 @@ async def test_the_health_check_finds_a_listener_that_speaks_tls(files: dict[str
     async with Member() as member, serving(member, **files) as serve:
         for environ in ({"BALANCER_ADMIN": "off"}, {"BALANCER_ADMIN": serve.bind}):
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "balancer.healthcheck",
+                sys.executable, "-m", "balancer.cli.healthcheck",
                 env=os.environ | {"BALANCER_BIND": serve.bind} | environ,
                 stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 from balancer import __version__
 from balancer.config.cpu import usable_cores
-from balancer.config.settings import Settings, SettingsError, flag, misspelt, show, variable
-from balancer.exits import FAILED, UNUSABLE
+from balancer.config.display import flag, show, variable
+from balancer.config.settings import Settings, SettingsError, misspelt
 from balancer.frontend.sockets import CannotListen, listening
+from balancer.process.exit_codes import FAILED, UNUSABLE
 from balancer.routing.parse import describe, read
 from balancer.types import Address
 
@@ -193,7 +194,8 @@ def held_back(number: signal.Signals) -> Iterator[None]:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from balancer.supervisor import TRIAL, Handover, Supervisor
+    from balancer.process.handover import TRIAL, Handover
+    from balancer.process.supervisor import Supervisor
 
     before = Handover.received(os.environ)
     with ExitStack() as stack:
@@ -207,8 +209,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             pool.part(0, processes)
         if os.environ.pop(TRIAL, None):
             # What a reload has to know before anything changes: whether all of it is there.
-            from balancer import server
             from balancer.plugins import loader
+            from balancer.process import worker
 
             loader.load(settings, Random())
             return 0
@@ -220,11 +222,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         except CannotListen as error:
             print(error, file=sys.stderr)
             return FAILED
-        from balancer import server
+        from balancer.process import worker
+        from balancer.process.log_setup import configure_logging
 
-        server.configure_logging()
-        slots = server.slots(settings, data, admin[0] if admin else None, certificate, routes, processes)
-        server.prepare()
+        configure_logging()
+        slots = worker.slots(settings, data, admin[0] if admin else None, certificate, routes, processes)
+        worker.prepare()
         return Supervisor(slots, processes, data, admin, before).run()
 
 
@@ -233,7 +236,7 @@ def _processes(settings: Settings) -> int:
 
 
 def _reload(arguments: argparse.Namespace) -> int:
-    from balancer.reloading import run
+    from balancer.cli.reload import run
 
     names = ("admin", "admin_token")
     flags = {name: value for name in names if (value := getattr(arguments, name)) is not None}

@@ -1,4 +1,4 @@
-"""``python -m balancer.healthcheck``: exit status 0 if the balancer in this container is at work.
+"""``python -m balancer.cli.healthcheck``: exit status 0 if the balancer in this container is at work.
 
 It asks the admin listener; where that is off, it only sees whether the data listener accepts.
 """

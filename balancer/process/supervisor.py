@@ -28,13 +28,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import NoReturn
 
-from balancer.drains import make_notes
-from balancer.exits import FAILED
-from balancer.mark import make_mark
+from balancer.process.drains import make_notes
+from balancer.process.exit_codes import FAILED
+from balancer.process.handover import HANDOVER, LEAVE, TRIAL, Handover, Post, Slot
+from balancer.process.mark import make_mark
 
 log = logging.getLogger(__name__)
 
@@ -44,70 +45,8 @@ LIVED = 1.0
 # Seconds in which all new processes have to be ready, or the old ones stay.
 RELOAD_LIMIT = 30.0
 
-# What tells a process that others have taken its place.
-LEAVE = signal.SIGUSR2
-
-HANDOVER = "_BALANCER_HANDOVER"
-TRIAL = "_BALANCER_TRIAL"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
-
-
-@dataclass(frozen=True)
-class Post:
-    """What a process has of its supervisor. ``ready``: to be called once it serves.
-
-    ``lifeline``: a descriptor that becomes readable when the supervisor is no more. ``drains``: that of the file of
-    ``balancer.drains``. ``succeeds``: there are processes that serve until this one is ready. ``generation``: how many
-    reloads came before, and ``supervisor``: the process id.
-    """
-
-    lifeline: int
-    drains: int
-    ready: Callable[[], None]
-    succeeds: bool
-    generation: int
-    supervisor: int
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place for one process. ``run`` is what it does; ``sockets`` are the listening sockets that it needs."""
-
-    name: str
-    run: Callable[[Post], None]
-    sockets: Sequence[socket.socket] = ()
-
-
-@dataclass
-class Handover:
-    """What the supervisor hands over to the new code: descriptors, and processes by the names of their slots.
-
-    ``processes``: how many serve, which a reload does not change; 0 at a first start.
-    """
-
-    processes: int = 0
-    data: list[int] = field(default_factory=list)
-    admin: list[int] = field(default_factory=list)
-    lifeline: list[int] = field(default_factory=list)
-    drains: list[int] = field(default_factory=list)
-    mark: list[int] = field(default_factory=list)
-    serving: dict[str, int] = field(default_factory=dict)
-    leaving: list[int] = field(default_factory=list)
-    generation: int = 0
-
-    @classmethod
-    def received(cls, environ: MutableMapping[str, str]) -> Handover:
-        """What the code before has left in the environment; empty at a first start."""
-        text = environ.pop(HANDOVER, None)
-        handover = cls(**json.loads(text)) if text else cls()
-        for descriptor in handover.descriptors:
-            os.set_inheritable(descriptor, False)
-        return handover
-
-    @property
-    def descriptors(self) -> list[int]:
-        return [*self.data, *self.admin, *self.lifeline, *self.drains, *self.mark]
 
 
 @dataclass

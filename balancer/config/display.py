@@ -1,0 +1,50 @@
+"""How settings read for people."""
+
+from __future__ import annotations
+
+from balancer.config.parsers import (
+    HASH_KEY,
+    Kind,
+)
+from balancer.types import Address, UnixSocket
+
+PREFIX = "BALANCER_"
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field: ``BALANCER_RESOLVE_INTERVAL``."""
+    return PREFIX + name.upper()
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: ``--resolve-interval``."""
+    return "--" + name.replace("_", "-")
+
+
+def show(value: object, kind: Kind) -> str:
+    """A setting's value as one would write it."""
+    if kind.secret and value is not None:
+        return "(set)"
+    match value:
+        case None:
+            return kind.unset
+        case Address() | UnixSocket():
+            return str(value)
+        case ("client", ""):
+            return "client"
+        case ("header" | "cookie", str()) if kind is HASH_KEY:
+            return ":".join(value)
+        case tuple():
+            return ",".join(map(str, value)) or kind.unset
+        case bool():
+            return "on" if value else "off"
+        case float():
+            return f"{value:g}"
+    return str(value)
+
+
+def as_text(value: object, kind: Kind) -> str:
+    """A value as one would write it, to the last digit."""
+    if isinstance(value, list | tuple) and not isinstance(value, Address | UnixSocket) and kind is not HASH_KEY:
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, float) else show(value, kind)

@@ -1,0 +1,194 @@
+"""How the text of a setting is read, and what it takes. No I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from balancer.types import Address, IPNetwork, UnixSocket
+
+# The policies that need no plug-in.
+POLICIES = ("round_robin", "least_requests", "random", "hash")
+
+
+class Kind(NamedTuple):
+    """How a setting is read: ``parse`` raises ValueError unless the text is what ``accepts`` says."""
+
+    parse: Callable[[str], Any]
+    accepts: str
+    unset: str = "(none)"  # how a value of None reads
+    secret: bool = False  # a value that is never shown
+
+
+def _parse_address(text: str, default_port: int | None = None) -> Address:
+    bracketed = re.fullmatch(r"\[(?P<host>[^\]]+)\](?::(?P<port>\d+))?", text)
+    plain = bracketed or re.fullmatch(r"(?P<host>[^:\[\]]+)(?::(?P<port>\d+))?", text)
+    host, port = (plain["host"], plain["port"]) if plain else (text, None)
+    ipaddress.ip_address(host)
+    if port is None:
+        if default_port is None:
+            raise ValueError("a port is missing")
+        return Address(host, default_port)
+    return Address(host, _port(port))
+
+
+def _port(text: str) -> int:
+    return _number(text, 1, 65535)
+
+
+def _listener(text: str) -> Address | UnixSocket:
+    scheme, _, path = text.partition("unix:")
+    if scheme or not path:
+        return _parse_address(text)
+    # The kernel takes 108 bytes with a final NUL (unix(7)).
+    if not path.startswith("/") or "\0" in path or len(path.encode(errors="surrogateescape")) > 107:
+        raise ValueError("not a path for a socket")
+    return UnixSocket(path)
+
+
+def _listener_or_off(text: str) -> Address | None:
+    return None if text == "off" else _parse_address(text)
+
+
+def _nameserver(text: str) -> Address:
+    return _parse_address(text, default_port=53)
+
+
+def _dns_name(text: str) -> str:
+    labels = text.removesuffix(".").split(".")
+    if len(text) > 253 or not all(re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", it) for it in labels):
+        raise ValueError("not a DNS name")
+    return text
+
+
+def _path(text: str) -> str:
+    if not re.fullmatch(r"/[\x21-\x7e]*", text):
+        raise ValueError("not a path")
+    return text
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", text):
+        raise ValueError("not a host")
+    return text
+
+
+def _networks(text: str) -> tuple[IPNetwork, ...]:
+    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _file(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("not a path")
+    return text
+
+
+def _on_off(text: str) -> bool:
+    return {"on": True, "off": False}[text.lower()]
+
+
+def _access_log(text: str) -> bool | str:
+    return "text" if text == "text" else _on_off(text)
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("not a URL")
+    return text
+
+
+def seconds(low: float, high: float) -> Kind:
+    def parse(text: str) -> float:
+        number = float(text)
+        if not low <= number <= high:  # also refuses nan
+            raise ValueError("out of range")
+        return number
+
+    return Kind(parse, f"seconds from {low:g} to {high:g}")
+
+
+def count(low: int, high: int) -> Kind:
+    return Kind(lambda text: _number(text, low, high), f"a whole number from {low} to {high}")
+
+
+def _processes(text: str) -> int | str:
+    return text if text == "auto" else _number(text, 1, 64)
+
+
+def _number(text: str, low: int, high: int) -> int:
+    number = int(text)
+    if not low <= number <= high:
+        raise ValueError("out of range")
+    return number
+
+
+def choice(*accepted: str) -> Kind:
+    def parse(text: str) -> str:
+        if text not in accepted:
+            raise ValueError("not one of them")
+        return text
+
+    return Kind(parse, "one of " + ", ".join(accepted))
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", text):
+        raise ValueError("not a token")
+    return text
+
+
+# A plug-in by its place, which is that of any object of a module, or as the name of an entry point.
+PLACE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*(\.[^\W\d]\w*)*)")
+_ENTRY_POINT = re.compile(r"[\w.-]+")
+
+
+def _plug_in(text: str) -> str:
+    if not (PLACE.fullmatch(text) or _ENTRY_POINT.fullmatch(text)):
+        raise ValueError("neither a place nor a name")
+    return text
+
+
+def _plug_ins(text: str) -> tuple[str, ...]:
+    return tuple(_plug_in(part.strip()) for part in text.split(","))
+
+
+def _secret(text: str) -> str:
+    # What a Bearer token is made of (RFC 6750 section 2.1), so that it needs no quoting in a header.
+    if not re.fullmatch(r"(?=.{8,256}$)[A-Za-z0-9._~+/-]+=*", text):
+        raise ValueError("not a bearer token")
+    return text
+
+
+def _hash_key(text: str) -> tuple[str, str]:
+    source, _, name = text.partition(":")
+    if source not in ("header", "cookie") and text != "client":
+        raise ValueError("not a source")
+    return (source, _token(name)) if name or source != "client" else (source, "")
+
+
+DNS_NAME = Kind(_dns_name, "a DNS name such as apps or _http._tcp.apps")
+PORT = Kind(_port, "a port from 1 to 65535")
+LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, or unix:/path")
+LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, or off", unset="off")
+NAMESERVER = Kind(_nameserver, "ip[:port] of a DNS server, such as 127.0.0.11", unset="(the system's)")
+PATH = Kind(_path, "a path such as /healthz")
+HOST = Kind(_host, "a host such as shop.example or shop.example:8080", unset="(the alias)")
+NETWORKS = Kind(_networks, "networks in CIDR notation with commas between, such as 10.0.0.0/8,192.168.0.1/32")
+PEM_FILE = Kind(_file, "the path of a PEM file")
+TOKEN = Kind(_token, "a cookie name such as member")
+SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
+HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
+URL = Kind(_url, "a URL such as http://collector:4318")
+# Whether there is such a plug-in, ``balancer.plugins.loader`` finds out.
+POLICY = Kind(
+    _plug_in, f"{', '.join(POLICIES)}, the name of an entry point in the group balancer.policies, or module:class"
+)
+HOOKS = Kind(_plug_ins, "module:class or names of entry points in the group balancer.hooks, with commas between")
+ON_OFF = Kind(_on_off, "on or off")
+PROCESSES = Kind(_processes, "a whole number from 1 to 64, or auto")
+ACCESS_LOG = Kind(_access_log, "on, off or text")
+ROUTES = Kind(_file, "routes such as shop.example=shop:8080,/api=api,=apps, or the path of a TOML file")

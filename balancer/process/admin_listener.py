@@ -1,0 +1,74 @@
+"""The admin listener, in a process of its own or beside the data listener."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+
+from balancer.admin.aggregate import Hub
+from balancer.admin.app import Supervised, admin_app
+from balancer.admin.auth import access
+from balancer.admin.pool_view import Usage, View
+from balancer.admin.status_feed import Board
+from balancer.config.settings import Settings
+from balancer.discovery.container_names import Names
+from balancer.discovery.resolver import system_nameservers
+from balancer.process.handover import Post
+from balancer.process.listener import make_listener
+from balancer.process.signals import Signals
+from balancer.telemetry.stats import Stats
+
+log = logging.getLogger(__name__)
+
+
+async def serve_admin(settings: Settings, sock: socket.socket, channels: Sequence[socket.socket], post: Post) -> None:
+    signals = Signals(post, lambda: None)
+    hub = Hub(channels)
+    admin = Admin(hub.current, settings, post, hub.unrouted, hub.processes, signals.stop.is_set)
+    log.info("admin on %s", settings.admin)
+    serving = asyncio.create_task(admin.serve(sock))
+    post.ready()
+    await signals.either()
+    if signals.stop.is_set():
+        await signals.delay(settings.shutdown_delay)
+    admin.stop()
+    await serving
+    hub.close()
+
+
+class Admin:
+    """The admin listener and what is kept for its page.
+
+    ``pools``: those that are given requests just now; ``unrouted``: of requests that no route led to a pool;
+    ``processes``: those that serve. ``stopping``: whether the balancer has been told to stop.
+    """
+
+    def __init__(
+        self,
+        pools: Callable[[], Sequence[View]],
+        settings: Settings,
+        post: Post | None = None,
+        unrouted: Callable[[], Stats | None] = lambda: None,
+        processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        names = Names([settings.resolver] if settings.resolver else system_nameservers())
+        self._board = Board(pools, names, access=access(settings))
+        supervised = Supervised(post.supervisor, post.generation) if post else None
+        app = admin_app(pools, settings, self._board, unrouted, processes, supervised, stopping)
+        self._listener = make_listener(app, keepalive=5, drain_limit=1)
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Until it is stopped."""
+        board = asyncio.create_task(self._board.run())
+        try:
+            await self._listener.serve(sockets=[sock])
+        finally:
+            board.cancel()
+            await asyncio.gather(board, return_exceptions=True)
+
+    def stop(self) -> None:
+        self._board.close()
+        self._listener.stop()

@@ -1,0 +1,29 @@
+"""How the balancer's own log is written."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def configure_logging() -> None:
+    """Log lines go to standard error: standard output belongs to the access log."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=LOG_FORMAT)
+    uvicorn_log = logging.getLogger("uvicorn.error")
+    uvicorn_log.setLevel(logging.WARNING)
+    uvicorn_log.addFilter(_expected)
+
+
+def _expected(record: logging.LogRecord) -> bool:
+    """False for what uvicorn reports as somebody's mistake and the balancer does on purpose or cannot help."""
+    return not record.getMessage().startswith(
+        (
+            "ASGI callable returned without completing response",  # how a broken response is broken for the client
+            "Unsupported upgrade request",
+            "No supported WebSocket library",
+            "Invalid HTTP request received",
+            "Invalid HTTP/2 frame received",
+        )
+    )
