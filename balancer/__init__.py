@@ -5,7 +5,7 @@ an ``httpx.AsyncClient``; see docs/library.md. Both are imported when they are f
 ``balancer serve`` listens before it imports anything heavy.
 """
 
-__version__ = "0.1.0"
+from balancer.version import __version__
 
 __all__ = ["BalancedTransport", "LoadBalancer", "Settings", "SettingsError", "__version__"]
 

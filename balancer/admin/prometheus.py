@@ -28,12 +28,12 @@ from prometheus_client.samples import Sample
 from starlette.requests import Request
 from starlette.responses import Response
 
-from balancer import __version__
 from balancer.admin.pool_view import Usage, View, by_name
 from balancer.errors import REASONS, TOKENS, UNTOLD
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.stats import BOUNDS, Stats, Tally, by_class, cumulated
+from balancer.version import __version__
 
 # A member that is leaving is no member any more.
 STATES = tuple(it for it in State if it is not State.LEAVING)

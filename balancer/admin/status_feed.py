@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from balancer import __version__
 from balancer.admin.history import CHART, Json, Pool, Track
 from balancer.admin.pool_view import View, by_name
 from balancer.admin.subscriber import Subscriber, iso, sse
@@ -22,6 +21,7 @@ from balancer.discovery.container_names import Names
 from balancer.members.member import Member
 from balancer.telemetry.events import Happening
 from balancer.types import Clock
+from balancer.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,9 @@ class Board:
             if pool.take_name(track, name, asked_at, self._numbers):
                 self._news.set()
 
-        self._names.look_up(track.member, found, lambda: pool.tracks.get(track.member) is track)
+        self._names.look_up(
+            track.member, track.member.address.host, found, lambda: pool.tracks.get(track.member) is track
+        )
 
     async def confirm(self, pool: Pool, member: Member) -> str:
         """The name of the container that has a member's address now; what was known last where DNS does not say."""

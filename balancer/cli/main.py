@@ -18,7 +18,6 @@ from random import Random
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from balancer import __version__
 from balancer.config.cpu import usable_cores
 from balancer.config.display import flag, show, variable
 from balancer.config.settings import Settings, SettingsError, misspelt
@@ -26,6 +25,7 @@ from balancer.frontend.sockets import CannotListen, listening
 from balancer.process.exit_codes import FAILED, UNUSABLE
 from balancer.routing.parse import describe, read
 from balancer.types import Address
+from balancer.version import __version__
 
 if TYPE_CHECKING:
     from balancer.frontend.tls import Certificate

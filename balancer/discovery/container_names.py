@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 
 import dns.exception
 import dns.name
@@ -11,7 +11,6 @@ import dns.rdatatype
 import dns.reversename
 
 from balancer.discovery.wire import Reply, ask
-from balancer.members.member import Member
 from balancer.types import Address
 
 Ask = Callable[[Address, dns.name.Name, str], Awaitable[Reply]]
@@ -27,19 +26,20 @@ class Names:
         self._servers = servers
         self._ask = ask
         self._turn = asyncio.Semaphore(AT_A_TIME)
-        self._tasks: dict[Member, asyncio.Task[None]] = {}
+        self._tasks: dict[Hashable, asyncio.Task[None]] = {}
 
-    def look_up(self, member: Member, found: Callable[[str], None], wanted: Callable[[], bool]) -> None:
-        """Call ``found`` with the member's name, if DNS knows one. ``wanted``: whether to ask once it is its turn.
+    def look_up(self, member: Hashable, host: str, found: Callable[[str], None], wanted: Callable[[], bool]) -> None:
+        """Call ``found`` with the name of the member at the address ``host``, if DNS knows one.
 
+        ``wanted``: whether to ask once it is its turn.
         An earlier question for the member is given up: its answer may be of an earlier container.
         """
         if self._servers:
             if earlier := self._tasks.get(member):
                 earlier.cancel()
-            self._tasks[member] = asyncio.get_running_loop().create_task(self._look_up(member, found, wanted))
+            self._tasks[member] = asyncio.get_running_loop().create_task(self._look_up(member, host, found, wanted))
 
-    def asks(self, member: Member) -> bool:
+    def asks(self, member: Hashable) -> bool:
         """Whether the member's name is being looked up."""
         return member in self._tasks
 
@@ -60,10 +60,12 @@ class Names:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _look_up(self, member: Member, found: Callable[[str], None], wanted: Callable[[], bool]) -> None:
+    async def _look_up(
+        self, member: Hashable, host: str, found: Callable[[str], None], wanted: Callable[[], bool]
+    ) -> None:
         try:
             async with self._turn:
-                name = await self.find(member.address.host) if wanted() else ""
+                name = await self.find(host) if wanted() else ""
         finally:
             if self._tasks.get(member) is asyncio.current_task():
                 del self._tasks[member]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from balancer import __version__
 from balancer.admin.ipc import pair
 from balancer.admin.process_report import Reporter
 from balancer.config.settings import Settings, SettingsError
@@ -36,6 +35,7 @@ from balancer.routing.table import Table
 from balancer.telemetry.access_log import AccessLog, as_json, as_text
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
+from balancer.version import __version__
 
 if TYPE_CHECKING:
     from balancer.telemetry.tracing import Tracing

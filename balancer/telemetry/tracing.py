@@ -18,10 +18,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from balancer import __version__
 from balancer.dispatch.record import Record
 from balancer.http.headers import Headers
 from balancer.telemetry.observer import Observer
+from balancer.version import __version__
 
 # Where collectors take spans, if the endpoint does not say (OTLP specification, "Endpoint URLs for OTLP/HTTP").
 DEFAULT_PATH = "/v1/traces"

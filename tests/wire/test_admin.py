@@ -558,7 +558,7 @@ async def test_few_names_are_asked_for_at_a_time_and_each_member_once() -> None:
     names = Names([Address("127.0.0.1", 1)], ask)
     members = [PoolMember(Endpoint(it), 0.0) for it in (Address(f"10.0.0.{number}", 80) for number in range(40))]
     for member in [*members, *members]:
-        names.look_up(member, lambda name: None, lambda: True)
+        names.look_up(member, member.address.host, lambda name: None, lambda: True)
     assert all(map(names.asks, members))
     await eventually(lambda: under_way == AT_A_TIME)
     answer.set()
@@ -572,8 +572,8 @@ async def test_an_answer_from_before_a_rise_is_not_taken_for_one_after_it() -> N
     zone.records["1.0.0.127.in-addr.arpa"] = [("PTR", "web.backend.")]
     async with DnsServer(zone) as dns:
         names, member = Names([dns.address]), PoolMember(Endpoint(Address("127.0.0.1", 80)), 0.0)
-        names.look_up(member, lambda name: found.append(f"{name} before"), lambda: True)
-        names.look_up(member, lambda name: found.append(f"{name} after"), lambda: True)
+        names.look_up(member, member.address.host, lambda name: found.append(f"{name} before"), lambda: True)
+        names.look_up(member, member.address.host, lambda name: found.append(f"{name} after"), lambda: True)
         await eventually(lambda: not names.asks(member))
         assert found == ["web after"]
 
@@ -593,7 +593,7 @@ async def asked(names: Names, found: list[str], wanted: Callable[[], bool]) -> N
     resolver = ScriptedResolver(Address("127.0.0.1", 80))
     answer = (await resolver()).answers[0]
     (endpoint,) = answer.endpoints
-    names.look_up(PoolMember(endpoint, 0.0), found.append, wanted)
+    names.look_up(PoolMember(endpoint, 0.0), endpoint.address.host, found.append, wanted)
     async with asyncio.timeout(5):
         await asyncio.gather(*names._tasks.values())
     await names.close()
