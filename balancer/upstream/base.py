@@ -150,8 +150,8 @@ class Upstream(Protocol):
     def check_network(self, address: Address) -> None:
         """No connection to the member can be made, or DNS names it no more: find out soon whether a network is there.
 
-        Exchanges fail whose connection has lost its network. A member that is merely busy keeps what it has, for its
-        kernel answers.
+        Requests that can go elsewhere do so where the network is silent. A member that is merely busy keeps
+        what it has, for its kernel answers.
         """
 
     async def close(self) -> None:

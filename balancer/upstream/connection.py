@@ -211,10 +211,18 @@ class MemberConnection(asyncio.BufferedProtocol):
             response.fail(error)
 
     def check_network(self) -> None:
-        """No connection to the member can be made: have the kernel ask now whether this one still has a network."""
-        self._silence, self._check_at = tcp.DOUBTED_SILENCE, 0.0
-        if not self.lost:
+        """No connection to the member can be made: have the kernel ask now whether this one still has a network.
+
+        A request that may not be repeated gains nothing by that. It has the usual time for the network to come back.
+        """
+        if self._can_go_elsewhere and not self.lost:
+            self._silence, self._check_at = tcp.DOUBTED_SILENCE, 0.0
             tcp.watch_silence(self._socket, idle=1, probes=tcp.UNANSWERED)
+
+    @property
+    def _can_go_elsewhere(self) -> bool:
+        """Whether another member may be given the request: all of it was sent, and nothing has come back."""
+        return self._response is not None and self._repeatable and self._upload_done and not self._received
 
     def abort(self) -> None:
         """Close at once. What is still expected on this connection will not come."""
@@ -281,7 +289,7 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def _is_hung(self, now: float) -> bool:
         """Whether a request that can go elsewhere waits for a member that has sent no byte for HUNG_TIMEOUT."""
-        if self._deadline == inf or self._received or not (self._repeatable and self._upload_done):
+        if self._deadline == inf or not self._can_go_elsewhere:
             return False
         asked = self._deadline - self._patience
         return now - max(asked, self._owner.heard_at) > self._timeouts.hung

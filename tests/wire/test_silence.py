@@ -18,7 +18,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 PUT = b"PUT / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
-SO_ATTACH_FILTER = 26
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 
 
 def cut_off(sock: Any) -> None:
@@ -155,13 +155,28 @@ async def test_get_moves_away_from_a_member_whose_network_is_gone(leaves: bool) 
         assert [it.reason for it in running.records[0].tries] == ["died"]
 
 
-async def test_post_to_a_member_whose_network_is_gone_is_answered_502() -> None:
+@pytest.mark.parametrize("returns", [False, True], ids=["gone", "back after 3.5 s"])
+async def test_post_waits_for_the_network_to_come_back_for_a_while(returns: bool) -> None:
+    """It may not be repeated, so that it gains nothing by failing early."""
+    answer = asyncio.Event()
+
+    async def slow(connection: Connection) -> None:
+        await connection.head()
+        await answer.wait()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow")
+
     probe = ScriptedProbe()
-    async with Member(mute) as gone, balance(gone, probe=probe) as running:
+    async with Member(slow) as gone, balance(gone, probe=probe) as running:
         request = await waiting(running, gone, POST)
-        cut_off(gone.connections[-1].writer.get_extra_info("socket"))
+        sock = gone.connections[-1].writer.get_extra_info("socket")
+        cut_off(sock)
         probe.silent.add(gone.address)
-        assert (await request).startswith(b"HTTP/1.1 502")
+        done, _ = await asyncio.wait([request], timeout=3.5)
+        assert not done
+        if returns:
+            sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+            answer.set()
+        assert (await request).startswith(b"HTTP/1.1 200" if returns else b"HTTP/1.1 502")
         assert len(gone.received) == 1
 
 
