@@ -86,7 +86,7 @@ class TruncatedResponse(Exception):
 
 
 class SilentResponse(TruncatedResponse):
-    """A response body ended early because the member sent nothing more of it within IDLE_TIMEOUT."""
+    """A response body ended early because the member sent nothing more of it within STREAM_IDLE_TIMEOUT."""
 
     reason = "silent"
 

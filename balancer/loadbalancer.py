@@ -46,9 +46,9 @@ FLIPS_LOGGED = 100
 # What a keyword of these names would do nothing for: who mounts a LoadBalancer has listeners of their own.
 SERVE_ONLY = frozenset(
     {
-        "bind", "admin", "max_head", "max_fields", "max_target", "head_timeout", "keepalive_timeout", "min_body_rate",
-        "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key", "http2",
-        "access_log", "otel_endpoint", "processes", "shutdown_delay", "shutdown_seconds", "reload_seconds",
+        "bind", "admin_bind", "max_header_bytes", "max_headers", "max_uri_bytes", "header_timeout", "keepalive_timeout",
+        "min_body_rate", "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key",
+        "http2", "access_log", "otel_endpoint", "processes", "shutdown_delay", "shutdown_timeout", "reload_timeout",
         "admin_token", "routes",
     }
 )  # fmt: skip

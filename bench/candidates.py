@@ -234,7 +234,7 @@ def balancer(site: Site, *flags: str) -> Command:
         "balancer",
         "serve",
         f"--bind={site.listen}",
-        "--admin=off",
+        "--admin-bind=off",
         "--access-log=off",
         f"--alias={ALIAS}",
         f"--resolver={site.upstreams.resolver}",
@@ -315,7 +315,7 @@ VARIANTS = [
     Candidate(
         "balancer-admin",
         "the same with the admin listener, which counts requests for the status page and the metrics",
-        lambda site: balancer(site, f"--admin=127.0.0.1:{free_port()}"),
+        lambda site: balancer(site, f"--admin-bind=127.0.0.1:{free_port()}"),
         peers.balancer_version,
     ),
     Candidate(

@@ -81,7 +81,7 @@ def _run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: P
             admin = Address("127.0.0.1", free_port())
 
             def command(site: Site, variant: Variant = variant, admin: Address = admin) -> Command:
-                return balancer(site, *variant.flags(), f"--admin={admin}")
+                return balancer(site, *variant.flags(), f"--admin-bind={admin}")
 
             candidate = Candidate(OURS, variant.name, command, balancer_version)
             running[variant.name] = (stack if variant.loaded else idle_only).enter_context(

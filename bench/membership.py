@@ -348,7 +348,7 @@ async def resolutions(kind: str) -> dict[str, float]:
         assert process.stdout
         port, count = map(int, process.stdout.readline().split())
         name, record, *_ = ANSWERS[kind]
-        settings = Settings(alias=name.rstrip("."), record=record.lower(), resolver=Address("127.0.0.1", port))
+        settings = Settings(alias=name.rstrip("."), dns_record=record.lower(), resolver=Address("127.0.0.1", port))
         resolve = DnsResolver(settings)
         membership = Membership()
         times = []

@@ -168,7 +168,7 @@ class MergedPool:
 
     def merge(self, living: Sequence[Part], counted: Sequence[Part]) -> None:
         """Take in what processes say now: ``counted`` are all, ``living`` those that have reported of late."""
-        self.settings = replace(counted[0].settings, hold_max=sum(it.settings.hold_max for it in counted))
+        self.settings = replace(counted[0].settings, queue_max=sum(it.settings.queue_max for it in counted))
         self._merge_members(living)
         for address in [it for it in self._past.members if it not in self.members]:
             self._past.forget(address)

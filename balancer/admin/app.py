@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 # Pages that may be open at a time.
 MAX_PAGES = 200
 # Bytes that the body of an action may have.
-MAX_BODY = 4096
+MAX_BODY_BYTES = 4096
 
 # No page but our own may run, frame or feed anything here.
 SECURITY = {
@@ -205,8 +205,8 @@ async def _read_action(request: Request) -> Action:
     try:
         async for piece in request.stream():
             text += piece
-            if len(text) > MAX_BODY:
-                raise Unusable(413, "too_large", f"the body may have {MAX_BODY} bytes")
+            if len(text) > MAX_BODY_BYTES:
+                raise Unusable(413, "too_large", f"the body may have {MAX_BODY_BYTES} bytes")
     except ClientDisconnect:
         raise Unusable(400, "bad_body", "the body did not come whole") from None
     try:

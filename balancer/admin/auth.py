@@ -49,7 +49,7 @@ def access(settings: Settings) -> str:
     """What actions need: ``token``, nothing (``open``), or that they are ``refused``."""
     if settings.admin_token:
         return "token"
-    return "open" if settings.admin and is_loopback(settings.admin.host) else "refused"
+    return "open" if settings.admin_bind and is_loopback(settings.admin_bind.host) else "refused"
 
 
 def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
@@ -69,7 +69,7 @@ def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
             if scheme.lower() != "bearer" or not right:
                 return Denial(401, "token_needed", f"this takes Authorization: Bearer and the value of {TOKEN}")
         case "refused":
-            words = f"{settings.admin} is not on loopback, so this needs {TOKEN}, and it is not set"
+            words = f"{settings.admin_bind} is not on loopback, so this needs {TOKEN}, and it is not set"
             return Denial(403, "no_token_set", words)
         case _:
             named = _HOST.fullmatch(host)

@@ -242,7 +242,7 @@ def _add_pool(found: _Families, labels: Labels, pool: View) -> None:
     found.add("balancer_members_available", labels, pool.available)
     found.add("balancer_requests_in_flight", labels, pool.active)
     found.add("balancer_requests_held", labels, pool.held)
-    found.add("balancer_requests_held_limit", labels, pool.settings.hold_max)
+    found.add("balancer_requests_held_limit", labels, pool.settings.queue_max)
     for answer in pool.snapshot.answers if pool.snapshot else ():
         found.add("balancer_dns_addresses", {**labels, "record": answer.record}, len(answer.endpoints))
     if pool.connections:
@@ -282,7 +282,7 @@ def _add_dns(found: _Families, labels: Labels, pool: View, stats: Stats) -> None
     now = pool.clock()
     for (record, outcome), number in sorted(stats.dns.items()):
         found.add("balancer_dns_answers_total", {**labels, "record": record, "outcome": outcome}, number)
-    for record in pool.settings.record.upper().split("+"):
+    for record in pool.settings.dns_record.upper().split("+"):
         of_record = {**labels, "record": record}
         answered = stats.answered.get(record, -math.inf)
         found.add("balancer_dns_answer_age_seconds", of_record, now - answered)

@@ -22,7 +22,7 @@ def reachable(address: Address) -> tuple[str, int]:
 def main() -> int:
     try:
         settings = Settings.load(os.environ)
-        if settings.admin is None:
+        if settings.admin_bind is None:
             if isinstance(settings.bind, UnixSocket):
                 with socket.socket(socket.AF_UNIX) as sock:
                     sock.settimeout(LIMIT_SECONDS)
@@ -30,7 +30,7 @@ def main() -> int:
             else:
                 socket.create_connection(reachable(settings.bind), LIMIT_SECONDS).close()
             return 0
-        connection = http.client.HTTPConnection(*reachable(settings.admin), timeout=LIMIT_SECONDS)
+        connection = http.client.HTTPConnection(*reachable(settings.admin_bind), timeout=LIMIT_SECONDS)
         connection.request("GET", "/healthz")
         return int(connection.getresponse().status != 200)
     except SettingsError as error:

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
             "print the settings in effect, one DNS answer and a probe of each member; exit 0 if one is up",
         ),
     ):
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)
         for item in fields(Settings):
             default = show(item.default, item.metadata["kind"])
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
             )
 
     text = "have a running balancer replaced by the code and the files that are there now, without losing a request"
-    reload = commands.add_parser("reload", help=text, description=text)
+    reload = commands.add_parser("reload", help=text, description=text, allow_abbrev=False)
     reload.set_defaults(run=_reload)
     _add_reload_flags(reload)
 
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_reload_flags(reload: argparse.ArgumentParser) -> None:
     reload.add_argument(
-        "--admin", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN)"
+        "--admin-bind", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN_BIND)"
     )
     reload.add_argument(
         "--admin-token",
@@ -217,8 +217,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         try:
             data = stack.enter_context(listening(variable("bind"), settings.bind, processes, before.data))
             admin = []
-            if settings.admin:
-                admin = stack.enter_context(listening(variable("admin"), settings.admin, 1, before.admin))
+            if settings.admin_bind:
+                admin = stack.enter_context(listening(variable("admin_bind"), settings.admin_bind, 1, before.admin))
         except CannotListen as error:
             print(error, file=sys.stderr)
             return FAILED
@@ -238,11 +238,12 @@ def _processes(settings: Settings) -> int:
 def _reload(arguments: argparse.Namespace) -> int:
     from balancer.cli.reload import run
 
-    names = ("admin", "admin_token")
+    names = ("admin_bind", "admin_token")
     flags = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    environ = {name: value for name, value in os.environ.items() if name in map(variable, names)}
+    read = {*map(variable, names), variable("admin")}  # The old name has to be noticed.
+    environ = {name: value for name, value in os.environ.items() if name in read}
     settings = Settings.load(environ, flags)
-    return run(settings.admin, None if arguments.pid is None else int(arguments.pid), settings.admin_token)
+    return run(settings.admin_bind, None if arguments.pid is None else int(arguments.pid), settings.admin_token)
 
 
 def _check(arguments: argparse.Namespace) -> int:

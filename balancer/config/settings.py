@@ -49,6 +49,24 @@ class SettingsError(ValueError):
         self.problems = problems
 
 
+# Names of settings, old to new. An old name stops the start: to ignore it would change what the balancer does.
+RENAMED = {
+    "hold_seconds": "queue_timeout",
+    "hold_max": "queue_max",
+    "hold_bytes": "queue_max_bytes",
+    "idle_timeout": "stream_idle_timeout",
+    "head_timeout": "header_timeout",
+    "record": "dns_record",
+    "admin": "admin_bind",
+    "max_head": "max_header_bytes",
+    "max_fields": "max_headers",
+    "max_target": "max_uri_bytes",
+    "max_body": "max_body_bytes",
+    "shutdown_seconds": "shutdown_timeout",
+    "reload_seconds": "reload_timeout",
+}
+
+
 def setting(default: Any, kind: Kind, meaning: str) -> Any:
     return field(default=default, metadata={"kind": kind, "meaning": meaning})
 
@@ -64,11 +82,11 @@ class Settings:
         ROUTES,
         "which requests go to which alias, by host and path; SIGHUP reads the file again",
     )
-    record: str = setting("a", choice("a", "aaaa", "a+aaaa", "srv"), "which records to ask for")
+    dns_record: str = setting("a", choice("a", "aaaa", "a+aaaa", "srv"), "which records to ask for")
     resolver: Address | None = setting(None, NAMESERVER, "the DNS server; the system's unless set")
     resolve_interval: float = setting(1.0, seconds(0.1, 3600), "time between resolutions; the records' TTL is ignored")
     bind: Address | UnixSocket = setting(Address("0.0.0.0", 80), LISTENER, "where clients connect")
-    admin: Address | None = setting(
+    admin_bind: Address | None = setting(
         Address("127.0.0.1", 9000), LISTENER_OR_OFF, "where the balancer's own health and status are served"
     )
     admin_token: str | None = setting(
@@ -99,19 +117,21 @@ class Settings:
         seconds(0, 86400),
         "silence of a member after which requests that may be repeated go to another (0: they wait)",
     )
-    hold_seconds: float = setting(10.0, seconds(0, 3600), "how long a request may wait for a member")
-    hold_max: int = setting(1000, count(0, 1_000_000), "how many requests may wait for a member")
-    hold_bytes: int = setting(
+    queue_timeout: float = setting(10.0, seconds(0, 3600), "how long a request may wait for a member")
+    queue_max: int = setting(1000, count(0, 1_000_000), "how many requests may wait for a member")
+    queue_max_bytes: int = setting(
         64 * 1024 * 1024, count(0, 1 << 40), "how many bytes of bodies the requests that wait may hold in memory"
     )
     connect_timeout: float = setting(1.0, seconds(0.01, 3600), "limit for a connection to a member")
     response_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for a member's first response byte")
-    idle_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for silence in mid-body, a member's or a client's")
-    max_body: int = setting(0, count(0, 1 << 50), "bytes that the body of a request may have (0: no limit)")
-    max_head: int = setting(32 * 1024, count(1024, 1 << 20), "bytes that the head of a request may have")
-    max_fields: int = setting(100, count(10, 10_000), "fields that the head of a request may have")
-    max_target: int = setting(16 * 1024, count(256, 1 << 20), "bytes that the target of a request may have")
-    head_timeout: float = setting(10.0, seconds(0.1, 3600), "limit for the head of a request, from its first byte on")
+    stream_idle_timeout: float = setting(
+        60.0, seconds(0.01, 86400), "limit for silence in mid-body, a member's or a client's"
+    )
+    max_body_bytes: int = setting(0, count(0, 1 << 50), "bytes that the body of a request may have (0: no limit)")
+    max_header_bytes: int = setting(32 * 1024, count(1024, 1 << 20), "bytes that the head of a request may have")
+    max_headers: int = setting(100, count(10, 10_000), "fields that the head of a request may have")
+    max_uri_bytes: int = setting(16 * 1024, count(256, 1 << 20), "bytes that the target of a request may have")
+    header_timeout: float = setting(10.0, seconds(0.1, 3600), "limit for the head of a request, from its first byte on")
     keepalive_timeout: float = setting(75.0, seconds(0.1, 86400), "how long a client's connection may be idle")
     min_body_rate: int = setting(
         240, count(0, 1 << 30), "bytes a second that a client has to send of a body, after the first 20 s"
@@ -148,10 +168,10 @@ class Settings:
         seconds(0, 3600),
         "how long to go on accepting after SIGTERM, with /readyz at 503 and connections closed by their next response",
     )
-    shutdown_seconds: float = setting(
+    shutdown_timeout: float = setting(
         8.0, seconds(0, 3600), "how long requests may go on after SIGTERM, and after that delay"
     )
-    reload_seconds: float = setting(
+    reload_timeout: float = setting(
         60.0, seconds(0, 86400), "how long requests and WebSockets may go on in processes that a reload has replaced"
     )
 
@@ -164,7 +184,11 @@ class Settings:
         """
         values: dict[str, Any] = {}
         written: dict[str, str] = {}
-        problems: list[str] = []
+        problems = [
+            f"{variable(old)} cannot be used: it is {variable(new)} now"
+            for old, new in RENAMED.items()
+            if environ.get(variable(old))
+        ]
         for item in fields(cls):
             name, text = variable(item.name), environ.get(variable(item.name), "")
             if flags and item.name in flags:
@@ -192,7 +216,7 @@ class Settings:
         problems: list[str] = []
         for name, value in given.items():
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
+                close = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise TypeError(f"{name!r} is not a setting{hint}")
             item, kind = known[name], known[name].metadata["kind"]
@@ -244,7 +268,12 @@ class Settings:
             return self
         parts = {}
         problems = []
-        for name, least in (("max_requests_per_member", 1), ("max_connections", 1), ("hold_max", 0), ("hold_bytes", 0)):
+        for name, least in (
+            ("max_requests_per_member", 1),
+            ("max_connections", 1),
+            ("queue_max", 0),
+            ("queue_max_bytes", 0),
+        ):
             limit = getattr(self, name)
             if 0 < limit < least * processes:
                 problems.append(

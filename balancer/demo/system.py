@@ -70,10 +70,10 @@ class System:
                 "balancer", sys.executable, "-m", "balancer", "serve",
                 BALANCER_ALIAS=ALIAS,
                 BALANCER_RESOLVER=str(self._dns.address),
-                BALANCER_RECORD="a" if self.own_addresses else "srv",
+                BALANCER_DNS_RECORD="a" if self.own_addresses else "srv",
                 BALANCER_UPSTREAM_PORT=str(self._worker_port),
                 BALANCER_BIND=f"127.0.0.1:{self.port}",
-                BALANCER_ADMIN=f"127.0.0.1:{self.admin_port}",
+                BALANCER_ADMIN_BIND=f"127.0.0.1:{self.admin_port}",
                 BALANCER_HEALTH_PATH="/healthz",
                 BALANCER_ACCESS_LOG="off",
             )  # fmt: skip

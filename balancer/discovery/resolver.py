@@ -57,7 +57,7 @@ class DnsResolver:
         self._names = [dns.name.from_text(it) for it in candidates(settings.alias, how.search, how.ndots)]
         self._search = Search(len(self._names))
         self._port = settings.upstream_port
-        self._records = settings.record.upper().split("+")
+        self._records = settings.dns_record.upper().split("+")
         self._clock = clock
         # The record types whose last answer did not fit into UDP: ask for the next over TCP at once.
         self._large: set[str] = set()

@@ -71,12 +71,12 @@ class Dispatcher:
         self._upstream = upstream
         self._on_done = on_done
         self._clock = clock
-        self._max_body = settings.max_body or inf
+        self._max_body = settings.max_body_bytes or inf
         self._request_headers = RequestHeaders(settings.trusted_proxies, TRACE_FIELDS if trace else frozenset())
         self._new_id = request_ids()
         self._trace = trace
         self._budget = retry.Budget()
-        self.hold = Hold(settings.hold_max, settings.hold_bytes)
+        self.hold = Hold(settings.queue_max, settings.queue_max_bytes)
         self.slots = Slots(membership, policy, self.hold, settings.max_requests_per_member)
 
     def begin(self, request: Request) -> Course:
@@ -224,7 +224,7 @@ class Dispatcher:
         record, request, body = course, course.request, course.body
         outgoing = self._outgoing(course, sink)
         claim = Claim(course.seen or request)
-        hold_until = record.started + self._settings.hold_seconds
+        hold_until = record.started + self._settings.queue_timeout
         repeats = 0
         pause = False
         while True:
@@ -260,7 +260,7 @@ class Dispatcher:
                         raise refusal from fault
                     if fault.sent:
                         # The time that a member had the request for was not spent waiting for a member.
-                        hold_until = self._clock() + self._settings.hold_seconds
+                        hold_until = self._clock() + self._settings.queue_timeout
                         repeats += 1
                         pause = repeats == retry.MAX_REPEATS
                         outgoing.fresh = True

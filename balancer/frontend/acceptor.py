@@ -34,8 +34,8 @@ Make = Callable[[bool], asyncio.Protocol]
 class Acceptor:
     """Accepts on ``sock`` until it is closed.
 
-    ``limits``: a PROXY header and a TLS handshake have ``head_timeout`` each; once the last byte has been sent, a
-    client has ``idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
+    ``limits``: a PROXY header and a TLS handshake have ``header_timeout`` each; once the last byte has been sent, a
+    client has ``stream_idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
     ``announced``: tells by a peer's IP address ("" on a Unix socket) whether its connections have to begin with a
     PROXY header; those of others must not, and are served as their own.
     """
@@ -91,14 +91,14 @@ class Acceptor:
         try:
             source = ""
             if self._announced(peer):
-                async with asyncio.timeout(self._limits.head_timeout):
+                async with asyncio.timeout(self._limits.header_timeout):
                     source = await self._source(sock)
             tls: dict[str, Any] = {}
             if self._certificate:
                 tls = {
                     "ssl": self._certificate.context,
-                    "ssl_handshake_timeout": self._limits.head_timeout,
-                    "ssl_shutdown_timeout": self._limits.idle_timeout,
+                    "ssl_handshake_timeout": self._limits.header_timeout,
+                    "ssl_shutdown_timeout": self._limits.stream_idle_timeout,
                 }
             await self._loop.connect_accepted_socket(lambda: _Arrival(self._make, source), sock, **tls)
         except (Malformed, TimeoutError, OSError) as error:

@@ -180,7 +180,7 @@ class Edge(asyncio.Protocol):
         else:
             if self._refusal:
                 self._refuse(self._refusal)
-            elif self._head_bytes > self.clients.settings.max_head:
+            elif self._head_bytes > self.clients.settings.max_header_bytes:
                 too_much = malformed("there is too much beside the body in its chunks")
                 self._refuse(head_too_large(self.clients.settings) if self._receiving is None else too_much)
             elif alone and self._queue:
@@ -239,7 +239,7 @@ class Edge(asyncio.Protocol):
     def _on_trailer(self, field: tuple[bytes, bytes]) -> None:
         exchange = self._receiving
         assert exchange
-        if len(exchange.trailers) >= self.clients.settings.max_fields:
+        if len(exchange.trailers) >= self.clients.settings.max_headers:
             self._refusal = malformed("a body has too many trailers")
         elif not self._refusal:
             exchange.trailers = [*exchange.trailers, field]
@@ -389,7 +389,7 @@ class Edge(asyncio.Protocol):
 
     def become_tunnel(self, response: UpstreamResponse, websocket: bool) -> Tunnel:
         """The member has switched protocols: from here on the connection is not HTTP's."""
-        silence = self.clients.settings.idle_timeout
+        silence = self.clients.settings.stream_idle_timeout
         tunnel = Tunnel(self.transport, response, websocket, silence, self._forget)
         self.transport.set_protocol(tunnel)
         if self._rest:
@@ -416,7 +416,7 @@ class Edge(asyncio.Protocol):
         unread = 0 if self.writable.is_set() else self.transport.get_write_buffer_size()
         if unread != self._stuck[0]:
             self._stuck = (unread, now)
-        elif unread and now > self._stuck[1] + limits.idle_timeout:
+        elif unread and now > self._stuck[1] + limits.stream_idle_timeout:
             self.transport.abort()
         waits_for = (self._what_is_waited_for(), self._messages)
         if waits_for != self._waits_for:
@@ -427,11 +427,13 @@ class Edge(asyncio.Protocol):
             case "body":
                 self._look_at_body(waited, now)
             case "head" if not self._head_bytes:
-                if waited > limits.head_timeout:
+                if waited > limits.header_timeout:
                     self.transport.close()
             case "head":
-                if waited > limits.head_timeout:
-                    self._refuse(Refusal(408, "request_timeout", f"a request head may take {limits.head_timeout:g} s"))
+                if waited > limits.header_timeout:
+                    self._refuse(
+                        Refusal(408, "request_timeout", f"a request head may take {limits.header_timeout:g} s")
+                    )
             case "request":
                 if waited > limits.keepalive_timeout:
                     self.transport.close()
@@ -454,8 +456,8 @@ class Edge(asyncio.Protocol):
         limits = self.clients.settings
         if self._body_bytes != self._quiet[0]:
             self._quiet = (self._body_bytes, now)
-        elif now > max(self._quiet[1], self._since) + limits.idle_timeout:
-            self._refuse(Refusal(408, "request_timeout", f"no byte of the body for {limits.idle_timeout:g} s"))
+        elif now > max(self._quiet[1], self._since) + limits.stream_idle_timeout:
+            self._refuse(Refusal(408, "request_timeout", f"no byte of the body for {limits.stream_idle_timeout:g} s"))
         if waited > RATE_SECONDS and self._body_bytes < limits.min_body_rate * (waited - RATE_SECONDS):
             words = f"the body came with less than {limits.min_body_rate} bytes/s"
             self._refuse(Refusal(408, "request_timeout", words))

@@ -85,7 +85,7 @@ class Http2Edge(ZttpH2Protocol):
             self._clients.admit(self)
         except Refusal:
             self._close_connection()  # There is no request yet that could be told so.
-        self._deadline = self.loop.time() + self.limits.head_timeout
+        self._deadline = self.loop.time() + self.limits.header_timeout
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -120,7 +120,7 @@ class Http2Edge(ZttpH2Protocol):
         data = self.conn.data_to_send()
         if data and not self._greeted:
             self._greeted = True
-            data = our_settings(data, self.limits.max_head)
+            data = our_settings(data, self.limits.max_header_bytes)
         if data:
             self.transport.write(data)
 
@@ -212,7 +212,7 @@ class Http2Edge(ZttpH2Protocol):
         unread = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
         if unread != self._stuck[0]:
             self._stuck = (unread, now)
-        elif unread and now > self._stuck[1] + self.limits.idle_timeout:
+        elif unread and now > self._stuck[1] + self.limits.stream_idle_timeout:
             self.transport.abort()
         if now > self._deadline:
             self._close_connection()
@@ -278,12 +278,12 @@ class _Stream:
             self._connection.flush()
         while True:
             try:
-                async with asyncio.timeout(self._limits.idle_timeout):
+                async with asyncio.timeout(self._limits.stream_idle_timeout):
                     return await self._receive()
             except TimeoutError:
                 # It may be that nobody reads from the client, for the sake of another stream.
                 if not self._connection.flow.read_paused:
-                    reason = f"no byte of the body for {self._limits.idle_timeout:g} s"
+                    reason = f"no byte of the body for {self._limits.stream_idle_timeout:g} s"
                     raise Refusal(408, "request_timeout", reason) from None
 
     async def send(self, message: Message) -> None:
@@ -293,7 +293,7 @@ class _Stream:
             await self._send_again(message, error)
         while parked := self._handle.pending_bytes:
             try:
-                async with asyncio.timeout(self._limits.idle_timeout):
+                async with asyncio.timeout(self._limits.stream_idle_timeout):
                     while self._handle.pending_bytes == parked:
                         await self._connection.credit.wait()
             except TimeoutError:
@@ -309,7 +309,7 @@ class _Stream:
         await self.send({**message, "headers": fields})
 
 
-def our_settings(data: bytes, max_head: int) -> bytes:
+def our_settings(data: bytes, max_header_bytes: int) -> bytes:
     """The first bytes for a client, with the settings of zttp (section 6.5) made those of this server."""
     length = int.from_bytes(data[:3])
     if data[3] != _SETTINGS:
@@ -319,7 +319,7 @@ def our_settings(data: bytes, max_head: int) -> bytes:
     for index in range(0, length, 6):
         number = int.from_bytes(settings[index : index + 2])
         if number == _MAX_HEADER_LIST_SIZE:
-            ours += number.to_bytes(2) + max_head.to_bytes(4)
+            ours += number.to_bytes(2) + max_header_bytes.to_bytes(4)
         elif number != _ENABLE_CONNECT_PROTOCOL:
             ours += settings[index : index + 6]
     return len(ours).to_bytes(3) + data[3:_FRAME_HEADER] + ours + data[_FRAME_HEADER + length :]
@@ -329,7 +329,7 @@ def _fit(event: zttp.Request, fields: Headers, limits: Settings) -> None:
     """Raise Refusal for a request that would be refused over HTTP/1.1, or that could not be said in it."""
     if not _METHOD.fullmatch(event.method):
         raise malformed("the method is not one")
-    check(event.method, event.target, fields.copy(), "1.1", limits.max_head + 1, limits)
+    check(event.method, event.target, fields.copy(), "1.1", limits.max_header_bytes + 1, limits)
     if not event.target.startswith(b"/") and event.target != b"*":
         raise malformed("the request target is not a path")
     if not _ASCII.fullmatch(event.target):

@@ -63,11 +63,11 @@ def check(
     """
     if version not in ("1.0", "1.1"):
         raise Refusal(505, "version_not_supported", f"HTTP/{version} is not spoken here")
-    if len(target) > limits.max_target:
-        raise Refusal(414, "target_too_long", f"a request target may have {limits.max_target} bytes")
-    if len(fields) > limits.max_fields:
-        raise Refusal(431, "head_too_large", f"a request may have {limits.max_fields} fields")
-    if size > limits.max_head and head_size(target, fields) > limits.max_head:
+    if len(target) > limits.max_uri_bytes:
+        raise Refusal(414, "target_too_long", f"a request target may have {limits.max_uri_bytes} bytes")
+    if len(fields) > limits.max_headers:
+        raise Refusal(431, "head_too_large", f"a request may have {limits.max_headers} fields")
+    if size > limits.max_header_bytes and head_size(target, fields) > limits.max_header_bytes:
         raise head_too_large(limits)
     if method in _REFUSED_METHODS:
         raise _method_refused(method)
@@ -138,7 +138,7 @@ def _within_bound(options: bytes) -> frozenset[bytes]:
 
 
 def head_too_large(limits: Settings) -> Refusal:
-    return Refusal(431, "head_too_large", f"a request head may have {limits.max_head} bytes")
+    return Refusal(431, "head_too_large", f"a request head may have {limits.max_header_bytes} bytes")
 
 
 def head_size(target: bytes, fields: Headers) -> int:

@@ -27,7 +27,7 @@ async def serve_admin(settings: Settings, sock: socket.socket, channels: Sequenc
     signals = Signals(post, lambda: None)
     hub = Hub(channels)
     admin = Admin(hub.current, settings, post, hub.unrouted, hub.processes, signals.stop.is_set)
-    log.info("admin on %s", settings.admin)
+    log.info("admin on %s", settings.admin_bind)
     serving = asyncio.create_task(admin.serve(sock))
     post.ready()
     await signals.either()

@@ -152,8 +152,8 @@ class Worker:
             self._observers.append(self._tracing)
         self._balancer = self._make_balancer()
         self._signals = Signals(post, partial(_read_again, self._balancer, work.certificate))
-        # Requests are cut at SHUTDOWN_SECONDS; a second later, so are clients that do not read what was sent.
-        self._limit = math.ceil(self._settings.shutdown_seconds) + 1
+        # Requests are cut at SHUTDOWN_TIMEOUT; a second later, so are clients that do not read what was sent.
+        self._limit = math.ceil(self._settings.shutdown_timeout) + 1
         self._clients = Clients(self._balancer.proxy, self._settings)
         self._listener = make_listener(self._balancer, self._settings.keepalive_timeout, self._limit, self._clients)
         self._acceptor = accept(self._settings, work.data, self._listener, work.certificate)
@@ -216,7 +216,7 @@ class Worker:
             stopping = self._signals.stop.is_set
             self._admin = Admin(balancer.current, self._settings, self._post, unrouted, stopping=stopping)
             tasks.create_task(self._admin.serve(work.admin))
-            log.info("admin on %s", self._settings.admin)
+            log.info("admin on %s", self._settings.admin_bind)
         if work.channel:
             self._reports = tasks.create_task(Reporter(work.number, work.channel, balancer).run())
         await self._listener.accepting.wait()
@@ -231,8 +231,8 @@ class Worker:
             await self._signals.delay(delay)
 
     async def _hand_over(self, tasks: asyncio.TaskGroup, serving: asyncio.Task[None]) -> None:
-        """Other processes have taken the place: finish what is here, within RELOAD_SECONDS."""
-        limit = self._settings.reload_seconds
+        """Other processes have taken the place: finish what is here, within RELOAD_TIMEOUT."""
+        limit = self._settings.reload_timeout
         log.info("replaced: %d requests in progress", self._balancer.proxy.active)
         if self._admin:
             self._admin.stop()  # From now on the new one tells.
@@ -246,10 +246,10 @@ class Worker:
         stop.cancel()
 
     async def _drain(self, serving: asyncio.Task[None]) -> None:
-        """Accept no client any more, and finish what is under way within SHUTDOWN_SECONDS."""
+        """Accept no client any more, and finish what is under way within SHUTDOWN_TIMEOUT."""
         proxy = self._balancer.proxy
         log.info("stopping: %d requests in progress", proxy.active)
-        asyncio.get_running_loop().call_later(self._settings.shutdown_seconds, proxy.cut)
+        asyncio.get_running_loop().call_later(self._settings.shutdown_timeout, proxy.cut)
         self._clients.stop(0.0)
         await proxy.end_endless()
         if self._acceptor:

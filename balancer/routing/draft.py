@@ -10,16 +10,16 @@ from typing import Any
 
 from balancer.config.display import variable
 from balancer.config.parsers import Kind
-from balancer.config.settings import Settings, SettingsError
+from balancer.config.settings import RENAMED, Settings, SettingsError
 from balancer.routing.table import Route, Table
 
 # The settings that a route may have of its own. All others are the listener's, or the process's.
 PER_POOL = frozenset(
     {
-        "alias", "upstream_port", "record", "resolver", "resolve_interval", "policy", "hash_key", "sticky_cookie",
+        "alias", "upstream_port", "dns_record", "resolver", "resolve_interval", "policy", "hash_key", "sticky_cookie",
         "slow_start", "max_requests_per_member", "health_path", "health_host", "health_interval", "health_timeout",
-        "health_fall", "hung_timeout", "hold_seconds", "hold_max", "hold_bytes", "connect_timeout",
-        "response_timeout", "idle_timeout", "max_body",
+        "health_fall", "hung_timeout", "queue_timeout", "queue_max", "queue_max_bytes", "connect_timeout",
+        "response_timeout", "stream_idle_timeout", "max_body_bytes",
     }
 )  # fmt: skip
 # What only a route has.
@@ -95,7 +95,8 @@ class Draft:
         values: dict[str, Any] = {}
         for name, value in given.items():
             if name not in KINDS:
-                close = difflib.get_close_matches(name, [*PER_POOL, *_OWN], n=1, cutoff=0.8)
+                known = [*PER_POOL, *_OWN]
+                close = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 self.problems.append(f"{where} {name} cannot be used: it is not a setting of a route{hint}")
             elif name not in PER_POOL:

@@ -32,7 +32,7 @@ class Timeouts:
     @classmethod
     def of(cls, settings: Settings) -> Timeouts:
         """Those that the settings name."""
-        limits = (settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
+        limits = (settings.connect_timeout, settings.response_timeout, settings.stream_idle_timeout)
         return cls(*limits, settings.hung_timeout or inf)
 
 

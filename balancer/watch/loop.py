@@ -22,7 +22,7 @@ _HOSTNAME = re.compile(r"\bI am ([^\s!]+)!")
 # Requests that may wait at the same time: a stalled server is not piled upon without end.
 MAX_WAITING = 100
 # How much of a body is looked at, in bytes; the rest is read and dropped.
-MAX_BODY = 65536
+MAX_BODY_BYTES = 65536
 MAX_NAME = 60
 
 
@@ -149,7 +149,7 @@ class Loop:
         async with client.stream(self._method, self._url, headers=self._headers) as response:
             body = bytearray()
             async for piece in response.aiter_bytes():
-                body += piece[: MAX_BODY - len(body)]
+                body += piece[: MAX_BODY_BYTES - len(body)]
         # What came decoded must not be decoded again.
         headers = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
         return httpx.Response(response.status_code, headers=headers, content=bytes(body))

@@ -184,8 +184,8 @@ async def balancer(zone: Zone, *flags: str) -> AsyncIterator[Address]:
     """``balancer serve`` with these flags and the environment's settings; yields its data listener."""
     address = Address("127.0.0.1", free_port())
     async with DnsServer(zone) as server:
-        command = [sys.executable, "-m", "balancer", "serve", *flags, f"--bind={address}", "--admin=off"]
-        command += [f"--resolver={server.address}", "--record=srv", "--alias=apps", "--access-log=off"]
+        command = [sys.executable, "-m", "balancer", "serve", *flags, f"--bind={address}", "--admin-bind=off"]
+        command += [f"--resolver={server.address}", "--dns-record=srv", "--alias=apps", "--access-log=off"]
         process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
         try:
             await _answering(address, process)
@@ -241,7 +241,7 @@ async def overload() -> int:
     if not await has_limit():
         print(f"balancer serve has no {FLAG}: there is no limit to measure", file=sys.stderr)
         return 2
-    hold = {name: os.environ.get(name) for name in ("BALANCER_HOLD_SECONDS", "BALANCER_HOLD_MAX")}
+    hold = {name: os.environ.get(name) for name in ("BALANCER_QUEUE_TIMEOUT", "BALANCER_QUEUE_MAX")}
     settings = ", ".join(f"{name}={value}" for name, value in hold.items() if value) or "default hold"
     print(f"{MEMBERS} members for {CAPACITY:g} requests a second, {KNEE} at once each; clients wait {PATIENCE:g} s")
     found = 1.0

@@ -84,7 +84,7 @@ SCENARIOS = {
     "slow": Scenario("One slow member: a tenth of the speed", one_slow),
     "rolling": Scenario("Rolling deploy: ten steps of a tenth", events=rolling, load=0.7),
     # So that a second's requests can wait.
-    "restart": Scenario("Thundering restart: all go, then all come", events=restart, settings={"hold_max": 100_000}),
+    "restart": Scenario("Thundering restart: all go, then all come", events=restart, settings={"queue_max": 100_000}),
 }
 
 
@@ -98,7 +98,7 @@ VARIANTS: dict[str, tuple[tuple[str, Any], ...]] = {
     "round_robin, limit 8": (("policy", "round_robin"), LIMIT),
     "least_requests, limit 8": (("policy", "least_requests"), LIMIT),
 }
-EXTRA = {"restart": {"round_robin, HOLD_MAX 1000": (("policy", "round_robin"), ("hold_max", 1000))}}
+EXTRA = {"restart": {"round_robin, QUEUE_MAX 1000": (("policy", "round_robin"), ("queue_max", 1000))}}
 SEVERAL = {it: VARIANTS[it] for it in ("round_robin", "round_robin, limit 8", "least_requests")}
 BALANCERS = (1, 2, 5, 20)
 # Members, balancers, requests.

@@ -26,7 +26,10 @@ _CADDY_BODY = "https://caddyserver.com/docs/caddyfile/directives/request_body"
 
 # What is documented where nothing is measured, or where WATCH is not long enough, by (bound, candidate).
 DOCUMENTED = {
-    ("an idle connection", "caddy"): "[idle_timeout](https://caddyserver.com/docs/caddyfile/options#timeouts): 5 min",
+    (
+        "an idle connection",
+        "caddy",
+    ): "[stream_idle_timeout](https://caddyserver.com/docs/caddyfile/options#timeouts): 5 min",
     (
         "a body that is announced too large",
         "nginx-keepalive",

@@ -43,10 +43,10 @@ def test_a_bad_variable_stops_the_start_with_one_line(
 
 def test_every_bad_value_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("BALANCER_RESOLVE_INTERVAL", "fast")
-    monkeypatch.setenv("BALANCER_HOLD_MAX", "many")
-    assert main(["serve", "--record", "mx", "--alias", "web"]) == 2
+    monkeypatch.setenv("BALANCER_QUEUE_MAX", "many")
+    assert main(["serve", "--dns-record", "mx", "--alias", "web"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [it.split("=")[0] for it in lines] == ["--record", "BALANCER_RESOLVE_INTERVAL", "BALANCER_HOLD_MAX"]
+    assert [it.split("=")[0] for it in lines] == ["--dns-record", "BALANCER_RESOLVE_INTERVAL", "BALANCER_QUEUE_MAX"]
 
 
 def test_a_taken_port_stops_the_start_with_one_line(
@@ -98,10 +98,10 @@ def test_check_prints_the_settings_in_effect_and_what_dns_says(
 
     monkeypatch.setattr("balancer.discovery.resolver.DnsResolver", Resolver)
     monkeypatch.setattr("balancer.members.probe.make_probe", lambda settings: ScriptedProbe())
-    monkeypatch.setenv("BALANCER_HOLD_MAX", "7")
+    monkeypatch.setenv("BALANCER_QUEUE_MAX", "7")
     assert main(["check", "--alias", "web"]) == status
     lines = capsys.readouterr().out.splitlines()
-    assert {"BALANCER_ALIAS=web", "BALANCER_HOLD_MAX=7", f"DNS for web: {described}"} <= set(lines)
+    assert {"BALANCER_ALIAS=web", "BALANCER_QUEUE_MAX=7", f"DNS for web: {described}"} <= set(lines)
     assert lines[-len(found.endpoints) :] == ["  10.0.0.2:80  accepts connections"] or not found.endpoints
 
 

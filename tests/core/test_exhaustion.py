@@ -112,7 +112,7 @@ async def test_a_probe_that_a_member_does_not_take_says_so(
 
 @asynccontextmanager
 async def balanced(probe: Any = None) -> AsyncIterator[tuple[LoadBalancer, httpx.AsyncClient]]:
-    settings = Settings(hold_seconds=1, resolve_interval=0.1, health_interval=0.1)
+    settings = Settings(queue_timeout=1, resolve_interval=0.1, health_interval=0.1)
     balancer = LoadBalancer(settings, resolve=ScriptedResolver(ONE, TWO), probe=probe)
     async with (
         balancer,

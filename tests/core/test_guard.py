@@ -10,9 +10,9 @@ from balancer.types import Address
 
 TOKEN = "correct-horse"
 JSON = {"content-type": "application/json", "host": "localhost:9000"}
-LOOPBACK = Settings(admin=Address("127.0.0.1", 9000))
-ANYWHERE = Settings(admin=Address("0.0.0.0", 9000))
-WITH_TOKEN = Settings(admin=Address("0.0.0.0", 9000), admin_token=TOKEN)
+LOOPBACK = Settings(admin_bind=Address("127.0.0.1", 9000))
+ANYWHERE = Settings(admin_bind=Address("0.0.0.0", 9000))
+WITH_TOKEN = Settings(admin_bind=Address("0.0.0.0", 9000), admin_token=TOKEN)
 
 
 def denied(settings: Settings, **headers: str | None) -> str:
@@ -57,7 +57,7 @@ def test_nobody_else_may(given: str | None) -> None:
 
 
 def test_a_token_is_asked_for_on_loopback_too() -> None:
-    assert denied(Settings(admin=LOOPBACK.admin, admin_token=TOKEN)) == "token_needed"
+    assert denied(Settings(admin_bind=LOOPBACK.admin_bind, admin_token=TOKEN)) == "token_needed"
 
 
 @pytest.mark.parametrize("settings", [LOOPBACK, WITH_TOKEN], ids=["loopback", "token"])
@@ -100,9 +100,9 @@ def test_a_content_type_may_have_parameters() -> None:
     ("settings", "needs"),
     [
         (LOOPBACK, "open"),
-        (Settings(admin=Address("::1", 9000)), "open"),
+        (Settings(admin_bind=Address("::1", 9000)), "open"),
         (ANYWHERE, "refused"),
-        (Settings(admin=Address("::", 9000)), "refused"),
+        (Settings(admin_bind=Address("::", 9000)), "refused"),
         (WITH_TOKEN, "token"),
     ],
 )

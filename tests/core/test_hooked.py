@@ -54,7 +54,7 @@ class Turns(Policy):
 
 @pytest.fixture
 def dispatcher() -> HookedDispatcher:
-    settings = Settings(hold_seconds=0)
+    settings = Settings(queue_timeout=0)
     chain = loader.load(settings, Random(0), None, [Refusing()]).hooks
     return HookedDispatcher(chain, settings, Membership(), RoundRobin(Random(0)), HttpxUpstream(Timeouts(1, 1, 1)))
 

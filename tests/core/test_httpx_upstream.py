@@ -26,10 +26,10 @@ TIMEOUTS = Timeouts(connect=1, response=1, idle=1)
 
 @asynccontextmanager
 async def balanced(
-    router: respx.Router, resolver: ScriptedResolver, probe: ScriptedProbe | None = None, hold_seconds: float = 5
+    router: respx.Router, resolver: ScriptedResolver, probe: ScriptedProbe | None = None, queue_timeout: float = 5
 ) -> AsyncIterator[tuple[LoadBalancer, httpx.AsyncClient]]:
     upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(router.async_handler))
-    settings = Settings(hold_seconds=hold_seconds, resolve_interval=0.1)
+    settings = Settings(queue_timeout=queue_timeout, resolve_interval=0.1)
     balancer = LoadBalancer(settings, upstream=upstream, resolve=resolver, probe=probe or ScriptedProbe())
     async with (
         balancer,
@@ -139,7 +139,7 @@ async def test_the_first_member_back_gets_no_more_than_its_share_until_the_other
 
 
 async def test_a_wait_that_is_too_long_ends_with_the_reason(router: respx.Router) -> None:
-    async with balanced(router, ScriptedResolver(), hold_seconds=0.05) as (_, client):
+    async with balanced(router, ScriptedResolver(), queue_timeout=0.05) as (_, client):
         response = await client.get("/")
     assert response.status_code == 503
     assert response.headers["X-Balancer-Error"] == "no_member"

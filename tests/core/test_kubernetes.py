@@ -154,7 +154,7 @@ def test_the_guide_s_overlay_builds(tmp_path: Path) -> None:
         assert thing["metadata"]["namespace"] == "shop"
     (config,) = [it for it in objects if it["kind"] == "ConfigMap"]
     settings = Settings.load(config["data"])
-    assert (settings.record, settings.upstream_port) == ("srv", SETTINGS.upstream_port)
+    assert (settings.dns_record, settings.upstream_port) == ("srv", SETTINGS.upstream_port)
     (port,) = named("Service", "worker")["spec"]["ports"]
     assert settings.alias == f"_{port['name']}._tcp.worker"
     images = {
@@ -249,7 +249,7 @@ def test_probes_and_services_use_ports_that_the_container_has(name: str) -> None
 
 def test_the_balancer_listens_where_it_is_reached() -> None:
     assert str(SETTINGS.bind) == f"0.0.0.0:{ports('balancer')['http']}"
-    assert str(SETTINGS.admin) == f"0.0.0.0:{ports('balancer')['admin']}"
+    assert str(SETTINGS.admin_bind) == f"0.0.0.0:{ports('balancer')['admin']}"
     it = container("balancer")
     paths = {kind: it[f"{kind}Probe"]["httpGet"]["path"] for kind in ("readiness", "liveness")}
     assert paths == {"readiness": "/readyz", "liveness": "/healthz"}
@@ -258,14 +258,14 @@ def test_the_balancer_listens_where_it_is_reached() -> None:
 
 def test_requests_are_held_for_longer_than_it_takes_to_take_the_balancer_out() -> None:
     probe = container("balancer")["readinessProbe"]
-    assert (probe["failureThreshold"] - 1) * probe["periodSeconds"] >= SETTINGS.hold_seconds
+    assert (probe["failureThreshold"] - 1) * probe["periodSeconds"] >= SETTINGS.queue_timeout
 
 
 def test_grace_periods_add_up() -> None:
     command, sleep = container("balancer")["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
     # Clients that do not read are cut off a second after the requests (balancer/process/worker.py).
-    needs = int(sleep) + math.ceil(SETTINGS.shutdown_delay + SETTINGS.shutdown_seconds) + 1
+    needs = int(sleep) + math.ceil(SETTINGS.shutdown_delay + SETTINGS.shutdown_timeout) + 1
     assert needs + 2 <= pod_spec("balancer")["terminationGracePeriodSeconds"] <= needs + 10
     assert "lifecycle" not in container("worker")
     needs = math.ceil(drain.LIMIT_SECONDS + 2 * drain.NOTICE_SECONDS)

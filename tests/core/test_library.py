@@ -56,10 +56,10 @@ def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
         ("resolver", "127.0.0.11", Address("127.0.0.11", 53)),
         ("resolver", Address("127.0.0.11", 5353), Address("127.0.0.11", 5353)),
         ("resolver", None, None),
-        ("admin", None, None),
+        ("admin_bind", None, None),
         ("health_path", "/healthz", "/healthz"),
-        ("hold_seconds", 3, 3.0),
-        ("hold_seconds", 0.123456789, 0.123456789),
+        ("queue_timeout", 3, 3.0),
+        ("queue_timeout", 0.123456789, 0.123456789),
         ("hash_key", ("header", "X-Tenant"), ("header", "X-Tenant")),
         ("hash_key", "cookie:session", ("cookie", "session")),
         ("trusted_proxies", "10.0.0.0/8", (ip_network("10.0.0.0/8"),)),
@@ -82,7 +82,7 @@ def test_every_default_may_be_written_out(item: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("upstream_port", 0), ("upstream_port", True), ("upstream_port", None), ("policy", "the fastest"),
-     ("alias", "a b"), ("hold_seconds", -1), ("hold_seconds", float("nan")), ("http2", 1),
+     ("alias", "a b"), ("queue_timeout", -1), ("queue_timeout", float("nan")), ("http2", 1),
      ("resolver", "here"), ("health_path", 5)],
 )  # fmt: skip
 def test_a_bad_value_is_refused_in_the_words_of_the_command_line(name: str, value: object) -> None:

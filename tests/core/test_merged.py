@@ -53,7 +53,7 @@ class Fleet:
 
     def report(self, number: int, pid: int, *, whole: bool = True, started: float = 100.0, **pool: Any) -> None:
         values: dict[str, Any] = {
-            "name": "apps", "settings": Settings(hold_max=500), "members": {}, "left": [], "stats": Stats(),
+            "name": "apps", "settings": Settings(queue_max=500), "members": {}, "left": [], "stats": Stats(),
             "events": [], "snapshot": None, "resolved": 0.0, "available": 1, "held": 0, "active": 0,
             "connections": None,
         }  # fmt: skip
@@ -98,7 +98,7 @@ async def test_counts_are_added_up_and_those_of_the_dead_stay(fleet: Fleet) -> N
     pool = fleet.pool
     assert pool.stats.total.count == pool.stats.members[ONE].count == 7
     assert (pool.members[ONE].in_flight, pool.active, pool.held, pool.available) == (3, 2, 1, 1)
-    assert pool.settings.hold_max == 1000
+    assert pool.settings.queue_max == 1000
     assert pool.connections == Connections(1, 2, 3, 4)
     assert pool.clients is not None and len(pool.clients) == 6
     fleet.report(0, 12, members={ONE: row(ONE)}, stats=counted(ONE, 1))

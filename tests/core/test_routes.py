@@ -55,7 +55,7 @@ def test_the_compact_form() -> None:
     routes = parse_inline(
         "shop.example=shop:8080, *.Shop.Example./Admin/=admin;policy=hash;hash_key=header:X-Tenant,\n"
         "/api=api;strip_prefix=on;health_path=/healthz, /old=api;health_path=/healthz, =apps,",
-        Settings(upstream_port=81, hold_seconds=3),
+        Settings(upstream_port=81, queue_timeout=3),
     )
     assert [(it.host, it.prefix, it.name, it.strip_prefix) for it in routes.routes] == [
         ("shop.example", "", "shop", False),
@@ -69,7 +69,7 @@ def test_the_compact_form() -> None:
     assert [it.upstream_port for it in (shop, admin)] == [8080, 81]
     assert (admin.policy, admin.hash_key, shop.policy) == ("hash", ("header", "X-Tenant"), "round_robin")
     assert (api.health_path, apps.health_path) == ("/healthz", None)
-    assert {it.hold_seconds for it in routes.pools.values()} == {3}
+    assert {it.queue_timeout for it in routes.pools.values()} == {3}
 
 
 def test_an_alias_with_two_kinds_of_pools_gives_each_a_name_of_its_own() -> None:
@@ -92,16 +92,16 @@ def test_a_file_has_a_table_for_each_route() -> None:
         [api]
         path = ["/api", "/v1/api/"]
         alias = "backend"
-        record = "srv"
-        hold_seconds = 2.5
+        dns_record = "srv"
+        queue_timeout = 2.5
         response_timeout = 120
         strip_prefix = true
 
         [same]
         host = "same.example"
         alias = "backend"
-        record = "srv"
-        hold_seconds = 2.5
+        dns_record = "srv"
+        queue_timeout = 2.5
         response_timeout = 120.0
         """,
         Settings(sticky_cookie="member", policy="random"),
@@ -113,7 +113,7 @@ def test_a_file_has_a_table_for_each_route() -> None:
     shop, api = routes.pools["shop"], routes.pools["api"]
     assert len(routes.pools) == 2
     assert (shop.alias, shop.upstream_port, shop.sticky_cookie, shop.policy) == ("shop", 8080, None, "random")
-    assert (api.alias, api.record, api.hold_seconds, api.response_timeout) == ("backend", "srv", 2.5, 120)
+    assert (api.alias, api.dns_record, api.queue_timeout, api.response_timeout) == ("backend", "srv", 2.5, 120)
     assert api.sticky_cookie == "member"
 
 
@@ -130,7 +130,10 @@ def test_a_file_has_a_table_for_each_route() -> None:
         ("a=b;alias=c", "BALANCER_ROUTES: 'a=b;alias=c' cannot be used: 'alias=c' is not a setting such as"),
         ("a=b;path=/c", "BALANCER_ROUTES: 'a=b;path=/c' cannot be used: 'path=/c' is not a setting such as"),
         ("a=b;polcy=hash", "BALANCER_ROUTES: 'a=b;polcy=hash' polcy cannot be used: it is not a setting of a route;"),
-        ("a=b;record=best", "BALANCER_ROUTES: 'a=b;record=best' record='best' cannot be used: it takes one of"),
+        (
+            "a=b;dns_record=best",
+            "BALANCER_ROUTES: 'a=b;dns_record=best' dns_record='best' cannot be used: it takes one of",
+        ),
         ("a=b;strip_prefix=on", "BALANCER_ROUTES: 'a=b;strip_prefix=on' strip_prefix cannot be used without a path"),
         ("a/b=c;strip_prefix=yes", "BALANCER_ROUTES: 'a/b=c;strip_prefix=yes' strip_prefix='yes' cannot be used: it"),
         ("a:80=b", "BALANCER_ROUTES: 'a:80=b' host='a:80' cannot be used: it takes a host such as shop.example or"),
@@ -145,8 +148,11 @@ def test_a_file_has_a_table_for_each_route() -> None:
         ("[a]\nhost = []", "routes.toml [a] host=[] cannot be used: it takes a string, or a list of some"),
         ("[a]\npath = ['/b', 1]", "routes.toml [a] path=['/b', 1] cannot be used: it takes a string, or a list of"),
         ("[a]\npath = 'b'", "routes.toml [a] path='b' cannot be used: it takes a path prefix such as /api, without"),
-        ("[a]\nrecord = true", "routes.toml [a] record=True cannot be used: it takes one of a, aaaa, a+aaaa, srv"),
-        ("[a]\nrecord = {}", "routes.toml [a] record={} cannot be used: it takes one of a, aaaa, a+aaaa, srv"),
+        (
+            "[a]\ndns_record = true",
+            "routes.toml [a] dns_record=True cannot be used: it takes one of a, aaaa, a+aaaa, srv",
+        ),
+        ("[a]\ndns_record = {}", "routes.toml [a] dns_record={} cannot be used: it takes one of a, aaaa, a+aaaa, srv"),
         ("[a]\nalias = ''", "routes.toml [a] cannot be used: an alias is missing"),
         ("['a b']", "routes.toml [a b] alias='a b' cannot be used: it takes a DNS name such as apps"),
         ("a = 1 # []", "routes.toml [a] cannot be used: a route is a table such as [shop]"),
@@ -160,9 +166,9 @@ def test_what_cannot_be_used_is_named(text: str, complaint: str) -> None:
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
-    assert [it.split("cannot")[0] for it in problems("/a=b:0;record=x, c, /d=e;tls_cert=f, a:1/b%c=/d;z=1")] == [
-        "BALANCER_ROUTES: '/a=b:0;record=x' upstream_port='0' ",
-        "BALANCER_ROUTES: '/a=b:0;record=x' record='x' ",
+    assert [it.split("cannot")[0] for it in problems("/a=b:0;dns_record=x, c, /d=e;tls_cert=f, a:1/b%c=/d;z=1")] == [
+        "BALANCER_ROUTES: '/a=b:0;dns_record=x' upstream_port='0' ",
+        "BALANCER_ROUTES: '/a=b:0;dns_record=x' dns_record='x' ",
         "BALANCER_ROUTES: 'c' ",
         "BALANCER_ROUTES: '/d=e;tls_cert=f' tls_cert ",
         "BALANCER_ROUTES: 'a:1/b%c=/d;z=1' host='a:1' ",
@@ -212,8 +218,10 @@ def test_the_file_is_read_and_its_troubles_are_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         read(settings)
     assert str(caught.value) == f"BALANCER_ROUTES={path} cannot be used: it is not UTF-8; {accepted}"
-    path.write_text("[shop]\nrecord='mx'")
-    with pytest.raises(SettingsError, match=rf"^BALANCER_ROUTES={path} \[shop\] record='mx' cannot be used: it takes "):
+    path.write_text("[shop]\ndns_record='mx'")
+    with pytest.raises(
+        SettingsError, match=rf"^BALANCER_ROUTES={path} \[shop\] dns_record='mx' cannot be used: it takes "
+    ):
         read(settings)
     path.write_text("[shop]")
     routes = read(settings)

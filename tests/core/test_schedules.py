@@ -87,8 +87,8 @@ class World(Observer):
         self.settings = Settings(
             resolve_interval=0.3,
             health_interval=0.3,
-            hold_seconds=rng.choice([0.0, 0.3, PATIENCE]),
-            hold_max=rng.choice([0, 2, 100]),
+            queue_timeout=rng.choice([0.0, 0.3, PATIENCE]),
+            queue_max=rng.choice([0, 2, 100]),
             connect_timeout=0.2,
             health_timeout=0.3,
             response_timeout=PATIENCE,

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.config.display import show, variable
-from balancer.config.settings import Settings, SettingsError, misspelt
+from balancer.config.settings import RENAMED, Settings, SettingsError, misspelt
+from balancer.routing.parse import parse_inline
 from balancer.types import Address, UnixSocket
 
 NAMES = [variable(it.name) for it in fields(Settings)]
@@ -18,22 +19,22 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     contract = {
         "BALANCER_ALIAS": "apps",
         "BALANCER_UPSTREAM_PORT": "80",
-        "BALANCER_RECORD": "a",
+        "BALANCER_DNS_RECORD": "a",
         "BALANCER_RESOLVER": "(the system's)",
         "BALANCER_RESOLVE_INTERVAL": "1",
         "BALANCER_BIND": "0.0.0.0:80",
-        "BALANCER_ADMIN": "127.0.0.1:9000",
+        "BALANCER_ADMIN_BIND": "127.0.0.1:9000",
         "BALANCER_HEALTH_PATH": "(none)",
         "BALANCER_HEALTH_INTERVAL": "1",
-        "BALANCER_HOLD_SECONDS": "10",
-        "BALANCER_HOLD_MAX": "1000",
+        "BALANCER_QUEUE_TIMEOUT": "10",
+        "BALANCER_QUEUE_MAX": "1000",
         "BALANCER_CONNECT_TIMEOUT": "1",
         "BALANCER_RESPONSE_TIMEOUT": "60",
-        "BALANCER_IDLE_TIMEOUT": "60",
+        "BALANCER_STREAM_IDLE_TIMEOUT": "60",
         "BALANCER_TRUSTED_PROXIES": "(none)",
         "BALANCER_ACCESS_LOG": "on",
         "BALANCER_SHUTDOWN_DELAY": "0",
-        "BALANCER_SHUTDOWN_SECONDS": "8",
+        "BALANCER_SHUTDOWN_TIMEOUT": "8",
     }
     shown = {name: value for name, value, _ in Settings.load({}).rows()}
     assert contract.items() <= shown.items()
@@ -44,7 +45,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     [
         ("alias", "_http._tcp.apps.", "_http._tcp.apps."),
         ("upstream_port", "65535", 65535),
-        ("record", "a+aaaa", "a+aaaa"),
+        ("dns_record", "a+aaaa", "a+aaaa"),
         ("resolver", "127.0.0.11", Address("127.0.0.11", 53)),
         ("resolver", "127.0.0.1:5353", Address("127.0.0.1", 5353)),
         ("resolver", "[::1]", Address("::1", 53)),
@@ -52,10 +53,10 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("resolve_interval", "0.1", 0.1),
         ("bind", "[::]:8080", Address("::", 8080)),
         ("bind", "unix:/run/balancer.sock", UnixSocket("/run/balancer.sock")),
-        ("admin", "off", None),
+        ("admin_bind", "off", None),
         ("health_path", "/healthz?deep=1", "/healthz?deep=1"),
-        ("hold_seconds", "0", 0.0),
-        ("hold_max", "0", 0),
+        ("queue_timeout", "0", 0.0),
+        ("queue_max", "0", 0),
         ("trusted_proxies", "10.0.0.0/8, ::1,", (ip_network("10.0.0.0/8"), ip_network("::1/128"))),
         ("access_log", "OFF", False),
         ("access_log", "text", "text"),
@@ -74,7 +75,7 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("alias", ".".join(["a" * 49] * 6), "a DNS name such as apps"),
         ("upstream_port", "0", "a port from 1 to 65535"),
         ("upstream_port", "65536", "a port from 1 to 65535"),
-        ("record", "A", "one of a, aaaa, a+aaaa, srv"),
+        ("dns_record", "A", "one of a, aaaa, a+aaaa, srv"),
         ("resolver", "dns.example", "ip[:port] of a DNS server"),
         ("resolver", "127.0.0.11:", "ip[:port] of a DNS server"),
         ("resolve_interval", "fast", "seconds from 0.1 to 3600"),
@@ -87,11 +88,11 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("bind", "unix:", "or unix:/path"),
         ("bind", "unix:balancer.sock", "or unix:/path"),
         ("bind", "unix:/" + "a" * 107, "or unix:/path"),
-        ("admin", "localhost:9000", "or off"),
+        ("admin_bind", "localhost:9000", "or off"),
         ("health_path", "healthz", "a path such as /healthz"),
         ("health_path", "/health z", "a path such as /healthz"),
-        ("hold_max", "1.5", "a whole number from 0 to 1000000"),
-        ("hold_max", "-1", "a whole number from 0 to 1000000"),
+        ("queue_max", "1.5", "a whole number from 0 to 1000000"),
+        ("queue_max", "-1", "a whole number from 0 to 1000000"),
         ("trusted_proxies", "10.0.0.1/8", "networks in CIDR notation"),
         ("access_log", "yes", "on, off or text"),
         ("http2", "yes", "on or off"),
@@ -107,8 +108,8 @@ def test_a_bad_value_is_named_with_its_variable_and_what_is_accepted(name: str, 
 
 def test_every_bad_value_is_reported_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
-        Settings.load({"BALANCER_HOLD_MAX": "many", "BALANCER_ALIAS": "web", "BALANCER_BIND": "here"})
-    assert [it.partition("=")[0] for it in caught.value.problems] == ["BALANCER_BIND", "BALANCER_HOLD_MAX"]
+        Settings.load({"BALANCER_QUEUE_MAX": "many", "BALANCER_ALIAS": "web", "BALANCER_BIND": "here"})
+    assert [it.partition("=")[0] for it in caught.value.problems] == ["BALANCER_BIND", "BALANCER_QUEUE_MAX"]
 
 
 def test_an_empty_variable_counts_as_unset() -> None:
@@ -116,12 +117,12 @@ def test_an_empty_variable_counts_as_unset() -> None:
 
 
 def test_a_flag_wins_over_a_variable_even_over_a_bad_one() -> None:
-    assert Settings.load({"BALANCER_HOLD_MAX": "many"}, {"hold_max": "5"}).hold_max == 5
+    assert Settings.load({"BALANCER_QUEUE_MAX": "many"}, {"queue_max": "5"}).queue_max == 5
 
 
 def test_a_bad_flag_is_named_as_a_flag() -> None:
-    with pytest.raises(SettingsError, match=r"^--hold-max='many' cannot be used"):
-        Settings.load({"BALANCER_HOLD_MAX": "5"}, {"hold_max": "many"})
+    with pytest.raises(SettingsError, match=r"^--queue-max='many' cannot be used"):
+        Settings.load({"BALANCER_QUEUE_MAX": "5"}, {"queue_max": "many"})
 
 
 @given(name=st.sampled_from(NAMES), text=st.text())
@@ -222,3 +223,19 @@ def test_a_bad_token_is_not_shown_either(text: str) -> None:
         Settings.load({"BALANCER_ADMIN_TOKEN": text})
     (problem,) = caught.value.problems
     assert problem.startswith("BALANCER_ADMIN_TOKEN=(not shown) cannot be used: it takes 8 to 256 letters")
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_name_stops_the_start_with_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable(old)} cannot be used: it is {variable(new)} now$"):
+        Settings.load({variable(old): "1"})
+    assert Settings.load({variable(old): ""}) == Settings()
+    with pytest.raises(TypeError, match=rf"^'{old}' is not a setting; did you mean '{new}'\?$"):
+        Settings.of(**{old: 1})
+    assert new in {it.name for it in fields(Settings)}
+
+
+def test_old_name_in_a_route_is_refused_with_the_new_one() -> None:
+    words = r"hold_seconds cannot be used: it is not a setting of a route; did you mean queue_timeout\?"
+    with pytest.raises(SettingsError, match=words):
+        parse_inline("/a=b;hold_seconds=3", Settings())

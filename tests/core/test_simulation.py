@@ -146,11 +146,11 @@ def test_who_dies_wastes_tries_and_who_drains_does_not() -> None:
 
 
 def test_who_finds_nobody_is_held() -> None:
-    setup = with_policy("round_robin", hold_max=100_000)
+    setup = with_policy("round_robin", queue_max=100_000)
     all_held = run(setup, SCENARIOS["restart"].events)
     assert all_held.held > 100
     assert all_held.requests == (1 - WARM_UP) * SETUP.requests
-    few_held = run(with_policy("round_robin", hold_max=100), SCENARIOS["restart"].events)
+    few_held = run(with_policy("round_robin", queue_max=100), SCENARIOS["restart"].events)
     assert few_held.failed["hold_full"] > 100
 
 

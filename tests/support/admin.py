@@ -54,7 +54,7 @@ async def administer(running: Running, **settings: Any) -> AsyncIterator[AdminPo
     """The admin listener of a balancer that runs with ``Stats``; ``settings`` differ from the balancer's own."""
     sock = listen("ADMIN", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])
-    defaults: dict[str, Any] = {"admin": address, "resolver": Address("127.0.0.1", 1)}
+    defaults: dict[str, Any] = {"admin_bind": address, "resolver": Address("127.0.0.1", 1)}
     admin = Admin(lambda: [running.balancer], Settings(**{**defaults, **settings}))
     serving = asyncio.create_task(admin.serve(sock))
     try:

@@ -117,20 +117,20 @@ class Case:
 CASES: dict[str, Case] = {
     "malformed_request": Case(send(GET.replace(b"Host: a", b"Host: a\r\nHost: b")), 400),
     "method_refused": Case(send(GET.replace(b"GET", b"TRACE")), 405),
-    "request_timeout": Case(send(b"GET / HT"), 408, settings={"head_timeout": 0.3}),
-    "body_too_large": Case(send(POST), 413, settings={"max_body": 3}),
-    "target_too_long": Case(send(GET.replace(b" / ", b" /" + 300 * b"a" + b" ")), 414, settings={"max_target": 256}),
+    "request_timeout": Case(send(b"GET / HT"), 408, settings={"header_timeout": 0.3}),
+    "body_too_large": Case(send(POST), 413, settings={"max_body_bytes": 3}),
+    "target_too_long": Case(send(GET.replace(b" / ", b" /" + 300 * b"a" + b" ")), 414, settings={"max_uri_bytes": 256}),
     "head_too_large": Case(
-        send(GET.replace(b"Host: a", b"Host: a" + 20 * b"\r\nA: b")), 431, settings={"max_fields": 10}
+        send(GET.replace(b"Host: a", b"Host: a" + 20 * b"\r\nA: b")), 431, settings={"max_headers": 10}
     ),
     "version_not_supported": Case(send(GET.replace(b"HTTP/1.1", b"HTTP/2.0")), 505),
     "member_failed": Case(send(POST), 502, reset, ("died",), member=True),
     "bad_response": Case(send(GET), 502, talk_nonsense, ("not_http",), member=True),
     "hook_failed": Case(send(GET), 503, settings={"hooks": [Broken()]}),
-    "no_member": Case(send(GET), 503, None, held=True, settings={"hold_seconds": 0.2}),
-    "hold_full": Case(send(GET), 503, None, settings={"hold_max": 0}),
+    "no_member": Case(send(GET), 503, None, held=True, settings={"queue_timeout": 0.2}),
+    "hold_full": Case(send(GET), 503, None, settings={"queue_max": 0}),
     "overloaded": Case(
-        come_second, 503, be_slow, held=True, settings={"max_requests_per_member": 1, "hold_seconds": 0.2}
+        come_second, 503, be_slow, held=True, settings={"max_requests_per_member": 1, "queue_timeout": 0.2}
     ),
     "shutting_down": Case(wait_for_the_end, 503, None, held=True),
     "too_many_connections": Case(connect_twice, 503, settings={"max_connections": 1}),

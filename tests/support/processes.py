@@ -85,7 +85,7 @@ async def serving(
     async with DnsServer(zone) as server:
         environ = {f"BALANCER_{name.upper()}": value for name, value in settings.items()}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "balancer", "serve", f"--bind={bind}", f"--admin={admin}",
+            sys.executable, "-m", "balancer", "serve", f"--bind={bind}", f"--admin-bind={admin}",
             f"--upstream-port={member.address.port}", f"--resolver={server.address}",
             env=os.environ | environ, stdout=PIPE, stderr=PIPE,
         )  # fmt: skip

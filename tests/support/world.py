@@ -107,10 +107,10 @@ class World:
             Settings(
                 resolve_interval=60,
                 health_interval=60,
-                hold_seconds=1,
+                queue_timeout=1,
                 connect_timeout=0.5,
                 response_timeout=RESPONSE_TIMEOUT,
-                idle_timeout=RESPONSE_TIMEOUT,
+                stream_idle_timeout=RESPONSE_TIMEOUT,
                 max_requests_per_member=limit,
             ),
             resolve=self._resolve,

@@ -59,7 +59,7 @@ def each_front(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Limits of tenths of seconds."""
-    for name in ("head_timeout", "keepalive_timeout", "idle_timeout"):
+    for name in ("header_timeout", "keepalive_timeout", "stream_idle_timeout"):
         monkeypatch.setitem(wire.defaults, name, 0.3)
     monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.3)
     monkeypatch.setattr(clients, "SWEEP_SECONDS", 0.05)

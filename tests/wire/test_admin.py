@@ -188,7 +188,7 @@ async def test_actions_ask_for_the_token_and_the_page_for_none() -> None:
         ({}, {"Origin": "http://evil.example"}, 403, "cross_site"),
         ({}, {"Content_Type": "text/plain"}, 415, "not_json"),
         ({}, {"Host": "rebound.example"}, 403, "foreign_host"),
-        ({"admin": Address("0.0.0.0", 9000)}, {}, 403, "no_token_set"),
+        ({"admin_bind": Address("0.0.0.0", 9000)}, {}, 403, "no_token_set"),
     ],
 )
 async def test_nobody_else_acts(settings: dict[str, Any], headers: dict[str, str], status: int, error: str) -> None:

@@ -92,7 +92,7 @@ async def test_a_client_that_leaves_the_queue_gives_its_turn_to_the_next() -> No
 
 async def test_whose_turn_does_not_come_is_told_that_all_were_busy() -> None:
     gate = Gate()
-    async with Member(gate) as one, balance(one, max_requests_per_member=1, hold_seconds=0.2) as running:
+    async with Member(gate) as one, balance(one, max_requests_per_member=1, queue_timeout=0.2) as running:
         first = asyncio.create_task(running.exchange(GET))
         await eventually(lambda: gate.waiting == 1)
         answer = await running.exchange(GET)
@@ -110,7 +110,7 @@ async def test_a_queue_that_moves_too_slowly_takes_nobody_in() -> None:
             await asyncio.sleep(0.1)
             await connection.send(OK)
 
-    async with Member(slow) as one, balance(one, max_requests_per_member=1, hold_seconds=1) as running:
+    async with Member(slow) as one, balance(one, max_requests_per_member=1, queue_timeout=1) as running:
         async with asyncio.TaskGroup() as clients:
             for _ in range(60):
                 clients.create_task(running.exchange(GET))
@@ -155,7 +155,7 @@ async def test_repeats_cannot_double_a_load() -> None:
         await connection.head()
         connection.reset()
 
-    async with Member(drop) as one, Member(drop) as two, balance(one, two, hold_max=10_000) as running:
+    async with Member(drop) as one, Member(drop) as two, balance(one, two, queue_max=10_000) as running:
         for _ in range(10):
             await asyncio.gather(*(running.exchange(GET) for _ in range(30)))
         repeats = sum(len(it.tries) - 1 for it in running.records)
@@ -164,8 +164,8 @@ async def test_repeats_cannot_double_a_load() -> None:
 
 
 async def test_where_failed_requests_alone_speak_against_a_member_it_is_tried_rather_than_refused() -> None:
-    """With HOLD_SECONDS 0 nobody waits for a probe; a member that is back is found by the next request."""
-    async with Member() as one, balance(one, health_interval=60, hold_seconds=0) as running:
+    """With QUEUE_TIMEOUT 0 nobody waits for a probe; a member that is back is found by the next request."""
+    async with Member() as one, balance(one, health_interval=60, queue_timeout=0) as running:
         member = running.balancer.membership.members[one.address]
         member.probe_at = float("inf")
         member.probing = OVERLAP  # no probe will come

@@ -122,7 +122,7 @@ async def test_watch_shows_who_answers_and_succeeds() -> None:
 
 
 async def test_watch_fails_when_a_request_fails_and_says_why() -> None:
-    async with balance(hold_seconds=0.01) as running:
+    async with balance(queue_timeout=0.01) as running:
         status, out, _ = await run("watch", running.url, "--count", "2", "--rate", "100")
     assert status == 1
     assert "failed 2 times: 503 no_member" in out
@@ -144,7 +144,7 @@ async def test_serve_finishes_what_is_in_flight_when_it_is_told_to_stop() -> Non
         process = await start(
             "serve",
             f"--bind=127.0.0.1:{port}",
-            f"--admin=127.0.0.1:{admin}",
+            f"--admin-bind=127.0.0.1:{admin}",
             f"--upstream-port={member.address.port}",
             BALANCER_RESOLVER=str(server.address),
         )
@@ -171,7 +171,7 @@ async def test_serve_has_more_clients_than_the_soft_limit_on_open_files() -> Non
     async with AsyncExitStack() as stack:
         member = await stack.enter_async_context(Member())
         server = await stack.enter_async_context(DnsServer(zone))
-        arguments = [f"--bind=127.0.0.1:{port}", "--admin=off", f"--upstream-port={member.address.port}"]
+        arguments = [f"--bind=127.0.0.1:{port}", "--admin-bind=off", f"--upstream-port={member.address.port}"]
         # ``exec``, so that the process is the balancer and not the shell.
         command = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"', sys.executable, "-m", "balancer", "serve", *arguments]
         environ = os.environ | {"BALANCER_RESOLVER": str(server.address)}
@@ -194,8 +194,8 @@ async def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
         process = await start(
             "serve",
             f"--bind=127.0.0.1:{port}",
-            "--admin=off",
-            "--shutdown-seconds=0.3",
+            "--admin-bind=off",
+            "--shutdown-timeout=0.3",
             BALANCER_RESOLVER=str(server.address),
         )
         await _listening(port)

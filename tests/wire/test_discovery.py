@@ -32,7 +32,7 @@ def descriptors() -> int:
 @asynccontextmanager
 async def resolver(answerer: Answerer, record: str = "a", alias: str = "apps") -> AsyncIterator[DnsResolver]:
     async with DnsServer(answerer) as server:
-        yield DnsResolver(Settings(alias=alias, record=record, resolver=server.address, upstream_port=8000))
+        yield DnsResolver(Settings(alias=alias, dns_record=record, resolver=server.address, upstream_port=8000))
 
 
 def zone(**records: list[tuple[str, str]]) -> Zone:
@@ -233,7 +233,7 @@ async def test_a_thousand_srv_targets_are_resolved_a_few_at_a_time_and_then_in_t
     records = zone(**{f"w{number}.apps": [("A", host)] for number, host in enumerate(many(count))})
     records.records["_http._tcp.apps"] = [("SRV", f"0 1 80 w{number}.apps.") for number in range(count)]
     async with DnsServer(records) as server:
-        resolve = DnsResolver(Settings(alias="_http._tcp.apps", record="srv", resolver=server.address))
+        resolve = DnsResolver(Settings(alias="_http._tcp.apps", dns_record="srv", resolver=server.address))
         assert len(addresses(await resolve())) == count
         before = server.udp_queries
         records.records["w0.apps"] = [("A", "192.0.2.1")]

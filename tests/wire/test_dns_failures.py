@@ -244,7 +244,7 @@ async def test_alias_without_members_is_asked_for_less_often_until_a_request_com
         monkeypatch.setattr(pace, name, getattr(pace, name) * SECOND)
     async with DnsServer(Zone()) as server:
         resolve = DnsResolver(Settings(resolver=server.address))
-        async with balance(resolve=resolve, resolve_interval=SECOND, hold_seconds=20 * SECOND) as running:
+        async with balance(resolve=resolve, resolve_interval=SECOND, queue_timeout=20 * SECOND) as running:
             await asyncio.sleep(pace.IDLE_SECONDS + SECOND)
             before = server.udp_queries
             await asyncio.sleep(20 * SECOND)
@@ -295,7 +295,7 @@ async def test_a_balancer_that_starts_while_dns_fails_serves_as_soon_as_it_is_ba
     async with Member(host="127.0.2.1") as member, DnsServer(zone := Zone()) as server:
         zone.records["apps"] = [("A", "127.0.2.1")]
         resolve = DnsResolver(Settings(resolver=server.address, upstream_port=member.address.port))
-        async with balance(resolve=resolve, resolve_interval=SECOND, hold_seconds=30) as running:
+        async with balance(resolve=resolve, resolve_interval=SECOND, queue_timeout=30) as running:
             it = Site([member], server, zone, running)
             await fail(it)
             async with requests(running) as answers:

@@ -72,7 +72,7 @@ async def test_a_get_that_a_member_dropped_late_is_repeated_all_the_same() -> No
         await asyncio.sleep(0.4)
         connection.reset()
 
-    limits: dict[str, Any] = {"hold_seconds": 0.1, "connect_timeout": 0.1}
+    limits: dict[str, Any] = {"queue_timeout": 0.1, "connect_timeout": 0.1}
     async with Member(drop_late) as bad, Member() as good, balance(bad, good, **limits) as running:
         for _ in range(2):
             assert (await running.exchange(GET)).endswith(b"ok")
@@ -139,7 +139,7 @@ async def test_silence_in_mid_body_breaks_the_response() -> None:
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
         await connection.to_end()
 
-    async with Member(stall) as member, balance(member, idle_timeout=0.2) as running:
+    async with Member(stall) as member, balance(member, stream_idle_timeout=0.2) as running:
         assert (await running.exchange(GET)).endswith(b"half")
         assert running.records[0].error == "truncated"
 
@@ -147,7 +147,7 @@ async def test_silence_in_mid_body_breaks_the_response() -> None:
 async def test_503_after_the_queue_time_out_says_why_no_member_is_up(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     nowhere = Address("127.0.0.1", free_port())
-    async with balance(nowhere, hold_seconds=0.5, wait=False) as running:
+    async with balance(nowhere, queue_timeout=0.5, wait=False) as running:
         answer = await running.exchange(GET)
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"x-balancer-error: no_member\r\n" in answer
@@ -177,7 +177,7 @@ async def test_reason_of_a_new_member_is_what_its_last_probe_came_to(answer: byt
         else:
             await connection.send(answer)
 
-    settings: dict[str, Any] = {"health_path": "/ready", "health_timeout": 0.3, "hold_seconds": 0.1}
+    settings: dict[str, Any] = {"health_path": "/ready", "health_timeout": 0.3, "queue_timeout": 0.1}
     async with Member(script) as member, balance(member, wait=False, **settings) as running:
         members = running.balancer.membership.members
         await eventually(lambda: [(it.state, it.reason) for it in members.values()] == [(State.JOINING, reason)])
@@ -211,7 +211,7 @@ def test_probe_of_a_tls_listener_says_https() -> None:
 
 async def test_the_queue_of_held_requests_is_bounded_and_served_when_a_member_comes() -> None:
     resolver = ScriptedResolver()
-    async with Member() as member, balance(resolve=resolver, hold_seconds=30, hold_max=2) as running:
+    async with Member() as member, balance(resolve=resolver, queue_timeout=30, queue_max=2) as running:
         held = [asyncio.create_task(running.exchange(GET)) for _ in range(2)]
         await eventually(lambda: len(running.balancer.dispatcher.hold) == 2)
         refused = await running.exchange(GET)

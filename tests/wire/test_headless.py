@@ -39,7 +39,7 @@ async def resolver(
 ) -> AsyncIterator[DnsResolver]:
     async with DnsServer(answerer) as server:
         system = System([server.address], search, ndots)
-        yield DnsResolver(Settings(alias=alias, record=record, upstream_port=8080), system=system)
+        yield DnsResolver(Settings(alias=alias, dns_record=record, upstream_port=8080), system=system)
 
 
 def addresses(snapshot: Snapshot) -> set[str]:
@@ -314,7 +314,7 @@ async def site(*hosts: str, cached: bool = False, publish_not_ready: bool = True
         )
         pods = {it: await stack.enter_async_context(Pod(it, port)) for it in hosts}
         running = await stack.enter_async_context(
-            balance(resolve=resolve, resolve_interval=0.1, health_interval=0.1, health_path="/healthz", hold_seconds=8)
+            balance(resolve=resolve, resolve_interval=0.1, health_interval=0.1, health_path="/healthz", queue_timeout=8)
         )
         it = Site(stack, port, service, pods, running, Counter())
         await it.has(*hosts)
@@ -445,7 +445,7 @@ async def test_srv_names_the_port_that_the_pods_have() -> None:
     service = Headless(port, [ONE, TWO], glue=False)
     async with Pod(ONE, port), Pod(TWO, port), DnsServer(service) as server:
         resolve = DnsResolver(
-            Settings(alias="_http._tcp.worker", record="srv"), system=System([server.address], [NAMESPACE], NDOTS)
+            Settings(alias="_http._tcp.worker", dns_record="srv"), system=System([server.address], [NAMESPACE], NDOTS)
         )
         async with balance(resolve=resolve, resolve_interval=0.1, health_path="/healthz") as running:
             await running.available(2)

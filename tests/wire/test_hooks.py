@@ -257,7 +257,7 @@ async def test_a_guard_that_fails_lets_neither_request_nor_response_through(
                 OK if b"x-fail" not in head.lower() else b"HTTP/1.1 200 OK\r\nX-Secret: 1\r\n" + whole
             )
 
-    limits: dict[str, Any] = {"max_requests_per_member": 1, "hold_seconds": 0}
+    limits: dict[str, Any] = {"max_requests_per_member": 1, "queue_timeout": 0}
     async with Member(script) as member, balance(member, hooks=[Guard()], **limits) as running:
         async with running.client() as client:
             for _ in range(2):

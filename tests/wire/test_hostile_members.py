@@ -29,7 +29,7 @@ async def test_a_response_is_sound_or_nobody_takes_it_for_one(answer: Answer) ->
             if answer.closes:
                 return
 
-    async with Member(script) as member, balance(member, response_timeout=1, idle_timeout=1) as running:
+    async with Member(script) as member, balance(member, response_timeout=1, stream_idle_timeout=1) as running:
         got = await running.exchange(ASK)
         assert (await running.exchange(NEXT)).endswith(b"\r\n\r\nok")
         while got.startswith(b"HTTP/1.1 103 "):

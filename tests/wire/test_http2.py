@@ -212,7 +212,7 @@ async def test_more_streams_than_announced_are_refused_and_safe_to_repeat(tmp_pa
 async def test_an_upload_is_not_to_blame_for_one_beside_it_that_nobody_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(wire.defaults, "idle_timeout", 0.3)
+    monkeypatch.setitem(wire.defaults, "stream_idle_timeout", 0.3)
     told = asyncio.Event()
 
     async def take_one(connection: Connection) -> None:
@@ -232,7 +232,7 @@ async def test_an_upload_is_not_to_blame_for_one_beside_it_that_nobody_takes(
         assert not sending.done()
         assert await halted(client)
         # From here on the balancer reads again, and the second body comes after the first.
-        object.__setattr__(here.running.balancer.settings, "idle_timeout", 60.0)
+        object.__setattr__(here.running.balancer.settings, "stream_idle_timeout", 60.0)
         assert await halted(client)
         told.set()
         await sending
@@ -329,7 +329,7 @@ async def test_a_client_that_leaves_in_mid_upload_cancels_it(tmp_path: Path) -> 
 
 
 async def test_a_client_that_leaves_while_it_waits_for_a_member_costs_nothing(tmp_path: Path) -> None:
-    async with spoken(tmp_path, hold_seconds=60.0) as here, here.client() as client:
+    async with spoken(tmp_path, queue_timeout=60.0) as here, here.client() as client:
         stream = await client.ask()
         await eventually(lambda: here.running.balancer.proxy.active == 1)
         await reset(client, stream)
@@ -355,9 +355,9 @@ REFUSED: dict[str, tuple[list[tuple[bytes, bytes]], int, bytes]] = {
     "a byte beyond ASCII in the target": ([*HEAD[:3], (b":path", b"/\xff")], 400, b"malformed_request"),
     "a method in lower case": ([(b":method", b"get"), *HEAD[1:]], 400, b"malformed_request"),
     "TRACE": ([(b":method", b"TRACE"), *HEAD[1:]], 405, b"method_refused"),
-    "a target too long": ([*HEAD[:3], (b":path", b"/" + b"a" * LIMITS.max_target)], 414, b"target_too_long"),
-    "too many fields": (HEAD + [(b"x", b"v")] * LIMITS.max_fields, 431, b"head_too_large"),
-    "too large a head": (HEAD + long_field(LIMITS.max_head + 1000), 431, b"head_too_large"),
+    "a target too long": ([*HEAD[:3], (b":path", b"/" + b"a" * LIMITS.max_uri_bytes)], 414, b"target_too_long"),
+    "too many fields": (HEAD + [(b"x", b"v")] * LIMITS.max_headers, 431, b"head_too_large"),
+    "too large a head": (HEAD + long_field(LIMITS.max_header_bytes + 1000), 431, b"head_too_large"),
 }
 
 
@@ -690,6 +690,6 @@ async def test_what_is_in_flight_is_finished_when_the_server_stops(tmp_path: Pat
 
 def test_settings_are_made_ours() -> None:
     frame = b"\0\0\x0c\x04\0\0\0\0\0" + b"\0\x06\0\x01\0\0" + b"\0\x08\0\0\0\x01"
-    ours = b"\0\0\x06\x04\0\0\0\0\0" + b"\0\x06" + LIMITS.max_head.to_bytes(4)
-    assert http2.our_settings(frame + b"rest", LIMITS.max_head) == ours + b"rest"
-    assert http2.our_settings(b"\0\0\0\x07rest_", LIMITS.max_head) == b"\0\0\0\x07rest_"
+    ours = b"\0\0\x06\x04\0\0\0\0\0" + b"\0\x06" + LIMITS.max_header_bytes.to_bytes(4)
+    assert http2.our_settings(frame + b"rest", LIMITS.max_header_bytes) == ours + b"rest"
+    assert http2.our_settings(b"\0\0\0\x07rest_", LIMITS.max_header_bytes) == b"\0\0\0\x07rest_"

@@ -81,7 +81,7 @@ async def test_a_request_in_flight_has_its_time_after_the_delay() -> None:
 
     async with (
         Member(slow) as member,
-        serving(member, shutdown_delay="0.3", shutdown_seconds="30") as serve,
+        serving(member, shutdown_delay="0.3", shutdown_timeout="30") as serve,
         serve.client() as client,
     ):
         await client.send(GET)

@@ -161,7 +161,7 @@ async def nothing_left(here: Calls, member: Member) -> AsyncIterator[None]:
     ids=lambda it: it.__name__,
 )
 async def test_a_call_ends_whichever_way_its_response_is_left(leave: Leave, script: Script) -> None:
-    async with Member(script) as member, calling(member, max_requests_per_member=SLOTS, hold_seconds=LIMIT) as here:
+    async with Member(script) as member, calling(member, max_requests_per_member=SLOTS, queue_timeout=LIMIT) as here:
         async with nothing_left(here, member):
             for _ in range(SLOTS + 1):
                 await leave(here.client)
@@ -201,7 +201,7 @@ async def test_a_call_ends_when_the_client_leaves_to_whom_its_response_is_passed
 
     async with (
         Member(script) as member,
-        calling(member, max_requests_per_member=SLOTS, hold_seconds=LIMIT) as here,
+        calling(member, max_requests_per_member=SLOTS, queue_timeout=LIMIT) as here,
         served(app) as address,
     ):
         async with nothing_left(here, member):

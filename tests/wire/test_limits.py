@@ -62,7 +62,7 @@ def refused(received: bytes, status: int, token: bytes) -> bool:
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("asks", [b"", b"Expect: 100-continue\r\n"], ids=["", "Expect"])
 async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(asks: bytes) -> None:
-    async with Member(take) as member, balance(member, max_body=ENOUGH) as running, running.client() as client:
+    async with Member(take) as member, balance(member, max_body_bytes=ENOUGH) as running, running.client() as client:
         await client.send(announced(ENOUGH + 1, asks))
         assert refused(await answer(client), 413, b"body_too_large")
         await running.idle()
@@ -73,7 +73,7 @@ async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(ask
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
 async def test_a_body_that_is_announced_too_large_and_comes_at_once_is_refused(warm: bool) -> None:
-    async with Member(take) as member, balance(member, max_body=ENOUGH) as running:
+    async with Member(take) as member, balance(member, max_body_bytes=ENOUGH) as running:
         if warm:  # There is a connection to the member, so that nothing has to be waited for.
             await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         async with running.client() as client:
@@ -85,7 +85,7 @@ async def test_a_body_that_is_announced_too_large_and_comes_at_once_is_refused(w
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("limit", [ENOUGH, LARGE])
 async def test_a_body_that_grows_too_large_is_cut_off(limit: int) -> None:
-    async with Member(take) as member, balance(member, max_body=limit) as running:
+    async with Member(take) as member, balance(member, max_body_bytes=limit) as running:
         async with running.client() as client:
             await client.send(CHUNKED)
             for piece in chunks(*[limit // 10] * 10, 1):
@@ -105,7 +105,7 @@ async def test_a_body_that_grows_too_large_is_cut_off(limit: int) -> None:
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
 @pytest.mark.parametrize("limit", [ENOUGH, 30_000])
 async def test_a_body_that_is_too_large_and_comes_at_once_is_refused(limit: int, warm: bool) -> None:
-    async with Member(take) as member, balance(member, max_body=limit) as running:
+    async with Member(take) as member, balance(member, max_body_bytes=limit) as running:
         if warm:
             await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         async with running.client() as client:
@@ -118,7 +118,7 @@ async def test_a_body_that_is_too_large_and_comes_at_once_is_refused(limit: int,
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("limit", [ENOUGH, LARGE])
 async def test_a_body_that_is_just_not_too_large_passes(limit: int) -> None:
-    async with Member(take) as member, balance(member, max_body=limit) as running, running.client() as client:
+    async with Member(take) as member, balance(member, max_body_bytes=limit) as running, running.client() as client:
         for request in (announced(limit) + b"a" * limit, CHUNKED + b"".join(chunks(limit // 2, limit // 2)) + END):
             for _ in range(2):
                 await client.send(request)
@@ -255,11 +255,11 @@ def with_target(size: int) -> bytes:
 @pytest.mark.parametrize(
     ("name", "request_of", "limits", "status", "token"),
     [
-        ("max_head", with_head, (2000, 40_000), 431, b"head_too_large"),
-        ("max_fields", with_fields, (20, 400), 431, b"head_too_large"),
-        ("max_target", with_target, (300, 20_000), 414, b"target_too_long"),
+        ("max_header_bytes", with_head, (2000, 40_000), 431, b"head_too_large"),
+        ("max_headers", with_fields, (20, 400), 431, b"head_too_large"),
+        ("max_uri_bytes", with_target, (300, 20_000), 414, b"target_too_long"),
     ],
-    ids=["max_head", "max_fields", "max_target"],
+    ids=["max_header_bytes", "max_headers", "max_uri_bytes"],
 )
 async def test_the_limits_of_a_head_are_the_settings(
     name: str,
@@ -430,7 +430,7 @@ HEADS = {
 
 @pytest.mark.parametrize(("request_", "status"), HEADS.values(), ids=HEADS.keys())
 async def test_the_refusal_of_head_has_no_body(request_: bytes, status: int) -> None:
-    async with balance(wait=False, hold_seconds=0, max_body=ENOUGH) as running, running.client() as client:
+    async with balance(wait=False, queue_timeout=0, max_body_bytes=ENOUGH) as running, running.client() as client:
         await client.send(request_)
         client.writer.write_eof()
         received = await client.to_end()

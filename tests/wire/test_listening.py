@@ -50,7 +50,7 @@ async def test_the_health_check_finds_a_unix_socket(tmp_path: Path) -> None:
     async def check() -> int | None:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "balancer.cli.healthcheck",
-            env=os.environ | {"BALANCER_BIND": f"unix:{path}", "BALANCER_ADMIN": "off"},
+            env=os.environ | {"BALANCER_BIND": f"unix:{path}", "BALANCER_ADMIN_BIND": "off"},
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         await process.communicate()

@@ -77,7 +77,7 @@ async def test_the_command_serves_them_on_its_admin_port() -> None:
         server = await stack.enter_async_context(DnsServer(zone))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "balancer", "serve", f"--bind=127.0.0.1:{port}", f"--admin=127.0.0.1:{admin_port}"),
+            *("-m", "balancer", "serve", f"--bind=127.0.0.1:{port}", f"--admin-bind=127.0.0.1:{admin_port}"),
             *(f"--upstream-port={member.address.port}", "--access-log=off"),
             env=os.environ | {"BALANCER_RESOLVER": str(server.address)},
             stderr=asyncio.subprocess.DEVNULL,

@@ -70,7 +70,7 @@ async def run(command: str, **settings: str) -> tuple[int | None, str, str]:
     environ = {f"BALANCER_{name.upper()}": value for name, value in settings.items()}
     environ |= {
         "BALANCER_BIND": f"127.0.0.1:{free_port()}",
-        "BALANCER_ADMIN": "off",
+        "BALANCER_ADMIN_BIND": "off",
         "BALANCER_RESOLVER": "127.0.0.1:9",
     }
     process = await asyncio.create_subprocess_exec(

@@ -106,7 +106,7 @@ async def fleet(
     async with DnsServer(zone) as dns, httpx.AsyncClient(base_url=f"http://127.0.0.1:{admin_port}") as admin:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "balancer", "serve",
-            f"--bind={bind or f'127.0.0.1:{port}'}", f"--admin=127.0.0.1:{admin_port}",
+            f"--bind={bind or f'127.0.0.1:{port}'}", f"--admin-bind=127.0.0.1:{admin_port}",
             f"--upstream-port={members[0].address.port}", f"--resolver={dns.address}", f"--processes={processes}",
             env=os.environ | {"BALANCER_ACCESS_LOG": "off"} | environ, stdout=PIPE, stderr=PIPE,
         )  # fmt: skip
@@ -372,7 +372,7 @@ async def reload(*arguments: str) -> tuple[int | None, str, str]:
 async def test_the_command_reload_waits_until_new_processes_serve() -> None:
     async with pair_of_members() as members, fleet(*members) as it:
         before = await it.pids()
-        status, out, err = await reload(f"--admin={it.admin.base_url.netloc.decode()}")
+        status, out, err = await reload(f"--admin-bind={it.admin.base_url.netloc.decode()}")
         assert (status, err) == (0, "")
         after = await it.pids()
         assert out == f"reloaded: {after[0]}, {after[1]} serve, the processes before leave\n"

@@ -96,7 +96,7 @@ async def test_a_trusted_proxy_without_a_sound_header_gets_no_answer(sent: bytes
 
 async def test_a_header_that_does_not_end_is_cut() -> None:
     for begun in (b"", V1[:20], V2[:20]):
-        async with Member() as member, announced(member, head_timeout=0.3) as running, running.client() as client:
+        async with Member() as member, announced(member, header_timeout=0.3) as running, running.client() as client:
             await client.send(begun)
             assert await client.to_end() == b""
 

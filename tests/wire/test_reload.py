@@ -94,7 +94,7 @@ async def command(*arguments: str, **environ: str) -> tuple[int | None, str, str
 
 async def test_a_process_that_is_no_balancer_survives_what_an_answer_says(victim: subprocess.Popen[bytes]) -> None:
     async with impostor(page(ANSWER | {"supervisor": victim.pid})) as (_, address):
-        status, out, err = await command(f"--admin={address}")
+        status, out, err = await command(f"--admin-bind={address}")
     assert (status, out) == (FAILED, "")
     assert err.startswith(f"process {victim.pid} is no supervisor of `balancer serve`, and is not signalled")
     assert victim.poll() is None
@@ -176,16 +176,16 @@ async def test_with_a_token_an_answer_without_its_proof_is_refused_and_not_sent_
 
 async def test_the_command_reload_says_what_it_cannot_do() -> None:
     port = free_port()
-    status, _, err = await command(f"--admin=127.0.0.1:{port}")
+    status, _, err = await command(f"--admin-bind=127.0.0.1:{port}")
     assert status == 1
     assert err.startswith(f"the admin listener on 127.0.0.1:{port} does not answer: ")
-    assert await command("--admin=off") == (
+    assert await command("--admin-bind=off") == (
         1, "", "without an admin listener nothing names the supervisor: --pid is needed\n"
     )  # fmt: skip
 
 
 async def test_a_process_given_by_hand_is_checked_as_well(victim: subprocess.Popen[bytes]) -> None:
-    status, out, err = await command("--admin=off", f"--pid={victim.pid}")
+    status, out, err = await command("--admin-bind=off", f"--pid={victim.pid}")
     assert (status, out) == (FAILED, "")
     assert err.startswith(f"process {victim.pid} is no supervisor of `balancer serve`")
     assert victim.poll() is None
@@ -228,10 +228,10 @@ async def test_a_supervisor_is_told_from_its_children_and_from_others(
 async def test_a_reload_finds_the_supervisor_by_the_admin_listener(token: str) -> None:
     async with running_balancer(admin_token=token) as (it, admin):
         for _ in range(2):  # The mark outlives a reload.
-            status, out, err = await command(f"--admin={admin}", BALANCER_ADMIN_TOKEN=token)
+            status, out, err = await command(f"--admin-bind={admin}", BALANCER_ADMIN_TOKEN=token)
             assert (status, err) == (0, "")
             assert out.startswith("reloaded: ")
-        status, _, err = await command("--admin=off", f"--pid={it.process.pid}")
+        status, _, err = await command("--admin-bind=off", f"--pid={it.process.pid}")
         assert (status, err) == (0, "")
         for _ in range(3):
             await it.logged("SIGUSR2: trying the new code")
@@ -240,7 +240,7 @@ async def test_a_reload_finds_the_supervisor_by_the_admin_listener(token: str) -
 @pytest.mark.parametrize("token", ["", "another-token"])
 async def test_a_balancer_with_another_token_or_none_is_not_reloaded(token: str) -> None:
     async with running_balancer(admin_token=token) as (it, admin):
-        status, out, err = await command(f"--admin={admin}", f"--admin-token={TOKEN}")
+        status, out, err = await command(f"--admin-bind={admin}", f"--admin-token={TOKEN}")
         assert (status, out) == (FAILED, "")
         assert err == (
             f"what answers on {admin} does not prove that it is the balancer with this BALANCER_ADMIN_TOKEN; "
@@ -271,7 +271,7 @@ async def test_a_healthcheck_of_what_is_no_balancer_says_so() -> None:
     async with impostor(b"220 mail.example ESMTP\r\n") as (_, address):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "balancer.cli.healthcheck",
-            env=os.environ | {"BALANCER_ADMIN": str(address)}, stdout=PIPE, stderr=PIPE,
+            env=os.environ | {"BALANCER_ADMIN_BIND": str(address)}, stdout=PIPE, stderr=PIPE,
         )  # fmt: skip
         _, err = await process.communicate()
     assert process.returncode == 1

@@ -329,7 +329,7 @@ async def test_a_connection_whose_request_was_refused_is_freed_by_counting_refer
     def left() -> int:
         return sum(isinstance(it, Edge | Exchange | Request) for it in gc.get_objects())
 
-    async with Member(forget_all) as member, balance(member, max_body=100) as running:
+    async with Member(forget_all) as member, balance(member, max_body_bytes=100) as running:
         gc.collect()
         gc.disable()
         try:

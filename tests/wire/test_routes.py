@@ -136,7 +136,7 @@ async def routed(
         recorder = Recorder()
 
         def make(pool: Settings) -> LoadBalancer:
-            limits = Timeouts(pool.connect_timeout, pool.response_timeout, pool.idle_timeout)
+            limits = Timeouts(pool.connect_timeout, pool.response_timeout, pool.stream_idle_timeout)
             return LoadBalancer(
                 pool, resolve=resolvers[pool.alias], upstream=wire.upstream_class(limits), observers=[recorder]
             )
@@ -377,7 +377,7 @@ async def test_a_websocket_of_a_pool_that_is_gone_goes_on(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("each_front")
 async def test_requests_that_a_pool_holds_are_served_when_it_is_gone(tmp_path: Path) -> None:
-    async with routed(tmp_path, "[one]\n", hold_seconds=5, resolve_interval=0.1) as running:
+    async with routed(tmp_path, "[one]\n", queue_timeout=5, resolve_interval=0.1) as running:
         running.resolvers["one"].nobody()
         pool = running.pool("one")
         address = next(iter(pool.membership.members))
@@ -391,7 +391,7 @@ async def test_requests_that_a_pool_holds_are_served_when_it_is_gone(tmp_path: P
 
 
 async def test_requests_that_a_pool_holds_in_vain_are_told_so_in_time(tmp_path: Path) -> None:
-    async with routed(tmp_path, "[one]\n", hold_seconds=1, resolve_interval=0.1) as running:
+    async with routed(tmp_path, "[one]\n", queue_timeout=1, resolve_interval=0.1) as running:
         running.resolvers["one"].nobody()
         pool = running.pool("one")
         await eventually(lambda: not pool.membership.members)
@@ -441,7 +441,7 @@ async def test_a_new_pool_that_nobody_answers_for_is_waited_for_only_so_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "READY_SECONDS", 0.3)
-    async with routed(tmp_path, "[one]\n", hold_seconds=0) as running:
+    async with routed(tmp_path, "[one]\n", queue_timeout=0) as running:
         running.resolvers["two"].broken()
         await running.reload("[two]\n")
         assert "x-balancer-error: no_member" in await running.ask()
@@ -451,7 +451,10 @@ async def test_a_new_pool_that_nobody_answers_for_is_waited_for_only_so_long(
     ("text", "words"),
     [
         ("[one", "cannot be used: it is not TOML: "),
-        ("[one]\nrecord = 'best'\n[two]\nport = 1", "[one] record='best' cannot be used: it takes one of a, aaaa"),
+        (
+            "[one]\ndns_record = 'best'\n[two]\nport = 1",
+            "[one] dns_record='best' cannot be used: it takes one of a, aaaa",
+        ),
         ("", "cannot be used: there is no route in it"),
     ],
 )

@@ -115,7 +115,7 @@ async def test_a_client_that_leaves_takes_its_exchange_along() -> None:
 
 
 async def test_a_client_that_leaves_while_it_is_held_leaves_the_queue() -> None:
-    async with balance(hold_seconds=30) as running:
+    async with balance(queue_timeout=30) as running:
         async with running.client() as client:
             await client.send(GET)
             await eventually(lambda: len(running.balancer.dispatcher.hold) == 1)

@@ -143,7 +143,7 @@ async def test_what_is_not_tls_is_closed_without_a_word(
 
 @pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01"])
 async def test_a_handshake_that_does_not_end_is_cut(begun: bytes, files: dict[str, Any]) -> None:
-    async with Member() as member, balance(member, head_timeout=0.3, **files) as running, running.client() as client:
+    async with Member() as member, balance(member, header_timeout=0.3, **files) as running, running.client() as client:
         await client.send(begun)
         assert await client.to_end() == b""
 
@@ -322,7 +322,7 @@ def test_a_key_with_a_password_is_refused_rather_than_asked_for(files: dict[str,
 
 async def test_the_health_check_finds_a_listener_that_speaks_tls(files: dict[str, Any]) -> None:
     async with Member() as member, serving(member, **files) as serve:
-        for environ in ({"BALANCER_ADMIN": "off"}, {"BALANCER_ADMIN": serve.bind}):
+        for environ in ({"BALANCER_ADMIN_BIND": "off"}, {"BALANCER_ADMIN_BIND": serve.bind}):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "balancer.cli.healthcheck",
                 env=os.environ | {"BALANCER_BIND": serve.bind} | environ,
@@ -330,6 +330,6 @@ async def test_the_health_check_finds_a_listener_that_speaks_tls(files: dict[str
             )  # fmt: skip
             await process.communicate()
             # The admin listener is never on TLS; where it is asked for at the wrong place, nothing answers.
-            assert process.returncode == (0 if environ["BALANCER_ADMIN"] == "off" else 1)
+            assert process.returncode == (0 if environ["BALANCER_ADMIN_BIND"] == "off" else 1)
         _, _, err = await serve.stop()
     assert "Traceback" not in err

@@ -123,7 +123,7 @@ async def test_the_trailers_of_a_member_have_a_limit() -> None:
 async def test_the_trailers_of_a_client_have_a_limit() -> None:
     async with Member() as member, balance(member) as running:
         async with running.client() as client:
-            await client.send(CHUNKED + b"0\r\n" + b"X: y\r\n" * (Settings().max_fields + 1) + b"\r\n")
+            await client.send(CHUNKED + b"0\r\n" + b"X: y\r\n" * (Settings().max_headers + 1) + b"\r\n")
             assert (await client.to_end()).startswith(b"HTTP/1.1 400 ")
         async with running.client() as client:
             await client.send(CHUNKED + b"0\r\nX: ")

@@ -332,7 +332,7 @@ async def test_a_member_that_fails_is_replaced_where_that_is_safe() -> None:
 async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
     resolve = ScriptedResolver()
     async with Member() as member:
-        transport = BalancedTransport("apps", resolve=resolve, hold_seconds=0.3)
+        transport = BalancedTransport("apps", resolve=resolve, queue_timeout=0.3)
         async with httpx.AsyncClient(transport=transport, base_url="http://a", timeout=None) as client:
             refused = await client.get("/")
             assert (refused.status_code, refused.headers["x-balancer-error"]) == (503, "no_member")
@@ -365,7 +365,7 @@ async def test_a_member_that_falls_silent_in_mid_body_is_a_time_out() -> None:
         await connection.send(CUT)
         await connection.to_end()
 
-    async with scripted(stop) as member, calling(member, idle_timeout=0.1) as here:
+    async with scripted(stop) as member, calling(member, stream_idle_timeout=0.1) as here:
         with pytest.raises(httpx.ReadTimeout, match=r"silent for 0\.1 s"):
             await here.client.get("/")
         await here.idle()

@@ -131,7 +131,7 @@ async def test_a_members_refusal_is_what_the_client_gets() -> None:
 
 async def test_nobody_there_is_a_refusal_of_the_balancers_own() -> None:
     gone = Address("127.0.0.1", free_port())
-    async with balance(gone, wait=False, hold_seconds=0.1) as running:
+    async with balance(gone, wait=False, queue_timeout=0.1) as running:
         with pytest.raises(InvalidStatus) as caught:
             await dial(running)
         response = caught.value.response
