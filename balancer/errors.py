@@ -2,7 +2,7 @@
 
 ``Fault`` and its children are raised by an upstream (``balancer.upstream.base``) and never reach a
 client: ``balancer.dispatch.retry`` decides what becomes of them. ``Refusal`` is what the client is told
-instead of a member's answer. ``ClientGone`` ends a request that nobody waits for any more.
+instead of a member's answer. ``ClientGone`` ends a request whose client has left.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Fault(Exception):
 
 
 class ConnectFailed(Fault):
-    """No connection: ``refused`` (nobody listens), unreachable, or not accepted within CONNECT_TIMEOUT."""
+    """No connection: ``refused`` (no process listens), unreachable, or not accepted within CONNECT_TIMEOUT."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message, sent=False)

@@ -195,7 +195,7 @@ class LoadBalancer:
         self._life = loop.create_task(self._live(loops, self.upstream))
 
     async def _live(self, loops: list[asyncio.Task[None]], upstream: Upstream) -> None:
-        """Until cancelled: by ``aclose``, or by whoever ends the event loop, as ``asyncio.run`` and servers do."""
+        """Until cancelled: by ``aclose``, or with the event loop, as ``asyncio.run`` and servers do."""
         try:
             await asyncio.gather(*loops, return_exceptions=True)
         finally:
@@ -273,7 +273,7 @@ class LoadBalancer:
 
     @property
     def clients(self) -> Collection[object] | None:
-        """The open connections of the listener that its requests come by; None where nobody counts them."""
+        """The open connections of the listener that its requests come by; None where they are not counted."""
         return (self.listener or self.proxy).connections
 
     @property
@@ -327,7 +327,7 @@ class LoadBalancer:
         if change.joined:
             log.info("joining: %s", named(change.joined))
             self._prober.join(change.joined)
-        self._rally()  # Also where nobody came or went: SRV's priorities may have changed.
+        self._rally()  # Also where no member came or went: SRV's priorities may have changed.
         for observer in self._observers:
             observer.resolved(snapshot, change)
         for member in change.left:

@@ -185,7 +185,7 @@ def _certificate(settings: Settings) -> Certificate | None:
 
 @contextmanager
 def held_back(number: signal.Signals) -> Iterator[None]:
-    """This signal has to wait, unless somebody unblocks it in the meantime."""
+    """This signal has to wait, unless it is unblocked in the meantime."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
@@ -199,7 +199,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     before = Handover.received(os.environ)
     with ExitStack() as stack:
-        # A file that changes from here on is read again once there is somebody to do so.
+        # A file that changes from here on is read again once a process can.
         stack.enter_context(held_back(signal.SIGHUP))
         settings = _settings(arguments)
         certificate = _certificate(settings)

@@ -175,9 +175,9 @@ class System:
 
 
 def free_port(*hosts: str) -> int:
-    """A port that nobody has on any of these addresses (by default 127.0.0.1), neither for TCP nor for UDP.
+    """A port that is free on each of these addresses (by default 127.0.0.1), neither for TCP nor for UDP.
 
-    Below 32768: from there up Linux gives ports to whoever asks for none, between this answer and its use.
+    Below 32768: from there up Linux gives ports to sockets that ask for none, between this answer and its use.
     """
     for _ in range(1000):
         port = random.randrange(20000, 32000)

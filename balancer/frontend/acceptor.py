@@ -102,7 +102,7 @@ class Acceptor:
                 }
             await self._loop.connect_accepted_socket(lambda: _Arrival(self._make, source), sock, **tls)
         except (Malformed, TimeoutError, OSError) as error:
-            # Nobody has asked for anything yet: there is no request that could be answered.
+            # There is no request yet that could be answered.
             log.debug("a connection from %s came to nothing: %s", peer or "a Unix socket", error)
             sock.close()
         except BaseException:

@@ -11,7 +11,7 @@ Rules (RFC 9110, RFC 9112):
 * What a client sends is held only up to a high-water mark; then reading pauses. What it does not read is
   held only up to the transport's.
 * There is no timer for a connection, and no clock is read for it: ``Clients`` looks at all of them once a
-  second, and what somebody waits for at two looks in a row he has waited for that long.
+  second. A connection in the same phase on two sweeps has been in it the whole time between.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Edge(asyncio.Protocol):
         self._begun = False
         # What came behind a request for another protocol, until it is known who shall have it.
         self._rest: bytes | None = None
-        # Nothing more is taken from this client: it said so, or (``_refusal``) must be told so, or was (``_lingers``).
+        # Nothing more is taken from this client: by its own word, or after a refusal (``_refusal``, then ``_lingers``).
         self._last = False
         self._refusal: Refusal | None = None
         self._lingers = False
@@ -138,7 +138,7 @@ class Edge(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has closed its side: it has left, or it only has nothing more to ask (RFC 9112 section 9.6).
 
-        Nobody can tell these apart, so it has HALF_CLOSED_SECONDS to get its answers, unless it owes a body.
+        These cannot be told apart, so it has HALF_CLOSED_SECONDS to get its answers, unless it owes a body.
         """
         self._last = True
         if self._receiving:
@@ -298,7 +298,7 @@ class Edge(asyncio.Protocol):
         if not exchange.finished:
             self._break(exchange)
         elif self._receiving is exchange or exchange.closes:
-            self._end()  # The client sends a body that nobody reads, or was told that the connection ends.
+            self._end()  # The client sends a body that is not read, or has read that the connection ends.
         elif self._rest is not None and not self._queue:
             self._decline_upgrade()
         elif self._queue:

@@ -11,7 +11,7 @@ Rules (RFC 9113, where nothing else is said):
 * A stream that is reset is a client that has left: its request is cancelled at once.
 * Before zttp would break a connection off because of its age, it is closed in a moment without requests. A client
   that leaves it none, or asks for more while the server stops, is told to open another (GOAWAY, section 6.8). The
-  h2 package, and so httpx, takes that for the end of the requests under way: nobody is told who need not be.
+  h2 package, and so httpx, takes that for the end of the requests under way: GOAWAY is sent only when needed.
 * WebSocket (RFC 8441) is not on offer, so that browsers open a connection of HTTP/1.1 for it.
 """
 
@@ -84,7 +84,7 @@ class Http2Edge(ZttpH2Protocol):
         try:
             self._clients.admit(self)
         except Refusal:
-            self._close_connection()  # There is no request yet that could be told so.
+            self._close_connection()  # There is no request yet that could be answered.
         self._deadline = self.loop.time() + self.limits.header_timeout
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -253,12 +253,12 @@ class _Stream:
         try:
             await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
-            # Of a client that has left, or by a server whose time is up: nobody is there to be told.
+            # Of a client that has left, or by a server whose time is up: no answer is due.
             self._break_off()
         finally:
             self._task = None
         if self.cycle.response_complete and self.cycle.more_body:
-            # The client sends a body that nobody reads. It gets a moment to read the answer first (section 8.1).
+            # The client sends a body that is not read. It gets a moment to read the answer first (section 8.1).
             loop = asyncio.get_running_loop()
             loop.call_later(connection.LINGER_SECONDS, self._connection.reset, self.event.stream_id, _NO_ERROR)
 
@@ -281,7 +281,7 @@ class _Stream:
                 async with asyncio.timeout(self._limits.stream_idle_timeout):
                     return await self._receive()
             except TimeoutError:
-                # It may be that nobody reads from the client, for the sake of another stream.
+                # Reading from the client may be paused, for the sake of another stream.
                 if not self._connection.flow.read_paused:
                     reason = f"no byte of the body for {self._limits.stream_idle_timeout:g} s"
                     raise Refusal(408, "request_timeout", reason) from None

@@ -79,7 +79,7 @@ def test_a_misspelt_variable_is_reported_and_the_start_goes_on(
     ("found", "status", "described"),
     [
         (Answer("A", Outcome.FOUND, frozenset({Endpoint(Address("10.0.0.2", 80))})), 0, "A: NOERROR, 1 endpoints"),
-        (Answer("A", Outcome.NOBODY, rcode="NXDOMAIN"), 1, "A: NXDOMAIN, 0 endpoints"),
+        (Answer("A", Outcome.EMPTY, rcode="NXDOMAIN"), 1, "A: NXDOMAIN, 0 endpoints"),
     ],
 )
 def test_check_prints_the_settings_in_effect_and_what_dns_says(
@@ -118,7 +118,7 @@ def test_check_prints_the_routes_and_an_answer_for_each_pool(
             if host := known.get(self._settings.alias):
                 endpoints = frozenset({Endpoint(Address(host, self._settings.upstream_port))})
                 return Snapshot((Answer("A", Outcome.FOUND, endpoints),), 0.0)
-            return Snapshot((Answer("A", Outcome.NOBODY, rcode="NXDOMAIN"),), 0.0)
+            return Snapshot((Answer("A", Outcome.EMPTY, rcode="NXDOMAIN"),), 0.0)
 
     monkeypatch.setattr("balancer.discovery.resolver.DnsResolver", Resolver)
     monkeypatch.setattr("balancer.members.probe.make_probe", lambda settings: ScriptedProbe())

@@ -106,7 +106,7 @@ async def test_when_everybody_vanished_a_request_waits_for_the_next_member(route
     resolver = ScriptedResolver(ONE)
     async with balanced(router, resolver) as (balancer, client):
         await size(balancer, 1)
-        resolver.nobody()
+        resolver.names_none()
         await size(balancer, 0)
         waiting = asyncio.create_task(client.get("/"))
         await eventually(lambda: len(balancer.dispatcher.hold) == 1)

@@ -194,7 +194,7 @@ class World(Observer):
         if lie < 0.1:
             answer = Answer("A", Outcome.UNKNOWN, rcode="SERVFAIL")
         elif lie < 0.2 or not self.listed:
-            answer = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+            answer = Answer("A", Outcome.EMPTY, rcode="NXDOMAIN")
         else:
             answer = Answer("A", Outcome.FOUND, frozenset(map(Endpoint, self.listed, self.listed.values())))
         return Snapshot((answer,), self.loop.time())
