@@ -8,6 +8,7 @@ from dataclasses import fields
 import pytest
 
 from balancer import __version__
+from balancer.cli.flags import GROUPS
 from balancer.cli.main import main
 from balancer.config.display import flag, variable
 from balancer.config.settings import Settings
@@ -242,3 +243,13 @@ def test_watch_ends_with_the_status_of_its_loop(
     monkeypatch.setattr("balancer.watch.run", run)
     assert main(["watch", *arguments]) == status
     assert calls == [handed_on]
+
+
+def test_help_of_serve_groups_the_settings_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    titles = [it.removesuffix(":") for it in lines if it.endswith(":") and not it.startswith((" ", "options"))]
+    assert titles == list(GROUPS.values())
+    assert [it.name for it in fields(Settings) if it.name in GROUPS] == list(GROUPS)
+    assert next(iter(fields(Settings))).name in GROUPS

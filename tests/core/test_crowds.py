@@ -8,9 +8,9 @@ import logging
 import pytest
 
 from balancer.discovery.answers import Endpoint
-from balancer.loadbalancer import FLIPS_LOGGED, NAMED, FlipLog, named
 from balancer.members.health import State
 from balancer.members.member import Member
+from balancer.telemetry.state_log import FLIPS_LOGGED, NAMED, FlipLog, named
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.connection import MemberConnection
