@@ -11,14 +11,14 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from balancer.demo.dns_server import DnsServer, Zone
 
 ALIAS = "apps"
 # Where workers listen that have an address of their own: 127.0.1.1, 127.0.1.2, …
 WORKER_NETWORK = "127.0.1."
-PROJECT = Path(__file__).resolve().parents[2]
+# The package ``worker/`` under the name that an installation of the balancer gives it (setup.py).
+WORKER_MODULE = "balancer.demo.worker"
 # Limits in seconds for a process to start and to stop.
 START_LIMIT = 15.0
 STOP_LIMIT = 10.0
@@ -107,7 +107,7 @@ class System:
         host, port = self._places[name]
         self._publish()  # Like Docker: the name is there before the process listens.
         await self._start(
-            name, sys.executable, "-m", "worker",
+            name, sys.executable, "-m", WORKER_MODULE,
             HOST=host, PORT=str(port), HOSTNAME=name, HOST_REDIS="127.0.0.1", PORT_REDIS=str(self._redis_port),
         )  # fmt: skip
         await self._listening(name, host, port)
@@ -134,8 +134,6 @@ class System:
             stdout=DEVNULL,
             stderr=PIPE,
             start_new_session=True,
-            # So that ``-m worker`` is found from wherever the demo was started.
-            cwd=PROJECT,
         )
 
     async def _listening(self, name: str, host: str, port: int) -> None:
