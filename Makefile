@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types lock bench drill simulate strictness fuzz clean
+.PHONY: demo test lint types hooks lock bench drill simulate strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -14,9 +14,15 @@ lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	.ci/commit-subjects
 
 types: .venv/.ready
 	$(BIN)/mypy
+
+# Has git run the lint before each commit.
+hooks: .venv/.ready
+	$(BIN)/pre-commit install
 
 # Every requirements.txt, for every Python and platform, in one file. Versions stay while they fit what is required:
 # make lock OPTIONS=--upgrade, or "--upgrade-package rich", takes newer ones. The file names no package index.
