@@ -11,6 +11,7 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import AsyncExitStack
+from importlib.util import find_spec
 
 from balancer.demo.dns_server import DnsServer, Zone
 
@@ -57,10 +58,11 @@ class System:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> System:
+        redis = shutil.which("redis-server")
+        require_packages("redis", *(() if redis else ("fakeredis",)))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._dns)
             stack.push_async_callback(self._stop_all)
-            redis = shutil.which("redis-server")
             if redis:
                 quiet = ("--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--loglevel", "warning")
                 await self._start("redis", redis, "--port", str(self._redis_port), *quiet)
@@ -170,6 +172,13 @@ class System:
         # The balancer first, so that no request is on its way to a worker that stops.
         for names in (["balancer"], self.workers, ["redis"]):
             await asyncio.gather(*(self._stop(name) for name in names if name in self._processes))
+
+
+def require_packages(*names: str) -> None:
+    """Raise DemoError unless all of these packages, which come with the extra ``demo``, are installed."""
+    for name in names:
+        if not find_spec(name):
+            raise DemoError(f"the package {name} is missing: pip install 'balancer[demo]'")
 
 
 def free_port(*hosts: str) -> int:
