@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types hooks lock bench drill simulate strictness fuzz clean
+.PHONY: demo test lint types hooks lock dist bench drill simulate strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -29,6 +29,14 @@ hooks: .venv/.ready
 lock: .venv/.ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
 		--output-file constraints.txt $(OPTIONS) $(shell git ls-files '*requirements.txt') >/dev/null
+
+# Leaves the sdist and the wheel in dist/, once the wheel has been tried in an environment of its own.
+dist: .venv/.ready
+	rm -rf dist build
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(PYTHON) -m venv build/venv
+	build/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(echo dist/*.whl)[demo]"
+	$(BIN)/python -m tests.support.installed build/venv/bin/python
 
 # Options: make bench OPTIONS="--loads get-32 --rounds 2", and see bench/README.md.
 bench: .venv/.ready bench/.cache/venv/.ready
@@ -78,4 +86,4 @@ NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/otel
 	touch $@
 
 clean:
-	rm -rf .venv bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv build dist bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
