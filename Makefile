@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types hooks lock dist bench drill simulate strictness fuzz clean
+.PHONY: demo test test-versions lint types hooks lock dist bench drill simulate strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
 
 test: .venv/.ready
 	$(BIN)/pytest
+
+# Python 3.11 to 3.14, where the machine has them. Options: make test-versions OPTIONS="tests/wire -k worker".
+test-versions:
+	.ci/test-versions $(or $(OPTIONS),tests/core)
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
@@ -86,4 +90,4 @@ NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/otel
 	touch $@
 
 clean:
-	rm -rf .venv build dist bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .cache build dist bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
