@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from worker.counter import Counter, CounterDown
+from .counter import Counter, CounterDown
 
 log = logging.getLogger(__name__)
 
