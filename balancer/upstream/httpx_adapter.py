@@ -35,7 +35,7 @@ from balancer.http.headers import Headers, announces_close, response_headers
 from balancer.http.request import Body
 from balancer.types import Address
 from balancer.upstream import tcp
-from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, Upstream, UpstreamRequest, UpstreamResponse
 
 # Below the 5 s after which a uvicorn member closes an idle connection.
 KEEPALIVE_SECONDS = 4.0
@@ -50,7 +50,7 @@ WORDS_MAX = 200
 _CLOSED_SILENTLY = "Server disconnected"
 
 
-class HttpxUpstream:
+class HttpxUpstream(Upstream):
     """``make_transport`` is called once for each member; the default speaks plain HTTP/1.1."""
 
     def __init__(
@@ -166,7 +166,7 @@ class _Link:
     forgotten: bool = False
 
 
-class _Response:
+class _Response(UpstreamResponse):
     def __init__(self, response: httpx.Response, idle: float, link: _Link, release: Callable[[_Link], None]) -> None:
         self._idle = idle
         self._loop = asyncio.get_running_loop()

@@ -20,7 +20,7 @@ from balancer.http.memo import Memo
 from balancer.http.request import Request
 from balancer.http.serialize import request_head
 from balancer.types import Address
-from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, Upstream, UpstreamRequest
 from balancer.upstream.connection import MemberConnection, frame
 from balancer.upstream.response import KnownHead, Response
 
@@ -32,7 +32,7 @@ FAREWELLS = 50
 SWEEP_MIN, SWEEP_MAX = 0.01, 0.5
 
 
-class NativeUpstream:
+class NativeUpstream(Upstream):
     """HTTP/1.1 to members. ``active`` and ``idle`` count its connections, ``opened`` all that there have been.
 
     ``requests``: how many it has sent.

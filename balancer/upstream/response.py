@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.errors import (
     Fault,
     TruncatedResponse,
 )
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import Headers
+from balancer.upstream.base import PendingResponse
 
 if TYPE_CHECKING:
     from balancer.upstream.connection import MemberConnection
@@ -25,23 +25,12 @@ class KnownHead(NamedTuple):
     lines: bytes
 
 
-class Response:
+class Response(PendingResponse):
     """A member's response as it arrives; see ``balancer.upstream.base.PendingResponse``."""
 
     # Most responses leave these alone.
-    status = 0
-    headers = NO_FIELDS
-    trailers = NO_FIELDS
-    upgrade = b""
-    # The head is complete; all of it has arrived; the connection ends with it.
-    started = False
-    complete = False
-    closes = False
-    # The head as a client gets it, where it is known already.
-    lines = b""
     # The connection does not speak HTTP any more.
     switched = False
-    listener: Callable[[], None] | None = None
     _waiter: asyncio.Future[None] | None = None
     _error: Exception | None = None
 

@@ -18,7 +18,7 @@ from balancer.http.request import Request
 from balancer.members.health import Event
 from balancer.members.probe import Verdict
 from balancer.types import Address
-from balancer.upstream.base import UpstreamRequest
+from balancer.upstream.base import PendingResponse, Upstream, UpstreamRequest
 from balancer.upstream.pool import KEEPALIVE_SECONDS
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Container:
         self.life = life
 
 
-class Exchange:
+class Exchange(PendingResponse):
     """A request at a member, and the response to it: what ``balancer.upstream.base`` calls a PendingResponse."""
 
     __slots__ = (
@@ -203,7 +203,7 @@ class Exchange:
         pass
 
 
-class Links:
+class Links(Upstream):
     """One balancer's connections to all members: what ``balancer.upstream.base`` calls an Upstream, and its probe."""
 
     def __init__(self, world: World) -> None:
