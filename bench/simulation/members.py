@@ -19,7 +19,7 @@ from balancer.members.health import Event
 from balancer.members.probe import Verdict
 from balancer.types import Address
 from balancer.upstream.base import PendingResponse, Upstream, UpstreamRequest
-from balancer.upstream.pool import KEEPALIVE_SECONDS
+from balancer.upstream.connection_pool import KEEPALIVE_SECONDS
 
 if TYPE_CHECKING:
     from bench.simulation.world import World
@@ -209,7 +209,7 @@ class Links(Upstream):
     def __init__(self, world: World) -> None:
         self._world = world
         self._loop = world.loop
-        # Since when each idle connection is idle. The one used last is used next, as in ``balancer.upstream.pool``.
+        # Since when each idle connection is idle. The one used last is used next, as in ``balancer.upstream``.
         self._idle: dict[Address, list[float]] = {}
 
     def send_at_once(
