@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from balancer import upstream
 from balancer.http.headers import NO_FIELDS
 from balancer.http.memo import Memo
 from balancer.types import Address
@@ -22,6 +25,10 @@ from balancer.upstream.response import Response
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: rot13\r\n\r\n"
+
+
+# Modules that are to be compiled, which coroutines cannot be.
+SYNCHRONOUS = ["base", "connection", "connection_pool", "exchange", "parser", "phase", "tcp"]
 
 
 class Socket:
@@ -101,6 +108,17 @@ class Body:
     async def read(self) -> bytes:
         await asyncio.Event().wait()
         raise AssertionError
+
+
+@pytest.mark.parametrize("module", SYNCHRONOUS)
+def test_synchronous_module_has_no_coroutine(module: str) -> None:
+    path = Path(upstream.__path__[0]) / f"{module}.py"
+    coroutines = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.AsyncFunctionDef | ast.AsyncFor | ast.AsyncWith | ast.Await)
+    ]
+    assert coroutines == []
 
 
 async def test_exchange_with_keep_alive_returns_the_connection_to_idle() -> None:
@@ -215,6 +233,10 @@ def test_change_of_phase_that_the_table_lacks_is_an_error(before: Phase, after: 
         with pytest.raises(IllegalTransition, match=f"{before} -> {after}"):
             connection.phase = after
         assert connection.phase is before
+
+
+def test_connections_of_the_tests_check_their_phases() -> None:
+    assert isinstance(vars(MemberConnection)["phase"], CheckedPhase)
 
 
 @pytest.mark.parametrize("phase", [ACTIVE, TUNNEL, CLOSED])
