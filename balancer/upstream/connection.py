@@ -244,7 +244,7 @@ class MemberConnection(asyncio.BufferedProtocol):
                 self._end(exchange)
                 return
         exchange.progress = exchange.received = True
-        if exchange.switched:
+        if self.phase is TUNNEL:
             exchange.pieces.append(bytes(_view[:count]))
             self._pass_on(exchange)
         else:
@@ -295,7 +295,7 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         exchange = self._exchange
-        if exchange and exchange.switched:
+        if exchange and self.phase is TUNNEL:
             # One direction of the other protocol has ended, and the other may go on.
             exchange.complete = True
             exchange.arrived()
