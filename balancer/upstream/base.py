@@ -147,7 +147,7 @@ class Upstream:
     def send(self, address: Address, request: UpstreamRequest) -> Coroutine[Any, Any, UpstreamResponse]:
         """Send the request and wait for the response head.
 
-        Raises Fault if the member fails, ClientGone if the request body's source does, and
+        Raises UpstreamError if the member fails, ClientGone if the request body's source does, and
         Refusal if the request cannot be put on the wire.
         """
         raise NotImplementedError

@@ -19,7 +19,14 @@ from __future__ import annotations
 import asyncio
 from math import inf
 
-from balancer.errors import ConnectionDied, Fault, ProtocolViolation, ResponseTimeout, SilentResponse, TruncatedResponse
+from balancer.errors import (
+    ConnectionDied,
+    ProtocolViolation,
+    ResponseTimeout,
+    SilentResponse,
+    TruncatedResponse,
+    UpstreamError,
+)
 from balancer.http.headers import content_length
 from balancer.http.memo import HEAD_MAX as KNOWN_MAX
 from balancer.http.memo import Memo
@@ -167,7 +174,7 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._callbacks.ended(self)
         exchange.arrived()
 
-    def _error(self, kind: type[Fault], message: str) -> Fault:
+    def _error(self, kind: type[UpstreamError], message: str) -> UpstreamError:
         """An error of the exchange under way, whose request has been written at least in part."""
         received = self._exchange is not None and self._exchange.received
         return kind(message, sent=True, received=received, reused=self._reused)
@@ -316,7 +323,7 @@ class MemberConnection(asyncio.BufferedProtocol):
                 self.fail(TruncatedResponse(_words(error)))
         self._leave()
 
-    def _died(self, exchange: Exchange, error: Exception | None) -> Fault:
+    def _died(self, exchange: Exchange, error: Exception | None) -> UpstreamError:
         """The error of a connection that is closed before the response was there."""
         # Only an orderly end carries the kernel's last word: after a reset, bytes may have been read all the same.
         orderly = error is None and exchange.acknowledged is not None and not exchange.received

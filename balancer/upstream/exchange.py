@@ -11,7 +11,7 @@ from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
 
-from balancer.errors import Fault, TruncatedResponse
+from balancer.errors import TruncatedResponse, UpstreamError
 from balancer.http.headers import Headers
 from balancer.upstream.base import PendingResponse
 
@@ -120,7 +120,7 @@ class Exchange(PendingResponse):
 
     def fail(self, error: Exception) -> None:
         """End the exchange early; a response that has started is truncated."""
-        if self.started and isinstance(error, Fault):
+        if self.started and isinstance(error, UpstreamError):
             error = TruncatedResponse(str(error))
         self._error = error
         self.arrived()

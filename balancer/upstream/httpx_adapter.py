@@ -24,12 +24,12 @@ from balancer.errors import (
     OURS,
     ConnectFailed,
     ConnectionDied,
-    Fault,
     ProtocolViolation,
     Refusal,
     ResponseTimeout,
     SilentResponse,
     TruncatedResponse,
+    UpstreamError,
 )
 from balancer.http.headers import Headers, announces_close, response_headers
 from balancer.http.request import Body
@@ -265,7 +265,7 @@ def _errno(error: BaseException | None) -> int:
     return number
 
 
-def _fault(error: httpx.TransportError) -> Fault:
+def _fault(error: httpx.TransportError) -> UpstreamError:
     text = _words(error)
     match error:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():

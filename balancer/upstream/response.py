@@ -29,7 +29,7 @@ class Response(Exchange):
         self._connection = connection
 
     async def wait_for_head(self) -> None:
-        """Raises Fault if the head does not come, ClientGone or Refusal if the request body's source does."""
+        """Raises UpstreamError if the head does not come, ClientGone or Refusal if the request body's source does."""
         try:
             while not self.started:
                 if self._error:

@@ -12,7 +12,7 @@ from enum import Enum
 from heapq import heapreplace
 from typing import TYPE_CHECKING
 
-from balancer.errors import ConnectFailed, ConnectionDied, Fault, ResponseTimeout
+from balancer.errors import ConnectFailed, ConnectionDied, ResponseTimeout, UpstreamError
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.members.health import Event
@@ -151,7 +151,7 @@ class Exchange(PendingResponse):
     def __init__(self, links: Links, container: Container) -> None:
         self._links = links
         self._container = container
-        self._fault: Fault | None = None
+        self._fault: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.listener = None
         self.arrives = 0.0
@@ -168,7 +168,7 @@ class Exchange(PendingResponse):
             self._links.idle_again(container.address)
         self._tell()
 
-    def fail(self, fault: Fault) -> None:
+    def fail(self, fault: UpstreamError) -> None:
         """There will be no answer."""
         self._container.exchanges.pop(self, None)
         self._fault = fault

@@ -13,11 +13,11 @@ import pytest
 from balancer.errors import (
     ConnectFailed,
     ConnectionDied,
-    Fault,
     ProtocolViolation,
     Refusal,
     ResponseTimeout,
     TruncatedResponse,
+    UpstreamError,
 )
 from balancer.http.headers import NO_FIELDS
 from balancer.types import Address
@@ -367,7 +367,7 @@ async def test_faults_say_whether_a_byte_was_sent() -> None:
         gone = Member()
         async with gone:
             pass
-        expected: list[tuple[Member, type[Fault], bool]] = [
+        expected: list[tuple[Member, type[UpstreamError], bool]] = [
             (gone, ConnectFailed, False),
             (dropping, ConnectionDied, True),
             (silent, ResponseTimeout, True),
