@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from math import inf
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from balancer.errors import TruncatedResponse, UpstreamError
 from balancer.http.headers import Headers
 from balancer.upstream.base import PendingResponse
+
+if TYPE_CHECKING:
+    from balancer.upstream.connection import MemberConnection
 
 
 class KnownHead(NamedTuple):
@@ -63,8 +66,14 @@ class Exchange(PendingResponse):
     progress: bool = False
 
     def __init__(
-        self, is_head: bool, repeatable: bool, may_switch: bool, inform: Callable[[int, Headers], None] | None
+        self,
+        connection: MemberConnection,
+        is_head: bool,
+        repeatable: bool,
+        may_switch: bool,
+        inform: Callable[[int, Headers], None] | None,
     ) -> None:
+        self._connection = connection
         self.is_head = is_head
         self.repeatable = repeatable
         self.may_switch = may_switch

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from math import inf
 
 from balancer.errors import TruncatedResponse
-from balancer.http.headers import Headers, trailers
+from balancer.http.headers import trailers
 from balancer.http.request import Body
 from balancer.http.serialize import chunk, last_chunk
-from balancer.upstream.connection import MemberConnection
 from balancer.upstream.exchange import Exchange
 
 
 class Response(Exchange):
     """A member's response as it arrives; see ``balancer.upstream.base.PendingResponse``."""
-
-    def __init__(
-        self,
-        connection: MemberConnection,
-        is_head: bool,
-        repeatable: bool,
-        may_switch: bool,
-        inform: Callable[[int, Headers], None] | None,
-    ) -> None:
-        super().__init__(is_head, repeatable, may_switch, inform)
-        self._connection = connection
 
     async def wait_for_head(self) -> None:
         """Raises UpstreamError if the head does not come, ClientGone or Refusal if the request body's source does."""
