@@ -51,7 +51,7 @@ class CheckedPhase:
     def __set__(self, instance: object, after: Phase) -> None:
         before: Phase | None = self._stored.__get__(instance) if self._is_set(instance) else None
         if after not in ({IDLE} if before is None else TRANSITIONS[before]):
-            raise IllegalTransition(f"{before} -> {after} of {instance!r}")
+            raise IllegalTransition(f"{before} -> {after} of a {type(instance).__name__}")
         self._stored.__set__(instance, after)
 
     def _is_set(self, instance: object) -> bool:

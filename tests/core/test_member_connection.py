@@ -19,7 +19,17 @@ from balancer.http.memo import Memo
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.connection import MemberConnection, PoolCallbacks
-from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, CheckedPhase, IllegalTransition, Phase
+from balancer.upstream.phase import (
+    ACTIVE,
+    CLOSED,
+    IDLE,
+    TRANSITIONS,
+    TUNNEL,
+    CheckedPhase,
+    IllegalTransition,
+    Phase,
+    check_phases,
+)
 from balancer.upstream.response import Response
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -217,7 +227,7 @@ class Checked:
     phase: Phase
 
 
-Checked.phase = CheckedPhase(vars(Checked)["phase"])  # type: ignore[assignment,misc]
+check_phases(Checked)
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(Phase, Phase)))
