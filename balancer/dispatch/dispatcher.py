@@ -20,7 +20,7 @@ from balancer.dispatch.queue import Claim, Hold
 from balancer.dispatch.record import Record, request_ids
 from balancer.dispatch.refusals import overloaded, refuse, too_large
 from balancer.dispatch.replay import ReplayableBody
-from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
+from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Refusal, TruncatedResponse, UpstreamError
 from balancer.http.headers import (
     NO_FIELDS,
     TRACE_FIELDS,
@@ -246,7 +246,7 @@ class Dispatcher:
                         await begun.wait_for_head()
                     else:
                         response = await self._upstream.send(member.address, outgoing)
-                except Fault as fault:
+                except UpstreamError as fault:
                     record.tried(member.address, fault)
                     claim.tried |= {member}
                     # (Of a member that has come up since, perhaps as another container, an attempt says nothing.)

@@ -34,7 +34,7 @@ from balancer.members.probe import Verdict
 from balancer.policies import Policy
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
-from balancer.upstream.base import PendingResponse, UpstreamRequest, UpstreamResponse
+from balancer.upstream.base import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
 from tests.support.virtual import VirtualLoop
 
 SCHEDULES = 10_000
@@ -69,7 +69,7 @@ def _settle(exchange: asyncio.Future[str], how: str) -> None:
         exchange.set_result(how)
 
 
-class World(Observer):
+class World(Observer, Upstream):
     """The outside of one schedule; is the balancer's upstream, resolver and probe."""
 
     def __init__(self, seed: int, loop: VirtualLoop) -> None:
@@ -317,7 +317,7 @@ class _Body:
         return bytes(self._world.rng.choice([1, 40_000]))
 
 
-class _Response:
+class _Response(UpstreamResponse):
     status = 200
     upgrade = b""
     trailers = NO_FIELDS
@@ -345,7 +345,7 @@ class _Response:
         pass
 
 
-class _Pending(_Response):
+class _Pending(_Response, PendingResponse):
     """A response to a request that was sent at once. It may come whole, in parts, or not."""
 
     def __init__(self, world: World, container: Container, request: UpstreamRequest) -> None:

@@ -66,5 +66,5 @@ async def test_clients_that_leave_at_any_moment_leave_nothing_behind(caplog: pyt
             assert len(running.balancer.dispatcher.hold) == 0
             await eventually(lambda: upstream.idle == 0)  # They expire.
             names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
-            assert not {it for it in names if it.startswith(("RequestResponseCycle", "MemberConnection", "_Visit"))}
+            assert not {it for it in names if it.startswith(("RequestResponseCycle", "Response", "_Visit"))}
     assert [it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING] == []
