@@ -2,13 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench drill simulate strictness fuzz clean
+.PHONY: demo test test-long coverage lint types bench drill simulate strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
 
+# Tests run on every core; those on the engine share its state and the machine's time, and run one after the other.
 test: .venv/.ready
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto -m "not long" --ignore tests/engine
+	$(BIN)/pytest -m "not long" tests/engine
+
+# What takes minutes: ten thousand schedules, the soak, drills on the engine.
+test-long: .venv/.ready
+	$(BIN)/pytest --numprocesses auto -m long --ignore tests/engine
+	$(BIN)/pytest -m long tests/engine
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

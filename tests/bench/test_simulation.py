@@ -85,6 +85,7 @@ def renewal_sojourn(load: float, members: int) -> float:
     return 1 / (1 - root)
 
 
+@pytest.mark.long
 def test_latency_is_what_queueing_theory_says() -> None:
     # Members that do one request at a time, for an exponentially distributed time: at random each is an M/M/1 queue, in
     # turn a GI/M/1 queue, and by the shorter of two queues they are as in Mitzenmacher, "The Power of Two Choices".

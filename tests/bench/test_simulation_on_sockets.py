@@ -81,6 +81,7 @@ def moved(shares: list[float], others: list[float]) -> float:
     return sum(abs(one - other) for one, other in zip(shares, others, strict=True)) / 2
 
 
+@pytest.mark.long
 async def test_shares_and_latency_agree() -> None:
     policies = "round_robin", "least_requests"
     real = await asyncio.gather(*map(over_sockets, policies))

@@ -18,16 +18,17 @@ from balancer.policies import Policy
 from tests.support.schedules import run
 from tests.support.virtual import VirtualLoop
 
-SCHEDULES = 10_000
+SCHEDULES = 500
+MANY_SCHEDULES = 10_000
 SHARDS = 10
 
 
-@pytest.mark.parametrize("shard", range(SHARDS))
-def test_nothing_that_must_not_be_ever_is(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+def run_all(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the schedules of these seeds; a failure names its own."""
     loop = VirtualLoop()
     answered = repeated = 0
     try:
-        for seed in range(shard, SCHEDULES, SHARDS):
+        for seed in seeds:
             try:
                 world = run(seed, loop, monkeypatch)
             except BaseException as error:
@@ -38,8 +39,19 @@ def test_nothing_that_must_not_be_ever_is(shard: int, monkeypatch: pytest.Monkey
     finally:
         loop.close()
     # The schedules are worth something only if a good deal happens in them.
-    assert answered > 3 * SCHEDULES / SHARDS
-    assert repeated > SCHEDULES / SHARDS / 100
+    assert answered > 3 * len(seeds)
+    assert repeated > len(seeds) / 100
+
+
+@pytest.mark.parametrize("shard", range(2))
+def test_nothing_that_must_not_be_ever_is(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    run_all(range(shard, SCHEDULES, 2), monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_rules_hold_in_ten_thousand_schedules(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    run_all(range(SCHEDULES + shard, MANY_SCHEDULES, SHARDS), monkeypatch)
 
 
 class _Overtaking(Policy):

@@ -238,6 +238,7 @@ async def test_next_name_server_is_asked_where_the_first_knows_nothing(
         assert both.answers[0].rcode == ("timeout" if rcode is None else dns.rcode.to_text(rcode))
 
 
+@pytest.mark.long
 async def test_alias_without_members_is_asked_for_less_often_until_a_request_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

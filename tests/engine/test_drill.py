@@ -21,6 +21,7 @@ SETTLE = 1.5
 
 
 @pytest.mark.engine
+@pytest.mark.long
 @pytest.mark.parametrize("plain", [False, True], ids=["draining", "plain"])
 async def test_nothing_is_lost_and_nothing_runs_twice(plain: bool) -> None:
     compose, phases = project(plain)
@@ -34,6 +35,7 @@ async def test_nothing_is_lost_and_nothing_runs_twice(plain: bool) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.long
 async def test_a_rolling_restart_loses_nothing() -> None:
     compose, _ = project(plain=False)
     async with running(compose):
@@ -43,6 +45,7 @@ async def test_a_rolling_restart_loses_nothing() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.long
 async def test_websockets_on_workers_that_stay_notice_nothing_and_the_others_are_told() -> None:
     compose, _ = project(plain=False)
     async with running(compose):
@@ -51,6 +54,7 @@ async def test_websockets_on_workers_that_stay_notice_nothing_and_the_others_are
 
 
 @pytest.mark.engine
+@pytest.mark.long
 async def test_busy_services_keep_their_requests_and_sites_that_change_places_their_own() -> None:
     found, phases = await drill_services(services_project())
     assert unexcused(found, phases, SLACK) == [], "\n".join(table(found))

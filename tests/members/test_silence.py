@@ -110,6 +110,7 @@ async def test_requests_beyond_what_all_members_can_do_run_once_each(quick: dict
         assert sum(it.startswith(b"GET / ") for it in one.received + other.received) == 16
 
 
+@pytest.mark.long
 async def test_member_without_room_for_connections_keeps_what_it_has() -> None:
     """A full queue of connections drops what asks for one more, as a network that is gone does."""
     answer = asyncio.Event()
@@ -155,6 +156,7 @@ async def test_get_moves_away_from_a_member_whose_network_is_gone(leaves: bool) 
         assert [it.reason for it in running.records[0].tries] == ["died"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("returns", [False, True], ids=["gone", "back after 3.5 s"])
 async def test_post_waits_for_the_network_to_come_back_for_a_while(returns: bool) -> None:
     """It may not be repeated, so that it gains nothing by failing early."""
@@ -180,6 +182,7 @@ async def test_post_waits_for_the_network_to_come_back_for_a_while(returns: bool
         assert len(gone.received) == 1
 
 
+@pytest.mark.long
 async def test_bytes_that_the_network_swallows_end_the_exchange_without_a_probe() -> None:
     """What was sent and not acknowledged keeps the kernel from asking: the balancer has to look."""
     async with Member(mute) as gone, balance(gone, health_interval=60) as running, running.client() as client:
@@ -190,6 +193,7 @@ async def test_bytes_that_the_network_swallows_end_the_exchange_without_a_probe(
         assert (await client.head()).startswith(b"HTTP/1.1 502")
 
 
+@pytest.mark.long
 async def test_large_body_waits_for_a_member_that_does_not_read_yet() -> None:
     """The member's kernel acknowledges and has no room: that is a busy member, not a network that is gone."""
     read = asyncio.Event()

@@ -25,7 +25,8 @@ from balancer.types import Address
 from tests.support.schedules import World, run
 from tests.support.virtual import VirtualLoop
 
-SCHEDULES = 1500
+SCHEDULES = 200
+MANY_SCHEDULES = 1500
 
 # What a plug-in may raise; among it what the balancer itself says things with.
 ERRORS: list[Callable[[], BaseException]] = [
@@ -127,13 +128,14 @@ class WildWorld(World):
         return {"policy": Wild(rng, self.did), "hooks": hooks}
 
 
-def test_plug_ins_lose_no_request_and_no_slot_whatever_they_do(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+def run_all(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the schedules of these seeds; a failure names its own."""
     did: Counter[str] = Counter()
     WildWorld.did = did
     loop = VirtualLoop()
     answered = 0
     try:
-        for seed in range(SCHEDULES):
+        for seed in seeds:
             try:
                 world = run(seed, loop, monkeypatch, WildWorld)
             except BaseException as error:
@@ -142,8 +144,17 @@ def test_plug_ins_lose_no_request_and_no_slot_whatever_they_do(monkeypatch: pyte
             answered += world.started.total()
     finally:
         loop.close()
-    assert answered > 3 * SCHEDULES
-    assert min(did.values()) > SCHEDULES / 10 and len(did) == 9, did
+    assert answered > 3 * len(seeds)
+    assert min(did.values()) > len(seeds) / 10 and len(did) == 9, did
+
+
+def test_plug_ins_lose_no_request_and_no_slot_whatever_they_do(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    run_all(range(SCHEDULES), monkeypatch)
+
+
+@pytest.mark.long
+def test_plug_ins_lose_nothing_in_many_schedules(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+    run_all(range(SCHEDULES, MANY_SCHEDULES), monkeypatch)
 
 
 def test_without_the_guard_they_would(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:

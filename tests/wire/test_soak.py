@@ -30,6 +30,7 @@ async def various(connection: Connection) -> None:
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
+@pytest.mark.long
 async def test_clients_that_leave_at_any_moment_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
     rng = random.Random(1)
     left = REQUESTS

@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from tests.support.redis import redis
 from tests.support.wire import LIMIT, Connection, Member
 from tests.support.workers import worker
@@ -122,6 +124,7 @@ async def test_names_do_not_get_into_each_others_count() -> None:
         assert await visit.record(b"a") == 2
 
 
+@pytest.mark.long
 async def test_a_longer_absence_costs_each_visit_a_bounded_wait() -> None:
     async with counting() as (way, visit):
         assert count(await visit()) == 1

@@ -139,6 +139,7 @@ async def test_an_event_that_is_never_completed_holds_nobody_up() -> None:
         assert (await it.ended())[::2] == (0, "")
 
 
+@pytest.mark.long
 async def test_an_endless_response_is_cut_off_before_docker_kills() -> None:
     source = f"{STARLETTE}\napp = stream([b'more'], 'text/plain', 0.1)"
     async with application(source) as it, it.client() as client:
