@@ -280,7 +280,7 @@ async def test_what_a_trusted_proxy_took_off_comes_first(tmp_path: Path) -> None
 
 
 async def test_each_pool_has_its_own_settings(tmp_path: Path) -> None:
-    text = "[one]\nmax_body = 3\n[two]\npath = '/two'\nsticky_cookie = 'place'\n"
+    text = "[one]\nmax_body_bytes = 3\n[two]\npath = '/two'\nsticky_cookie = 'place'\n"
     async with routed(tmp_path, text) as running:
         large = "Content-Length: 5\r\n"
         assert "body_too_large" in await running.ask("/", method="POST", more=large, body=b"12345")
@@ -572,7 +572,7 @@ async def test_sighup_with_a_changed_file_under_load_loses_no_request(tmp_path: 
     async with Member(named("one")) as one, Member(named("two")) as two:
         texts = {
             name: f"[{name}]\nupstream_port = {member.address.port}\n"
-            "[other]\nhost = 'other'\nalias = 'one'\nhold_max = 7\n"
+            "[other]\nhost = 'other'\nalias = 'one'\nqueue_max = 7\n"
             for name, member in (("one", one), ("two", two))
         }
         file.write_text(texts["one"])
@@ -599,7 +599,7 @@ async def test_signals_that_come_one_upon_the_other_under_load_lose_no_request(t
     file = tmp_path / "routes.toml"
     async with Member(named("one")) as one, Member(named("two")) as two:
         texts = [
-            f"[{name}]\nupstream_port = {member.address.port}\nhold_max = {number}\n"
+            f"[{name}]\nupstream_port = {member.address.port}\nqueue_max = {number}\n"
             for number in range(100, 103)
             for name, member in (("one", one), ("two", two))
         ]
@@ -676,7 +676,7 @@ async def test_a_stop_ends_websockets_of_every_pool(tmp_path: Path) -> None:
     file = tmp_path / "routes.toml"
     async with websocket_member() as address, Member() as unused:
         text = f"[one]\nupstream_port = {address.port}\n"
-        file.write_text(f"{text}[two]\npath = '/x'\nalias = 'one'\nupstream_port = {address.port}\nhold_max = 1\n")
+        file.write_text(f"{text}[two]\npath = '/x'\nalias = 'one'\nupstream_port = {address.port}\nqueue_max = 1\n")
         async with (
             serving(unused, aliases=["one"], routes=str(file)) as serve,
             connect(f"ws://{serve.bind}/", proxy=None) as first,
