@@ -2,17 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-versions lint types hooks lock dist bench drill simulate strictness fuzz clean
+.PHONY: demo test test-long test-versions coverage lint types hooks lock dist bench drill simulate strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
 
+# Tests run on every core; those on the engine share its state and the machine's time, and run one after the other.
 test: .venv/.ready
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto -m "not long" --ignore tests/engine
+	$(BIN)/pytest -m "not long" tests/engine
+
+# What takes minutes: ten thousand schedules, the soak, drills on the engine.
+test-long: .venv/.ready
+	$(BIN)/pytest --numprocesses auto -m long --ignore tests/engine
+	$(BIN)/pytest -m long tests/engine
 
 # Python 3.11 to 3.14, where the machine has them. Options: make test-versions OPTIONS="tests/wire -k worker".
+PURE := tests/config tests/discovery tests/dispatch tests/http tests/members tests/plugins tests/policies tests/telemetry
 test-versions:
-	.ci/test-versions $(or $(OPTIONS),tests/core)
+	.ci/test-versions $(or $(OPTIONS),--numprocesses auto -m "not long" $(PURE))
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -17,7 +17,8 @@ from bench.drill.run import drill, project, running, unexcused
 from bench.drill.services import drill_services
 from bench.drill.services import project as services_project
 from bench.drill.websocket import CONNECTIONS, scaled
-from tests.support.compose import ROOT, Compose
+from tests.support.compose import Compose
+from tests.support.paths import ROOT
 
 PICTURE = ROOT / "docs" / "drill.svg"
 

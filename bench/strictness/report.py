@@ -110,8 +110,8 @@ Two servers in a row that read the same bytes differently can be played off agai
 waits or stores without bound can be brought down. These tables have every case that the balancer's tests send, and
 what nginx, HAProxy and Caddy do with the same bytes. They are written by `make strictness`, from what it measures.
 The bytes are in [tests/support/hostile.py](../tests/support/hostile.py). Every row is a test that sends them to the
-balancer (`tests/wire/test_edge.py`, `tests/wire/test_hostile_members.py`); `tests/core/test_strictness.py` compares
-the rows with the cases.
+balancer (`tests/frontend/test_connection.py`, `tests/upstream/test_hostile_members.py`);
+`tests/bench/test_strictness.py` compares the rows with the cases.
 
 Measured {date}: {versions}.
 

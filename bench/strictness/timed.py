@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bench.processes import Address
 from bench.strictness.client import PATIENCE, Client
-from tests.support.hostile import GET, POST
+from tests.support.hostile import POST
+from tests.support.messages import GET
 
 # How long is watched: longer than any limit that the balancer has.
 WATCH = 90.0

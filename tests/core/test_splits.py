@@ -23,13 +23,6 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 Outcome = tuple[Any, ...]
 
 
-@pytest.fixture(scope="module")
-def loop() -> Iterator[PipeLoop]:
-    loop = PipeLoop()
-    yield loop
-    loop.close()
-
-
 def cuts(data: bytes) -> Iterator[Sequence[bytes]]:
     """In two at every position; and byte by byte."""
     yield from ((data[:at], data[at:]) for at in range(1, len(data)))

@@ -13,27 +13,29 @@ from bench.drill.run import drill, project, running, unexcused
 from bench.drill.services import drill_services
 from bench.drill.services import project as services_project
 from bench.drill.websocket import scaled
+from bench.drill.yardstick import Yardstick
 
-# What `make drill` does not grant: this machine builds images and runs other tests at the same time.
-SLACK = 1.5
 # Seconds under load after each phase, where `make drill` takes twice as many.
 SETTLE = 1.5
 
 
 @pytest.mark.engine
+@pytest.mark.long
 @pytest.mark.parametrize("plain", [False, True], ids=["draining", "plain"])
 async def test_nothing_is_lost_and_nothing_runs_twice(plain: bool) -> None:
     compose, phases = project(plain)
     # To what the balancer and Redis do, it is the same what workers run.
     same = (reload, restart_redis) if plain else ()
     phases = [replace(it, settle=min(it.settle, SETTLE)) for it in phases if it.act not in same]
-    async with running(compose):
+    yardstick = Yardstick(compose)
+    async with running(compose), yardstick.measuring():
         found, _ = await drill(compose, phases)
-    assert unexcused(found, phases, SLACK) == [], "\n".join(table(found))
+    assert unexcused(found, phases, yardstick.slack) == [], "\n".join(table(found))
     assert sum(row.requests for row in found) > 1000
 
 
 @pytest.mark.engine
+@pytest.mark.long
 async def test_a_rolling_restart_loses_nothing() -> None:
     compose, _ = project(plain=False)
     async with running(compose):
@@ -43,6 +45,7 @@ async def test_a_rolling_restart_loses_nothing() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.long
 async def test_websockets_on_workers_that_stay_notice_nothing_and_the_others_are_told() -> None:
     compose, _ = project(plain=False)
     async with running(compose):
@@ -51,7 +54,11 @@ async def test_websockets_on_workers_that_stay_notice_nothing_and_the_others_are
 
 
 @pytest.mark.engine
+@pytest.mark.long
 async def test_busy_services_keep_their_requests_and_sites_that_change_places_their_own() -> None:
-    found, phases = await drill_services(services_project())
-    assert unexcused(found, phases, SLACK) == [], "\n".join(table(found))
+    compose = services_project()
+    yardstick = Yardstick(compose, ("shop", "api"))
+    async with yardstick.measuring():
+        found, phases = await drill_services(compose)
+    assert unexcused(found, phases, yardstick.slack) == [], "\n".join(table(found))
     assert all(row.requests for row in found)

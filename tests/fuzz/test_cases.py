@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from tests.fuzz.seeds import seeds
 from tests.support.pipes import PipeLoop
 
 CASES = sorted((Path(__file__).parent / "cases").iterdir())
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[PipeLoop]:
-    loop = PipeLoop()
-    yield loop
-    loop.close()
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,13 +98,6 @@ def opened(**options: Any) -> Iterator[World]:
         raise
     finally:
         loop.close()
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[PipeLoop]:
-    loop = PipeLoop()
-    yield loop
-    loop.close()
 
 
 @generated(100)

@@ -88,6 +88,7 @@ def raise_out_of_a_protocol(world: World) -> None:
 
 @pytest.fixture
 def loop() -> Iterator[PipeLoop]:
+    """A loop for each test: deeds leave tasks behind."""
     loop = PipeLoop()
     yield loop
     loop.close()

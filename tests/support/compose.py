@@ -10,15 +10,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from urllib.parse import unquote
 
 import httpx
 
 from balancer.demo.system import free_port
 from balancer.watch import Loop, Result, Tally
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 GREETING = re.compile(r"Hello World I am (\S+)! (\d+) times\.\n")
 
 

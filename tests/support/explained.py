@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from balancer.hooks import HookRequest, Hooks
+from tests.support.messages import LAST_GET as GET
 from tests.support.wire import OK, Connection, Running, Script, eventually, keep_answering
 
-GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.support.messages import GET
+
 # What a request head may have, in bytes, fields, and bytes of the target.
 HEAD_MAX = 32 * 1024
 FIELDS_MAX = 100
 TARGET_MAX = 16 * 1024
 
-GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 # What is sent behind a case: nobody may answer it once something was refused.
 NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
@@ -637,32 +638,32 @@ class Bound:
 
 BOUNDS = (
     Bound("a connection without a byte", "closed after 10 s",
-          "tests/wire/test_edge.py::test_an_idle_connection_is_closed_without_a_word"),
+          "tests/frontend/test_connection.py::test_an_idle_connection_is_closed_without_a_word"),
     Bound("a head that stops", "408, 10 s after its first byte",
-          "tests/wire/test_edge.py::test_a_head_has_to_come_in_time"),
+          "tests/frontend/test_connection.py::test_a_head_has_to_come_in_time"),
     Bound("a head that trickles in", "408, 10 s after its first byte",
-          "tests/wire/test_edge.py::test_a_head_that_trickles_in_has_no_more_time"),
+          "tests/frontend/test_connection.py::test_a_head_that_trickles_in_has_no_more_time"),
     Bound("an idle connection", "closed 75 s after the last response",
-          "tests/wire/test_edge.py::test_an_idle_connection_is_closed_without_a_word"),
+          "tests/frontend/test_connection.py::test_an_idle_connection_is_closed_without_a_word"),
     Bound("a body that stops", "408 after 20 s, or after 60 s if it was fast before",
-          "tests/wire/test_edge.py::test_a_body_has_to_go_on"),
+          "tests/frontend/test_connection.py::test_a_body_has_to_go_on"),
     Bound("a client that does not read", "closed after 60 s",
-          "tests/wire/test_edge.py::test_a_client_that_does_not_read_is_cut_off"),
+          "tests/frontend/test_connection.py::test_a_client_that_does_not_read_is_cut_off"),
     Bound("a body that trickles in", "408 below 240 bytes/s, after 20 s",
-          "tests/wire/test_limits.py::test_a_body_that_trickles_in_is_cut_off"),
+          "tests/frontend/test_limits.py::test_a_body_that_trickles_in_is_cut_off"),
     Bound("300 requests ahead of their answers", "101 answered, then closed",
-          "tests/wire/test_limits.py::test_requests_ahead_of_their_answers_are_bounded"),
+          "tests/frontend/test_limits.py::test_requests_ahead_of_their_answers_are_bounded"),
     Bound("HEAD without a host", "400 without a body",
-          "tests/wire/test_limits.py::test_the_refusal_of_head_has_no_body"),
+          "tests/frontend/test_limits.py::test_the_refusal_of_head_has_no_body"),
     Bound("a body that is announced too large", "413 beyond `MAX_BODY_BYTES`, which is unlimited by default",
-          "tests/wire/test_limits.py::test_a_body_that_is_announced_too_large_is_refused_before_it_comes"),
+          "tests/frontend/test_limits.py::test_a_body_that_is_announced_too_large_is_refused_before_it_comes"),
     Bound("a body that grows too large", "413 beyond `MAX_BODY_BYTES`; the member does not get its end",
-          "tests/wire/test_limits.py::test_a_body_that_grows_too_large_is_cut_off"),
+          "tests/frontend/test_limits.py::test_a_body_that_grows_too_large_is_cut_off"),
     Bound("too many connections", "503 beyond `MAX_CONNECTIONS`, which is unlimited by default",
-          "tests/wire/test_limits.py::test_connections_beyond_the_limit_are_refused_until_one_leaves"),
+          "tests/frontend/test_limits.py::test_connections_beyond_the_limit_are_refused_until_one_leaves"),
     Bound("too many connections of one client",
           "503 beyond `MAX_CONNECTIONS_PER_CLIENT`, which is unlimited by default",
-          "tests/wire/test_limits.py::test_connections_of_one_client_beyond_its_limit_are_refused_until_one_leaves"),
+          "tests/frontend/test_limits.py::test_connections_of_one_client_beyond_its_limit_are_refused_until_one_leaves"),
     Bound("more than 32 options in `Connection`", "400, at every door",
           "tests/wire/test_remembered.py::test_more_options_of_connection_are_refused_at_every_door"),
 )  # fmt: skip

@@ -15,7 +15,8 @@ from functools import partial
 import httpx
 
 from bench.drill.load import Load
-from tests.support.compose import ROOT, recorded
+from tests.support.compose import recorded
+from tests.support.paths import ROOT
 
 # Longer than anything here takes; only a failing test waits for it.
 LIMIT = 90.0

@@ -257,3 +257,16 @@ async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(LIMIT):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def answer_all(connection: Connection) -> None:
+    """A member that reads whole requests, bodies too, and answers each."""
+    while True:
+        head = await connection.head()
+        if b"expect: 100-continue" in head:
+            await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if b"transfer-encoding: chunked" in head:
+            await connection.until(b"\r\n\r\n")
+        elif b"content-length: " in head:
+            await connection.exactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+        await connection.send(OK)

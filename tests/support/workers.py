@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from balancer.demo.system import free_port
+from tests.support.paths import ROOT
 from tests.support.wire import LIMIT, Connection
 
-ROOT = Path(__file__).resolve().parents[2]
 # Seconds for a process to end that drains until its limit.
 STOP_LIMIT = 20.0
 

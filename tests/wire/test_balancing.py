@@ -14,11 +14,10 @@ from balancer.demo.system import free_port
 from balancer.dispatch.retry import BUDGET_FLOOR
 from balancer.members.probe_scheduler import OVERLAP
 from balancer.types import Address
+from tests.support.messages import LAST_GET as GET
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")
-
-GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 class Gate:

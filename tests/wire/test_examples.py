@@ -19,9 +19,10 @@ from websockets.asyncio.client import connect
 from balancer import BalancedTransport, Settings
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
+from tests.support.paths import ROOT
+from tests.support.redis import redis
 from tests.support.wire import LIMIT, eventually
-from tests.support.workers import ROOT, Worker, running, worker
-from tests.wire.test_counter import redis
+from tests.support.workers import Worker, running, worker
 
 EXAMPLES = ROOT / "examples"
 HOSTS = {"one": "127.0.1.201", "two": "127.0.1.202"}

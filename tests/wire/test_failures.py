@@ -12,12 +12,12 @@ from balancer.demo.system import free_port
 from balancer.members.health import State
 from balancer.members.probe import health_request
 from balancer.types import Address
+from tests.support.messages import LAST_GET as GET
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
-GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
 
 

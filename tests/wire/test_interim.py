@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from tests.support import wire
+from tests.support.messages import GET
 from tests.support.wire import OK, Connection, Member, balance
 
-GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 ASKS = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"

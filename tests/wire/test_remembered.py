@@ -19,13 +19,14 @@ from balancer.frontend.exchange import Exchange
 from balancer.http.request import Request
 from balancer.telemetry.access_log import AccessLog
 from tests.support import wire
-from tests.support.hostile import CHUNKED, GET, HEAD_MAX, TARGET_MAX
+from tests.support.calls import calling
+from tests.support.hostile import CHUNKED, HEAD_MAX, TARGET_MAX
 from tests.support.http2 import Http2Client
+from tests.support.messages import GET
 from tests.support.processes import serving
+from tests.support.proxy_header import LOOPBACK, V1, announced
 from tests.support.tls import issue, trusting
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
-from tests.wire.test_proxy_header import LOOPBACK, V1, announced
-from tests.wire.test_transport import calling
 
 # One rule at every door.
 

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
+from tests.support.messages import GET
 from tests.support.wire import Connection, Member, balance
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
-GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
 
 

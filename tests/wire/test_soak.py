@@ -10,12 +10,22 @@ import random
 import pytest
 
 from balancer.upstream.pool import NativeUpstream
-from tests.support.wire import Connection, Member, balance, eventually
+from tests.support.leaks import Leaks
+from tests.support.messages import LAST_GET
+from tests.support.wire import LIMIT, OK, Connection, Member, balance, eventually
 
 # More by hand: SOAK_REQUESTS=100000 pytest tests/wire/test_soak.py
 REQUESTS = int(os.environ.get("SOAK_REQUESTS", "2000"))
 CLIENTS = 40
 LARGE = bytes(200_000)
+
+
+async def nothing_left(leaks: Leaks) -> None:
+    """Wait until nothing is left; a failure names what is."""
+    deadline = asyncio.get_running_loop().time() + LIMIT
+    while (found := leaks.found()) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.05)
+    assert found == []
 
 
 async def various(connection: Connection) -> None:
@@ -30,6 +40,7 @@ async def various(connection: Connection) -> None:
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
+@pytest.mark.long
 async def test_clients_that_leave_at_any_moment_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
     rng = random.Random(1)
     left = REQUESTS
@@ -56,6 +67,7 @@ async def test_clients_that_leave_at_any_moment_leave_nothing_behind(caplog: pyt
         async with Member(various) as one, Member(various) as two, balance(one, two) as running:
             upstream = running.balancer.upstream
             assert isinstance(upstream, NativeUpstream)
+            leaks = Leaks()
             async with asyncio.TaskGroup() as clients:
                 for _ in range(CLIENTS):
                     clients.create_task(client(running.address))
@@ -65,6 +77,30 @@ async def test_clients_that_leave_at_any_moment_leave_nothing_behind(caplog: pyt
             assert all(it.in_flight == 0 for it in running.balancer.membership.members.values())
             assert len(running.balancer.dispatcher.hold) == 0
             await eventually(lambda: upstream.idle == 0)  # They expire.
-            names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
-            assert not {it for it in names if it.startswith(("RequestResponseCycle", "Response", "_Visit"))}
+            running.records.clear()  # The record of a request that was cut off names its response.
+            await nothing_left(leaks)
     assert [it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.usefixtures("each_front")
+async def test_leak_check_finds_a_task_and_the_objects_of_a_request_that_stays() -> None:
+    answer = asyncio.Event()
+
+    async def late(connection: Connection) -> None:
+        await connection.head()
+        await answer.wait()
+        await connection.send(OK)
+
+    async with Member(late) as member, balance(member) as running:
+        leaks = Leaks()
+        exchange = asyncio.create_task(running.exchange(LAST_GET))
+        await eventually(lambda: bool(member.received))
+        found = leaks.found()
+        assert "Running.exchange" in found
+        assert "Response" in found
+        assert {"Exchange", "HttpVisit"} & set(found)
+        answer.set()
+        assert (await exchange).endswith(b"ok")
+        del exchange
+        await running.idle()
+        await nothing_left(leaks)

@@ -6,11 +6,10 @@ import asyncio
 
 import pytest
 
+from tests.support.messages import GET
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")
-
-GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 async def test_an_event_reaches_the_client_before_the_next_is_made() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
@@ -22,30 +21,14 @@ from balancer.asgi.websocket import MAX_MESSAGE
 from balancer.demo.system import free_port
 from balancer.types import Address
 from tests.support import wire
+from tests.support.websocket import echo, member
 from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
 
-Handler = Callable[[ServerConnection], Awaitable[None]]
-
 # A member that probes itself to death logs it; that is not what is tested.
 logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
-
-
-async def echo(connection: ServerConnection) -> None:
-    async for message in connection:
-        await connection.send(message)
-
-
-@asynccontextmanager
-async def member(handler: Handler = echo, **options: Any) -> AsyncIterator[Address]:
-    async with serve(handler, "127.0.0.1", 0, **options) as server:
-        yield address(server)
-
-
-def address(server: Server) -> Address:
-    return Address("127.0.0.1", next(iter(server.sockets)).getsockname()[1])
 
 
 def dial(running: Running, path: str = "/", **options: Any) -> connect:

@@ -89,6 +89,7 @@ async def echoes(client: Connection, payload: bytes) -> None:
     assert same
 
 
+@pytest.mark.long
 async def test_a_thousand_connections_echo_large_messages(enough_files: None) -> None:
     opening, echoing = asyncio.Semaphore(OPENING), asyncio.Semaphore(ECHOING)
 

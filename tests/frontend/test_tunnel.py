@@ -1,0 +1,163 @@
+"""Upgrades: whatever protocol a member switches to crosses byte for byte, both ways, to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+from tests.support.messages import GET
+from tests.support.processes import serving
+from tests.support.wire import LIMIT, OK, Connection, Member, balance, eventually
+
+ASKS = b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: Rot13/1\r\n\r\n"
+SWITCHES = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: Rot13/1\r\nX-Mode: z\r\n\r\n"
+# The code of a close frame (RFC 6455 section 7.4.1).
+GOING_AWAY = b"\x03\xe9"
+
+
+async def accept(connection: Connection) -> None:
+    """Switch, and send everything back until the client has ended; then say so."""
+    await connection.head()
+    await connection.send(SWITCHES)
+    while piece := await connection.reader.read(65536):
+        await connection.send(piece)
+    await connection.send(b"bye")
+
+
+async def test_bytes_cross_both_ways_and_each_direction_ends_by_itself() -> None:
+    data = os.urandom(3_000_000)
+    async with Member(accept) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS + b"early")
+        head = await client.head()
+        assert head == (
+            b"HTTP/1.1 101 Switching Protocols\r\nx-mode: z\r\nconnection: upgrade\r\nupgrade: Rot13/1\r\n\r\n"
+        )
+        assert b"connection: upgrade\r\nupgrade: Rot13/1\r\n" in member.received[0]
+        sending = asyncio.create_task(client.send(data))
+        assert await client.exactly(5 + len(data)) == b"early" + data
+        await sending
+        client.writer.write_eof()
+        assert (await client.to_end()).endswith(b"bye")
+        await running.idle()
+        assert running.records[0].status == 101
+        assert running.records[0].body_bytes == len(data) + 8
+
+
+async def test_bytes_that_come_with_the_switch_are_not_lost() -> None:
+    async def eager(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(SWITCHES + b"hello")
+        await connection.to_end()
+
+    async with Member(eager) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS)
+        await client.head()
+        assert await client.exactly(5) == b"hello"
+
+
+async def test_a_member_may_ignore_the_upgrade() -> None:
+    async with Member() as member, balance(member) as running, running.client() as client:
+        for _ in range(3):
+            await client.send(ASKS + GET)
+            for _ in range(2):
+                assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+                assert await client.exactly(2) == b"ok"
+
+
+async def test_a_switch_that_nobody_asked_for_is_a_bad_response() -> None:
+    async with Member(accept) as member, balance(member) as running, running.client() as client:
+        await client.send(GET)
+        assert b"x-balancer-error: bad_response\r\n" in await client.head()
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"HTTP/2.0", b"TLS/1.0", b"websocket, h2c"])
+async def test_a_protocol_that_carries_requests_is_not_asked_for(protocol: bytes) -> None:
+    """Else its requests would all go to one member, and nobody would check them (h2c smuggling)."""
+    async with Member() as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS.replace(b"Rot13/1", protocol))
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+        assert b"upgrade" not in member.received[0].lower()
+
+
+@pytest.mark.parametrize("who", ["client", "member"])
+async def test_who_is_cut_off_takes_the_tunnel_with_him(who: str) -> None:
+    async def accept(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(SWITCHES)
+        await connection.to_end()
+
+    async with Member(accept) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS)
+        await client.head()
+        (inside,) = [it for it in member.connections if it.received]
+        if who == "client":
+            client.reset()
+            await eventually(inside.reader.at_eof)
+        else:
+            inside.reset()
+            await client.to_end()
+        await running.idle()
+        await eventually(lambda: running.balancer.upstream.active == 0)  # type: ignore[attr-defined]
+        assert [it.in_flight for it in running.balancer.membership.members.values()] == [0]
+
+
+async def test_a_websocket_that_dies_in_mid_frame_is_not_closed_as_if_it_were_whole() -> None:
+    whole, half = Frame(Opcode.BINARY, bytes(300)).serialize(mask=False), b"\x82\x7e\x01"
+
+    async def die(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(SWITCHES.replace(b"Rot13/1", b"websocket") + whole + half)
+        await connection.until(b"go")
+        connection.close()
+
+    async with Member(die) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS.replace(b"Rot13/1", b"websocket"))
+        await client.head()
+        await client.exactly(len(whole + half))
+        await client.send(b"\x81\x82\0\0\0\0go")
+        assert (await client.to_end()).endswith(whole + half)
+
+
+async def test_an_upgrade_behind_another_request_waits_for_its_turn() -> None:
+    async def script(connection: Connection) -> None:
+        while True:
+            head = await connection.head()
+            if b"upgrade" in head:
+                await connection.send(SWITCHES)
+                await connection.until(b"end")
+                await connection.send(b"END")
+            else:
+                await asyncio.sleep(0.1)
+                await connection.send(OK)
+
+    async with Member(script) as member, balance(member) as running, running.client() as client:
+        await client.send(GET + ASKS + b"end")
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+        await client.exactly(2)
+        assert (await client.head()).startswith(b"HTTP/1.1 101 ")
+        assert await client.exactly(3) == b"END"
+
+
+async def test_a_client_that_comes_back_while_the_balancer_stops_is_sent_on_as_well() -> None:
+    """The listener is open until those who were there have been told, and some connect again at once."""
+    asks = ASKS.replace(b"Rot13/1", b"websocket")
+
+    async def accept_websocket(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(SWITCHES.replace(b"Rot13/1", b"websocket"))
+        await connection.to_end()
+
+    async with Member(accept_websocket) as member, serving(member) as running, running.client() as first:
+        await first.send(asks)
+        await first.head()
+        running.process.terminate()
+        assert (await first.exactly(4))[2:] == GOING_AWAY
+        async with running.client() as second:
+            await second.send(asks)
+            assert (await second.head()).startswith(b"HTTP/1.1 101 ")
+            assert (await second.exactly(4))[2:] == GOING_AWAY
+        async with asyncio.timeout(LIMIT):
+            assert await running.process.wait() == 0

@@ -1,0 +1,504 @@
+"""A client's own calls through ``BalancedTransport``: what members get, what the caller gets, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from balancer import BalancedTransport, LoadBalancer, Settings
+from balancer.hooks import HookRequest, Hooks, Refusal
+from balancer.types import Address
+from tests.support.calls import calling
+from tests.support.scripted import ScriptedResolver
+from tests.support.wire import LIMIT, OK, Connection, Member, Script, eventually, keep_answering
+from tests.support.workers import worker
+
+
+class Guard(Hooks):
+    fail_closed = True
+
+    def on_request(self, request: HookRequest) -> None:
+        if request.target == "/private":
+            raise Refusal(307, "moved", "elsewhere", fields={"Location": "/public"})
+        if request.target == "/broken":
+            raise LookupError("no such tenant")
+
+
+async def test_hooks_answer_calls_as_they_answer_requests() -> None:
+    async with Member() as member, calling(member, hooks=[Guard()]) as calls:
+        answer = await calls.client.get("/private")
+        assert (answer.status_code, answer.headers["location"], answer.text) == (307, "/public", "307 elsewhere\n")
+        assert (await calls.client.get("/private", follow_redirects=True)).text == "ok"
+        answer = await calls.client.get("/broken")
+        assert (answer.status_code, answer.headers["x-balancer-error"]) == (503, "hook_failed")
+
+
+def scripted(play: Callable[[Connection], Awaitable[None]]) -> Member:
+    """A member that reads the head of a request and then plays."""
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            await play(connection)
+
+    return Member(script)
+
+
+def answering(response: bytes) -> Member:
+    async def answer(connection: Connection) -> None:
+        await connection.send(response)
+
+    return scripted(answer)
+
+
+async def hang(connection: Connection) -> None:
+    await connection.to_end()
+
+
+def fields(received: bytes) -> dict[bytes, bytes]:
+    pairs = [it.partition(b": ") for it in received.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]]
+    return {name.lower(): value for name, _, value in pairs}
+
+
+# What members get.
+
+
+async def test_members_take_turns_on_connections_that_stay_open() -> None:
+    async with Member() as one, Member() as two, calling(one, two) as here:
+        answers = [await here.client.get("/") for _ in range(6)]
+        assert [(it.status_code, it.text) for it in answers] == [(200, "ok")] * 6
+        assert [it.received[0].count(b"GET / HTTP/1.1\r\n") for it in (one, two)] == [3, 3]
+        members = [it.extensions["balancer"].member for it in answers]
+        assert members[:2] == members[2:4] == members[4:]
+        assert set(members) == {one.address, two.address}
+
+
+async def test_the_request_is_the_callers_own() -> None:
+    async with Member() as member, calling(member) as here:
+        target = "/a%2Fb/%ff?x=%20&&y"
+        await here.client.get(target, headers={b"X-Forwarded-For": b"9.9.9.9", b"X-B": b"caf\xe9"})
+        await here.client.options("/", extensions={"target": b"*"})
+        head, other = member.received[0].split(b"\r\n\r\n")[:2]
+        assert head.startswith(b"GET /a%2Fb/%ff?x=%20&&y HTTP/1.1\r\n")
+        assert other.startswith(b"OPTIONS * HTTP/1.1\r\n")
+        sent = fields(head)
+        assert sent[b"host"] == b"shop.example"
+        assert sent[b"x-forwarded-for"] == b"9.9.9.9"
+        assert sent[b"x-b"] == b"caf\xe9"
+        assert sent[b"x-request-id"] == here.records[0].id
+        assert sent[b"user-agent"].startswith(b"python-httpx/")
+        assert not sent.keys() & {b"forwarded", b"x-forwarded-proto", b"x-forwarded-host", b"connection"}
+
+
+@pytest.mark.parametrize("size", [0, 3, 300_000])
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_body_arrives_whole(size: int, announced: bool) -> None:
+    content = bytes(it % 251 for it in range(size))
+    got = asyncio.Event()
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield b""
+        for start in range(0, size, 70_000):
+            yield content[start : start + 70_000]
+            yield b""
+
+    async def take(connection: Connection) -> None:
+        sent = fields(connection.received)
+        if b"content-length" in sent:
+            assert announced
+            assert await connection.exactly(int(sent[b"content-length"])) == content
+        else:
+            assert sent[b"transfer-encoding"] == b"chunked"
+            body = b""
+            while length := int(await connection.until(b"\r\n"), 16):
+                body += await connection.exactly(length)
+                await connection.until(b"\r\n")
+            assert await connection.until(b"\r\n") == b"\r\n"
+            assert body == content
+        got.set()
+        await connection.send(OK)
+
+    async with scripted(take) as member, calling(member) as here:
+        answer = await here.client.post("/", content=content if announced else stream())
+        assert answer.text == "ok"
+        assert got.is_set()
+        await here.idle()
+
+
+@pytest.mark.parametrize(("pieces", "words"), [([b"abc", b"d"], "much"), ([b"ab"], "little"), ([], "little")])
+async def test_a_body_of_another_length_than_announced_does_not_reach_a_member_as_a_request(
+    pieces: list[bytes], words: str
+) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    async def take(connection: Connection) -> None:
+        await connection.exactly(3)
+        await connection.send(OK)
+
+    async with scripted(take) as member, calling(member) as here:
+        with pytest.raises(httpx.LocalProtocolError, match=f"Too {words} data"):
+            await here.client.post("/", content=stream(), headers={"Content-Length": "3"})
+        await here.idle()
+        assert (await here.client.post("/", content=b"abc")).text == "ok"
+        assert here.records[0].status == 499
+
+
+async def test_what_the_callers_body_raises_is_what_the_caller_gets() -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b"begun"
+        raise OSError("the file is gone")
+
+    async def take(connection: Connection) -> None:
+        await connection.to_end()
+
+    async with scripted(take) as member, calling(member) as here:
+        with pytest.raises(OSError, match="the file is gone"):
+            await here.client.put("/", content=stream())
+        await here.idle()
+        assert len(member.received) == 1
+        assert [it.error for it in here.records] == ["client_gone"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"url": "/", "headers": {"X-A": b"1\r\nX-Evil: 2"}},
+        {"url": "/", "headers": {b"X A": b"1"}},
+        {"url": "/", "extensions": {"target": b"/ HTTP/1.1\r\nX-Evil: 2"}},
+        {"url": "/", "extensions": {"target": b""}},
+        {"url": "/", "method": "GE T"},
+        {"url": "/", "method": "CONNECT"},
+        {"url": "/", "headers": [("Host", "a"), ("Host", "b")]},
+        {"url": "/", "headers": [("Content-Length", "3"), ("Transfer-Encoding", "chunked")]},
+        {"url": "/", "headers": {"Transfer-Encoding": "gzip"}},
+        {"url": "/", "headers": {"Content-Length": "-3"}},
+    ],
+    ids=lambda it: str(it)[:60],
+)
+async def test_what_is_no_http_is_refused_before_a_member_sees_it(request_: dict[str, Any]) -> None:
+    async with Member() as member, calling(member) as here:
+        with pytest.raises(httpx.LocalProtocolError):
+            await here.client.request(**{"method": "GET", **request_})
+        assert not member.received
+
+
+async def test_members_are_not_spoken_to_in_plain_where_tls_was_asked_for() -> None:
+    async with Member() as member, calling(member) as here:
+        with pytest.raises(httpx.UnsupportedProtocol, match="plain HTTP"):
+            await here.client.get("https://shop.example/")
+        assert not member.received
+
+
+# What the caller gets.
+
+
+async def test_a_response_is_the_members_own() -> None:
+    body = gzip.compress(b"hello")
+    head = b"HTTP/1.1 203 Fine\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Encoding: gzip\r\nConnection: x-private"
+    response = head + b"\r\nX-Private: 1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    async with answering(response) as member, calling(member) as here:
+        answer = await here.client.get("/")
+        assert (answer.status_code, answer.text, answer.http_version) == (203, "hello", "HTTP/1.1")
+        assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
+        assert "x-private" not in answer.headers
+        assert dict(here.client.cookies) == {"a": "1", "b": "2"}
+
+
+@pytest.mark.parametrize(
+    ("method", "response"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"),
+        ("GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n"),
+        ("GET", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("GET", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    ],
+)
+async def test_responses_without_a_body(method: str, response: bytes) -> None:
+    async with answering(response) as member, calling(member) as here:
+        for _ in range(2):
+            answer = await here.client.request(method, "/")
+            assert answer.content == b""
+        await here.idle()
+        assert len(member.received) == 1
+
+
+async def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
+    size, sent = 64 * 1024 * 1024, 0
+
+    async def pour(connection: Connection) -> None:
+        nonlocal sent
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        while sent < size:
+            connection.writer.write(b"x" * 65536)
+            await connection.writer.drain()
+            sent += 65536
+
+    async with scripted(pour) as member, calling(member) as here:
+        async with here.client.stream("GET", "/") as response:
+            last = -1
+            while sent != last:  # until the member is stuck
+                last = sent
+                await asyncio.sleep(0.2)
+            assert sent < size / 2
+            assert sum([len(piece) async for piece in response.aiter_raw()]) == size
+        await here.idle()
+
+
+async def test_pieces_come_as_the_member_sends_them() -> None:
+    go_on = asyncio.Event()
+
+    async def events(connection: Connection) -> None:
+        await connection.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(3):
+            await connection.send(b"9\r\ndata: 1\n\n\r\n")
+            await go_on.wait()
+            go_on.clear()
+        await connection.send(b"0\r\n\r\n")
+
+    async with scripted(events) as member, calling(member) as here, here.client.stream("GET", "/") as response:
+        seen = []
+        async for piece in response.aiter_raw():
+            seen.append(piece)
+            go_on.set()
+        assert seen == [b"data: 1\n\n"] * 3
+
+
+async def test_a_member_that_fails_is_replaced_where_that_is_safe() -> None:
+    async def die(connection: Connection) -> None:
+        connection.close()
+
+    async with scripted(die) as bad, Member() as good, calling(bad, good) as here:
+        for _ in range(4):
+            assert (await here.client.get("/")).text == "ok"
+        tries = [it for record in here.records for it in record.tries]
+        assert {it.member for it in tries} == {bad.address}
+        # A POST may have been carried out: nobody repeats it.
+        answers = [await here.client.post("/", content=b"") for _ in range(2)]
+        assert sorted(it.status_code for it in answers) == [200, 502]
+        failed = next(it for it in answers if it.is_error)
+        assert failed.headers["x-balancer-error"] == failed.extensions["balancer"].error == "member_failed"
+        with pytest.raises(httpx.HTTPStatusError):
+            failed.raise_for_status()
+
+
+async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
+    resolve = ScriptedResolver()
+    async with Member() as member:
+        transport = BalancedTransport("apps", resolve=resolve, queue_timeout=0.3)
+        async with httpx.AsyncClient(transport=transport, base_url="http://a", timeout=None) as client:
+            refused = await client.get("/")
+            assert (refused.status_code, refused.headers["x-balancer-error"]) == (503, "no_member")
+            assert refused.headers["retry-after"] == "1"
+            asking = asyncio.create_task(client.get("/"))
+            await eventually(lambda: len(transport.balancer.dispatcher.hold) == 1)
+            resolve.found(member.address)
+            answer = await asking
+            assert answer.text == "ok"
+            assert answer.extensions["balancer"].held > 0
+
+
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun"
+
+
+async def test_a_body_that_ends_early_is_an_error_of_the_member() -> None:
+    async def cut(connection: Connection) -> None:
+        await connection.send(CUT)
+        connection.close()
+
+    async with scripted(cut) as member, calling(member) as here:
+        with pytest.raises(httpx.RemoteProtocolError, match=str(member.address)):
+            await here.client.get("/")
+        await here.idle()
+        assert [it.error for it in here.records] == ["truncated"]
+
+
+async def test_a_member_that_falls_silent_in_mid_body_is_a_time_out() -> None:
+    async def stop(connection: Connection) -> None:
+        await connection.send(CUT)
+        await connection.to_end()
+
+    async with scripted(stop) as member, calling(member, stream_idle_timeout=0.1) as here:
+        with pytest.raises(httpx.ReadTimeout, match=r"silent for 0\.1 s"):
+            await here.client.get("/")
+        await here.idle()
+
+
+async def test_a_member_that_does_not_answer_in_the_balancers_time_is_a_504() -> None:
+    async with scripted(hang) as member, calling(member, response_timeout=0.1) as here:
+        answer = await here.client.get("/")
+        assert (answer.status_code, answer.headers["x-balancer-error"]) == (504, "response_timeout")
+
+
+# The caller's own patience.
+
+
+async def test_no_member_in_the_callers_time() -> None:
+    async with calling(timeout=httpx.Timeout(None, pool=0.1)) as here:
+        with pytest.raises(httpx.PoolTimeout, match="no member"):
+            await here.client.get("/")
+        await here.idle()
+        assert len(here.balancer.dispatcher.hold) == 0
+
+
+@pytest.mark.parametrize("pool", [0.05, None])
+async def test_no_response_in_the_callers_time(pool: float | None) -> None:
+    async with scripted(hang) as member, calling(member, timeout=httpx.Timeout(None, pool=pool, read=0.1)) as here:
+        with pytest.raises(httpx.ReadTimeout, match="no response"):
+            await here.client.get("/")
+        await here.idle()
+        assert len(member.received) == 1
+
+
+async def test_nothing_more_of_a_body_in_the_callers_time() -> None:
+    async def stop(connection: Connection) -> None:
+        await connection.send(CUT)
+        await connection.to_end()
+
+    async with scripted(stop) as member, calling(member, timeout=httpx.Timeout(None, read=0.1)) as here:
+        with pytest.raises(httpx.ReadTimeout, match="nothing more"):
+            await here.client.get("/")
+        await here.idle()
+
+
+async def test_a_member_that_takes_nothing_more_in_the_callers_time() -> None:
+    async def stuck(connection: Connection) -> None:
+        await asyncio.sleep(LIMIT)
+
+    async def stream() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 1_000_000
+
+    async with scripted(stuck) as member, calling(member, timeout=httpx.Timeout(None, write=0.2)) as here:
+        with pytest.raises(httpx.WriteTimeout):
+            await here.client.post("/", content=stream())
+        await here.idle()
+
+
+async def test_a_slow_caller_is_not_the_members_fault() -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            await asyncio.sleep(0.2)
+            yield b"x"
+
+    async def take(connection: Connection) -> None:
+        await connection.until(b"0\r\n\r\n")
+        await connection.send(OK)
+
+    async with scripted(take) as member, calling(member, timeout=httpx.Timeout(None, write=0.1, read=0.15)) as here:
+        assert (await here.client.post("/", content=stream())).text == "ok"
+
+
+# What is left.
+
+
+@pytest.mark.parametrize("script", [hang, keep_answering])
+async def test_a_caller_that_is_cancelled_leaves_nothing(script: Script) -> None:
+    async with Member(script) as member, calling(member) as here:
+        for turns in (*range(12), 200):
+            asking = asyncio.create_task(here.client.get("/"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await here.idle()
+        transport = here.client._transport
+        assert isinstance(transport, BalancedTransport)
+        assert not transport._calls
+        assert all(record.duration for record in here.records)
+
+
+async def test_a_response_that_is_closed_early_ends_the_exchange() -> None:
+    ended = asyncio.Event()
+
+    async def endless(connection: Connection) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\n\r\nx")
+        await connection.to_end()
+        ended.set()
+
+    async with scripted(endless) as member, calling(member) as here:
+        async with here.client.stream("GET", "/") as response:
+            assert await anext(response.aiter_raw()) == b"x"
+        async with asyncio.timeout(LIMIT):
+            await ended.wait()
+        await here.idle()
+        assert [it.error for it in here.records] == ["client_gone"]
+
+
+async def test_to_close_the_client_breaks_off_its_calls_and_leaves_no_task() -> None:
+    before = asyncio.all_tasks()
+    async with scripted(hang) as member:
+        async with calling(member) as here:
+            waiting = asyncio.create_task(here.client.get("/"))
+            forgotten = here.client.build_request("GET", "/")
+            await eventually(lambda: len(member.received) == 1)
+            sending = asyncio.create_task(here.client.send(forgotten, stream=True))
+            await eventually(lambda: len(member.received) == 2)
+        for task in (waiting, sending):
+            with pytest.raises(httpx.ReadError, match="broken off"):
+                await task
+        assert asyncio.all_tasks() <= before | member._tasks
+
+
+async def test_a_call_is_freed_by_counting_references() -> None:
+    """But for the cycle that ``httpx.AsyncClient`` makes of a response and its stream."""
+    async with Member() as member, calling(member) as here:
+        transport = here.client._transport
+        assert isinstance(transport, BalancedTransport)
+        for content in (b"", b"x" * 100_000):
+            answer = await transport.handle_async_request(here.client.build_request("GET", "/", content=content))
+            (call,) = transport._calls
+            assert isinstance(answer.stream, httpx.AsyncByteStream)
+            assert b"".join([piece async for piece in answer.stream]) == b"ok"
+            await eventually(lambda: not transport._calls)
+            left = weakref.ref(call)
+            del call, answer
+            assert left() is None
+
+
+# Shared with an application.
+
+
+async def test_a_client_may_share_the_balancer_of_an_application() -> None:
+    async with Member() as member, LoadBalancer("apps", resolve=ScriptedResolver(member.address)) as workers:
+        async with httpx.AsyncClient(transport=BalancedTransport(workers), base_url="http://a") as client:
+            assert (await client.get("/")).text == "ok"
+        # It is not the client's, so it goes on.
+        through = httpx.ASGITransport(workers)
+        async with httpx.AsyncClient(transport=through, base_url="http://a") as client:
+            assert (await client.get("/")).text == "ok"
+        assert len(member.received) == 1
+
+
+async def test_when_the_shared_balancer_ends_so_do_the_calls() -> None:
+    async with scripted(hang) as member:
+        workers = LoadBalancer("apps", resolve=ScriptedResolver(member.address))
+        async with httpx.AsyncClient(transport=BalancedTransport(workers), base_url="http://a") as client:
+            asking = asyncio.create_task(client.get("/"))
+            await eventually(lambda: len(member.received) == 1)
+            await workers.aclose()
+            answer = await asking
+            assert (answer.status_code, answer.headers["x-balancer-error"]) == (503, "shutting_down")
+
+
+def test_a_balancer_that_is_there_takes_no_settings() -> None:
+    with pytest.raises(TypeError, match="policy"):
+        BalancedTransport(LoadBalancer(Settings(resolver=Address("127.0.0.1", 53))), policy="random")
+
+
+async def test_a_client_without_async_with_starts_by_itself() -> None:
+    async with worker() as one:
+        resolve = ScriptedResolver(Address("127.0.0.1", one.port))
+        client = httpx.AsyncClient(transport=BalancedTransport("apps", resolve=resolve), base_url="http://a")
+        assert (await client.get("/work", params={"seconds": 0})).text == "me worked for 0 s.\n"
+        await client.aclose()
