@@ -104,7 +104,7 @@ SOURCE = """
     class Called(Hooks):
         on_request = Calling()
     class Partial(Hooks):
-        on_request = functools.partial(functools.partial(Calling()))
+        on_request = staticmethod(functools.partial(functools.partial(Calling())))
     class Method(Hooks):
         async def _seen(self, sort, request): ...
         on_request = functools.partialmethod(_seen, 1)
