@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long coverage lint types bench drill simulate strictness fuzz clean
+.PHONY: demo test test-long test-versions coverage lint types hooks lock dist bench drill simulate strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -17,13 +17,38 @@ test-long: .venv/.ready
 	$(BIN)/pytest --numprocesses auto -m long --ignore tests/engine
 	$(BIN)/pytest -m long tests/engine
 
+# Python 3.11 to 3.14, where the machine has them. Options: make test-versions OPTIONS="tests/wire -k worker".
+PURE := tests/config tests/discovery tests/dispatch tests/http tests/members tests/plugins tests/policies tests/telemetry
+test-versions:
+	.ci/test-versions $(or $(OPTIONS),--numprocesses auto -m "not long" $(PURE))
+
 lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	.ci/commit-subjects
 
 types: .venv/.ready
 	$(BIN)/mypy
+
+# Has git run the lint before each commit.
+hooks: .venv/.ready
+	$(BIN)/pre-commit install
+
+# Every requirements.txt, for every Python and platform, in one file. Versions stay while they fit what is required:
+# make lock OPTIONS=--upgrade, or "--upgrade-package rich", takes newer ones. The file names no package index.
+lock: .venv/.ready
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
+		--output-file constraints.txt $(OPTIONS) $(shell git ls-files '*requirements.txt') >/dev/null
+
+# Leaves the sdist and the wheel in dist/, once the wheel has been tried in an environment of its own.
+dist: .venv/.ready
+	rm -rf dist build
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(PYTHON) -m venv build/venv
+	build/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(echo dist/*.whl)[demo]"
+	$(BIN)/python -m tests.support.installed build/venv/bin/python
 
 # Options: make bench OPTIONS="--loads get-32 --rounds 2", and see bench/README.md.
 bench: .venv/.ready bench/.cache/venv/.ready
@@ -47,10 +72,10 @@ fuzz: tests/fuzz/.cache/venv/.ready
 	tests/fuzz/.cache/venv/bin/python -m tests.fuzz $(OPTIONS)
 
 # The fuzzer is a compiled extension: where there is none for this Python, nothing is built.
-tests/fuzz/.cache/venv/.ready: tests/fuzz/requirements.txt tests/fuzz/constraints.txt balancer/requirements.txt constraints.txt
+tests/fuzz/.cache/venv/.ready: tests/fuzz/requirements.txt balancer/requirements.txt constraints.txt
 	$(PYTHON) -m venv tests/fuzz/.cache/venv
 	tests/fuzz/.cache/venv/bin/pip install --quiet --disable-pip-version-check --only-binary atheris \
-		--constraint tests/fuzz/constraints.txt --requirement tests/fuzz/requirements.txt || { echo \
+		--constraint constraints.txt --requirement tests/fuzz/requirements.txt || { echo \
 		"make fuzz: atheris has no build for $$($(PYTHON) --version) on this machine; 3.11 to 3.14 on Linux, x86-64, have" \
 		"one: make fuzz PYTHON=python3.11" >&2; exit 1; }
 	tests/fuzz/.cache/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
@@ -58,19 +83,19 @@ tests/fuzz/.cache/venv/.ready: tests/fuzz/requirements.txt tests/fuzz/constraint
 	touch $@
 
 # What only the bench needs has an environment of its own, beside the same versions of what the balancer needs.
-bench/.cache/venv/.ready: bench/requirements.txt bench/constraints.txt balancer/requirements.txt constraints.txt
+bench/.cache/venv/.ready: bench/requirements.txt balancer/requirements.txt constraints.txt
 	$(PYTHON) -m venv bench/.cache/venv
 	bench/.cache/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--constraint bench/constraints.txt --requirement balancer/requirements.txt --requirement bench/requirements.txt
+		--requirement balancer/requirements.txt --requirement bench/requirements.txt
 	touch $@
 
 NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/otel-requirements.txt balancer/demo/requirements.txt \
 	worker/requirements.txt tests/requirements.txt
 
-.venv/.ready: constraints.txt pyproject.toml $(NEEDS)
+.venv/.ready: constraints.txt pyproject.toml setup.py $(NEEDS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,http2,otel]'
 	touch $@
 
 clean:
-	rm -rf .venv bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .cache build dist bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

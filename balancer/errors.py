@@ -1,8 +1,8 @@
 """Typed faults: what failed, whose fault it is, and whether the member may have seen the request.
 
-``Fault`` and its children are raised by an upstream (``balancer.upstream.base``) and never reach a
+``UpstreamError`` and its children are raised by an upstream (``balancer.upstream.base``) and never reach a
 client: ``balancer.dispatch.retry`` decides what becomes of them. ``Refusal`` is what the client is told
-instead of a member's answer. ``ClientGone`` ends a request that nobody waits for any more.
+instead of a member's answer. ``ClientGone`` ends a request whose client has left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOKENS = frozenset(
 UNTOLD = frozenset({"client_gone", "truncated"})
 
 
-class Fault(Exception):
+class UpstreamError(Exception):
     """An exchange with one member ended before its response head was complete.
 
     ``reason``: one word for figures. ``sent``: whether any byte of the request may have reached the member. Only
@@ -43,8 +43,8 @@ class Fault(Exception):
         self.reused = reused
 
 
-class ConnectFailed(Fault):
-    """No connection: ``refused`` (nobody listens), unreachable, or not accepted within CONNECT_TIMEOUT."""
+class ConnectFailed(UpstreamError):
+    """No connection: ``refused`` (no process listens), unreachable, or not accepted within CONNECT_TIMEOUT."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message, sent=False)
@@ -61,19 +61,19 @@ def connect_failed(error: OSError, within: float) -> ConnectFailed:
     return ConnectFailed(os.strerror(error.errno).lower() if error.errno else str(error) or type(error).__name__)
 
 
-class ConnectionDied(Fault):
+class ConnectionDied(UpstreamError):
     """The connection broke or was closed before the response head was complete."""
 
     reason = "died"
 
 
-class ResponseTimeout(Fault):
+class ResponseTimeout(UpstreamError):
     """No response head within RESPONSE_TIMEOUT, or the member stopped reading the request."""
 
     reason = "timeout"
 
 
-class ProtocolViolation(Fault):
+class ProtocolViolation(UpstreamError):
     """The member answered with something that is not HTTP."""
 
     reason = "not_http"
@@ -91,7 +91,7 @@ class SilentResponse(TruncatedResponse):
     reason = "silent"
 
 
-# What may be the ``reason`` of a Fault, or of a response that broke off.
+# What may be the ``reason`` of a UpstreamError, or of a response that broke off.
 REASONS = frozenset({"refused", "unreachable", "died", "timeout", "not_http", "truncated", "silent"})
 
 

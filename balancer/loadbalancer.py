@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
-from math import inf
 from random import Random
 from types import TracebackType
 from typing import Any
 
 from balancer.asgi.app import Proxy
-from balancer.config.settings import Settings, SettingsError
+from balancer.config.keywords import settings_of
+from balancer.config.settings import Settings
 from balancer.discovery.answers import Outcome, Snapshot
 from balancer.discovery.loop import Discovery, Resolve
 from balancer.discovery.resolver import DnsResolver
@@ -32,26 +31,13 @@ from balancer.plugins.hooks import Hooks
 from balancer.policies.base import Policy
 from balancer.policies.factory import make_policy
 from balancer.telemetry.observer import Observer, all_done
+from balancer.telemetry.state_log import FlipLog, named
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock, Receive, Scope, Send
 from balancer.upstream.base import Connections, Timeouts, Upstream
 from balancer.upstream.pool import NativeUpstream
 
 log = logging.getLogger(__name__)
-
-# Members that a log line names, and changes of state that are logged in a second, each.
-NAMED = 20
-FLIPS_LOGGED = 100
-
-# What a keyword of these names would do nothing for: who mounts a LoadBalancer has listeners of their own.
-SERVE_ONLY = frozenset(
-    {
-        "bind", "admin_bind", "max_header_bytes", "max_headers", "max_uri_bytes", "header_timeout", "keepalive_timeout",
-        "min_body_rate", "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key",
-        "http2", "access_log", "otel_endpoint", "processes", "shutdown_delay", "shutdown_timeout", "reload_timeout",
-        "admin_token", "routes",
-    }
-)  # fmt: skip
 
 
 class LoadBalancer:
@@ -103,7 +89,7 @@ class LoadBalancer:
             settings["policy"] = policy
         if names := [it for it in listed if isinstance(it, str)]:
             settings["hooks"] = ",".join(names)
-        self.settings = _settings(alias, settings)
+        self.settings = settings_of(alias, settings)
         watching = loader.each(observers)
         loader.check(watching, trace, probe, resolve)
         self.stats = stats
@@ -126,8 +112,8 @@ class LoadBalancer:
         settings, clock, rng, plugged = self.settings, self.clock, self._rng, self._plugged
         self.membership = Membership(
             on_flip=self._flipped,
-            on_reason=self._explained,
-            on_unnamed=self._confirm,
+            on_reason=lambda member: self._flip_log.flipped(member, member.state),
+            on_unnamed=lambda: self._discovery.hurry(),
             slow_start=settings.slow_start,
         )
         self.snapshot = None
@@ -195,7 +181,7 @@ class LoadBalancer:
         self._life = loop.create_task(self._live(loops, self.upstream))
 
     async def _live(self, loops: list[asyncio.Task[None]], upstream: Upstream) -> None:
-        """Until cancelled: by ``aclose``, or by whoever ends the event loop, as ``asyncio.run`` and servers do."""
+        """Until cancelled: by ``aclose``, or with the event loop, as ``asyncio.run`` and servers do."""
         try:
             await asyncio.gather(*loops, return_exceptions=True)
         finally:
@@ -273,7 +259,7 @@ class LoadBalancer:
 
     @property
     def clients(self) -> Collection[object] | None:
-        """The open connections of the listener that its requests come by; None where nobody counts them."""
+        """The open connections of the listener that its requests come by; None where they are not counted."""
         return (self.listener or self.proxy).connections
 
     @property
@@ -327,7 +313,7 @@ class LoadBalancer:
         if change.joined:
             log.info("joining: %s", named(change.joined))
             self._prober.join(change.joined)
-        self._rally()  # Also where nobody came or went: SRV's priorities may have changed.
+        self._rally()  # Also where no member came or went: SRV's priorities may have changed.
         for observer in self._observers:
             observer.resolved(snapshot, change)
         for member in change.left:
@@ -351,13 +337,6 @@ class LoadBalancer:
             self._discovery.hurry()
             self._prober.hurry(it for it in self.membership.members.values() if it.probes)
 
-    def _confirm(self) -> None:
-        """A member answers that DNS has to name first."""
-        self._discovery.hurry()
-
-    def _explained(self, member: Member) -> None:
-        self._flip_log.flipped(member, member.state)
-
     def _flipped(self, member: Member, before: State, event: Event) -> None:
         self._flip_log.flipped(member, before)
         for observer in self._observers:
@@ -371,53 +350,3 @@ class LoadBalancer:
             if event is Event.UNREACHABLE:
                 self.upstream.check_network(member.address)
             self.upstream.forget(member.address)
-
-
-class FlipLog:
-    """A line for each change of a member's state; of more than FLIPS_LOGGED in a second one line says how many."""
-
-    def __init__(self) -> None:
-        self._since = -inf
-        self._lines = 0
-        self._others: Counter[State] = Counter()
-
-    def flipped(self, member: Member, before: State) -> None:
-        if member.since - self._since >= 1:
-            self.flush(member.since)
-        # Suspicions come and go with single probes; what comes of them is worth a line.
-        passing = {before, member.state} == {State.UP, State.SUSPECT}
-        level = logging.DEBUG if passing else logging.INFO
-        if self._lines < FLIPS_LOGGED:
-            self._lines += log.isEnabledFor(level)
-            log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
-        else:
-            self._others[member.state] += 1
-
-    def flush(self, now: float) -> None:
-        """A second may be over. ``now``: a reading of the clock that members' times are of."""
-        if now - self._since >= 1:
-            if self._others:
-                log.info("more changes of state: %s", ", ".join(f"{n} {it.value}" for it, n in self._others.items()))
-                self._others.clear()
-            self._since, self._lines = now, 0
-
-
-def named(members: Sequence[Member]) -> str:
-    """Their addresses, for a log line; of very many, the first."""
-    names = ", ".join(str(it.address) for it in members[:NAMED])
-    return names if len(members) <= NAMED else f"{names} and {len(members) - NAMED} more"
-
-
-def _settings(alias: str | Settings, given: dict[str, Any]) -> Settings:
-    if isinstance(alias, Settings):
-        if given:
-            raise TypeError(f"settings are one object, or keywords, and not both: {', '.join(given)}")
-        return alias
-    useless = [
-        f"{name}={value!r} cannot be used: it is for balancer serve, which listens by itself"
-        for name, value in given.items()
-        if name in SERVE_ONLY
-    ]
-    if useless:
-        raise SettingsError(useless)
-    return Settings.of(alias=alias, **given)

@@ -5,7 +5,7 @@
 
 A call goes the way of every request: ``balancer.dispatch`` chooses a member, holds the call while none is available,
 and gives it to another where that is safe. Members get the fields as httpx made them: the call is its sender's own, so
-there is nobody to name in ``X-Forwarded-*``.
+there is no client to name in ``X-Forwarded-*``.
 
 Rules:
 * What the balancer answers in its own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``: code
@@ -51,7 +51,7 @@ _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 class BalancedTransport(httpx.AsyncBaseTransport):
     """``members``: the alias, with settings as keywords, or a ``Settings``, as for ``LoadBalancer``.
 
-    Or a LoadBalancer that somebody else owns, which may be mounted in an application at the same time: its members and
+    Or a LoadBalancer that the caller owns, which may be mounted in an application at the same time: its members and
     what is known of them are shared, and it is not closed with the client.
 
     ``response.extensions["balancer"]`` is the ``balancer.dispatch.record.Record`` of the call: who answered,

@@ -18,9 +18,9 @@ import balancer
 from balancer import LoadBalancer, Settings, SettingsError
 from balancer.asgi.scope import prefix, target
 from balancer.config.display import flag
+from balancer.config.keywords import SERVE_ONLY
 from balancer.hooks import Hooks
 from balancer.http.headers import own_headers, with_prefix
-from balancer.loadbalancer import SERVE_ONLY
 from balancer.policies import make_policy
 from balancer.types import Address
 

@@ -10,9 +10,9 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 import os  # noqa: E402
 import socket  # noqa: E402
 
-from worker import drain  # noqa: E402
-from worker.app import make_app  # noqa: E402
-from worker.counter import Counter  # noqa: E402
+from . import drain  # noqa: E402
+from .app import make_app  # noqa: E402
+from .counter import Counter  # noqa: E402
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from worker.counter import Counter, CounterDown
+from .counter import Counter, CounterDown
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def make_app(counter: Counter, hostname: str) -> Starlette:
     """``/`` greets and counts, ``/work`` takes its time, ``/healthz`` says that the worker takes requests.
 
     ``POST /record`` counts how often it was sent the name in its body: more than once means that
-    somebody between here and the client repeated it.
+    a server between here and the client repeated it.
 
     ``/events`` sends an event every so many seconds without end, and the WebSocket ``/echo`` sends
     back what it is sent; its handshake says in ``x-worker`` who does so.

@@ -6,7 +6,7 @@
    balancer takes its requests elsewhere;
 2. the listener stays open until no request has come for QUIET_SECONDS, QUIET_LIMIT_SECONDS at most:
    uvicorn by itself closes it first thing, while clients are still on their way;
-3. then what never ends by itself is ended so that the client notices and comes back to somebody else:
+3. then what never ends by itself is ended so that the client notices and comes back to another worker:
    server-sent events after a whole event and with a complete body, WebSockets with code 1012;
 4. what else is in flight is finished, until LIMIT_SECONDS after the signal: what is going on even then
    is cut off. The process exits with status 0, before Docker kills it after ten seconds.
@@ -39,7 +39,7 @@ END_SECONDS = 1.5
 LIMIT_SECONDS = 8.0
 # After LIMIT_SECONDS, for applications to notice that they were cut off, and to end.
 NOTICE_SECONDS = 0.5
-# To drop what an application sends in vain takes so long: one that sends without a pause would let nobody have a turn.
+# A pause after each piece of what an application sends in vain, so that other tasks have their turns.
 DROP_SECONDS = 0.01
 # How often it is looked whether there is anything left to wait for.
 POLL_SECONDS = 0.01
@@ -250,14 +250,14 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def main_loop(self) -> None:
-        # uvicorn looks ten times a second whether to exit. While nobody else takes requests, clients wait for that.
+        # uvicorn looks ten times a second whether to exit. While no other worker takes requests, clients wait for that.
         ticks = 0
         while not await self.on_tick(ticks % 10):
             await asyncio.sleep(POLL_SECONDS if self._draining else 0.1)
             ticks += 1
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Whoever is told to connect again must not come back here.
+        # A client that is to connect again must not come back here.
         for server in self.servers:
             server.close()
         until = time.monotonic() + END_SECONDS

@@ -7,7 +7,7 @@ Rules:
 * Events that say the same within WINDOW seconds are one, with the counts of all.
 * What a process that took the place of another learns at its start is no news.
 * A drain is for all processes, also those that come later, until the member leaves.
-* Whoever has not reported for STALE seconds counts on, but has no requests and no opinion.
+* A process that has not reported for STALE seconds counts on, but has no requests and no opinion.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class MergedPool:
         self.connections: Connections | None = None
         # What those have counted that are no more.
         self._past = Stats()
-        # Who is drained by hand, as of the last time somebody asked.
+        # Members that are drained by hand, as of the last look.
         self.drains: dict[Address, bool] = {}
 
     @property
@@ -213,7 +213,7 @@ def _show(member: Member, rows: Sequence[Row]) -> None:
 class Hub:
     """Takes in the reports of ``channels``, one for each process; ``current`` is their sum.
 
-    ``close`` when nobody wants it any more.
+    ``close`` when it is not wanted any more.
     """
 
     def __init__(self, channels: Sequence[socket.socket], clock: Clock = time.monotonic) -> None:
@@ -277,7 +277,7 @@ class Hub:
         process = self._processes.get(number)
         if process is None or process.usage.pid != report.usage.pid:
             if not report.whole:
-                # The beginning was read by whoever was here before.
+                # The beginning was read by the process that was here before.
                 self._channels[number].send(Ask())
                 return
             if process:

@@ -78,9 +78,9 @@ def admin_app(
         if stopping():
             return PlainTextResponse("the balancer stops\n", 503)
         counts = {name: it.available for name, it in by_name(pools()).items()}
-        nobody = [name for name, available in counts.items() if not available]
-        if nobody or not counts:
-            where = f" in {', '.join(nobody)}" if len(counts) > 1 else ""
+        empty = [name for name, available in counts.items() if not available]
+        if empty or not counts:
+            where = f" in {', '.join(empty)}" if len(counts) > 1 else ""
             return PlainTextResponse(f"no member is available{where}\n", 503)
         return PlainTextResponse(f"{sum(counts.values())} members are available\n")
 
@@ -268,7 +268,7 @@ class Stream:
 
 
 async def _watch(receive: Receive, viewer: Subscriber) -> None:
-    """uvicorn's ``send`` does nothing once the client has left, so somebody has to wait for the message."""
+    """uvicorn's ``send`` does nothing once the client has left, so a task has to wait for the message."""
     while (await receive())["type"] != "http.disconnect":
         pass
     viewer.leave()

@@ -1,9 +1,9 @@
 """Who may do something: the rules for requests that change anything. No I/O.
 
-* A page of somebody else's must not act with what a browser of ours can reach: requests from another site are refused,
+* A page of another site must not act with what a browser of ours can reach: requests from another site are refused,
   by ``Sec-Fetch-Site`` (W3C Fetch Metadata) and ``Origin`` (RFC 6454), and so is what a form could send without asking,
   because the content type has to be JSON.
-* With a token set, whoever has it may act.
+* With a token set, its holders may act.
 * Without one, only clients of this machine may: the listener has to be on loopback, and ``Host`` has to say so, or
   a name that an attacker points at 127.0.0.1 (DNS rebinding) would make his page one of ours.
 """

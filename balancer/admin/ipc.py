@@ -2,7 +2,7 @@
 
 The sockets keep packets apart (SOCK_SEQPACKET, unix(7)), and a message is one packet or several. A process that dies
 in the midst of a message leaves a beginning without an end: the first packet of the next message tells. Messages are
-pickled, which is safe among processes that were forked from one another and that nobody else can write to.
+pickled, which is safe among processes that were forked from one another and that no other process can write to.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class View(Protocol):
 
     ``available``: how many members may be given requests. ``held``: requests that wait for a member, and ``active``:
     requests in progress, with those. ``clients``: open connections of the listener that requests come by; the same
-    object for all pools that share one. ``connections``: those to members. Both are None where nobody counts.
+    object for all pools that share one. ``connections``: those to members. Both are None where they are not counted.
     """
 
     @property

@@ -6,7 +6,7 @@ own. Names and units follow Prometheus' conventions; ``docs/metrics.md`` has a r
 Rules:
 * What is by member goes when the member goes, so that there are no more series than living members need. What they
   counted stays in the figures of their pool, which therefore never fall.
-* No label has a value that somebody else can make up.
+* No label has a value that clients or members can make up.
 * Latencies by member are a sum and a count; the histogram, with twenty series, is by pool.
 * What comes of a scrape is one moment's figures. They are put into words a piece at a time, because a thousand lines
   take longer than a request should wait.
@@ -71,7 +71,7 @@ def metrics_endpoint(
 
 
 async def _render(encode: Callable[[Collector], bytes], families: Iterable[Metric]) -> bytes:
-    """The families in the words of a format; whoever else has something to do on the event loop comes in between."""
+    """The families in the words of a format, in pieces, so that the event loop goes on between them."""
     parts = []
     end = b""
     for family in families:
@@ -141,7 +141,7 @@ METRICS = (
         "balancer_dns_answer_age_seconds",
         "gauge",
         (*POOL, "record"),
-        "Time since DNS last said who, or that nobody, is there; +Inf before it has.",
+        "Seconds since the last conclusive DNS answer; +Inf before it.",
     ),
     Spec("balancer_dns_addresses", "gauge", (*POOL, "record"), "Addresses in the last answer, whatever its outcome."),
     Spec(

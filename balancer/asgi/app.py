@@ -2,7 +2,7 @@
 
 It uses no Starlette request, response or middleware: a ``StreamingResponse`` alone costs more than
 the rest of a request. Two facts about ASGI servers shape it: ``send()`` after the client has left
-does nothing and says nothing, so somebody has to wait for ``http.disconnect``; and a task for that
+does nothing and says nothing, so a task has to wait for ``http.disconnect``; and a task for that
 on every request would cost more than most requests take, so only requests that have lasted for
 WATCH_SECONDS get one.
 """

@@ -28,7 +28,7 @@ class AsgiVisit(Visit):
 
     @property
     def watchable(self) -> bool:
-        """Whether nobody else is reading from the client just now."""
+        """Whether nothing else reads from the client just now."""
         raise NotImplementedError
 
     def inform(self, status: int, headers: Headers) -> None:
@@ -110,7 +110,7 @@ def _carries_body(scope: Scope) -> bool:
 
 
 def make_request(scope: Scope, visit: HttpVisit) -> Request:
-    # ASGI has no message for trailers, so nobody is told that they are welcome.
+    # ASGI has no message for trailers, so members do not learn that they are welcome.
     headers: Headers = [it for it in scope["headers"] if it[0] != b"te"]
     return Request(
         method=scope["method"],

@@ -14,7 +14,7 @@ _ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
 
 
 def target(scope: Scope) -> bytes:
-    """The request target below the mount: as the client wrote it, where the server tells and nobody has changed it.
+    """The request target below the mount: as the client wrote it, unless a middleware has changed it.
 
     ``scope["root_path"]`` is the prefix that does not belong to it. The ASGI specification and Starlette have it at the
     beginning of ``scope["path"]``, too; where a proxy in front of the server has cut off part of it

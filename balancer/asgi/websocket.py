@@ -6,7 +6,7 @@ side's pings are answered on its own connection, and what crosses are messages a
 Rules (RFC 6455):
 * A member that refuses is the one who answers: its status, its fields, its body.
 * A message is passed on before the next is read, both ways, so that a slow side slows the other down.
-* Each side gets the close code and reason of the other. One that vanishes without has its peer told so:
+* Each side gets the close code and reason of the other. Where one vanishes without, its peer gets a code for that:
   1001 for a client that left, 1014 for a member whose connection died.
 """
 
@@ -36,7 +36,7 @@ MAX_MESSAGE = 16 * 1024 * 1024
 CLOSE_SECONDS = 1.0
 
 INVALID_DATA, TOO_BIG = 1007, 1009
-# What an ASGI server reports, but nobody may send (RFC 6455 section 7.4.1).
+# What an ASGI server reports, but neither side may send (RFC 6455 section 7.4.1).
 NO_CODE, ABNORMAL = 1005, 1006
 
 # What is between the balancer and one side alone.

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from random import Random
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from balancer.cli import flags
 from balancer.config.cpu import usable_cores
-from balancer.config.display import flag, show, variable
+from balancer.config.display import variable
 from balancer.config.settings import Settings, SettingsError, misspelt
 from balancer.frontend.sockets import CannotListen, listening
 from balancer.process.exit_codes import FAILED, UNUSABLE
@@ -45,130 +44,34 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="balancer", description="HTTP load balancer with DNS discovery.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    for name, run, text in (
-        ("serve", _serve, "run the load balancer"),
+    for name, run, add_flags, text in (
+        ("serve", _serve, flags.add_settings, "run the load balancer"),
         (
             "check",
             _check,
+            flags.add_settings,
             "print the settings in effect, one DNS answer and a probe of each member; exit 0 if one is up",
         ),
+        (
+            "reload",
+            _reload,
+            flags.add_reload,
+            "have a running balancer replaced by the code and the files that are there now, without losing a request",
+        ),
+        ("demo", _demo, flags.add_demo, "run the whole system without Docker and watch it scale"),
+        ("watch", _watch, flags.add_watch, "send requests in a loop and show who answers; exit 1 if any failed"),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)
-        for item in fields(Settings):
-            default = show(item.default, item.metadata["kind"])
-            command.add_argument(
-                flag(item.name),
-                metavar="VALUE",
-                help=f"{item.metadata['meaning']} (default {default}; {variable(item.name)})".replace("%", "%%"),
-            )
-
-    text = "have a running balancer replaced by the code and the files that are there now, without losing a request"
-    reload = commands.add_parser("reload", help=text, description=text, allow_abbrev=False)
-    reload.set_defaults(run=_reload)
-    _add_reload_flags(reload)
-
-    demo = commands.add_parser("demo", help="run the whole system without Docker and watch it scale")
-    demo.set_defaults(run=_demo)
-    demo.add_argument("--workers", type=_number(int, 1, 100), default=3, help="workers at the peak (default 3)")
-    demo.add_argument(
-        "--seconds",
-        type=_number(float, 0, 86400),
-        default=20.0,
-        help="length of a round (default 20); 0: until Ctrl-C",
-    )
-    demo.add_argument("--port", type=_number(int, 1, 65535), default=8080, help="the balancer's port (default 8080)")
-
-    watch = commands.add_parser("watch", help="send requests in a loop and show who answers; exit 1 if any failed")
-    watch.set_defaults(run=_watch)
-    watch.add_argument("url", metavar="URL", type=_url)
-    watch.add_argument("--rate", type=_number(float, 0.1, 1000), default=5.0, help="requests a second (default 5)")
-    watch.add_argument(
-        "--count", type=_number(int, 0, 10**9), default=0, help="stop after so many requests (default 0: at Ctrl-C)"
-    )
-    watch.add_argument(
-        "--timeout", type=_number(float, 0.1, 3600), default=30.0, help="seconds to wait for an answer (default 30)"
-    )
-    watch.add_argument("--method", type=_method, default="GET", help="the method of the requests (default GET)")
-    watch.add_argument(
-        "--header",
-        metavar="NAME:VALUE",
-        type=_header,
-        action="append",
-        default=[],
-        help="a header field of the requests; may be given several times",
-    )
-    watch.add_argument("--keepalive", action="store_true", help="use connections again; otherwise each request has one")
-    watch.add_argument("--json", action="store_true", help="print a JSON object for each request, and one that sums up")
+        add_flags(command)
     return parser
 
 
-def _add_reload_flags(reload: argparse.ArgumentParser) -> None:
-    reload.add_argument(
-        "--admin-bind", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN_BIND)"
-    )
-    reload.add_argument(
-        "--admin-token",
-        metavar="VALUE",
-        help="what its admin listener has to prove to know (default as for serve; BALANCER_ADMIN_TOKEN)",
-    )
-    reload.add_argument(
-        "--pid", type=_number(int, 1, 2**31 - 1), help="process id of its supervisor, where there is no admin listener"
-    )
-
-
-def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = kind(low - 1)
-        if not low <= number <= high:
-            words = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes {words} from {low} to {high}")
-        return number
-
-    return parse
-
-
-def _url(text: str) -> str:
-    url = text if "://" in text else f"http://{text}"
-    try:
-        parts = urlsplit(url)
-        whole = url.isprintable() and " " not in url
-        usable = whole and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes a URL such as http://localhost:8080/")
-    return url
-
-
-def _method(text: str) -> str:
-    # CONNECT asks for a tunnel, not for an answer.
-    if not (text.isascii() and text.isalpha()) or text.upper() == "CONNECT":
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes a method such as GET, HEAD or POST")
-    return text.upper()
-
-
-def _header(text: str) -> tuple[bytes, bytes]:
-    name, colon, value = text.partition(":")
-    if not colon or not re.fullmatch(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+", name):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes NAME:VALUE, such as X-Tenant:a")
-    if name.lower() in ("content-length", "transfer-encoding"):
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: requests are sent without a body")
-    value = value.strip(" \t")
-    if not value.replace("\t", " ").isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: its value has a control character")
-    return name.encode(), value.encode()
-
-
 def _settings(arguments: argparse.Namespace) -> Settings:
-    flags = {it.name: value for it in fields(Settings) if (value := getattr(arguments, it.name)) is not None}
+    given = {it.name: value for it in fields(Settings) if (value := getattr(arguments, it.name)) is not None}
     for line in misspelt(os.environ):
         print(line, file=sys.stderr)
-    settings = Settings.load(os.environ, flags)
+    settings = Settings.load(os.environ, given)
     if settings.otel_endpoint and not find_spec("opentelemetry"):
         name = variable("otel_endpoint")
         raise SettingsError([f"{name}={settings.otel_endpoint} cannot be used: install balancer[otel]"])
@@ -185,7 +88,7 @@ def _certificate(settings: Settings) -> Certificate | None:
 
 @contextmanager
 def held_back(number: signal.Signals) -> Iterator[None]:
-    """This signal has to wait, unless somebody unblocks it in the meantime."""
+    """This signal has to wait, unless it is unblocked in the meantime."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
@@ -199,7 +102,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     before = Handover.received(os.environ)
     with ExitStack() as stack:
-        # A file that changes from here on is read again once there is somebody to do so.
+        # A file that changes from here on is read again once a process can.
         stack.enter_context(held_back(signal.SIGHUP))
         settings = _settings(arguments)
         certificate = _certificate(settings)
@@ -239,10 +142,10 @@ def _reload(arguments: argparse.Namespace) -> int:
     from balancer.cli.reload import run
 
     names = ("admin_bind", "admin_token")
-    flags = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     read = {*map(variable, names), variable("admin")}  # The old name has to be noticed.
     environ = {name: value for name, value in os.environ.items() if name in read}
-    settings = Settings.load(environ, flags)
+    settings = Settings.load(environ, given)
     return run(settings.admin_bind, None if arguments.pid is None else int(arguments.pid), settings.admin_token)
 
 

@@ -294,7 +294,7 @@ class Settings:
 
 
 def misspelt(environ: Mapping[str, str]) -> list[str]:
-    """A line for each ``BALANCER_*`` variable that nobody reads but that looks like one that somebody does.
+    """A line for each ``BALANCER_*`` variable that is no setting and looks like one.
 
     Others are let be: orchestrators inject names such as ``BALANCER_SERVICE_HOST`` on their own.
     """

@@ -47,7 +47,7 @@ class Zone:
 class DnsServer:
     """Serves one answerer over UDP and TCP; use it within ``async with``.
 
-    It can also misbehave: ``answerer`` may be replaced, ``stop()`` leaves nobody on the port until ``start()``,
+    It can also misbehave: ``answerer`` may be replaced, ``stop()`` leaves the port closed until ``start()``,
     ``refuse_tcp()`` leaves UDP alone there, and ``truncates`` sends every answer over UDP empty and marked as cut (TC).
     """
 

@@ -11,14 +11,15 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import AsyncExitStack
-from pathlib import Path
+from importlib.util import find_spec
 
 from balancer.demo.dns_server import DnsServer, Zone
 
 ALIAS = "apps"
 # Where workers listen that have an address of their own: 127.0.1.1, 127.0.1.2, …
 WORKER_NETWORK = "127.0.1."
-PROJECT = Path(__file__).resolve().parents[2]
+# The package ``worker/`` under the name that an installation of the balancer gives it (setup.py).
+WORKER_MODULE = "balancer.demo.worker"
 # Limits in seconds for a process to start and to stop.
 START_LIMIT = 15.0
 STOP_LIMIT = 10.0
@@ -57,10 +58,11 @@ class System:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> System:
+        redis = shutil.which("redis-server")
+        require_packages("redis", *(() if redis else ("fakeredis",)))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._dns)
             stack.push_async_callback(self._stop_all)
-            redis = shutil.which("redis-server")
             if redis:
                 quiet = ("--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--loglevel", "warning")
                 await self._start("redis", redis, "--port", str(self._redis_port), *quiet)
@@ -107,7 +109,7 @@ class System:
         host, port = self._places[name]
         self._publish()  # Like Docker: the name is there before the process listens.
         await self._start(
-            name, sys.executable, "-m", "worker",
+            name, sys.executable, "-m", WORKER_MODULE,
             HOST=host, PORT=str(port), HOSTNAME=name, HOST_REDIS="127.0.0.1", PORT_REDIS=str(self._redis_port),
         )  # fmt: skip
         await self._listening(name, host, port)
@@ -134,8 +136,6 @@ class System:
             stdout=DEVNULL,
             stderr=PIPE,
             start_new_session=True,
-            # So that ``-m worker`` is found from wherever the demo was started.
-            cwd=PROJECT,
         )
 
     async def _listening(self, name: str, host: str, port: int) -> None:
@@ -174,10 +174,17 @@ class System:
             await asyncio.gather(*(self._stop(name) for name in names if name in self._processes))
 
 
-def free_port(*hosts: str) -> int:
-    """A port that nobody has on any of these addresses (by default 127.0.0.1), neither for TCP nor for UDP.
+def require_packages(*names: str) -> None:
+    """Raise DemoError unless all of these packages, which come with the extra ``demo``, are installed."""
+    for name in names:
+        if not find_spec(name):
+            raise DemoError(f"the package {name} is missing: pip install 'balancer[demo]'")
 
-    Below 32768: from there up Linux gives ports to whoever asks for none, between this answer and its use.
+
+def free_port(*hosts: str) -> int:
+    """A port that is free on each of these addresses (by default 127.0.0.1), neither for TCP nor for UDP.
+
+    Below 32768: from there up Linux gives ports to sockets that ask for none, between this answer and its use.
     """
     for _ in range(1000):
         port = random.randrange(20000, 32000)

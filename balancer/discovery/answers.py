@@ -13,7 +13,7 @@ class Outcome(Enum):
     """What a DNS query came to."""
 
     FOUND = "found"
-    NOBODY = "nobody"
+    EMPTY = "empty"
     UNKNOWN = "unknown"
 
 

@@ -25,7 +25,7 @@ from balancer.types import Address, Clock
 
 log = logging.getLogger(__name__)
 
-NOBODY_RCODES = frozenset({dns.rcode.NXDOMAIN, dns.rcode.NOERROR})
+EMPTY_RCODES = frozenset({dns.rcode.NXDOMAIN, dns.rcode.NOERROR})
 # Answers after which the next name server is asked, as the system's own resolver does.
 NO_ANSWER_RCODES = frozenset({dns.rcode.SERVFAIL, dns.rcode.REFUSED, dns.rcode.NOTIMP})
 
@@ -78,8 +78,8 @@ class DnsResolver:
             if outcome is Outcome.FOUND:
                 return Snapshot(found, self._clock(), self._names[number].to_text(), asked)
         said = answers.get(self._search.in_use) or found
-        if not self._search.nobody():
-            # Somebody may be there under another name.
+        if not self._search.is_empty():
+            # Members may be there under another name.
             said = tuple(replace(it, outcome=Outcome.UNKNOWN) for it in said)
         return Snapshot(said, self._clock(), asked=asked)
 
@@ -96,8 +96,8 @@ class DnsResolver:
             return Answer(record, Outcome.UNKNOWN, rcode=str(error) or type(error).__name__)
         if endpoints:
             outcome = Outcome.FOUND
-        elif reply.rcode in NOBODY_RCODES:
-            outcome = Outcome.NOBODY
+        elif reply.rcode in EMPTY_RCODES:
+            outcome = Outcome.EMPTY
         else:
             outcome = Outcome.UNKNOWN
         return Answer(record, outcome, endpoints, dns.rcode.to_text(dns.rcode.Rcode(reply.rcode)), reply.over_tcp)
@@ -151,7 +151,7 @@ class DnsResolver:
         """The addresses of an SRV target. Raises OSError where the server does not say."""
         for record in (dns.rdatatype.A, dns.rdatatype.AAAA):
             reply = await self._query(target, record.name)
-            if reply.rcode not in NOBODY_RCODES:
+            if reply.rcode not in EMPTY_RCODES:
                 raise OSError(f"{target}: {dns.rcode.to_text(dns.rcode.Rcode(reply.rcode))}")
             if found := reply.packed(record):
                 return tuple(sorted(map(unpack, found)))
@@ -185,4 +185,4 @@ def system_nameservers() -> list[Address]:
 def _overall(answers: Sequence[Answer]) -> Outcome:
     """What a name has said in all: a record type that it has nothing of does not take anything from the others."""
     outcomes = {it.outcome for it in answers}
-    return next(it for it in (Outcome.FOUND, Outcome.UNKNOWN, Outcome.NOBODY) if it in outcomes)
+    return next(it for it in (Outcome.FOUND, Outcome.UNKNOWN, Outcome.EMPTY) if it in outcomes)

@@ -5,10 +5,10 @@ Rules:
   and as it is last; one with as many or more the other way round; one that ends with a dot only as it is.
 * The name that had addresses is the one in use, and is asked for alone: one query a round.
 * Names before the one in use are asked for again every RECHECK_ROUNDS. A wildcard in some domain of the search list
-  may have answered while nobody was there yet.
+  may have answered while no member was there yet.
 * When the one in use has no addresses any more, all are asked for in the next round and then every LOOK_ROUNDS, and
   the first that has some is in use. A failure (SERVFAIL, a time-out) is no such news.
-* Nobody is there only when every name has said so since. One that has failed, and was never answered since the start,
+* There is no member only when every name says so. One that has failed, and was never answered since the start,
   has no say once another has been found: in a cluster without a way out, the alias as it is fails for ever.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from balancer.discovery.answers import Outcome
 
-# In rounds of discovery: one a second, ten a second while nobody is available.
+# In rounds of discovery: one a second, ten a second while no member is available.
 RECHECK_ROUNDS = 30
 LOOK_ROUNDS = 10
 
@@ -68,7 +68,7 @@ class Search:
                 return  # as it was, or late
             self.in_use, self._found, self._rest = name, True, RECHECK_ROUNDS - 1
             self._said[name] = outcome
-        elif outcome is Outcome.NOBODY:
+        elif outcome is Outcome.EMPTY:
             if in_use_answers and name == self.in_use:
                 self._said = [None] * len(self._said)
                 self._rest = 0
@@ -76,9 +76,9 @@ class Search:
         elif self._said[name] is None:
             self._said[name] = outcome
 
-    def nobody(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether there is no name left that could have addresses."""
         return all(
-            said is Outcome.NOBODY or (said is Outcome.UNKNOWN and self._found and name not in self._answered)
+            said is Outcome.EMPTY or (said is Outcome.UNKNOWN and self._found and name not in self._answered)
             for name, said in enumerate(self._said)
         )

@@ -1,7 +1,7 @@
 """The addresses of the names that SRV records point at, where the answer does not bring them along.
 
 That takes a query for each name, and there may be thousands. Rules:
-* QUERIES_AT_ONCE are under way at most, however many rounds overlap; nobody asks for what is being asked for already.
+* QUERIES_AT_ONCE are under way at most, however many rounds overlap; no name is asked for twice at a time.
 * A name that was never resolved is asked for at once. The others take turns, REFRESHED of them a round: up to that many
   are asked for in every round, and of more each one every so many rounds.
 * A query that fails leaves what is known of its name.

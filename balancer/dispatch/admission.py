@@ -2,11 +2,11 @@
 
 Rules:
 * A member is given at most ``limit`` requests at a time.
-* Nobody waits while a member could take them (but see the last rule); whoever comes while others wait joins the queue.
+* No request waits while a member could take it (but see the last rule). While others wait, a new one joins the queue.
 * A slot that becomes free goes to the request that has waited longest, in the same step, so that
-  nobody can slip in between.
+  no other can slip in between.
 * A request gets a member that failed it before only while every other one is busy or gone.
-* Where nobody was available and requests wait, the first member back is given its share of them, not all: while the
+* Where no member was available and requests wait, the first member back is given its share of them, not all: while the
   others that DNS names are coming back, the rest wait for them, or for its next free slot, GATHER_SECONDS at most.
   (Of 100 members that restart, the first would be given some 17,000 requests; see docs/simulation.md.)
 """
@@ -56,7 +56,7 @@ class Slots:
             return None
         member = self._choose(request, tried)
         if member is None and self.gathering:
-            # Of those who waited for members to come back, nobody is left to be shared out.
+            # Of the requests that waited for members to come back, none is left to be shared out.
             self.gathered()
             member = self._choose(request, tried)
         return member and _occupy(member)
@@ -70,13 +70,13 @@ class Slots:
         except Refusal:
             if not self.gathering:
                 raise
-            # Better to give somebody more than its share than to refuse a request.
+            # Better to give a member more than its share than to refuse a request.
             self.bound = min(self._limit, self.bound + 1)
             self.wake()
             self._hold.enter(claim, patience, moving=False)
 
     def give_back(self, member: Member) -> None:
-        """A request has ended at this member; the slot goes to whoever has waited longest and still wants it."""
+        """A request has ended at this member; the slot goes to the request that has waited longest."""
         member.in_flight -= 1
         if self._hold.waiting and member.in_flight < self.bound and self._membership.is_available(member):
             while (claim := self._hold.first()) and not self._give(claim, member):
@@ -90,20 +90,20 @@ class Slots:
             self._give(claim, member)
 
     def gather(self) -> None:
-        """Somebody is available where nobody was: share those who wait out, until ``gathered``."""
+        """A member is available where none was: share out the requests that wait, until ``gathered``."""
         waiting, known = len(self._hold), len(self._membership.members)
         self.gathering = waiting > 0 and known > len(self._membership.available)
         share = max(GATHER_MIN, ceil(waiting / known)) if self.gathering else inf
         self.bound = min(self._limit, share)
 
     def gathered(self) -> None:
-        """Whoever is not back by now is not waited for."""
+        """Stop waiting for missing members."""
         self.gathering = False
         self.bound = self._limit
         self.wake()
 
     def last_resort(self, claim: Claim) -> Member | None:
-        """A member that is down by the evidence of failed requests alone, where nobody else is left.
+        """A member that is down by the evidence of failed requests alone, where no other is left.
 
         Better to try it than to refuse: what failed may have been a moment's congestion.
         """

@@ -20,7 +20,7 @@ from balancer.dispatch.queue import Claim, Hold
 from balancer.dispatch.record import Record, request_ids
 from balancer.dispatch.refusals import overloaded, refuse, too_large
 from balancer.dispatch.replay import ReplayableBody
-from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Fault, Refusal, TruncatedResponse
+from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Refusal, TruncatedResponse, UpstreamError
 from balancer.http.headers import (
     NO_FIELDS,
     TRACE_FIELDS,
@@ -95,7 +95,7 @@ class Dispatcher:
         """Send a request whose ``body`` is at hand without waiting for anything, if that can be.
 
         ``seen``: that of the course. (To look for it there costs every request, and most have none.)
-        Then ``sink`` is told as soon as there is news of the response. If it cannot be (nobody is available, no
+        Then ``sink`` is told as soon as there is news of the response. If it cannot be (no member is available, no
         connection is idle, the request may be sent only once), ``run`` has to be awaited.
         """
         request = course.request
@@ -170,7 +170,7 @@ class Dispatcher:
                 course.tried(course.member, error)
             raise
         except (ClientGone, asyncio.CancelledError) as error:
-            # Whoever cancels a request says why in the message.
+            # The canceller of a request says why in the message.
             course.error = str(error) or "client_gone"
             told = CLIENT_GONE
             if course.error == SHUTTING_DOWN.token:
@@ -246,7 +246,7 @@ class Dispatcher:
                         await begun.wait_for_head()
                     else:
                         response = await self._upstream.send(member.address, outgoing)
-                except Fault as fault:
+                except UpstreamError as fault:
                     record.tried(member.address, fault)
                     claim.tried |= {member}
                     # (Of a member that has come up since, perhaps as another container, an attempt says nothing.)

@@ -19,7 +19,7 @@ class Sink(Protocol):
     """Where a response goes. ``start`` and ``write`` wait while the client cannot take more, and raise ClientGone."""
 
     def inform(self, status: int, headers: Headers) -> None:
-        """An interim response, before the response itself; whoever cannot pass it on drops it."""
+        """An interim response, before the response itself; a sink that cannot pass it on drops it."""
 
     async def start(self, status: int, headers: Headers) -> None:
         """The response head; once, before any body."""

@@ -2,7 +2,7 @@
 
 Bounded three ways, so that neither patience nor memory runs out: by the number of requests, by the
 bytes of their bodies that are in hand, and (while the queue moves) by the wait that the pace of the
-last ones promises: whoever would not have a turn in time is told so at once, not after that time.
+last ones promises: a request that would time out in the queue is rejected immediately.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from balancer.members.member import Member
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """One request's claim to a member. ``tried``: those that failed it, who get it again only if nobody else can.
+    """One request's claim to a member. ``tried``: those that failed it, which get it again only if no other can.
 
-    ``give``: called with the member when the wait is over; returns False if nobody waits any more.
+    ``give``: called with the member when the wait is over; returns False if the request waits no more.
     ``place``: how many waited in front when it joined the queue.
     """
 
@@ -37,7 +37,7 @@ class Hold:
     def __init__(self, limit: int, bytes_limit: int) -> None:
         self._limit = limit
         self._bytes_limit = bytes_limit
-        # Whoever asks for every request whether somebody waits looks here. (To find the first entry of a plain
+        # Every request asks here whether others wait. (To find the first entry of a plain
         # dictionary takes time for each that was deleted before it.)
         self.waiting: OrderedDict[Claim, None] = OrderedDict()
         self._bytes = 0
@@ -50,7 +50,7 @@ class Hold:
     def enter(self, claim: Claim, patience: float, moving: bool) -> None:
         """Join the queue. Raises Refusal where there is no use or no room.
 
-        ``patience``: seconds that the request can wait. ``moving``: it waits for a turn, not for somebody to come up.
+        ``patience``: seconds that the request can wait. ``moving``: it waits for a turn, not for a member to come up.
         """
         place = len(self.waiting)
         if place >= self._limit:

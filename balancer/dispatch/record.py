@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from balancer.errors import Fault, TruncatedResponse
+from balancer.errors import TruncatedResponse, UpstreamError
 from balancer.http.request import Request
 from balancer.types import Address
 
@@ -59,5 +59,5 @@ class Record:
         """The name of the pool that served the request, or "" where there is only one, or none did."""
         return ""
 
-    def tried(self, member: Address, failure: Fault | TruncatedResponse) -> None:
+    def tried(self, member: Address, failure: UpstreamError | TruncatedResponse) -> None:
         self.tries = [*self.tries, Try(member, failure.reason, str(failure))]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from balancer.errors import Fault, ProtocolViolation, Refusal, ResponseTimeout
+from balancer.errors import ProtocolViolation, Refusal, ResponseTimeout, UpstreamError
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
@@ -62,7 +62,7 @@ class Budget:
 
 
 def decide(
-    fault: Fault, method: str, body_in_hand: bool, repeats: int, afford: Callable[[], bool] = lambda: True
+    fault: UpstreamError, method: str, body_in_hand: bool, repeats: int, afford: Callable[[], bool] = lambda: True
 ) -> Refusal | None:
     """None to try again with another member, or what to tell the client.
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 from balancer.config.settings import Settings
 from balancer.errors import OURS
 from balancer.frontend.connection import Edge
+from balancer.frontend.phases import Phase, timeout
 from balancer.frontend.tls import HTTP2, Certificate
 from balancer.frontend.tunnel import HIGH_WATER
 from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
@@ -91,18 +92,18 @@ class Acceptor:
         try:
             source = ""
             if self._announced(peer):
-                async with asyncio.timeout(self._limits.header_timeout):
+                async with asyncio.timeout(timeout(Phase.HANDSHAKE, self._limits)):
                     source = await self._source(sock)
             tls: dict[str, Any] = {}
             if self._certificate:
                 tls = {
                     "ssl": self._certificate.context,
-                    "ssl_handshake_timeout": self._limits.header_timeout,
-                    "ssl_shutdown_timeout": self._limits.stream_idle_timeout,
+                    "ssl_handshake_timeout": timeout(Phase.HANDSHAKE, self._limits),
+                    "ssl_shutdown_timeout": timeout(Phase.READ, self._limits),
                 }
             await self._loop.connect_accepted_socket(lambda: _Arrival(self._make, source), sock, **tls)
         except (Malformed, TimeoutError, OSError) as error:
-            # Nobody has asked for anything yet: there is no request that could be answered.
+            # There is no request yet that could be answered.
             log.debug("a connection from %s came to nothing: %s", peer or "a Unix socket", error)
             sock.close()
         except BaseException:

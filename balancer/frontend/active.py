@@ -69,7 +69,7 @@ class Visit:
         """See to it that a client that leaves is noticed, if the visit has lasted since then."""
 
     def unwatch(self) -> None:
-        """Nobody needs to be told any more of a client that leaves."""
+        """Stop watching for the client to leave."""
 
 
 class ActiveRequests:
@@ -104,7 +104,7 @@ class ActiveRequests:
         try:
             await course.dispatcher.run(course, sink)
         except (TruncatedResponse, ClientGone):
-            pass  # Whoever finds the response incomplete breaks the connection.
+            pass  # The front end finds the response incomplete and breaks the connection.
         except asyncio.CancelledError:
             if not visit.cancelled:
                 raise

@@ -42,7 +42,7 @@ class Clients:
         self.settings = settings
         self.connections: set[Connection] = set()
         proxy.connections = self.connections
-        # Those of them that only wait to be told that there are too many: they take nobody's place.
+        # Those of them that only wait for the answer that there are too many: they do not count.
         self._turned_away: set[Connection] = set()
         self._crowd = 0
         self._per_address: Counter[str] = Counter()

@@ -11,7 +11,7 @@ Rules (RFC 9110, RFC 9112):
 * What a client sends is held only up to a high-water mark; then reading pauses. What it does not read is
   held only up to the transport's.
 * There is no timer for a connection, and no clock is read for it: ``Clients`` looks at all of them once a
-  second, and what somebody waits for at two looks in a row he has waited for that long.
+  second. A connection in the same phase on two sweeps has been in it the whole time between.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from uvicorn.server import ServerState
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
 from balancer.frontend.exchange import Exchange
+from balancer.frontend.phases import Phase, timeout
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.http.headers import Headers, plain_address
 from balancer.http.memo import HEAD_MAX
@@ -37,8 +38,6 @@ from balancer.upstream.base import UpstreamResponse
 if TYPE_CHECKING:
     from balancer.frontend.clients import Clients
 
-# Seconds in which a client may read a refusal before its connection is closed for good.
-LINGER_SECONDS = 1.0
 # Seconds in which a client that has closed its side may still get its answers.
 HALF_CLOSED_SECONDS = 0.5
 # Seconds that a client may take for its first request when the listener closes: it may be on its way.
@@ -89,7 +88,7 @@ class Edge(asyncio.Protocol):
         self._begun = False
         # What came behind a request for another protocol, until it is known who shall have it.
         self._rest: bytes | None = None
-        # Nothing more is taken from this client: it said so, or (``_refusal``) must be told so, or was (``_lingers``).
+        # Nothing more is taken from this client: by its own word, or after a refusal (``_refusal``, then ``_lingers``).
         self._last = False
         self._refusal: Refusal | None = None
         self._lingers = False
@@ -99,7 +98,7 @@ class Edge(asyncio.Protocol):
         self.writable = asyncio.Event()
         self.writable.set()
         # What the client was waited for at the last look, since when, and how much of a body has come meanwhile.
-        self._waits_for = ("head", 0)
+        self._waits_for = (Phase.HEAD, 0)
         self._since = 0.0
         self._body_bytes = 0
         self._quiet = (0, 0.0)
@@ -138,7 +137,7 @@ class Edge(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has closed its side: it has left, or it only has nothing more to ask (RFC 9112 section 9.6).
 
-        Nobody can tell these apart, so it has HALF_CLOSED_SECONDS to get its answers, unless it owes a body.
+        These cannot be told apart, so it has HALF_CLOSED_SECONDS to get its answers, unless it owes a body.
         """
         self._last = True
         if self._receiving:
@@ -298,7 +297,7 @@ class Edge(asyncio.Protocol):
         if not exchange.finished:
             self._break(exchange)
         elif self._receiving is exchange or exchange.closes:
-            self._end()  # The client sends a body that nobody reads, or was told that the connection ends.
+            self._end()  # The client sends a body that is not read, or has read that the connection ends.
         elif self._rest is not None and not self._queue:
             self._decline_upgrade()
         elif self._queue:
@@ -403,7 +402,7 @@ class Edge(asyncio.Protocol):
         if self.reading:
             self.reading = False
             self.transport.pause_reading()
-            self._waits_for = ("", 0)  # The time from here on is not the client's.
+            self._waits_for = (Phase.ACTIVE, -1)  # The time from here on is not the client's.
 
     def resume(self) -> None:
         if not self.reading and not self.transport.is_closing():
@@ -416,48 +415,38 @@ class Edge(asyncio.Protocol):
         unread = 0 if self.writable.is_set() else self.transport.get_write_buffer_size()
         if unread != self._stuck[0]:
             self._stuck = (unread, now)
-        elif unread and now > self._stuck[1] + limits.stream_idle_timeout:
+        elif unread and now > self._stuck[1] + timeout(Phase.READ, limits):
             self.transport.abort()
-        waits_for = (self._what_is_waited_for(), self._messages)
+        waits_for = (self._phase(), self._messages)
         if waits_for != self._waits_for:
             self._waits_for, self._since, self._body_bytes = waits_for, now, 0
             return
-        waited = now - self._since
-        match waits_for[0]:
-            case "body":
-                self._look_at_body(waited, now)
-            case "head" if not self._head_bytes:
-                if waited > limits.header_timeout:
-                    self.transport.close()
-            case "head":
-                if waited > limits.header_timeout:
-                    self._refuse(
-                        Refusal(408, "request_timeout", f"a request head may take {limits.header_timeout:g} s")
-                    )
-            case "request":
-                if waited > limits.keepalive_timeout:
-                    self.transport.close()
-            case "end":
-                if waited > LINGER_SECONDS:
-                    self.transport.close()
+        waited, phase = now - self._since, waits_for[0]
+        if phase is Phase.BODY:
+            self._look_at_body(waited, now)
+        elif waited > (limit := timeout(phase, limits)):
+            if phase is Phase.HEAD and self._head_bytes:
+                self._refuse(Refusal(408, "request_timeout", f"a request head may take {limit:g} s"))
+            else:
+                self.transport.close()
 
-    def _what_is_waited_for(self) -> str:
+    def _phase(self) -> Phase:
         if self._lingers:
-            return "end"
+            return Phase.LINGERING
         if self._refusal or not self.reading or (self._last and not self._receiving):
-            return "nothing"
+            return Phase.ACTIVE
         if self._receiving:
-            return "nothing" if self._receiving.awaits_continue else "body"
+            return Phase.ACTIVE if self._receiving.awaits_continue else Phase.BODY
         if self._begun or self._head_bytes or not self._messages:
-            return "head"
-        return "nothing" if self._current else "request"
+            return Phase.HEAD
+        return Phase.ACTIVE if self._current else Phase.IDLE
 
     def _look_at_body(self, waited: float, now: float) -> None:
         limits = self.clients.settings
         if self._body_bytes != self._quiet[0]:
             self._quiet = (self._body_bytes, now)
-        elif now > max(self._quiet[1], self._since) + limits.stream_idle_timeout:
-            self._refuse(Refusal(408, "request_timeout", f"no byte of the body for {limits.stream_idle_timeout:g} s"))
+        elif now > max(self._quiet[1], self._since) + (limit := timeout(Phase.BODY, limits)):
+            self._refuse(Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s"))
         if waited > RATE_SECONDS and self._body_bytes < limits.min_body_rate * (waited - RATE_SECONDS):
             words = f"the body came with less than {limits.min_body_rate} bytes/s"
             self._refuse(Refusal(408, "request_timeout", words))

@@ -30,7 +30,7 @@ class Exchange(Visit):
     only that the connection ends tells the client that the response is complete.
     """
 
-    # Most requests leave these alone. Of the body: what nobody has taken yet, and who waits for more.
+    # Most requests leave these alone. Of the body: what has not been taken yet, and the future of a reader that waits.
     complete = False
     finished = False
     ends_by_closing = False
@@ -226,7 +226,7 @@ class Exchange(Visit):
         if edge.transport.is_closing():
             raise ClientGone
         if self.finished:
-            # It was ended between two events, and the task has not come to the point where it is told so.
+            # It was ended between two events, and the task has not come to the point where it learns that.
             raise ClientGone(SHUTTING_DOWN.token)
         head, self._head = self._head, b""
         if self._is_head:

@@ -11,7 +11,7 @@ Rules (RFC 9113, where nothing else is said):
 * A stream that is reset is a client that has left: its request is cancelled at once.
 * Before zttp would break a connection off because of its age, it is closed in a moment without requests. A client
   that leaves it none, or asks for more while the server stops, is told to open another (GOAWAY, section 6.8). The
-  h2 package, and so httpx, takes that for the end of the requests under way: nobody is told who need not be.
+  h2 package, and so httpx, takes that for the end of the requests under way: GOAWAY is sent only when needed.
 * WebSocket (RFC 8441) is not on offer, so that browsers open a connection of HTTP/1.1 for it.
 """
 
@@ -32,8 +32,8 @@ from uvicorn.server import ServerState
 from balancer.config.settings import Settings
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal
-from balancer.frontend import connection
 from balancer.frontend.clients import Clients
+from balancer.frontend.phases import Phase, timeout
 from balancer.http.headers import Headers
 from balancer.http.validation import check, malformed
 from balancer.types import Message, Receive, Scope, Send
@@ -84,8 +84,8 @@ class Http2Edge(ZttpH2Protocol):
         try:
             self._clients.admit(self)
         except Refusal:
-            self._close_connection()  # There is no request yet that could be told so.
-        self._deadline = self.loop.time() + self.limits.header_timeout
+            self._close_connection()  # There is no request yet that could be answered.
+        self._deadline = self.loop.time() + timeout(Phase.HEAD, self.limits)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -177,11 +177,11 @@ class Http2Edge(ZttpH2Protocol):
         now = self.loop.time()
         if self._retiring:
             # Requests that were on their way when the client was told to send no more are still served.
-            self._deadline = now + connection.LINGER_SECONDS
+            self._deadline = now + timeout(Phase.LINGERING, self.limits)
         elif self._stopping or self.shutdown_requested or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
             self._close_connection()
         else:
-            self._deadline = now + self.limits.keepalive_timeout
+            self._deadline = now + timeout(Phase.IDLE, self.limits)
 
     def _refuse(self, event: zttp.Request, refusal: Refusal) -> None:
         status, fields, text = refusal_response(refusal)
@@ -191,7 +191,7 @@ class Http2Edge(ZttpH2Protocol):
             stream.send_data(text)
         stream.end_message()
         if not event.end_stream:
-            self.loop.call_later(connection.LINGER_SECONDS, self.reset, event.stream_id, _NO_ERROR)
+            self.loop.call_later(timeout(Phase.LINGERING, self.limits), self.reset, event.stream_id, _NO_ERROR)
 
     def _retire(self) -> None:
         """Ask the client to open another connection for what comes next (RFC 9113 section 6.8)."""
@@ -212,7 +212,7 @@ class Http2Edge(ZttpH2Protocol):
         unread = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
         if unread != self._stuck[0]:
             self._stuck = (unread, now)
-        elif unread and now > self._stuck[1] + self.limits.stream_idle_timeout:
+        elif unread and now > self._stuck[1] + timeout(Phase.READ, self.limits):
             self.transport.abort()
         if now > self._deadline:
             self._close_connection()
@@ -253,14 +253,15 @@ class _Stream:
         try:
             await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
-            # Of a client that has left, or by a server whose time is up: nobody is there to be told.
+            # Of a client that has left, or by a server whose time is up: no answer is due.
             self._break_off()
         finally:
             self._task = None
         if self.cycle.response_complete and self.cycle.more_body:
-            # The client sends a body that nobody reads. It gets a moment to read the answer first (section 8.1).
+            # The client sends a body that is not read. It gets a moment to read the answer first (section 8.1).
             loop = asyncio.get_running_loop()
-            loop.call_later(connection.LINGER_SECONDS, self._connection.reset, self.event.stream_id, _NO_ERROR)
+            limit = timeout(Phase.LINGERING, self._limits)
+            loop.call_later(limit, self._connection.reset, self.event.stream_id, _NO_ERROR)
 
     def _break_off(self) -> None:
         if not self.gone:
@@ -277,13 +278,14 @@ class _Stream:
             self._handle.send_informational(100)
             self._connection.flush()
         while True:
+            limit = timeout(Phase.BODY, self._limits)
             try:
-                async with asyncio.timeout(self._limits.stream_idle_timeout):
+                async with asyncio.timeout(limit):
                     return await self._receive()
             except TimeoutError:
-                # It may be that nobody reads from the client, for the sake of another stream.
+                # Reading from the client may be paused, for the sake of another stream.
                 if not self._connection.flow.read_paused:
-                    reason = f"no byte of the body for {self._limits.stream_idle_timeout:g} s"
+                    reason = f"no byte of the body for {limit:g} s"
                     raise Refusal(408, "request_timeout", reason) from None
 
     async def send(self, message: Message) -> None:
@@ -293,7 +295,7 @@ class _Stream:
             await self._send_again(message, error)
         while parked := self._handle.pending_bytes:
             try:
-                async with asyncio.timeout(self._limits.stream_idle_timeout):
+                async with asyncio.timeout(timeout(Phase.READ, self._limits)):
                     while self._handle.pending_bytes == parked:
                         await self._connection.credit.wait()
             except TimeoutError:

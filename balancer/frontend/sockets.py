@@ -52,7 +52,7 @@ def listen_all(name: str, address: Address | UnixSocket, count: int) -> list[soc
     sock = listen(name, address)
     if count == 1 or isinstance(address, UnixSocket):
         return [sock]
-    # Whoever may share an address is not told that somebody else has it, so the first had it for itself.
+    # SO_REUSEPORT hides EADDRINUSE, so the first socket binds exclusively.
     sock.close()
     sockets: list[socket.socket] = []
     try:
@@ -108,12 +108,12 @@ def _listen_unix(path: str) -> socket.socket:
 
 
 def _abandoned(path: str) -> bool:
-    """Whether the file is a socket on which nobody listens any more: its process was killed."""
+    """Whether the file is a socket whose process was killed."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False
         with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)  # A full backlog is somebody's too.
+            probe.setblocking(False)  # A full backlog belongs to a process, too.
             probe.connect(path)
     except ConnectionRefusedError:
         return True

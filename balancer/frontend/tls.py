@@ -65,7 +65,7 @@ class Certificate:
             why = f"it is not the key of {certificate}" if mismatch else f"OpenSSL cannot read it: {error}"
             raise _unusable("tls_key", key, why) from error
         except _Encrypted as error:
-            raise _unusable("tls_key", key, "it is encrypted, and there is nobody to ask for its password") from error
+            raise _unusable("tls_key", key, "it is encrypted, and a server cannot ask for its password") from error
         return context
 
 

@@ -18,7 +18,7 @@ from balancer.types import IPNetwork
 
 Headers = list[tuple[bytes, bytes]]
 
-# Nobody adds to it.
+# It is never added to.
 NO_FIELDS: Headers = []
 
 HOP_BY_HOP = frozenset(
@@ -46,7 +46,7 @@ _NEVER_NOMINATED = HOP_BY_HOP | {
 }
 
 # What a trailer must not say (RFC 9110 section 6.5.1): how the message is framed, routed or authorized, and what
-# its content is. Who merges trailers into the head would be told so behind everybody's back.
+# its content is. A server that merges trailers into the head would believe what no proxy has checked.
 NO_TRAILERS = HOP_BY_HOP | {
     b"authorization",
     b"cache-control",
@@ -69,7 +69,7 @@ _X_FORWARDED = b"x-forwarded-"
 PREFIX_FIELD = b"x-forwarded-prefix"
 
 
-# What tells of a trace (W3C Trace Context). Whoever takes part in it writes the first anew.
+# What tells of a trace (W3C Trace Context). A proxy that takes part in it writes the first anew.
 TRACE_FIELDS = frozenset({b"traceparent"})
 
 
@@ -208,7 +208,7 @@ class RequestHeaders:
         if upgrade:
             passed += [(b"connection", b"upgrade"), (b"upgrade", upgrade)]
         elif te:
-            # Trailers pass, so whoever takes them may say so (RFC 9110 section 10.1.4).
+            # Trailers pass, so a client that takes them may say it does (RFC 9110 section 10.1.4).
             passed += [(b"connection", b"te"), (b"te", te)]
         return passed
 
@@ -223,7 +223,7 @@ class RequestHeaders:
 
 
 def own_headers(headers: Headers, chunked: bool) -> Headers:
-    """The fields for the member of a call that nobody else has asked for: as they are, but for those of this hop.
+    """The fields for the member of a call of this program: as they are, but for those of this hop.
 
     ``chunked``: the body's length is unknown, so it goes on in chunks.
     """
@@ -234,7 +234,7 @@ def own_headers(headers: Headers, chunked: bool) -> Headers:
 def with_prefix(headers: Headers, prefix: bytes) -> Headers:
     """The fields for a member, which are told of the path ``prefix`` that its target has lost here.
 
-    ``X-Forwarded-Prefix`` is de facto: one path, which whoever makes links puts in front of its own. What a trusted
+    ``X-Forwarded-Prefix`` is de facto: one path, which the maker of links puts in front of its own. What a trusted
     proxy in front has cut off before comes first, unless ``prefix`` has it already.
     """
     known = b"".join(

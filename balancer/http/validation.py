@@ -35,7 +35,7 @@ _NOTED = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", b"x-request-id"}
 )  # fmt: skip
 
-# Protocols that are not tunnelled: they carry HTTP requests, which then nobody would balance or check.
+# Protocols that are not tunnelled: they carry HTTP requests, which then would be neither balanced nor checked.
 _NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
 
 _NO_OPTIONS: frozenset[bytes] = frozenset()
@@ -172,10 +172,10 @@ class _Pending:
     """Stands for the body of a request until its exchange takes that place."""
 
     ended = False
-    trailers: Headers = []  # noqa: RUF012 - nobody changes it
+    trailers: Headers = []  # noqa: RUF012 - it is never changed
 
     async def read(self) -> bytes:
-        raise AssertionError("nobody reads a body before its exchange begins")
+        raise AssertionError("a body is not read before its exchange begins")
 
 
 _PENDING = _Pending()

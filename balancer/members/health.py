@@ -115,7 +115,7 @@ def next_probe(state: State, failures: int, interval: float, urgent: bool, rng: 
 
     ``failures``: probes that failed in a row: a member that is new or down is probed every
     URGENT_INTERVAL at first and ever less often, down to ``interval``, unless it is urgent
-    because nobody is available.
+    because no member is available.
     """
     if urgent:
         delay = URGENT_INTERVAL

@@ -24,7 +24,7 @@ class Member:
     ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
     answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
     open after a response; ``closes``: responses in a row that announced the end of theirs.
-    ``drained``: somebody has asked that it gets no more requests, at ``drained_since``. ``accused``: it is
+    ``drained``: it gets no more requests, by hand, since ``drained_since``. ``accused``: it is
     down because requests failed to connect, and no probe has looked since. ``tier``: where it stands among those
     who may be chosen, if it does.
     """

@@ -2,7 +2,7 @@
 
 Rules (each measured on Docker's DNS, DESIGN 3.2):
 * An answer is a set: order and TTL carry no meaning.
-* NXDOMAIN and an empty answer mean "nobody", but only once EMPTY_POLLS of them came with no address between.
+* NXDOMAIN and an empty answer mean that there is no member, once EMPTY_POLLS of them came with no address between.
 * SERVFAIL, REFUSED and silence mean "unknown": what is known stays.
 * Each record type keeps its own last good answer, so that AAAA cannot void A.
 * An address that leaves takes its state with it; when it comes back it is a new member.
@@ -52,7 +52,7 @@ class Change:
 
 @dataclass(slots=True)
 class _Family:
-    """The last good answer of one record type, when it was asked for, and how often "nobody" came since."""
+    """The last good answer of one record type, when it was asked for, and how many empty ones came since."""
 
     endpoints: frozenset[Endpoint] = frozenset()
     empty_polls: int = 0
@@ -84,7 +84,7 @@ class Membership:
     _tiers: dict[Tier, list[Member]] = field(default_factory=dict)
     _best: Tier | None = None
     _available: tuple[Member, ...] | None = ()
-    # Who came to, left or changed on the best tier since somebody asked last; None for too many, or all.
+    # Who came to, left or changed on the best tier since the last ``take_changed``; None for too many, or all.
     _changed: dict[Member, None] | None = None
     _accused: dict[Member, None] = field(default_factory=dict)
     _warming: dict[Member, float] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Membership:
         """The members that may be chosen, in order of address.
 
         Those that are up, else the suspects; of these, the ones of the best SRV priority. The first look after a
-        change takes time for each; whoever wants to know no more than whether there are any asks ``anybody``.
+        change takes time for each; ``anybody`` says cheaply whether there are any.
         """
         if self._available is None:
             self._available = tuple(self._tiers[self._best]) if self._best else ()
@@ -167,7 +167,7 @@ class Membership:
         self._reweigh(wanted)
         for member in joined:
             self.members[member.address] = member
-        # Only now, so that whoever is told sees none of them any more.
+        # Only now, so that observers see none of them any more.
         for member, before in zip(left, states, strict=True):
             self.on_flip(member, before, Event.LEFT_DNS)
         return Change(joined, left)
@@ -178,7 +178,7 @@ class Membership:
         known = family.endpoints
         if answer.outcome is Outcome.FOUND:
             family.endpoints, family.empty_polls, family.asked = answer.endpoints, 0, asked
-        elif answer.outcome is Outcome.NOBODY:
+        elif answer.outcome is Outcome.EMPTY:
             family.empty_polls += 1
             if family.empty_polls >= EMPTY_POLLS:
                 family.endpoints = frozenset()
@@ -324,7 +324,7 @@ class Membership:
         self._look_for_best()
 
     def _note(self, member: Member) -> None:
-        """Somebody on the best tier has changed."""
+        """A member of the best tier has changed."""
         self._available = None
         self.generation += 1
         if self._changed is not None:

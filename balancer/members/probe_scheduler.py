@@ -190,7 +190,7 @@ class Prober:
 
     @property
     def _hurried(self) -> bool:
-        """While nobody is available, everybody is asked for as quickly as the bounds allow."""
+        """Whether all members are probed as quickly as the bounds allow: while none is available."""
         return not self._membership.anybody
 
     def _start(self, now: float, probes: asyncio.TaskGroup) -> float:
@@ -227,7 +227,7 @@ class Prober:
         return self._doubtful < room and self.under_way < PROBES_AT_ONCE
 
     def _begin(self, member: Member, now: float, probes: asyncio.TaskGroup) -> int:
-        """Returns how many probes were begun: none where there is no need, or nobody there any more."""
+        """Returns how many probes were begun: none where there is no need, or no member any more."""
         if member.state is State.LEAVING:
             return 0
         begun = 0

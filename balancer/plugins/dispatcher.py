@@ -83,7 +83,7 @@ def _raise(course: Course) -> None:
 
 
 def _own(request: Request) -> Request:
-    """A request that nobody shares, without the head that others may have.
+    """A request that is not shared, without the head that others may have.
 
     Its client's ``Connection`` has done its work, but for the fields that it names. They are for this hop alone, and
     go now: it must not take away what a hook puts there.

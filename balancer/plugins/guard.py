@@ -142,7 +142,7 @@ class GuardedPolicy(Policy):
             try:
                 member = self._policy.choose(request, exclude)
                 if member is None:
-                    pass  # It does not care, or there is nobody.
+                    pass  # It has no preference, or there is no member.
                 elif member not in self._members:
                     words = f"chose an object of type {type(member).__name__} that is not one of the members"
                     self._reports.wrong(self._name, words, "members take turns")

@@ -30,14 +30,14 @@ class Policy:
         raise NotImplementedError
 
     def update(self, members: Sequence[Member], come: Collection[Member], gone: Collection[Member]) -> None:
-        """As ``build``, by somebody who knows what has changed since: these came or have another weight, those went.
+        """As ``build``, where it is known what has changed since: these came or have another weight, those went.
 
         Some of ``gone`` may never have been there. Unless a policy has a quicker way, it builds.
         """
         self.build(members)
 
     def choose(self, request: AnyRequest, exclude: Container[Member] = ()) -> Member | None:
-        """A member for one request; none of ``exclude``; None where nobody is left.
+        """A member for one request; none of ``exclude``; None where none is left.
 
         A plug-in may also return None to leave the choice to round robin.
         """

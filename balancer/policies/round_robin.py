@@ -47,7 +47,7 @@ class RoundRobin(Policy):
         self._shares.update(come, gone)
         self._lay_out(members)
         if last and in_order and self._shares.equal:
-            # Whoever came or went in front of the last one must not make a turn come twice, or never.
+            # A member that came or went in front of the last one must not make a turn come twice, or never.
             self._next = bisect(members, last.address, key=BY_ADDRESS)
 
     def _lay_out(self, members: Sequence[Member]) -> None:

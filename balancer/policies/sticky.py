@@ -27,7 +27,7 @@ class Sticky(Policy):
     """A client's requests to the member that a cookie names; for those without, and for new clients, ``inner`` chooses.
 
     The cookie carries a digest of the member's address, so that it survives a restart of the
-    balancer and tells nobody the address. While its member is busy or has just failed, a request goes
+    balancer and does not show the address. While its member is busy or has just failed, a request goes
     elsewhere and the cookie stays; once the member is gone, the client gets a new one.
     """
 

@@ -67,7 +67,7 @@ class Drains(Observer):
     def _read(self) -> dict[str, list[str]]:
         try:
             found: dict[str, list[str]] = json.loads(os.pread(self._notes, os.fstat(self._notes).st_size, 0))
-        except ValueError:  # It is new, or somebody was killed while writing.
+        except ValueError:  # It is new, or a process was killed while writing.
             found = {}
         return found
 

@@ -40,7 +40,7 @@ class Listener(uvicorn.Server):
         await self._stopped.wait()
 
     def stop(self) -> None:
-        """Accept nobody any more, and end when the connections have."""
+        """Accept no connection any more, and end when those that are open have."""
         self.should_exit = True
         self._stopped.set()
 
@@ -99,7 +99,7 @@ def accept(
     trusts = RequestHeaders(settings.trusted_proxies).trusts
 
     def announced(peer: str) -> bool:
-        # Whoever reaches a Unix socket has been let by the file's mode.
+        # The file's mode decides which clients reach a Unix socket.
         return settings.proxy_protocol and (not peer or trusts(peer))
 
     return Acceptor(sock, make, settings, certificate, announced)

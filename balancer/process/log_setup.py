@@ -17,7 +17,7 @@ def configure_logging() -> None:
 
 
 def _expected(record: logging.LogRecord) -> bool:
-    """False for what uvicorn reports as somebody's mistake and the balancer does on purpose or cannot help."""
+    """False for what uvicorn reports as a mistake and the balancer does on purpose or cannot help."""
     return not record.getMessage().startswith(
         (
             "ASGI callable returned without completing response",  # how a broken response is broken for the client

@@ -1,6 +1,6 @@
 """Keeps the processes that serve: starts them, replaces those that die, and replaces them all by new code.
 
-The supervisor has the listening sockets and serves nobody itself, so that there is little in it that could fail. It
+The supervisor has the listening sockets and serves no client itself, so that there is little in it that could fail. It
 has no event loop: only so can it fork at any time.
 
 Rules:
@@ -9,7 +9,7 @@ Rules:
   LIVED seconds is given RESTART_SECONDS.
 * A process that ends before the first time all of them serve ends the start: its status is the supervisor's.
 * SIGTERM and SIGINT: all stop (DESIGN 3.3). SIGHUP: all read their files again.
-* SIGUSR2: a trial of the new code, as a process of its own that serves nobody, comes first. Then the supervisor
+* SIGUSR2: a trial of the new code, as a process of its own that serves no client, comes first. Then the supervisor
   becomes the new code by exec: same process id, same sockets, and those that serve are still its children. They go on
   until all of the new ones are ready, and are told to leave (LEAVE) then. If that does not come to pass, the new ones
   go and the old ones stay.
@@ -103,7 +103,7 @@ class Supervisor:
         for slot in self._slots:
             self._start(slot)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        self._reap()  # Some may have ended while nobody listened to signals.
+        self._reap()  # Some may have ended while signals were not handled.
         while self._processes or self._old or self._leaving or self._due:
             for key, _ in self._selector.select(self._patience()):
                 if key.fileobj is woken:
@@ -114,7 +114,7 @@ class Supervisor:
         return self._failed
 
     def _patience(self) -> float | None:
-        """Seconds until something is to be done that nobody brings to mind."""
+        """Seconds until the next thing that is due by time."""
         soonest = min([self._deadline, *(when for when, _ in self._due)])
         return None if soonest == float("inf") else max(0.0, soonest - time.monotonic())
 
@@ -142,7 +142,7 @@ class Supervisor:
         self._selector.register(news, selectors.EVENT_READ, process)
 
     def _be(self, slot: Slot, tell: int) -> NoReturn:
-        """The life of a new process. SIGTERM and its like are blocked: whoever can do something about them asks."""
+        """The life of a new process. The child unblocks signals once handlers are installed."""
         status = FAILED
         try:
             signal.set_wakeup_fd(-1)
@@ -246,7 +246,7 @@ class Supervisor:
         self._deadline = float("inf")
         if self._trial:
             self._trial.kill()
-        # Nobody is to wait for an answer that does not come any more.
+        # No command is to wait for an answer that does not come any more.
         for sock in self._data:
             sock.close()
         _kill([*self._processes, *self._old.values(), *self._leaving], signal.SIGTERM)
@@ -264,7 +264,7 @@ class Supervisor:
             log.error("the new code cannot be run: %s; nothing changes", error)
 
     def _tried(self, trial: subprocess.Popen[bytes], code: int) -> None:
-        trial.returncode = code  # Nobody else can ask for it any more.
+        trial.returncode = code  # The process cannot be waited for a second time.
         self._trial = None
         if self._stopping:
             return

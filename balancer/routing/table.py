@@ -8,7 +8,7 @@ a longer ``*.`` before a shorter one, and any of them before none. Among those w
 prefix wins. So a request that no path of its host matches goes to the routes without a host.
 
 A path is matched as the client wrote it, by whole segments, and goes to the member as it was written. That
-is safe only where everybody reads it alike, so that nobody gets past a prefix by writing it in another way:
+is safe only where all servers read it alike, or a client gets past a prefix by writing it in another way:
 
 * An escape that stands for itself (``%61`` is ``a``, RFC 3986 section 6.2.2.2) counts as that character.
 * A path with a segment ``.`` or ``..`` is refused, also where that is written with escapes, or a parameter follows; and

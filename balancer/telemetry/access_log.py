@@ -87,7 +87,7 @@ def as_text(record: Record, wall_clock: float, coloured: bool = False) -> str:
     line = (
         f"{time.strftime('%H:%M:%S', time.localtime(wall_clock))} {colour}{record.status}{_PLAIN if colour else ''} "
         f"{request.method} {target if target.isprintable() else _quote(target)} "
-        f"{record.duration * 1000:.1f} ms, {record.body_bytes} bytes from {record.member or 'nobody'} "
+        f"{record.duration * 1000:.1f} ms, {record.body_bytes} bytes from {record.member or 'no member'} "
         f"to {request.client or 'a local client'}"
     )
     if record.held:

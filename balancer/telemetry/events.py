@@ -123,7 +123,7 @@ class Events(Observer):
 
     def flipped(self, member: Member, before: State, event: Event) -> None:
         if member.state is State.LEAVING:
-            return  # Whoever left is told of by ``resolved``.
+            return  # ``resolved`` reports the members that left.
         words = f"{member.address} {member.state.value}: {member.reason}"
         made = self._add(member.since, Kind.STATE, LEVELS[member.state], words, member.address)
         if made.level in (Level.WARNING, Level.BAD):
@@ -168,7 +168,7 @@ class Events(Observer):
         made = Happening(self._number, when, kind, level, words, member)
         self.recent.append(made)
         self._changed[made.number] = made
-        if len(self._changed) > 2 * KEPT:  # Nobody reads them.
+        if len(self._changed) > 2 * KEPT:  # No page reads them.
             self._changed = {it.number: it for it in self.recent}
         return made
 

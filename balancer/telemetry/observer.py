@@ -24,7 +24,7 @@ class Observer:
         """The state of a member has changed."""
 
     def drained(self, member: Member) -> None:
-        """Somebody has drained a member by hand, or let it have requests again."""
+        """A member was drained by hand, or undrained."""
 
 
 def all_done(observers: Sequence[Observer]) -> Callable[[Record], None]:

@@ -1,7 +1,7 @@
 """Figures of what the balancer has done, for the status page and the metrics. No I/O.
 
 To count a request costs the same however many members there are. What is known by member goes when the member
-goes, so that what is held does not grow as members come and go; the totals stay. No word that somebody else made up
+goes, so that what is held does not grow as members come and go; the totals stay. No word that a client made up
 (a method, a reason, what an exception says) becomes a key of its own.
 """
 
@@ -27,7 +27,7 @@ from balancer.types import Address
 # to a fifth, and what is above the last. The Prometheus histogram has those of 1, 2.5 and 5.
 BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step in (1, 1.5, 2, 2.5, 3.5, 5, 7.5))
 
-# Tallies of members that have left, which are added up with each answer of DNS; all of them when somebody asks.
+# Tallies of members that have left, which are added up with each answer of DNS; all of them on request.
 LEFT_AT_ONCE = 500
 
 # Everything else is "OTHER", because anybody can make up a method.
@@ -36,7 +36,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # A request that was answered so lasts as long as what its connection became: that is no latency.
 SWITCHING_PROTOCOLS = 101
 
-# More tokens than these are counted as "other": whoever cancels a request gives the reason, and may make one up.
+# More tokens than these are counted as "other": the canceller of a request gives the reason, and may make one up.
 ERRORS_MAX = 100
 
 
@@ -87,7 +87,7 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """Requests that were answered 5xx, whoever said so."""
+        """Requests that were answered 5xx, by a member or by the balancer."""
         return sum(number for (_, status), number in self.requests.items() if status >= 500)
 
 
@@ -97,7 +97,7 @@ class Stats(Observer):
     ``errors``: how often each token ended a request. ``held``: requests that waited for a member, ``held_seconds``
     for how long, and ``held_buckets`` as those of a Tally. ``dns``: answers by record type and rcode, or "empty",
     "timeout" or "error". ``answered``: by record type, when (a reading of the balancer's clock) DNS last said who,
-    or that nobody, is there. ``flips``: how often a member came into a state, and by which event. ``events``: what
+    or that no member, is there. ``flips``: how often a member came into a state, and by which event. ``events``: what
     happened lately.
     """
 
@@ -153,7 +153,7 @@ class Stats(Observer):
         self.__dict__.update(total.__dict__ | {"events": self.events})
 
     def forget(self, address: Address) -> None:
-        """That member is gone: what it did is nobody's in particular any more."""
+        """A member is gone: its figures go into the totals of those that left."""
         self._others.add(self.members.pop(address, Tally()))
 
     def without_members(self) -> Stats:

@@ -2,17 +2,20 @@
 
 An upstream sends one request to one member and hands back the response as it arrives. It knows
 nothing of choice, retries or clients, and its failures are the faults of ``balancer.errors``.
+
+The classes of the seam are base classes, which cost a request less than Protocols once they are compiled. What
+subclasses write with ``async def`` is declared here by its type, so that this module has no coroutine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from balancer.config.settings import Settings
-from balancer.http.headers import Headers
+from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Body, Request
 from balancer.types import Address
 
@@ -71,7 +74,7 @@ class UpstreamRequest:
     inform: Callable[[int, Headers], None] | None = None
 
 
-class UpstreamResponse(Protocol):
+class UpstreamResponse:
     """A member's response, from its head on. Header names are in lower case; those of this hop are left out.
 
     ``closes``: the member ends the connection with this response. ``trailers`` are there once all has been
@@ -79,45 +82,51 @@ class UpstreamResponse(Protocol):
     gives its bytes as they come, ``write`` sends some.
     """
 
-    status: int
-    headers: Headers
-    closes: bool
-    trailers: Headers
-    upgrade: bytes
+    status: int = 0
+    headers: Headers = NO_FIELDS
+    closes: bool = False
+    trailers: Headers = NO_FIELDS
+    upgrade: bytes = b""
 
-    async def read(self) -> tuple[bytes, bool]:
+    def read(self) -> Coroutine[Any, Any, tuple[bytes, bool]]:
         """The next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
+        raise NotImplementedError
 
-    async def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> Coroutine[Any, Any, None]:
         """Send bytes of the protocol switched to; waits while the member cannot take more. Raises TruncatedResponse."""
+        raise NotImplementedError
 
-    async def write_eof(self) -> None:
+    def write_eof(self) -> Coroutine[Any, Any, None]:
         """Nothing more will be written of the protocol switched to."""
+        raise NotImplementedError
 
-    async def close(self) -> None:
+    def close(self) -> Coroutine[Any, Any, None]:
         """Let go of the response; unless it was read to its end, the connection goes with it."""
+        raise NotImplementedError
 
 
-class PendingResponse(UpstreamResponse, Protocol):
+class PendingResponse(UpstreamResponse):
     """A response that is not there yet. ``listener`` is called whenever there is news of it.
 
-    ``complete``: all of it is there, and ``take`` gives the body, or what has come of it since. ``lines``: the head
-    as HTTP/1.1 without its end, where it is at hand, else b"".
+    ``started``: its head is there. ``complete``: all of it is there, and ``take`` gives the body, or what has come of
+    it since. ``lines``: the head as HTTP/1.1 without its end, where it is at hand, else b"".
     """
 
-    listener: Callable[[], None] | None
-    complete: bool
-    started: bool
-    lines: bytes
+    listener: Callable[[], None] | None = None
+    complete: bool = False
+    started: bool = False
+    lines: bytes = b""
 
     def take(self) -> bytes:
         """The body, as far as it has come and was not taken."""
+        raise NotImplementedError
 
-    async def wait_for_head(self) -> None:
+    def wait_for_head(self) -> Coroutine[Any, Any, None]:
         """Raises what ``Upstream.send`` does."""
+        raise NotImplementedError
 
 
-class Upstream(Protocol):
+class Upstream:
     """Sends requests to members."""
 
     def send_at_once(
@@ -133,19 +142,23 @@ class Upstream(Protocol):
         Else None. ``request`` is the client's, and ``head`` what members get of its head, which is sound: it comes from
         one that was parsed as HTTP/1.1. For ``inform`` see ``UpstreamRequest``.
         """
+        raise NotImplementedError
 
-    async def send(self, address: Address, request: UpstreamRequest) -> UpstreamResponse:
+    def send(self, address: Address, request: UpstreamRequest) -> Coroutine[Any, Any, UpstreamResponse]:
         """Send the request and wait for the response head.
 
-        Raises Fault if the member fails, ClientGone if the request body's source does, and
+        Raises UpstreamError if the member fails, ClientGone if the request body's source does, and
         Refusal if the request cannot be put on the wire.
         """
+        raise NotImplementedError
 
     def forget(self, address: Address) -> None:
         """The member has left: close its idle connections; those in use end with their exchange."""
+        raise NotImplementedError
 
     def heard(self, address: Address) -> None:
         """The member has answered a probe: it does not hang."""
+        raise NotImplementedError
 
     def check_network(self, address: Address) -> None:
         """No connection to the member can be made, or DNS names it no more: find out soon whether a network is there.
@@ -153,6 +166,8 @@ class Upstream(Protocol):
         Requests that can go elsewhere do so where the network is silent. A member that is merely busy keeps
         what it has, for its kernel answers.
         """
+        raise NotImplementedError
 
-    async def close(self) -> None:
+    def close(self) -> Coroutine[Any, Any, None]:
         """Close everything."""
+        raise NotImplementedError

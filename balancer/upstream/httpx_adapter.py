@@ -2,7 +2,7 @@
 
 The transport is called directly. An ``httpx.AsyncClient`` would add headers, keep one cookie jar
 for all users, follow redirects, decode bodies and rewrite URLs. Each member has a transport of its
-own, so that forgetting a member closes its connections and nobody waits for a pool slot of
+own, so that forgetting a member closes its connections and no request waits for a pool slot of
 another; its pool is unbounded, because httpcore 1.0.9 loses slots when a request is cancelled
 while it waits for one (encode/httpcore issue 1093).
 """
@@ -24,18 +24,18 @@ from balancer.errors import (
     OURS,
     ConnectFailed,
     ConnectionDied,
-    Fault,
     ProtocolViolation,
     Refusal,
     ResponseTimeout,
     SilentResponse,
     TruncatedResponse,
+    UpstreamError,
 )
 from balancer.http.headers import Headers, announces_close, response_headers
 from balancer.http.request import Body
 from balancer.types import Address
 from balancer.upstream import tcp
-from balancer.upstream.base import Timeouts, UpstreamRequest
+from balancer.upstream.base import Timeouts, Upstream, UpstreamRequest, UpstreamResponse
 
 # Below the 5 s after which a uvicorn member closes an idle connection.
 KEEPALIVE_SECONDS = 4.0
@@ -50,7 +50,7 @@ WORDS_MAX = 200
 _CLOSED_SILENTLY = "Server disconnected"
 
 
-class HttpxUpstream:
+class HttpxUpstream(Upstream):
     """``make_transport`` is called once for each member; the default speaks plain HTTP/1.1."""
 
     def __init__(
@@ -58,16 +58,16 @@ class HttpxUpstream:
     ) -> None:
         self._timeouts = timeouts
         self._make_transport = make_transport or _default_transport()
-        self._links: dict[Address, _Link] = {}
+        self._members: dict[Address, _Member] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def send_at_once(self, *request: object) -> None:
         """A transport does not tell whether it would have to wait."""
 
     async def send(self, address: Address, request: UpstreamRequest) -> _Response:
-        link = self._links.get(address)
-        if link is None:
-            link = self._links[address] = _Link(self._make_transport(), _url(address))
+        member = self._members.get(address)
+        if member is None:
+            member = self._members[address] = _Member(self._make_transport(), _url(address))
         # httpcore reads "read" anew for the head and for the body: see _Response.
         limits = {
             "connect": self._timeouts.connect,
@@ -77,86 +77,86 @@ class HttpxUpstream:
         }
         outgoing = httpx.Request(
             request.method,
-            link.url,
+            member.url,
             headers=request.headers,
             stream=_RequestStream(request, request.body) if request.body else httpx.ByteStream(b""),
             extensions={"target": request.target, "timeout": limits},
         )
-        link.in_use += 1
+        member.in_use += 1
         try:
             with _faults():
-                response = await self._head(link, outgoing, request.repeatable)
+                response = await self._head(member, outgoing, request.repeatable)
         except BaseException:
-            self._release(link)
+            self._release(member)
             raise
         limits["read"] = self._timeouts.idle
-        answer = _Response(response, self._timeouts.idle, link, self._release)
+        answer = _Response(response, self._timeouts.idle, member, self._release)
         if response.status_code == 101 and not (request.upgrade and answer.switched):
             await answer.close()
             raise ProtocolViolation("the member switched protocols unasked", sent=True)
         return answer
 
-    async def _head(self, link: _Link, outgoing: httpx.Request, repeatable: bool) -> httpx.Response:
+    async def _head(self, member: _Member, outgoing: httpx.Request, repeatable: bool) -> httpx.Response:
         """The response, with its head. Raises ConnectionDied if the member hangs and the request can go elsewhere."""
         loop = asyncio.get_running_loop()
-        patience = self._timeouts.hung if repeatable else inf
+        timeout = self._timeouts.hung if repeatable else inf
         asked = loop.time()
         timer: asyncio.TimerHandle | None = None
 
-        def look() -> None:
+        def check() -> None:
             nonlocal timer
-            due = max(asked, link.heard_at) + patience
+            due = max(asked, member.heard_at) + timeout
             if due <= loop.time():
                 scope.reschedule(due)
             else:
-                timer = loop.call_at(due, look)
+                timer = loop.call_at(due, check)
 
         try:
             async with asyncio.timeout(None) as scope:
-                if patience != inf:
-                    look()
-                response = await link.transport.handle_async_request(outgoing)
+                if timeout != inf:
+                    check()
+                response = await member.transport.handle_async_request(outgoing)
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            raise ConnectionDied(f"the member has sent nothing for {patience:g} s", sent=True) from error
+            raise ConnectionDied(f"the member has sent nothing for {timeout:g} s", sent=True) from error
         finally:
             if timer:
                 timer.cancel()
-        link.heard_at = loop.time()
+        member.heard_at = loop.time()
         return response
 
     def forget(self, address: Address) -> None:
-        link = self._links.pop(address, None)
-        if link:
-            link.forgotten = True
-            self._close_if_unused(link)
+        member = self._members.pop(address, None)
+        if member:
+            member.forgotten = True
+            self._close_if_unused(member)
 
     def heard(self, address: Address) -> None:
-        if link := self._links.get(address):
-            link.heard_at = asyncio.get_running_loop().time()
+        if member := self._members.get(address):
+            member.heard_at = asyncio.get_running_loop().time()
 
     def check_network(self, address: Address) -> None:
         """Sockets are the transport's own. Those of the default one have the kernel ask (``tcp.watch_silence``)."""
 
     async def close(self) -> None:
-        for address in list(self._links):
+        for address in list(self._members):
             self.forget(address)
         await asyncio.gather(*self._closing)
 
-    def _release(self, link: _Link) -> None:
-        link.in_use -= 1
-        self._close_if_unused(link)
+    def _release(self, member: _Member) -> None:
+        member.in_use -= 1
+        self._close_if_unused(member)
 
-    def _close_if_unused(self, link: _Link) -> None:
-        if link.forgotten and not link.in_use:
-            task = asyncio.get_running_loop().create_task(link.transport.aclose())
+    def _close_if_unused(self, member: _Member) -> None:
+        if member.forgotten and not member.in_use:
+            task = asyncio.get_running_loop().create_task(member.transport.aclose())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
 
 @dataclass(slots=True)
-class _Link:
+class _Member:
     """A member's transport and how many exchanges use it."""
 
     transport: httpx.AsyncBaseTransport
@@ -166,11 +166,13 @@ class _Link:
     forgotten: bool = False
 
 
-class _Response:
-    def __init__(self, response: httpx.Response, idle: float, link: _Link, release: Callable[[_Link], None]) -> None:
+class _Response(UpstreamResponse):
+    def __init__(
+        self, response: httpx.Response, idle: float, member: _Member, release: Callable[[_Member], None]
+    ) -> None:
         self._idle = idle
         self._loop = asyncio.get_running_loop()
-        self._link = link
+        self._member = member
         self.status = response.status_code
         fields = [(name.lower(), value) for name, value in response.headers.raw]
         self.headers = response_headers(fields)
@@ -179,7 +181,7 @@ class _Response:
         # httpcore reads trailers and keeps them to itself.
         self.trailers: Headers = []
         self._response = response
-        self._release: Callable[[_Link], None] | None = release
+        self._release: Callable[[_Member], None] | None = release
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
         # The other protocol's bytes, where the member switched to one.
@@ -196,7 +198,7 @@ class _Response:
                 data = bytes(await self._network.read(READ_SIZE, timeout=None))
                 return data, bool(data)
             async for piece in self._pieces:
-                self._link.heard_at = self._loop.time()
+                self._member.heard_at = self._loop.time()
                 if piece:
                     return piece, True
         except (httpx.TransportError, httpcore.NetworkError, OSError) as error:
@@ -220,7 +222,7 @@ class _Response:
             try:
                 await self._response.aclose()
             finally:
-                release(self._link)
+                release(self._member)
 
 
 class _RequestStream(httpx.AsyncByteStream):
@@ -263,7 +265,7 @@ def _errno(error: BaseException | None) -> int:
     return number
 
 
-def _fault(error: httpx.TransportError) -> Fault:
+def _fault(error: httpx.TransportError) -> UpstreamError:
     text = _words(error)
     match error:
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():

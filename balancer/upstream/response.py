@@ -1,65 +1,29 @@
-"""A member's response as it arrives."""
+"""The coroutines of an exchange: the upload of its request, and reading its response."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from math import inf
 
-from balancer.errors import (
-    Fault,
-    TruncatedResponse,
-)
-from balancer.http.headers import NO_FIELDS, Headers
-
-if TYPE_CHECKING:
-    from balancer.upstream.connection import MemberConnection
+from balancer.errors import TruncatedResponse
+from balancer.http.headers import trailers
+from balancer.http.request import Body
+from balancer.http.serialize import chunk, last_chunk
+from balancer.upstream.exchange import Exchange
 
 
-class KnownHead(NamedTuple):
-    """What a response head that comes again says. ``length``: bytes of the body; ``lines``: the head for a client."""
-
-    status: int
-    headers: Headers
-    length: int
-    lines: bytes
-
-
-class Response:
+class Response(Exchange):
     """A member's response as it arrives; see ``balancer.upstream.base.PendingResponse``."""
 
-    # Most responses leave these alone.
-    status = 0
-    headers = NO_FIELDS
-    trailers = NO_FIELDS
-    upgrade = b""
-    # The head is complete; all of it has arrived; the connection ends with it.
-    started = False
-    complete = False
-    closes = False
-    # The head as a client gets it, where it is known already.
-    lines = b""
-    # The connection does not speak HTTP any more.
-    switched = False
-    listener: Callable[[], None] | None = None
-    _waiter: asyncio.Future[None] | None = None
-    _error: Exception | None = None
-
-    def __init__(self, connection: MemberConnection, is_head: bool) -> None:
-        self._connection = connection
-        self.is_head = is_head
-        # Body that nobody has taken yet.
-        self.pieces: list[bytes] = []
-
     async def wait_for_head(self) -> None:
-        """Raises Fault if the head does not come, ClientGone or Refusal if the request body's source does."""
+        """Raises UpstreamError if the head does not come, ClientGone or Refusal if the request body's source does."""
         try:
             while not self.started:
                 if self._error:
                     raise self._error
                 await self._wait()
         except BaseException:
-            # Not connection.abort(): once the response is complete, the connection may be somebody else's.
+            # Not connection.abort(): once the response is complete, the connection may serve another exchange.
             self.abandon()
             raise
 
@@ -69,25 +33,17 @@ class Response:
                 raise self._error
             await self._wait()
         piece = self.take()
-        if not self.complete and not self._error and self._connection.paused:
+        if self.paused and not self.complete and not self._error:
             self._connection.resume()
         # An error may wait behind pieces that arrived before it.
         return piece, not self.complete
 
-    def answer(self, head: KnownHead, body: bytes) -> None:
-        """All of it has come, with a head that is known."""
-        self.status, self.headers, _, self.lines = head
-        self.started = self.complete = True
-        self.pieces.append(body)
-
-    def take(self) -> bytes:
-        pieces, self.pieces = self.pieces, []
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
     async def write(self, data: bytes) -> None:
         if self._error:
             raise self._error
-        await self._connection.write(data)
+        if self._connection.writable:
+            await self._connection.writable
+        self._connection.write(data)
 
     async def write_eof(self) -> None:
         self._connection.write_eof()
@@ -96,34 +52,55 @@ class Response:
         self.abandon()
 
     def abandon(self) -> None:
-        """Nobody will read on: unless the response is complete, its connection goes."""
+        """End the exchange before its end: unless the response is complete, the connection is closed."""
         if self.switched:
             self._connection.finish()
         elif not self.complete and not self._error:
             self._error = TruncatedResponse("abandoned")
             self._connection.abort()
 
-    @property
-    def awaited(self) -> bool:
-        """Whether somebody waits for news that has not come yet."""
-        return self.listener is not None or (self._waiter is not None and not self._waiter.done())
-
     async def _wait(self) -> None:
-        self._waiter = self._connection._loop.create_future()
+        self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
 
-    def arrived(self) -> None:
-        """There is news: the head, a piece of the body, its end."""
-        if self.listener:
-            self.listener()
-        elif self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
+    # The upload.
 
-    def fail(self, error: Exception) -> None:
-        if self.started and isinstance(error, Fault):
-            error = TruncatedResponse(str(error))
-        self._error = error
-        self.arrived()
+    def start_upload(self, body: Body, chunked: bool, awaits_continue: bool) -> None:
+        """Send what is left of the request's body. ``awaits_continue``: once the member has sent 100 (Continue)."""
+        self.awaits_continue = awaits_continue
+        if awaits_continue:
+            self._set_deadline(self._connection.timeouts.response)
+        self.upload_task = asyncio.get_running_loop().create_task(self._upload(body, chunked))
+
+    async def _upload(self, body: Body, chunked: bool) -> None:
+        """Send the body as it comes from the client, no faster than the member takes it."""
+        connection = self._connection
+        try:
+            while piece := await self._next_piece(body):
+                connection.write(chunk(piece) if chunked else piece)
+            if chunked:
+                connection.write(last_chunk(trailers(body.trailers)))
+        except Exception as error:  # ClientGone, as a rule: it is raised to the reader of the response.
+            connection.fail(error)
+            return
+        self.uploaded = True
+        if not (self.complete or self.paused):
+            self._set_deadline(connection.timeouts.idle if self.started else connection.timeouts.response)
+
+    async def _next_piece(self, body: Body) -> bytes:
+        connection = self._connection
+        if connection.writable:
+            # The member does not take what it was sent, which is bounded.
+            self._set_deadline(connection.timeouts.response)
+            await connection.writable
+        if not self.awaits_continue:
+            self.deadline = inf  # The client is waited for, whose time is not the member's.
+        piece = await body.read()
+        self.awaits_continue = False
+        return piece
+
+    def _set_deadline(self, timeout: float) -> None:
+        self.set_deadline(asyncio.get_running_loop().time(), timeout)

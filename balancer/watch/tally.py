@@ -51,7 +51,7 @@ class Result:
 
 @dataclass(slots=True)
 class Host:
-    """Somebody who answered. ``number``: results so far when it answered last; ``colour``: hosts that came before.
+    """A host that answered. ``number``: results so far when it answered last; ``colour``: hosts that came before.
 
     ``first`` and ``last`` are when it answered, as ``Result.ended``; ``last_at`` is as ``Result.at``.
     """
@@ -104,7 +104,7 @@ class Tally:
     """``sent`` and ``add`` tell it what happens, in the order of the clock; everything else reads."""
 
     def __init__(self) -> None:
-        # By name, whoever answered last at the end.
+        # By name; the one that answered last comes last.
         self.hosts: OrderedDict[str, Host] = OrderedDict()
         # Answers of those that are no longer told apart.
         self.others = 0

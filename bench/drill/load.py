@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from balancer.errors import Fault, TruncatedResponse
+from balancer.errors import TruncatedResponse, UpstreamError
 from balancer.http.headers import NO_FIELDS
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, UpstreamRequest
@@ -131,7 +131,7 @@ class Load:
                     failure = f"answered by {who} in place of {ask.who}"
             else:
                 failure = "an answer that is not a worker's"
-        except (Fault, TruncatedResponse) as error:
+        except (UpstreamError, TruncatedResponse) as error:
             failure = f"{type(error).__name__}: {error}"
         self.outcomes.append(Outcome(ask.method, began, time.monotonic(), who, failure, ask.name))
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
-from balancer.errors import Fault, ResponseTimeout, TruncatedResponse
+from balancer.errors import ResponseTimeout, TruncatedResponse, UpstreamError
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, UpstreamRequest
 from balancer.upstream.pool import NativeUpstream
@@ -159,7 +159,7 @@ async def _request(upstream: NativeUpstream, target: Address) -> str:
             await response.close()
     except ResponseTimeout:
         return "left without an answer"
-    except (Fault, TruncatedResponse) as error:
+    except (UpstreamError, TruncatedResponse) as error:
         return type(error).__name__
     token = next((value.decode() for name, value in response.headers if name == b"x-balancer-error"), "")
     return f"{response.status} {token}".strip()

@@ -12,14 +12,14 @@ from enum import Enum
 from heapq import heapreplace
 from typing import TYPE_CHECKING
 
-from balancer.errors import ConnectFailed, ConnectionDied, Fault, ResponseTimeout
+from balancer.errors import ConnectFailed, ConnectionDied, ResponseTimeout, UpstreamError
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.members.health import Event
 from balancer.members.probe import Verdict
 from balancer.types import Address
-from balancer.upstream.base import UpstreamRequest
-from balancer.upstream.pool import KEEPALIVE_SECONDS
+from balancer.upstream.base import PendingResponse, Upstream, UpstreamRequest
+from balancer.upstream.connection_pool import KEEPALIVE_SECONDS
 
 if TYPE_CHECKING:
     from bench.simulation.world import World
@@ -134,7 +134,7 @@ class Container:
         self.life = life
 
 
-class Exchange:
+class Exchange(PendingResponse):
     """A request at a member, and the response to it: what ``balancer.upstream.base`` calls a PendingResponse."""
 
     __slots__ = (
@@ -151,7 +151,7 @@ class Exchange:
     def __init__(self, links: Links, container: Container) -> None:
         self._links = links
         self._container = container
-        self._fault: Fault | None = None
+        self._fault: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.listener = None
         self.arrives = 0.0
@@ -168,7 +168,7 @@ class Exchange:
             self._links.idle_again(container.address)
         self._tell()
 
-    def fail(self, fault: Fault) -> None:
+    def fail(self, fault: UpstreamError) -> None:
         """There will be no answer."""
         self._container.exchanges.pop(self, None)
         self._fault = fault
@@ -203,13 +203,13 @@ class Exchange:
         pass
 
 
-class Links:
+class Links(Upstream):
     """One balancer's connections to all members: what ``balancer.upstream.base`` calls an Upstream, and its probe."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._loop = world.loop
-        # Since when each idle connection is idle. The one used last is used next, as in ``balancer.upstream.pool``.
+        # Since when each idle connection is idle. The one used last is used next, as in ``balancer.upstream``.
         self._idle: dict[Address, list[float]] = {}
 
     def send_at_once(

@@ -225,7 +225,7 @@ class World(Observer):
             if endpoints:
                 self._answer = Answer("A", Outcome.FOUND, endpoints)
             else:
-                self._answer = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+                self._answer = Answer("A", Outcome.EMPTY, rcode="NXDOMAIN")
         return Snapshot((self._answer,), self.loop.time())
 
     # Members.

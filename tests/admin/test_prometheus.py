@@ -46,7 +46,7 @@ class Pool(LoadBalancer):
         super().__init__(Settings(alias=alias, **settings), stats=Stats(), clock=self.time)
 
     def answer(self, *addresses: Address, outcome: Outcome | None = None, **known: Any) -> None:
-        outcome = outcome or (Outcome.FOUND if addresses else Outcome.NOBODY)
+        outcome = outcome or (Outcome.FOUND if addresses else Outcome.EMPTY)
         self._deliver(Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), **known),), self.time()))
 
     def see(self, address: Address, event: Event) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from balancer.cli.main import main
 from balancer.demo import system
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import System, free_port
@@ -65,6 +66,15 @@ async def test_an_endless_demo_ends_on_a_signal_and_leaves_nothing_behind(number
     _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")
     assert processes_with(mark) == []
+
+
+def test_demo_without_its_extra_names_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(system, "find_spec", lambda name: None)
+    assert main(["demo"]) == 1
+    error = "The demo cannot run: the package redis is missing: pip install 'balancer[demo]'\n"
+    assert capsys.readouterr().err == error
 
 
 async def test_the_demo_says_so_when_its_port_is_taken() -> None:

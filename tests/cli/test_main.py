@@ -8,6 +8,7 @@ from dataclasses import fields
 import pytest
 
 from balancer import __version__
+from balancer.cli.flags import GROUPS
 from balancer.cli.main import main
 from balancer.config.display import flag, variable
 from balancer.config.settings import Settings
@@ -79,7 +80,7 @@ def test_a_misspelt_variable_is_reported_and_the_start_goes_on(
     ("found", "status", "described"),
     [
         (Answer("A", Outcome.FOUND, frozenset({Endpoint(Address("10.0.0.2", 80))})), 0, "A: NOERROR, 1 endpoints"),
-        (Answer("A", Outcome.NOBODY, rcode="NXDOMAIN"), 1, "A: NXDOMAIN, 0 endpoints"),
+        (Answer("A", Outcome.EMPTY, rcode="NXDOMAIN"), 1, "A: NXDOMAIN, 0 endpoints"),
     ],
 )
 def test_check_prints_the_settings_in_effect_and_what_dns_says(
@@ -118,7 +119,7 @@ def test_check_prints_the_routes_and_an_answer_for_each_pool(
             if host := known.get(self._settings.alias):
                 endpoints = frozenset({Endpoint(Address(host, self._settings.upstream_port))})
                 return Snapshot((Answer("A", Outcome.FOUND, endpoints),), 0.0)
-            return Snapshot((Answer("A", Outcome.NOBODY, rcode="NXDOMAIN"),), 0.0)
+            return Snapshot((Answer("A", Outcome.EMPTY, rcode="NXDOMAIN"),), 0.0)
 
     monkeypatch.setattr("balancer.discovery.resolver.DnsResolver", Resolver)
     monkeypatch.setattr("balancer.members.probe.make_probe", lambda settings: ScriptedProbe())
@@ -242,3 +243,13 @@ def test_watch_ends_with_the_status_of_its_loop(
     monkeypatch.setattr("balancer.watch.run", run)
     assert main(["watch", *arguments]) == status
     assert calls == [handed_on]
+
+
+def test_help_of_serve_groups_the_settings_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    titles = [it.removesuffix(":") for it in lines if it.endswith(":") and not it.startswith((" ", "options"))]
+    assert titles == list(GROUPS.values())
+    assert [it.name for it in fields(Settings) if it.name in GROUPS] == list(GROUPS)
+    assert next(iter(fields(Settings))).name in GROUPS

@@ -8,13 +8,14 @@ import logging
 import pytest
 
 from balancer.discovery.answers import Endpoint
-from balancer.loadbalancer import FLIPS_LOGGED, NAMED, FlipLog, named
 from balancer.members.health import State
 from balancer.members.member import Member
+from balancer.telemetry.state_log import FLIPS_LOGGED, NAMED, FlipLog, named
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.connection import MemberConnection
-from balancer.upstream.pool import FAREWELLS, NativeUpstream
+from balancer.upstream.connection_pool import CLOSES_PER_TICK
+from balancer.upstream.pool import NativeUpstream
 
 
 def members(count: int, state: State = State.UP, since: float = 0.0) -> list[Member]:
@@ -59,19 +60,19 @@ async def test_idle_connections_of_many_members_are_closed_some_at_a_time_and_ne
     monkeypatch.setattr(MemberConnection, "abort", abort)
     timeouts = Timeouts(1, 1, 1)
     upstream = NativeUpstream(timeouts)
-    addresses = [it.address for it in members(3 * FAREWELLS)]
+    addresses = [it.address for it in members(3 * CLOSES_PER_TICK)]
     for address in addresses:
-        link = upstream.link(address)
-        link.ended(MemberConnection(address, timeouts, link))
+        member_pool = upstream.member_pool(address)
+        member_pool.ended(MemberConnection(address, timeouts, member_pool))
     assert upstream.idle == len(addresses)
     for address in addresses:
         upstream.forget(address)
     assert (upstream.idle, closed) == (0, 0)
     for rounds in range(1, 4):
         await asyncio.sleep(0)
-        assert closed == rounds * FAREWELLS
+        assert closed == rounds * CLOSES_PER_TICK
     for address in addresses:
-        link = upstream.link(address)
-        link.ended(MemberConnection(address, timeouts, link))
+        member_pool = upstream.member_pool(address)
+        member_pool.ended(MemberConnection(address, timeouts, member_pool))
     await upstream.close()
-    assert closed == 6 * FAREWELLS, "to close leaves nothing for later"
+    assert closed == 6 * CLOSES_PER_TICK, "to close leaves nothing for later"

@@ -90,7 +90,7 @@ async def test_longer_and_whole_names_are_found_too(alias: str, found: str, firs
 async def test_a_service_that_appears_late_is_found() -> None:
     service = Headless()
     async with resolver(service) as resolve:
-        assert outcomes(await resolve()) == [Outcome.NOBODY]
+        assert outcomes(await resolve()) == [Outcome.EMPTY]
         service.published = ["10.1.2.3"]
         assert addresses(await resolve()) == {"10.1.2.3"}
 
@@ -101,7 +101,7 @@ async def test_nobody_is_there_when_every_name_says_so() -> None:
         await resolve()
         service.published = []
         said = [outcomes(await resolve())[0] for _ in range(4)]
-    assert said == [Outcome.UNKNOWN, *[Outcome.NOBODY] * 3]
+    assert said == [Outcome.UNKNOWN, *[Outcome.EMPTY] * 3]
 
 
 async def test_a_name_that_cannot_be_asked_for_yet_is_not_nobody() -> None:
@@ -117,7 +117,7 @@ async def test_a_cluster_without_a_way_out_can_still_say_that_nobody_is_there() 
         await resolve()
         service.published = []
         said = [outcomes(await resolve())[0] for _ in range(3)]
-    assert said[1:] == [Outcome.NOBODY, Outcome.NOBODY]
+    assert said[1:] == [Outcome.EMPTY, Outcome.EMPTY]
 
 
 async def test_a_wildcard_in_the_company_s_domain_does_not_keep_the_service_out() -> None:
@@ -152,7 +152,7 @@ async def test_a_resolver_of_one_s_own_has_no_search_list() -> None:
     service = Headless(published=["10.1.2.3"])
     async with DnsServer(service) as server:
         resolve = DnsResolver(Settings(alias="worker", resolver=server.address))
-        assert outcomes(await resolve()) == [Outcome.NOBODY]
+        assert outcomes(await resolve()) == [Outcome.EMPTY]
         assert service.asked == {"worker.": 1}
 
 
@@ -197,7 +197,7 @@ async def test_in_a_container_of_docker_nothing_but_the_alias_is_asked_for(
     async with DnsServer(service) as server:
         resolve = DnsResolver(Settings(alias="apps"), system=read_system()._replace(servers=[server.address]))
         for _ in range(3):
-            assert outcomes(await resolve()) == [Outcome.NOBODY]
+            assert outcomes(await resolve()) == [Outcome.EMPTY]
     assert service.asked == {"apps.": 3}
 
 

@@ -99,13 +99,13 @@ async def test_srv_brings_ports_priorities_and_weights() -> None:
 async def test_an_unknown_name_is_nobody() -> None:
     async with resolver(zone()) as resolve:
         (answer,) = (await resolve()).answers
-    assert (answer.outcome, answer.rcode) == (Outcome.NOBODY, "NXDOMAIN")
+    assert (answer.outcome, answer.rcode) == (Outcome.EMPTY, "NXDOMAIN")
 
 
 async def test_an_empty_answer_is_nobody() -> None:
     async with resolver(zone(apps=[])) as resolve:
         (answer,) = (await resolve()).answers
-    assert (answer.outcome, answer.rcode) == (Outcome.NOBODY, "NOERROR")
+    assert (answer.outcome, answer.rcode) == (Outcome.EMPTY, "NOERROR")
 
 
 @pytest.mark.parametrize("rcode", [dns.rcode.SERVFAIL, dns.rcode.REFUSED])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from balancer.discovery.answers import Outcome
 from balancer.discovery.search_list import LOOK_ROUNDS, RECHECK_ROUNDS, Search, candidates
 
-FOUND, NOBODY, UNKNOWN = Outcome.FOUND, Outcome.NOBODY, Outcome.UNKNOWN
+FOUND, NOBODY, UNKNOWN = Outcome.FOUND, Outcome.EMPTY, Outcome.UNKNOWN
 CLUSTER = ["default.svc.cluster.local.", "svc.cluster.local.", "cluster.local."]
 
 
@@ -63,7 +63,7 @@ class Dns:
                 return FOUND
             if name == self.search.in_use:
                 in_use = self.says[name]
-        return in_use if self.search.nobody() else UNKNOWN
+        return in_use if self.search.is_empty() else UNKNOWN
 
     def rounds(self, number: int) -> list[Outcome]:
         return [self.round() for _ in range(number)]

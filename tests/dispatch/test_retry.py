@@ -13,7 +13,7 @@ from balancer.dispatch.retry import (
     Budget,
     decide,
 )
-from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, ResponseTimeout
+from balancer.errors import ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout, UpstreamError
 
 REFUSED = ConnectFailed("refused")
 UNSENT = ConnectionDied("closed while idle", sent=False)
@@ -45,7 +45,7 @@ methods = st.sampled_from(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "
     ],
 )
 def test_what_becomes_of_a_failed_request(
-    fault: Fault, method: str, in_hand: bool, repeats: int, told: tuple[int, str] | None
+    fault: UpstreamError, method: str, in_hand: bool, repeats: int, told: tuple[int, str] | None
 ) -> None:
     refusal = decide(fault, method, in_hand, repeats)
     assert (refusal and (refusal.status, refusal.token)) == told
@@ -54,7 +54,7 @@ def test_what_becomes_of_a_failed_request(
 
 @given(st.sampled_from([DIED, SILENT, GARBLED]), methods, st.booleans(), st.integers(0, 3))
 def test_a_request_that_a_member_may_have_seen_is_repeated_twice_at_most_and_only_if_idempotent(
-    fault: Fault, method: str, in_hand: bool, repeats: int
+    fault: UpstreamError, method: str, in_hand: bool, repeats: int
 ) -> None:
     if decide(fault, method, in_hand, repeats) is None:
         assert method in IDEMPOTENT and in_hand and repeats < MAX_REPEATS == 2
@@ -72,7 +72,7 @@ def test_a_repeat_that_the_budget_does_not_allow_is_told_the_client() -> None:
 
 
 @pytest.mark.parametrize(("fault", "method"), [(REFUSED, "POST"), (DIED, "POST"), (SILENT, "GET"), (UNSENT, "GET")])
-def test_only_a_repeat_costs_the_budget(fault: Fault, method: str) -> None:
+def test_only_a_repeat_costs_the_budget(fault: UpstreamError, method: str) -> None:
     def afford() -> bool:
         raise AssertionError("asked")
 

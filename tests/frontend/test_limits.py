@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from balancer.frontend import clients
+from balancer.frontend import clients, phases
 from balancer.frontend import connection as client_connection
 from tests.support.hostile import CHUNKED, POST
 from tests.support.messages import GET
@@ -203,7 +203,7 @@ async def test_connections_of_one_client_beyond_its_limit_are_refused_until_one_
 @pytest.mark.parametrize("name", ["max_connections", "max_connections_per_client"])
 async def test_a_connection_that_was_refused_takes_nobodys_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or those who are refused, and try again, would keep everybody out."""
-    monkeypatch.setattr(client_connection, "LINGER_SECONDS", LIMIT)
+    monkeypatch.setattr(phases, "LINGER_SECONDS", LIMIT)
     limit: dict[str, Any] = {name: 1}
     async with Member() as member, balance(member, **limit) as running, running.client() as one:
         assert await is_served(one)

@@ -12,7 +12,7 @@ from balancer.members.member import Member
 from balancer.members.membership import EMPTY_POLLS, WARMED_AT_ONCE, Change, Membership
 from balancer.types import Address
 
-NXDOMAIN = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+NXDOMAIN = Answer("A", Outcome.EMPTY, rcode="NXDOMAIN")
 SERVFAIL = Answer("A", Outcome.UNKNOWN, rcode="SERVFAIL")
 
 
@@ -90,7 +90,7 @@ def test_a_failing_dns_server_drops_nobody_ever() -> None:
 def test_an_empty_aaaa_answer_does_not_void_the_a_answer() -> None:
     membership, members = all_up(1, 2)
     for _ in range(10):
-        learn(membership, found(1, 2), Answer("AAAA", Outcome.NOBODY))
+        learn(membership, found(1, 2), Answer("AAAA", Outcome.EMPTY))
     assert membership.available == tuple(members)
 
 
@@ -216,7 +216,7 @@ def test_new_member_that_has_failed_is_up_once_dns_has_named_it_again() -> None:
     (member,) = learn(membership, found(1)).joined
     membership.observe(member, Event.REFUSED, 1.0)
     membership.observe(member, Event.PROBE_OK, 2.0)
-    learn(membership, Answer("AAAA", Outcome.NOBODY), now=3.0)
+    learn(membership, Answer("AAAA", Outcome.EMPTY), now=3.0)
     assert not membership.available
     learn(membership, found(1), now=3.0)
     assert membership.available == (member,)
@@ -326,7 +326,7 @@ answers = st.builds(
     outcome=st.just(Outcome.FOUND),
     endpoints=st.frozensets(st.builds(at, st.integers(1, 4), priority=st.integers(0, 2)), min_size=1, max_size=4),
 ) | st.builds(
-    Answer, record=st.sampled_from(["A", "AAAA", "SRV"]), outcome=st.sampled_from([Outcome.NOBODY, Outcome.UNKNOWN])
+    Answer, record=st.sampled_from(["A", "AAAA", "SRV"]), outcome=st.sampled_from([Outcome.EMPTY, Outcome.UNKNOWN])
 )
 polls = st.lists(answers, min_size=1, max_size=2, unique_by=lambda it: it.record)
 observations = st.tuples(st.integers(0, 20), st.sampled_from([it for it in Event if it is not Event.LEFT_DNS]))
@@ -336,7 +336,7 @@ def remember(known: dict[str, frozenset[Endpoint]], empty: dict[str, int], answe
     """The rules in the plainest words: what a record type's last good answer is."""
     if answer.outcome is Outcome.FOUND:
         known[answer.record], empty[answer.record] = answer.endpoints, 0
-    elif answer.outcome is Outcome.NOBODY:
+    elif answer.outcome is Outcome.EMPTY:
         empty[answer.record] += 1
         if empty[answer.record] >= EMPTY_POLLS:
             known[answer.record] = frozenset()

@@ -378,7 +378,7 @@ async def test_a_websocket_of_a_pool_that_is_gone_goes_on(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("each_front")
 async def test_requests_that_a_pool_holds_are_served_when_it_is_gone(tmp_path: Path) -> None:
     async with routed(tmp_path, "[one]\n", queue_timeout=5, resolve_interval=0.1) as running:
-        running.resolvers["one"].nobody()
+        running.resolvers["one"].names_none()
         pool = running.pool("one")
         address = next(iter(pool.membership.members))
         await eventually(lambda: not pool.membership.members)
@@ -392,7 +392,7 @@ async def test_requests_that_a_pool_holds_are_served_when_it_is_gone(tmp_path: P
 
 async def test_requests_that_a_pool_holds_in_vain_are_told_so_in_time(tmp_path: Path) -> None:
     async with routed(tmp_path, "[one]\n", queue_timeout=1, resolve_interval=0.1) as running:
-        running.resolvers["one"].nobody()
+        running.resolvers["one"].names_none()
         pool = running.pool("one")
         await eventually(lambda: not pool.membership.members)
         asked = asyncio.create_task(running.ask())
@@ -496,7 +496,7 @@ async def test_a_change_during_a_change_is_not_missed(tmp_path: Path) -> None:
         await eventually(lambda: len(running.pools._running) == 2)
         running.file.write_text("[one]\npath = '/only'\n")
         running.pools.reload()
-        running.resolvers["two"].nobody()
+        running.resolvers["two"].names_none()
         await eventually(lambda: running.pools._reloading is None)
         assert await running.name("/only") == "one"
         assert "no_route" in await running.ask("/")

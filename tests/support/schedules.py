@@ -27,7 +27,7 @@ from balancer.members.member import Member
 from balancer.members.probe import Verdict
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
-from balancer.upstream.base import PendingResponse, UpstreamRequest, UpstreamResponse
+from balancer.upstream.base import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
 from tests.support.virtual import VirtualLoop
 
 # Virtual seconds in which things happen; then the world is at peace, and everything must come to its end.
@@ -65,7 +65,7 @@ def _settle(exchange: asyncio.Future[str], how: str) -> None:
         exchange.set_result(how)
 
 
-class World(Observer):
+class World(Observer, Upstream):
     """The outside of one schedule; is the balancer's upstream, resolver and probe."""
 
     def __init__(self, seed: int, loop: VirtualLoop) -> None:
@@ -190,7 +190,7 @@ class World(Observer):
         if lie < 0.1:
             answer = Answer("A", Outcome.UNKNOWN, rcode="SERVFAIL")
         elif lie < 0.2 or not self.listed:
-            answer = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+            answer = Answer("A", Outcome.EMPTY, rcode="NXDOMAIN")
         else:
             answer = Answer("A", Outcome.FOUND, frozenset(map(Endpoint, self.listed, self.listed.values())))
         return Snapshot((answer,), self.loop.time())
@@ -313,7 +313,7 @@ class _Body:
         return bytes(self._world.rng.choice([1, 40_000]))
 
 
-class _Response:
+class _Response(UpstreamResponse):
     status = 200
     upgrade = b""
     trailers = NO_FIELDS
@@ -341,7 +341,7 @@ class _Response:
         pass
 
 
-class _Pending(_Response):
+class _Pending(_Response, PendingResponse):
     """A response to a request that was sent at once. It may come whole, in parts, or not."""
 
     def __init__(self, world: World, container: Container, request: UpstreamRequest) -> None:

@@ -21,8 +21,8 @@ class ScriptedResolver:
     def found(self, *addresses: Address) -> None:
         self._answer = Answer("A", Outcome.FOUND, frozenset(map(Endpoint, addresses)))
 
-    def nobody(self) -> None:
-        self._answer = Answer("A", Outcome.NOBODY, rcode="NXDOMAIN")
+    def names_none(self) -> None:
+        self._answer = Answer("A", Outcome.EMPTY, rcode="NXDOMAIN")
 
     def broken(self) -> None:
         self._answer = Answer("A", Outcome.UNKNOWN, rcode="SERVFAIL")

@@ -15,7 +15,7 @@ ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)
 
 
 def found(*addresses: Address, when: float = 0.0, over_tcp: bool = False) -> Snapshot:
-    outcome = Outcome.FOUND if addresses else Outcome.NOBODY
+    outcome = Outcome.FOUND if addresses else Outcome.EMPTY
     rcode = "NOERROR" if addresses else "NXDOMAIN"
     return Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), rcode, over_tcp),), when)
 

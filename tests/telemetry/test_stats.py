@@ -23,7 +23,7 @@ def stats(*addresses: Address) -> Stats:
 
 
 def snapshot(*addresses: Address, **known: Any) -> Snapshot:
-    outcome = Outcome.FOUND if addresses else Outcome.NOBODY
+    outcome = Outcome.FOUND if addresses else Outcome.EMPTY
     return Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), **known),), 0.0)
 
 

@@ -13,11 +13,11 @@ import pytest
 from balancer.errors import (
     ConnectFailed,
     ConnectionDied,
-    Fault,
     ProtocolViolation,
     Refusal,
     ResponseTimeout,
     TruncatedResponse,
+    UpstreamError,
 )
 from balancer.http.headers import NO_FIELDS
 from balancer.types import Address
@@ -225,6 +225,22 @@ async def test_bytes_on_an_idle_connection_close_it() -> None:
         await eventually(lambda: up.idle == 0)
 
 
+async def test_switch_that_names_no_protocol_gets_no_name_from_an_earlier_response() -> None:
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(b"HTTP/1.1 200 OK\r\nUpgrade: h2,h2c\r\nContent-Length: 2\r\n\r\nok")
+        await connection.head()
+        await connection.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n")
+        await connection.to_end()
+
+    async with Member(script) as member, upstream() as up:
+        assert await body_of(up, member) == b"ok"
+        response = await up.send(member.address, UpstreamRequest("GET", b"/", [(b"host", b"a")], upgrade=b"rot13"))
+        assert (response.status, response.upgrade) == (101, b"")
+        assert len(member.connections) == 1
+        await response.close()
+
+
 async def test_a_connection_that_the_member_closes_while_idle_is_forgotten() -> None:
     async with answering(OK, then_close=True) as member, upstream() as up:
         for _ in range(3):
@@ -233,7 +249,7 @@ async def test_a_connection_that_the_member_closes_while_idle_is_forgotten() -> 
 
 
 async def test_idle_connections_expire_before_the_members_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balancer.upstream.pool.KEEPALIVE_SECONDS", 0.1)
+    monkeypatch.setattr("balancer.upstream.connection_pool.KEEPALIVE_SECONDS", 0.1)
     async with Member() as member, upstream(idle=0.1) as up:
         await body_of(up, member)
         assert up.idle == 1
@@ -351,7 +367,7 @@ async def test_faults_say_whether_a_byte_was_sent() -> None:
         gone = Member()
         async with gone:
             pass
-        expected: list[tuple[Member, type[Fault], bool]] = [
+        expected: list[tuple[Member, type[UpstreamError], bool]] = [
             (gone, ConnectFailed, False),
             (dropping, ConnectionDied, True),
             (silent, ResponseTimeout, True),

@@ -11,7 +11,7 @@ import pytest
 import respx
 
 from balancer.config.settings import Settings
-from balancer.errors import ConnectFailed, ConnectionDied, Fault, ProtocolViolation, Refusal, ResponseTimeout
+from balancer.errors import ConnectFailed, ConnectionDied, ProtocolViolation, Refusal, ResponseTimeout, UpstreamError
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.types import Address
@@ -106,7 +106,7 @@ async def test_when_everybody_vanished_a_request_waits_for_the_next_member(route
     resolver = ScriptedResolver(ONE)
     async with balanced(router, resolver) as (balancer, client):
         await size(balancer, 1)
-        resolver.nobody()
+        resolver.names_none()
         await size(balancer, 0)
         waiting = asyncio.create_task(client.get("/"))
         await eventually(lambda: len(balancer.dispatcher.hold) == 1)
@@ -218,7 +218,7 @@ async def test_a_get_whose_connection_died_is_sent_once_more_elsewhere(router: r
         (httpx.RemoteProtocolError("illegal status line"), ProtocolViolation, True),
     ],
 )
-async def test_httpx_errors_become_typed_faults(error: Exception, fault: type[Fault], sent: bool) -> None:
+async def test_httpx_errors_become_typed_faults(error: Exception, fault: type[UpstreamError], sent: bool) -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise error
 
@@ -235,7 +235,7 @@ async def test_of_what_a_member_has_sent_not_more_than_a_line_is_quoted(error: t
         raise error("illegal status line: " + "x" * 100_000)
 
     upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(fail))
-    with pytest.raises(Fault, match="illegal status line: xxx") as caught:
+    with pytest.raises(UpstreamError, match="illegal status line: xxx") as caught:
         await upstream.send(ONE, UpstreamRequest("GET", b"/", []))
     assert len(str(caught.value)) == WORDS_MAX
     await upstream.close()

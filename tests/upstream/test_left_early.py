@@ -257,7 +257,7 @@ async def through(transport: OwnTransport, **settings: Any) -> AsyncIterator[Run
         await running.idle()
         (member,) = running.balancer.membership.available
         assert member.in_flight == 0
-        assert upstream._links[MEMBER].in_use == 0
+        assert upstream._members[MEMBER].in_use == 0
         await eventually(lambda: all(it.closed == 1 for it in transport.streams))
 
 

@@ -8,7 +8,7 @@ const LEFT = 44;
 const BOTTOM = 20;
 const MARKS = { joined: ["▲", "--good"], left: ["▼", "--muted"], bad: ["✕", "--bad"], drained: ["◆", "--warning"], good: ["●", "--good"] };
 
-/** Series are told apart by the first twelve colours that are free; whoever comes then is one of the others. */
+/** Series are told apart by the first twelve colours that are free; later ones are one of the others. */
 export class Colours {
   constructor() {
     this.taken = new Map();

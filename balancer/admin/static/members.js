@@ -92,9 +92,9 @@ export class Members {
     const more = byId("more");
     more.hidden = wanted.length <= FEW;
     put(more, this.limit === FEW ? `Show all ${wanted.length}` : `Show the first ${FEW} only`);
-    const nobody = byId("nobody");
-    nobody.hidden = shown.length > 0;
-    put(nobody, all.length ? "No member matches." : "DNS names nobody.");
+    const empty = byId("no-members");
+    empty.hidden = shown.length > 0;
+    put(empty, all.length ? "No member matches." : "DNS names no member.");
     put(byId("members-title"), all.length ? counted(all.length, "member") : "Members");
   }
 

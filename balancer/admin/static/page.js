@@ -205,12 +205,12 @@ function drawTiles(now) {
   put(byId("t-p50"), latency(it.p50_ms));
   put(byId("t-p99"), it.p99_ms === null ? "median of the last 10 s" : `median; p99 ${latency(it.p99_ms)}`);
   put(byId("t-flight"), count(it.in_flight));
-  tile("held", count(it.held), it.held_ever ? `${count(it.held_ever)} had to wait` : "nobody had to wait", it.held ? "warning" : "");
+  tile("held", count(it.held), it.held_ever ? `${count(it.held_ever)} had to wait` : "none had to wait", it.held ? "warning" : "");
   tile("failed", count(it.failed), `${count(it.refused)} refused, ${counted(it.retries, "retry", "retries")}`, it.failed ? "bad" : "");
   const banner = byId("banner");
   banner.hidden = it.available > 0;
   if (!it.available) put(banner, `No member is available${it.held ? `; ${counted(it.held, "request")} held` : ""}.`);
-  document.title = it.available ? `${it.available}/${all} · ${count(it.rate)}/s · balancer` : "nobody available · balancer";
+  document.title = it.available ? `${it.available}/${all} · ${count(it.rate)}/s · balancer` : "none available · balancer";
 }
 
 function drawDns(now) {
@@ -223,7 +223,7 @@ function drawDns(now) {
     const [name, badge] = entry.firstChild.children;
     put(name, `${now.name} ${it.record}`);
     put(badge, it.rcode);
-    badge.className = `badge ${it.outcome === "found" ? "good" : it.outcome === "nobody" ? "warning" : "bad"}`;
+    badge.className = `badge ${it.outcome === "found" ? "good" : it.outcome === "empty" ? "warning" : "bad"}`;
     const whole = it.truncated ? "truncated over UDP, asked again over TCP" : "not truncated";
     const kept = it.outcome === "unknown" ? "; what is known stays" : "";
     put(entry.lastChild, `${counted(it.addresses, "address", "addresses")}, ${whole}${kept}`);
@@ -367,6 +367,6 @@ function disconnect() {
   state.source = null;
 }
 
-// A page that nobody sees costs nothing, and browsers allow six connections to a host.
+// A hidden page costs nothing, and browsers allow six connections to a host.
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
 if (!document.hidden) connect();

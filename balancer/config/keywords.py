@@ -1,0 +1,32 @@
+"""Settings as a program gives them, with keywords. No I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from balancer.config.settings import Settings, SettingsError
+
+# What a keyword of these names would do nothing for: who mounts a LoadBalancer has listeners of their own.
+SERVE_ONLY = frozenset(
+    {
+        "bind", "admin_bind", "max_header_bytes", "max_headers", "max_uri_bytes", "header_timeout", "keepalive_timeout",
+        "min_body_rate", "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key",
+        "http2", "access_log", "otel_endpoint", "processes", "shutdown_delay", "shutdown_timeout", "reload_timeout",
+        "admin_token", "routes",
+    }
+)  # fmt: skip
+
+
+def settings_of(alias: str | Settings, given: dict[str, Any]) -> Settings:
+    if isinstance(alias, Settings):
+        if given:
+            raise TypeError(f"settings are one object, or keywords, and not both: {', '.join(given)}")
+        return alias
+    useless = [
+        f"{name}={value!r} cannot be used: it is for balancer serve, which listens by itself"
+        for name, value in given.items()
+        if name in SERVE_ONLY
+    ]
+    if useless:
+        raise SettingsError(useless)
+    return Settings.of(alias=alias, **given)

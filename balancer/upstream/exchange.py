@@ -1,0 +1,135 @@
+"""One request to a member and the response to it: what is known of them, without any waiting.
+
+An exchange is made for one request and is never used again, so that nothing of it reaches the next one on its
+connection. ``balancer.upstream.response`` adds what waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+from balancer.errors import TruncatedResponse, UpstreamError
+from balancer.http.headers import Headers
+from balancer.upstream.base import PendingResponse
+
+if TYPE_CHECKING:
+    from balancer.upstream.connection import MemberConnection
+
+
+class KnownHead(NamedTuple):
+    """What a response head that comes again says. ``length``: bytes of the body; ``lines``: the head for a client."""
+
+    status: int
+    headers: Headers
+    length: int
+    lines: bytes
+
+
+class Exchange(PendingResponse):
+    """A request and its response as it arrives.
+
+    ``is_head``: the method is HEAD. ``repeatable``: another member may be given the request. ``may_switch``: it asks
+    for another protocol. ``inform``: called with status and headers of each interim response.
+    """
+
+    # What most exchanges leave alone has its default here.
+
+    # The request. Whether all of it has been written, and the task that writes the rest; whether the body waits for
+    # 100 (Continue); the kernel's count of acknowledged bytes before a request that must not run twice was written.
+    uploaded: bool = True
+    upload_task: asyncio.Task[None] | None = None
+    awaits_continue: bool = False
+    acknowledged: int | None = None
+
+    # The response. Whether any byte of it has come; interim responses so far; bytes since there was last something to
+    # pass on; whether its body lasts until the connection is closed; whether the member has switched protocols; why
+    # the bytes cannot be a response, or "".
+    received: bool = False
+    interim_count: int = 0
+    unproductive: int = 0
+    lasts_until_close: bool = False
+    switched: bool = False
+    protocol_error: str = ""
+
+    # Reading. Whether it waits for the client; the future that a reader waits for; what ended the exchange early.
+    paused: bool = False
+    _waiter: asyncio.Future[None] | None = None
+    _error: Exception | None = None
+
+    # Time. When the member must have sent or taken a byte, as a reading of the loop's clock; how many seconds it gets;
+    # whether it has since the deadline was last checked.
+    deadline: float = inf
+    timeout: float = 0.0
+    progress: bool = False
+
+    def __init__(
+        self,
+        connection: MemberConnection,
+        is_head: bool,
+        repeatable: bool,
+        may_switch: bool,
+        inform: Callable[[int, Headers], None] | None,
+    ) -> None:
+        self._connection = connection
+        self.is_head = is_head
+        self.repeatable = repeatable
+        self.may_switch = may_switch
+        self.inform = inform
+        # Body that has not been taken.
+        self.pieces: list[bytes] = []
+
+    def __repr__(self) -> str:
+        if self._error:
+            state = "failed"
+        elif self.complete:
+            state = "complete"
+        elif self.switched:
+            state = "switched"
+        else:
+            state = "body" if self.started else "head"
+        words = [state, *([str(self.status)] if self.started else [])]
+        words += ["uploading"] * (not self.uploaded) + ["paused"] * self.paused
+        return f"<{type(self).__name__} {' '.join(words)}>"
+
+    @property
+    def may_go_elsewhere(self) -> bool:
+        """Whether another member may be given the request: all of it was sent, and nothing has come back."""
+        return self.repeatable and self.uploaded and not self.received
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a listener or a reader waits for the next piece."""
+        return self.listener is not None or (self._waiter is not None and not self._waiter.done())
+
+    def set_deadline(self, now: float, timeout: float) -> None:
+        """Give the member ``timeout`` seconds from ``now`` on to send or take a byte; no limit applies to a tunnel."""
+        if not self.switched:
+            self.timeout = timeout
+            self.deadline = now + timeout
+
+    def answer(self, head: KnownHead, body: bytes) -> None:
+        """Complete the response, whose head is known."""
+        self.status, self.headers, _, self.lines = head
+        self.started = self.complete = True
+        self.pieces.append(body)
+
+    def take(self) -> bytes:
+        pieces, self.pieces = self.pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def arrived(self) -> None:
+        """Report news: the head, a piece of the body, its end."""
+        if self.listener:
+            self.listener()
+        elif self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """End the exchange early; a response that has started is truncated."""
+        if self.started and isinstance(error, UpstreamError):
+            error = TruncatedResponse(str(error))
+        self._error = error
+        self.arrived()

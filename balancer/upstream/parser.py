@@ -1,0 +1,169 @@
+"""The bytes of a connection to a member as responses: httptools, and the rules that it leaves to its user.
+
+* A response's end is where RFC 9112 section 6.3 says: nothing after HEAD, 204 and 304, else chunked, else
+  Content-Length, else the close of the connection. What cannot be framed is a protocol error.
+* A 101 that was asked for ends HTTP on the connection (RFC 9110 section 7.8). One that was not is a protocol error.
+* Other interim responses are passed on as they come (RFC 9110 section 15.2), up to INTERIM_MAX of them.
+* A protocol error is written on the exchange, and ends the connection. It leaves a response that is complete alone.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import httptools
+
+from balancer.http.headers import HOP_BY_HOP, Headers, content_length, nominated, trailers
+from balancer.upstream.exchange import Exchange
+
+# Interim responses before a final one.
+INTERIM_MAX = 20
+
+_BYTES_AFTER = "bytes after the end of the response"
+_SWITCHED_UNASKED = "the member switched protocols unasked"
+_INTERIM_BODY = "an interim response with a body"
+
+
+class ResponseParser:
+    """Writes what arrives on ``exchange``: the one under way, or None.
+
+    ``idle_timeout``: seconds that an exchange gives the member once its head is there.
+    """
+
+    __slots__ = ("_headers", "_idle_timeout", "_parser", "exchange")
+
+    def __init__(self, idle_timeout: float) -> None:
+        self._idle_timeout = idle_timeout
+        self._parser = httptools.HttpResponseParser(self)
+        # Header lines since the last head, or trailers.
+        self._headers: Headers = []
+        self.exchange: Exchange | None = None
+
+    def feed(self, exchange: Exchange, data: memoryview) -> None:
+        """Parse bytes of the exchange under way."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if not exchange.switched:
+                exchange.protocol_error = _SWITCHED_UNASKED
+            elif upgrade.args[0] < len(data):
+                exchange.pieces.append(bytes(data[upgrade.args[0] :]))
+        except httptools.HttpParserError as error:
+            exchange.protocol_error = str(error)
+
+    def close(self) -> None:
+        """Free httptools' parser, which knows this object's methods: reference counts alone then free both."""
+        del self._parser
+
+    # httptools' side.
+
+    def on_message_begin(self) -> None:
+        exchange = self.exchange
+        if exchange and exchange.complete:
+            exchange.protocol_error = _BYTES_AFTER
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        exchange = self.exchange
+        if exchange is None or exchange.complete or exchange.protocol_error:
+            return
+        received, self._headers = self._headers, []
+        headers, has_length, chunked, error = read_headers(received)
+        status = self._parser.get_status_code()
+        if status < 100:
+            error = f"{status} is no status"
+        elif chunked and self._parser.get_http_version() == "1.0":
+            error = "there are no chunks in that version of HTTP"
+        if error:
+            exchange.protocol_error = error
+        elif status >= 200:
+            exchange.status, exchange.headers, exchange.started = status, headers, True
+            exchange.timeout = self._idle_timeout
+            exchange.closes = not self._parser.should_keep_alive()
+            exchange.lasts_until_close = not (has_length or chunked)
+            if exchange.is_head:
+                # httptools would wait for the body that the header fields describe.
+                exchange.complete = True
+                self._parser = httptools.HttpResponseParser(self)
+        elif chunked or (has_length and content_length(headers)):
+            # httptools reads a body here, and others do not: RFC 9110 section 8.6 forbids to announce one.
+            exchange.protocol_error = _INTERIM_BODY
+        else:
+            if has_length:
+                headers = [pair for pair in headers if pair[0] != b"content-length"]
+            exchange.interim_count += 1
+            if status == 101:
+                _switch(exchange, headers, received)
+            else:
+                _inform(exchange, status, headers)
+
+    def on_body(self, piece: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            return
+        if exchange.complete:
+            exchange.protocol_error = _BYTES_AFTER
+        elif not exchange.protocol_error:
+            exchange.pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        exchange = self.exchange
+        if exchange and exchange.started and not (exchange.protocol_error or exchange.switched):
+            exchange.complete = True
+            if self._headers:
+                exchange.trailers = trailers(self._headers)
+        self._headers = []
+
+
+def _switch(exchange: Exchange, headers: Headers, received: Headers) -> None:
+    """End HTTP on the connection with a 101, whose header lines are all in ``received``."""
+    if not exchange.may_switch:
+        exchange.protocol_error = _SWITCHED_UNASKED
+        return
+    exchange.status, exchange.headers, exchange.started, exchange.switched = 101, headers, True, True
+    for name, value in received:
+        if name == b"upgrade":
+            exchange.upgrade = value
+    exchange.deadline = inf
+
+
+def _inform(exchange: Exchange, status: int, headers: Headers) -> None:
+    """Pass an interim response on."""
+    if exchange.interim_count > INTERIM_MAX:
+        exchange.protocol_error = f"more than {INTERIM_MAX} interim responses"
+        return
+    if status == 100 and exchange.awaits_continue:
+        exchange.awaits_continue = False
+        exchange.deadline = inf  # The client is waited for, whose time is not the member's.
+    if exchange.inform:
+        exchange.inform(status, headers)
+
+
+def read_headers(received: Headers) -> tuple[Headers, bool, bool, str]:
+    """The headers of a response that go on, whether it has a length, whether it is chunked, and an error or "".
+
+    Hop-by-hop headers and those that ``Connection`` names stay behind (RFC 9110 section 7.6.1).
+    """
+    passed: Headers = []
+    options: list[bytes] = []
+    has_length = chunked = False
+    error = ""
+    for pair in received:
+        name = pair[0]
+        if name == b"content-length":
+            has_length = True
+            passed.append(pair)
+        elif name not in HOP_BY_HOP:
+            passed.append(pair)
+        elif name == b"connection":
+            options.append(pair[1])
+        elif name == b"transfer-encoding":
+            if chunked or pair[1].rstrip().lower() != b"chunked":
+                error = "only Transfer-Encoding: chunked, once, can be framed"
+            chunked = True
+    gone = options and nominated(b",".join(options))
+    if gone:
+        passed = [pair for pair in passed if pair[0] not in gone]
+    return passed, has_length, chunked, error

@@ -1,0 +1,263 @@
+"""A connection to a member without a socket: its phases, how it shows itself, and what ends with an exchange."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from balancer import upstream
+from balancer.http.headers import NO_FIELDS
+from balancer.http.memo import Memo
+from balancer.types import Address
+from balancer.upstream.base import Timeouts
+from balancer.upstream.connection import MemberConnection, PoolCallbacks
+from balancer.upstream.phase import (
+    ACTIVE,
+    CLOSED,
+    IDLE,
+    TRANSITIONS,
+    TUNNEL,
+    CheckedPhase,
+    IllegalTransition,
+    Phase,
+    check_phases,
+)
+from balancer.upstream.response import Response
+
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: rot13\r\n\r\n"
+
+
+# Modules that are to be compiled, which coroutines cannot be.
+SYNCHRONOUS = ["base", "connection", "connection_pool", "exchange", "parser", "phase", "tcp"]
+
+
+class Socket:
+    def setsockopt(self, *_: object) -> None: ...
+
+    def getsockopt(self, *_: object) -> bytes:
+        raise OSError("not a socket")
+
+
+class Transport(asyncio.Transport):
+    """Takes what is written, and notes how it is closed and whether it reads."""
+
+    def __init__(self) -> None:
+        super().__init__({"socket": Socket()})
+        self.written = b""
+        self.ended = ""
+        self.reading = True
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.ended = "close"
+
+    def abort(self) -> None:
+        self.ended = "abort"
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class Callbacks(PoolCallbacks):
+    def __init__(self) -> None:
+        self.heads = Memo()
+        self.heard_at = 0.0
+        self.calls: list[str] = []
+
+    def ended(self, connection: MemberConnection) -> None:
+        self.calls.append("ended")
+
+    def lost(self, connection: MemberConnection) -> None:
+        self.calls.append("lost")
+
+
+class Connected:
+    """A connection with its surroundings."""
+
+    def __init__(self) -> None:
+        self.callbacks = Callbacks()
+        self.transport = Transport()
+        self.connection = MemberConnection(Address("10.0.0.9", 80), Timeouts(1, 2, 3), self.callbacks)
+        self.connection.connection_made(self.transport)
+
+    def begin(self, *, is_head: bool = False, may_switch: bool = False) -> Response:
+        response = Response(self.connection, is_head, True, may_switch, None)
+        self.connection.begin(response, GET)
+        return response
+
+    def feed(self, data: bytes) -> None:
+        self.connection.get_buffer(-1)[: len(data)] = data
+        self.connection.buffer_updated(len(data))
+
+    @property
+    def phase(self) -> Phase:
+        return self.connection.phase
+
+
+class Body:
+    """A request's body whose next piece never comes."""
+
+    ended = False
+    trailers = NO_FIELDS
+
+    async def read(self) -> bytes:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.parametrize("module", SYNCHRONOUS)
+def test_synchronous_module_has_no_coroutine(module: str) -> None:
+    path = Path(upstream.__path__[0]) / f"{module}.py"
+    coroutines = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.AsyncFunctionDef | ast.AsyncFor | ast.AsyncWith | ast.Await)
+    ]
+    assert coroutines == []
+
+
+async def test_exchange_with_keep_alive_returns_the_connection_to_idle() -> None:
+    it = Connected()
+    for count in (1, 2, 3):  # The third response is answered from the heads that have come before.
+        response = it.begin()
+        assert it.phase is ACTIVE
+        it.feed(OK)
+        assert (it.phase, response.complete, response.take()) == (IDLE, True, b"ok")
+        assert it.callbacks.calls == ["ended"] * count
+    assert it.transport.written == 3 * GET
+
+
+async def test_response_with_connection_close_closes_the_connection() -> None:
+    it = Connected()
+    response = it.begin()
+    it.feed(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+    assert response.complete and response.closes
+    assert (it.phase, it.transport.ended, it.callbacks.calls) == (CLOSED, "abort", ["lost"])
+
+
+async def test_switch_of_protocols_makes_a_tunnel_that_closes_in_order() -> None:
+    it = Connected()
+    response = it.begin(may_switch=True)
+    it.feed(SWITCH + b"one")
+    assert (it.phase, response.upgrade, response.take()) == (TUNNEL, b"rot13", b"one")
+    await response.write(b"two")
+    await response.close()
+    assert (it.phase, it.transport.ended, it.transport.written) == (CLOSED, "close", GET + b"two")
+
+
+async def test_switch_that_no_request_asks_for_closes_the_connection() -> None:
+    it = Connected()
+    it.begin()
+    it.feed(SWITCH)
+    assert (it.phase, it.transport.ended) == (CLOSED, "abort")
+
+
+async def test_nothing_of_one_exchange_is_left_for_the_next() -> None:
+    it = Connected()
+    it.begin()
+    it.feed(
+        b"HTTP/1.1 103 Early Hints\r\nUpgrade: h2\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nUpgrade: h2,h2c\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n"
+    )
+    assert it.phase is IDLE
+    response = it.begin(may_switch=True)
+    it.feed(b"HTTP/1.1 103 Early Hints\r\nUpgrade: h2\r\n\r\n")
+    it.feed(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\r\n")
+    assert (response.upgrade, response.interim_count, response.trailers) == (b"", 2, NO_FIELDS)
+
+
+async def test_upload_ends_with_its_connection() -> None:
+    it = Connected()
+    response = Response(it.connection, False, False, False, None)
+    response.uploaded = False
+    it.connection.begin(response, GET)
+    response.start_upload(Body(), chunked=True, awaits_continue=False)
+    await asyncio.sleep(0)
+    task = response.upload_task
+    assert task and not task.done()
+    it.feed(OK)
+    assert (it.phase, response.complete) == (CLOSED, True)
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_repr_shows_the_phase_and_the_exchange() -> None:
+    it = Connected()
+    shown = "<MemberConnection 10.0.0.9:80 "
+    assert repr(it.connection) == f"{shown}idle, new>"
+    response = it.begin()
+    assert repr(it.connection) == f"{shown}active, <Response head>>"
+    it.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")
+    assert repr(it.connection) == f"{shown}active, <Response body 200 paused>>"
+    assert await response.read() == (b"part", True)
+    assert repr(it.connection) == f"{shown}active, <Response body 200>>"
+    it.feed(b"whole")
+    assert repr(it.connection) == f"{shown}idle, reused>"
+    assert repr(response) == "<Response complete 200>"
+    response = it.begin(may_switch=True)
+    response.uploaded = False
+    assert repr(response) == "<Response head uploading>"
+    response.uploaded = True
+    it.feed(SWITCH)
+    assert repr(it.connection) == f"{shown}tunnel, <Response switched 101 paused>>"
+    it.connection.connection_lost(ConnectionResetError("reset"))
+    assert repr(it.connection) == f"{shown}closed, reused>"
+    assert repr(response) == "<Response failed 101 paused>"
+
+
+class Checked:
+    """Has a phase as a connection has it where transitions are checked."""
+
+    __slots__ = ("phase",)
+    phase: Phase
+
+
+check_phases(Checked)
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(Phase, Phase)))
+def test_change_of_phase_that_the_table_lacks_is_an_error(before: Phase, after: Phase) -> None:
+    paths = {IDLE: [], ACTIVE: [ACTIVE], TUNNEL: [ACTIVE, TUNNEL], CLOSED: [CLOSED]}
+    connection = Checked()
+    for phase in [IDLE, *paths[before]]:
+        connection.phase = phase
+    if after in TRANSITIONS[before]:
+        connection.phase = after
+        assert connection.phase is after
+    else:
+        with pytest.raises(IllegalTransition, match=f"{before} -> {after}"):
+            connection.phase = after
+        assert connection.phase is before
+
+
+def test_connections_of_the_tests_check_their_phases() -> None:
+    assert isinstance(vars(MemberConnection)["phase"], CheckedPhase)
+
+
+@pytest.mark.parametrize("phase", [ACTIVE, TUNNEL, CLOSED])
+def test_first_phase_other_than_idle_is_an_error(phase: Phase) -> None:
+    with pytest.raises(IllegalTransition):
+        Checked().phase = phase
+
+
+@pytest.mark.parametrize("value", ["", "1"])
+def test_environment_decides_whether_connections_check_their_phases(value: str) -> None:
+    code = "from balancer.upstream.connection import MemberConnection as it; print(type(it.phase).__name__)"
+    environ = os.environ | {"BALANCER_CHECK_STATES": value}
+    ran = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == ("CheckedPhase" if value else "member_descriptor")
