@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long test-versions coverage lint types hooks lock dist bench drill simulate strictness fuzz clean
+.PHONY: demo test test-long test-versions lint types hooks lock dist bench drill simulate strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo

@@ -68,7 +68,7 @@ def test_what_raises_is_logged_once_and_members_take_turns(caplog: pytest.LogCap
     assert [policy.choose(ANY) for _ in range(4)] == [A, B, C, A]
     (line,) = lines(caplog)
     assert line.startswith("the policy tests.plugins.test_guard:Scripted raised KeyError: 'tenant' (")
-    assert "test_guarded.py, line " in line and "; members take turns" in line
+    assert "test_guard.py, line " in line and "; members take turns" in line
     assert caplog.records[0].exc_info
 
 
@@ -98,7 +98,7 @@ def test_what_a_hook_says_wrong_is_placed_where_it_says_it(caplog: pytest.LogCap
     chain = HookChain([Careless()], Reports())
     for fields in ([], [(b"x-a", b"1")]):
         chain.request(HookRequest(Request("GET", b"/", fields, "")))
-    assert ["test_guarded.py, line " in it for it in lines(caplog)] == [True, True]
+    assert ["test_guard.py, line " in it for it in lines(caplog)] == [True, True]
 
 
 def test_the_log_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
