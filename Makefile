@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench drill simulate strictness fuzz clean
+.PHONY: demo test lint types bench drill simulate strictness fuzz docs clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -27,7 +27,7 @@ bench: .venv/.ready bench/.cache/venv/.ready
 drill: .venv/.ready
 	$(BIN)/python -m bench.drill $(OPTIONS)
 
-# Options: make simulate OPTIONS="--only slow --members 20", "--jobs 2" (a quarter of an hour), and see docs/simulation.md.
+# Options: make simulate OPTIONS="--only slow --members 20", "--jobs 2" (a quarter of an hour), and see docs/performance/simulation.md.
 simulate: .venv/.ready
 	$(BIN)/python -m bench.simulate $(OPTIONS)
 
@@ -57,6 +57,16 @@ bench/.cache/venv/.ready: bench/requirements.txt bench/constraints.txt balancer/
 		--constraint bench/constraints.txt --requirement balancer/requirements.txt --requirement bench/requirements.txt
 	touch $@
 
+# The documentation site in build/site; a broken link or a page outside of the navigation fails it.
+docs: docs/.cache/venv/.ready
+	NO_MKDOCS_2_WARNING=1 docs/.cache/venv/bin/mkdocs build --quiet
+
+docs/.cache/venv/.ready: docs/requirements.txt docs/constraints.txt
+	$(PYTHON) -m venv docs/.cache/venv
+	docs/.cache/venv/bin/pip install --quiet --disable-pip-version-check --constraint docs/constraints.txt \
+		--requirement docs/requirements.txt
+	touch $@
+
 NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/otel-requirements.txt balancer/demo/requirements.txt \
 	worker/requirements.txt tests/requirements.txt
 
@@ -66,4 +76,4 @@ NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/otel
 	touch $@
 
 clean:
-	rm -rf .venv bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv build/site docs/.cache bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

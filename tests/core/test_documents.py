@@ -113,9 +113,9 @@ def test_links_are_found_in_prose_alone() -> None:
 def test_a_link_that_leads_nowhere_is_told() -> None:
     assert problem(ENGLISH, "docs/nothing.md") == "docs/nothing.md is not there"
     assert problem(ENGLISH, "#nothing") == "#nothing: no such heading"
-    assert problem(ENGLISH, "docs/tls.md#nothing") == "docs/tls.md#nothing: no such heading"
+    assert problem(ENGLISH, "docs/reference/tls.md#nothing") == "docs/reference/tls.md#nothing: no such heading"
     assert problem(ENGLISH, "../elsewhere.md") == "../elsewhere.md leads out of the repository"
-    assert problem(ENGLISH, "docs/tls.md#proxy-protocol") == ""
+    assert problem(ENGLISH, "docs/reference/tls.md#proxy-protocol") == ""
 
 
 def code_lines(*documents: Path) -> set[str]:

@@ -52,4 +52,4 @@ def test_the_examples_in_python_are_parts_of_those_that_tests_run() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_explained(path: Path) -> None:
-    assert f"](../examples/{path.name})" in (ROOT / "docs/library.md").read_text()
+    assert f"](../../examples/{path.name})" in (ROOT / "docs/guides/library.md").read_text()
