@@ -1,8 +1,8 @@
 """Bring files of the repository that pages link to into the site, and point the links there.
 
-Pages in ``docs/`` link as GitHub needs it: ``../bench/RESULTS.md``, ``../../worker/drain.py``. MkDocs knows ``docs/`` alone.
-This hook adds what is linked below ``repository/``: Markdown as pages, which ``nav`` has to list, other files as they are.
-The README is represented by the site's front page. A link to a folder becomes plain text.
+Pages in ``docs/`` link as GitHub needs it: ``../bench/RESULTS.md``, ``../../worker/drain.py``. MkDocs knows
+``docs/`` alone. This hook adds what is linked below ``repository/``: Markdown as pages, which ``nav`` has
+to list, other files as they are. The README is represented by the site's front page. A link to a folder becomes plain text.
 """
 
 from __future__ import annotations
