@@ -58,7 +58,8 @@ bench/.cache/venv/.ready: bench/requirements.txt bench/constraints.txt balancer/
 	touch $@
 
 # The documentation site in build/site; a broken link or a page outside of the navigation fails it.
-docs: docs/.cache/venv/.ready
+docs: .venv/.ready docs/.cache/venv/.ready
+	$(BIN)/python -m docs.site.reference
 	NO_MKDOCS_2_WARNING=1 docs/.cache/venv/bin/mkdocs build --quiet
 
 docs/.cache/venv/.ready: docs/requirements.txt docs/constraints.txt

@@ -2,7 +2,8 @@
 
 Pages in ``docs/`` link as GitHub needs it: ``../bench/RESULTS.md``, ``../../worker/drain.py``. MkDocs knows
 ``docs/`` alone. This hook adds what is linked below ``repository/``: Markdown as pages, which ``nav`` has
-to list, other files as they are. The README is represented by the site's front page. A link to a folder becomes plain text.
+to list, other files as they are. The README is represented by the site's front page. A link
+to a folder becomes plain text.
 """
 
 from __future__ import annotations

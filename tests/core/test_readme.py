@@ -10,6 +10,7 @@ import pytest
 
 from balancer.config.display import show, variable
 from balancer.config.settings import Settings
+from docs.site import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -59,3 +60,9 @@ def test_the_readme_is_short_and_its_blocks_have_languages() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_explained(path: Path) -> None:
     assert f"](../../examples/{path.name})" in LIBRARY
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_reference_page_is_what_the_code_generates(name: str) -> None:
+    path, text = reference.page(name)
+    assert path.read_text() == text
