@@ -1,7 +1,7 @@
 """Write what the reference takes from the code: ``python -m docs.site.reference``.
 
-Settings come from their table, commands from the argument parsers, the admin API from its OpenAPI file. Each page has
-the generated part between two marks; everything around it is written by hand. A test holds the pages against this module.
+Settings come from their table, commands from the argument parsers, the admin API from its OpenAPI file. The generated
+part of a page stands between two marks, and a test holds it against this module.
 """
 
 from __future__ import annotations
