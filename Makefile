@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long test-versions lint types hooks lock dist bench drill simulate strictness fuzz clean
+.PHONY: demo test test-long test-versions lint types hooks lock dist docs bench drill simulate strictness fuzz clean
 
 demo: .venv/.ready
 	$(BIN)/balancer demo
@@ -59,7 +59,7 @@ bench: .venv/.ready bench/.cache/venv/.ready
 drill: .venv/.ready
 	$(BIN)/python -m bench.drill $(OPTIONS)
 
-# Options: make simulate OPTIONS="--only slow --members 20", "--jobs 2" (a quarter of an hour), and see docs/simulation.md.
+# Options: make simulate OPTIONS="--only slow --members 20", "--jobs 2" (a quarter of an hour), and see docs/performance/simulation.md.
 simulate: .venv/.ready
 	$(BIN)/python -m bench.simulate $(OPTIONS)
 
@@ -89,6 +89,17 @@ bench/.cache/venv/.ready: bench/requirements.txt balancer/requirements.txt const
 		--requirement balancer/requirements.txt --requirement bench/requirements.txt
 	touch $@
 
+# The documentation site in build/site; a broken link or a page outside of the navigation fails it.
+docs: .venv/.ready docs/.cache/venv/.ready
+	$(BIN)/python -m docs.site.reference
+	NO_MKDOCS_2_WARNING=1 docs/.cache/venv/bin/mkdocs build --quiet
+
+docs/.cache/venv/.ready: docs/requirements.txt docs/constraints.txt
+	$(PYTHON) -m venv docs/.cache/venv
+	docs/.cache/venv/bin/pip install --quiet --disable-pip-version-check --constraint docs/constraints.txt \
+		--requirement docs/requirements.txt
+	touch $@
+
 NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/otel-requirements.txt balancer/demo/requirements.txt \
 	worker/requirements.txt tests/requirements.txt
 
@@ -98,4 +109,4 @@ NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/otel
 	touch $@
 
 clean:
-	rm -rf .venv .cache build dist bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .cache build dist docs/.cache bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,7 +1,7 @@
 """An HTTP load balancer for Docker Compose that finds its members through DNS.
 
 As a library: ``LoadBalancer`` is an ASGI application to mount in one's own, ``BalancedTransport`` balances the calls of
-an ``httpx.AsyncClient``; see docs/library.md. Both are imported when they are first asked for, because
+an ``httpx.AsyncClient``; see docs/guides/library.md. Both are imported when they are first asked for, because
 ``balancer serve`` listens before it imports anything heavy.
 """
 

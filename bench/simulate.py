@@ -1,4 +1,6 @@
-"""Compares the policies in a simulation: ``python -m bench.simulate``. What is simulated, and how: docs/simulation.md.
+"""Compares the policies in a simulation: ``python -m bench.simulate``.
+
+What is simulated, and how: docs/performance/simulation.md.
 
 The same arguments print the same bytes. Progress goes to stderr.
 """

@@ -8,7 +8,7 @@ Rules:
 * A request gets a member that failed it before only while every other one is busy or gone.
 * Where no member was available and requests wait, the first member back is given its share of them, not all: while the
   others that DNS names are coming back, the rest wait for them, or for its next free slot, GATHER_SECONDS at most.
-  (Of 100 members that restart, the first would be given some 17,000 requests; see docs/simulation.md.)
+  (Of 100 members that restart, the first would be given some 17,000 requests; see docs/performance/simulation.md.)
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ FAILED_AT_ONCE = 144
 # A member that has not answered is asked once more only while fewer than this hang.
 OVERLAP_WITHIN = 96
 # Probes begun in a second: of members that are well, or have failed for long, and of those in whose state something
-# has changed. A probe costs some 50 us of CPU time (docs/large-membership.md): more members than the first number are
+# has changed. A probe costs some 50 us (docs/performance/large-membership.md): more members than the first number are
 # each probed less often than every HEALTH_INTERVAL.
 PROBES_PER_SECOND = 1000
 URGENT_PER_SECOND = 2500

@@ -23,7 +23,7 @@ class RoundRobin(Policy):
     members: that needs no round, which would have to be laid out anew for every change.
 
     It begins at random, so that balancers that start together do not walk on in step: with twenty over 10,000 members
-    that more than doubled the median latency (docs/simulation.md).
+    that more than doubled the median latency (docs/performance/simulation.md).
     """
 
     def __init__(self, rng: Random) -> None:

@@ -1,1 +1,4 @@
-"""The balancer's own code between simulated clients and members, on a virtual clock. See docs/simulation.md."""
+"""The balancer's own code between simulated clients and members, on a virtual clock.
+
+See docs/performance/simulation.md.
+"""

@@ -1,4 +1,4 @@
-"""``docs/strictness.md`` from what was measured, and where the balancer is not as strict as it should be."""
+"""``docs/reference/strictness.md`` from what was measured, and where the balancer is not as strict as it should be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.processes import ROOT
 from bench.strictness.timed import DOCUMENTED, WATCH
 from tests.support.hostile import BOUNDS, CUT, OPEN, PASSES, REQUESTS, RESPONSES, Answer, Case
 
-DOC = ROOT / "docs" / "strictness.md"
+DOC = ROOT / "docs" / "reference" / "strictness.md"
 
 # The candidates of the bench that are columns, in this order; ours is the last.
 COLUMNS = {"nginx-keepalive": "nginx", "haproxy": "HAProxy", "caddy": "Caddy", "balancer": "balancer"}
@@ -109,14 +109,14 @@ INTRODUCTION = """# Strictness
 Two servers in a row that read the same bytes differently can be played off against each other, and a server that
 waits or stores without bound can be brought down. These tables have every case that the balancer's tests send, and
 what nginx, HAProxy and Caddy do with the same bytes. They are written by `make strictness`, from what it measures.
-The bytes are in [tests/support/hostile.py](../tests/support/hostile.py). Every row is a test that sends them to the
+The bytes are in [tests/support/hostile.py](../../tests/support/hostile.py). Every row is a test that sends them to the
 balancer (`tests/frontend/test_connection.py`, `tests/upstream/test_hostile_members.py`);
 `tests/bench/test_strictness.py` compares the rows with the cases.
 
 Measured {date}: {versions}.
 
 Everybody stands on loopback before the same member, which writes down what reaches it, and has the configuration
-of the bench ([bench/candidates.py](../bench/candidates.py)), otherwise its defaults. That means for nginx:
+of the bench ([bench/candidates.py](../../bench/candidates.py)), otherwise its defaults. That means for nginx:
 `proxy_http_version 1.1`, a `Host` of its own to the member, request bodies of any size; for HAProxy: `timeout client
 75s`, `timeout server 60s`, `http-reuse always`. Caddy takes any `Host` here. Rows with *bounded* for a section
 are limits of this project that no RFC sets: there, others may just have larger ones.
@@ -137,7 +137,7 @@ times, unless it is waited for, and the laxest of what was seen is given: some d
 RESPONSE_LEGEND = """The member sends this; then the client asks once more. This, too, is the laxest of five.
 
 * A status of 500 or more: that in place of the response. *closes*: nothing, and the connection is closed. *cut off*:
-  the response has begun and is broken off, so that nobody can take it for the whole.
+  the response has begun and is broken off, so that it cannot be taken for the whole.
 * *passed*, *repaired*: as above. *takes it all*: of a response without end, 16 MiB are taken, and nothing is done about
   it within 5 s.
 * *waits, then …*: no whole response within 2 s; after that the member closes its connection. *nothing*: not even then.

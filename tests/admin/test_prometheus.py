@@ -25,7 +25,7 @@ from balancer.members.health import Event
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from tests.support.metrics import Scrape, known, lint, values
-from tests.support.paths import README
+from tests.support.paths import ERRORS
 
 ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
@@ -285,7 +285,7 @@ def test_a_pool_without_stats_still_says_how_it_is() -> None:
 
 
 def test_every_token_and_reason_that_there_is_has_a_series_from_the_start() -> None:
-    explained = {line.split("`")[1] for line in README.splitlines() if line.startswith(("| 4", "| 5")) and "`" in line}
+    explained = {line.split("`")[1] for line in ERRORS.splitlines() if line.startswith(("| 4", "| 5")) and "`" in line}
     assert explained == TOKENS
     faults = ConnectionDied, ResponseTimeout, ProtocolViolation
     assert {it.reason for it in faults} | {

@@ -1,4 +1,4 @@
-"""docs/strictness.md has a row for each case, and each row is a wire test."""
+"""docs/reference/strictness.md has a row for each case, and each row is a wire test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 HOSTILE: list[Case | Answer] = [*CASES, *ANSWERS]
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in (ROOT / "docs" / "strictness.md").read_text().splitlines()
+    for line in (ROOT / "docs" / "reference" / "strictness.md").read_text().splitlines()
     if line.startswith("| ") and not line.startswith(("| ---", "| request |", "| response |", "| client |"))
 ]
 CELLS = {row[0]: dict(zip(COLUMNS, row[2:], strict=True)) for row in ROWS}

@@ -178,7 +178,7 @@ async def test_membership_follows_dns_from_a_member_to_none_and_back() -> None:
             await running.available(1)
 
 
-# What fits into a message over TCP, of 65,535 bytes: docs/large-membership.md has the sum.
+# What fits into a message over TCP, of 65,535 bytes: docs/performance/large-membership.md has the sum.
 LARGEST_A = 4093
 LARGEST_AAAA = 2339
 

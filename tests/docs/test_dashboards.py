@@ -23,7 +23,7 @@ DASHBOARD: dict[str, Any] = json.loads((ROOT / "docs" / "grafana.json").read_tex
 RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((ROOT / "docs" / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
 ]
-TABLE = (ROOT / "docs" / "metrics.md").read_text()
+TABLE = (ROOT / "docs" / "reference" / "metrics.md").read_text()
 
 # Those of prometheus_client's ProcessCollector.
 PROCESS = (
@@ -74,14 +74,14 @@ def test_the_table_has_every_metric_with_its_type_and_its_labels() -> None:
 
 
 def test_no_document_names_a_metric_that_there_is_not() -> None:
-    for name in ("metrics.md", "failures.md"):
+    for name in ("reference/metrics.md", "reference/errors.md"):
         named = re.findall(r"\b(?:balancer|process)_[a-z_]+[a-z]\b(?!/|\.)", (ROOT / "docs" / name).read_text())
         assert named
         assert set(named) <= KNOWN.keys() | {it.name for it in METRICS}
 
 
 def test_every_value_that_the_docs_give_a_label_is_one_that_it_can_have() -> None:
-    for name in ("metrics.md", "failures.md"):
+    for name in ("reference/metrics.md", "reference/errors.md"):
         for expression in re.findall(r"`(\w+\{[^`]+\})`", (ROOT / "docs" / name).read_text()):
             query(expression)
 
@@ -229,7 +229,7 @@ def test_what_is_no_promql_is_found_out() -> None:
 
 # The failures.
 
-FAILURES = (ROOT / "docs" / "failures.md").read_text()
+FAILURES = (ROOT / "docs" / "reference" / "errors.md").read_text()
 
 
 def test_every_failure_is_explained_as_it_happens() -> None:

@@ -1,9 +1,8 @@
-"""The README says what the code does."""
+"""The README and the reference say what the code does."""
 
 from __future__ import annotations
 
 import re
-import textwrap
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,18 +10,22 @@ import pytest
 
 from balancer.config.display import show, variable
 from balancer.config.settings import Settings
-from tests.support.paths import README, ROOT
+from docs.site import reference
+from tests.support.paths import ERRORS, README, ROOT
+
+LIBRARY = (ROOT / "docs" / "guides" / "library.md").read_text()
+SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text()
 
 
 @pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
 def test_the_settings_table_has(field) -> None:  # type: ignore[no-untyped-def]
     kind = field.metadata["kind"]
     default = show(field.default, kind)
-    assert f"| `{variable(field.name)}` | {default} | {kind.accepts} | {field.metadata['meaning']} |\n" in README
+    assert f"| `{variable(field.name)}` | {default} | {kind.accepts} | {field.metadata['meaning']} |\n" in SETTINGS
 
 
 def test_the_settings_table_has_nothing_else() -> None:
-    assert README.count("\n| `BALANCER_") == len(fields(Settings))
+    assert SETTINGS.count("\n| `BALANCER_") == len(fields(Settings))
 
 
 def test_compose_passes_every_setting_on_but_its_two_listeners() -> None:
@@ -34,20 +37,30 @@ def test_compose_passes_every_setting_on_but_its_two_listeners() -> None:
 def test_every_token_that_the_balancer_can_answer_is_explained() -> None:
     source = "".join(path.read_text() for path in (ROOT / "balancer").rglob("*.py"))
     said = set(re.findall(r'Refusal\(\s*(\d{3}), "(\w+)"', source))
-    explained = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", README, re.MULTILINE))
+    explained = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", ERRORS, re.MULTILINE))
     assert said == explained
 
 
 def test_the_examples_in_python_are_parts_of_those_that_tests_run() -> None:
-    section = README.partition("\n## In Python\n")[2].partition("\n## ")[0]
-    blocks = [
-        textwrap.dedent(it).strip() for it in re.findall(r"(?:^(?: {4}.*)?\n)+", section, re.MULTILINE) if it.strip()
-    ]
-    files = [(ROOT / name).read_text() for name in re.findall(r"\]\((examples/\w+\.py)\)", section)]
-    assert len(blocks) == len(files) == 2
-    assert all(block in file for block, file in zip(blocks, files, strict=True))
+    sources = [path.read_text() for path in (ROOT / "examples").glob("*.py")]
+    blocks = re.findall(r"^```python\n(.*?)^```", README + LIBRARY, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    assert all(any(block.strip() in source for source in sources) for block in blocks)
+
+
+def test_the_readme_is_short_and_its_blocks_have_languages() -> None:
+    assert len(README.splitlines()) <= 150
+    fences = re.findall(r"^```(\w*)$", README, re.MULTILINE)
+    assert set(fences[::2]) == {"sh", "console", "yaml", "python"}
+    assert not any(fences[1::2])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_explained(path: Path) -> None:
-    assert f"](../examples/{path.name})" in (ROOT / "docs/library.md").read_text()
+    assert f"](../../examples/{path.name})" in LIBRARY
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_reference_page_is_what_the_code_generates(name: str) -> None:
+    path, text = reference.page(name)
+    assert path.read_text() == text

@@ -1,4 +1,4 @@
-"""Plug-ins of a package of their own, as docs/plugins.md has them, with ``balancer serve`` and ``check``."""
+"""Plug-ins of a package of their own, as docs/guides/plugins.md has them, with ``balancer serve`` and ``check``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support import guide
 from tests.support.processes import Serving, serving
 from tests.support.wire import Connection, Member
 
-GUIDE = guide.files("plugins.md")
+GUIDE = guide.files("guides/plugins.md")
 
 RAISING = """
 from balancer.hooks import Hooks
@@ -191,7 +191,7 @@ async def test_a_broken_plug_in_stops_the_start_with_one_clear_line(
 
 
 def test_the_guide_shows_lines_as_they_are() -> None:
-    shown = next(it for it in guide.blocks("plugins.md") if it.startswith("BALANCER_POLICY='tenant:"))
+    shown = next(it for it in guide.blocks("guides/plugins.md") if it.startswith("BALANCER_POLICY='tenant:"))
     expected = [f"BALANCER_{setting.upper()}={name!r} cannot be used: {words}" for setting, name, words in BROKEN[:3]]
     assert shown.splitlines() == expected
 
@@ -232,7 +232,7 @@ async def test_a_program_gives_them_as_objects(tmp_path: Path, monkeypatch: pyte
     names: dict[str, object] = {"settings": Settings(), "__name__": "guide"}
     for block in (GUIDE["tenants.py"], GUIDE["keys.py"]):
         exec(block, names)
-    (program,) = [it for it in guide.blocks("plugins.md") if it.startswith("from balancer.loadbalancer import")]
+    (program,) = [it for it in guide.blocks("guides/plugins.md") if it.startswith("from balancer.loadbalancer import")]
     exec(program, names)
     balancer = names["balancer"]
     assert isinstance(balancer, LoadBalancer)
@@ -248,7 +248,7 @@ def test_the_guide_shows_what_is_said_of_objects() -> None:
     guard = type("Guard", (Hooks,), {"__module__": "keys", "on_request": on_request})
     with pytest.raises(SettingsError) as caught:
         LoadBalancer("apps", resolver="127.0.0.1", policy=names["TenantAffinity"], hooks=[guard()])
-    shown = next(it for it in guide.blocks("plugins.md") if it.startswith("policy=<class"))
+    shown = next(it for it in guide.blocks("guides/plugins.md") if it.startswith("policy=<class"))
     assert shown.splitlines() == caught.value.problems
 
 

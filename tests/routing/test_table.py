@@ -17,7 +17,7 @@ from balancer.http.request import Request
 from balancer.routing.draft import PER_POOL
 from balancer.routing.parse import describe, parse_inline, parse_toml, read
 from balancer.routing.table import Route, Table
-from tests.support.paths import README, ROOT
+from tests.support.paths import ROOT
 
 SETTINGS = Settings()
 
@@ -470,27 +470,25 @@ def test_a_prefix_that_is_taken_off_is_told_in_ascii() -> None:
     assert (seen.prefix, seen.stripped) == (b"/produ%C3%A7%C3%A3o", b"/x")
 
 
-# The guide and the README.
+# The guide.
 
-GUIDE = (ROOT / "docs" / "routes.md").read_text()
-FILE = re.search(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
+GUIDE = (ROOT / "docs" / "guides" / "routes.md").read_text()
+SHORT, FILE = re.finditer(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
 
 
-def test_what_the_guide_and_the_readme_show_in_one_variable_can_be_used() -> None:
-    shown = re.findall(r"^    BALANCER_ROUTES='(.*?)'", GUIDE + README, re.MULTILINE)
+def test_what_the_guide_shows_in_one_variable_can_be_used() -> None:
+    shown = re.findall(r"^(?:    )?BALANCER_ROUTES='(.*?)'", GUIDE, re.MULTILINE)
     assert len(shown) == 3
     for text in shown:
         assert parse_inline(text, SETTINGS).routes
 
 
-def test_what_the_readme_shows_as_a_file_can_be_used() -> None:
-    (section,) = re.findall(r"\n(    \[shop\]\n.*?)\n\nAfter", README, re.DOTALL)
-    assert list(parse_toml(section, SETTINGS, "README").pools) == ["shop", "api"]
+def test_what_the_guide_shows_as_a_short_file_can_be_used() -> None:
+    assert list(parse_toml(SHORT[1], SETTINGS, "docs/guides/routes.md").pools) == ["shop", "api"]
 
 
 def test_the_file_of_the_guide_leads_where_it_says() -> None:
-    assert FILE
-    routes = parse_toml(FILE[1], SETTINGS, "docs/routes.md")
+    routes = parse_toml(FILE[1], SETTINGS, "docs/guides/routes.md")
     assert (routes.pools["shop"].upstream_port, routes.pools["api"].alias) == (8080, "backend")
     rows = re.findall(r"^\| `([^/`]+)(/.*?)` \| `(\w+)`(?:, as `(.*?)`)? \|$", GUIDE, re.MULTILINE)
     assert len(rows) == 9

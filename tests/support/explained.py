@@ -1,6 +1,6 @@
 """Every failure that the balancer has a word for, made to happen: for the tests of what log and metrics say of it.
 
-``docs/failures.md`` has a row for each, and the tests hold the row against what happens here.
+``docs/reference/errors.md`` has a row for each, and the tests hold the row against what happens here.
 """
 
 from __future__ import annotations

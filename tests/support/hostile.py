@@ -1,7 +1,7 @@
 """Every case of strictness and of the bounds, in one place: what is sent, and what has to become of it.
 
 The wire tests send each of them, ``bench/strictness`` sends the same bytes to nginx, HAProxy and Caddy, and
-``docs/strictness.md`` has a row for each. Nothing here does I/O.
+``docs/reference/strictness.md`` has a row for each. Nothing here does I/O.
 
 ``rule`` is the number of an RFC and a section of it, or *bounded* for a limit of this project's own. The limits are
 written down here rather than imported: they are what is promised.
@@ -396,7 +396,7 @@ PASSED = (
     _passes("9110 §7.8",
             POST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n"
             b"Content-Length: 3\r\n\r\nabc",
-            b"content-length: 3\r\n", "an upgrade that nobody offers"),
+            b"content-length: 3\r\n", "an upgrade that no member offers"),
     _passes("9110 §9.3.1", b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", b"content-length: 3\r\n",
             "a GET with a body"),
     _passes("9110 §8.6", POST + b"Content-Length: 003\r\n\r\nabc", b"content-length: 003\r\n",
@@ -417,7 +417,7 @@ PASSED = (
             b"host: a\r\n" + b"x: %b\r\n" % (b"y" * 1000) * 32, "a head of nearly 32 KiB"),
 )  # fmt: skip
 
-# The tables of docs/strictness.md, in its order.
+# The tables of docs/reference/strictness.md, in its order.
 REQUESTS: dict[str, tuple[Case, ...]] = {
     "Request line": REQUEST_LINES,
     "Host": HOSTS,
@@ -498,7 +498,7 @@ STATUS_LINES = (
     _bad_line("9112 §4", b"HTTP/1.1", "no status"),
     _bad_line("9112 §2.2", b"HTTP/1.1 200 a\rb", "a bare CR in the reason"),
     Answer("a bare LF after the status line", "9112 §2.2", b"HTTP/1.1 200 OK\n" + _LENGTH, BAD_GATEWAY),
-    Answer("a switch of protocols that nobody asked for", "9110 §15.2.2",
+    Answer("a switch of protocols that was not asked for", "9110 §15.2.2",
            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", BAD_GATEWAY),
 )  # fmt: skip
 
