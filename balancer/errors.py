@@ -17,9 +17,9 @@ OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno
 # The tokens of ``X-Balancer-Error``, and the words of the log for what no client can be told.
 TOKENS = frozenset(
     {
-        "malformed_request", "method_refused", "request_timeout", "body_too_large", "target_too_long", "head_too_large",
-        "version_not_supported", "member_failed", "bad_response", "no_member", "hold_full", "overloaded",
-        "shutting_down", "too_many_connections", "response_timeout", "no_route", "hook_failed",
+        "malformed_request", "method_not_allowed", "request_timeout", "body_too_large", "uri_too_long",
+        "headers_too_large", "version_not_supported", "member_failed", "bad_response", "no_member", "queue_full",
+        "overloaded", "shutting_down", "too_many_connections", "response_timeout", "no_route", "hook_failed",
     }
 )  # fmt: skip
 UNTOLD = frozenset({"client_gone", "truncated"})

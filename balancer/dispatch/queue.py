@@ -54,9 +54,9 @@ class Hold:
         """
         place = len(self.waiting)
         if place >= self._limit:
-            raise Refusal(503, "hold_full", f"{self._limit} requests wait for a member already", retry_after=1)
+            raise Refusal(503, "queue_full", f"{self._limit} requests wait for a member already", retry_after=1)
         if self._bytes + claim.in_hand > self._bytes_limit:
-            raise Refusal(503, "hold_full", f"the requests that wait hold {self._bytes} bytes already", retry_after=1)
+            raise Refusal(503, "queue_full", f"the requests that wait hold {self._bytes} bytes already", retry_after=1)
         if moving and self._pace * place > patience:
             words = f"every member is busy, and the wait would be {self._pace * place:.1f} s"
             raise Refusal(503, "overloaded", words, retry_after=1)

@@ -38,7 +38,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(limit: int) -> None:
     hold = Hold(limit, 0)
     waiting(hold, limit)
     told = refusal(hold, Claim(ANY))
-    assert (told.status, told.token, told.retry_after) == (503, "hold_full", 1)
+    assert (told.status, told.token, told.retry_after) == (503, "queue_full", 1)
     assert str(told) == f"{limit} requests wait for a member already"
     assert len(hold) == limit
 
@@ -47,7 +47,7 @@ def test_the_bytes_in_hand_are_bounded() -> None:
     hold = Hold(10, 100)
     first, _ = waiting(hold, 2, in_hand=50)
     told = refusal(hold, Claim(ANY, in_hand=1))
-    assert (told.status, told.token, told.retry_after) == (503, "hold_full", 1)
+    assert (told.status, told.token, told.retry_after) == (503, "queue_full", 1)
     assert str(told) == "the requests that wait hold 100 bytes already"
     waiting(hold, 1)
     hold.leave(first)

@@ -116,11 +116,11 @@ class Case:
 
 CASES: dict[str, Case] = {
     "malformed_request": Case(send(GET.replace(b"Host: a", b"Host: a\r\nHost: b")), 400),
-    "method_refused": Case(send(GET.replace(b"GET", b"TRACE")), 405),
+    "method_not_allowed": Case(send(GET.replace(b"GET", b"TRACE")), 405),
     "request_timeout": Case(send(b"GET / HT"), 408, settings={"header_timeout": 0.3}),
     "body_too_large": Case(send(POST), 413, settings={"max_body_bytes": 3}),
-    "target_too_long": Case(send(GET.replace(b" / ", b" /" + 300 * b"a" + b" ")), 414, settings={"max_uri_bytes": 256}),
-    "head_too_large": Case(
+    "uri_too_long": Case(send(GET.replace(b" / ", b" /" + 300 * b"a" + b" ")), 414, settings={"max_uri_bytes": 256}),
+    "headers_too_large": Case(
         send(GET.replace(b"Host: a", b"Host: a" + 20 * b"\r\nA: b")), 431, settings={"max_headers": 10}
     ),
     "version_not_supported": Case(send(GET.replace(b"HTTP/1.1", b"HTTP/2.0")), 505),
@@ -128,7 +128,7 @@ CASES: dict[str, Case] = {
     "bad_response": Case(send(GET), 502, talk_nonsense, ("not_http",), member=True),
     "hook_failed": Case(send(GET), 503, settings={"hooks": [Broken()]}),
     "no_member": Case(send(GET), 503, None, held=True, settings={"queue_timeout": 0.2}),
-    "hold_full": Case(send(GET), 503, None, settings={"queue_max": 0}),
+    "queue_full": Case(send(GET), 503, None, settings={"queue_max": 0}),
     "overloaded": Case(
         come_second, 503, be_slow, held=True, settings={"max_requests_per_member": 1, "queue_timeout": 0.2}
     ),

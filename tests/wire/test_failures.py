@@ -215,7 +215,7 @@ async def test_the_queue_of_held_requests_is_bounded_and_served_when_a_member_co
         held = [asyncio.create_task(running.exchange(GET)) for _ in range(2)]
         await eventually(lambda: len(running.balancer.dispatcher.hold) == 2)
         refused = await running.exchange(GET)
-        assert b"x-balancer-error: hold_full\r\n" in refused
+        assert b"x-balancer-error: queue_full\r\n" in refused
         resolver.found(member.address)
         assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*held))
 
