@@ -268,7 +268,7 @@ class _Call(Visit):
             return inf, httpx.WriteTimeout("")  # It is the caller that is waited for.
         if self.course.member is None:
             return self._began + self._limit("pool"), httpx.PoolTimeout("no member became available in time")
-        since = max(self._gave, self._began + self.course.held)
+        since = max(self._gave, self._began + self.course.queued)
         if not self.ended:
             return since + self._limit("write"), httpx.WriteTimeout("the member takes nothing more of the body")
         return since + self._limit("read"), httpx.ReadTimeout("no response in time")
@@ -307,8 +307,8 @@ class _Call(Visit):
         if not self.running.cancelled() and (error := self.running.exception()):
             assert isinstance(error, Exception)
             return error
-        if self.course.error == "truncated" and self.course.tries:
-            last = self.course.tries[-1]
+        if self.course.error == "truncated" and self.course.attempts:
+            last = self.course.attempts[-1]
             kind = httpx.ReadTimeout if last.reason == SilentResponse.reason else httpx.RemoteProtocolError
             return kind(str(last))
         return httpx.ReadError(str(self.refusal) if self.refusal else "the call was broken off")

@@ -191,11 +191,11 @@ async def replaced(count: int, port: int, policy: str, clients: int = 30) -> dic
     balancer = LoadBalancer(Settings(policy=policy, resolve_interval=3600), resolve=resolver, stats=stats)
     transport = BalancedTransport(balancer)
     worst = held = 0.0
-    tries = 0
+    attempts = 0
     stop = False
 
     async def client(number: int) -> None:
-        nonlocal worst, held, tries
+        nonlocal worst, held, attempts
         request = httpx.Request("GET", "http://apps/")
         while not stop:
             began = time.perf_counter()
@@ -204,7 +204,7 @@ async def replaced(count: int, port: int, policy: str, clients: int = 30) -> dic
             assert answer.status_code == 200
             took = time.perf_counter() - began
             record = answer.extensions["balancer"]
-            held, tries = max(held, record.held), tries + len(record.tries)
+            held, attempts = max(held, record.queued), attempts + len(record.attempts)
             worst = max(worst, took)
             await asyncio.sleep(0.01)
 
@@ -216,7 +216,7 @@ async def replaced(count: int, port: int, policy: str, clients: int = 30) -> dic
         tasks = [asyncio.create_task(client(number)) for number in range(clients)]
         await asyncio.sleep(3.0)
         kept = balancer.upstream.idle  # type: ignore[attr-defined]
-        before, worst, held, tries = worst, 0.0, 0.0, 0
+        before, worst, held, attempts = worst, 0.0, 0.0, 0
         pauses = Pauses()
         old = resolver.found
         resolver.found = endpoints(count, "127.2.0.0", port)
@@ -242,8 +242,8 @@ async def replaced(count: int, port: int, policy: str, clients: int = 30) -> dic
         "longest pause of the event loop": 1e3 * longest,
         "longest request before": 1e3 * before,
         "longest request": 1e3 * worst,
-        "of that held, at most": 1e3 * held,
-        "tries that failed": tries,
+        "of that queued, at most": 1e3 * held,
+        "attempts that failed": attempts,
     }
 
 

@@ -282,7 +282,7 @@ class Dispatcher:
                 self.slots.give_back(member)
 
     def _no_member(self, record: Record) -> Refusal:
-        last = f"; last try: {record.tries[-1]}" if record.tries else ""
+        last = f"; last attempt: {record.attempts[-1]}" if record.attempts else ""
         why = f"{self._settings.alias}: {self._membership.shortage()}{last}"
         return Refusal(503, "no_member", f"no member became available in time ({why})", retry_after=1)
 
@@ -322,7 +322,7 @@ class Dispatcher:
         finally:
             self.hold.leave(claim)
             if waits:
-                record.held += self._clock() - began
+                record.queued += self._clock() - began
         self.hold.served(claim, self._clock() - began)
         return given.result()
 

@@ -50,7 +50,7 @@ _member = lru_cache(maxsize=4096)(Address.__str__)
 def as_json(record: Record, wall_clock: float) -> str:
     """A JSON object. Times are ISO 8601 in UTC, durations milliseconds, bytes those of the response's body.
 
-    ``pool``, ``tries``, ``held_ms``, ``error`` and ``reason`` are there only where there is something of the kind.
+    ``pool``, ``attempts``, ``queued_ms``, ``error`` and ``reason`` are there only where there is something of the kind.
     Written by hand, because ``json.dumps`` of a dictionary takes several times as long; what comes from outside is
     quoted.
     """
@@ -68,10 +68,10 @@ def as_json(record: Record, wall_clock: float) -> str:
     )
     if record.pool:
         line += f',"pool":{_quote(record.pool)}'
-    if record.tries:
-        line += f',"tries":{json.dumps([str(it) for it in record.tries])}'
-    if record.held:
-        line += f',"held_ms":{record.held * 1000:.2f}'
+    if record.attempts:
+        line += f',"attempts":{json.dumps([str(it) for it in record.attempts])}'
+    if record.queued:
+        line += f',"queued_ms":{record.queued * 1000:.2f}'
     if record.error:
         line += f',"error":"{record.error}"'
     if record.reason:
@@ -90,14 +90,14 @@ def as_text(record: Record, wall_clock: float, coloured: bool = False) -> str:
         f"{record.duration * 1000:.1f} ms, {record.body_bytes} bytes from {record.member or 'nobody'} "
         f"to {request.client or 'a local client'}"
     )
-    if record.held:
-        line += f", held {record.held * 1000:.0f} ms"
+    if record.queued:
+        line += f", queued {record.queued * 1000:.0f} ms"
     if record.error:
         line += f", {record.error}"
     if record.reason:
         line += f": {record.reason}"
-    if record.tries:
-        line += f" (failed: {'; '.join(map(str, record.tries))})"
+    if record.attempts:
+        line += f" (failed: {'; '.join(map(str, record.attempts))})"
     return line
 
 

@@ -141,8 +141,8 @@ class Events(Observer):
     def troubled(self, record: Record) -> None:
         """A request is over that a member failed, or that was not answered as a member did."""
         now = record.started + record.duration
-        ended = len(record.tries) - 1 if record.error and record.error != "client_gone" else -1
-        for place, attempt in enumerate(record.tries):
+        ended = len(record.attempts) - 1 if record.error and record.error != "client_gone" else -1
+        for place, attempt in enumerate(record.attempts):
             it = self._counting_on(attempt.member, now)
             if it is None:
                 words = f"{attempt.member}: {attempt.words}"

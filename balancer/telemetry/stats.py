@@ -186,17 +186,17 @@ class Stats(Observer):
         one.sent += record.body_bytes
         if record.received:
             one.received += record.received
-        if record.held:
+        if record.queued:
             self.held += 1
-            self.held_seconds += record.held
-            self.held_buckets[bisect_left(BOUNDS, record.held)] += 1
-        if record.error or record.tries:
+            self.held_seconds += record.queued
+            self.held_buckets[bisect_left(BOUNDS, record.queued)] += 1
+        if record.error or record.attempts:
             self._troubled(record)
 
     def _troubled(self, record: Record) -> None:
         if record.error:
             self._count_error(record.error)
-        for attempt in record.tries:
+        for attempt in record.attempts:
             (self.members.get(attempt.member) or self._others).retries[attempt.reason] += 1
         self.events.troubled(record)
 

@@ -91,10 +91,10 @@ class Tracing(Observer):
         if record.member:
             span.set_attribute("network.peer.address", record.member.host)
             span.set_attribute("network.peer.port", record.member.port)
-        for attempt in record.tries:
+        for attempt in record.attempts:
             span.add_event("try failed", {"member": str(attempt.member), "reason": attempt.words})
-        if record.held:
-            span.set_attribute("balancer.held_seconds", record.held)
+        if record.queued:
+            span.set_attribute("balancer.queued_seconds", record.queued)
         if record.error:
             span.set_attribute("error.type", record.error)
         if record.status >= 500 or record.error == "truncated":

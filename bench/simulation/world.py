@@ -70,7 +70,7 @@ class Figures:
     """What came of the requests after the warm-up. Latencies are in seconds, as the balancer sees them.
 
     ``share_error``: of all requests, the share that would have to have gone to another member for each to have had its
-    due, which is in proportion to its speed while it served. ``wasted``: tries of members that brought no answer.
+    due, which is in proportion to its speed while it served. ``wasted``: attempts at members that brought no answer.
     ``held``: requests that waited in the balancer for a member. ``failed``: requests that the balancer had to answer
     itself, by the token of ``X-Balancer-Error``. ``shares``: of requests, by member.
     """
@@ -207,8 +207,8 @@ class World(Observer):
                 self._latencies.append(record.duration)
             else:
                 self._failed[record.error] += 1
-            self._wasted += len(record.tries)
-            self._held += record.held > 0
+            self._wasted += len(record.attempts)
+            self._held += record.queued > 0
         if self._ended == self.setup.requests:
             self._over.set_result(None)
 

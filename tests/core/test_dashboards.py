@@ -235,10 +235,10 @@ FAILURES = (ROOT / "docs" / "failures.md").read_text()
 def test_every_failure_is_explained_as_it_happens() -> None:
     row = re.compile(r"^\| `(\w+)` \| (\d{3}) \| (yes|no) \| (.+?) \| (yes|no) \| ", re.MULTILINE)
     said = {
-        token: (int(status), member == "yes", tuple(re.findall(r"\w+", tries)), held == "yes")
-        for token, status, member, tries, held in row.findall(FAILURES)
+        token: (int(status), member == "yes", tuple(re.findall(r"\w+", attempts)), held == "yes")
+        for token, status, member, attempts, held in row.findall(FAILURES)
     }
-    assert said == {token: (it.status, it.member, it.tries, it.held) for token, it in CASES.items()}
+    assert said == {token: (it.status, it.member, it.attempts, it.held) for token, it in CASES.items()}
 
 
 def test_every_reason_is_explained() -> None:

@@ -17,7 +17,7 @@ from balancer.admin.pool_view import by_name
 from balancer.admin.prometheus import METRICS, PoolCollector, metrics_endpoint
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Record, Try
+from balancer.dispatch.record import Attempt, Record
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
@@ -69,8 +69,8 @@ def busy(alias: str = "apps") -> Pool:
     pool.see(TWO, Event.PROBE_OK)
     pool.serve(ONE, duration=0.004, body_bytes=10)
     pool.serve(ONE, "POST", 201, duration=0.2, received=5)
-    pool.serve(TWO, status=404, duration=0.001, held=0.3, tries=[Try(ONE, "refused", "connection refused")])
-    pool.serve(None, "BREW", 503, duration=10.0, held=10.0, error="no_member")
+    pool.serve(TWO, status=404, duration=0.001, queued=0.3, attempts=[Attempt(ONE, "refused", "connection refused")])
+    pool.serve(None, "BREW", 503, duration=10.0, queued=10.0, error="no_member")
     pool.see(TWO, Event.REFUSED)
     return pool
 
@@ -161,7 +161,7 @@ async def test_after_1000_members_there_are_as_many_series_as_the_living_need() 
         address = Address(f"10.1.{number // 250}.{number % 250}", 80)
         pool.answer(ONE, TWO, address)
         pool.see(address, Event.PROBE_OK)
-        pool.serve(address, tries=[Try(address, "refused", "connection refused")])
+        pool.serve(address, attempts=[Attempt(address, "refused", "connection refused")])
         assert len(read([pool])) > len(before) if number % 100 == 0 else True
         pool.answer(ONE, TWO)
         pool.serve(address)  # It was in flight when its member left.

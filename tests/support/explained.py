@@ -101,14 +101,14 @@ class Case:
     """How to make a failure happen, and what is to be known of it afterwards.
 
     ``script``: what the member does, or None where nobody is. ``status``: what the log says, and the client is told
-    where it can be. ``tries``: the reasons with which a member failed it. ``member``: whether the log names one.
+    where it can be. ``attempts``: the reasons with which a member failed it. ``member``: whether the log names one.
     ``held``: whether it waited.
     """
 
     act: Act
     status: int
     script: Script | None = keep_answering
-    tries: tuple[str, ...] = ()
+    attempts: tuple[str, ...] = ()
     member: bool = False
     held: bool = False
     settings: dict[str, Any] = field(default_factory=dict)

@@ -124,7 +124,7 @@ async def test_a_request_that_waits_is_seen_waiting_and_counted_when_it_has_wait
         it = await scrape()
         assert it.get("balancer_requests_held", pool="apps") == 0
         assert it.get("balancer_hold_duration_seconds_count", pool="apps") == 1
-        held = running.records[0].held
+        held = running.records[0].queued
         assert it.get("balancer_hold_duration_seconds_sum", pool="apps") == pytest.approx(held)
 
 
@@ -208,15 +208,15 @@ async def test_every_failure_is_known_by_its_token_its_member_and_its_tries(
     line = json.loads(as_json(record, 0.0))
     assert (line["error"], line["member"]) == (token, str(record.member or ""))
     assert bool(line.get("reason")) == (token in TOKENS)
-    assert all(it.startswith(f"{record.member}: ") for it in line.get("tries", ()))
+    assert all(it.startswith(f"{record.member}: ") for it in line.get("attempts", ()))
     assert record.status == case.status
-    assert tuple(attempt.reason for attempt in record.tries) == case.tries
+    assert tuple(attempt.reason for attempt in record.attempts) == case.attempts
     assert (record.member is not None) == case.member
-    assert [str(attempt.member) for attempt in record.tries] == [str(record.member)] * len(case.tries)
-    assert (record.held > 0) == case.held
+    assert [str(attempt.member) for attempt in record.attempts] == [str(record.member)] * len(case.attempts)
+    assert (record.queued > 0) == case.held
     assert it.get("balancer_errors_total", pool="apps", error=token) == 1
     assert it.sum("balancer_errors_total", pool="apps") == 1
-    for reason in case.tries:
+    for reason in case.attempts:
         assert it.get("balancer_retries_total", pool="apps", reason=reason) == 1
         assert it.get("balancer_member_retries_total", pool="apps", member=str(record.member), reason=reason) == 1
     assert it.get("balancer_hold_duration_seconds_count", pool="apps") == case.held

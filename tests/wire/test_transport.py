@@ -318,8 +318,8 @@ async def test_a_member_that_fails_is_replaced_where_that_is_safe() -> None:
     async with scripted(die) as bad, Member() as good, calling(bad, good) as here:
         for _ in range(4):
             assert (await here.client.get("/")).text == "ok"
-        tries = [it for record in here.records for it in record.tries]
-        assert {it.member for it in tries} == {bad.address}
+        attempts = [it for record in here.records for it in record.attempts]
+        assert {it.member for it in attempts} == {bad.address}
         # A POST may have been carried out: nobody repeats it.
         answers = [await here.client.post("/", content=b"") for _ in range(2)]
         assert sorted(it.status_code for it in answers) == [200, 502]
@@ -342,7 +342,7 @@ async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
             resolve.found(member.address)
             answer = await asking
             assert answer.text == "ok"
-            assert answer.extensions["balancer"].held > 0
+            assert answer.extensions["balancer"].queued > 0
 
 
 CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun"
