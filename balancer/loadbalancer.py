@@ -262,7 +262,7 @@ class LoadBalancer:
         return len(self.membership.available)
 
     @property
-    def held(self) -> int:
+    def queued(self) -> int:
         """Requests that wait for a member."""
         return len(self.dispatcher.hold)
 

@@ -55,7 +55,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
     what is known of them are shared, and it is not closed with the client.
 
     ``response.extensions["balancer"]`` is the ``balancer.dispatch.record.Record`` of the call: who answered,
-    who failed it before, how long it was held, and the token of ``X-Balancer-Error``, if the balancer answered.
+    who failed it before, how long it was queued, and the token of ``X-Balancer-Error``, if the balancer answered.
     """
 
     def __init__(self, members: str | Settings | LoadBalancer, **settings: Any) -> None:

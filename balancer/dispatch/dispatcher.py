@@ -237,6 +237,7 @@ class Dispatcher:
             if member is None:
                 member = await self._wait_for_member(claim, body, hold_until, record)
             record.member = member.address
+            record.retries = len(record.attempts)
             attempted = self._clock()
             response: UpstreamResponse
             try:

@@ -33,7 +33,8 @@ class Record:
     """What became of a request. Clock readings and durations are in seconds.
 
     ``body_bytes``: of the response, to the client; ``received``: of the request's body, from the client.
-    ``id``: its X-Request-ID, the client's or one of our own. ``attempts``: those that failed, in order.
+    ``id``: its X-Request-ID, the client's or one of our own. ``attempts``: those that failed, in order;
+    ``retries``: how many there were after the first, failed or not.
     ``queued``: how long it waited for a member.
     ``error``: the token of ``X-Balancer-Error``, or ``client_gone`` or ``truncated`` for a response that could not be
     completed; ``reason``: what the balancer has told the client in its own name.
@@ -45,6 +46,7 @@ class Record:
     received = 0
     member: Address | None = None
     attempts: Sequence[Attempt] = ()
+    retries = 0
     queued = 0.0
     duration = 0.0
     error = ""

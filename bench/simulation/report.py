@@ -12,7 +12,7 @@ from bench.simulation.world import Figures
 Results = Sequence[tuple[str, Mapping[str, Figures]]]
 
 HEAD = (
-    "| | share error | p50 ms | p99 ms | p99.9 ms | wasted attempts | held | failed |\n"
+    "| | share error | p50 ms | p99 ms | p99.9 ms | wasted attempts | queued | failed |\n"
     "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
 )
 
@@ -24,7 +24,7 @@ def table(figures: Mapping[str, Figures]) -> str:
 def _row(label: str, it: Figures) -> str:
     failed = ", ".join(f"{number:,} {token}" for token, number in it.failed.items()) or "none"
     latencies = _ms(it.p50), _ms(it.p99), _ms(it.p999)
-    cells = [f"{it.share_error:.1%}".replace("%", " %"), *latencies, f"{it.wasted:,}", f"{it.held:,}"]
+    cells = [f"{it.share_error:.1%}".replace("%", " %"), *latencies, f"{it.wasted:,}", f"{it.queued:,}"]
     return f"| {label} | {' | '.join(cells)} | {failed} |"
 
 

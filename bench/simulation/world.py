@@ -71,7 +71,7 @@ class Figures:
 
     ``share_error``: of all requests, the share that would have to have gone to another member for each to have had its
     due, which is in proportion to its speed while it served. ``wasted``: attempts at members that brought no answer.
-    ``held``: requests that waited in the balancer for a member. ``failed``: requests that the balancer had to answer
+    ``queued``: requests that waited in the balancer for a member. ``failed``: requests that the balancer had to answer
     itself, by the token of ``X-Balancer-Error``. ``shares``: of requests, by member.
     """
 
@@ -82,7 +82,7 @@ class Figures:
     p99: float
     p999: float
     wasted: int
-    held: int
+    queued: int
     failed: Mapping[str, int]
     shares: tuple[float, ...]
 
@@ -135,7 +135,7 @@ class World(Observer):
         self._arrived = self._ended = 0
         self._latencies = array("d")
         self._failed: Counter[str] = Counter()
-        self._wasted = self._held = 0
+        self._wasted = self._queued = 0
 
     # The run.
 
@@ -208,7 +208,7 @@ class World(Observer):
             else:
                 self._failed[record.error] += 1
             self._wasted += len(record.attempts)
-            self._held += record.queued > 0
+            self._queued += record.queued > 0
         if self._ended == self.setup.requests:
             self._over.set_result(None)
 
@@ -279,7 +279,7 @@ class World(Observer):
             p99=_percentile(latencies, 0.99),
             p999=_percentile(latencies, 0.999),
             wasted=self._wasted,
-            held=self._held,
+            queued=self._queued,
             failed=dict(sorted(self._failed.items())),
             shares=tuple(it.got / sent for it in self._everybody),
         )

@@ -54,7 +54,7 @@ class Fleet:
     def report(self, number: int, pid: int, *, whole: bool = True, started: float = 100.0, **pool: Any) -> None:
         values: dict[str, Any] = {
             "name": "apps", "settings": Settings(queue_max=500), "members": {}, "left": [], "stats": Stats(),
-            "events": [], "snapshot": None, "resolved": 0.0, "available": 1, "held": 0, "active": 0,
+            "events": [], "snapshot": None, "resolved": 0.0, "available": 1, "queued": 0, "active": 0,
             "connections": None,
         }  # fmt: skip
         report = PoolReport(**(values | pool))
@@ -91,13 +91,13 @@ def counted(address: Address, requests: int) -> Stats:
 
 
 async def test_counts_are_added_up_and_those_of_the_dead_stay(fleet: Fleet) -> None:
-    fleet.report(0, 10, members={ONE: row(ONE, in_flight=1)}, stats=counted(ONE, 3), active=2, held=1)
+    fleet.report(0, 10, members={ONE: row(ONE, in_flight=1)}, stats=counted(ONE, 3), active=2, queued=1)
     fleet.report(
         1, 11, members={ONE: row(ONE, in_flight=2)}, stats=counted(ONE, 4), connections=Connections(1, 2, 3, 4)
     )
     pool = fleet.pool
     assert pool.stats.total.count == pool.stats.members[ONE].count == 7
-    assert (pool.members[ONE].in_flight, pool.active, pool.held, pool.available) == (3, 2, 1, 1)
+    assert (pool.members[ONE].in_flight, pool.active, pool.queued, pool.available) == (3, 2, 1, 1)
     assert pool.settings.queue_max == 1000
     assert pool.connections == Connections(1, 2, 3, 4)
     assert pool.clients is not None and len(pool.clients) == 6

@@ -56,10 +56,10 @@ def test_what_failed_a_request_is_counted_where_it_failed() -> None:
     it = stats(ONE, TWO)
     it.done(record(member=TWO, attempts=[Attempt(ONE, "refused", "connection refused")], queued=0.25, error=""))
     it.done(record(status=503, member=None, error="no_member"))
-    assert it.members[ONE].retries == {"refused": 1}
+    assert it.members[ONE].failed_attempts == {"refused": 1}
     assert it.members[ONE].count == 0
-    assert it.total.retries == {"refused": 1}
-    assert (it.held, it.held_seconds, dict(it.errors)) == (1, 0.25, {"no_member": 1})
+    assert it.total.failed_attempts == {"refused": 1}
+    assert (it.queued, it.queued_seconds, dict(it.errors)) == (1, 0.25, {"no_member": 1})
 
 
 def test_nothing_is_left_of_members_that_have_left() -> None:
@@ -89,9 +89,9 @@ def test_the_wait_of_requests_is_counted_by_its_length() -> None:
     it = stats(ONE)
     for held in (0.2, 0.2, 7.0):
         it.done(record(queued=held))
-    assert it.held == 3
-    assert it.held_seconds == pytest.approx(7.4)
-    assert cumulated(it.held_buckets, [0.1, 0.25, 10.0]) == [(0.1, 0), (0.25, 2), (10.0, 3)]
+    assert it.queued == 3
+    assert it.queued_seconds == pytest.approx(7.4)
+    assert cumulated(it.queued_buckets, [0.1, 0.25, 10.0]) == [(0.1, 0), (0.25, 2), (10.0, 3)]
 
 
 def test_changes_of_state_are_counted_by_event_and_by_member() -> None:

@@ -102,7 +102,7 @@ class Case:
 
     ``script``: what the member does, or None where nobody is. ``status``: what the log says, and the client is told
     where it can be. ``attempts``: the reasons with which a member failed it. ``member``: whether the log names one.
-    ``held``: whether it waited.
+    ``queued``: whether it waited.
     """
 
     act: Act
@@ -110,7 +110,7 @@ class Case:
     script: Script | None = keep_answering
     attempts: tuple[str, ...] = ()
     member: bool = False
-    held: bool = False
+    queued: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -127,12 +127,12 @@ CASES: dict[str, Case] = {
     "member_failed": Case(send(POST), 502, reset, ("died",), member=True),
     "bad_response": Case(send(GET), 502, talk_nonsense, ("not_http",), member=True),
     "hook_failed": Case(send(GET), 503, settings={"hooks": [Broken()]}),
-    "no_member": Case(send(GET), 503, None, held=True, settings={"queue_timeout": 0.2}),
+    "no_member": Case(send(GET), 503, None, queued=True, settings={"queue_timeout": 0.2}),
     "queue_full": Case(send(GET), 503, None, settings={"queue_max": 0}),
     "overloaded": Case(
-        come_second, 503, be_slow, held=True, settings={"max_requests_per_member": 1, "queue_timeout": 0.2}
+        come_second, 503, be_slow, queued=True, settings={"max_requests_per_member": 1, "queue_timeout": 0.2}
     ),
-    "shutting_down": Case(wait_for_the_end, 503, None, held=True),
+    "shutting_down": Case(wait_for_the_end, 503, None, queued=True),
     "too_many_connections": Case(connect_twice, 503, settings={"max_connections": 1}),
     "response_timeout": Case(
         send(GET), 504, say_nothing, ("timeout",), member=True, settings={"response_timeout": 0.2}
