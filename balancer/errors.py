@@ -102,7 +102,7 @@ class ClientGone(Exception):
 class Refusal(Exception):
     """What the balancer itself answers: a status, a token for ``X-Balancer-Error``, a reason.
 
-    ``retry_after``: seconds for the ``Retry-After`` header, or None to leave it out. ``fields``: more header fields
+    ``retry_after``: seconds for the ``Retry-After`` header, or None to leave it out. ``headers``: more headers
     by name, such as the ``WWW-Authenticate`` that a 401 needs.
     """
 
@@ -112,14 +112,14 @@ class Refusal(Exception):
         token: str,
         reason: str,
         retry_after: int | None = None,
-        fields: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(reason)
         self.status = status
         self.token = token
         self.reason = reason
         self.retry_after = retry_after
-        self.fields = fields
+        self.headers = headers
 
 
 SHUTTING_DOWN = Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1)

@@ -29,8 +29,8 @@ def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
     ]
     if refusal.retry_after is not None:
         headers.append((b"retry-after", str(refusal.retry_after).encode()))
-    if refusal.fields:
-        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in refusal.fields.items()]
+    if refusal.headers:
+        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in refusal.headers.items()]
     return refusal.status, headers, text
 
 

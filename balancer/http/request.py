@@ -62,5 +62,5 @@ AnyRequest = Any
 
 def header_pairs(request: AnyRequest) -> Headers:
     """The header fields of a request as they came, or as hooks have made them."""
-    pairs: Headers = request.headers if isinstance(request, Request) else request.fields.pairs
+    pairs: Headers = request.headers if isinstance(request, Request) else request.headers.pairs
     return pairs

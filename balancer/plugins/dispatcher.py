@@ -33,10 +33,10 @@ class HookedDispatcher(Dispatcher):
             own = course.request = _own(request)
             seen = course.seen = HookRequest(own, course.id)
             course.refusal = self._chain.request(seen)
-            own.headers = seen.fields.pairs
+            own.headers = seen.headers.pairs
         else:
             seen = course.seen = HookRequest(request, course.id)
-        seen.fields.freeze()
+        seen.headers.freeze()
         return course
 
     def at_once(self, course: Course, sink: DirectSink, body: bytes, seen: HookRequest | None = None) -> bool:
@@ -70,7 +70,7 @@ class HookedDispatcher(Dispatcher):
         if self._chain.on_responses and course.member and course.seen:
             heard = HookResponse(response.status, response.headers, course.member)
             course.refusal = self._chain.response(course.seen, heard)
-            response.headers = heard.fields.pairs
+            response.headers = heard.headers.pairs
 
 
 def _raise(course: Course) -> None:

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.members.member import Member
-from balancer.plugins.hooks import Fields, HookRequest
+from balancer.plugins.hooks import HeaderFields, HookRequest
 from balancer.policies.base import Policy
 from balancer.policies.round_robin import RoundRobin
 
@@ -64,7 +64,7 @@ _ONCE = " (said once for each kind of failure)"
 def _place(trace: TracebackType | None) -> str:
     """Where an exception was raised: file and line of the innermost frame that is not of the balancer's own code.
 
-    What a plug-in is refused by ``Fields`` is raised here, and wrong there.
+    What a plug-in is refused by ``HeaderFields`` is raised here, and wrong there.
     """
     place = own = ""
     while trace:
@@ -158,7 +158,7 @@ class GuardedPolicy(Policy):
         if self._mark is None:
             return NO_FIELDS
         try:
-            fields = Fields([])
+            fields = HeaderFields([])
             for name, value in self._mark(request, member):
                 fields.add(name, value)
         except FAILURES as error:

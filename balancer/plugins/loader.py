@@ -22,7 +22,7 @@ from balancer.config.parsers import HOOKS, PLACE, POLICIES, POLICY, Kind
 from balancer.config.settings import Settings, SettingsError
 from balancer.plugins.guard import GuardedPolicy, Reports, describe, kind_of, name_of
 from balancer.plugins.hook_chain import HookChain
-from balancer.plugins.hooks import METHODS, Hooks, overrides
+from balancer.plugins.hooks import METHODS, RENAMED, Hooks, overrides
 from balancer.policies.base import Policy
 from balancer.telemetry.observer import Observer
 
@@ -228,6 +228,9 @@ def _check_hooks(made: _Made) -> Hooks:
     hooks = made.thing
     if not isinstance(hooks, Hooks):
         raise _Broken(f"{made.origin} {kind_of(hooks)}, not one of balancer.hooks.Hooks")
+    for old, name in RENAMED.items():
+        if hasattr(hooks, old):
+            raise _Broken(f"{old} is {name} now")
     used = {name: arguments for name, arguments in METHODS.items() if overrides(hooks, name)}
     if not used:
         raise _Broken(f"{made.place} does nothing: it has none of the methods {', '.join(METHODS)}")

@@ -447,7 +447,7 @@ def test_a_policy_decides_the_same_for_a_request_as_plug_ins_see_it(settings: di
 
 
 def test_a_ring_goes_by_text_as_by_bytes() -> None:
-    text = HashRing(lambda it: it.fields.get("x-key"), RoundRobin(Nought()))
+    text = HashRing(lambda it: it.headers.get("x-key"), RoundRobin(Nought()))
     fit = members(*[1] * 20)
     raw = keyed()
     for policy in (text, raw):

@@ -62,7 +62,7 @@ class Guard(Hooks):
 
     def on_request(self, request: HookRequest) -> None:
         if request.target == "/private":
-            raise Refusal(307, "moved", "elsewhere", fields={"Location": "/public"})
+            raise Refusal(307, "moved", "elsewhere", headers={"Location": "/public"})
         if request.target == "/broken":
             raise LookupError("no such tenant")
 
