@@ -141,8 +141,9 @@ class Slots:
         if changed is None or first:
             self._policy.build(available)
         else:
-            come = [it for it in changed if self._membership.is_available(it)]
-            self._policy.update(available, come, [it for it in changed if not self._membership.is_available(it)])
+            added = [it for it in changed if self._membership.is_available(it)]
+            removed = [it for it in changed if not self._membership.is_available(it)]
+            self._policy.update(available, added, removed)
 
 
 def _occupy(member: Member) -> Member:

@@ -132,7 +132,7 @@ class Dispatcher:
         now = self._clock()
         self._membership.answered(member, response.closes, now)
         headers = response.headers
-        marks = self._policy.mark(seen or course.request, member)
+        marks = self._policy.response_headers(seen or course.request, member)
         if marks:
             headers = headers + marks
         body = response.take()
@@ -275,7 +275,7 @@ class Dispatcher:
                     self._membership.answered(member, response.closes, self._clock())
                 try:
                     self._heard(course, response)
-                    await _relay(response, sink, record, self._policy.mark(claim.request, member))
+                    await _relay(response, sink, record, self._policy.response_headers(claim.request, member))
                 finally:
                     await response.close()
                 return

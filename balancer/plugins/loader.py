@@ -217,8 +217,10 @@ def _check_policy(made: _Made) -> Policy:
         if not callable(getattr(policy, name, None)) or getattr(type(policy), name, None) is getattr(Policy, name):
             raise _Broken(f"{made.origin} {kind_of(policy)}, which has no method {name}")
     optional = {"update": 3} if isinstance(policy, Policy) else {}
-    if getattr(policy, "mark", None) is not None:
-        optional["mark"] = 2
+    if hasattr(policy, "mark"):
+        raise _Broken("mark is response_headers now")
+    if getattr(policy, "response_headers", None) is not None:
+        optional["response_headers"] = 2
     _check_methods(made, _OF_POLICIES | optional)
     return cast(Policy, policy)
 

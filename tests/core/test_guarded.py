@@ -165,19 +165,19 @@ def test_marks_are_checked_like_the_fields_of_hooks(caplog: pytest.LogCaptureFix
     class Marking(Scripted):
         answer: Any = ((b"X-Member", b"b"),)
 
-        def mark(self, request: HookRequest, member: Member) -> Headers:
+        def response_headers(self, request: HookRequest, member: Member) -> Headers:
             found: Headers = self.answer
             return found
 
     inner = Marking(B)
     policy = guarded(inner)
-    assert policy.mark(ANY, B) == [(b"x-member", b"b")]
+    assert policy.response_headers(ANY, B) == [(b"x-member", b"b")]
     for wrong in ([(b"content-length", b"3")], [(b"x", b"a\r\nb: c")], None, [1]):
         inner.answer = wrong
-        assert policy.mark(ANY, B) == []
+        assert policy.response_headers(ANY, B) == []
     # The last two are of one kind.
     assert len(lines(caplog)) == 3
-    assert guarded(Scripted(B)).mark(ANY, B) == []
+    assert guarded(Scripted(B)).response_headers(ANY, B) == []
 
 
 def test_what_only_looks_like_a_policy_needs_no_mark() -> None:
@@ -190,7 +190,7 @@ def test_what_only_looks_like_a_policy_needs_no_mark() -> None:
 
     plain: Any = Plain()
     policy = guarded(plain)
-    assert policy.choose(ANY) is C and policy.mark(ANY, C) == []
+    assert policy.choose(ANY) is C and policy.response_headers(ANY, C) == []
 
 
 class Called(Hooks):

@@ -77,9 +77,9 @@ class Wild(Policy):
         self.did["chose"] += 1
         return self.rng.choice(left) if left else None
 
-    def mark(self, request: HookRequest, member: Member) -> Headers:
+    def response_headers(self, request: HookRequest, member: Member) -> Headers:
         if self.rng.random() < 0.3:
-            self.did["mark raised"] += 1
+            self.did["response_headers raised"] += 1
             raise self.rng.choice(ERRORS)()
         nonsense: list[Any] = [[(b"x-member", b"1")], [(b"content-length", b"1")], None, [1], "ab"]
         return cast(Headers, self.rng.choice(nonsense))

@@ -69,7 +69,9 @@ SOURCE = """
         def choose(self, request, exclude):
             yield
     class Marking(Plain):
-        async def mark(self, request, member): ...
+        async def response_headers(self, request, member): ...
+    class Marked(Plain):
+        def response_headers(self, request, member): ...
     class Updating(Last):
         def __init__(self): ...
         def update(self, members): ...
@@ -247,7 +249,8 @@ NOT_RUN = "and a call would run nothing of it"
         ("shop:One", "choose of shop:One is called with two arguments, and takes (request)"),
         ("shop:Coroutine", f"choose of shop:Coroutine is a coroutine function, {NOT_RUN}"),
         ("shop:Generating", f"choose of shop:Generating is a generator function, {NOT_RUN}"),
-        ("shop:Marking", f"mark of shop:Marking is a coroutine function, {NOT_RUN}"),
+        ("shop:Marked", "mark is response_headers now"),
+        ("shop:Marking", f"response_headers of shop:Marking is a coroutine function, {NOT_RUN}"),
         ("shop:Updating", "update of shop:Updating is called with three arguments, and takes (members)"),
         ("shop:classes", "shop:classes makes the class Plain; pass an instance: Plain()"),
         ("shop:Asking", "shop:Asking asks for url, size, and can get settings and rng"),

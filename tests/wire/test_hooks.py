@@ -407,7 +407,7 @@ class Seeing(Policy):
         self.seen.append(request)
         return None
 
-    def mark(self, request: HookRequest, member: KnownMember) -> Headers:
+    def response_headers(self, request: HookRequest, member: KnownMember) -> Headers:
         self.seen.append(request)
         return [(b"x-marked", request.target.encode())]
 
