@@ -49,7 +49,7 @@ _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 
 
 class BalancedTransport(httpx.AsyncBaseTransport):
-    """``members``: the alias, with settings as keywords, or a ``Settings``, as for ``LoadBalancer``.
+    """``target``: the alias, with settings as keywords, or a ``Settings``, as for ``LoadBalancer``.
 
     Or a LoadBalancer that somebody else owns, which may be mounted in an application at the same time: its members and
     what is known of them are shared, and it is not closed with the client.
@@ -58,14 +58,14 @@ class BalancedTransport(httpx.AsyncBaseTransport):
     who failed it before, how long it was queued, and the token of ``X-Balancer-Error``, if the balancer answered.
     """
 
-    def __init__(self, members: str | Settings | LoadBalancer, **settings: Any) -> None:
-        if isinstance(members, LoadBalancer):
+    def __init__(self, target: str | Settings | LoadBalancer, **settings: Any) -> None:
+        if isinstance(target, LoadBalancer):
             if settings:
                 raise TypeError(f"a LoadBalancer has its settings already: {', '.join(settings)}")
-            self.balancer = members
+            self.balancer = target
         else:
-            self.balancer = LoadBalancer(members, **settings)
-        self._owned = self.balancer is not members
+            self.balancer = LoadBalancer(target, **settings)
+        self._owned = self.balancer is not target
         self._calls: set[_Call] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
