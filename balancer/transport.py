@@ -33,7 +33,7 @@ import httpx
 
 from balancer.asgi.app import Proxy
 from balancer.config.settings import Settings
-from balancer.dispatch.context import Course
+from balancer.dispatch.context import RequestContext
 from balancer.errors import ClientGone, Refusal, SilentResponse
 from balancer.frontend.active import Visit
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
@@ -54,7 +54,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
     Or a LoadBalancer that somebody else owns, which may be mounted in an application at the same time: its members and
     what is known of them are shared, and it is not closed with the client.
 
-    ``response.extensions["balancer"]`` is the ``balancer.dispatch.record.Record`` of the call: who answered,
+    ``response.extensions["balancer"]`` is the ``balancer.dispatch.record.RequestRecord`` of the call: who answered,
     who failed it before, how long it was queued, and the token of ``X-Balancer-Error``, if the balancer answered.
     """
 
@@ -136,7 +136,7 @@ class _Call(Visit):
     status = 0
     fields: Headers = NO_FIELDS
 
-    def __init__(self, request: httpx.Request, begin: Callable[[Request], Course], proxy: Proxy) -> None:
+    def __init__(self, request: httpx.Request, begin: Callable[[Request], RequestContext], proxy: Proxy) -> None:
         self._loop = asyncio.get_running_loop()
         method, target, fields, length = _checked(request)
         chunked = length is None

@@ -29,7 +29,7 @@ class Attempt(NamedTuple):
         return f"{self.member}: {self.words}"
 
 
-class Record:
+class RequestRecord:
     """What became of a request. Clock readings and durations are in seconds.
 
     ``body_bytes``: of the response, to the client; ``received``: of the request's body, from the client.

@@ -14,7 +14,7 @@ from operator import add
 from typing import Any
 
 from balancer.discovery.answers import Answer, Outcome, Snapshot
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.errors import TOKENS, UNTOLD
 from balancer.members.health import Event, State
 from balancer.members.member import Member
@@ -177,7 +177,7 @@ class Stats(Observer):
         for _ in range(min(count, len(self._left))):
             self._others.add(self._left.pop())
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         method = record.request.method
         status = record.status
         duration = record.duration
@@ -196,7 +196,7 @@ class Stats(Observer):
         if record.error or record.attempts:
             self._troubled(record)
 
-    def _troubled(self, record: Record) -> None:
+    def _troubled(self, record: RequestRecord) -> None:
         if record.error:
             self._count_error(record.error)
         self.retries += record.retries

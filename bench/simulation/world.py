@@ -17,9 +17,9 @@ from typing import Any
 
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.context import Course
+from balancer.dispatch.context import RequestContext
 from balancer.dispatch.dispatcher import Dispatcher
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
@@ -200,7 +200,7 @@ class World(Observer):
         if self._arrived < self.setup.requests:
             self.loop.call_at(self._began + next(self._arrivals), self._arrive)
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         self._ended += 1
         if record.started >= self._counted_from:
             if record.status == 200:
@@ -293,7 +293,7 @@ class _Visit:
     def __init__(self, world: World, dispatcher: Dispatcher, request: Request) -> None:
         self._world = world
         self._dispatcher = dispatcher
-        self._course: Course = dispatcher.begin(request)
+        self._course: RequestContext = dispatcher.begin(request)
         if not dispatcher.at_once(self._course, self, b""):
             self.go_on()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.dispatch.record import Attempt, Record
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.access_log import ID_MAX, WAITING_MAX, AccessLog, _pieces, as_json, as_text
 from balancer.types import Address
@@ -16,9 +16,9 @@ from balancer.types import Address
 FAILED = Attempt(Address("10.0.0.3", 80), "refused", "connection refused")
 
 
-def record(target: bytes = b"/a?b=1", id: bytes = b"abc-1", client: str = "192.0.2.1", **known: Any) -> Record:
+def record(target: bytes = b"/a?b=1", id: bytes = b"abc-1", client: str = "192.0.2.1", **known: Any) -> RequestRecord:
     request = Request("GET", target, [(b"host", b"shop.example")], client)
-    made = Record(request, 100.0, id)
+    made = RequestRecord(request, 100.0, id)
     made.status, made.body_bytes, made.member, made.duration = 200, 43, Address("10.0.0.2", 80), 0.0123456
     for name, value in known.items():
         setattr(made, name, value)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Attempt, Record
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import Event, State
 from balancer.members.member import Member
@@ -20,8 +20,8 @@ def found(*addresses: Address, when: float = 0.0, over_tcp: bool = False) -> Sna
     return Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), rcode, over_tcp),), when)
 
 
-def record(*attempts: Attempt, at: float = 10.0, error: str = "", status: int = 200) -> Record:
-    made = Record(Request("GET", b"/", [], "192.0.2.1"), at - 0.5, b"id")
+def record(*attempts: Attempt, at: float = 10.0, error: str = "", status: int = 200) -> RequestRecord:
+    made = RequestRecord(Request("GET", b"/", [], "192.0.2.1"), at - 0.5, b"id")
     made.duration, made.attempts, made.error, made.status = 0.5, attempts, error, status
     return made
 

@@ -16,7 +16,7 @@ from balancer.admin.pool_view import Usage
 from balancer.admin.process_report import Drain, PoolReport, Report, Row
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Endpoint
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import State
 from balancer.telemetry.events import Happening, Kind, Level
@@ -84,7 +84,7 @@ def counted(address: Address, requests: int) -> Stats:
     stats = Stats()
     stats.members[address] = Tally()
     for _ in range(requests):
-        record = Record(Request("GET", b"/", [], "192.0.2.1"), 0.0, b"")
+        record = RequestRecord(Request("GET", b"/", [], "192.0.2.1"), 0.0, b"")
         record.status, record.member, record.duration = 200, address, 0.01
         stats.done(record)
     return stats

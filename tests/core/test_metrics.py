@@ -17,7 +17,7 @@ from balancer.admin.pool_view import by_name
 from balancer.admin.prometheus import METRICS, PoolCollector, metrics_endpoint
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Attempt, Record
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
@@ -53,7 +53,7 @@ class Pool(LoadBalancer):
         self.membership.observe(self.membership.members[address], event, self.time())
 
     def serve(self, member: Address | None = ONE, method: str = "GET", status: int = 200, **known: Any) -> None:
-        record = Record(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
+        record = RequestRecord(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
         record.status, record.member = status, member
         for name, value in known.items():
             setattr(record, name, value)

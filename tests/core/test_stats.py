@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Attempt, Record
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import Event, State
 from balancer.members.member import Member
@@ -27,8 +27,8 @@ def snapshot(*addresses: Address, **known: Any) -> Snapshot:
     return Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), **known),), 0.0)
 
 
-def record(method: str = "GET", status: int = 200, member: Address | None = ONE, **known: Any) -> Record:
-    made = Record(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
+def record(method: str = "GET", status: int = 200, member: Address | None = ONE, **known: Any) -> RequestRecord:
+    made = RequestRecord(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
     made.status, made.member = status, member
     for name, value in known.items():
         setattr(made, name, value)

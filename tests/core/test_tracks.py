@@ -11,7 +11,7 @@ import pytest
 from balancer.admin.history import EVERY, QUESTIONS, Pool, Track
 from balancer.admin.pool_view import View
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Attempt, Record
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import Event
 from balancer.members.member import Member
@@ -69,7 +69,7 @@ class Cluster:
         return news
 
     def request(self, *attempts: Attempt, status: int = 200, at: float = 1.0, member: Address | None = ONE) -> None:
-        record = Record(Request("GET", b"/", [], "192.0.2.1"), at, b"id")
+        record = RequestRecord(Request("GET", b"/", [], "192.0.2.1"), at, b"id")
         record.attempts, record.status, record.member, record.duration = attempts, status, member, 0.001
         self.stats.done(record)
         self.follow()

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from balancer import BalancedTransport, LoadBalancer, Settings
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.hooks import HookRequest, Hooks, Refusal
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
@@ -24,16 +24,16 @@ from tests.support.workers import worker
 
 class Records(Observer):
     def __init__(self) -> None:
-        self.all: list[Record] = []
+        self.all: list[RequestRecord] = []
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         self.all.append(record)
 
 
 class Calls:
     """A client over members, with the balancer behind it."""
 
-    def __init__(self, client: httpx.AsyncClient, balancer: LoadBalancer, records: list[Record]) -> None:
+    def __init__(self, client: httpx.AsyncClient, balancer: LoadBalancer, records: list[RequestRecord]) -> None:
         self.client = client
         self.balancer = balancer
         self.records = records
