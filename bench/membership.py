@@ -33,7 +33,7 @@ from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver
 from balancer.dispatch.admission import Slots
-from balancer.dispatch.queue import Hold
+from balancer.dispatch.queue import PendingQueue
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import Event
@@ -69,7 +69,7 @@ class Pool:
     def __init__(self, settings: Settings, count: int, weights: int = 1) -> None:
         self.membership = Membership()
         self.membership.reconcile(Snapshot((Answer("A", Outcome.FOUND, endpoints(count, weights=weights)),), 0.0))
-        self.slots = Slots(self.membership, make_policy(settings, Random(1)), Hold(0, 0))
+        self.slots = Slots(self.membership, make_policy(settings, Random(1)), PendingQueue(0, 0))
         for member in self.membership.members.values():
             self.membership.observe(member, Event.PROBE_OK, 0.0)
         # Clients that differ, so that a hash is asked for different places.
@@ -78,13 +78,13 @@ class Pool:
 
     def choose(self, count: int) -> float:
         """Seconds of CPU time for a choice."""
-        take, give_back = self.slots.take, self.slots.give_back
+        acquire, release = self.slots.acquire, self.slots.release
         requests = self.requests * (count // len(self.requests))
         began = time.process_time()
         for request in requests:
-            member = take(request, ())
+            member = acquire(request, ())
             assert member
-            give_back(member)
+            release(member)
         return (time.process_time() - began) / len(requests)
 
     def flip(self) -> tuple[float, float]:
@@ -94,11 +94,11 @@ class Pool:
         for event in (Event.REFUSED, Event.PROBE_OK):
             began = time.process_time()
             self.membership.observe(member, event, 0.0)
-            self.slots.wake()
-            taken = self.slots.take(self.requests[0], ())
+            self.slots.assign_queued()
+            taken = self.slots.acquire(self.requests[0], ())
             times.append(time.process_time() - began)
             assert taken
-            self.slots.give_back(taken)
+            self.slots.release(taken)
         return times[0], times[1]
 
 

@@ -16,7 +16,7 @@ from balancer.dispatch import retry
 from balancer.dispatch.admission import Slots
 from balancer.dispatch.context import RequestContext
 from balancer.dispatch.interfaces import DirectSink, Sink, Trace
-from balancer.dispatch.queue import Claim, Hold
+from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.dispatch.record import RequestRecord, request_ids
 from balancer.dispatch.refusals import overloaded, refuse, too_large
 from balancer.dispatch.replay import ReplayableBody
@@ -76,7 +76,7 @@ class Dispatcher:
         self._new_id = request_ids()
         self._trace = trace
         self._budget = retry.Budget()
-        self.hold = Hold(settings.queue_max, settings.queue_max_bytes)
+        self.hold = PendingQueue(settings.queue_max, settings.queue_max_bytes)
         self.slots = Slots(membership, policy, self.hold, settings.max_requests_per_member)
 
     def begin(self, request: Request) -> RequestContext:
@@ -106,7 +106,7 @@ class Dispatcher:
             # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
             # members have closed meanwhile. What is too large, ``run`` refuses. What is traced differs in its head.
             return False
-        member = course.given = self.slots.take(seen or request, _NONE)
+        member = course.given = self.slots.acquire(seen or request, _NONE)
         if member is None:
             return False
         if not request.head:
@@ -140,7 +140,7 @@ class Dispatcher:
         course.body_bytes = len(body)
         course.duration = now - course.started
         sink.answer(response, headers, body)
-        self.slots.give_back(member)
+        self.slots.release(member)
         self._on_done(course)
 
     def refused(self, request: Request, refusal: Refusal) -> None:
@@ -223,7 +223,7 @@ class Dispatcher:
     async def _exchange(self, course: RequestContext, sink: Sink) -> None:
         record, request, body = course, course.request, course.body
         outgoing = self._outgoing(course, sink)
-        claim = Claim(course.seen or request)
+        claim = QueuedRequest(course.seen or request)
         hold_until = record.started + self._settings.queue_timeout
         repeats = 0
         pause = False
@@ -233,7 +233,7 @@ class Dispatcher:
                 pause = False
             given, course.given = course.given, None
             begun, course.response = course.response, None
-            member = given or self.slots.take(claim.request, claim.tried)
+            member = given or self.slots.acquire(claim.request, claim.tried)
             if member is None:
                 member = await self._wait_for_member(claim, body, hold_until, record)
             record.member = member.address
@@ -280,7 +280,7 @@ class Dispatcher:
                     await response.close()
                 return
             finally:
-                self.slots.give_back(member)
+                self.slots.release(member)
 
     def _no_member(self, record: RequestRecord) -> Refusal:
         last = f"; last attempt: {record.attempts[-1]}" if record.attempts else ""
@@ -291,7 +291,7 @@ class Dispatcher:
         return self._budget.spend(self._clock())
 
     async def _wait_for_member(
-        self, claim: Claim, body: ReplayableBody | None, until: float, record: RequestRecord
+        self, claim: QueuedRequest, body: ReplayableBody | None, until: float, record: RequestRecord
     ) -> Member:
         """Hold the request, in order of arrival, until a member can take it. Raises Refusal if none can."""
         began = self._clock()
@@ -313,20 +313,20 @@ class Dispatcher:
                 await given
         except (Refusal, TimeoutError) as error:
             if not given.done() or given.cancelled():
-                if member := self.slots.last_resort(claim):
+                if member := self.slots.fallback(claim):
                     return member
                 if isinstance(error, Refusal):
                     raise
                 raise (overloaded() if self._membership.anybody else self._no_member(record)) from None
         except asyncio.CancelledError:
             if given.done() and not given.cancelled():
-                self.slots.give_back(given.result())
+                self.slots.release(given.result())
             raise
         finally:
-            self.hold.leave(claim)
+            self.hold.discard(claim)
             if waits:
                 record.queued += self._clock() - began
-        self.hold.served(claim, self._clock() - began)
+        self.hold.record_wait(claim, self._clock() - began)
         return given.result()
 
 
