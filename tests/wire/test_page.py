@@ -128,7 +128,7 @@ async def test_a_container_that_takes_the_address_of_another_is_a_row_of_its_own
 
 
 async def test_where_actions_are_refused_the_page_says_why() -> None:
-    async with shown(MANY[:1], admin=Address("0.0.0.0", 9000)) as (page, _, _, _):
+    async with shown(MANY[:1], admin_bind=Address("0.0.0.0", 9000)) as (page, _, _, _):
         await expect(page.get_by_text("BALANCER_ADMIN_TOKEN is not set")).to_be_visible()
         await expect(page.get_by_role("button", name="Drain")).to_be_disabled()
 
