@@ -17,9 +17,9 @@ OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno
 # The tokens of ``X-Balancer-Error``, and the words of the log for what no client can be told.
 TOKENS = frozenset(
     {
-        "malformed_request", "method_refused", "request_timeout", "body_too_large", "target_too_long", "head_too_large",
-        "version_not_supported", "member_failed", "bad_response", "no_member", "hold_full", "overloaded",
-        "shutting_down", "too_many_connections", "response_timeout", "no_route", "hook_failed",
+        "malformed_request", "method_not_allowed", "request_timeout", "body_too_large", "uri_too_long",
+        "headers_too_large", "version_not_supported", "member_failed", "bad_response", "no_member", "queue_full",
+        "overloaded", "shutting_down", "too_many_connections", "response_timeout", "no_route", "hook_failed",
     }
 )  # fmt: skip
 UNTOLD = frozenset({"client_gone", "truncated"})
@@ -102,7 +102,7 @@ class ClientGone(Exception):
 class Refusal(Exception):
     """What the balancer itself answers: a status, a token for ``X-Balancer-Error``, a reason.
 
-    ``retry_after``: seconds for the ``Retry-After`` header, or None to leave it out. ``fields``: more header fields
+    ``retry_after``: seconds for the ``Retry-After`` header, or None to leave it out. ``headers``: more headers
     by name, such as the ``WWW-Authenticate`` that a 401 needs.
     """
 
@@ -112,14 +112,14 @@ class Refusal(Exception):
         token: str,
         reason: str,
         retry_after: int | None = None,
-        fields: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(reason)
         self.status = status
         self.token = token
         self.reason = reason
         self.retry_after = retry_after
-        self.fields = fields
+        self.headers = headers
 
 
 SHUTTING_DOWN = Refusal(503, "shutting_down", "the balancer is shutting down", retry_after=1)

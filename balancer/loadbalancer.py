@@ -248,7 +248,7 @@ class LoadBalancer:
         return len(self.membership.available)
 
     @property
-    def held(self) -> int:
+    def queued(self) -> int:
         """Requests that wait for a member."""
         return len(self.dispatcher.hold)
 
@@ -332,7 +332,7 @@ class LoadBalancer:
                 self._gathering.cancel()
             if slots.gathering:
                 self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, slots.gathered)
-        slots.wake()
+        slots.assign_queued()
         if before and not self._anybody:
             self._discovery.hurry()
             self._prober.hurry(it for it in self.membership.members.values() if it.probes)

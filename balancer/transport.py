@@ -33,7 +33,7 @@ import httpx
 
 from balancer.asgi.app import Proxy
 from balancer.config.settings import Settings
-from balancer.dispatch.context import Course
+from balancer.dispatch.context import RequestContext
 from balancer.errors import ClientGone, Refusal, SilentResponse
 from balancer.frontend.active import Visit
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
@@ -49,23 +49,23 @@ _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 
 
 class BalancedTransport(httpx.AsyncBaseTransport):
-    """``members``: the alias, with settings as keywords, or a ``Settings``, as for ``LoadBalancer``.
+    """``target``: the alias, with settings as keywords, or a ``Settings``, as for ``LoadBalancer``.
 
     Or a LoadBalancer that the caller owns, which may be mounted in an application at the same time: its members and
     what is known of them are shared, and it is not closed with the client.
 
-    ``response.extensions["balancer"]`` is the ``balancer.dispatch.record.Record`` of the call: who answered,
-    who failed it before, how long it was held, and the token of ``X-Balancer-Error``, if the balancer answered.
+    ``response.extensions["balancer"]`` is the ``balancer.dispatch.record.RequestRecord`` of the call: who answered,
+    who failed it before, how long it was queued, and the token of ``X-Balancer-Error``, if the balancer answered.
     """
 
-    def __init__(self, members: str | Settings | LoadBalancer, **settings: Any) -> None:
-        if isinstance(members, LoadBalancer):
+    def __init__(self, target: str | Settings | LoadBalancer, **settings: Any) -> None:
+        if isinstance(target, LoadBalancer):
             if settings:
                 raise TypeError(f"a LoadBalancer has its settings already: {', '.join(settings)}")
-            self.balancer = members
+            self.balancer = target
         else:
-            self.balancer = LoadBalancer(members, **settings)
-        self._owned = self.balancer is not members
+            self.balancer = LoadBalancer(target, **settings)
+        self._owned = self.balancer is not target
         self._calls: set[_Call] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -136,7 +136,7 @@ class _Call(Visit):
     status = 0
     fields: Headers = NO_FIELDS
 
-    def __init__(self, request: httpx.Request, begin: Callable[[Request], Course], proxy: Proxy) -> None:
+    def __init__(self, request: httpx.Request, begin: Callable[[Request], RequestContext], proxy: Proxy) -> None:
         self._loop = asyncio.get_running_loop()
         method, target, fields, length = _checked(request)
         chunked = length is None
@@ -268,7 +268,7 @@ class _Call(Visit):
             return inf, httpx.WriteTimeout("")  # It is the caller that is waited for.
         if self.course.member is None:
             return self._began + self._limit("pool"), httpx.PoolTimeout("no member became available in time")
-        since = max(self._gave, self._began + self.course.held)
+        since = max(self._gave, self._began + self.course.queued)
         if not self.ended:
             return since + self._limit("write"), httpx.WriteTimeout("the member takes nothing more of the body")
         return since + self._limit("read"), httpx.ReadTimeout("no response in time")
@@ -307,8 +307,8 @@ class _Call(Visit):
         if not self.running.cancelled() and (error := self.running.exception()):
             assert isinstance(error, Exception)
             return error
-        if self.course.error == "truncated" and self.course.tries:
-            last = self.course.tries[-1]
+        if self.course.error == "truncated" and self.course.attempts:
+            last = self.course.attempts[-1]
             kind = httpx.ReadTimeout if last.reason == SilentResponse.reason else httpx.RemoteProtocolError
             return kind(str(last))
         return httpx.ReadError(str(self.refusal) if self.refusal else "the call was broken off")

@@ -33,7 +33,7 @@ from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver
 from balancer.dispatch.admission import Slots
-from balancer.dispatch.queue import Hold
+from balancer.dispatch.queue import PendingQueue
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import Event
@@ -69,7 +69,7 @@ class Pool:
     def __init__(self, settings: Settings, count: int, weights: int = 1) -> None:
         self.membership = Membership()
         self.membership.reconcile(Snapshot((Answer("A", Outcome.FOUND, endpoints(count, weights=weights)),), 0.0))
-        self.slots = Slots(self.membership, make_policy(settings, Random(1)), Hold(0, 0))
+        self.slots = Slots(self.membership, make_policy(settings, Random(1)), PendingQueue(0, 0))
         for member in self.membership.members.values():
             self.membership.observe(member, Event.PROBE_OK, 0.0)
         # Clients that differ, so that a hash is asked for different places.
@@ -78,13 +78,13 @@ class Pool:
 
     def choose(self, count: int) -> float:
         """Seconds of CPU time for a choice."""
-        take, give_back = self.slots.take, self.slots.give_back
+        acquire, release = self.slots.acquire, self.slots.release
         requests = self.requests * (count // len(self.requests))
         began = time.process_time()
         for request in requests:
-            member = take(request, ())
+            member = acquire(request, ())
             assert member
-            give_back(member)
+            release(member)
         return (time.process_time() - began) / len(requests)
 
     def flip(self) -> tuple[float, float]:
@@ -94,11 +94,11 @@ class Pool:
         for event in (Event.REFUSED, Event.PROBE_OK):
             began = time.process_time()
             self.membership.observe(member, event, 0.0)
-            self.slots.wake()
-            taken = self.slots.take(self.requests[0], ())
+            self.slots.assign_queued()
+            taken = self.slots.acquire(self.requests[0], ())
             times.append(time.process_time() - began)
             assert taken
-            self.slots.give_back(taken)
+            self.slots.release(taken)
         return times[0], times[1]
 
 
@@ -191,11 +191,11 @@ async def replaced(count: int, port: int, policy: str, clients: int = 30) -> dic
     balancer = LoadBalancer(Settings(policy=policy, resolve_interval=3600), resolve=resolver, stats=stats)
     transport = BalancedTransport(balancer)
     worst = held = 0.0
-    tries = 0
+    attempts = 0
     stop = False
 
     async def client(number: int) -> None:
-        nonlocal worst, held, tries
+        nonlocal worst, held, attempts
         request = httpx.Request("GET", "http://apps/")
         while not stop:
             began = time.perf_counter()
@@ -204,7 +204,7 @@ async def replaced(count: int, port: int, policy: str, clients: int = 30) -> dic
             assert answer.status_code == 200
             took = time.perf_counter() - began
             record = answer.extensions["balancer"]
-            held, tries = max(held, record.held), tries + len(record.tries)
+            held, attempts = max(held, record.queued), attempts + len(record.attempts)
             worst = max(worst, took)
             await asyncio.sleep(0.01)
 
@@ -216,7 +216,7 @@ async def replaced(count: int, port: int, policy: str, clients: int = 30) -> dic
         tasks = [asyncio.create_task(client(number)) for number in range(clients)]
         await asyncio.sleep(3.0)
         kept = balancer.upstream.idle  # type: ignore[attr-defined]
-        before, worst, held, tries = worst, 0.0, 0.0, 0
+        before, worst, held, attempts = worst, 0.0, 0.0, 0
         pauses = Pauses()
         old = resolver.found
         resolver.found = endpoints(count, "127.2.0.0", port)
@@ -242,8 +242,8 @@ async def replaced(count: int, port: int, policy: str, clients: int = 30) -> dic
         "longest pause of the event loop": 1e3 * longest,
         "longest request before": 1e3 * before,
         "longest request": 1e3 * worst,
-        "of that held, at most": 1e3 * held,
-        "tries that failed": tries,
+        "of that queued, at most": 1e3 * held,
+        "attempts that failed": attempts,
     }
 
 

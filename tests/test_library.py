@@ -120,7 +120,7 @@ def test_what_only_listeners_need_is_refused(name: str) -> None:
 
 
 class Welcome(Hooks):
-    def on_joined(self, member: Any) -> None:
+    def on_member_added(self, member: Any) -> None:
         """It is glad."""
 
 

@@ -25,7 +25,7 @@ class Guard(Hooks):
 
     def on_request(self, request: HookRequest) -> None:
         if request.target == "/private":
-            raise Refusal(307, "moved", "elsewhere", fields={"Location": "/public"})
+            raise Refusal(307, "moved", "elsewhere", headers={"Location": "/public"})
         if request.target == "/broken":
             raise LookupError("no such tenant")
 
@@ -281,8 +281,8 @@ async def test_a_member_that_fails_is_replaced_where_that_is_safe() -> None:
     async with scripted(die) as bad, Member() as good, calling(bad, good) as here:
         for _ in range(4):
             assert (await here.client.get("/")).text == "ok"
-        tries = [it for record in here.records for it in record.tries]
-        assert {it.member for it in tries} == {bad.address}
+        attempts = [it for record in here.records for it in record.attempts]
+        assert {it.member for it in attempts} == {bad.address}
         # A POST may have been carried out: nobody repeats it.
         answers = [await here.client.post("/", content=b"") for _ in range(2)]
         assert sorted(it.status_code for it in answers) == [200, 502]
@@ -305,7 +305,7 @@ async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
             resolve.found(member.address)
             answer = await asking
             assert answer.text == "ok"
-            assert answer.extensions["balancer"].held > 0
+            assert answer.extensions["balancer"].queued > 0
 
 
 CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun"

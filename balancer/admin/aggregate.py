@@ -50,7 +50,7 @@ class Part:
     stats: Stats = field(default_factory=Stats)
     snapshot: Snapshot | None = None
     available: int = 0
-    held: int = 0
+    queued: int = 0
     active: int = 0
     connections: Connections | None = None
 
@@ -68,7 +68,7 @@ class Part:
         elif self.snapshot:
             self.snapshot = replace(self.snapshot, when=report.resolved)
         self.settings = report.settings
-        self.available, self.held, self.active = report.available, report.held, report.active
+        self.available, self.queued, self.active = report.available, report.queued, report.active
         self.connections = report.connections
         return before != {address: (it.state, it.drained) for address, it in self.members.items()}
 
@@ -141,7 +141,7 @@ class MergedPool:
         self.events = self.stats.events = MergedEvents()
         self.snapshot: Snapshot | None = None
         self.available = 0
-        self.held = 0
+        self.queued = 0
         self.active = 0
         self.connections: Connections | None = None
         # What those have counted that are no more.
@@ -175,7 +175,7 @@ class MergedPool:
         self.stats.count_anew([self._past, *(it.stats for it in counted)])
         self.snapshot = max((it.snapshot for it in living if it.snapshot), key=lambda it: it.when, default=None)
         self.available = min((it.available for it in living), default=0)
-        self.held = sum(it.held for it in living)
+        self.queued = sum(it.queued for it in living)
         self.active = sum(it.active for it in living)
         known = [it.connections for it in counted if it.connections]
         self.connections = Connections(*map(sum, zip(*known, strict=True))) if known else None

@@ -327,7 +327,7 @@ def status(pool: View, now: float) -> dict[str, object]:
                 for it in snapshot.answers
             ],
         },
-        "held": pool.held,
+        "queued": pool.queued,
         "members": [
             {
                 "address": str(it.address),

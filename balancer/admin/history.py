@@ -95,12 +95,16 @@ class Track:
         self.gone_at = 0  # the sample at which it was no longer there
 
     def counted(self, tally: Tally | None) -> tuple[int, int, dict[str, int]]:
-        """Its requests, those that failed, and its retries by reason, of what is counted for its address."""
+        """Its requests, those that failed, and its failed attempts by reason, of what is counted for its address."""
         if tally is None:
             return 0, 0, {}
         before = self.earlier
-        retries = {reason: number - before.retries.get(reason, 0) for reason, number in tally.retries.items()}
-        return tally.count - before.count, tally.failed - before.failed, {it: n for it, n in retries.items() if n > 0}
+        attempts = {
+            reason: new
+            for reason, number in tally.failed_attempts.items()
+            if (new := number - before.failed_attempts.get(reason, 0)) > 0
+        }
+        return tally.count - before.count, tally.failed - before.failed, attempts
 
 
 class Pool:
@@ -234,10 +238,10 @@ class Pool:
         }
 
     def value_rows(self) -> dict[int, list[Any]]:
-        """Figures: number, in flight, requests a second, requests of late, p50, p99, in all, failed, retries."""
+        """Number, in flight, requests a second, requests of late, p50, p99, in all, failed, failed attempts."""
         rows = {}
         for member, track in self.tracks.items():
-            requests, failed, retries = track.counted(self.stats.members.get(member.address))
+            requests, failed, failed_attempts = track.counted(self.stats.members.get(member.address))
             rows[track.number] = [
                 track.number,
                 member.in_flight,
@@ -245,7 +249,7 @@ class Pool:
                 *track.gauge.lately(),
                 requests,
                 failed,
-                sum(retries.values()),
+                sum(failed_attempts.values()),
             ]
         return rows
 
@@ -259,12 +263,13 @@ class Pool:
             "p50_ms": p50,
             "p99_ms": p99,
             "in_flight": sum(it.in_flight for it in self.tracks),
-            "held": self.view.held,
-            "held_ever": self.stats.held,
+            "queued": self.view.queued,
+            "queued_ever": self.stats.queued,
             "requests": total.count,
             "failed": total.failed,
             "refused": self._refused_before,
-            "retries": sum(total.retries.values()),
+            "retries": self.stats.retries,
+            "failed_attempts": sum(total.failed_attempts.values()),
             "available": self.view.available,
         }
 

@@ -20,7 +20,7 @@ from balancer.upstream.base import Connections
 class View(Protocol):
     """A pool as others see it: a ``LoadBalancer``, or several of different processes taken together.
 
-    ``available``: how many members may be given requests. ``held``: requests that wait for a member, and ``active``:
+    ``available``: how many members may be given requests. ``queued``: requests that wait for a member, and ``active``:
     requests in progress, with those. ``clients``: open connections of the listener that requests come by; the same
     object for all pools that share one. ``connections``: those to members. Both are None where they are not counted.
     """
@@ -40,7 +40,7 @@ class View(Protocol):
     @property
     def available(self) -> int: ...
     @property
-    def held(self) -> int: ...
+    def queued(self) -> int: ...
     @property
     def active(self) -> int: ...
     @property

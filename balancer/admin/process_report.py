@@ -66,7 +66,7 @@ class PoolReport:
     snapshot: Snapshot | None
     resolved: float
     available: int
-    held: int
+    queued: int
     active: int
     connections: Connections | None
 
@@ -193,7 +193,7 @@ def _pool_report(pool: LoadBalancer, stats: Stats, told: _Told, whole: bool) -> 
         snapshot=None if same else snapshot,
         resolved=snapshot.when if snapshot else 0.0,
         available=pool.available,
-        held=pool.held,
+        queued=pool.queued,
         active=pool.active,
         connections=pool.connections,
     )

@@ -129,10 +129,11 @@ METRICS = (
     Spec("balancer_request_body_bytes_total", "counter", POOL, "Bytes of bodies that came from clients."),
     Spec("balancer_response_body_bytes_total", "counter", POOL, "Bytes of bodies that went to clients."),
     Spec("balancer_errors_total", "counter", (*POOL, "error"), "Requests that ended so: X-Balancer-Error's token."),
-    Spec("balancer_retries_total", "counter", (*POOL, "reason"), "Tries at a member that failed a request."),
-    Spec("balancer_requests_held", "gauge", POOL, "Requests that wait for a member."),
-    Spec("balancer_requests_held_limit", "gauge", POOL, "How many requests may wait for a member."),
-    Spec("balancer_hold_duration_seconds", "histogram", POOL, "How long requests waited that had to."),
+    Spec("balancer_retries_total", "counter", POOL, "Attempts after the first, of all requests."),
+    Spec("balancer_failed_attempts_total", "counter", (*POOL, "reason"), "Attempts at a member that failed."),
+    Spec("balancer_queued_requests", "gauge", POOL, "Requests that wait for a member."),
+    Spec("balancer_queued_requests_limit", "gauge", POOL, "How many requests may wait for a member."),
+    Spec("balancer_queue_duration_seconds", "histogram", POOL, "How long requests waited that had to."),
     Spec("balancer_members", "gauge", (*POOL, "state"), "Members in this state."),
     Spec("balancer_members_available", "gauge", POOL, "Members that may be given requests."),
     Spec("balancer_state_changes_total", "counter", (*POOL, "state", "event"), "Times members came into this state."),
@@ -167,7 +168,9 @@ METRICS = (
     Spec("balancer_member_request_duration_seconds", "summary", MEMBER, "Durations of the requests that it answered."),
     Spec("balancer_member_request_body_bytes_total", "counter", MEMBER, "Bytes of bodies that came from clients."),
     Spec("balancer_member_response_body_bytes_total", "counter", MEMBER, "Bytes of bodies that went to clients."),
-    Spec("balancer_member_retries_total", "counter", (*MEMBER, "reason"), "Requests that it failed."),
+    Spec(
+        "balancer_member_failed_attempts_total", "counter", (*MEMBER, "reason"), "Attempts at the member that failed."
+    ),
 )
 
 
@@ -241,8 +244,8 @@ def _add_pool(found: _Families, labels: Labels, pool: View) -> None:
         found.add("balancer_members", {**labels, "state": state}, states[state])
     found.add("balancer_members_available", labels, pool.available)
     found.add("balancer_requests_in_flight", labels, pool.active)
-    found.add("balancer_requests_held", labels, pool.held)
-    found.add("balancer_requests_held_limit", labels, pool.settings.queue_max)
+    found.add("balancer_queued_requests", labels, pool.queued)
+    found.add("balancer_queued_requests_limit", labels, pool.settings.queue_max)
     for answer in pool.snapshot.answers if pool.snapshot else ():
         found.add("balancer_dns_addresses", {**labels, "record": answer.record}, len(answer.endpoints))
     if pool.connections:
@@ -271,9 +274,10 @@ def _add_stats(found: _Families, labels: Labels, stats: Stats) -> None:
     # What has not happened yet is there as 0, so that the first time is an increase.
     for error in sorted(TOKENS | UNTOLD | stats.errors.keys()):
         found.add("balancer_errors_total", {**labels, "error": error}, stats.errors[error])
-    for reason in sorted(REASONS | total.retries.keys()):
-        found.add("balancer_retries_total", {**labels, "reason": reason}, total.retries[reason])
-    found.add_histogram("balancer_hold_duration_seconds", labels, stats.held_buckets, stats.held_seconds)
+    found.add("balancer_retries_total", labels, stats.retries)
+    for reason in sorted(REASONS | total.failed_attempts.keys()):
+        found.add("balancer_failed_attempts_total", {**labels, "reason": reason}, total.failed_attempts[reason])
+    found.add_histogram("balancer_queue_duration_seconds", labels, stats.queued_buckets, stats.queued_seconds)
     for (state, event), number in sorted(stats.flips.items()):
         found.add("balancer_state_changes_total", {**labels, "state": state, "event": event.name.lower()}, number)
 
@@ -304,7 +308,7 @@ def _add_tally(found: _Families, labels: Labels, tally: Tally) -> None:
     found.add("balancer_member_request_duration_seconds", labels, tally.seconds, "_sum")
     found.add("balancer_member_request_body_bytes_total", labels, tally.received)
     found.add("balancer_member_response_body_bytes_total", labels, tally.sent)
-    for reason, number in tally.retries.items():
-        found.add("balancer_member_retries_total", {**labels, "reason": reason}, number)
+    for reason, number in tally.failed_attempts.items():
+        found.add("balancer_member_failed_attempts_total", {**labels, "reason": reason}, number)
     for state, number in tally.flips.items():
         found.add("balancer_member_state_changes_total", {**labels, "state": state}, number)

@@ -330,7 +330,7 @@ class Board:
             "p99_ms": p99,
             "requests": requests,
             "failed": failed,
-            "retries": track.counted(pool.stats.members.get(member.address))[2],
+            "failed_attempts": track.counted(pool.stats.members.get(member.address))[2],
         }
 
     def _now(self) -> float:

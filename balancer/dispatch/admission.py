@@ -8,7 +8,7 @@ Rules:
 * A request gets a member that failed it before only while every other one is busy or gone.
 * Where no member was available and requests wait, the first member back is given its share of them, not all: while the
   others that DNS names are coming back, the rest wait for them, or for its next free slot, GATHER_SECONDS at most.
-  (Of 100 members that restart, the first would be given some 17,000 requests; see docs/performance/simulation.md.)
+  (Of 100 members that restart, the first would be given some 17,000 requests; see docs/simulation.md.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from math import ceil, inf
 
-from balancer.dispatch.queue import Claim, Hold
+from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.errors import Refusal
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
@@ -38,7 +38,7 @@ class Slots:
     member is given just now, which then may be fewer than its limit.
     """
 
-    def __init__(self, membership: Membership, policy: Policy, hold: Hold, limit: int = 0) -> None:
+    def __init__(self, membership: Membership, policy: Policy, hold: PendingQueue, limit: int = 0) -> None:
         self._membership = membership
         self._policy = policy
         self._hold = hold
@@ -47,7 +47,7 @@ class Slots:
         self.on_shortage: Callable[[], None] = lambda: None
         self._built_for = -1
 
-    def take(self, request: AnyRequest, tried: Container[Member]) -> Member | None:
+    def acquire(self, request: AnyRequest, tried: Container[Member]) -> Member | None:
         """A member for the request, to be given back; None if it has to wait its turn.
 
         ``tried``: those that failed it before.
@@ -61,32 +61,32 @@ class Slots:
             member = self._choose(request, tried)
         return member and _occupy(member)
 
-    def wait(self, claim: Claim, patience: float) -> None:
+    def wait(self, claim: QueuedRequest, patience: float) -> None:
         """Have a claim wait its turn, ``patience`` seconds at most. Raises Refusal where that is of no use."""
         if not self._membership.anybody:
             self.on_shortage()
         try:
-            self._hold.enter(claim, patience, moving=self._membership.anybody and not self.gathering)
+            self._hold.push(claim, patience, moving=self._membership.anybody and not self.gathering)
         except Refusal:
             if not self.gathering:
                 raise
             # Better to give a member more than its share than to refuse a request.
             self.bound = min(self._limit, self.bound + 1)
-            self.wake()
-            self._hold.enter(claim, patience, moving=False)
+            self.assign_queued()
+            self._hold.push(claim, patience, moving=False)
 
-    def give_back(self, member: Member) -> None:
+    def release(self, member: Member) -> None:
         """A request has ended at this member; the slot goes to the request that has waited longest."""
         member.in_flight -= 1
         if self._hold.waiting and member.in_flight < self.bound and self._membership.is_available(member):
-            while (claim := self._hold.first()) and not self._give(claim, member):
+            while (claim := self._hold.head()) and not self._give(claim, member):
                 pass
 
-    def wake(self) -> None:
+    def assign_queued(self) -> None:
         """Who is available has changed: those who wait get members as long as there are some."""
         if self._built_for != self._membership.generation and self._membership.much_changed:
             self._follow()
-        while (claim := self._hold.first()) and (member := self._choose(claim.request, claim.tried)):
+        while (claim := self._hold.head()) and (member := self._choose(claim.request, claim.tried)):
             self._give(claim, member)
 
     def gather(self) -> None:
@@ -100,9 +100,9 @@ class Slots:
         """Stop waiting for missing members."""
         self.gathering = False
         self.bound = self._limit
-        self.wake()
+        self.assign_queued()
 
-    def last_resort(self, claim: Claim) -> Member | None:
+    def fallback(self, claim: QueuedRequest) -> Member | None:
         """A member that is down by the evidence of failed requests alone, where no other is left.
 
         Better to try it than to refuse: what failed may have been a moment's congestion.
@@ -114,8 +114,8 @@ class Slots:
                 return _occupy(member)
         return None
 
-    def _give(self, claim: Claim, member: Member) -> bool:
-        self._hold.leave(claim)
+    def _give(self, claim: QueuedRequest, member: Member) -> bool:
+        self._hold.discard(claim)
         _occupy(member)
         if not claim.give(member):
             member.in_flight -= 1
@@ -141,8 +141,9 @@ class Slots:
         if changed is None or first:
             self._policy.build(available)
         else:
-            come = [it for it in changed if self._membership.is_available(it)]
-            self._policy.update(available, come, [it for it in changed if not self._membership.is_available(it)])
+            added = [it for it in changed if self._membership.is_available(it)]
+            removed = [it for it in changed if not self._membership.is_available(it)]
+            self._policy.update(available, added, removed)
 
 
 def _occupy(member: Member) -> Member:

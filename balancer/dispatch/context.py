@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.errors import Refusal
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
 from balancer.upstream.base import PendingResponse
 
 if TYPE_CHECKING:
-    from balancer.dispatch.interfaces import Destination, Span
+    from balancer.dispatch.interfaces import RequestHandler, Span
     from balancer.dispatch.replay import ReplayableBody
 
 
-class Course(Record):
+class RequestContext(RequestRecord):
     """A request under way. ``span``: its part of a trace, where it is traced.
 
     ``dispatcher``: who has begun it, and is to be asked for all that follows. ``given`` and ``response``: the member
@@ -24,7 +24,7 @@ class Course(Record):
     client; ``prefix``: the path of the mount that it came through, or b"".
     """
 
-    dispatcher: Destination
+    dispatcher: RequestHandler
     span: Span | None = None
     own = False
     prefix = b""

@@ -14,10 +14,10 @@ from math import inf
 from balancer.config.settings import Settings
 from balancer.dispatch import retry
 from balancer.dispatch.admission import Slots
-from balancer.dispatch.context import Course
+from balancer.dispatch.context import RequestContext
 from balancer.dispatch.interfaces import DirectSink, Sink, Trace
-from balancer.dispatch.queue import Claim, Hold
-from balancer.dispatch.record import Record, request_ids
+from balancer.dispatch.queue import PendingQueue, QueuedRequest
+from balancer.dispatch.record import RequestRecord, request_ids
 from balancer.dispatch.refusals import overloaded, refuse, too_large
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Refusal, TruncatedResponse, UpstreamError
@@ -61,7 +61,7 @@ class Dispatcher:
         membership: Membership,
         policy: Policy,
         upstream: Upstream,
-        on_done: Callable[[Record], None] = lambda record: None,
+        on_done: Callable[[RequestRecord], None] = lambda record: None,
         clock: Clock = time.monotonic,
         trace: Trace | None = None,
     ) -> None:
@@ -76,14 +76,14 @@ class Dispatcher:
         self._new_id = request_ids()
         self._trace = trace
         self._budget = retry.Budget()
-        self.hold = Hold(settings.queue_max, settings.queue_max_bytes)
+        self.hold = PendingQueue(settings.queue_max, settings.queue_max_bytes)
         self.slots = Slots(membership, policy, self.hold, settings.max_requests_per_member)
 
-    def begin(self, request: Request) -> Course:
+    def begin(self, request: Request) -> RequestContext:
         """A request has come."""
         now = self._clock()
         self._budget.request(now)
-        course = Course(request, now, request.id or self._new_id())
+        course = RequestContext(request, now, request.id or self._new_id())
         course.dispatcher = self
         if request.body:
             course.body = ReplayableBody(request.body, self._max_body)
@@ -91,7 +91,7 @@ class Dispatcher:
             course.span = self._trace(course)
         return course
 
-    def at_once(self, course: Course, sink: DirectSink, body: bytes, seen: AnyRequest = None) -> bool:
+    def at_once(self, course: RequestContext, sink: DirectSink, body: bytes, seen: AnyRequest = None) -> bool:
         """Send a request whose ``body`` is at hand without waiting for anything, if that can be.
 
         ``seen``: that of the course. (To look for it there costs every request, and most have none.)
@@ -106,7 +106,7 @@ class Dispatcher:
             # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
             # members have closed meanwhile. What is too large, ``run`` refuses. What is traced differs in its head.
             return False
-        member = course.given = self.slots.take(seen or request, _NONE)
+        member = course.given = self.slots.acquire(seen or request, _NONE)
         if member is None:
             return False
         if not request.head:
@@ -121,7 +121,7 @@ class Dispatcher:
         response.listener = sink.news
         return True
 
-    def news(self, course: Course, sink: DirectSink, seen: AnyRequest = None) -> None:
+    def news(self, course: RequestContext, sink: DirectSink, seen: AnyRequest = None) -> None:
         """There is news of the response to a request that was sent at once: pass it on, if it has come whole."""
         response, member = course.response, course.given
         assert response and member
@@ -132,7 +132,7 @@ class Dispatcher:
         now = self._clock()
         self._membership.answered(member, response.closes, now)
         headers = response.headers
-        marks = self._policy.mark(seen or course.request, member)
+        marks = self._policy.response_headers(seen or course.request, member)
         if marks:
             headers = headers + marks
         body = response.take()
@@ -140,12 +140,12 @@ class Dispatcher:
         course.body_bytes = len(body)
         course.duration = now - course.started
         sink.answer(response, headers, body)
-        self.slots.give_back(member)
+        self.slots.release(member)
         self._on_done(course)
 
     def refused(self, request: Request, refusal: Refusal) -> None:
         """A request that a front end has answered by itself, because nothing could be made of it."""
-        record = Record(request, self._clock(), request.id or self._new_id())
+        record = RequestRecord(request, self._clock(), request.id or self._new_id())
         record.status, record.error, record.reason = refusal.status, refusal.token, refusal.reason
         self._on_done(record)
 
@@ -153,7 +153,7 @@ class Dispatcher:
         """Answer the request; see ``run``."""
         await self.run(self.begin(request), sink)
 
-    async def run(self, course: Course, sink: Sink) -> None:
+    async def run(self, course: RequestContext, sink: Sink) -> None:
         """Answer the request, whatever it takes.
 
         Raises TruncatedResponse when the response has begun and cannot be completed: the caller
@@ -183,7 +183,7 @@ class Dispatcher:
             course.duration = self._clock() - course.started
             self._on_done(course)
 
-    def _heard(self, course: Course, response: UpstreamResponse) -> None:
+    def _heard(self, course: RequestContext, response: UpstreamResponse) -> None:
         """A member has answered, and nothing has been passed on: ``balancer.plugins.dispatcher`` may change the fields.
 
         Raises Refusal where the client must not get the response.
@@ -196,7 +196,7 @@ class Dispatcher:
         )
         return with_prefix(headers, request.prefix) if request.prefix else headers
 
-    def _outgoing(self, course: Course, sink: Sink) -> UpstreamRequest:
+    def _outgoing(self, course: RequestContext, sink: Sink) -> UpstreamRequest:
         """The request as members get it. Raises Refusal where they must not."""
         request = course.request
         if course.body and content_length(request.headers) > course.body.limit:
@@ -220,10 +220,10 @@ class Dispatcher:
             inform=sink.inform,
         )
 
-    async def _exchange(self, course: Course, sink: Sink) -> None:
+    async def _exchange(self, course: RequestContext, sink: Sink) -> None:
         record, request, body = course, course.request, course.body
         outgoing = self._outgoing(course, sink)
-        claim = Claim(course.seen or request)
+        claim = QueuedRequest(course.seen or request)
         hold_until = record.started + self._settings.queue_timeout
         repeats = 0
         pause = False
@@ -233,10 +233,11 @@ class Dispatcher:
                 pause = False
             given, course.given = course.given, None
             begun, course.response = course.response, None
-            member = given or self.slots.take(claim.request, claim.tried)
+            member = given or self.slots.acquire(claim.request, claim.tried)
             if member is None:
                 member = await self._wait_for_member(claim, body, hold_until, record)
             record.member = member.address
+            record.retries = len(record.attempts)
             attempted = self._clock()
             response: UpstreamResponse
             try:
@@ -274,22 +275,24 @@ class Dispatcher:
                     self._membership.answered(member, response.closes, self._clock())
                 try:
                     self._heard(course, response)
-                    await _relay(response, sink, record, self._policy.mark(claim.request, member))
+                    await _relay(response, sink, record, self._policy.response_headers(claim.request, member))
                 finally:
                     await response.close()
                 return
             finally:
-                self.slots.give_back(member)
+                self.slots.release(member)
 
-    def _no_member(self, record: Record) -> Refusal:
-        last = f"; last try: {record.tries[-1]}" if record.tries else ""
+    def _no_member(self, record: RequestRecord) -> Refusal:
+        last = f"; last attempt: {record.attempts[-1]}" if record.attempts else ""
         why = f"{self._settings.alias}: {self._membership.shortage()}{last}"
         return Refusal(503, "no_member", f"no member became available in time ({why})", retry_after=1)
 
     def _afford_repeat(self) -> bool:
         return self._budget.spend(self._clock())
 
-    async def _wait_for_member(self, claim: Claim, body: ReplayableBody | None, until: float, record: Record) -> Member:
+    async def _wait_for_member(
+        self, claim: QueuedRequest, body: ReplayableBody | None, until: float, record: RequestRecord
+    ) -> Member:
         """Hold the request, in order of arrival, until a member can take it. Raises Refusal if none can."""
         began = self._clock()
         given: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
@@ -310,24 +313,24 @@ class Dispatcher:
                 await given
         except (Refusal, TimeoutError) as error:
             if not given.done() or given.cancelled():
-                if member := self.slots.last_resort(claim):
+                if member := self.slots.fallback(claim):
                     return member
                 if isinstance(error, Refusal):
                     raise
                 raise (overloaded() if self._membership.anybody else self._no_member(record)) from None
         except asyncio.CancelledError:
             if given.done() and not given.cancelled():
-                self.slots.give_back(given.result())
+                self.slots.release(given.result())
             raise
         finally:
-            self.hold.leave(claim)
+            self.hold.discard(claim)
             if waits:
-                record.held += self._clock() - began
-        self.hold.served(claim, self._clock() - began)
+                record.queued += self._clock() - began
+        self.hold.record_wait(claim, self._clock() - began)
         return given.result()
 
 
-async def _relay(response: UpstreamResponse, sink: Sink, record: Record, marks: Headers) -> None:
+async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, marks: Headers) -> None:
     record.status = response.status
     headers = response.headers + marks if marks else response.headers
     if response.status == SWITCHING_PROTOCOLS:

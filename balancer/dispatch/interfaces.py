@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from balancer.dispatch.context import Course
-from balancer.dispatch.record import Record
+from balancer.dispatch.context import RequestContext
+from balancer.dispatch.record import RequestRecord
 from balancer.http.headers import (
     NO_FIELDS,
     Headers,
@@ -40,7 +40,7 @@ class Span(Protocol):
     fields: Headers
 
 
-Trace = Callable[[Record], Span | None]
+Trace = Callable[[RequestRecord], Span | None]
 
 
 class DirectSink(Sink, Protocol):
@@ -59,19 +59,19 @@ class DirectSink(Sink, Protocol):
         """The rest takes waiting: have ``Dispatcher.run`` awaited."""
 
 
-class Destination(Protocol):
+class RequestHandler(Protocol):
     """What a front end gives requests to: a ``Dispatcher``, or what stands for one. ``name``: of the pool, or ""."""
 
     name: str
 
-    def begin(self, request: Request) -> Course:
+    def begin(self, request: Request) -> RequestContext:
         """A request has come."""
 
-    def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
+    def at_once(self, course: RequestContext, sink: DirectSink, body: bytes) -> bool:
         """See ``Dispatcher.at_once``."""
 
-    def news(self, course: Course, sink: DirectSink) -> None:
+    def news(self, course: RequestContext, sink: DirectSink) -> None:
         """See ``Dispatcher.news``."""
 
-    async def run(self, course: Course, sink: Sink) -> None:
+    async def run(self, course: RequestContext, sink: Sink) -> None:
         """See ``Dispatcher.run``."""

@@ -17,7 +17,7 @@ from balancer.members.member import Member
 
 
 @dataclass(slots=True, eq=False)
-class Claim:
+class QueuedRequest:
     """One request's claim to a member. ``tried``: those that failed it, which get it again only if no other can.
 
     ``give``: called with the member when the wait is over; returns False if the request waits no more.
@@ -31,7 +31,7 @@ class Claim:
     place: int = 0
 
 
-class Hold:
+class PendingQueue:
     """First come, first served."""
 
     def __init__(self, limit: int, bytes_limit: int) -> None:
@@ -39,7 +39,7 @@ class Hold:
         self._bytes_limit = bytes_limit
         # Every request asks here whether others wait. (To find the first entry of a plain
         # dictionary takes time for each that was deleted before it.)
-        self.waiting: OrderedDict[Claim, None] = OrderedDict()
+        self.waiting: OrderedDict[QueuedRequest, None] = OrderedDict()
         self._bytes = 0
         # Seconds that each place in front cost the one served last; 0 while that is not known.
         self._pace = 0.0
@@ -47,16 +47,16 @@ class Hold:
     def __len__(self) -> int:
         return len(self.waiting)
 
-    def enter(self, claim: Claim, patience: float, moving: bool) -> None:
+    def push(self, claim: QueuedRequest, patience: float, moving: bool) -> None:
         """Join the queue. Raises Refusal where there is no use or no room.
 
         ``patience``: seconds that the request can wait. ``moving``: it waits for a turn, not for a member to come up.
         """
         place = len(self.waiting)
         if place >= self._limit:
-            raise Refusal(503, "hold_full", f"{self._limit} requests wait for a member already", retry_after=1)
+            raise Refusal(503, "queue_full", f"{self._limit} requests wait for a member already", retry_after=1)
         if self._bytes + claim.in_hand > self._bytes_limit:
-            raise Refusal(503, "hold_full", f"the requests that wait hold {self._bytes} bytes already", retry_after=1)
+            raise Refusal(503, "queue_full", f"the requests that wait hold {self._bytes} bytes already", retry_after=1)
         if moving and self._pace * place > patience:
             words = f"every member is busy, and the wait would be {self._pace * place:.1f} s"
             raise Refusal(503, "overloaded", words, retry_after=1)
@@ -64,7 +64,7 @@ class Hold:
         self.waiting[claim] = None
         self._bytes += claim.in_hand
 
-    def leave(self, claim: Claim) -> None:
+    def discard(self, claim: QueuedRequest) -> None:
         """No longer wait; a claim that does not wait may leave, too."""
         if claim in self.waiting:
             del self.waiting[claim]
@@ -72,11 +72,11 @@ class Hold:
             if not self.waiting:
                 self._pace = 0.0
 
-    def first(self) -> Claim | None:
+    def head(self) -> QueuedRequest | None:
         """The one that has waited longest."""
         return next(iter(self.waiting), None)
 
-    def served(self, claim: Claim, waited: float) -> None:
+    def record_wait(self, claim: QueuedRequest, waited: float) -> None:
         """A claim had its turn after so many seconds."""
         if self.waiting and claim.place:
             self._pace = waited / claim.place

@@ -18,8 +18,8 @@ def request_ids() -> Callable[[], bytes]:
     return map(form.__mod__, itertools.count(1)).__next__
 
 
-class Try(NamedTuple):
-    """A member that failed a request. ``reason``: one of a few words; ``words``: all that is known."""
+class Attempt(NamedTuple):
+    """An attempt at a member that failed. ``reason``: one of a few words; ``words``: all that is known."""
 
     member: Address
     reason: str
@@ -29,11 +29,13 @@ class Try(NamedTuple):
         return f"{self.member}: {self.words}"
 
 
-class Record:
+class RequestRecord:
     """What became of a request. Clock readings and durations are in seconds.
 
     ``body_bytes``: of the response, to the client; ``received``: of the request's body, from the client.
-    ``id``: its X-Request-ID, the client's or one of our own. ``tries``: the members that failed it, in order.
+    ``id``: its X-Request-ID, the client's or one of our own. ``attempts``: those that failed, in order;
+    ``retries``: how many there were after the first, failed or not.
+    ``queued``: how long it waited for a member.
     ``error``: the token of ``X-Balancer-Error``, or ``client_gone`` or ``truncated`` for a response that could not be
     completed; ``reason``: what the balancer has told the client in its own name.
     """
@@ -43,8 +45,9 @@ class Record:
     body_bytes = 0
     received = 0
     member: Address | None = None
-    tries: Sequence[Try] = ()
-    held = 0.0
+    attempts: Sequence[Attempt] = ()
+    retries = 0
+    queued = 0.0
     duration = 0.0
     error = ""
     reason = ""
@@ -60,4 +63,4 @@ class Record:
         return ""
 
     def tried(self, member: Address, failure: UpstreamError | TruncatedResponse) -> None:
-        self.tries = [*self.tries, Try(member, failure.reason, str(failure))]
+        self.attempts = [*self.attempts, Attempt(member, failure.reason, str(failure))]

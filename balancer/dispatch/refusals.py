@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from balancer.dispatch.interfaces import Sink
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.errors import Refusal
 from balancer.http.headers import (
     Headers,
@@ -29,12 +29,12 @@ def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
     ]
     if refusal.retry_after is not None:
         headers.append((b"retry-after", str(refusal.retry_after).encode()))
-    if refusal.fields:
-        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in refusal.fields.items()]
+    if refusal.headers:
+        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in refusal.headers.items()]
     return refusal.status, headers, text
 
 
-async def refuse(refusal: Refusal, sink: Sink, record: Record | None = None) -> None:
+async def refuse(refusal: Refusal, sink: Sink, record: RequestRecord | None = None) -> None:
     """Answer in the balancer's own name."""
     status, headers, text = refusal_response(refusal)
     if record:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
-from balancer.dispatch.context import Course
+from balancer.dispatch.context import RequestContext
 from balancer.dispatch.dispatcher import Dispatcher
-from balancer.dispatch.interfaces import Destination, Sink
+from balancer.dispatch.interfaces import RequestHandler, Sink
 from balancer.dispatch.refusals import refuse
 from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal, TruncatedResponse
 from balancer.http.headers import Headers
@@ -26,7 +26,7 @@ class Visit:
     ``cancelled``: ``end`` has ended it. ``course``: what the dispatcher makes of it, while the visit is under way.
     """
 
-    course: Course
+    course: RequestContext
     task: asyncio.Task[Any] | None = None
     started = False
     cancelled = False
@@ -87,7 +87,7 @@ class ActiveRequests:
         self.on_switch: list[Callable[[], None]] = []
         self.visits: set[Visit] = set()
 
-    def choose(self, request: Request) -> Destination:
+    def choose(self, request: Request) -> RequestHandler:
         """Who serves a request; asked within the step that begins it."""
         assert self.dispatcher
         return self.dispatcher
@@ -97,7 +97,7 @@ class ActiveRequests:
         assert self.dispatcher
         self.dispatcher.refused(request, refusal)
 
-    async def serve(self, visit: Visit, course: Course, sink: Sink, task: asyncio.Task[Any]) -> None:
+    async def serve(self, visit: Visit, course: RequestContext, sink: Sink, task: asyncio.Task[Any]) -> None:
         """Answer the request of a visit, by whatever front end it came. ``task`` is the one that runs this."""
         visit.course = course
         self.visits.add(visit)

@@ -32,7 +32,7 @@ from balancer.http.headers import Headers, plain_address
 from balancer.http.memo import HEAD_MAX
 from balancer.http.request import Request
 from balancer.http.serialize import response_head
-from balancer.http.validation import check, head_size, head_too_large, malformed
+from balancer.http.validation import check, head_size, headers_too_large, malformed
 from balancer.upstream.base import UpstreamResponse
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Edge(asyncio.Protocol):
                 self._refuse(self._refusal)
             elif self._head_bytes > self.clients.settings.max_header_bytes:
                 too_much = malformed("there is too much beside the body in its chunks")
-                self._refuse(head_too_large(self.clients.settings) if self._receiving is None else too_much)
+                self._refuse(headers_too_large(self.clients.settings) if self._receiving is None else too_much)
             elif alone and self._queue:
                 self._get_to_know(key)
         if self._queue:

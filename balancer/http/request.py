@@ -32,7 +32,7 @@ class Request:
     protocol that the client wants to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
     body only once it is told to go on (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
     ``stripped``: the target as members get it, if that is another one, and ``prefix`` what it lacks. ``pool``: what
-    serves it, once a route has been found (a ``Destination`` of ``balancer.dispatch``).
+    serves it, once a route has been found (a ``RequestHandler`` of ``balancer.dispatch``).
     ``id``: the client's X-Request-ID, or b"". Once rendered: ``head``, what members get of its head, but for the
     end and for what is this request's alone; ``entry``, what the access log says of it.
     """
@@ -62,5 +62,5 @@ AnyRequest = Any
 
 def header_pairs(request: AnyRequest) -> Headers:
     """The header fields of a request as they came, or as hooks have made them."""
-    pairs: Headers = request.headers if isinstance(request, Request) else request.fields.pairs
+    pairs: Headers = request.headers if isinstance(request, Request) else request.headers.pairs
     return pairs

@@ -46,8 +46,8 @@ _REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 def _method_refused(method: bytes) -> Refusal:
     """Made anew each time: an exception keeps hold of every frame through which it was ever raised."""
     if method == b"CONNECT":
-        return Refusal(501, "method_refused", "CONNECT is for proxies of another kind")
-    return Refusal(405, "method_refused", "TRACE is not passed on")
+        return Refusal(501, "method_not_allowed", "CONNECT is for proxies of another kind")
+    return Refusal(405, "method_not_allowed", "TRACE is not passed on")
 
 
 def malformed(reason: str) -> Refusal:
@@ -64,11 +64,11 @@ def check(
     if version not in ("1.0", "1.1"):
         raise Refusal(505, "version_not_supported", f"HTTP/{version} is not spoken here")
     if len(target) > limits.max_uri_bytes:
-        raise Refusal(414, "target_too_long", f"a request target may have {limits.max_uri_bytes} bytes")
+        raise Refusal(414, "uri_too_long", f"a request target may have {limits.max_uri_bytes} bytes")
     if len(fields) > limits.max_headers:
-        raise Refusal(431, "head_too_large", f"a request may have {limits.max_headers} fields")
+        raise Refusal(431, "headers_too_large", f"a request may have {limits.max_headers} fields")
     if size > limits.max_header_bytes and head_size(target, fields) > limits.max_header_bytes:
-        raise head_too_large(limits)
+        raise headers_too_large(limits)
     if method in _REFUSED_METHODS:
         raise _method_refused(method)
     hosts = 0
@@ -137,8 +137,8 @@ def _within_bound(options: bytes) -> frozenset[bytes]:
     return connection_options(options)
 
 
-def head_too_large(limits: Settings) -> Refusal:
-    return Refusal(431, "head_too_large", f"a request head may have {limits.max_header_bytes} bytes")
+def headers_too_large(limits: Settings) -> Refusal:
+    return Refusal(431, "headers_too_large", f"a request head may have {limits.max_header_bytes} bytes")
 
 
 def head_size(target: bytes, fields: Headers) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from balancer.dispatch.context import Course
+from balancer.dispatch.context import RequestContext
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import DirectSink, Sink
 from balancer.http.headers import connection, nominated
@@ -27,27 +27,27 @@ class HookedDispatcher(Dispatcher):
         super().__init__(*parts)
         self._chain = chain
 
-    def begin(self, request: Request) -> Course:
+    def begin(self, request: Request) -> RequestContext:
         course = super().begin(request)
         if self._chain.on_requests:
             own = course.request = _own(request)
             seen = course.seen = HookRequest(own, course.id)
             course.refusal = self._chain.request(seen)
-            own.headers = seen.fields.pairs
+            own.headers = seen.headers.pairs
         else:
             seen = course.seen = HookRequest(request, course.id)
-        seen.fields.freeze()
+        seen.headers.freeze()
         return course
 
-    def at_once(self, course: Course, sink: DirectSink, body: bytes, seen: HookRequest | None = None) -> bool:
+    def at_once(self, course: RequestContext, sink: DirectSink, body: bytes, seen: HookRequest | None = None) -> bool:
         return course.refusal is None and super().at_once(course, sink, body, course.seen)
 
-    async def _exchange(self, course: Course, sink: Sink) -> None:
+    async def _exchange(self, course: RequestContext, sink: Sink) -> None:
         if not course.response:
             _raise(course)
         await super()._exchange(course, sink)
 
-    def news(self, course: Course, sink: DirectSink, seen: HookRequest | None = None) -> None:
+    def news(self, course: RequestContext, sink: DirectSink, seen: HookRequest | None = None) -> None:
         response = course.response
         if response and response.complete and response.started:
             before = response.headers
@@ -60,20 +60,20 @@ class HookedDispatcher(Dispatcher):
                 response.lines = b""
         super().news(course, sink, course.seen)
 
-    def _heard(self, course: Course, response: UpstreamResponse) -> None:
+    def _heard(self, course: RequestContext, response: UpstreamResponse) -> None:
         if not course.refusal:
             self._ask(course, response)
         _raise(course)
 
-    def _ask(self, course: Course, response: UpstreamResponse) -> None:
+    def _ask(self, course: RequestContext, response: UpstreamResponse) -> None:
         """Have the hooks see a response, once."""
         if self._chain.on_responses and course.member and course.seen:
             heard = HookResponse(response.status, response.headers, course.member)
             course.refusal = self._chain.response(course.seen, heard)
-            response.headers = heard.fields.pairs
+            response.headers = heard.headers.pairs
 
 
-def _raise(course: Course) -> None:
+def _raise(course: RequestContext) -> None:
     """Raise the refusal of a hook, if there is one."""
     try:
         if course.refusal:

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.members.member import Member
-from balancer.plugins.hooks import Fields, HookRequest
+from balancer.plugins.hooks import HeaderFields, HookRequest
 from balancer.policies.base import Policy
 from balancer.policies.round_robin import RoundRobin
 
@@ -64,7 +64,7 @@ _ONCE = " (said once for each kind of failure)"
 def _place(trace: TracebackType | None) -> str:
     """Where an exception was raised: file and line of the innermost frame that is not of the balancer's own code.
 
-    What a plug-in is refused by ``Fields`` is raised here, and wrong there.
+    What a plug-in is refused by ``HeaderFields`` is raised here, and wrong there.
     """
     place = own = ""
     while trace:
@@ -112,20 +112,20 @@ class GuardedPolicy(Policy):
         self._turns = RoundRobin(rng)
         self._members: set[Member] = set()
         self._built = False
-        mark: Callable[[HookRequest, Member], Headers] | None = getattr(policy, "mark", None)
-        self._mark = None if getattr(mark, "__func__", None) is Policy.mark else mark
+        method: Callable[[HookRequest, Member], Headers] | None = getattr(policy, "response_headers", None)
+        self._response_headers = None if getattr(method, "__func__", None) is Policy.response_headers else method
 
     def build(self, members: Sequence[Member]) -> None:
         self._turns.build(members)
         self._members = set(members)
         self._follow("build", members)
 
-    def update(self, members: Sequence[Member], come: Collection[Member], gone: Collection[Member]) -> None:
-        self._turns.update(members, come, gone)
-        self._members.difference_update(gone)
-        self._members.update(come)
+    def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
+        self._turns.update(members, added, removed)
+        self._members.difference_update(removed)
+        self._members.update(added)
         if self._built and isinstance(self._policy, Policy):
-            self._follow("update", members, come, gone)
+            self._follow("update", members, added, removed)
         else:
             self._follow("build", members)
 
@@ -154,14 +154,14 @@ class GuardedPolicy(Policy):
                 self._reports.failed(self._name, error, "members take turns")
         return self._turns.choose(request, exclude)
 
-    def mark(self, request: HookRequest, member: Member) -> Headers:
-        if self._mark is None:
+    def response_headers(self, request: HookRequest, member: Member) -> Headers:
+        if self._response_headers is None:
             return NO_FIELDS
         try:
-            fields = Fields([])
-            for name, value in self._mark(request, member):
-                fields.add(name, value)
+            headers = HeaderFields([])
+            for name, value in self._response_headers(request, member):
+                headers.add(name, value)
         except FAILURES as error:
-            self._reports.failed(f"mark of {self._name}", error, "the response goes on without")
+            self._reports.failed(f"response_headers of {self._name}", error, "the response goes on without")
             return NO_FIELDS
-        return fields.pairs
+        return headers.pairs

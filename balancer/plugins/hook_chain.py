@@ -13,7 +13,7 @@ from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.plugins.guard import FAILURES, Reports, kind_of, name_of
-from balancer.plugins.hooks import METHODS, Fields, HookRequest, HookResponse, Hooks, overrides
+from balancer.plugins.hooks import METHODS, HeaderFields, HookRequest, HookResponse, Hooks, overrides
 from balancer.telemetry.observer import Observer
 
 _TOKEN = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -59,20 +59,20 @@ class HookChain:
 
     def observers(self) -> list[Observer]:
         """Who has to be told of members."""
-        wanted = any(self._called[it] for it in ("on_joined", "on_left", "on_state"))
+        wanted = any(self._called[it] for it in ("on_member_added", "on_member_removed", "on_member_state_changed"))
         return [_MemberHooks(self)] if wanted else []
 
     def request(self, request: HookRequest) -> Refusal | None:
         """Call the hooks for a request, until one refuses it, or fails and is to fail closed."""
         for hook in self._called["on_request"]:
-            before = request.fields.pairs
+            before = request.headers.pairs
             try:
                 try:
                     hook.call(request)
                 except Refusal as refusal:
                     return _sound(refusal)
             except FAILURES as error:
-                request.fields.restore(before)
+                request.headers.restore(before)
                 if closed := self._failed(hook, error, "the request goes on; a guard sets fail_closed = True"):
                     return closed
         return None
@@ -80,11 +80,11 @@ class HookChain:
     def response(self, request: HookRequest, response: HookResponse) -> Refusal | None:
         """Call the hooks for a response, until one fails that is to fail closed."""
         for hook in self._called["on_response"]:
-            before = response.fields.pairs
+            before = response.headers.pairs
             try:
                 hook.call(request, response)
             except FAILURES as error:
-                response.fields.restore(before)
+                response.headers.restore(before)
                 if closed := self._failed(hook, error, "the response goes on"):
                     return closed
         return None
@@ -120,16 +120,16 @@ def _sound(refusal: Refusal) -> Refusal:
         raise ValueError(f"{token!r} is not a token such as unknown_tenant")
     if retry_after is not None and not (isinstance(retry_after, int) and retry_after >= 0):
         raise ValueError(f"{retry_after!r} is not a number of seconds for Retry-After")
-    own = Fields(refusal_response(Refusal(status, token, reason, retry_after))[1])
-    more = Fields([])
-    for name, value in (refusal.fields or {}).items():
+    own = HeaderFields(refusal_response(Refusal(status, token, reason, retry_after))[1])
+    more = HeaderFields([])
+    for name, value in (refusal.headers or {}).items():
         if name in own:
             raise ValueError(f"the field {name} is the balancer's own")
         more.add(name, value)
-    fields = dict(more)
-    if status in _REDIRECTS and not _LOCATION.fullmatch(fields.get("location", "")):
-        raise ValueError(f"{status} takes a Location, a URI of visible ASCII, not {fields.get('location')!r}")
-    return Refusal(status, token, reason, retry_after, fields)
+    headers = dict(more)
+    if status in _REDIRECTS and not _LOCATION.fullmatch(headers.get("location", "")):
+        raise ValueError(f"{status} takes a Location, a URI of visible ASCII, not {headers.get('location')!r}")
+    return Refusal(status, token, reason, retry_after, headers)
 
 
 class _MemberHooks(Observer):
@@ -140,10 +140,10 @@ class _MemberHooks(Observer):
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
         for member in change.left:
-            self._chain.tell("on_left", member)
+            self._chain.tell("on_member_removed", member)
         for member in change.joined:
-            self._chain.tell("on_joined", member)
+            self._chain.tell("on_member_added", member)
 
     def flipped(self, member: Member, before: State, event: Event) -> None:
         if member.state is not State.LEAVING:  # ``resolved`` follows.
-            self._chain.tell("on_state", member, before)
+            self._chain.tell("on_member_state_changed", member, before)

@@ -1,11 +1,11 @@
 """What plug-ins see of requests and responses and may do to them, and how they learn of members. No I/O.
 
 Rules:
-* A hook sees and changes fields through ``Fields``, which takes none that frames a message, routes it or ends its
+* A hook sees and changes fields through ``HeaderFields``, which takes none that frames a message, routes it or ends its
   connection, and none that would break out of its line: whatever a hook does, the next server in the row reads the
   message as it was meant.
 * What a hook changes is for one request alone, although the balancer may share what many requests have in common:
-  ``Fields`` never changes the list that it was made of.
+  ``HeaderFields`` never changes the list that it was made of.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.types import Address
 
-__all__ = ["Fields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]
+__all__ = ["HeaderFields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]
 
 # What the balancer alone says: how a message is framed and for whom it is, who it came from, and the handshake of a
 # WebSocket, which either side would find broken.
@@ -32,7 +32,7 @@ _NAME = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
-class Fields:
+class HeaderFields:
     """Header fields, in order, duplicates included. Names are found in any case, and given in lower case.
 
     To change one that is the balancer's own (``Host``, ``Content-Length``, ``Connection``, ``X-Forwarded-*``,
@@ -120,19 +120,19 @@ class HookRequest:
     ``notes`` is for plug-ins alone: what one leaves there in ``on_request`` is there in ``choose`` and ``on_response``.
     """
 
-    __slots__ = ("_fields", "_id", "_request", "notes")
+    __slots__ = ("_headers", "_id", "_request", "notes")
 
     def __init__(self, request: Request, id: bytes = b"") -> None:
         self._request = request
         self._id = id
         # The log goes by the id that the client gave.
-        self._fields = Fields(request.headers, b"x-request-id")
+        self._headers = HeaderFields(request.headers, b"x-request-id")
         self.notes: dict[str, object] = {}
 
     @property
-    def fields(self) -> Fields:
+    def headers(self) -> HeaderFields:
         """Those of the client. What ``on_request`` changes, policies and members see; later changes are refused."""
-        return self._fields
+        return self._headers
 
     @property
     def method(self) -> str:
@@ -172,17 +172,17 @@ class HookRequest:
 class HookResponse:
     """A member's response as hooks see it, before its body."""
 
-    __slots__ = ("_fields", "_member", "_status")
+    __slots__ = ("_headers", "_member", "_status")
 
     def __init__(self, status: int, headers: Headers, member: Address) -> None:
         self._status = status
         self._member = member
-        self._fields = Fields(headers)
+        self._headers = HeaderFields(headers)
 
     @property
-    def fields(self) -> Fields:
+    def headers(self) -> HeaderFields:
         """Those of the member; clients get what hooks make of them."""
-        return self._fields
+        return self._headers
 
     @property
     def status(self) -> int:
@@ -207,27 +207,36 @@ class Hooks:
     fail_closed = False
 
     def on_request(self, request: HookRequest) -> None:
-        """A request has come; called once, before a member is chosen. May change ``request.fields``.
+        """A request has come; called once, before a member is chosen. May change ``request.headers``.
 
         Raise Refusal to answer it here and now, without a member: with a status from 400 to 599, or with 301, 302, 303,
         307 or 308 and a ``Location`` among its fields.
         """
 
     def on_response(self, request: HookRequest, response: HookResponse) -> None:
-        """A member has answered. May change ``response.fields``; not called for what the balancer itself answers."""
+        """A member has answered. May change ``response.headers``; not called for what the balancer itself answers."""
 
-    def on_joined(self, member: Member) -> None:
+    def on_member_added(self, member: Member) -> None:
         """A member has come into DNS. It gets requests once it is up."""
 
-    def on_left(self, member: Member) -> None:
+    def on_member_removed(self, member: Member) -> None:
         """A member has left DNS. It gets no more requests."""
 
-    def on_state(self, member: Member, before: State) -> None:
+    def on_member_state_changed(self, member: Member, before: State) -> None:
         """The state of a member in DNS has changed; ``member.reason`` says why."""
 
 
 # Each method, with the number of its arguments.
-METHODS = {"on_request": 1, "on_response": 2, "on_joined": 1, "on_left": 1, "on_state": 2}
+METHODS = {
+    "on_request": 1,
+    "on_response": 2,
+    "on_member_added": 1,
+    "on_member_removed": 1,
+    "on_member_state_changed": 2,
+}
+
+# What methods were called before, with their present names: a hook that has one would never be called.
+RENAMED = {"on_joined": "on_member_added", "on_left": "on_member_removed", "on_state": "on_member_state_changed"}
 
 
 def overrides(hooks: Hooks, method: str) -> bool:

@@ -22,7 +22,7 @@ from balancer.config.parsers import HOOKS, PLACE, POLICIES, POLICY, Kind
 from balancer.config.settings import Settings, SettingsError
 from balancer.plugins.guard import GuardedPolicy, Reports, describe, kind_of, name_of
 from balancer.plugins.hook_chain import HookChain
-from balancer.plugins.hooks import METHODS, Hooks, overrides
+from balancer.plugins.hooks import METHODS, RENAMED, Hooks, overrides
 from balancer.policies.base import Policy
 from balancer.telemetry.observer import Observer
 
@@ -217,8 +217,10 @@ def _check_policy(made: _Made) -> Policy:
         if not callable(getattr(policy, name, None)) or getattr(type(policy), name, None) is getattr(Policy, name):
             raise _Broken(f"{made.origin} {kind_of(policy)}, which has no method {name}")
     optional = {"update": 3} if isinstance(policy, Policy) else {}
-    if getattr(policy, "mark", None) is not None:
-        optional["mark"] = 2
+    if hasattr(policy, "mark"):
+        raise _Broken("mark is response_headers now")
+    if getattr(policy, "response_headers", None) is not None:
+        optional["response_headers"] = 2
     _check_methods(made, _OF_POLICIES | optional)
     return cast(Policy, policy)
 
@@ -228,6 +230,9 @@ def _check_hooks(made: _Made) -> Hooks:
     hooks = made.thing
     if not isinstance(hooks, Hooks):
         raise _Broken(f"{made.origin} {kind_of(hooks)}, not one of balancer.hooks.Hooks")
+    for old, name in RENAMED.items():
+        if hasattr(hooks, old):
+            raise _Broken(f"{old} is {name} now")
     used = {name: arguments for name, arguments in METHODS.items() if overrides(hooks, name)}
     if not used:
         raise _Broken(f"{made.place} does nothing: it has none of the methods {', '.join(METHODS)}")

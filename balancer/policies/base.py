@@ -29,10 +29,10 @@ class Policy:
         """Take over the members that may be chosen from now on, in order of address."""
         raise NotImplementedError
 
-    def update(self, members: Sequence[Member], come: Collection[Member], gone: Collection[Member]) -> None:
-        """As ``build``, where it is known what has changed since: these came or have another weight, those went.
+    def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
+        """As ``build``, where few members have changed. ``added``: new ones, and those with another weight.
 
-        Some of ``gone`` may never have been there. Unless a policy has a quicker way, it builds.
+        Some of ``removed`` may never have been there. Unless a policy has a quicker way, it builds.
         """
         self.build(members)
 
@@ -43,6 +43,6 @@ class Policy:
         """
         raise NotImplementedError
 
-    def mark(self, request: AnyRequest, member: Member) -> Headers:
-        """Fields to add to the response with which ``member`` answers the request."""
+    def response_headers(self, request: AnyRequest, member: Member) -> Headers:
+        """Headers to add to the response with which ``member`` answers the request."""
         return NO_FIELDS

@@ -65,16 +65,16 @@ class HashRing(Policy):
         wanted = dict.fromkeys(members)
         self._change(members, [it for it in self._counts if it not in wanted], members)
 
-    def update(self, members: Sequence[Member], come: Collection[Member], gone: Collection[Member]) -> None:
-        self._fallback.update(members, come, gone)
-        self._shares.update(come, gone)
-        self._change(members, gone, come)
+    def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
+        self._fallback.update(members, added, removed)
+        self._shares.update(added, removed)
+        self._change(members, removed, added)
 
-    def _change(self, members: Sequence[Member], gone: Collection[Member], come: Collection[Member]) -> None:
+    def _change(self, members: Sequence[Member], removed: Collection[Member], added: Collection[Member]) -> None:
         full, self._full = self._full, self._shares.heaviest
-        self._take_out(gone)
+        self._take_out(removed)
         # If the heaviest is another one, everybody's share of the points is.
-        counts = ((it, self._count(it)) for it in (come if full == self._full else members))
+        counts = ((it, self._count(it)) for it in (added if full == self._full else members))
         changed = [(it, count) for it, count in counts if self._counts.get(it) != count]
         self._resize(self._size + sum(count - self._counts.get(it, 0) for it, count in changed))
         many = len(changed) > len(self._pieces)
@@ -115,8 +115,8 @@ class HashRing(Policy):
             else:
                 piece.remove(point)
 
-    def _take_out(self, gone: Collection[Member]) -> None:
-        known = [it for it in gone if it in self._counts]
+    def _take_out(self, removed: Collection[Member]) -> None:
+        known = [it for it in removed if it in self._counts]
         if len(known) == len(self._counts):
             self._pieces, self._shift, self._size = [array("Q")], PLACE_BITS, 0
             self._members, self._free, self._numbers, self._counts = [], [], {}, {}

@@ -29,8 +29,8 @@ class RandomChoice(Policy):
         self._shares.build(members)
         self._lay_out(members)
 
-    def update(self, members: Sequence[Member], come: Collection[Member], gone: Collection[Member]) -> None:
-        self._shares.update(come, gone)
+    def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
+        self._shares.update(added, removed)
         self._lay_out(members)
 
     def _lay_out(self, members: Sequence[Member]) -> None:

@@ -41,10 +41,10 @@ class RoundRobin(Policy):
         self._start = self._next = self._rng.getrandbits(32)
         self._turn = self._rng.random()
 
-    def update(self, members: Sequence[Member], come: Collection[Member], gone: Collection[Member]) -> None:
+    def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
         in_order = self._shares.equal
         last = self._round[self._next - 1] if 0 < self._next <= len(self._round) else None
-        self._shares.update(come, gone)
+        self._shares.update(added, removed)
         self._lay_out(members)
         if last and in_order and self._shares.equal:
             # A member that came or went in front of the last one must not make a turn come twice, or never.

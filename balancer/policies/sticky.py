@@ -14,7 +14,7 @@ from balancer.policies.base import Policy
 def cookie_of(name: bytes, request: AnyRequest) -> bytes:
     """The value of the first cookie of that name (RFC 6265 section 4.2), or b""."""
     # As ``header_pairs`` has it: to call that would make a choice by cookie a tenth slower.
-    for field, value in request.headers if type(request) is Request else request.fields.pairs:
+    for field, value in request.headers if type(request) is Request else request.headers.pairs:
         if field == b"cookie" and name in value:
             for pair in value.split(b";"):
                 key, _, text = pair.strip().partition(b"=")
@@ -40,13 +40,13 @@ class Sticky(Policy):
         self._inner.build(members)
         self._members = {_digest(it): it for it in members}
 
-    def update(self, members: Sequence[Member], come: Collection[Member], gone: Collection[Member]) -> None:
-        self._inner.update(members, come, gone)
-        for member in gone:
+    def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
+        self._inner.update(members, added, removed)
+        for member in removed:
             digest = _digest(member)
             if self._members.get(digest) is member:
                 del self._members[digest]
-        for member in come:
+        for member in added:
             self._members[_digest(member)] = member
 
     def choose(self, request: AnyRequest, exclude: Container[Member] = ()) -> Member | None:
@@ -55,8 +55,8 @@ class Sticky(Policy):
             return self._inner.choose(request, exclude)
         return member
 
-    def mark(self, request: AnyRequest, member: Member) -> Headers:
-        fields = self._inner.mark(request, member)
+    def response_headers(self, request: AnyRequest, member: Member) -> Headers:
+        fields = self._inner.response_headers(request, member)
         if cookie_of(self._name, request) in self._members:
             return fields
         secure = b"; Secure" if request.scheme == "https" else b""

@@ -41,10 +41,10 @@ class Shares:
         self._places = {}
         self.update(members, ())
 
-    def update(self, come: Collection[Member], gone: Collection[Member]) -> None:
-        for member in gone:
+    def update(self, added: Collection[Member], removed: Collection[Member]) -> None:
+        for member in removed:
             self._take_out(member)
-        for member in come:
+        for member in added:
             known = self._places.get(member)
             if known is None or known[0] != member.weight:
                 self._take_out(member)

@@ -21,10 +21,10 @@ from types import TracebackType
 from balancer.asgi.app import Proxy
 from balancer.config.display import variable
 from balancer.config.settings import Settings, SettingsError
-from balancer.dispatch.context import Course
+from balancer.dispatch.context import RequestContext
 from balancer.dispatch.dispatcher import Dispatcher
-from balancer.dispatch.interfaces import Destination, DirectSink, Sink
-from balancer.dispatch.record import Record, request_ids
+from balancer.dispatch.interfaces import DirectSink, RequestHandler, Sink
+from balancer.dispatch.record import RequestRecord, request_ids
 from balancer.dispatch.refusals import refuse
 from balancer.errors import Refusal
 from balancer.http.request import Request
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 READY_SECONDS = 3.0
 RETIRE_SECONDS = 0.1
 
-Done = Callable[[Record], None]
+Done = Callable[[RequestRecord], None]
 
 
 class RoutedProxy(Proxy):
@@ -61,19 +61,19 @@ class RoutedProxy(Proxy):
         for tell in self.on_switch:
             tell()
 
-    def choose(self, request: Request) -> Destination:
+    def choose(self, request: Request) -> RequestHandler:
         """Who serves a request; asked within the step that begins it."""
         try:
             request.pool = self._pools[self._table.find(request).name]
         except Refusal as refusal:
             # With its traceback it would keep alive what it came through.
             request.pool = Nowhere(refusal.with_traceback(None), self._on_done, self._clock, self._new_id)
-        pool: Destination = request.pool
+        pool: RequestHandler = request.pool
         return pool
 
     def refused(self, request: Request, refusal: Refusal) -> None:
         """A request that a front end has answered by itself, because nothing could be made of it."""
-        record = Record(request, self._clock(), request.id or self._new_id())
+        record = RequestRecord(request, self._clock(), request.id or self._new_id())
         record.status, record.error, record.reason = refusal.status, refusal.token, refusal.reason
         self._on_done(record)
 
@@ -93,18 +93,18 @@ class Nowhere:
         self._clock = clock
         self._new_id = new_id
 
-    def begin(self, request: Request) -> Course:
-        course = Course(request, self._clock(), request.id or self._new_id())
+    def begin(self, request: Request) -> RequestContext:
+        course = RequestContext(request, self._clock(), request.id or self._new_id())
         course.dispatcher = self
         return course
 
-    def at_once(self, course: Course, sink: DirectSink, body: bytes) -> bool:
+    def at_once(self, course: RequestContext, sink: DirectSink, body: bytes) -> bool:
         return False
 
-    def news(self, course: Course, sink: DirectSink) -> None:
+    def news(self, course: RequestContext, sink: DirectSink) -> None:
         raise AssertionError("nothing was sent to anybody")
 
-    async def run(self, course: Course, sink: Sink) -> None:
+    async def run(self, course: RequestContext, sink: Sink) -> None:
         course.error, course.reason = self._refusal.token, self._refusal.reason
         try:
             await refuse(self._refusal, sink, course)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from select import PIPE_BUF
 from typing import TextIO
 
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
@@ -23,7 +23,7 @@ WAITING_MAX = 256 * 1024
 ID_MAX = 128
 
 # Makes a line of a record and of a reading of the wall clock.
-Format = Callable[[Record, float], str]
+Format = Callable[[RequestRecord, float], str]
 
 # For terminals: what the classes of statuses look like.
 _COLOURS = {2: "\x1b[32m", 3: "\x1b[36m", 4: "\x1b[33m", 5: "\x1b[31m"}
@@ -47,10 +47,10 @@ def _asked(request: Request) -> str:
 _member = lru_cache(maxsize=4096)(Address.__str__)
 
 
-def as_json(record: Record, wall_clock: float) -> str:
+def as_json(record: RequestRecord, wall_clock: float) -> str:
     """A JSON object. Times are ISO 8601 in UTC, durations milliseconds, bytes those of the response's body.
 
-    ``pool``, ``tries``, ``held_ms``, ``error`` and ``reason`` are there only where there is something of the kind.
+    ``pool``, ``attempts``, ``queued_ms``, ``error`` and ``reason`` are there only where there is something of the kind.
     Written by hand, because ``json.dumps`` of a dictionary takes several times as long; what comes from outside is
     quoted.
     """
@@ -68,10 +68,10 @@ def as_json(record: Record, wall_clock: float) -> str:
     )
     if record.pool:
         line += f',"pool":{_quote(record.pool)}'
-    if record.tries:
-        line += f',"tries":{json.dumps([str(it) for it in record.tries])}'
-    if record.held:
-        line += f',"held_ms":{record.held * 1000:.2f}'
+    if record.attempts:
+        line += f',"attempts":{json.dumps([str(it) for it in record.attempts])}'
+    if record.queued:
+        line += f',"queued_ms":{record.queued * 1000:.2f}'
     if record.error:
         line += f',"error":"{record.error}"'
     if record.reason:
@@ -79,7 +79,7 @@ def as_json(record: Record, wall_clock: float) -> str:
     return line + "}"
 
 
-def as_text(record: Record, wall_clock: float, coloured: bool = False) -> str:
+def as_text(record: RequestRecord, wall_clock: float, coloured: bool = False) -> str:
     """A line for people, in local time; whatever went wrong stands at its end."""
     request = record.request
     target = request.target.decode("latin-1")
@@ -90,14 +90,14 @@ def as_text(record: Record, wall_clock: float, coloured: bool = False) -> str:
         f"{record.duration * 1000:.1f} ms, {record.body_bytes} bytes from {record.member or 'no member'} "
         f"to {request.client or 'a local client'}"
     )
-    if record.held:
-        line += f", held {record.held * 1000:.0f} ms"
+    if record.queued:
+        line += f", queued {record.queued * 1000:.0f} ms"
     if record.error:
         line += f", {record.error}"
     if record.reason:
         line += f": {record.reason}"
-    if record.tries:
-        line += f" (failed: {'; '.join(map(str, record.tries))})"
+    if record.attempts:
+        line += f" (failed: {'; '.join(map(str, record.attempts))})"
     return line
 
 
@@ -114,7 +114,7 @@ class AccessLog(Observer):
         self._lines: list[str] = []
         self._waiting = 0
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
         line = self._form(record, time.time())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from balancer.discovery.answers import Snapshot
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
@@ -138,11 +138,11 @@ class Events(Observer):
         self._add(member.drained_since, Kind.DRAINED, level, f"{member.address} {words}", member.address)
         self.on_change()
 
-    def troubled(self, record: Record) -> None:
+    def troubled(self, record: RequestRecord) -> None:
         """A request is over that a member failed, or that was not answered as a member did."""
         now = record.started + record.duration
-        ended = len(record.tries) - 1 if record.error and record.error != "client_gone" else -1
-        for place, attempt in enumerate(record.tries):
+        ended = len(record.attempts) - 1 if record.error and record.error != "client_gone" else -1
+        for place, attempt in enumerate(record.attempts):
             it = self._counting_on(attempt.member, now)
             if it is None:
                 words = f"{attempt.member}: {attempt.words}"

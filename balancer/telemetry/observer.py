@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from balancer.discovery.answers import Snapshot
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.members.health import Event, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
@@ -14,7 +14,7 @@ from balancer.members.membership import Change
 class Observer:
     """Is called at once, in the middle of things: it must be quick, and must not raise."""
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         """A request is over."""
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
@@ -27,13 +27,13 @@ class Observer:
         """A member was drained by hand, or undrained."""
 
 
-def all_done(observers: Sequence[Observer]) -> Callable[[Record], None]:
+def all_done(observers: Sequence[Observer]) -> Callable[[RequestRecord], None]:
     """One call for the ends of requests, to those of the observers that want to know."""
     wanted = [it.done for it in observers if type(it).done is not Observer.done]
     if len(wanted) == 1:
         return wanted[0]
 
-    def done(record: Record) -> None:
+    def done(record: RequestRecord) -> None:
         for tell in wanted:
             tell(record)
 

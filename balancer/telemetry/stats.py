@@ -1,7 +1,7 @@
 """Figures of what the balancer has done, for the status page and the metrics. No I/O.
 
 To count a request costs the same however many members there are. What is known by member goes when the member
-goes, so that what is held does not grow as members come and go; the totals stay. No word that a client made up
+goes, so that what is kept does not grow as members come and go; the totals stay. No word that a client made up
 (a method, a reason, what an exception says) becomes a key of its own.
 """
 
@@ -14,7 +14,7 @@ from operator import add
 from typing import Any
 
 from balancer.discovery.answers import Answer, Outcome, Snapshot
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.errors import TOKENS, UNTOLD
 from balancer.members.health import Event, State
 from balancer.members.member import Member
@@ -45,10 +45,10 @@ class Tally:
 
     ``requests``: how many, by method and status. ``buckets``: by duration, one for each of BOUNDS and one beyond, and
     ``seconds``: of all durations, both without those that became a tunnel or were refused before they began.
-    ``retries``: how often it failed a request, by the reason. ``flips``: how often it came into a state.
+    ``failed_attempts``: how often it failed a request, by the reason. ``flips``: how often it came into a state.
     """
 
-    __slots__ = ("buckets", "flips", "received", "requests", "retries", "seconds", "sent")
+    __slots__ = ("buckets", "failed_attempts", "flips", "received", "requests", "seconds", "sent")
 
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
@@ -57,7 +57,7 @@ class Tally:
         self.sent = 0
         self.received = 0
         # Not Counter: thousands of members may come at once, and to make one takes longer than all of the rest.
-        self.retries: defaultdict[str, int] = defaultdict(int)
+        self.failed_attempts: defaultdict[str, int] = defaultdict(int)
         self.flips: defaultdict[State, int] = defaultdict(int)
 
     def add(self, other: Tally) -> None:
@@ -69,8 +69,8 @@ class Tally:
         self.seconds += other.seconds
         self.sent += other.sent
         self.received += other.received
-        for reason, number in other.retries.items():
-            self.retries[reason] += number
+        for reason, number in other.failed_attempts.items():
+            self.failed_attempts[reason] += number
         for state, number in other.flips.items():
             self.flips[state] += number
 
@@ -82,7 +82,8 @@ class Tally:
     def mark(self) -> tuple[float, ...]:
         """Something else whenever anything has been counted: counts only grow."""
         return (
-            self.count, self.seconds, self.sent, self.received, sum(self.retries.values()), sum(self.flips.values())
+            self.count, self.seconds, self.sent, self.received,
+            sum(self.failed_attempts.values()), sum(self.flips.values()),
         )  # fmt: skip
 
     @property
@@ -94,11 +95,11 @@ class Tally:
 class Stats(Observer):
     """``members`` is of requests that members in DNS have answered or failed last.
 
-    ``errors``: how often each token ended a request. ``held``: requests that waited for a member, ``held_seconds``
-    for how long, and ``held_buckets`` as those of a Tally. ``dns``: answers by record type and rcode, or "empty",
-    "timeout" or "error". ``answered``: by record type, when (a reading of the balancer's clock) DNS last said who,
-    or that no member, is there. ``flips``: how often a member came into a state, and by which event. ``events``: what
-    happened lately.
+    ``errors``: how often each token ended a request. ``retries``: attempts after the first. ``queued``: requests that
+    waited for a member, ``queued_seconds`` for how long, and ``queued_buckets`` as those of a Tally. ``dns``: answers
+    by record type and rcode, or "empty", "timeout" or "error". ``answered``: by record type, when (a reading of the
+    balancer's clock) DNS last gave a conclusive answer. ``flips``: how often a member came into a state, and by
+    which event. ``events``: what happened lately.
     """
 
     def __init__(self) -> None:
@@ -108,9 +109,10 @@ class Stats(Observer):
         # Of members that have left, still to be added to it: thousands may leave at once.
         self._left: list[Tally] = []
         self.errors: Counter[str] = Counter()
-        self.held = 0
-        self.held_seconds = 0.0
-        self.held_buckets = [0] * (len(BOUNDS) + 1)
+        self.retries = 0
+        self.queued = 0
+        self.queued_seconds = 0.0
+        self.queued_buckets = [0] * (len(BOUNDS) + 1)
         self.dns: Counter[tuple[str, str]] = Counter()
         self.truncated: Counter[str] = Counter()
         self.answered: dict[str, float] = {}
@@ -135,9 +137,10 @@ class Stats(Observer):
         for tally in (other._others, *other._left):
             self._others.add(tally)
         self.errors.update(other.errors)
-        self.held += other.held
-        self.held_seconds += other.held_seconds
-        self.held_buckets = list(map(add, self.held_buckets, other.held_buckets))
+        self.retries += other.retries
+        self.queued += other.queued
+        self.queued_seconds += other.queued_seconds
+        self.queued_buckets = list(map(add, self.queued_buckets, other.queued_buckets))
         self.dns.update(other.dns)
         self.truncated.update(other.truncated)
         for record, when in other.answered.items():
@@ -174,7 +177,7 @@ class Stats(Observer):
         for _ in range(min(count, len(self._left))):
             self._others.add(self._left.pop())
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         method = record.request.method
         status = record.status
         duration = record.duration
@@ -186,18 +189,19 @@ class Stats(Observer):
         one.sent += record.body_bytes
         if record.received:
             one.received += record.received
-        if record.held:
-            self.held += 1
-            self.held_seconds += record.held
-            self.held_buckets[bisect_left(BOUNDS, record.held)] += 1
-        if record.error or record.tries:
+        if record.queued:
+            self.queued += 1
+            self.queued_seconds += record.queued
+            self.queued_buckets[bisect_left(BOUNDS, record.queued)] += 1
+        if record.error or record.attempts:
             self._troubled(record)
 
-    def _troubled(self, record: Record) -> None:
+    def _troubled(self, record: RequestRecord) -> None:
         if record.error:
             self._count_error(record.error)
-        for attempt in record.tries:
-            (self.members.get(attempt.member) or self._others).retries[attempt.reason] += 1
+        self.retries += record.retries
+        for attempt in record.attempts:
+            (self.members.get(attempt.member) or self._others).failed_attempts[attempt.reason] += 1
         self.events.troubled(record)
 
     def _count_error(self, token: str) -> None:

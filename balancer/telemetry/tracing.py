@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.http.headers import Headers
 from balancer.telemetry.observer import Observer
 from balancer.version import __version__
@@ -58,7 +58,7 @@ class Tracing(Observer):
             endpoint = endpoint.rstrip("/") + DEFAULT_PATH
         return cls(OTLPSpanExporter(endpoint))
 
-    def begin(self, record: Record) -> Span | None:
+    def begin(self, record: RequestRecord) -> Span | None:
         """A request has come."""
         request = record.request
         carrier = {
@@ -81,7 +81,7 @@ class Tracing(Observer):
         )
         return Span(span)
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         mine = getattr(record, "span", None)
         if not isinstance(mine, Span):
             return  # It was refused before it was a request.
@@ -91,10 +91,10 @@ class Tracing(Observer):
         if record.member:
             span.set_attribute("network.peer.address", record.member.host)
             span.set_attribute("network.peer.port", record.member.port)
-        for attempt in record.tries:
+        for attempt in record.attempts:
             span.add_event("try failed", {"member": str(attempt.member), "reason": attempt.words})
-        if record.held:
-            span.set_attribute("balancer.held_seconds", record.held)
+        if record.queued:
+            span.set_attribute("balancer.queued_seconds", record.queued)
         if record.error:
             span.set_attribute("error.type", record.error)
         if record.status >= 500 or record.error == "truncated":

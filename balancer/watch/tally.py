@@ -293,7 +293,7 @@ class Tally:
             "longest_stall_end": iso(stall_at) if stall else None,
             "workers": [
                 {
-                    "who": name,
+                    "worker": name,
                     "requests": count,
                     "share": round(count / self.answered, 4),
                     "last": iso(self.hosts[name].last_at) if name in self.hosts else None,
@@ -312,12 +312,15 @@ class Tally:
 
 
 def entry(result: Result) -> dict[str, object]:
-    """A request for scripts: when it ended, who answered, in how many milliseconds, or what failed."""
+    """A request for scripts, in the words of the access log where these mean the same: when it ended, in UTC.
+
+    ``worker``: the name that the answer gives; ``failure``: why the answer does not count as one.
+    """
     return {
         "time": iso(result.at),
-        "who": result.who or None,
+        "worker": result.who or None,
         "status": result.status or None,
-        "ms": round(result.seconds * 1000, 2),
+        "duration_ms": round(result.seconds * 1000, 2),
         "error": result.token or None,
         "failure": result.failure or None,
     }

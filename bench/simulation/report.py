@@ -12,7 +12,7 @@ from bench.simulation.world import Figures
 Results = Sequence[tuple[str, Mapping[str, Figures]]]
 
 HEAD = (
-    "| | share error | p50 ms | p99 ms | p99.9 ms | wasted tries | held | failed |\n"
+    "| | share error | p50 ms | p99 ms | p99.9 ms | wasted attempts | queued | failed |\n"
     "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
 )
 
@@ -24,7 +24,7 @@ def table(figures: Mapping[str, Figures]) -> str:
 def _row(label: str, it: Figures) -> str:
     failed = ", ".join(f"{number:,} {token}" for token, number in it.failed.items()) or "none"
     latencies = _ms(it.p50), _ms(it.p99), _ms(it.p999)
-    cells = [f"{it.share_error:.1%}".replace("%", " %"), *latencies, f"{it.wasted:,}", f"{it.held:,}"]
+    cells = [f"{it.share_error:.1%}".replace("%", " %"), *latencies, f"{it.wasted:,}", f"{it.queued:,}"]
     return f"| {label} | {' | '.join(cells)} | {failed} |"
 
 
@@ -72,7 +72,7 @@ def draw(title: str, subtitle: tuple[str, str], results: Results) -> str:
         f'<text class="small" x="12" y="42">{escape(subtitle[0])}</text>',
         f'<text class="small" x="12" y="60">{escape(subtitle[1])}</text>',
         f'<text class="small" x="{SHARE[0]}" y="{TOP - 6}">share error</text>',
-        f'<text class="small" x="{WASTED[0]}" y="{TOP - 6}">wasted tries</text>',
+        f'<text class="small" x="{WASTED[0]}" y="{TOP - 6}">wasted attempts</text>',
     ]
     for seconds, words in ((0.01, "10 ms"), (0.1, "100 ms"), (1.0, "1 s"), (10.0, "10 s"), (100.0, "100 s")):
         x = _x(seconds)

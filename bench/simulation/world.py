@@ -17,9 +17,9 @@ from typing import Any
 
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.context import Course
+from balancer.dispatch.context import RequestContext
 from balancer.dispatch.dispatcher import Dispatcher
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
@@ -70,8 +70,8 @@ class Figures:
     """What came of the requests after the warm-up. Latencies are in seconds, as the balancer sees them.
 
     ``share_error``: of all requests, the share that would have to have gone to another member for each to have had its
-    due, which is in proportion to its speed while it served. ``wasted``: tries of members that brought no answer.
-    ``held``: requests that waited in the balancer for a member. ``failed``: requests that the balancer had to answer
+    due, which is in proportion to its speed while it served. ``wasted``: attempts at members that brought no answer.
+    ``queued``: requests that waited in the balancer for a member. ``failed``: requests that the balancer had to answer
     itself, by the token of ``X-Balancer-Error``. ``shares``: of requests, by member.
     """
 
@@ -82,7 +82,7 @@ class Figures:
     p99: float
     p999: float
     wasted: int
-    held: int
+    queued: int
     failed: Mapping[str, int]
     shares: tuple[float, ...]
 
@@ -135,7 +135,7 @@ class World(Observer):
         self._arrived = self._ended = 0
         self._latencies = array("d")
         self._failed: Counter[str] = Counter()
-        self._wasted = self._held = 0
+        self._wasted = self._queued = 0
 
     # The run.
 
@@ -200,15 +200,15 @@ class World(Observer):
         if self._arrived < self.setup.requests:
             self.loop.call_at(self._began + next(self._arrivals), self._arrive)
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         self._ended += 1
         if record.started >= self._counted_from:
             if record.status == 200:
                 self._latencies.append(record.duration)
             else:
                 self._failed[record.error] += 1
-            self._wasted += len(record.tries)
-            self._held += record.held > 0
+            self._wasted += len(record.attempts)
+            self._queued += record.queued > 0
         if self._ended == self.setup.requests:
             self._over.set_result(None)
 
@@ -279,7 +279,7 @@ class World(Observer):
             p99=_percentile(latencies, 0.99),
             p999=_percentile(latencies, 0.999),
             wasted=self._wasted,
-            held=self._held,
+            queued=self._queued,
             failed=dict(sorted(self._failed.items())),
             shares=tuple(it.got / sent for it in self._everybody),
         )
@@ -293,7 +293,7 @@ class _Visit:
     def __init__(self, world: World, dispatcher: Dispatcher, request: Request) -> None:
         self._world = world
         self._dispatcher = dispatcher
-        self._course: Course = dispatcher.begin(request)
+        self._course: RequestContext = dispatcher.begin(request)
         if not dispatcher.at_once(self._course, self, b""):
             self.go_on()
 

@@ -16,7 +16,7 @@ from balancer.admin.pool_view import Usage
 from balancer.admin.process_report import Drain, PoolReport, Report, Row
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Endpoint
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import State
 from balancer.telemetry.events import Happening, Kind, Level
@@ -54,7 +54,7 @@ class Fleet:
     def report(self, number: int, pid: int, *, whole: bool = True, started: float = 100.0, **pool: Any) -> None:
         values: dict[str, Any] = {
             "name": "apps", "settings": Settings(queue_max=500), "members": {}, "left": [], "stats": Stats(),
-            "events": [], "snapshot": None, "resolved": 0.0, "available": 1, "held": 0, "active": 0,
+            "events": [], "snapshot": None, "resolved": 0.0, "available": 1, "queued": 0, "active": 0,
             "connections": None,
         }  # fmt: skip
         report = PoolReport(**(values | pool))
@@ -84,20 +84,20 @@ def counted(address: Address, requests: int) -> Stats:
     stats = Stats()
     stats.members[address] = Tally()
     for _ in range(requests):
-        record = Record(Request("GET", b"/", [], "192.0.2.1"), 0.0, b"")
+        record = RequestRecord(Request("GET", b"/", [], "192.0.2.1"), 0.0, b"")
         record.status, record.member, record.duration = 200, address, 0.01
         stats.done(record)
     return stats
 
 
 async def test_counts_are_added_up_and_those_of_the_dead_stay(fleet: Fleet) -> None:
-    fleet.report(0, 10, members={ONE: row(ONE, in_flight=1)}, stats=counted(ONE, 3), active=2, held=1)
+    fleet.report(0, 10, members={ONE: row(ONE, in_flight=1)}, stats=counted(ONE, 3), active=2, queued=1)
     fleet.report(
         1, 11, members={ONE: row(ONE, in_flight=2)}, stats=counted(ONE, 4), connections=Connections(1, 2, 3, 4)
     )
     pool = fleet.pool
     assert pool.stats.total.count == pool.stats.members[ONE].count == 7
-    assert (pool.members[ONE].in_flight, pool.active, pool.held, pool.available) == (3, 2, 1, 1)
+    assert (pool.members[ONE].in_flight, pool.active, pool.queued, pool.available) == (3, 2, 1, 1)
     assert pool.settings.queue_max == 1000
     assert pool.connections == Connections(1, 2, 3, 4)
     assert pool.clients is not None and len(pool.clients) == 6

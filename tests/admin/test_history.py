@@ -11,7 +11,7 @@ import pytest
 from balancer.admin.history import EVERY, QUESTIONS, Pool, Track
 from balancer.admin.pool_view import View
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Record, Try
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import Event
 from balancer.members.member import Member
@@ -68,9 +68,9 @@ class Cluster:
         self.follow()
         return news
 
-    def request(self, *tries: Try, status: int = 200, at: float = 1.0, member: Address | None = ONE) -> None:
-        record = Record(Request("GET", b"/", [], "192.0.2.1"), at, b"id")
-        record.tries, record.status, record.member, record.duration = tries, status, member, 0.001
+    def request(self, *attempts: Attempt, status: int = 200, at: float = 1.0, member: Address | None = ONE) -> None:
+        record = RequestRecord(Request("GET", b"/", [], "192.0.2.1"), at, b"id")
+        record.attempts, record.status, record.member, record.duration = attempts, status, member, 0.001
         self.stats.done(record)
         self.follow()
 
@@ -83,8 +83,8 @@ class Cluster:
         return rows[self.track(address).number]
 
 
-def refused(address: Address = ONE) -> Try:
-    return Try(address, "refused", "Connection refused")
+def refused(address: Address = ONE) -> Attempt:
+    return Attempt(address, "refused", "Connection refused")
 
 
 def test_a_name_is_asked_for_when_a_member_joins_and_on_every_rise_to_up() -> None:

@@ -116,17 +116,17 @@ async def test_a_request_that_waits_is_seen_waiting_and_counted_when_it_has_wait
         answer = asyncio.create_task(running.exchange(GET))
         await eventually(lambda: len(running.balancer.dispatcher.hold) == 1)
         it = await scrape()
-        assert it.get("balancer_requests_held", pool="apps") == 1
+        assert it.get("balancer_queued_requests", pool="apps") == 1
         assert it.get("balancer_requests_in_flight", pool="apps") == 1
         assert it.get("balancer_members_available", pool="apps") == 0
         resolver.found(member.address)
         assert (await answer).endswith(b"ok")
         await running.idle()
         it = await scrape()
-        assert it.get("balancer_requests_held", pool="apps") == 0
-        assert it.get("balancer_hold_duration_seconds_count", pool="apps") == 1
-        held = running.records[0].held
-        assert it.get("balancer_hold_duration_seconds_sum", pool="apps") == pytest.approx(held)
+        assert it.get("balancer_queued_requests", pool="apps") == 0
+        assert it.get("balancer_queue_duration_seconds_count", pool="apps") == 1
+        held = running.records[0].queued
+        assert it.get("balancer_queue_duration_seconds_sum", pool="apps") == pytest.approx(held)
 
 
 async def test_a_member_that_is_gone_is_a_retry_and_a_state_and_no_error() -> None:
@@ -142,8 +142,8 @@ async def test_a_member_that_is_gone_is_a_retry_and_a_state_and_no_error() -> No
         await running.idle()
         it = await scrape()
         gone = str(one.address)
-        assert it.get("balancer_retries_total", pool="apps", reason="refused") == 1
-        assert it.get("balancer_member_retries_total", pool="apps", member=gone, reason="refused") == 1
+        assert it.get("balancer_failed_attempts_total", pool="apps", reason="refused") == 1
+        assert it.get("balancer_member_failed_attempts_total", pool="apps", member=gone, reason="refused") == 1
         assert it.get("balancer_member_state", pool="apps", member=gone, state="down") == 1
         assert it.get("balancer_state_changes_total", pool="apps", state="down", event="refused") == 1
         assert it.sum("balancer_errors_total", pool="apps") == 0
@@ -209,18 +209,20 @@ async def test_every_failure_is_known_by_its_token_its_member_and_its_tries(
     line = json.loads(as_json(record, 0.0))
     assert (line["error"], line["member"]) == (token, str(record.member or ""))
     assert bool(line.get("reason")) == (token in TOKENS)
-    assert all(it.startswith(f"{record.member}: ") for it in line.get("tries", ()))
+    assert all(it.startswith(f"{record.member}: ") for it in line.get("attempts", ()))
     assert record.status == case.status
-    assert tuple(attempt.reason for attempt in record.tries) == case.tries
+    assert tuple(attempt.reason for attempt in record.attempts) == case.attempts
     assert (record.member is not None) == case.member
-    assert [str(attempt.member) for attempt in record.tries] == [str(record.member)] * len(case.tries)
-    assert (record.held > 0) == case.held
+    assert [str(attempt.member) for attempt in record.attempts] == [str(record.member)] * len(case.attempts)
+    assert (record.queued > 0) == case.queued
     assert it.get("balancer_errors_total", pool="apps", error=token) == 1
     assert it.sum("balancer_errors_total", pool="apps") == 1
-    for reason in case.tries:
-        assert it.get("balancer_retries_total", pool="apps", reason=reason) == 1
-        assert it.get("balancer_member_retries_total", pool="apps", member=str(record.member), reason=reason) == 1
-    assert it.get("balancer_hold_duration_seconds_count", pool="apps") == case.held
+    for reason in case.attempts:
+        assert it.get("balancer_failed_attempts_total", pool="apps", reason=reason) == 1
+        assert (
+            it.get("balancer_member_failed_attempts_total", pool="apps", member=str(record.member), reason=reason) == 1
+        )
+    assert it.get("balancer_queue_duration_seconds_count", pool="apps") == case.queued
 
 
 def test_every_failure_is_tried() -> None:

@@ -14,7 +14,7 @@ from balancer.admin.status_feed import Board
 from balancer.admin.subscriber import Subscriber
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.discovery.container_names import Names
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
@@ -27,7 +27,7 @@ MANY = [Address(f"10.0.0.{number}", 80) for number in range(1, 256)]
 
 
 def answered(stats: Stats, address: Address, seconds: float = 0.004) -> None:
-    record = Record(Request("GET", b"/", [], "192.0.2.1"), 0.0, b"id")
+    record = RequestRecord(Request("GET", b"/", [], "192.0.2.1"), 0.0, b"id")
     record.status, record.member, record.duration = 200, address, seconds
     stats.done(record)
 

@@ -17,7 +17,7 @@ from balancer.admin.pool_view import by_name
 from balancer.admin.prometheus import METRICS, PoolCollector, metrics_endpoint
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Record, Try
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
@@ -53,7 +53,7 @@ class Pool(LoadBalancer):
         self.membership.observe(self.membership.members[address], event, self.time())
 
     def serve(self, member: Address | None = ONE, method: str = "GET", status: int = 200, **known: Any) -> None:
-        record = Record(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
+        record = RequestRecord(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
         record.status, record.member = status, member
         for name, value in known.items():
             setattr(record, name, value)
@@ -69,8 +69,10 @@ def busy(alias: str = "apps") -> Pool:
     pool.see(TWO, Event.PROBE_OK)
     pool.serve(ONE, duration=0.004, body_bytes=10)
     pool.serve(ONE, "POST", 201, duration=0.2, received=5)
-    pool.serve(TWO, status=404, duration=0.001, held=0.3, tries=[Try(ONE, "refused", "connection refused")])
-    pool.serve(None, "BREW", 503, duration=10.0, held=10.0, error="no_member")
+    pool.serve(
+        TWO, status=404, duration=0.001, queued=0.3, retries=1, attempts=[Attempt(ONE, "refused", "connection refused")]
+    )
+    pool.serve(None, "BREW", 503, duration=10.0, queued=10.0, error="no_member")
     pool.see(TWO, Event.REFUSED)
     return pool
 
@@ -110,12 +112,13 @@ async def test_what_failed_and_what_waited_is_counted_with_its_reason() -> None:
     assert it.get("balancer_errors_total", pool="apps", error="no_member") == 1
     assert it.get("balancer_errors_total", pool="apps", error="member_failed") == 0
     assert it.labels("balancer_errors_total", "error") > TOKENS
-    assert it.get("balancer_retries_total", pool="apps", reason="refused") == 1
-    assert it.labels("balancer_retries_total", "reason") == REASONS
-    assert it.get("balancer_member_retries_total", pool="apps", member=str(ONE), reason="refused") == 1
-    assert it.get("balancer_hold_duration_seconds_count", pool="apps") == 2
-    assert it.get("balancer_hold_duration_seconds_bucket", pool="apps", le="0.5") == 1
-    assert it.get("balancer_hold_duration_seconds_sum", pool="apps") == pytest.approx(10.3)
+    assert it.get("balancer_failed_attempts_total", pool="apps", reason="refused") == 1
+    assert it.labels("balancer_failed_attempts_total", "reason") == REASONS
+    assert it.get("balancer_retries_total", pool="apps") == 1
+    assert it.get("balancer_member_failed_attempts_total", pool="apps", member=str(ONE), reason="refused") == 1
+    assert it.get("balancer_queue_duration_seconds_count", pool="apps") == 2
+    assert it.get("balancer_queue_duration_seconds_bucket", pool="apps", le="0.5") == 1
+    assert it.get("balancer_queue_duration_seconds_sum", pool="apps") == pytest.approx(10.3)
 
 
 async def test_members_have_one_state_each() -> None:
@@ -161,7 +164,7 @@ async def test_after_1000_members_there_are_as_many_series_as_the_living_need() 
         address = Address(f"10.1.{number // 250}.{number % 250}", 80)
         pool.answer(ONE, TWO, address)
         pool.see(address, Event.PROBE_OK)
-        pool.serve(address, tries=[Try(address, "refused", "connection refused")])
+        pool.serve(address, attempts=[Attempt(address, "refused", "connection refused")])
         assert len(read([pool])) > len(before) if number % 100 == 0 else True
         pool.answer(ONE, TWO)
         pool.serve(address)  # It was in flight when its member left.
@@ -172,7 +175,7 @@ async def test_after_1000_members_there_are_as_many_series_as_the_living_need() 
         ("balancer_state_changes_total", frozenset({("pool", "apps"), *left_dns})),
     }
     assert after.sum("balancer_requests_total") == before.sum("balancer_requests_total") + 2000
-    assert after.sum("balancer_retries_total") == before.sum("balancer_retries_total") + 1000
+    assert after.sum("balancer_failed_attempts_total") == before.sum("balancer_failed_attempts_total") + 1000
     fallen = [key for key, value in before.values.items() if key[0].endswith("_total") and after.values[key] < value]
     assert fallen == []
 
@@ -280,7 +283,7 @@ def test_pools_are_told_apart_even_if_they_have_one_alias() -> None:
 def test_a_pool_without_stats_still_says_how_it_is() -> None:
     it = read([LoadBalancer(Settings())])
     assert it.get("balancer_members_available", pool="apps") == 0
-    assert ("balancer_requests_held", frozenset({("pool", "apps")})) in it.values
+    assert ("balancer_queued_requests", frozenset({("pool", "apps")})) in it.values
     assert it.labels("balancer_errors_total", "error") == set()
 
 

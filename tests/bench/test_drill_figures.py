@@ -173,11 +173,11 @@ def test_goodput_counts_what_came_in_time_and_after_the_warm_up() -> None:
         Answer("200", 0.1, 1.5),
         Answer("200", 0.1, 2.5),
         Answer("200", overload.PATIENCE + 1, 2.5),
-        Answer("503 hold_full", 0.01, 2.0),
+        Answer("503 queue_full", 0.01, 2.0),
         Answer("200", 0.1, 4.0),
     ]
     level = figures(1.0, answers, 0.0, 3.0, 1.0)
-    assert (level.goodput, level.refused, level.others) == (1.0, [0.01], {"503 hold_full": 1})
+    assert (level.goodput, level.refused, level.others) == (1.0, [0.01], {"503 queue_full": 1})
     assert kept([level, level]) == 1.0
 
 

@@ -70,7 +70,7 @@ def test_round_robin_gives_equal_members_the_same() -> None:
     assert figures.shares == (0.1,) * 10
     assert figures.share_error == pytest.approx(0.0, abs=1e-9)
     assert figures.requests == (1 - WARM_UP) * SETUP.requests
-    assert (figures.wasted, figures.held, figures.failed) == (0, 0, {})
+    assert (figures.wasted, figures.queued, figures.failed) == (0, 0, {})
 
 
 def test_random_does_not_quite() -> None:
@@ -149,10 +149,10 @@ def test_who_dies_wastes_tries_and_who_drains_does_not() -> None:
 def test_who_finds_nobody_is_held() -> None:
     setup = with_policy("round_robin", queue_max=100_000)
     all_held = run(setup, SCENARIOS["restart"].events)
-    assert all_held.held > 100
+    assert all_held.queued > 100
     assert all_held.requests == (1 - WARM_UP) * SETUP.requests
     few_held = run(with_policy("round_robin", queue_max=100), SCENARIOS["restart"].events)
-    assert few_held.failed["hold_full"] > 100
+    assert few_held.failed["queue_full"] > 100
 
 
 def test_a_run_is_done_once_for_all_who_ask() -> None:
@@ -172,9 +172,9 @@ def test_an_error_in_what_happens_ends_the_run() -> None:
 
 
 def test_figures_are_written_as_the_docs_want_them() -> None:
-    figures = Figures(1000, 0.1234, 0.02, 0.0123, 0.0999, 12.3456, 1234, 5, {"hold_full": 2000}, ())
+    figures = Figures(1000, 0.1234, 0.02, 0.0123, 0.0999, 12.3456, 1234, 5, {"queue_full": 2000}, ())
     assert (
-        table({"a": figures}).splitlines()[2] == "| a | 12.3 % | 12.3 | 99.9 | 12,346 | 1,234 | 5 | 2,000 hold_full |"
+        table({"a": figures}).splitlines()[2] == "| a | 12.3 % | 12.3 | 99.9 | 12,346 | 1,234 | 5 | 2,000 queue_full |"
     )
 
 

@@ -309,6 +309,6 @@ async def test_all_members_are_replaced_at_once_while_requests_go_on() -> None:
                             names = {member.host}
                     await running.available(1000)
             assert {it.status for it in running.records} == {200}
-            assert max(it.held for it in running.records) < 1.0
+            assert max(it.queued for it in running.records) < 1.0
     finally:
         server.close()

@@ -4,7 +4,7 @@ import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.admission import GATHER_MIN, Slots
-from balancer.dispatch.queue import Claim, Hold
+from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.errors import Refusal
 from balancer.http.request import Request
 from balancer.members.health import Event
@@ -22,7 +22,7 @@ class System:
 
     def __init__(self, members: int, limit: int = 0) -> None:
         self.membership = Membership()
-        self.hold = Hold(100, 0)
+        self.hold = PendingQueue(100, 0)
         self.slots = Slots(self.membership, RoundRobin(Nought()), self.hold, limit)
         self.given: list[tuple[str, Member]] = []
         self.resolve(members)
@@ -41,7 +41,7 @@ class System:
         self.membership.observe(member, Event.REFUSED, 0.0, by_request=by_request)
 
     def take(self) -> Member:
-        member = self.slots.take(REQUEST, ())
+        member = self.slots.acquire(REQUEST, ())
         assert member
         return member
 
@@ -52,7 +52,7 @@ class System:
             self.membership.observe(member, Event.PROBE_OK, 1.0)
             if not before:
                 self.slots.gather()
-            self.slots.wake()
+            self.slots.assign_queued()
 
     def crowd(self, waiting: int) -> None:
         """All are down, and so many wait."""
@@ -65,9 +65,9 @@ class System:
     def in_flight(self) -> list[int]:
         return [it.in_flight for it in self.members]
 
-    def wait(self, name: str, *tried: Member, gone: bool = False) -> Claim:
-        claim = Claim(REQUEST, frozenset(tried))
-        assert self.slots.take(REQUEST, tried) is None
+    def wait(self, name: str, *tried: Member, gone: bool = False) -> QueuedRequest:
+        claim = QueuedRequest(REQUEST, frozenset(tried))
+        assert self.slots.acquire(REQUEST, tried) is None
 
         def give(member: Member) -> bool:
             if not gone:
@@ -83,8 +83,8 @@ def test_a_member_is_given_no_more_than_its_limit() -> None:
     system = System(2, limit=3)
     taken = [system.take() for _ in range(6)]
     assert [it.in_flight for it in system.members] == [3, 3]
-    assert system.slots.take(REQUEST, ()) is None
-    system.slots.give_back(taken[0])
+    assert system.slots.acquire(REQUEST, ()) is None
+    system.slots.release(taken[0])
     assert system.take() is taken[0]
 
 
@@ -100,8 +100,8 @@ def test_a_freed_slot_goes_to_the_request_that_has_waited_longest() -> None:
     one, other = system.take(), system.take()
     system.wait("first")
     system.wait("second")
-    system.slots.give_back(other)
-    system.slots.give_back(one)
+    system.slots.release(other)
+    system.slots.release(one)
     assert system.given == [("first", other), ("second", one)]
     assert (one.in_flight, other.in_flight, len(system.hold)) == (1, 1, 0)
 
@@ -112,8 +112,8 @@ def test_nobody_slips_in_before_those_who_wait() -> None:
     system.down(member)
     system.wait("first")
     system.membership.observe(member, Event.PROBE_OK, 1.0)
-    assert system.slots.take(REQUEST, ()) is None
-    system.slots.wake()
+    assert system.slots.acquire(REQUEST, ()) is None
+    system.slots.assign_queued()
     assert system.given == [("first", member)]
     assert system.take() is member
 
@@ -123,7 +123,7 @@ def test_who_has_stopped_waiting_is_passed_over() -> None:
     member = system.take()
     system.wait("left", gone=True)
     system.wait("second")
-    system.slots.give_back(member)
+    system.slots.release(member)
     assert system.given == [("second", member)]
     assert (member.in_flight, member.requests) == (1, 2)
 
@@ -132,7 +132,7 @@ def test_when_everybody_has_stopped_waiting_the_slot_is_free() -> None:
     system = System(1, limit=1)
     member = system.take()
     system.wait("left", gone=True)
-    system.slots.give_back(member)
+    system.slots.release(member)
     assert (member.in_flight, len(system.hold)) == (0, 0)
     assert system.take() is member
 
@@ -144,7 +144,7 @@ def test_everybody_gets_a_member_when_one_comes_up() -> None:
     for name in "abc":
         system.wait(name)
     system.membership.observe(member, Event.PROBE_OK, 1.0)
-    system.slots.wake()
+    system.slots.assign_queued()
     assert system.given == [("a", member), ("b", member), ("c", member)]
     assert member.in_flight == 3
 
@@ -156,7 +156,7 @@ def test_as_many_get_a_member_as_it_may_have() -> None:
     for name in "abc":
         system.wait(name)
     system.membership.observe(member, Event.PROBE_OK, 1.0)
-    system.slots.wake()
+    system.slots.assign_queued()
     assert [name for name, _ in system.given] == ["a", "b"]
     assert len(system.hold) == 1
 
@@ -166,44 +166,44 @@ def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
     one, other = system.take(), system.take()
     system.wait("first")
     system.down(one)
-    system.slots.give_back(one)
+    system.slots.release(one)
     assert system.given == []
-    system.slots.give_back(other)
+    system.slots.release(other)
     assert system.given == [("first", other)]
 
 
 def test_a_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -> None:
     system = System(2, limit=1)
     a, b = system.members
-    assert system.slots.take(REQUEST, {a}) is b
-    assert system.slots.take(REQUEST, {a}) is a
-    assert system.slots.take(REQUEST, {a}) is None
+    assert system.slots.acquire(REQUEST, {a}) is b
+    assert system.slots.acquire(REQUEST, {a}) is a
+    assert system.slots.acquire(REQUEST, {a}) is None
     system.wait("tried a", a)
-    system.slots.give_back(a)
+    system.slots.release(a)
     assert system.given == [("tried a", a)]
 
 
 def test_a_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
     system = System(2)
     a, b = system.members
-    claim = Claim(REQUEST)
+    claim = QueuedRequest(REQUEST)
     system.down(a)
-    assert system.slots.last_resort(claim) is None, "somebody is available"
+    assert system.slots.fallback(claim) is None, "somebody is available"
     system.down(b, by_request=False)
-    assert system.slots.last_resort(claim) is a
+    assert system.slots.fallback(claim) is a
     assert a.in_flight == 1
     claim.tried |= {a}
-    assert system.slots.last_resort(claim) is None
+    assert system.slots.fallback(claim) is None
     system.membership.observe(a, Event.UNREACHABLE, 1.0)
-    assert system.slots.last_resort(Claim(REQUEST)) is None, "a probe has confirmed it"
+    assert system.slots.fallback(QueuedRequest(REQUEST)) is None, "a probe has confirmed it"
 
 
 def test_the_last_resort_has_a_limit_too() -> None:
     system = System(1, limit=1)
     (member,) = system.members
     system.down(member)
-    assert system.slots.last_resort(Claim(REQUEST)) is member
-    assert system.slots.last_resort(Claim(REQUEST)) is None
+    assert system.slots.fallback(QueuedRequest(REQUEST)) is member
+    assert system.slots.fallback(QueuedRequest(REQUEST)) is None
 
 
 @pytest.mark.parametrize("limit", [0, 1])
@@ -211,9 +211,9 @@ def test_a_member_that_left_takes_nothing_with_it(limit: int) -> None:
     system = System(2, limit)
     a, b = system.take(), system.take()
     system.resolve(1)
-    system.slots.give_back(b)
+    system.slots.release(b)
     assert b.in_flight == 0
-    system.slots.give_back(a)
+    system.slots.release(a)
     assert system.take() is a
 
 
@@ -235,7 +235,7 @@ def test_who_comes_while_others_wait_to_be_shared_out_waits_behind_them() -> Non
     system.wait("late")
     system.come_up(second)
     assert system.given[-1] == ("19", second)
-    system.slots.give_back(first)
+    system.slots.release(first)
     assert system.given[-1] == ("late", first)
 
 
@@ -253,7 +253,7 @@ def test_a_slot_that_becomes_free_goes_on_to_those_who_wait_to_be_shared_out() -
     first, _ = system.members
     system.come_up(first)
     for _ in range(10):
-        system.slots.give_back(first)
+        system.slots.release(first)
     assert (system.in_flight, len(system.given)) == ([10, 0], 20)
 
 
@@ -277,7 +277,7 @@ def test_once_nobody_waits_nobody_is_held_back() -> None:
     first, _ = system.members
     system.come_up(first)
     for claim in list(system.hold.waiting):
-        system.hold.leave(claim)  # Their clients have left.
+        system.hold.discard(claim)  # Their clients have left.
     assert [system.take() for _ in range(100)] == [first] * 100
 
 

@@ -2,96 +2,96 @@ from __future__ import annotations
 
 import pytest
 
-from balancer.dispatch.queue import Claim, Hold
+from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.errors import Refusal
 from balancer.http.request import Request
 
 ANY = Request("GET", b"/", [], "192.0.2.1")
 
 
-def waiting(hold: Hold, count: int, in_hand: int = 0) -> list[Claim]:
-    claims = [Claim(ANY, in_hand=in_hand) for _ in range(count)]
+def waiting(hold: PendingQueue, count: int, in_hand: int = 0) -> list[QueuedRequest]:
+    claims = [QueuedRequest(ANY, in_hand=in_hand) for _ in range(count)]
     for claim in claims:
-        hold.enter(claim, 10.0, moving=False)
+        hold.push(claim, 10.0, moving=False)
     return claims
 
 
-def refusal(hold: Hold, claim: Claim, patience: float = 10.0, moving: bool = False) -> Refusal:
+def refusal(hold: PendingQueue, claim: QueuedRequest, patience: float = 10.0, moving: bool = False) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        hold.enter(claim, patience, moving)
+        hold.push(claim, patience, moving)
     return caught.value
 
 
 def test_who_has_waited_longest_is_first() -> None:
-    hold = Hold(10, 0)
+    hold = PendingQueue(10, 0)
     a, b, c = waiting(hold, 3)
-    assert hold.first() is a
-    hold.leave(b)
-    hold.leave(a)
-    assert hold.first() is c
-    hold.leave(c)
-    assert hold.first() is None
+    assert hold.head() is a
+    hold.discard(b)
+    hold.discard(a)
+    assert hold.head() is c
+    hold.discard(c)
+    assert hold.head() is None
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3])
 def test_a_full_queue_refuses_and_says_when_to_come_back(limit: int) -> None:
-    hold = Hold(limit, 0)
+    hold = PendingQueue(limit, 0)
     waiting(hold, limit)
-    told = refusal(hold, Claim(ANY))
-    assert (told.status, told.token, told.retry_after) == (503, "hold_full", 1)
+    told = refusal(hold, QueuedRequest(ANY))
+    assert (told.status, told.token, told.retry_after) == (503, "queue_full", 1)
     assert str(told) == f"{limit} requests wait for a member already"
     assert len(hold) == limit
 
 
 def test_the_bytes_in_hand_are_bounded() -> None:
-    hold = Hold(10, 100)
+    hold = PendingQueue(10, 100)
     first, _ = waiting(hold, 2, in_hand=50)
-    told = refusal(hold, Claim(ANY, in_hand=1))
-    assert (told.status, told.token, told.retry_after) == (503, "hold_full", 1)
+    told = refusal(hold, QueuedRequest(ANY, in_hand=1))
+    assert (told.status, told.token, told.retry_after) == (503, "queue_full", 1)
     assert str(told) == "the requests that wait hold 100 bytes already"
     waiting(hold, 1)
-    hold.leave(first)
+    hold.discard(first)
     waiting(hold, 1, in_hand=50)
 
 
 def test_a_place_is_free_again_once_its_request_has_left() -> None:
-    hold = Hold(1, 0)
+    hold = PendingQueue(1, 0)
     (claim,) = waiting(hold, 1)
-    hold.leave(claim)
-    hold.leave(claim)
+    hold.discard(claim)
+    hold.discard(claim)
     assert len(hold) == 0
     waiting(hold, 1)
     assert len(hold) == 1
 
 
 def test_who_would_not_have_a_turn_in_time_is_told_so_at_once() -> None:
-    hold = Hold(100, 0)
+    hold = PendingQueue(100, 0)
     claims = waiting(hold, 20)
     for claim in claims[:11]:
-        hold.leave(claim)
-    hold.served(claims[10], waited=5.0)  # half a second for each of the ten in front
-    told = refusal(hold, Claim(ANY), patience=4.0, moving=True)
+        hold.discard(claim)
+    hold.record_wait(claims[10], waited=5.0)  # half a second for each of the ten in front
+    told = refusal(hold, QueuedRequest(ANY), patience=4.0, moving=True)
     assert (told.status, told.token, told.retry_after) == (503, "overloaded", 1)
     assert str(told) == "every member is busy, and the wait would be 4.5 s"
-    hold.enter(Claim(ANY), 5.0, moving=True)
+    hold.push(QueuedRequest(ANY), 5.0, moving=True)
 
 
 def test_while_nobody_is_available_the_pace_of_before_says_nothing() -> None:
-    hold = Hold(100, 0)
+    hold = PendingQueue(100, 0)
     claims = waiting(hold, 20)
     for claim in claims[:11]:
-        hold.leave(claim)
-    hold.served(claims[10], waited=5.0)
-    hold.enter(Claim(ANY), 1.0, moving=False)
+        hold.discard(claim)
+    hold.record_wait(claims[10], waited=5.0)
+    hold.push(QueuedRequest(ANY), 1.0, moving=False)
 
 
 def test_the_pace_is_forgotten_with_the_queue() -> None:
-    hold = Hold(100, 0)
+    hold = PendingQueue(100, 0)
     claims = waiting(hold, 3)
-    hold.leave(claims[0])
-    hold.leave(claims[1])
-    hold.served(claims[1], waited=100.0)
-    refusal(hold, Claim(ANY), patience=1.0, moving=True)
-    hold.leave(claims[2])
+    hold.discard(claims[0])
+    hold.discard(claims[1])
+    hold.record_wait(claims[1], waited=100.0)
+    refusal(hold, QueuedRequest(ANY), patience=1.0, moving=True)
+    hold.discard(claims[2])
     waiting(hold, 3)
-    hold.enter(Claim(ANY), 1.0, moving=True)
+    hold.push(QueuedRequest(ANY), 1.0, moving=True)

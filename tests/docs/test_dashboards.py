@@ -40,8 +40,8 @@ MEMBER_STATES = frozenset(map(str, STATES))
 CODES = frozenset(f"{number}xx" for number in range(1, 6))
 VALUES = {
     ("balancer_errors_total", "error"): TOKENS | UNTOLD,
-    ("balancer_retries_total", "reason"): REASONS,
-    ("balancer_member_retries_total", "reason"): REASONS,
+    ("balancer_failed_attempts_total", "reason"): REASONS,
+    ("balancer_member_failed_attempts_total", "reason"): REASONS,
     ("balancer_requests_total", "code"): CODES,
     ("balancer_member_requests_total", "code"): CODES,
     ("balancer_members", "state"): MEMBER_STATES,
@@ -158,7 +158,7 @@ def test_the_queries_of_the_annotations_find_what_they_ask_for() -> None:
     [
         "balancer_member_requests_total",
         "balancer_request_duration_seconds_bucket",
-        "balancer_requests_held",
+        "balancer_queued_requests",
         "balancer_retries_total",
         "balancer_member_state",
         "balancer_dns_answer_age_seconds",
@@ -210,7 +210,7 @@ def test_no_two_alerts_have_one_name() -> None:
         ('balancer_requests_total{code="500"}', "never '500'"),
         ('balancer_errors_total{error=~"nobody|none"}', "never"),
         ("sum by (member) (balancer_requests_total)", "no label"),
-        ("rate(balancer_requests_held[1m])", "no counter"),
+        ("rate(balancer_queued_requests[1m])", "no counter"),
         ("histogram_quantile(0.9, sum by (pool) (rate(balancer_request_duration_seconds_bucket[1m])))", "no label"),
         ("balancer_members_available / balancer_requests_total", "never match"),
         ("balancer_members_available * on (member) balancer_members_available", "no label"),
@@ -235,10 +235,10 @@ FAILURES = (ROOT / "docs" / "reference" / "errors.md").read_text()
 def test_every_failure_is_explained_as_it_happens() -> None:
     row = re.compile(r"^\| `(\w+)` \| (\d{3}) \| (yes|no) \| (.+?) \| (yes|no) \| ", re.MULTILINE)
     said = {
-        token: (int(status), member == "yes", tuple(re.findall(r"\w+", tries)), held == "yes")
-        for token, status, member, tries, held in row.findall(FAILURES)
+        token: (int(status), member == "yes", tuple(re.findall(r"\w+", attempts)), held == "yes")
+        for token, status, member, attempts, held in row.findall(FAILURES)
     }
-    assert said == {token: (it.status, it.member, it.tries, it.held) for token, it in CASES.items()}
+    assert said == {token: (it.status, it.member, it.attempts, it.queued) for token, it in CASES.items()}
 
 
 def test_every_reason_is_explained() -> None:

@@ -124,7 +124,7 @@ async def test_without_workers_requests_wait_and_then_learn_why(compose: Compose
     await compose("stop", "worker")
     held = asyncio.create_task(compose.get())
     async with asyncio.timeout(NOTICED):
-        while not (await _members(compose))["held"]:
+        while not (await _members(compose))["queued"]:
             await asyncio.sleep(0.05)
     await compose("start", "worker")
     assert (await held).status_code == 200

@@ -183,7 +183,7 @@ async def test_websocket_is_left_to_http_1_1(tmp_path: Path) -> None:
         assert client.settings.keys() & {0x6, 0x8} == {0x6}
         stream = await client.ask((b":protocol", b"websocket"), method=b"CONNECT", end=False)
         answer = await client.answer(stream)
-        assert (answer.status, dict(answer.headers)[b"x-balancer-error"]) == (501, b"method_refused")
+        assert (answer.status, dict(answer.headers)[b"x-balancer-error"]) == (501, b"method_not_allowed")
         assert member.received == []
 
 
@@ -352,10 +352,10 @@ REFUSED: dict[str, tuple[list[tuple[bytes, bytes]], int, bytes]] = {
     "a space in the target": ([*HEAD[:3], (b":path", b"/a b")], 400, b"malformed_request"),
     "a byte beyond ASCII in the target": ([*HEAD[:3], (b":path", b"/\xff")], 400, b"malformed_request"),
     "a method in lower case": ([(b":method", b"get"), *HEAD[1:]], 400, b"malformed_request"),
-    "TRACE": ([(b":method", b"TRACE"), *HEAD[1:]], 405, b"method_refused"),
-    "a target too long": ([*HEAD[:3], (b":path", b"/" + b"a" * LIMITS.max_uri_bytes)], 414, b"target_too_long"),
-    "too many fields": (HEAD + [(b"x", b"v")] * LIMITS.max_headers, 431, b"head_too_large"),
-    "too large a head": (HEAD + long_field(LIMITS.max_header_bytes + 1000), 431, b"head_too_large"),
+    "TRACE": ([(b":method", b"TRACE"), *HEAD[1:]], 405, b"method_not_allowed"),
+    "a target too long": ([*HEAD[:3], (b":path", b"/" + b"a" * LIMITS.max_uri_bytes)], 414, b"uri_too_long"),
+    "too many fields": (HEAD + [(b"x", b"v")] * LIMITS.max_headers, 431, b"headers_too_large"),
+    "too large a head": (HEAD + long_field(LIMITS.max_header_bytes + 1000), 431, b"headers_too_large"),
 }
 
 

@@ -256,9 +256,9 @@ def with_target(size: int) -> bytes:
 @pytest.mark.parametrize(
     ("name", "request_of", "limits", "status", "token"),
     [
-        ("max_header_bytes", with_head, (2000, 40_000), 431, b"head_too_large"),
-        ("max_headers", with_fields, (20, 400), 431, b"head_too_large"),
-        ("max_uri_bytes", with_target, (300, 20_000), 414, b"target_too_long"),
+        ("max_header_bytes", with_head, (2000, 40_000), 431, b"headers_too_large"),
+        ("max_headers", with_fields, (20, 400), 431, b"headers_too_large"),
+        ("max_uri_bytes", with_target, (300, 20_000), 414, b"uri_too_long"),
     ],
     ids=["max_header_bytes", "max_headers", "max_uri_bytes"],
 )

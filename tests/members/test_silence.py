@@ -76,7 +76,7 @@ async def test_request_at_a_busy_member_ends_there_whatever_the_state(request_: 
         assert (await running.exchange(GET)).endswith(b"ok")  # new ones go to the other
         busy.done.set()
         assert (await request).endswith(b"busy")
-        assert not any(it.tries for it in running.records)
+        assert not any(it.attempts for it in running.records)
         await eventually(lambda: member.state is State.UP)
 
 
@@ -153,7 +153,7 @@ async def test_get_moves_away_from_a_member_whose_network_is_gone(leaves: bool) 
         else:
             probe.silent.add(gone.address)
         assert (await request).endswith(b"ok")
-        assert [it.reason for it in running.records[0].tries] == ["died"]
+        assert [it.reason for it in running.records[0].attempts] == ["died"]
 
 
 @pytest.mark.long
@@ -230,7 +230,7 @@ async def test_idempotent_request_leaves_a_member_that_has_sent_no_byte_for_hung
             resolver.found(hung.address, good.address)
             await running.available(2)
             assert (await get).endswith(b"ok")
-            assert running.records[0].tries[0].words == "the member has sent nothing for 0.5 s"
+            assert running.records[0].attempts[0].words == "the member has sent nothing for 0.5 s"
             assert not post.done()
             post.cancel()
 

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from balancer.config.settings import Settings
-from balancer.dispatch.context import Course
+from balancer.dispatch.context import RequestContext
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.hooks import HookRequest, Hooks, Refusal
 from balancer.http.headers import NO_FIELDS, Headers
@@ -89,7 +89,7 @@ async def test_nothing_is_left_of_a_request(target: bytes, status: int, dispatch
             sink = Sink()
             await dispatcher.handle(Request("GET", target, [(b"host", b"a")], "192.0.2.1"), sink)
             assert sink.status == status
-        return sum(isinstance(it, Course | HookRequest) for it in gc.get_objects())
+        return sum(isinstance(it, RequestContext | HookRequest) for it in gc.get_objects())
 
     gc.disable()
     try:

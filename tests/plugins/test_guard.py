@@ -91,9 +91,9 @@ def test_kinds_are_told_apart_by_exception_and_place(caplog: pytest.LogCaptureFi
 def test_what_a_hook_says_wrong_is_placed_where_it_says_it(caplog: pytest.LogCaptureFixture) -> None:
     class Careless(Hooks):
         def on_request(self, request: HookRequest) -> None:
-            if "x-a" not in request.fields:
-                request.fields.set("content-length", "1")
-            request.fields.set("content-length", "1")
+            if "x-a" not in request.headers:
+                request.headers.set("content-length", "1")
+            request.headers.set("content-length", "1")
 
     chain = HookChain([Careless()], Reports())
     for fields in ([], [(b"x-a", b"1")]):
@@ -165,19 +165,19 @@ def test_marks_are_checked_like_the_fields_of_hooks(caplog: pytest.LogCaptureFix
     class Marking(Scripted):
         answer: Any = ((b"X-Member", b"b"),)
 
-        def mark(self, request: HookRequest, member: Member) -> Headers:
+        def response_headers(self, request: HookRequest, member: Member) -> Headers:
             found: Headers = self.answer
             return found
 
     inner = Marking(B)
     policy = guarded(inner)
-    assert policy.mark(ANY, B) == [(b"x-member", b"b")]
+    assert policy.response_headers(ANY, B) == [(b"x-member", b"b")]
     for wrong in ([(b"content-length", b"3")], [(b"x", b"a\r\nb: c")], None, [1]):
         inner.answer = wrong
-        assert policy.mark(ANY, B) == []
+        assert policy.response_headers(ANY, B) == []
     # The last two are of one kind.
     assert len(lines(caplog)) == 3
-    assert guarded(Scripted(B)).mark(ANY, B) == []
+    assert guarded(Scripted(B)).response_headers(ANY, B) == []
 
 
 def test_what_only_looks_like_a_policy_needs_no_mark() -> None:
@@ -190,7 +190,7 @@ def test_what_only_looks_like_a_policy_needs_no_mark() -> None:
 
     plain: Any = Plain()
     policy = guarded(plain)
-    assert policy.choose(ANY) is C and policy.mark(ANY, C) == []
+    assert policy.choose(ANY) is C and policy.response_headers(ANY, C) == []
 
 
 class Called(Hooks):
@@ -201,12 +201,12 @@ class Called(Hooks):
         self.error = error
 
     def on_request(self, request: HookRequest) -> None:
-        request.fields.set(self.name, "1")
+        request.headers.set(self.name, "1")
         if self.error:
             raise self.error
 
     def on_response(self, request: HookRequest, response: HookResponse) -> None:
-        response.fields.set(self.name, "1")
+        response.headers.set(self.name, "1")
         if self.error:
             raise self.error
 
@@ -214,7 +214,7 @@ class Called(Hooks):
 def called(*hooks: Hooks) -> tuple[Refusal | None, list[tuple[str, str]]]:
     """What becomes of a request."""
     request = HookRequest(RAW)
-    return HookChain(hooks, Reports()).request(request), list(request.fields)
+    return HookChain(hooks, Reports()).request(request), list(request.headers)
 
 
 def test_what_a_hook_that_raises_has_changed_is_undone(caplog: pytest.LogCaptureFixture) -> None:
@@ -223,7 +223,7 @@ def test_what_a_hook_that_raises_has_changed_is_undone(caplog: pytest.LogCapture
     assert RAW.headers == [(b"host", b"a")]
     response = HookResponse(200, [(b"server", b"x")], A.address)
     assert HookChain(hooks, Reports()).response(ANY, response) is None
-    assert list(response.fields) == [("server", "x"), ("x-a", "1"), ("x-c", "1")]
+    assert list(response.headers) == [("server", "x"), ("x-a", "1"), ("x-c", "1")]
     first, second = lines(caplog)
     assert first.startswith("on_request of tests.plugins.test_guard:Called raised ValueError: no (")
     assert "; the request goes on" in first and "; the response goes on" in second
@@ -238,7 +238,7 @@ def test_a_refusal_ends_the_row_of_hooks() -> None:
         "who?",
         3,
     )
-    assert refusal.fields == {"www-authenticate": "Basic"}
+    assert refusal.headers == {"www-authenticate": "Basic"}
     assert ("x-b", "1") not in fields
 
 
@@ -255,12 +255,12 @@ def test_the_same_refusal_raised_again_and_again_keeps_nothing_of_the_past() -> 
 WRONG: list[Any] = [
     Refusal(200, "fine", "ok"),
     Refusal(302, "elsewhere", "there"),
-    Refusal(302, "elsewhere", "there", fields={"Location": ""}),
-    Refusal(302, "elsewhere", "there", fields={"Location": "/a b"}),
-    Refusal(302, "elsewhere", "there", fields={"Location": "/caf\xe9"}),
-    Refusal(302, "elsewhere", "there", fields={"Location": "/\r\nSet-Cookie: a=b"}),
-    Refusal(302, "elsewhere", "there", fields={"Location": "/a", "location": " "}),
-    *(Refusal(status, "elsewhere", "there", fields={"Location": "/"}) for status in (300, 304, 305, 306, 309, 399)),
+    Refusal(302, "elsewhere", "there", headers={"Location": ""}),
+    Refusal(302, "elsewhere", "there", headers={"Location": "/a b"}),
+    Refusal(302, "elsewhere", "there", headers={"Location": "/caf\xe9"}),
+    Refusal(302, "elsewhere", "there", headers={"Location": "/\r\nSet-Cookie: a=b"}),
+    Refusal(302, "elsewhere", "there", headers={"Location": "/a", "location": " "}),
+    *(Refusal(status, "elsewhere", "there", headers={"Location": "/"}) for status in (300, 304, 305, 306, 309, 399)),
     Refusal(600, "odd", "odd"),
     Refusal(403, "Not A Token", "no"),
     Refusal(403, "a\r\nb: c", "no"),
@@ -270,16 +270,16 @@ WRONG: list[Any] = [
     Refusal(403, "closed", "no", 1.5),  # type: ignore[arg-type]
     Refusal("403", "closed", "no"),  # type: ignore[arg-type]
     Refusal(403, None, "no"),  # type: ignore[arg-type]
-    Refusal(403, "closed", "no", fields={"Content-Length": "3"}),
-    Refusal(403, "closed", "no", fields={"X-Balancer-Error": "other"}),
-    Refusal(403, "closed", "no", fields={"Content-Type": "text/html"}),
-    Refusal(403, "closed", "no", fields={"X": "a\r\nb: c"}),
-    Refusal(403, "closed", "no", fields={"X": "\u20ac"}),
-    Refusal(403, "closed", "no", fields=3),  # type: ignore[arg-type]
+    Refusal(403, "closed", "no", headers={"Content-Length": "3"}),
+    Refusal(403, "closed", "no", headers={"X-Balancer-Error": "other"}),
+    Refusal(403, "closed", "no", headers={"Content-Type": "text/html"}),
+    Refusal(403, "closed", "no", headers={"X": "a\r\nb: c"}),
+    Refusal(403, "closed", "no", headers={"X": "\u20ac"}),
+    Refusal(403, "closed", "no", headers=3),  # type: ignore[arg-type]
 ]
 
 
-@pytest.mark.parametrize("refusal", WRONG, ids=lambda it: f"{it.status}-{it.token}-{it.fields}")
+@pytest.mark.parametrize("refusal", WRONG, ids=lambda it: f"{it.status}-{it.token}-{it.headers}")
 def test_a_refusal_that_cannot_be_sent_refuses_nothing(refusal: Refusal, caplog: pytest.LogCaptureFixture) -> None:
     assert called(Called("x-a", refusal)) == (None, [("host", "a")])
     assert len(lines(caplog)) == 1
@@ -288,8 +288,8 @@ def test_a_refusal_that_cannot_be_sent_refuses_nothing(refusal: Refusal, caplog:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_refusal_may_send_the_client_elsewhere(status: int) -> None:
     location = "https://login.example/?next=%2Fadmin&a=b#c"
-    refusal, _ = called(Called("x-a", Refusal(status, "log_in", "log in first", fields={"LOCATION": location})))
-    assert refusal and (refusal.status, refusal.fields) == (status, {"location": location})
+    refusal, _ = called(Called("x-a", Refusal(status, "log_in", "log in first", headers={"LOCATION": location})))
+    assert refusal and (refusal.status, refusal.headers) == (status, {"location": location})
 
 
 class Guard(Called):
@@ -310,7 +310,7 @@ def test_a_guard_that_fails_lets_nothing_through(error: BaseException, caplog: p
     for _ in range(3):
         request = HookRequest(RAW)
         assert closed(chain.request(request))
-        assert "x-c" not in request.fields
+        assert "x-c" not in request.headers
         assert closed(chain.response(request, HookResponse(200, [], A.address)))
     first, second = lines(caplog)
     assert first.startswith("on_request of tests.plugins.test_guard:Guard raised ")
@@ -345,7 +345,7 @@ def test_a_hook_that_returns_something_has_failed(hook: type[Called], caplog: py
         assert closed(refusal) and closed(other)
     else:
         assert refusal is None and other is None
-        assert fields == [("host", "a")] and list(response.fields) == []
+        assert fields == [("host", "a")] and list(response.headers) == []
     first, second = lines(caplog)
     assert "returned an object of type Refusal, and None is expected" in first
     assert "returned the class Future, and None is expected" in second
@@ -355,12 +355,12 @@ def test_a_response_cannot_be_refused(caplog: pytest.LogCaptureFixture) -> None:
     response = HookResponse(200, [], A.address)
     chain = HookChain([Called("x-a", Refusal(503, "closed", "closed"))], Reports())
     assert chain.response(ANY, response) is None
-    assert list(response.fields) == [] and len(lines(caplog)) == 1
+    assert list(response.headers) == [] and len(lines(caplog)) == 1
 
 
 def test_only_what_is_overridden_is_called() -> None:
     class Members(Hooks):
-        def on_joined(self, member: Member) -> None: ...
+        def on_member_added(self, member: Member) -> None: ...
 
     assert not HookChain([Members()], Reports()).wanted
     assert len(HookChain([Members()], Reports()).observers()) == 1

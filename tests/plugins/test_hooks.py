@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.hooks import Fields, HookRequest, HookResponse
+from balancer.hooks import HeaderFields, HookRequest, HookResponse
 from balancer.http.headers import HOP_BY_HOP, Headers
 from balancer.http.request import Request
 from balancer.http.serialize import request_head
@@ -20,11 +20,15 @@ OURS = sorted(
     | {"sec-websocket-key", "sec-websocket-accept", "sec-websocket-protocol"}
 )
 
-CHANGES: list[Callable[[Fields, str, str], None]] = [Fields.add, Fields.set, lambda found, name, _: found.remove(name)]
+CHANGES: list[Callable[[HeaderFields, str, str], None]] = [
+    HeaderFields.add,
+    HeaderFields.set,
+    lambda found, name, _: found.remove(name),
+]
 
 
-def fields() -> Fields:
-    return Fields([(b"host", b"a"), (b"accept", b"x"), (b"cookie", b"a=1"), (b"accept", b"y")])
+def fields() -> HeaderFields:
+    return HeaderFields([(b"host", b"a"), (b"accept", b"x"), (b"cookie", b"a=1"), (b"accept", b"y")])
 
 
 def test_fields_are_read_in_any_case() -> None:
@@ -40,7 +44,7 @@ def test_fields_are_read_in_any_case() -> None:
 
 def test_fields_are_changed_without_touching_what_they_came_from() -> None:
     pairs: Headers = [(b"accept", b"x"), (b"accept", b"y")]
-    found = Fields(pairs)
+    found = HeaderFields(pairs)
     found.add("X-One", "1")
     found.add(b"x-one", b"2")
     assert found.all("x-one") == ["1", "2"]
@@ -54,7 +58,7 @@ def test_fields_are_changed_without_touching_what_they_came_from() -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_what_frames_and_routes_a_message_is_out_of_reach(name: str) -> None:
-    found = Fields([(name.encode(), b"1")])
+    found = HeaderFields([(name.encode(), b"1")])
     for change in CHANGES:
         with pytest.raises(ValueError, match="the balancer's own"):
             change(found, name, "2")
@@ -70,7 +74,7 @@ def test_a_name_that_is_none_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("value", ["a\r\nx: y", "a\n", "\r", "\0", "\x7f", "\x1b", b"\n"])
 def test_a_value_that_would_break_out_of_its_line_is_refused(value: str) -> None:
-    for change in (Fields.add, Fields.set):
+    for change in (HeaderFields.add, HeaderFields.set):
         with pytest.raises(ValueError, match="not the value of a field"):
             change(fields(), "x", value)
 
@@ -102,9 +106,9 @@ def test_a_request_is_shown_as_the_client_sent_it() -> None:
     seen = HookRequest(request, b"one")
     assert seen.id == "one"
     with pytest.raises(ValueError, match="the balancer's own"):
-        seen.fields.set("X-Request-ID", "two")
+        seen.headers.set("X-Request-ID", "two")
     assert (seen.method, seen.target, seen.host, seen.client) == ("GET", "/caf\xe9?x", "a", "192.0.2.1")
-    assert (seen.scheme, seen.upgrade, list(seen.fields)) == ("https", "websocket", [("host", "a")])
+    assert (seen.scheme, seen.upgrade, list(seen.headers)) == ("https", "websocket", [("host", "a")])
     for name in ("method", "fields", "target"):
         with pytest.raises(AttributeError):
             setattr(seen, name, "x")
@@ -122,6 +126,6 @@ def test_fields_that_are_frozen_are_read_and_not_changed() -> None:
 def test_the_status_of_a_response_is_what_it_is() -> None:
     response = HookResponse(204, [], Address("10.0.0.1", 80))
     assert (response.status, str(response.member)) == (204, "10.0.0.1:80")
-    response.fields.set("X-Request-ID", "one")
+    response.headers.set("X-Request-ID", "one")
     with pytest.raises(AttributeError):
         response.status = 200  # type: ignore[misc]

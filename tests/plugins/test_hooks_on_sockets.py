@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 
 from balancer.config.settings import Settings
 from balancer.frontend import clients
-from balancer.hooks import Fields, HookRequest, HookResponse, Hooks, Refusal
+from balancer.hooks import HeaderFields, HookRequest, HookResponse, Hooks, Refusal
 from balancer.http.headers import Headers
 from balancer.members.health import State
 from balancer.members.member import Member as KnownMember
@@ -53,14 +53,14 @@ class Counting(Hooks):
 
     def on_request(self, request: HookRequest) -> None:
         self.requests += 1
-        request.fields.set("X-Number", str(self.requests))
+        request.headers.set("X-Number", str(self.requests))
         request.notes["number"] = self.requests
 
     def on_response(self, request: HookRequest, response: HookResponse) -> None:
         self.responses += 1
-        response.fields.set("X-Request-ID", request.id)
-        response.fields.set("X-Answer", f"{request.notes['number']}/{self.responses}")
-        response.fields.remove("server")
+        response.headers.set("X-Request-ID", request.id)
+        response.headers.set("X-Answer", f"{request.notes['number']}/{self.responses}")
+        response.headers.remove("server")
 
 
 def fields_of(head: bytes, name: bytes) -> list[bytes]:
@@ -125,7 +125,7 @@ async def test_what_is_known_by_its_bytes_stays_as_it_was(monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("each_way")
 async def test_where_hooks_see_responses_alone_equal_requests_still_share_a_head() -> None:
     seen: list[str] = []
-    hook = response_hook(lambda request, _: seen.append(request.fields.get("host")))
+    hook = response_hook(lambda request, _: seen.append(request.headers.get("host")))
     async with Member() as member, balance(member, hooks=[hook]) as running, running.client() as client:
         for _ in range(4):
             await ask(client)
@@ -135,7 +135,7 @@ async def test_where_hooks_see_responses_alone_equal_requests_still_share_a_head
 
 @pytest.mark.usefixtures("each_way")
 async def test_a_client_cannot_take_away_what_a_hook_says() -> None:
-    hook = request_hook(lambda request: request.fields.set("X-Tenant", "blue"))
+    hook = request_hook(lambda request: request.headers.set("X-Tenant", "blue"))
     async with Member() as member, balance(member, hooks=[hook]) as running, running.client() as client:
         await ask(client, b"GET / HTTP/1.1\r\nHost: a\r\nX-Tenant: red\r\nConnection: X-Tenant\r\n\r\n")
         await ask(client, b"GET / HTTP/1.1\r\nHost: a\r\nX-Tenant: red\r\nConnection: keep-alive, x-TENANT\r\n\r\n")
@@ -144,7 +144,7 @@ async def test_a_client_cannot_take_away_what_a_hook_says() -> None:
 
 async def test_fields_that_are_for_this_hop_alone_are_not_shown() -> None:
     seen: list[bool] = []
-    hook = request_hook(lambda request: seen.append("x-hop" in request.fields))
+    hook = request_hook(lambda request: seen.append("x-hop" in request.headers))
     async with Member() as member, balance(member, hooks=[hook]) as running, running.client() as client:
         await ask(client, b"GET / HTTP/1.1\r\nHost: a\r\nX-Hop: 1\r\nConnection: x-hop\r\n\r\n")
     assert seen == [False]
@@ -153,8 +153,8 @@ async def test_fields_that_are_for_this_hop_alone_are_not_shown() -> None:
 @pytest.mark.usefixtures("each_way")
 async def test_a_refusal_is_the_answer_and_the_connection_goes_on() -> None:
     def act(request: HookRequest) -> None:
-        if "x-key" not in request.fields:
-            raise Refusal(401, "no_key", "who are you?", 7, fields={"WWW-Authenticate": 'Basic realm="x"'})
+        if "x-key" not in request.headers:
+            raise Refusal(401, "no_key", "who are you?", 7, headers={"WWW-Authenticate": 'Basic realm="x"'})
 
     async with Member() as member, balance(member, hooks=[request_hook(act)]) as running:
         async with running.client() as client:
@@ -172,11 +172,11 @@ async def test_a_refusal_is_the_answer_and_the_connection_goes_on() -> None:
         assert [(it.status, it.error) for it in running.records] == [(401, "no_key")] * 3 + [(200, "")]
 
 
-LOG_IN = Refusal(302, "log_in", "log in first", fields={"Location": "/login?next=%2F"})
+LOG_IN = Refusal(302, "log_in", "log in first", headers={"Location": "/login?next=%2F"})
 
 
 def send_to_log_in(request: HookRequest) -> None:
-    if "cookie" not in request.fields:
+    if "cookie" not in request.headers:
         raise LOG_IN
 
 
@@ -224,11 +224,11 @@ class Guard(Hooks):
     fail_closed = True
 
     def on_request(self, request: HookRequest) -> None:
-        if request.fields.get("x-fail") == "request":
+        if request.headers.get("x-fail") == "request":
             request.target.startswith(b"/admin")  # type: ignore[arg-type]
 
     def on_response(self, request: HookRequest, response: HookResponse) -> None:
-        if request.fields.get("x-fail") == "response":
+        if request.headers.get("x-fail") == "response":
             raise LookupError("no such tenant")
 
 
@@ -329,7 +329,7 @@ async def test_a_client_that_waits_to_send_a_body_is_refused_without_it() -> Non
 
 @pytest.mark.usefixtures("each_way")
 async def test_hooks_cannot_break_the_framing(caplog: pytest.LogCaptureFixture) -> None:
-    def act(fields: Fields) -> None:
+    def act(fields: HeaderFields) -> None:
         for name in ("content-length", "transfer-encoding", "connection", "host"):
             with pytest.raises(ValueError):
                 fields.set(name, "1")
@@ -340,7 +340,7 @@ async def test_hooks_cannot_break_the_framing(caplog: pytest.LogCaptureFixture) 
         fields.set("x-said", "1")
         fields.set("x", "a\r\nContent-Length: 0")  # raises
 
-    hooks = [request_hook(lambda it: act(it.fields)), response_hook(lambda _, it: act(it.fields))]
+    hooks = [request_hook(lambda it: act(it.headers)), response_hook(lambda _, it: act(it.headers))]
     async with Member() as member, balance(member, hooks=hooks) as running, running.client() as client:
         for _ in range(2):
             await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
@@ -369,7 +369,7 @@ async def test_responses_of_every_framing_pass_hooks(method: bytes, answer: byte
             if b"close" in answer:
                 return
 
-    hook = response_hook(lambda _, response: response.fields.set("x-said", str(response.status)))
+    hook = response_hook(lambda _, response: response.headers.set("x-said", str(response.status)))
     async with Member(script) as member, balance(member, hooks=[hook]) as running:
         for _ in range(3):
             got = await running.exchange(method + b" / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
@@ -406,7 +406,7 @@ class Seeing(Policy):
         self.seen.append(request)
         return None
 
-    def mark(self, request: HookRequest, member: KnownMember) -> Headers:
+    def response_headers(self, request: HookRequest, member: KnownMember) -> Headers:
         self.seen.append(request)
         return [(b"x-marked", request.target.encode())]
 
@@ -417,7 +417,7 @@ async def test_a_policy_sees_the_very_request_that_hooks_see() -> None:
 
     def note(request: HookRequest) -> None:
         seen.append(request)
-        request.fields.set("X-Tenant", request.target)
+        request.headers.set("X-Tenant", request.target)
         request.notes["admin"] = request.target.startswith("/admin")
 
     policy, hooks = Seeing(), [request_hook(note), response_hook(lambda request, _: seen.append(request))]
@@ -430,7 +430,7 @@ async def test_a_policy_sees_the_very_request_that_hooks_see() -> None:
         assert len(seen) == len(policy.seen) == 8
         assert all(one is other for one, other in zip(seen, policy.seen, strict=True))
         assert [it.id.encode() for it in policy.seen[::2]] == [it.id for it in running.records]
-    assert [(it.fields.get("x-tenant"), it.notes["admin"]) for it in policy.seen[::4]] == [
+    assert [(it.headers.get("x-tenant"), it.notes["admin"]) for it in policy.seen[::4]] == [
         ("/admin", True),
         ("/other", False),
     ]
@@ -444,17 +444,17 @@ async def test_without_hooks_a_policy_sees_text_and_each_request_by_its_id() -> 
             await ask(client, b"GET /a?b HTTP/1.1\r\nHost: a\r\nX-Tenant: blue\r\n\r\n")
         ids = [it.id.decode() for it in running.records]
     assert len(set(ids)) == 4 and [it.id for it in policy.seen[::2]] == ids
-    assert {(it.target, it.host, it.fields.get("X-Tenant")) for it in policy.seen} == {("/a?b", "a", "blue")}
+    assert {(it.target, it.host, it.headers.get("X-Tenant")) for it in policy.seen} == {("/a?b", "a", "blue")}
 
 
 @pytest.mark.usefixtures("each_way")
 async def test_a_request_is_changed_in_on_request_alone(caplog: pytest.LogCaptureFixture) -> None:
     class Changing(Seeing):
         def choose(self, request: HookRequest, exclude: Container[KnownMember] = ()) -> KnownMember | None:
-            request.fields.set("X-Late", "1")
+            request.headers.set("X-Late", "1")
             return None
 
-    late = response_hook(lambda request, _: request.fields.remove("host"))
+    late = response_hook(lambda request, _: request.headers.remove("host"))
     for hooks in ([], [late], [late, Counting()]):
         async with Member() as member, balance(member, own_policy=Changing(), hooks=hooks) as running:
             async with running.client() as client:
@@ -471,7 +471,7 @@ async def test_a_request_is_changed_in_on_request_alone(caplog: pytest.LogCaptur
 async def test_a_policy_may_extend_one_of_the_balancers_own(settings: dict[str, Any]) -> None:
     class ByTenant(HashRing):
         def __init__(self) -> None:
-            super().__init__(lambda request: request.fields.get("x-tenant"), LeastRequests(Random(1)))
+            super().__init__(lambda request: request.headers.get("x-tenant"), LeastRequests(Random(1)))
 
         def choose(self, request: HookRequest, exclude: Container[KnownMember] = ()) -> KnownMember | None:
             assert request.target == "/"
@@ -505,7 +505,7 @@ async def test_a_policy_of_the_balancers_own_may_be_given_as_an_object(
 
 
 async def test_policies_see_what_hooks_have_changed() -> None:
-    hook = request_hook(lambda request: request.fields.set("X-Tenant", request.fields.get("x-key")))
+    hook = request_hook(lambda request: request.headers.set("X-Tenant", request.headers.get("x-key")))
     settings: dict[str, Any] = {"policy": "hash", "hash_key": ("header", "X-Tenant")}
     async with Member() as one, Member() as other, balance(one, other, hooks=[hook], **settings) as running:
         async with running.client() as client:
@@ -611,14 +611,14 @@ async def test_hooks_are_told_of_members(caplog: pytest.LogCaptureFixture) -> No
     events: list[str] = []
 
     class Watching(Hooks):
-        def on_joined(self, member: KnownMember) -> None:
+        def on_member_added(self, member: KnownMember) -> None:
             events.append(f"joined {member.address}")
             raise ValueError("one that raises is in nobody's way")
 
-        def on_left(self, member: KnownMember) -> None:
+        def on_member_removed(self, member: KnownMember) -> None:
             events.append(f"left {member.address}")
 
-        def on_state(self, member: KnownMember, before: State) -> None:
+        def on_member_state_changed(self, member: KnownMember, before: State) -> None:
             events.append(f"{member.address} {before.value} {member.state.value}")
 
     async with Member() as one, Member() as other:

@@ -37,7 +37,7 @@ class Policy:
 
 class Raising(Hooks):
     def on_request(self, request):
-        request.fields.set("x-half", "done")
+        request.headers.set("x-half", "done")
         raise LookupError("nobody knows")
 """
 

@@ -69,7 +69,9 @@ SOURCE = """
         def choose(self, request, exclude):
             yield
     class Marking(Plain):
-        async def mark(self, request, member): ...
+        async def response_headers(self, request, member): ...
+    class Marked(Plain):
+        def mark(self, request, member): ...
     class Updating(Last):
         def __init__(self): ...
         def update(self, members): ...
@@ -93,10 +95,13 @@ SOURCE = """
         def on_requests(self, request): ...
     class Short(Hooks):
         def on_response(self, response): ...
+    class Renamed(Hooks):
+        def on_joined(self, member): ...
+        def on_request(self, request): ...
     class Awaited(Hooks):
-        async def on_left(self, member): ...
+        async def on_member_removed(self, member): ...
     class Valued(Hooks):
-        on_state = 3
+        on_member_state_changed = 3
     class Calling:
         async def __call__(self, request): ...
     async def stream(request):
@@ -244,7 +249,8 @@ NOT_RUN = "and a call would run nothing of it"
         ("shop:One", "choose of shop:One is called with two arguments, and takes (request)"),
         ("shop:Coroutine", f"choose of shop:Coroutine is a coroutine function, {NOT_RUN}"),
         ("shop:Generating", f"choose of shop:Generating is a generator function, {NOT_RUN}"),
-        ("shop:Marking", f"mark of shop:Marking is a coroutine function, {NOT_RUN}"),
+        ("shop:Marked", "mark is response_headers now"),
+        ("shop:Marking", f"response_headers of shop:Marking is a coroutine function, {NOT_RUN}"),
         ("shop:Updating", "update of shop:Updating is called with three arguments, and takes (members)"),
         ("shop:classes", "shop:classes makes the class Plain; pass an instance: Plain()"),
         ("shop:Asking", "shop:Asking asks for url, size, and can get settings and rng"),
@@ -264,17 +270,18 @@ def test_a_policy_that_cannot_be_used_is_one_clear_line(place: str, words: str) 
         ("shop:number", "shop:number is an object of type int, not a class of hooks"),
         (
             "shop:Misspelt",
-            "shop:Misspelt does nothing: it has none of the methods on_request, on_response, on_joined, ",
+            "shop:Misspelt does nothing: it has none of the methods on_request, on_response, on_member_added, ",
         ),
         ("shop:Short", "on_response of shop:Short is called with two arguments, and takes (response)"),
-        ("shop:Awaited", f"on_left of shop:Awaited is a coroutine function, {NOT_RUN}"),
+        ("shop:Renamed", "on_joined is on_member_added now"),
+        ("shop:Awaited", f"on_member_removed of shop:Awaited is a coroutine function, {NOT_RUN}"),
         ("shop:Called", f"on_request of shop:Called is a coroutine function, {NOT_RUN}"),
         ("shop:Partial", f"on_request of shop:Partial is a coroutine function, {NOT_RUN}"),
         ("shop:Method", f"on_request of shop:Method is a coroutine function, {NOT_RUN}"),
         ("shop:Streaming", f"on_request of shop:Streaming is an asynchronous generator function, {NOT_RUN}"),
         ("shop:Daring", "fail_closed of shop:Daring is 'yes': it takes True or False"),
         ("shop:classes", "shop:classes makes the class Plain; pass an instance: Plain()"),
-        ("shop:Valued", "on_state of shop:Valued is an object of type int, which cannot be called"),
+        ("shop:Valued", "on_member_state_changed of shop:Valued is an object of type int, which cannot be called"),
     ],
 )
 def test_hooks_that_cannot_be_used_are_one_clear_line(place: str, words: str) -> None:
@@ -428,12 +435,12 @@ def test_hooks_are_called_in_the_order_of_their_names(shop: Any) -> None:
     order: list[str] = []
 
     class After(Hooks):
-        def on_joined(self, member: Member) -> None:
+        def on_member_added(self, member: Member) -> None:
             order.append("given")
 
-    shop.Before = type("Before", (Hooks,), {"on_joined": lambda *_: order.append("named")})
+    shop.Before = type("Before", (Hooks,), {"on_member_added": lambda *_: order.append("named")})
     found = loader.load(Settings(hooks=("shop:Before", "shop:Before")), Random(0), None, [After()])
-    found.hooks.tell("on_joined", Member(Endpoint(Address("10.0.0.1", 80)), 0.0))
+    found.hooks.tell("on_member_added", Member(Endpoint(Address("10.0.0.1", 80)), 0.0))
     assert order == ["named", "named", "given"]
 
 

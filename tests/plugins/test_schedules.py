@@ -77,9 +77,9 @@ class Wild(Policy):
         self.did["chose"] += 1
         return self.rng.choice(left) if left else None
 
-    def mark(self, request: HookRequest, member: Member) -> Headers:
+    def response_headers(self, request: HookRequest, member: Member) -> Headers:
         if self.rng.random() < 0.3:
-            self.did["mark raised"] += 1
+            self.did["response_headers raised"] += 1
             raise self.rng.choice(ERRORS)()
         nonsense: list[Any] = [[(b"x-member", b"1")], [(b"content-length", b"1")], None, [1], "ab"]
         return cast(Headers, self.rng.choice(nonsense))
@@ -98,24 +98,24 @@ class WildHooks(Hooks):
             raise self.rng.choice(ERRORS)()
 
     def on_request(self, request: HookRequest) -> None:
-        self._act(request.fields)
+        self._act(request.headers)
         if self.rng.random() < 0.1:
             self.did["refused"] += 1
             raise Refusal(403, "not_today", "come back tomorrow")
 
     def on_response(self, request: HookRequest, response: HookResponse) -> None:
-        self._act(response.fields)
+        self._act(response.headers)
 
-    def on_joined(self, member: Member) -> None:
+    def on_member_added(self, member: Member) -> None:
         if self.rng.random() < 0.3:
             self.did["member hook raised"] += 1
             raise self.rng.choice(ERRORS)()
 
-    def on_left(self, member: Member) -> None:
-        self.on_joined(member)
+    def on_member_removed(self, member: Member) -> None:
+        self.on_member_added(member)
 
-    def on_state(self, member: Member, before: State) -> None:
-        self.on_joined(member)
+    def on_member_state_changed(self, member: Member, before: State) -> None:
+        self.on_member_added(member)
 
 
 class WildWorld(World):

@@ -440,14 +440,14 @@ def test_a_policy_decides_the_same_for_a_request_as_plug_ins_see_it(settings: di
     for _ in range(9):
         member, other = one(raw, BROWSER), one(seen, HookRequest(BROWSER))
         assert member.address == other.address
-        cookies = raw.mark(BROWSER, member)
-        assert seen.mark(HookRequest(BROWSER), other) == cookies
+        cookies = raw.response_headers(BROWSER, member)
+        assert seen.response_headers(HookRequest(BROWSER), other) == cookies
         returning = request(*map(given_cookie, [cookies] if cookies else []))
         assert one(raw, returning).address == one(seen, HookRequest(returning)).address
 
 
 def test_a_ring_goes_by_text_as_by_bytes() -> None:
-    text = HashRing(lambda it: it.fields.get("x-key"), RoundRobin(Nought()))
+    text = HashRing(lambda it: it.headers.get("x-key"), RoundRobin(Nought()))
     fit = members(*[1] * 20)
     raw = keyed()
     for policy in (text, raw):
@@ -474,9 +474,9 @@ def given_cookie(fields: Headers) -> tuple[bytes, bytes]:
 def test_a_client_stays_where_its_cookie_says() -> None:
     policy, _ = sticky()
     first = one(policy, ANY)
-    returning = request((b"cookie", b"theme=dark"), given_cookie(policy.mark(ANY, first)))
+    returning = request((b"cookie", b"theme=dark"), given_cookie(policy.response_headers(ANY, first)))
     assert {one(policy, returning) for _ in range(9)} == {first}
-    assert policy.mark(returning, first) == []
+    assert policy.response_headers(returning, first) == []
 
 
 def test_new_clients_are_spread_as_without_cookies() -> None:
@@ -486,25 +486,25 @@ def test_new_clients_are_spread_as_without_cookies() -> None:
 
 def test_while_its_member_is_busy_a_client_goes_elsewhere_and_keeps_its_cookie() -> None:
     policy, fit = sticky()
-    returning = request(given_cookie(policy.mark(ANY, fit[1])))
+    returning = request(given_cookie(policy.response_headers(ANY, fit[1])))
     other = one(policy, returning, {fit[1]})
     assert other is not fit[1]
-    assert policy.mark(returning, other) == []
+    assert policy.response_headers(returning, other) == []
     assert one(policy, returning) is fit[1]
 
 
 def test_once_its_member_is_gone_a_client_gets_a_new_cookie() -> None:
     policy, fit = sticky()
-    returning = request(given_cookie(policy.mark(ANY, fit[1])))
+    returning = request(given_cookie(policy.response_headers(ANY, fit[1])))
     policy.build([fit[0], fit[2]])
     moved = one(policy, returning)
-    assert one(policy, request(given_cookie(policy.mark(returning, moved)))) is moved
+    assert one(policy, request(given_cookie(policy.response_headers(returning, moved)))) is moved
 
 
 def test_the_cookie_tells_nobody_the_address_and_is_not_for_scripts() -> None:
     policy, fit = sticky("srv")
-    [(_, plain)] = policy.mark(ANY, fit[0])
-    [(_, secure)] = policy.mark(request(scheme="https"), fit[0])
+    [(_, plain)] = policy.response_headers(ANY, fit[0])
+    [(_, secure)] = policy.response_headers(request(scheme="https"), fit[0])
     value, *attributes = plain.split(b"; ")
     assert value.startswith(b"srv=") and b"10.0" not in value
     assert attributes == [b"Path=/", b"HttpOnly", b"SameSite=Lax"]

@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from balancer.config.settings import Settings
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.frontend.clients import Clients
 from balancer.frontend.sockets import listen
 from balancer.loadbalancer import LoadBalancer
@@ -59,9 +59,9 @@ def named(name: str, gate: asyncio.Event | None = None) -> wire.Script:
 
 class Recorder(Observer):
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self.records: list[RequestRecord] = []
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         self.records.append(record)
 
 
@@ -76,7 +76,7 @@ class Routed:
         self.recorder = Recorder()
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> list[RequestRecord]:
         return self.recorder.records
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from balancer import BalancedTransport, LoadBalancer
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.telemetry.observer import Observer
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import Member, eventually
@@ -17,16 +17,16 @@ from tests.support.wire import Member, eventually
 
 class Records(Observer):
     def __init__(self) -> None:
-        self.all: list[Record] = []
+        self.all: list[RequestRecord] = []
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         self.all.append(record)
 
 
 class Calls:
     """A client over members, with the balancer behind it."""
 
-    def __init__(self, client: httpx.AsyncClient, balancer: LoadBalancer, records: list[Record]) -> None:
+    def __init__(self, client: httpx.AsyncClient, balancer: LoadBalancer, records: list[RequestRecord]) -> None:
         self.client = client
         self.balancer = balancer
         self.records = records

@@ -101,38 +101,38 @@ class Case:
     """How to make a failure happen, and what is to be known of it afterwards.
 
     ``script``: what the member does, or None where nobody is. ``status``: what the log says, and the client is told
-    where it can be. ``tries``: the reasons with which a member failed it. ``member``: whether the log names one.
-    ``held``: whether it waited.
+    where it can be. ``attempts``: the reasons with which a member failed it. ``member``: whether the log names one.
+    ``queued``: whether it waited.
     """
 
     act: Act
     status: int
     script: Script | None = keep_answering
-    tries: tuple[str, ...] = ()
+    attempts: tuple[str, ...] = ()
     member: bool = False
-    held: bool = False
+    queued: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 CASES: dict[str, Case] = {
     "malformed_request": Case(send(GET.replace(b"Host: a", b"Host: a\r\nHost: b")), 400),
-    "method_refused": Case(send(GET.replace(b"GET", b"TRACE")), 405),
+    "method_not_allowed": Case(send(GET.replace(b"GET", b"TRACE")), 405),
     "request_timeout": Case(send(b"GET / HT"), 408, settings={"header_timeout": 0.3}),
     "body_too_large": Case(send(POST), 413, settings={"max_body_bytes": 3}),
-    "target_too_long": Case(send(GET.replace(b" / ", b" /" + 300 * b"a" + b" ")), 414, settings={"max_uri_bytes": 256}),
-    "head_too_large": Case(
+    "uri_too_long": Case(send(GET.replace(b" / ", b" /" + 300 * b"a" + b" ")), 414, settings={"max_uri_bytes": 256}),
+    "headers_too_large": Case(
         send(GET.replace(b"Host: a", b"Host: a" + 20 * b"\r\nA: b")), 431, settings={"max_headers": 10}
     ),
     "version_not_supported": Case(send(GET.replace(b"HTTP/1.1", b"HTTP/2.0")), 505),
     "member_failed": Case(send(POST), 502, reset, ("died",), member=True),
     "bad_response": Case(send(GET), 502, talk_nonsense, ("not_http",), member=True),
     "hook_failed": Case(send(GET), 503, settings={"hooks": [Broken()]}),
-    "no_member": Case(send(GET), 503, None, held=True, settings={"queue_timeout": 0.2}),
-    "hold_full": Case(send(GET), 503, None, settings={"queue_max": 0}),
+    "no_member": Case(send(GET), 503, None, queued=True, settings={"queue_timeout": 0.2}),
+    "queue_full": Case(send(GET), 503, None, settings={"queue_max": 0}),
     "overloaded": Case(
-        come_second, 503, be_slow, held=True, settings={"max_requests_per_member": 1, "queue_timeout": 0.2}
+        come_second, 503, be_slow, queued=True, settings={"max_requests_per_member": 1, "queue_timeout": 0.2}
     ),
-    "shutting_down": Case(wait_for_the_end, 503, None, held=True),
+    "shutting_down": Case(wait_for_the_end, 503, None, queued=True),
     "too_many_connections": Case(connect_twice, 503, settings={"max_connections": 1}),
     "response_timeout": Case(
         send(GET), 504, say_nothing, ("timeout",), member=True, settings={"response_timeout": 0.2}

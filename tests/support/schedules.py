@@ -15,8 +15,8 @@ import pytest
 from balancer.config.settings import Settings
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch import admission
-from balancer.dispatch.context import Course
-from balancer.dispatch.record import Record
+from balancer.dispatch.context import RequestContext
+from balancer.dispatch.record import RequestRecord
 from balancer.dispatch.retry import IDEMPOTENT, MAX_REPEATS
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers
@@ -121,7 +121,7 @@ class World(Observer, Upstream):
             # The worst moment to leave: between being given a member and learning of it.
             self.loop.call_soon(self.rng.choice(list(self.visits.values())).cancel)
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         self.finished[record.request.target] += 1
 
     # The seams.
@@ -395,7 +395,7 @@ class _Sink:
 class _DirectSink(_Sink):
     """A client of the front end that needs no task for a request, as long as nothing has to be waited for."""
 
-    def __init__(self, world: World, target: bytes, course: Course) -> None:
+    def __init__(self, world: World, target: bytes, course: RequestContext) -> None:
         super().__init__(world, target)
         self._course = course
         self._over: asyncio.Future[None] = world.loop.create_future()

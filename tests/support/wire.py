@@ -12,7 +12,7 @@ from typing import Any, Self
 from balancer.config.settings import Settings
 from balancer.discovery.loop import Resolve
 from balancer.dispatch.interfaces import Trace
-from balancer.dispatch.record import Record
+from balancer.dispatch.record import RequestRecord
 from balancer.frontend.clients import Clients
 from balancer.frontend.sockets import listen
 from balancer.frontend.tls import Certificate
@@ -153,7 +153,7 @@ class Running:
     """A balancer that serves on ``address``. ``records`` has a record for every finished request."""
 
     def __init__(
-        self, balancer: LoadBalancer, address: Address, records: list[Record], certificate: Certificate | None
+        self, balancer: LoadBalancer, address: Address, records: list[RequestRecord], certificate: Certificate | None
     ) -> None:
         self.balancer = balancer
         self.address = address
@@ -193,10 +193,10 @@ class Running:
 
 
 class _Recorder(Observer):
-    def __init__(self, records: list[Record]) -> None:
+    def __init__(self, records: list[RequestRecord]) -> None:
         self._records = records
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         self._records.append(record)
 
 
@@ -219,7 +219,7 @@ async def balance(
     ``own_policy`` takes the place of the one in the settings.
     """
     addresses = [it.address if isinstance(it, Member) else it for it in members]
-    records: list[Record] = []
+    records: list[RequestRecord] = []
     effective = Settings(**{**defaults, **settings})
     balancer = LoadBalancer(
         effective,

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.dispatch.record import Record, Try
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.access_log import ID_MAX, WAITING_MAX, AccessLog, _pieces, as_json, as_text
 from balancer.types import Address
 
-FAILED = Try(Address("10.0.0.3", 80), "refused", "connection refused")
+FAILED = Attempt(Address("10.0.0.3", 80), "refused", "connection refused")
 
 
-def record(target: bytes = b"/a?b=1", id: bytes = b"abc-1", client: str = "192.0.2.1", **known: Any) -> Record:
+def record(target: bytes = b"/a?b=1", id: bytes = b"abc-1", client: str = "192.0.2.1", **known: Any) -> RequestRecord:
     request = Request("GET", target, [(b"host", b"shop.example")], client)
-    made = Record(request, 100.0, id)
+    made = RequestRecord(request, 100.0, id)
     made.status, made.body_bytes, made.member, made.duration = 200, 43, Address("10.0.0.2", 80), 0.0123456
     for name, value in known.items():
         setattr(made, name, value)
@@ -42,8 +42,8 @@ def test_an_entry_says_who_asked_for_what_and_what_came_of_it() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "field", "logged"),
     [
-        ("tries", [FAILED], "tries", ["10.0.0.3:80: connection refused"]),
-        ("held", 1.2345678, "held_ms", 1234.57),
+        ("attempts", [FAILED], "attempts", ["10.0.0.3:80: connection refused"]),
+        ("queued", 1.2345678, "queued_ms", 1234.57),
         ("error", "no_member", "error", "no_member"),
         ("reason", 'no member "x"', "reason", 'no member "x"'),
     ],
@@ -84,9 +84,9 @@ def test_an_entry_is_one_line_of_json_whatever_the_client_sends(
 
 
 def test_a_line_for_people_tells_the_same() -> None:
-    line = as_text(record(tries=[FAILED], held=0.5, error="member_failed", reason="it died", status=502), 0.0)
+    line = as_text(record(attempts=[FAILED], queued=0.5, error="member_failed", reason="it died", status=502), 0.0)
     assert line.endswith(
-        "502 GET /a?b=1 12.3 ms, 43 bytes from 10.0.0.2:80 to 192.0.2.1, held 500 ms, member_failed: it died "
+        "502 GET /a?b=1 12.3 ms, 43 bytes from 10.0.0.2:80 to 192.0.2.1, queued 500 ms, member_failed: it died "
         "(failed: 10.0.0.3:80: connection refused)"
     )
     assert "\x1b" not in line

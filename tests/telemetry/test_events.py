@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Record, Try
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import Event, State
 from balancer.members.member import Member
@@ -20,9 +20,9 @@ def found(*addresses: Address, when: float = 0.0, over_tcp: bool = False) -> Sna
     return Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), rcode, over_tcp),), when)
 
 
-def record(*tries: Try, at: float = 10.0, error: str = "", status: int = 200) -> Record:
-    made = Record(Request("GET", b"/", [], "192.0.2.1"), at - 0.5, b"id")
-    made.duration, made.tries, made.error, made.status = 0.5, tries, error, status
+def record(*attempts: Attempt, at: float = 10.0, error: str = "", status: int = 200) -> RequestRecord:
+    made = RequestRecord(Request("GET", b"/", [], "192.0.2.1"), at - 0.5, b"id")
+    made.duration, made.attempts, made.error, made.status = 0.5, attempts, error, status
     return made
 
 
@@ -46,8 +46,8 @@ class Cluster:
         self.membership.observe(self.membership.members[address], event, when, words)
 
 
-def refused(address: Address = ONE) -> Try:
-    return Try(address, "refused", "Connection refused")
+def refused(address: Address = ONE) -> Attempt:
+    return Attempt(address, "refused", "Connection refused")
 
 
 def test_a_member_that_comes_up_and_goes_down_is_told_with_its_reasons() -> None:
@@ -76,7 +76,7 @@ def test_what_a_member_failed_long_after_its_flip_is_an_event_of_its_own() -> No
     it = Cluster(ONE)
     it.observe(ONE, Event.PROBE_OK, 1.0)
     it.observe(ONE, Event.REFUSED, 2.0, "connection refused")
-    it.events.troubled(record(Try(ONE, "died", "closed without an answer"), at=2.0 + WINDOW))
+    it.events.troubled(record(Attempt(ONE, "died", "closed without an answer"), at=2.0 + WINDOW))
     assert texts(it.events)[-1] == "172.18.0.5:80: closed without an answer, 1 request moved"
 
 
@@ -104,7 +104,7 @@ def test_failed_tries_are_one_event_for_each_member_and_window() -> None:
 
 def test_a_request_that_ended_with_its_last_try_is_lost_and_refused() -> None:
     it = Events()
-    it.troubled(record(refused(ONE), Try(TWO, "died", "reset"), error="member_failed", status=502))
+    it.troubled(record(refused(ONE), Attempt(TWO, "died", "reset"), error="member_failed", status=502))
     assert texts(it) == [
         "172.18.0.5:80: Connection refused, 1 request moved",
         "172.18.0.6:80: reset, 1 request lost",

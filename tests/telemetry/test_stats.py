@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Record, Try
+from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import Event, State
 from balancer.members.member import Member
@@ -27,8 +27,8 @@ def snapshot(*addresses: Address, **known: Any) -> Snapshot:
     return Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), **known),), 0.0)
 
 
-def record(method: str = "GET", status: int = 200, member: Address | None = ONE, **known: Any) -> Record:
-    made = Record(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
+def record(method: str = "GET", status: int = 200, member: Address | None = ONE, **known: Any) -> RequestRecord:
+    made = RequestRecord(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
     made.status, made.member = status, member
     for name, value in known.items():
         setattr(made, name, value)
@@ -54,12 +54,12 @@ def test_a_made_up_method_makes_no_entry_of_its_own() -> None:
 
 def test_what_failed_a_request_is_counted_where_it_failed() -> None:
     it = stats(ONE, TWO)
-    it.done(record(member=TWO, tries=[Try(ONE, "refused", "connection refused")], held=0.25, error=""))
+    it.done(record(member=TWO, attempts=[Attempt(ONE, "refused", "connection refused")], queued=0.25, error=""))
     it.done(record(status=503, member=None, error="no_member"))
-    assert it.members[ONE].retries == {"refused": 1}
+    assert it.members[ONE].failed_attempts == {"refused": 1}
     assert it.members[ONE].count == 0
-    assert it.total.retries == {"refused": 1}
-    assert (it.held, it.held_seconds, dict(it.errors)) == (1, 0.25, {"no_member": 1})
+    assert it.total.failed_attempts == {"refused": 1}
+    assert (it.queued, it.queued_seconds, dict(it.errors)) == (1, 0.25, {"no_member": 1})
 
 
 def test_nothing_is_left_of_members_that_have_left() -> None:
@@ -88,10 +88,10 @@ def test_a_tunnel_and_a_refusal_are_requests_and_no_latencies() -> None:
 def test_the_wait_of_requests_is_counted_by_its_length() -> None:
     it = stats(ONE)
     for held in (0.2, 0.2, 7.0):
-        it.done(record(held=held))
-    assert it.held == 3
-    assert it.held_seconds == pytest.approx(7.4)
-    assert cumulated(it.held_buckets, [0.1, 0.25, 10.0]) == [(0.1, 0), (0.25, 2), (10.0, 3)]
+        it.done(record(queued=held))
+    assert it.queued == 3
+    assert it.queued_seconds == pytest.approx(7.4)
+    assert cumulated(it.queued_buckets, [0.1, 0.25, 10.0]) == [(0.1, 0), (0.25, 2), (10.0, 3)]
 
 
 def test_changes_of_state_are_counted_by_event_and_by_member() -> None:

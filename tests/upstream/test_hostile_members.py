@@ -42,7 +42,7 @@ async def test_a_response_is_sound_or_nobody_takes_it_for_one(answer: Answer) ->
             assert not got.endswith(b"0\r\n\r\n")
             assert got.count(b"HTTP/1.") <= 1
             # What has no end is cut off for its size: it is not waited for until it falls silent.
-            assert not any("silent" in it.words for it in running.records[0].tries)
+            assert not any("silent" in it.words for it in running.records[0].attempts)
         else:
             assert answer.arrives in got
             assert b"poison" not in got

@@ -128,10 +128,10 @@ async def test_the_first_member_back_gets_no_more_than_its_share_until_the_other
     resolver = ScriptedResolver(ONE, TWO, THREE)
     async with balanced(router, resolver, probe) as (balancer, client), asyncio.TaskGroup() as group:
         waiting = [group.create_task(client.get("/")) for _ in range(60)]
-        await eventually(lambda: balancer.held == 60)
+        await eventually(lambda: balancer.queued == 60)
         probe.down.discard(ONE)
         await eventually(lambda: len(asked) == 20)
-        assert balancer.held == 40
+        assert balancer.queued == 40
         await eventually(lambda: len(asked) == 60)
         assert {it.url.host for it in asked} == {ONE.host}
         for it in waiting:

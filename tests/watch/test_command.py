@@ -82,8 +82,8 @@ async def test_scripts_get_an_object_for_each_request_and_one_that_sums_up() -> 
     async with Member(turns) as member:
         status, requests, summary = await objects(url(member), "--rate", "50", "--count", "10")
     assert status == 1
-    fields = ("who", "status", "error", "failure")
-    assert all(list(it) == ["time", "who", "status", "ms", "error", "failure"] for it in requests)
+    fields = ("worker", "status", "error", "failure")
+    assert all(list(it) == ["time", "worker", "status", "duration_ms", "error", "failure"] for it in requests)
     reset = "Connection reset by peer"
     assert Counter(tuple(it[name] for name in fields) for it in requests) == {
         ("a", 200, None, None): 2,
@@ -99,8 +99,8 @@ async def test_scripts_get_an_object_for_each_request_and_one_that_sums_up() -> 
         "answered": 4,
         "failed": 6,
     }
-    assert summary["longest_ms"] == max(it["ms"] for it in requests)
-    assert [(it["who"], it["requests"], it["share"]) for it in summary["workers"]] == [("a", 2, 0.5), ("b", 2, 0.5)]
+    assert summary["longest_ms"] == max(it["duration_ms"] for it in requests)
+    assert [(it["worker"], it["requests"], it["share"]) for it in summary["workers"]] == [("a", 2, 0.5), ("b", 2, 0.5)]
     assert {it["failure"]: it["requests"] for it in summary["failures"]} == {
         "503 no_member": 2,
         "500 broken": 2,
@@ -124,7 +124,7 @@ async def test_a_stall_is_reported_with_its_length() -> None:
         status, requests, summary = await objects(url(member), "--rate", "20", "--count", "4")
     assert status == 0
     assert summary["longest_stall_ms"] >= 500
-    assert summary["longest_stall_ms"] == pytest.approx(max(it["ms"] for it in requests), abs=100)
+    assert summary["longest_stall_ms"] == pytest.approx(max(it["duration_ms"] for it in requests), abs=100)
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
@@ -171,7 +171,7 @@ async def test_head_has_an_answer_without_a_body() -> None:
 
     async with Member(without_body) as member:
         status, (request,), _ = await objects(url(member), "--count", "1", "--method", "HEAD")
-    assert (status, request["who"]) == (0, "(empty answer)")
+    assert (status, request["worker"]) == (0, "(empty answer)")
 
 
 async def test_each_request_has_a_connection_of_its_own_unless_they_are_kept() -> None:
@@ -196,7 +196,7 @@ async def test_of_a_long_answer_only_the_beginning_is_kept() -> None:
     body = b"I am a!\n" + b"x" * 10_000_000
     async with Member(in_turn(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)) as member:
         status, (request,), _ = await objects(url(member), "--count", "1")
-    assert (status, request["who"]) == (0, "a")
+    assert (status, request["worker"]) == (0, "a")
 
 
 async def test_a_compressed_answer_is_read() -> None:
@@ -204,7 +204,7 @@ async def test_a_compressed_answer_is_read() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
     async with Member(in_turn(head + body)) as member:
         _, (request,), _ = await objects(url(member), "--count", "1")
-    assert request["who"] == "a"
+    assert request["worker"] == "a"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

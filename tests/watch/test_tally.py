@@ -269,8 +269,8 @@ def test_the_report_for_scripts_says_the_same() -> None:
         "longest_stall_ms": 2000.0,
         "longest_stall_end": iso(NOON + 104),
         "workers": [
-            {"who": "a", "requests": 4, "share": 0.5, "last": iso(NOON + 101.51), "silent": False},
-            {"who": "b", "requests": 4, "share": 0.5, "last": iso(NOON + 101.76), "silent": False},
+            {"worker": "a", "requests": 4, "share": 0.5, "last": iso(NOON + 101.51), "silent": False},
+            {"worker": "b", "requests": 4, "share": 0.5, "last": iso(NOON + 101.76), "silent": False},
         ],
         "failures": [{"failure": "refused", "requests": 1, "first": iso(NOON + 103), "last": iso(NOON + 103)}],
     }
@@ -282,23 +282,23 @@ def iso(at: float) -> str:
 
 def test_the_report_counts_hosts_that_are_not_told_apart() -> None:
     total = tally(*(answer(str(it), 100 + it / 10) for it in range(MAX_HOSTS + 7)))
-    (others,) = (it for it in total.report(300, NOON)["workers"] if it["who"] == OTHERS)  # type: ignore[attr-defined]
-    assert others == {"who": OTHERS, "requests": 7, "share": 0.007, "last": None, "silent": False}
+    (others,) = (it for it in total.report(300, NOON)["workers"] if it["worker"] == OTHERS)  # type: ignore[attr-defined]
+    assert others == {"worker": OTHERS, "requests": 7, "share": 0.007, "last": None, "silent": False}
 
 
 @pytest.mark.parametrize(
     ("result", "fields"),
     [
-        (answer("a", 1.5), {"who": "a", "status": 200}),
+        (answer("a", 1.5), {"worker": "a", "status": 200}),
         (Result(0.01, failure="503 no_member", status=503, token="no_member", at=NOON + 1.5),
          {"status": 503, "error": "no_member", "failure": "503 no_member"}),
         (failure("refused", 1.5), {"failure": "refused"}),
     ],
 )  # fmt: skip
 def test_a_request_is_one_object_for_scripts(result: Result, fields: dict[str, object]) -> None:
-    nothing = {"who": None, "status": None, "error": None, "failure": None}
-    assert entry(result) == nothing | {"time": iso(NOON + 1.5), "ms": 10.0} | fields
-    assert list(entry(result)) == ["time", "who", "status", "ms", "error", "failure"]
+    nothing = {"worker": None, "status": None, "error": None, "failure": None}
+    assert entry(result) == nothing | {"time": iso(NOON + 1.5), "duration_ms": 10.0} | fields
+    assert list(entry(result)) == ["time", "worker", "status", "duration_ms", "error", "failure"]
 
 
 @pytest.mark.parametrize("results", [(), (failure("refused", 1.0),)])

@@ -157,7 +157,7 @@ async def test_repeats_cannot_double_a_load() -> None:
     async with Member(drop) as one, Member(drop) as two, balance(one, two, queue_max=10_000) as running:
         for _ in range(10):
             await asyncio.gather(*(running.exchange(GET) for _ in range(30)))
-        repeats = sum(len(it.tries) - 1 for it in running.records)
+        repeats = sum(len(it.attempts) - 1 for it in running.records)
         assert BUDGET_FLOOR <= repeats <= BUDGET_FLOOR + 60
         assert {it.status for it in running.records} == {502}
 

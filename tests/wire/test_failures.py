@@ -48,7 +48,7 @@ async def test_a_member_that_is_gone_is_found_out_by_a_request_that_does_not_not
         for _ in range(3):
             assert (await running.exchange(request_bytes)).endswith(b"\r\n\r\nok")
         assert running.balancer.membership.members[one.address].state is State.DOWN
-        assert sum(len(record.tries) for record in running.records) == 1
+        assert sum(len(record.attempts) for record in running.records) == 1
 
 
 async def test_a_member_that_comes_back_is_used_again() -> None:
@@ -63,7 +63,7 @@ async def test_a_get_that_a_member_dropped_is_repeated_once_elsewhere() -> None:
     async with Member(hang_up) as bad, Member() as good, balance(bad, good) as running:
         for _ in range(4):
             assert (await running.exchange(GET)).endswith(b"ok")
-        assert sum(len(record.tries) for record in running.records) == len(bad.received) > 0
+        assert sum(len(record.attempts) for record in running.records) == len(bad.received) > 0
 
 
 async def test_a_get_that_a_member_dropped_late_is_repeated_all_the_same() -> None:
@@ -215,7 +215,7 @@ async def test_the_queue_of_held_requests_is_bounded_and_served_when_a_member_co
         held = [asyncio.create_task(running.exchange(GET)) for _ in range(2)]
         await eventually(lambda: len(running.balancer.dispatcher.hold) == 2)
         refused = await running.exchange(GET)
-        assert b"x-balancer-error: hold_full\r\n" in refused
+        assert b"x-balancer-error: queue_full\r\n" in refused
         resolver.found(member.address)
         assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*held))
 

@@ -13,7 +13,7 @@ const BADGES = {
   down: ["bad", "✕ down"],
 };
 const URGENCY = ["down", "suspect", "draining", "drained", "joining", "up"];
-const NUMBERS = { share: "recent", rate: "rate", flight: "flight", p50: "p50", p99: "p99", failed: "failed", retries: "retries" };
+const NUMBERS = { share: "recent", rate: "rate", flight: "flight", p50: "p50", p99: "p99", failed: "failed", failed_attempts: "failed_attempts" };
 
 export const stateOf = (member) => (member.drained && member.state !== "down" ? "drained" : member.state);
 
@@ -159,7 +159,7 @@ export class Members {
     state.append(row.badge, row.why);
     const share = cell("", "Share");
     share.append(make("div", { class: "share" }, row.bar, row.share));
-    const numbers = [["rate", "Req/s"], ["flight", "In flight"], ["p50", "p50"], ["p99", "p99"], ["failed", "Failed"], ["retries", "Retries"]];
+    const numbers = [["rate", "Req/s"], ["flight", "In flight"], ["p50", "p50"], ["p99", "p99"], ["failed", "Failed"], ["failed_attempts", "Failed attempts"]];
     for (const [key, label] of numbers) row[key] = cell("n", label);
     const act = cell("act");
     act.append(row.button);
@@ -193,8 +193,8 @@ export class Members {
     put(row.p99, latency(it.p99));
     put(row.failed, count(it.failed));
     row.failed.classList.toggle("some", it.failed > 0);
-    put(row.retries, count(it.retries));
-    row.retries.classList.toggle("some", it.retries > 0);
+    put(row.failed_attempts, count(it.failed_attempts));
+    row.failed_attempts.classList.toggle("some", it.failed_attempts > 0);
     const label = it.drained ? "Undrain" : "Drain";
     if (row.button.textContent !== label || row.labelled !== it.name) {
       row.labelled = it.name;

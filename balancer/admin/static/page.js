@@ -75,7 +75,7 @@ class Pool {
   }
 
   takeMember([number, address, name, what, reason, since, drained]) {
-    const known = this.members.get(number) ?? { number, flight: 0, rate: 0, recent: 0, p50: null, p99: null, requests: 0, failed: 0, retries: 0 };
+    const known = this.members.get(number) ?? { number, flight: 0, rate: 0, recent: 0, p50: null, p99: null, requests: 0, failed: 0, failed_attempts: 0 };
     Object.assign(known, { address, name, state: what, reason, since, drained, key: sortKey(address) });
     this.members.set(number, known);
     if (!this.series.has(number)) this.series.set(number, { number, rates: [], gone: false });
@@ -83,9 +83,9 @@ class Pool {
     this.colours.take(number);
   }
 
-  takeValues([number, flight, rate, recent, p50, p99, requests, failed, retries]) {
+  takeValues([number, flight, rate, recent, p50, p99, requests, failed, failed_attempts]) {
     const member = this.members.get(number);
-    if (member) Object.assign(member, { flight, rate, recent, p50, p99, requests, failed, retries });
+    if (member) Object.assign(member, { flight, rate, recent, p50, p99, requests, failed, failed_attempts });
   }
 }
 
@@ -205,11 +205,11 @@ function drawTiles(now) {
   put(byId("t-p50"), latency(it.p50_ms));
   put(byId("t-p99"), it.p99_ms === null ? "median of the last 10 s" : `median; p99 ${latency(it.p99_ms)}`);
   put(byId("t-flight"), count(it.in_flight));
-  tile("held", count(it.held), it.held_ever ? `${count(it.held_ever)} had to wait` : "none had to wait", it.held ? "warning" : "");
+  tile("queued", count(it.queued), it.queued_ever ? `${count(it.queued_ever)} had to wait` : "none had to wait", it.queued ? "warning" : "");
   tile("failed", count(it.failed), `${count(it.refused)} refused, ${counted(it.retries, "retry", "retries")}`, it.failed ? "bad" : "");
   const banner = byId("banner");
   banner.hidden = it.available > 0;
-  if (!it.available) put(banner, `No member is available${it.held ? `; ${counted(it.held, "request")} held` : ""}.`);
+  if (!it.available) put(banner, `No member is available${it.queued ? `; ${counted(it.queued, "request")} queued` : ""}.`);
   document.title = it.available ? `${it.available}/${all} · ${count(it.rate)}/s · balancer` : "none available · balancer";
 }
 
