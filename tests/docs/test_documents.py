@@ -16,11 +16,10 @@ DOCUMENTS = sorted(it for it in ROOT.rglob("*.md") if not SKIPPED & set(it.relat
 
 ENGLISH = ROOT / "README.md"
 PORTUGUESE = ROOT / "README.pt-BR.md"
-ENGLISH_PAGES = sorted(it for it in (ROOT / "docs").rglob("*.md") if not it.name.endswith(".pt-BR.md"))
+PAGES = [it for it in DOCUMENTS if it.is_relative_to(ROOT / "docs")]
+ENGLISH_PAGES = [it for it in PAGES if not it.name.endswith(".pt-BR.md")]
 DRILL_PORTUGUESE = ROOT / "docs" / "concepts" / "zero-downtime.pt-BR.md"
 DRILL = ROOT / "docs" / "concepts" / "zero-downtime.md"
-# What the change of the licence brings.
-PENDING = {"LICENSE", "CONTRIBUTING.md", "SECURITY.md"}
 
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _HEADING = re.compile(r"#{1,6} +(.*?)(?: +#+)? *")
@@ -79,7 +78,7 @@ def problem(document: Path, target: str) -> str:
     path = (document.parent / unquote(parts.path)).resolve() if parts.path else document
     if not path.is_relative_to(ROOT):
         return f"{target} leads out of the repository"
-    if not path.exists() and parts.path not in PENDING:
+    if not path.exists():
         return f"{target} is not there"
     if parts.fragment and (path.suffix != ".md" or parts.fragment not in anchors(path.read_text())):
         return f"{target}: no such heading"
@@ -94,7 +93,7 @@ def test_every_link_and_anchor_leads_somewhere(document: Path) -> None:
 def test_every_document_is_listed() -> None:
     index = ROOT / "docs" / "README.md"
     listed = {(index.parent / urlsplit(it).path).resolve() for it in links(index.read_text())}
-    assert sorted(it for it in (ROOT / "docs").rglob("*.md") if it != index and it not in listed) == []
+    assert [it for it in PAGES if it != index and it not in listed] == []
 
 
 @pytest.mark.parametrize(
