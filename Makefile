@@ -27,6 +27,7 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	@! git grep -niE "nobody|somebody|whoever|by and by|told so" -- balancer worker docs README.md README.pt-BR.md
 	.ci/commit-subjects
 
 types: .venv/.ready
