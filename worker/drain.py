@@ -146,7 +146,7 @@ class Drain:
         self.cut_off = False
         self.last_request = 0.0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901 - the life of one request, in order
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

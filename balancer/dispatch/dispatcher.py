@@ -220,7 +220,7 @@ class Dispatcher:
             inform=sink.inform,
         )
 
-    async def _exchange(self, course: RequestContext, sink: Sink) -> None:
+    async def _exchange(self, course: RequestContext, sink: Sink) -> None:  # noqa: PLR0915 - the attempts of one request, in the order of the rules of retry
         record, request, body = course, course.request, course.body
         outgoing = self._outgoing(course, sink)
         claim = QueuedRequest(course.seen or request)

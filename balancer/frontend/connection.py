@@ -152,7 +152,7 @@ class Edge(asyncio.Protocol):
         if self._current:
             self._current.client_left()
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:  # noqa: C901 - each way that bytes can go, without a call between
         if self._refusal or (self._last and self._receiving is None):
             return  # It is not a request that anybody waits for.
         if self._rest is not None:

@@ -54,7 +54,7 @@ def malformed(reason: str) -> Refusal:
     return Refusal(400, "malformed_request", reason)
 
 
-def check(
+def check(  # noqa: C901, PLR0915 - one pass over the head of every request, without a call between
     method: bytes, target: bytes, fields: Headers, version: str, size: int, limits: Settings
 ) -> tuple[Request, bool]:
     """The request that a head makes, and whether it is the last of its connection.

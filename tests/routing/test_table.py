@@ -379,7 +379,7 @@ def test_where_a_host_has_one_route_for_all_paths_are_let_alone() -> None:
     assert found(routes, "shop.example", "//x/../api/%2e%2e") == "shop.example"
 
 
-def readings(path: bytes) -> set[bytes]:
+def readings(path: bytes) -> set[bytes]:  # noqa: C901 - every way to read a path, one after the other
     """What programs make of a path: any combination of what some of them do, in the order in which they do it."""
     found = set()
     for decode, parameters, backslash, cut, merge, dots in product(range(3), range(3), *[(False, True)] * 4):

@@ -132,7 +132,7 @@ class Http2Client:
     async def get(self, path: str) -> Answer:
         return await self.answer(await self.ask(path=path.encode()))
 
-    async def read(self) -> None:
+    async def read(self) -> None:  # noqa: C901 - one case for each kind of event
         """Take in what the server has sent since the last time, or wait for something."""
         async with asyncio.timeout(LIMIT):
             try:

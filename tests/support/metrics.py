@@ -73,7 +73,7 @@ class Scrape:
         return {value for (it, has), _ in self.values.items() if it == name for key, value in has if key == label}
 
 
-def lint(text: str) -> list[str]:
+def lint(text: str) -> list[str]:  # noqa: C901 - one case for each rule of the format
     """What is wrong with the names, types and help of a scrape in the text format, line by line."""
     problems = []
     helps = re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE)
