@@ -54,10 +54,9 @@ class LoadBalancer:
 
     Every collaborator may be replaced: ``upstream`` talks to members (it is closed at the end), ``resolve`` names them,
     ``probe`` judges them, ``observers`` are told of what happens, and so is ``stats``, for the status page and the
-    metrics. ``trace`` begins the spans of traces. ``policy`` chooses among
-    them in place of the one that the settings name, and ``hooks`` come after those that the settings name; both run
-    guarded (``balancer.plugins.guard``). Either may be a name, too, and is a setting then. What of all these cannot
-    work raises SettingsError at once.
+    metrics. ``trace`` begins the spans of traces. ``policy`` chooses among them in place of the one that the settings
+    name, and ``hooks`` come after those that they name; both run guarded (``balancer.plugins.guard``). Either may be a
+    name, too, and is a setting then. What of all these cannot work raises SettingsError at once.
     """
 
     # What belongs to one event loop is made anew for the next.
