@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,11 +23,10 @@ from balancer.demo.system import free_port
 from balancer.discovery import pace, wire
 from balancer.discovery.resolver import DnsResolver, System
 from tests.support.messages import GET as REQUEST
-from tests.support.wire import Member, Running, balance, eventually
+from tests.support.wire import Member, Running, balance, eventually, steady_requests
 
 OUTAGE = float(os.environ.get("DNS_OUTAGE_SECONDS", "2"))
 SECOND = OUTAGE / 20
-CLIENTS = 4
 
 
 @dataclass
@@ -59,28 +57,6 @@ async def site() -> AsyncIterator[Site]:
         async with balance(resolve=resolve, resolve_interval=SECOND, health_interval=SECOND) as running:
             await running.available(2)
             yield Site([one, two, three], server, zone, running)
-
-
-@asynccontextmanager
-async def requests(running: Running) -> AsyncIterator[Counter[bytes]]:
-    """Clients that send one request after the other for as long as the context lasts; counts the status lines."""
-    answers: Counter[bytes] = Counter()
-    stop = False
-
-    async def client() -> None:
-        async with running.client() as connection:
-            while not stop:
-                await connection.send(REQUEST)
-                head = await connection.head()
-                await connection.exactly(2)
-                answers[head[: head.index(b"\r\n")]] += 1
-                await asyncio.sleep(0.005)
-
-    async with asyncio.TaskGroup() as clients:
-        for _ in range(CLIENTS):
-            clients.create_task(client())
-        yield answers
-        stop = True
 
 
 def answered(rcode: dns.rcode.Rcode) -> Answerer:
@@ -153,7 +129,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_requests_go_on_while_dns_fails_and_members_are_found_afterwards(fail: Failure) -> None:
     async with site() as it:
         one, two, three = it.members
-        async with requests(it.running) as answers:
+        async with steady_requests(it.running) as answers:
             await fail(it)
             await asyncio.sleep(OUTAGE)
             assert it.state() == {"127.0.2.1", "127.0.2.2"}
@@ -171,7 +147,7 @@ async def test_a_member_that_dies_while_dns_fails_is_left_out_until_dns_names_it
     """Whatever answers at its address meanwhile may be another service."""
     async with site() as it:
         one, _, _ = it.members
-        async with requests(it.running) as answers:
+        async with steady_requests(it.running) as answers:
             await fail(it)
             await asyncio.sleep(2 * SECOND)
             await one.stop()
@@ -259,7 +235,7 @@ async def test_alias_without_members_is_asked_for_less_often_until_a_request_com
 @pytest.mark.parametrize("fail", SIGHTED, ids=lambda it: it.__name__)
 async def test_a_new_member_is_found_while_dns_is_slow_or_answers_over_tcp_only(fail: Failure) -> None:
     async with site() as it:
-        async with requests(it.running) as answers:
+        async with steady_requests(it.running) as answers:
             await fail(it)
             it.name(*it.members)
             async with asyncio.timeout(10 * SECOND + 1):
@@ -281,7 +257,7 @@ async def test_nobody_said_once_or_twice_is_not_believed(rcode: dns.rcode.Rcode,
             await it.zone(query, response)
 
     async with site() as it:
-        async with requests(it.running) as answers:
+        async with steady_requests(it.running) as answers:
             it.dns.answerer = say_nobody
             await eventually(lambda: not left)
             asked = it.dns.udp_queries
@@ -300,7 +276,7 @@ async def test_a_balancer_that_starts_while_dns_fails_serves_as_soon_as_it_is_ba
         async with balance(resolve=resolve, resolve_interval=SECOND, queue_timeout=30) as running:
             it = Site([member], server, zone, running)
             await fail(it)
-            async with requests(running) as answers:
+            async with steady_requests(running) as answers:
                 await asyncio.sleep(5 * SECOND)
                 await restore(it)
                 await eventually(lambda: answers.total() > 10)

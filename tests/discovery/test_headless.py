@@ -6,7 +6,6 @@ A second of a TTL is a twentieth of a real one here.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from balancer.members.health import State
 from balancer.types import Address
 from tests.support.cluster import NAMESPACE, NDOTS, SEARCH, SERVICE, Cache, Headless, Pod
 from tests.support.messages import GET as REQUEST
-from tests.support.wire import OK, Running, balance, eventually
+from tests.support.wire import OK, Running, balance, eventually, steady_requests
 
 SECOND = 0.05
 TTL = 30
@@ -265,7 +264,6 @@ class Site:
     service: Headless
     pods: dict[str, Pod]
     running: Running
-    answers: Counter[bytes]
 
     async def start(self, host: str) -> Pod:
         """A pod's process begins to listen."""
@@ -316,25 +314,11 @@ async def site(*hosts: str, cached: bool = False, publish_not_ready: bool = True
         running = await stack.enter_async_context(
             balance(resolve=resolve, resolve_interval=0.1, health_interval=0.1, health_path="/healthz", queue_timeout=8)
         )
-        it = Site(stack, port, service, pods, running, Counter())
+        it = Site(stack, port, service, pods, running)
         await it.has(*hosts)
-        stop = False
-
-        async def client() -> None:
-            async with running.client() as connection:
-                while not stop:
-                    await connection.send(REQUEST)
-                    head = await connection.head()
-                    await connection.exactly(2)
-                    it.answers[head[: head.index(b"\r\n")]] += 1
-                    await asyncio.sleep(0.005)
-
-        async with asyncio.TaskGroup() as clients:
-            for _ in range(4):
-                clients.create_task(client())
+        async with steady_requests(running) as answers:
             yield it
-            stop = True
-        assert set(it.answers) == {b"HTTP/1.1 200 OK"}
+        assert set(answers) == {b"HTTP/1.1 200 OK"}
 
 
 async def test_a_pod_that_is_published_before_it_listens_gets_no_request_until_it_does() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -26,6 +27,7 @@ from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.pool import NativeUpstream
+from tests.support.messages import GET
 from tests.support.scripted import ScriptedResolver
 
 # What requests go through unless a test brings its own.
@@ -270,3 +272,25 @@ async def answer_all(connection: Connection) -> None:
         elif b"content-length: " in head:
             await connection.exactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
         await connection.send(OK)
+
+
+@asynccontextmanager
+async def steady_requests(running: Running) -> AsyncIterator[Counter[bytes]]:
+    """Four clients that send one request after the other for as long as the context lasts; counts the status lines."""
+    answers: Counter[bytes] = Counter()
+    stop = False
+
+    async def client() -> None:
+        async with running.client() as connection:
+            while not stop:
+                await connection.send(GET)
+                head = await connection.head()
+                await connection.exactly(2)
+                answers[head[: head.index(b"\r\n")]] += 1
+                await asyncio.sleep(0.005)
+
+    async with asyncio.TaskGroup() as clients:
+        for _ in range(4):
+            clients.create_task(client())
+        yield answers
+        stop = True
