@@ -6,7 +6,7 @@ import asyncio
 import gc
 from collections import Counter
 
-from balancer.frontend.active_requests import ActiveRequest
+from balancer.dispatch.interfaces import ActiveRequest
 from balancer.upstream.response import Response
 
 # Each of these, subclasses included, is made for one request and is gone after it. The request's context is not among

@@ -98,7 +98,7 @@ async def test_leak_check_finds_a_task_and_the_objects_of_a_request_that_stays()
         found = leaks.found()
         assert "Running.exchange" in found
         assert "Response" in found
-        assert {"ClientExchange", "HttpRequest"} & set(found)
+        assert {"Http1Exchange", "HttpRequest"} & set(found)
         answer.set()
         assert (await exchange).endswith(b"ok")
         del exchange
