@@ -41,22 +41,28 @@ log = logging.getLogger(__name__)
 
 
 class LoadBalancer:
-    """An ASGI application that balances its requests over the members behind an alias.
+    """An ASGI application that balances its requests over the members behind an alias; mounted, or by itself.
 
-    ``LoadBalancer("apps", upstream_port=8080, policy="least_requests")``: what ``balancer serve`` calls
-    ``--upstream-port`` is the keyword ``upstream_port`` here; the environment is not read. Or ``alias`` is a
-    ``Settings``: ``LoadBalancer(Settings.load(os.environ))`` does read it. Raises SettingsError for values that cannot
-    be used, and TypeError for keywords that are no settings.
+    It starts with ``async with``, its lifespan or its first request, and ends with its event loop. It lives in one
+    event loop at a time; in the next it knows nothing of the one before.
 
-    It can be mounted in an application or be one. It begins to look for members when the application does, if it is
-    used within ``async with`` in its lifespan; else with its first request, in the event loop that this comes in, and
-    it ends with that loop's tasks. One event loop at a time: in the next it knows nothing of the one before.
+    Args:
+        alias: The name to resolve, or a ``Settings``; ``Settings.load(os.environ)`` reads the environment.
+        upstream: Talks to members, and is closed at the end. Default: HTTP/1.1 on connections that stay open.
+        resolve: Coroutine function that returns a ``Snapshot`` of DNS.
+        probe: Coroutine function of an ``Address`` that returns an ``Event`` or None, and words for it.
+        observers: One ``Observer``, or several.
+        stats: Figures for the status page and the metrics.
+        trace: Begins the spans of traces.
+        policy: A policy in place of the one of the settings, or its name; it runs guarded.
+        hooks: Hooks, or their names, after those of the settings; they run guarded.
+        clock: Returns seconds, from any moment on.
+        rng: Draws what is drawn at random.
+        **settings: Settings by their names, such as ``upstream_port=8080``, if ``alias`` is a name.
 
-    Every collaborator may be replaced: ``upstream`` talks to members (it is closed at the end), ``resolve`` names them,
-    ``probe`` judges them, ``observers`` are told of what happens, and so is ``stats``, for the status page and the
-    metrics. ``trace`` begins the spans of traces. ``policy`` chooses among them in place of the one that the settings
-    name, and ``hooks`` come after those that they name; both run guarded (``balancer.plugins.guard``). Either may be a
-    name, too, and is a setting then. What of all these cannot work raises SettingsError at once.
+    Raises:
+        SettingsError: A value or an object cannot be used.
+        TypeError: A keyword is not the name of a setting.
     """
 
     # What belongs to one event loop is made anew for the next.
@@ -161,9 +167,10 @@ class LoadBalancer:
         await self.proxy(scope, receive, send)
 
     def start(self) -> None:
-        """Begin to look for members in the running event loop, unless that was done: whatever needs it calls this.
+        """Begin to look for members in the running event loop, unless that was done.
 
-        Raises RuntimeError if there is no event loop, or another one still uses this.
+        Raises:
+            RuntimeError: No event loop runs, or another one still uses this.
         """
         loop = asyncio.get_running_loop()
         if self._loop is loop:
@@ -199,10 +206,7 @@ class LoadBalancer:
                 observer.resolved(Snapshot((), self.clock()), gone)
 
     async def aclose(self) -> None:
-        """End the requests under way, those without a response by a 503, and all connections to members.
-
-        Whatever uses it afterwards starts it again.
-        """
+        """End the requests under way, those without a response by a 503, and close all connections to members."""
         if self._life is None or self._loop is not asyncio.get_running_loop():
             return
         self.proxy.cut()
@@ -231,14 +235,14 @@ class LoadBalancer:
         await send({"type": "lifespan.shutdown.complete"})
 
     def current(self) -> list[LoadBalancer]:
-        """The pools that get requests: itself."""
+        """Return the pools that get requests: itself."""
         return [self]
 
     # What the status page and the metrics show.
 
     @property
     def members(self) -> Mapping[Address, Member]:
-        """All members, whatever their state."""
+        """All members by address, whatever their state."""
         return self.membership.members
 
     @property
@@ -258,7 +262,7 @@ class LoadBalancer:
 
     @property
     def clients(self) -> Collection[object] | None:
-        """The open connections of the listener that its requests come by; None where they are not counted."""
+        """The open connections of clients; None where they are not counted."""
         return (self.listener or self.proxy).connections
 
     @property
@@ -271,7 +275,7 @@ class LoadBalancer:
 
     @property
     def name(self) -> str:
-        """What it is called where there are several, else ""."""
+        """The name of the pool where there are several, else ""."""
         return self.dispatcher.name
 
     @name.setter
@@ -279,7 +283,7 @@ class LoadBalancer:
         self.dispatcher.name = name
 
     async def ready(self, limit: float) -> bool:
-        """Wait until DNS has answered and so has each member, ``limit`` seconds at most; whether it came to that."""
+        """Wait until DNS and each member have answered, at most ``limit`` seconds; return whether they have."""
         try:
             async with asyncio.timeout(limit):
                 while not self._knows_all():
@@ -294,7 +298,7 @@ class LoadBalancer:
         return known and all(it.heard for it in self.membership.members.values())
 
     def drain(self, member: Member, drained: bool = True) -> None:
-        """Give a member no more requests, or requests again; those that it has are finished."""
+        """Give a member no more requests, or, with ``drained=False``, requests again; what it has is finished."""
         log.info("%s %s by hand", member.address, "drained" if drained else "no longer drained")
         if member.drained != drained:
             member.drained_since = self.clock()

@@ -1,16 +1,12 @@
 """An ``httpx`` transport that balances a client's own calls over the members behind an alias.
 
-    async with httpx.AsyncClient(transport=BalancedTransport("apps"), base_url="http://apps") as client:
-        answer = await client.get("/")
-
 A call goes the way of every request: ``balancer.dispatch`` chooses a member, holds the call while none is available,
 and gives it to another where that is safe. Members get the fields as httpx made them: the call is its sender's own, so
 there is no client to name in ``X-Forwarded-*``.
 
 Rules:
 * What the balancer answers in its own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``: code
-  that works behind ``balancer serve`` works here. What no response can say is an exception of httpx: a body that ends
-  early is RemoteProtocolError, or ReadTimeout where the member fell silent; a call that is no HTTP LocalProtocolError.
+  that works behind ``balancer serve`` works here. What no response can say is an exception of httpx.
 * A body is read from the member no faster than it is read here, by one piece. A response that is left before its end
   ends the exchange with it: closed, cancelled, timed out, no longer iterated, or dropped unread.
 * httpx's time-outs count beside the balancer's: whichever is over first. ``pool``: until a member is found. ``read``:
@@ -49,13 +45,19 @@ _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 
 
 class BalancedTransport(httpx.AsyncBaseTransport):
-    """``target``: the alias, with settings as keywords, or a ``Settings``, as for ``LoadBalancer``.
+    """An httpx transport that gives each call to a member: ``httpx.AsyncClient(transport=BalancedTransport("apps"))``.
 
-    Or a LoadBalancer that the caller owns, which may be mounted in an application at the same time: its members and
-    what is known of them are shared, and it is not closed with the client.
+    ``response.extensions["balancer"]`` is the ``RequestRecord`` of the call. A body that ends early raises
+    ``httpx.RemoteProtocolError``, or ``httpx.ReadTimeout`` where the member fell silent.
 
-    ``response.extensions["balancer"]`` is the ``balancer.dispatch.record.RequestRecord`` of the call: who answered,
-    who failed it before, how long it was queued, and the token of ``X-Balancer-Error``, if the balancer answered.
+    Args:
+        target: The alias, or a ``Settings``. Or a ``LoadBalancer`` of the caller, perhaps mounted at the same time: its
+            members are shared, and it is not closed with the client.
+        **settings: Settings by their names, if ``target`` is the alias.
+
+    Raises:
+        SettingsError: A value cannot be used.
+        TypeError: A keyword is not the name of a setting, or ``target`` has its settings already.
     """
 
     def __init__(self, target: str | Settings | LoadBalancer, **settings: Any) -> None:
@@ -69,6 +71,14 @@ class BalancedTransport(httpx.AsyncBaseTransport):
         self._calls: set[_Call] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a call to a member; httpx calls this.
+
+        Raises:
+            httpx.UnsupportedProtocol: The URL is not ``http://``.
+            httpx.LocalProtocolError: The call cannot be put into HTTP (RFC 9110, RFC 9112).
+            httpx.TimeoutException: A time-out of httpx is over: pool, read or write. ``connect`` is not looked at.
+            httpx.ReadError: The transport was closed.
+        """
         self.balancer.start()
         dispatcher = self.balancer.dispatcher
         call = _Call(request, dispatcher.begin, self.balancer.proxy)
@@ -99,7 +109,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Break off the calls under way, and close what belongs to this client alone."""
+        """Break off the calls under way, and close the ``LoadBalancer`` unless it is the caller's."""
         await asyncio.gather(*(call.aclose() for call in list(self._calls)))
         if self._owned:
             await self.balancer.aclose()
