@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 
 # What the balancer itself has run out of: descriptors, memory, local ports. That is no evidence against a member.
-OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+LOCAL_RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 # The tokens of ``X-Balancer-Error``, and the words of the log for what no client can be told.
 TOKENS = frozenset(

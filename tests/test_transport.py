@@ -254,7 +254,7 @@ async def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
 
 
 async def test_pieces_come_as_the_member_sends_them() -> None:
-    go_on = asyncio.Event()
+    continue_in_task = asyncio.Event()
 
     async def events(connection: Connection) -> None:
         await connection.send(
@@ -262,15 +262,15 @@ async def test_pieces_come_as_the_member_sends_them() -> None:
         )
         for _ in range(3):
             await connection.send(b"9\r\ndata: 1\n\n\r\n")
-            await go_on.wait()
-            go_on.clear()
+            await continue_in_task.wait()
+            continue_in_task.clear()
         await connection.send(b"0\r\n\r\n")
 
     async with scripted(events) as member, calling(member) as here, here.client.stream("GET", "/") as response:
         seen = []
         async for piece in response.aiter_raw():
             seen.append(piece)
-            go_on.set()
+            continue_in_task.set()
         assert seen == [b"data: 1\n\n"] * 3
 
 
@@ -301,7 +301,7 @@ async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
             assert (refused.status_code, refused.headers["x-balancer-error"]) == (503, "no_member")
             assert refused.headers["retry-after"] == "1"
             asking = asyncio.create_task(client.get("/"))
-            await eventually(lambda: len(transport.balancer.dispatcher.hold) == 1)
+            await eventually(lambda: len(transport.balancer.dispatcher.queue) == 1)
             resolve.found(member.address)
             answer = await asking
             assert answer.text == "ok"
@@ -348,7 +348,7 @@ async def test_no_member_in_the_callers_time() -> None:
         with pytest.raises(httpx.PoolTimeout, match="no member"):
             await here.client.get("/")
         await here.idle()
-        assert len(here.balancer.dispatcher.hold) == 0
+        assert len(here.balancer.dispatcher.queue) == 0
 
 
 @pytest.mark.parametrize("pool", [0.05, None])

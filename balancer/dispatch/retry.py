@@ -9,7 +9,7 @@ Rules (DESIGN 3.1), in this order:
 4. Otherwise the client is told. A request that is not idempotent is never sent twice.
 
 Repeats (rule 2) have a budget: whatever makes members drop requests, load is not what they need more
-of. Other attempts (rule 1) have none and need none: what was not sent was no load for anybody, and a
+of. Other attempts (rule 1) have none and need none: what was not sent was no load for a member, and a
 member that cannot be connected to is not tried again until a probe has succeeded.
 """
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from operator import attrgetter
 
-from balancer.discovery.answers import Endpoint
+from balancer.discovery.snapshot import Endpoint
 from balancer.members.health import State
 from balancer.types import Address
 
@@ -31,11 +31,11 @@ class Member:
         failed_at: When contact with it last failed.
         probes: How many probes were begun.
         probing: How many probes are under way.
-        heard: The number of the last probe that brought an answer.
+        last_probe_answered: The number of the last probe that brought an answer.
         answered: Whether it has answered a request since it was last due for a probe.
         keeps_alive: Whether it has let a connection stay open after a response.
         closes: Responses in a row that announced the end of their connection.
-        accused: Whether it is down because requests failed to connect, and no probe has looked since.
+        ejected: Whether it is down because requests failed to connect, and no probe has looked since.
         tier: Its place among those that may be chosen, or None.
     """
 
@@ -52,11 +52,11 @@ class Member:
     failed_at: float = -inf
     probing: int = 0
     probes: int = 0
-    heard: int = 0
+    last_probe_answered: int = 0
     answered: bool = False
     keeps_alive: bool = False
     closes: int = 0
-    accused: bool = False
+    ejected: bool = False
     drained: bool = False
     drained_since: float = 0.0
     warm_since: float = 0.0

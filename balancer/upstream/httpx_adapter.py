@@ -21,7 +21,7 @@ import httpcore
 import httpx
 
 from balancer.errors import (
-    OURS,
+    LOCAL_RESOURCE_ERRNOS,
     ConnectFailed,
     ConnectionDied,
     ProtocolViolation,
@@ -61,7 +61,7 @@ class HttpxUpstream(Upstream):
         self._members: dict[Address, _Member] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def send_at_once(self, *request: object) -> None:
+    def send_nowait(self, *request: object) -> None:
         """A transport does not tell whether it would have to wait."""
 
     async def send(self, address: Address, request: UpstreamRequest) -> _Response:
@@ -105,7 +105,7 @@ class HttpxUpstream(Upstream):
 
         def check() -> None:
             nonlocal timer
-            due = max(asked, member.heard_at) + timeout
+            due = max(asked, member.last_byte_at) + timeout
             if due <= loop.time():
                 scope.reschedule(due)
             else:
@@ -123,7 +123,7 @@ class HttpxUpstream(Upstream):
         finally:
             if timer:
                 timer.cancel()
-        member.heard_at = loop.time()
+        member.last_byte_at = loop.time()
         return response
 
     def forget(self, address: Address) -> None:
@@ -132,9 +132,9 @@ class HttpxUpstream(Upstream):
             member.forgotten = True
             self._close_if_unused(member)
 
-    def heard(self, address: Address) -> None:
+    def on_member_answered(self, address: Address) -> None:
         if member := self._members.get(address):
-            member.heard_at = asyncio.get_running_loop().time()
+            member.last_byte_at = asyncio.get_running_loop().time()
 
     def check_network(self, address: Address) -> None:
         """Sockets are the transport's own. Those of the default one have the kernel ask (``tcp.watch_silence``)."""
@@ -162,7 +162,7 @@ class _Member:
     transport: httpx.AsyncBaseTransport
     url: httpx.URL
     in_use: int = 0
-    heard_at: float = -inf
+    last_byte_at: float = -inf
     forgotten: bool = False
 
 
@@ -198,7 +198,7 @@ class _Response(UpstreamResponse):
                 data = bytes(await self._network.read(READ_SIZE, timeout=None))
                 return data, bool(data)
             async for piece in self._pieces:
-                self._member.heard_at = self._loop.time()
+                self._member.last_byte_at = self._loop.time()
                 if piece:
                     return piece, True
         except (httpx.TransportError, httpcore.NetworkError, OSError) as error:
@@ -231,9 +231,9 @@ class _RequestStream(httpx.AsyncByteStream):
         self._body = body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._request.expects and self._request.inform:
+        if self._request.expects and self._request.on_interim:
             # httpcore sends the whole body before it reads anything, so that the member cannot say it.
-            self._request.inform(100, [])
+            self._request.on_interim(100, [])
         while piece := await self._body.read():
             yield piece
 
@@ -247,7 +247,7 @@ def _faults() -> Iterator[None]:
         raise Refusal(400, "malformed_request", f"the request cannot be passed on: {error}") from error
     except httpx.TransportError as error:
         number = _errno(error)
-        if number in OURS:
+        if number in LOCAL_RESOURCE_ERRNOS:
             words = f"the balancer cannot open another connection: {os.strerror(number)}"
             raise Refusal(503, "overloaded", words, retry_after=1) from error
         raise _fault(error) from error

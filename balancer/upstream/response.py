@@ -9,10 +9,10 @@ from balancer.errors import TruncatedResponse
 from balancer.http.headers import trailers
 from balancer.http.request import Body
 from balancer.http.serialize import chunk, last_chunk
-from balancer.upstream.exchange import Exchange
+from balancer.upstream.exchange import MemberExchange
 
 
-class Response(Exchange):
+class Response(MemberExchange):
     """A member's response as it arrives; see ``balancer.upstream.base.PendingResponse``."""
 
     async def wait_for_head(self) -> None:

@@ -18,9 +18,9 @@ import pytest
 from balancer.config.settings import Settings, SettingsError
 from balancer.demo.dns_server import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
-from balancer.discovery.answers import Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver, System, read_system
 from balancer.discovery.search_list import LOOK_ROUNDS, RECHECK_ROUNDS
+from balancer.discovery.snapshot import Outcome, Snapshot
 from balancer.members.health import State
 from balancer.types import Address
 from tests.support.cluster import NAMESPACE, NDOTS, SEARCH, SERVICE, Cache, Headless, Pod
@@ -110,7 +110,7 @@ async def test_a_name_that_cannot_be_asked_for_yet_is_not_nobody() -> None:
 
 
 async def test_a_cluster_without_a_way_out_can_still_say_that_nobody_is_there() -> None:
-    """Names outside of its zone always fail there."""
+    """ContainerNames outside of its zone always fail there."""
     service = Headless(published=["10.1.2.3"], elsewhere=servfail)
     async with resolver(service) as resolve:
         await resolve()

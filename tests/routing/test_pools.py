@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from balancer.config.settings import Settings
 from balancer.dispatch.record import RequestRecord
-from balancer.frontend.clients import Clients
+from balancer.frontend.registry import ClientRegistry
 from balancer.frontend.sockets import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
@@ -29,7 +29,7 @@ from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from tests.support import wire
 from tests.support.processes import Serving, serving
 from tests.support.scripted import ScriptedResolver
@@ -147,7 +147,7 @@ async def routed(
         sock = listen("BIND", Address("127.0.0.1", 0))
         address = Address("127.0.0.1", sock.getsockname()[1])
         async with balancer:
-            clients = Clients(balancer.proxy, effective) if wire.edge else None
+            clients = ClientRegistry(balancer.proxy, effective) if wire.edge else None
             listener = make_listener(balancer, keepalive=75, drain_limit=1, clients=clients)
             serving = asyncio.create_task(listener.serve(sockets=[sock]))
             running = Routed(balancer, address, file, resolvers)
@@ -383,7 +383,7 @@ async def test_requests_that_a_pool_holds_are_served_when_it_is_gone(tmp_path: P
         address = next(iter(pool.membership.members))
         await eventually(lambda: not pool.membership.members)
         asked = asyncio.create_task(running.name())
-        await eventually(lambda: len(pool.dispatcher.hold) == 1)
+        await eventually(lambda: len(pool.dispatcher.queue) == 1)
         await running.reload("[two]\n")
         assert await running.name() == "two"
         running.resolvers["one"].found(address)
@@ -396,7 +396,7 @@ async def test_requests_that_a_pool_holds_in_vain_are_told_so_in_time(tmp_path: 
         pool = running.pool("one")
         await eventually(lambda: not pool.membership.members)
         asked = asyncio.create_task(running.ask())
-        await eventually(lambda: len(pool.dispatcher.hold) == 1)
+        await eventually(lambda: len(pool.dispatcher.queue) == 1)
         await running.reload("[two]\n")
         assert "x-balancer-error: no_member" in await asked
         await eventually(lambda: pool not in running.pools._running)
@@ -428,7 +428,7 @@ async def test_a_new_pool_gets_requests_once_dns_and_its_members_have_answered(t
         (two,) = running.pools._running - set(running.pools.current())
         running.resolvers["two"].found(await unused_member())
         await eventually(lambda: running.pools._reloading is None)
-        assert [it.heard > 0 for it in two.membership.members.values()] == [True]
+        assert [it.last_probe_answered > 0 for it in two.membership.members.values()] == [True]
         assert running.pools.current() == [two]
 
 
@@ -515,7 +515,7 @@ async def test_to_stop_during_a_change_closes_every_pool(tmp_path: Path) -> None
 
 
 class Load:
-    """Clients that never rest, and what they got. ``expected``: who must answer a request that begins now."""
+    """ClientRegistry that never rest, and what they got. ``expected``: who must answer a request that begins now."""
 
     def __init__(self) -> None:
         self.expected = ""
@@ -562,7 +562,7 @@ async def answered(state: Load, more: int) -> None:
     await eventually(lambda: state.answers >= goal or bool(state.failures))
 
 
-async def hang_up(serve: Serving, line: str) -> None:
+async def drop_finished(serve: Serving, line: str) -> None:
     serve.process.send_signal(signal.SIGHUP)
     await serve.logged(line)
 
@@ -583,12 +583,12 @@ async def test_sighup_with_a_changed_file_under_load_loses_no_request(tmp_path: 
                 name = ("two", "one")[number % 2]
                 state.changing = True
                 file.write_text(texts[name])
-                await hang_up(serve, "routes read again: 2 to 2 pools; new: ")
+                await drop_finished(serve, "routes read again: 2 to 2 pools; new: ")
                 state.expected, state.changing = name, False
                 await answered(state, 100)
                 if number % 4 == 0:
                     file.write_text("[two")
-                    await hang_up(serve, "the routes stay as they were: ")
+                    await drop_finished(serve, "the routes stay as they were: ")
                     await answered(state, 50)
         assert state.failures == []
         assert state.answers > 2400
@@ -614,7 +614,7 @@ async def test_signals_that_come_one_upon_the_other_under_load_lose_no_request(t
                 serve.process.send_signal(signal.SIGHUP)
                 await answered(state, 10)
             file.write_text("[two")
-            await hang_up(serve, "the routes stay as they were: ")
+            await drop_finished(serve, "the routes stay as they were: ")
         assert state.failures == []
 
 
@@ -628,14 +628,14 @@ async def test_a_certificate_that_is_replaced_under_load_loses_no_request(tmp_pa
             await answered(state, 50)
             for number in range(12):
                 issue(tmp_path, "127.0.0.1", f"renewed-{number}")
-                await hang_up(serve, "new connections get the certificate")
+                await drop_finished(serve, "new connections get the certificate")
                 async with serve.client(context) as client:
                     names = client.writer.get_extra_info("peercert")["subjectAltName"]
                     assert f"renewed-{number}" in [it for _, it in names]
                 await answered(state, 60)
                 if number % 4 == 0:
                     (tmp_path / "key.pem").write_text("nothing")
-                    await hang_up(serve, "the certificate stays as it was: ")
+                    await drop_finished(serve, "the certificate stays as it was: ")
                     await answered(state, 60)
         assert state.failures == []
         assert state.answers > 700
@@ -655,12 +655,12 @@ async def test_sighup_reads_certificate_and_routes(tmp_path: Path) -> None:
 async def test_sighup_ends_nothing_where_there_is_nothing_to_read(tmp_path: Path) -> None:
     async with Member(named("one")) as one:
         async with serving(one) as serve:
-            await hang_up(serve, "SIGHUP: there is neither a certificate nor a file of routes to read again")
+            await drop_finished(serve, "SIGHUP: there is neither a certificate nor a file of routes to read again")
             status, _, err = await serve.stop()
             assert (status, "Traceback" in err) == (0, False)
         routes = f"/x=apps:{one.address.port}"
         async with serving(one, routes=routes) as serve:
-            await hang_up(serve, "the routes are those of BALANCER_ROUTES itself, which cannot change")
+            await drop_finished(serve, "the routes are those of BALANCER_ROUTES itself, which cannot change")
             async with serve.client() as client:
                 await client.send(
                     b"GET /x HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -683,7 +683,7 @@ async def test_a_stop_ends_websockets_of_every_pool(tmp_path: Path) -> None:
             connect(f"ws://{serve.bind}/x", proxy=None) as second,
         ):
             file.write_text(text)
-            await hang_up(serve, "routes read again: 1 to 1 pools; gone: two")
+            await drop_finished(serve, "routes read again: 1 to 1 pools; gone: two")
             stopping = asyncio.create_task(serve.stop())
             for websocket in (first, second):
                 with pytest.raises(ConnectionClosed) as caught:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("each_way")
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
 
 
-async def hang_up(connection: Connection) -> None:
+async def drop_finished(connection: Connection) -> None:
     await connection.head()
     connection.reset()
 
@@ -60,7 +60,7 @@ async def test_a_member_that_comes_back_is_used_again() -> None:
 
 
 async def test_a_get_that_a_member_dropped_is_repeated_once_elsewhere() -> None:
-    async with Member(hang_up) as bad, Member() as good, balance(bad, good) as running:
+    async with Member(drop_finished) as bad, Member() as good, balance(bad, good) as running:
         for _ in range(4):
             assert (await running.exchange(GET)).endswith(b"ok")
         assert sum(len(record.attempts) for record in running.records) == len(bad.received) > 0
@@ -80,7 +80,12 @@ async def test_a_get_that_a_member_dropped_late_is_repeated_all_the_same() -> No
 
 
 async def test_a_get_is_repeated_twice_at_most() -> None:
-    async with Member(hang_up) as one, Member(hang_up) as two, Member(hang_up) as three, Member(hang_up) as four:
+    async with (
+        Member(drop_finished) as one,
+        Member(drop_finished) as two,
+        Member(drop_finished) as three,
+        Member(drop_finished) as four,
+    ):
         async with balance(one, two, three, four) as running:
             answer = await running.exchange(GET)
         assert answer.startswith(b"HTTP/1.1 502")
@@ -89,7 +94,7 @@ async def test_a_get_is_repeated_twice_at_most() -> None:
 
 
 async def test_a_post_that_a_member_dropped_is_not_repeated() -> None:
-    async with Member(hang_up) as one, Member(hang_up) as two, balance(one, two) as running:
+    async with Member(drop_finished) as one, Member(drop_finished) as two, balance(one, two) as running:
         answer = await running.exchange(POST)
         assert answer.startswith(b"HTTP/1.1 502")
         assert len(one.received + two.received) == 1
@@ -213,7 +218,7 @@ async def test_the_queue_of_held_requests_is_bounded_and_served_when_a_member_co
     resolver = ScriptedResolver()
     async with Member() as member, balance(resolve=resolver, queue_timeout=30, queue_max=2) as running:
         held = [asyncio.create_task(running.exchange(GET)) for _ in range(2)]
-        await eventually(lambda: len(running.balancer.dispatcher.hold) == 2)
+        await eventually(lambda: len(running.balancer.dispatcher.queue) == 2)
         refused = await running.exchange(GET)
         assert b"x-balancer-error: queue_full\r\n" in refused
         resolver.found(member.address)

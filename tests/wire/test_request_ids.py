@@ -55,10 +55,15 @@ async def test_the_clients_id_is_passed_on_as_it_is() -> None:
 
 
 async def test_a_repeat_goes_by_the_same_id() -> None:
-    async def hang_up(connection: Connection) -> None:
+    async def drop_finished(connection: Connection) -> None:
         await connection.head()
 
-    async with Member(hang_up) as bad, Member() as good, balance(bad, good) as running, running.client() as client:
+    async with (
+        Member(drop_finished) as bad,
+        Member() as good,
+        balance(bad, good) as running,
+        running.client() as client,
+    ):
         await ask(client, GET, times=2)
         failed = ids(b"".join(bad.received))
         assert failed and set(failed) <= set(ids(b"".join(good.received)))
