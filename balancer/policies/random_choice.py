@@ -73,8 +73,8 @@ class RandomChoice(Policy):
 class LeastRequests(RandomChoice):
     """Draws two members and chooses the one that has fewer requests in flight for its weight.
 
-    A search for the very least of all costs more with every member, and sends a burst to one of them (Mitzenmacher,
-    "The Power of Two Choices"). Of members of equal weight it draws two different ones, so that of two it finds
+    A search for the very least of all costs more with every member, and sends a burst to one of them: Mitzenmacher,
+    "The Power of Two Choices". Of members of equal weight it draws two different ones, so that of two it finds
     the less busy one.
 
     Args:
