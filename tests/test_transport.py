@@ -254,7 +254,7 @@ async def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
 
 
 async def test_pieces_come_as_the_member_sends_them() -> None:
-    continue_in_task = asyncio.Event()
+    go_on = asyncio.Event()
 
     async def events(connection: Connection) -> None:
         await connection.send(
@@ -262,15 +262,15 @@ async def test_pieces_come_as_the_member_sends_them() -> None:
         )
         for _ in range(3):
             await connection.send(b"9\r\ndata: 1\n\n\r\n")
-            await continue_in_task.wait()
-            continue_in_task.clear()
+            await go_on.wait()
+            go_on.clear()
         await connection.send(b"0\r\n\r\n")
 
     async with scripted(events) as member, calling(member) as here, here.client.stream("GET", "/") as response:
         seen = []
         async for piece in response.aiter_raw():
             seen.append(piece)
-            continue_in_task.set()
+            go_on.set()
         assert seen == [b"data: 1\n\n"] * 3
 
 

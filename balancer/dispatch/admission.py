@@ -30,7 +30,7 @@ GATHER_MIN = 8
 
 
 class Admission:
-    """Gives members to queued_requests and takes them back. ``limit``: requests at a time for each; 0 for no limit.
+    """Gives members to requests and takes them back. ``limit``: requests at a time for each; 0 for no limit.
 
     ``on_shortage``: called when a request has to wait because no member is available.
 

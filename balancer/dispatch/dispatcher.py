@@ -44,6 +44,10 @@ CLIENT_GONE = 499
 
 SWITCHING_PROTOCOLS = 101
 
+# Seconds for which a response head waits for the first piece of its body. Servers write the two one right after the
+# other; a member that is killed between them costs no request, because nothing has been passed on.
+HEAD_DELAY = 0.01
+
 _NONE: frozenset[Member] = frozenset()
 
 
@@ -251,6 +255,7 @@ class Dispatcher:
                         await begun.wait_for_head()
                     else:
                         response = await self._upstream.send(member.address, outgoing)
+                    await response.wait_for_body(HEAD_DELAY)
                 except UpstreamError as fault:
                     record.tried(member.address, fault)
                     queued.tried |= {member}

@@ -96,6 +96,13 @@ class UpstreamResponse:
         """The next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
         raise NotImplementedError
 
+    def wait_for_body(self, within: float) -> Coroutine[Any, Any, None]:
+        """Wait until a piece of the body or its end is there, ``within`` seconds at most.
+
+        Raises ConnectionDied if the connection ends first: nothing has been passed on yet.
+        """
+        raise NotImplementedError
+
     def write(self, data: bytes) -> Coroutine[Any, Any, None]:
         """Send bytes of the protocol switched to; waits while the member cannot take more. Raises TruncatedResponse."""
         raise NotImplementedError

@@ -176,8 +176,7 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def _error(self, kind: type[UpstreamError], message: str) -> UpstreamError:
         """An error of the exchange under way, whose request has been written at least in part."""
-        received = self._exchange is not None and self._exchange.received
-        return kind(message, sent=True, received=received, reused=self._reused)
+        return kind(message, sent=True, reused=self._reused)
 
     # Limits.
 

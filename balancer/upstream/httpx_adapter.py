@@ -189,6 +189,8 @@ class _Response(UpstreamResponse):
         self._release: Callable[[_Member], None] | None = release
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
+        # The read that ``wait_for_body`` has begun.
+        self._first: asyncio.Task[tuple[bytes, bool]] | None = None
         # The other protocol's bytes, where the member switched to one.
         self._network = response.extensions.get("network_stream") if response.status_code == 101 else None
 
@@ -197,7 +199,25 @@ class _Response(UpstreamResponse):
         """Whether the connection speaks another protocol, which can be read and written."""
         return self._network is not None
 
+    async def wait_for_body(self, within: float) -> None:
+        if self._network:
+            return
+        self._first = self._loop.create_task(self._read())
+        try:
+            await asyncio.wait([self._first], timeout=within)
+            if self._first.done():
+                self._first.result()
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, TruncatedResponse):
+                raise ConnectionDied(f"{error} behind the response head", sent=True) from error
+            raise
+
     async def read(self) -> tuple[bytes, bool]:
+        first, self._first = self._first, None
+        return await (first or self._read())
+
+    async def _read(self) -> tuple[bytes, bool]:
         try:
             if self._network:
                 data = bytes(await self._network.read(READ_SIZE, timeout=None))
@@ -224,6 +244,9 @@ class _Response(UpstreamResponse):
     async def close(self) -> None:
         release, self._release = self._release, None
         if release:
+            if self._first:
+                self._first.cancel()
+                await asyncio.wait([self._first])
             try:
                 await self._response.aclose()
             finally:

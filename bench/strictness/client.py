@@ -126,7 +126,7 @@ async def answer_case(address: Address, member: Member, number: int) -> str:
     waited = not (client.ended or answer.forever or _whole(client.received, answer))
     if waited:
         # Some take what they do not understand for a body that lasts until the connection ends.
-        member.drop_finished()
+        member.hang_up()
         await _take(client, answer, PATIENCE)
     got, ended = client.received, client.ended
     reused, poisoned = await _after(address, member, client)

@@ -60,7 +60,7 @@ class Member:
         await asyncio.gather(*tasks, return_exceptions=True)
         self.requests = []
 
-    def drop_finished(self) -> None:
+    def hang_up(self) -> None:
         """Close all connections, as a member does that has sent what it had."""
         for writer in self._tasks.values():
             writer.close()

@@ -23,7 +23,7 @@ ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)
 
 
 class Cluster:
-    """A pool as the page follows it. ``asked``: the members whose names it seen_before to know, by their addresses."""
+    """A pool as the page follows it. ``asked``: the members whose names it wants to know, by their addresses."""
 
     def __init__(self, *addresses: Address) -> None:
         self.stats = Stats()

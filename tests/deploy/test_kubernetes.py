@@ -135,7 +135,7 @@ def test_kustomize_builds_valid_objects_for_any_namespace(built: list[Object]) -
 
 
 def test_the_guide_s_overlay_builds(tmp_path: Path) -> None:
-    """ContainerNames the images and a namespace, and finds members by SRV."""
+    """Names the images and a namespace, and finds members by SRV."""
     base = os.path.relpath(FILES, tmp_path)
     text = files("guides/kubernetes.md")["kustomization.yaml"].replace("../balancer/deploy/kubernetes", base)
     overlay = tmp_path / "kustomization.yaml"

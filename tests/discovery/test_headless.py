@@ -110,7 +110,7 @@ async def test_a_name_that_cannot_be_asked_for_yet_is_not_nobody() -> None:
 
 
 async def test_a_cluster_without_a_way_out_can_still_say_that_nobody_is_there() -> None:
-    """ContainerNames outside of its zone always fail there."""
+    """Names outside of its zone always fail there."""
     service = Headless(published=["10.1.2.3"], elsewhere=servfail)
     async with resolver(service) as resolve:
         await resolve()

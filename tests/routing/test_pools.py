@@ -562,7 +562,7 @@ async def answered(state: Load, more: int) -> None:
     await eventually(lambda: state.answers >= goal or bool(state.failures))
 
 
-async def drop_finished(serve: Serving, line: str) -> None:
+async def hang_up(serve: Serving, line: str) -> None:
     serve.process.send_signal(signal.SIGHUP)
     await serve.logged(line)
 
@@ -583,12 +583,12 @@ async def test_sighup_with_a_changed_file_under_load_loses_no_request(tmp_path: 
                 name = ("two", "one")[number % 2]
                 state.changing = True
                 file.write_text(texts[name])
-                await drop_finished(serve, "routes read again: 2 to 2 pools; new: ")
+                await hang_up(serve, "routes read again: 2 to 2 pools; new: ")
                 state.expected, state.changing = name, False
                 await answered(state, 100)
                 if number % 4 == 0:
                     file.write_text("[two")
-                    await drop_finished(serve, "the routes stay as they were: ")
+                    await hang_up(serve, "the routes stay as they were: ")
                     await answered(state, 50)
         assert state.failures == []
         assert state.answers > 2400
@@ -614,7 +614,7 @@ async def test_signals_that_come_one_upon_the_other_under_load_lose_no_request(t
                 serve.process.send_signal(signal.SIGHUP)
                 await answered(state, 10)
             file.write_text("[two")
-            await drop_finished(serve, "the routes stay as they were: ")
+            await hang_up(serve, "the routes stay as they were: ")
         assert state.failures == []
 
 
@@ -628,14 +628,14 @@ async def test_a_certificate_that_is_replaced_under_load_loses_no_request(tmp_pa
             await answered(state, 50)
             for number in range(12):
                 issue(tmp_path, "127.0.0.1", f"renewed-{number}")
-                await drop_finished(serve, "new connections get the certificate")
+                await hang_up(serve, "new connections get the certificate")
                 async with serve.client(context) as client:
                     names = client.writer.get_extra_info("peercert")["subjectAltName"]
                     assert f"renewed-{number}" in [it for _, it in names]
                 await answered(state, 60)
                 if number % 4 == 0:
                     (tmp_path / "key.pem").write_text("nothing")
-                    await drop_finished(serve, "the certificate stays as it was: ")
+                    await hang_up(serve, "the certificate stays as it was: ")
                     await answered(state, 60)
         assert state.failures == []
         assert state.answers > 700
@@ -655,12 +655,12 @@ async def test_sighup_reads_certificate_and_routes(tmp_path: Path) -> None:
 async def test_sighup_ends_nothing_where_there_is_nothing_to_read(tmp_path: Path) -> None:
     async with Member(named("one")) as one:
         async with serving(one) as serve:
-            await drop_finished(serve, "SIGHUP: there is neither a certificate nor a file of routes to read again")
+            await hang_up(serve, "SIGHUP: there is neither a certificate nor a file of routes to read again")
             status, _, err = await serve.stop()
             assert (status, "Traceback" in err) == (0, False)
         routes = f"/x=apps:{one.address.port}"
         async with serving(one, routes=routes) as serve:
-            await drop_finished(serve, "the routes are those of BALANCER_ROUTES itself, which cannot change")
+            await hang_up(serve, "the routes are those of BALANCER_ROUTES itself, which cannot change")
             async with serve.client() as client:
                 await client.send(
                     b"GET /x HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -683,7 +683,7 @@ async def test_a_stop_ends_websockets_of_every_pool(tmp_path: Path) -> None:
             connect(f"ws://{serve.bind}/x", proxy=None) as second,
         ):
             file.write_text(text)
-            await drop_finished(serve, "routes read again: 1 to 1 pools; gone: two")
+            await hang_up(serve, "routes read again: 1 to 1 pools; gone: two")
             stopping = asyncio.create_task(serve.stop())
             for websocket in (first, second):
                 with pytest.raises(ConnectionClosed) as caught:

@@ -1,4 +1,4 @@
-"""HTTP/2 from both ends: a member that says what it was asked, and a client that sends what a test seen_before sent."""
+"""HTTP/2 from both ends: a member that says what it was asked, and a client that sends what a test wants sent."""
 
 from __future__ import annotations
 

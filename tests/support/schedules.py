@@ -166,7 +166,7 @@ class World(Observer, Upstream):
         finally:
             container.exchanges.discard(exchange)
         if how != "answered":
-            raise ConnectionDied(how, sent=True, received=how == "dropped" and self.rng.random() < 0.3)
+            raise ConnectionDied(how, sent=True)
         return _Response(self, closes=container.mood in ("closes", "drains"))
 
     def forget(self, address: Address) -> None:
@@ -323,6 +323,11 @@ class _Response(UpstreamResponse):
         self.closes = closes
         self._world = world
         self._pieces = world.rng.randint(0, 3)
+
+    async def wait_for_body(self, within: float) -> None:
+        await self._world.pause(within)
+        if self._world.rng.random() < 0.02:
+            raise ConnectionDied("died behind the head", sent=True)
 
     async def read(self) -> tuple[bytes, bool]:
         await self._world.pause(0.05)

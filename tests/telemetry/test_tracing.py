@@ -114,11 +114,11 @@ async def test_nonsense_for_a_trace_begins_one() -> None:
 
 
 async def test_failures_are_events_of_the_span_and_its_error() -> None:
-    async def drop_finished(connection: Connection) -> None:
+    async def hang_up(connection: Connection) -> None:
         await connection.head()
 
     it = Traced()
-    async with Member(drop_finished) as bad, balance(bad, observers=[it.tracing], trace=it.tracing.begin) as running:
+    async with Member(hang_up) as bad, balance(bad, observers=[it.tracing], trace=it.tracing.begin) as running:
         assert b" 502 " in await ask(running)
         await running.idle()
     (span,) = it.spans()

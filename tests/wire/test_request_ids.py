@@ -55,11 +55,11 @@ async def test_the_clients_id_is_passed_on_as_it_is() -> None:
 
 
 async def test_a_repeat_goes_by_the_same_id() -> None:
-    async def drop_finished(connection: Connection) -> None:
+    async def hang_up(connection: Connection) -> None:
         await connection.head()
 
     async with (
-        Member(drop_finished) as bad,
+        Member(hang_up) as bad,
         Member() as good,
         balance(bad, good) as running,
         running.client() as client,
