@@ -138,7 +138,8 @@ class HookRequest:
     """A request as hooks and policies that are plug-ins see it: one object for all of them, from first to last.
 
     Attributes:
-        notes: Values of plug-ins, by name. What ``on_request`` puts there, ``choose`` and ``on_response`` find.
+        notes (dict[str, object]): Values of plug-ins, by name. What ``on_request`` puts there, ``choose`` and
+            ``on_response`` find.
     """
 
     __slots__ = ("_headers", "_id", "_request", "notes")
@@ -225,8 +226,8 @@ class Hooks:
     undone. Then the request goes on, or it fails, as ``fail_closed`` says.
 
     Attributes:
-        fail_closed: Whether a failure of the hook becomes a 503 ``hook_failed`` for the client. A hook that guards
-            sets it to True: with False, the default, a request passes at which the guard fails.
+        fail_closed (bool): Whether a failure of the hook becomes a 503 ``hook_failed`` for the client. A hook that
+            guards sets it to True: with False, the default, a request passes at which the guard fails.
     """
 
     fail_closed = False
