@@ -15,7 +15,7 @@ import httptools
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING, BodyRate
+from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING
 from balancer.frontend.http1_exchange import ClientExchange
 from balancer.http.chunked import overhead
 from balancer.http.headers import Headers
@@ -31,12 +31,12 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 class RequestParser:
     """Makes exchanges of bytes.
 
-    ``exchange``: the one whose request is not complete, or None; ``body``: how its body comes. ``refusal``: what is
+    ``exchange``: the one whose request is not complete, or None. ``refusal``: what is
     wrong with the request that came last.
     """
 
     __slots__ = (
-        "_connection", "_head_bytes", "_headers", "_limits", "_parser", "_refused", "_target", "body",
+        "_connection", "_head_bytes", "_headers", "_limits", "_parser", "_refused", "_target",
         "exchange", "refusal",
     )  # fmt: skip
 
@@ -46,7 +46,6 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(self)
         self.exchange: ClientExchange | None = None
         self.refusal: Refusal | None = None
-        self.body = BodyRate()
         # Of the head that comes in. ``_head_bytes``: those that it has, or that came beside the body in its chunks.
         self._target = b""
         self._headers: Headers = []
@@ -139,8 +138,9 @@ class RequestParser:
     def on_body(self, piece: bytes) -> None:
         self._head_bytes = overhead(self._head_bytes, len(piece))
         if self.exchange and not self.refusal:
-            self._connection.phase = BODY
-            self.body.received += len(piece)
+            connection = self._connection
+            connection.phase = BODY
+            connection.body.received += len(piece)
             self.exchange.feed(piece)
 
     def on_message_complete(self) -> None:

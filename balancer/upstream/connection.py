@@ -69,10 +69,7 @@ class PoolCallbacks:
 
 
 class MemberConnection(asyncio.BufferedProtocol):
-    """One connection. ``writable``: a future that is done once the member takes more, or None if it does.
-
-    ``idle_since`` belongs to the pool.
-    """
+    """One connection. ``writable``: None, or a future: the member takes more when it is done. ``idle_since``: the pool's."""
 
     __slots__ = (
         "_callbacks", "_check_at", "_exchange", "_loop", "_parser", "_reused", "_silence", "_socket", "_transport",
