@@ -69,7 +69,10 @@ class PoolCallbacks:
 
 
 class MemberConnection(asyncio.BufferedProtocol):
-    """One connection. ``writable``: None, or a future: the member takes more when it is done. ``idle_since``: the pool's."""
+    """One connection. ``writable``: None, or a future that is done once the member takes more.
+
+    ``idle_since``: the pool's.
+    """
 
     __slots__ = (
         "_callbacks", "_check_at", "_exchange", "_loop", "_parser", "_reused", "_silence", "_socket", "_transport",
