@@ -88,10 +88,10 @@ class LoadBalancer:
         **settings: Any,
     ) -> None:
         listed = loader.each(hooks)
-        given = [it for it in listed if not isinstance(it, str)]
+        given = [entry for entry in listed if not isinstance(entry, str)]
         if isinstance(policy, str):
             settings["policy"] = policy
-        if names := [it for it in listed if isinstance(it, str)]:
+        if names := [entry for entry in listed if isinstance(entry, str)]:
             settings["hooks"] = ",".join(names)
         self.settings = settings_of(alias, settings)
         watching = loader.each(observers)
@@ -333,7 +333,7 @@ class LoadBalancer:
         admission.assign_queued()
         if before and not self._had_available:
             self._discovery.wake()
-            self._prober.wake(it for it in self.membership.members.values() if it.probes)
+            self._prober.wake(member for member in self.membership.members.values() if member.probes)
 
     def _flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         self._flip_log.flipped(member, before)

@@ -151,7 +151,7 @@ class LocalCall(ActiveRequest):
 
     async def wait_for_head(self) -> None:
         """Raises what httpx should if the head does not come."""
-        look = min((it for it in self._limits.values() if it), default=inf)
+        look = min((limit for limit in self._limits.values() if limit), default=inf)
         while self.state is PENDING and not self.running.done():
             due, error = self._deadline()
             now = self._loop.time()

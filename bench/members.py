@@ -71,7 +71,7 @@ def run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: Pa
 
 
 def _run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: Path, say: Say) -> dict[str, Any]:
-    load = replace(next(it for it in LOADS if it.name == "get-32"), name=NAME)
+    load = replace(next(load for load in LOADS if load.name == "get-32"), name=NAME)
     directory = directory / NAME
     directory.mkdir()
     with ExitStack() as stack, ExitStack() as idle_only:
@@ -93,7 +93,7 @@ def _run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: P
         idle = _idle({name: server for name, (server, _) in running.items()})
         idle_only.close()
         failures: dict[str, str] = {}
-        loaded = {it.name: running[it.name] for it in VARIANTS if it.loaded}
+        loaded = {variant.name: running[variant.name] for variant in VARIANTS if variant.loaded}
         for count in (2, MANY):
 
             def nginx(site: Site, count: int = count) -> Command:

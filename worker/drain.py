@@ -201,7 +201,7 @@ class Drain:
     async def end_streams(self) -> None:
         """End server-sent events and WebSockets; returns when that is done, after END_SECONDS at most."""
         self.draining = True
-        self._ending = {asyncio.create_task(it.end()) for it in self._streams}
+        self._ending = {asyncio.create_task(stream.end()) for stream in self._streams}
         if self._ending:
             await asyncio.wait(self._ending, timeout=END_SECONDS)
 
@@ -275,7 +275,7 @@ class DrainingServer(uvicorn.Server):
 
     def _has_websockets(self) -> bool:
         kind = self.config.ws_protocol_class
-        return kind is not None and any(isinstance(it, kind) for it in self.server_state.connections)
+        return kind is not None and any(isinstance(connection, kind) for connection in self.server_state.connections)
 
     def _cut_off(self) -> None:
         self._drain.cut_off = True

@@ -56,11 +56,11 @@ class ProcessPool:
 
     def take(self, report: PoolReport) -> bool:
         """Bring it up to date; whether members have come, gone or changed their state."""
-        before = {address: (it.state, it.drained) for address, it in self.members.items()}
+        before = {address: (member.state, member.drained) for address, member in self.members.items()}
         for address in report.left:
             self.members.pop(address, None)
         self.members |= report.members
-        counted = {it: tally for it, tally in self.stats.members.items() if it in self.members}
+        counted = {address: tally for address, tally in self.stats.members.items() if address in self.members}
         self.stats = report.stats
         self.stats.members = counted | report.stats.members
         if report.snapshot:
@@ -70,7 +70,7 @@ class ProcessPool:
         self.settings = report.settings
         self.available, self.queued, self.active = report.available, report.queued, report.active
         self.connections = report.connections
-        return before != {address: (it.state, it.drained) for address, it in self.members.items()}
+        return before != {address: (member.state, member.drained) for address, member in self.members.items()}
 
 
 @dataclass
@@ -123,9 +123,9 @@ class MergedEvents(Events):
 
     def forget(self) -> None:
         """Let go of what is no longer kept."""
-        kept = {it.number for it in self.recent}
-        self._parts = {key: it for key, it in self._parts.items() if it[0].number in kept}
-        self._same = {key: it for key, it in self._same.items() if it[0].number in kept}
+        kept = {event.number for event in self.recent}
+        self._parts = {key: entry for key, entry in self._parts.items() if entry[0].number in kept}
+        self._same = {key: entry for key, entry in self._same.items() if entry[0].number in kept}
 
 
 class MergedPool:
@@ -168,16 +168,18 @@ class MergedPool:
 
     def merge(self, living: Sequence[ProcessPool], counted: Sequence[ProcessPool]) -> None:
         """Take in what processes say now: ``counted`` are all, ``living`` those that have reported of late."""
-        self.settings = replace(counted[0].settings, queue_max=sum(it.settings.queue_max for it in counted))
+        self.settings = replace(counted[0].settings, queue_max=sum(part.settings.queue_max for part in counted))
         self._merge_members(living)
-        for address in [it for it in self._past.members if it not in self.members]:
+        for address in [address for address in self._past.members if address not in self.members]:
             self._past.forget(address)
-        self.stats.count_anew([self._past, *(it.stats for it in counted)])
-        self.snapshot = max((it.snapshot for it in living if it.snapshot), key=lambda it: it.when, default=None)
-        self.available = min((it.available for it in living), default=0)
-        self.queued = sum(it.queued for it in living)
-        self.active = sum(it.active for it in living)
-        known = [it.connections for it in counted if it.connections]
+        self.stats.count_anew([self._past, *(part.stats for part in counted)])
+        self.snapshot = max(
+            (part.snapshot for part in living if part.snapshot), key=lambda snapshot: snapshot.when, default=None
+        )
+        self.available = min((part.available for part in living), default=0)
+        self.queued = sum(part.queued for part in living)
+        self.active = sum(part.active for part in living)
+        known = [part.connections for part in counted if part.connections]
         self.connections = Connections(*map(sum, zip(*known, strict=True))) if known else None
 
     def _merge_members(self, living: Sequence[ProcessPool]) -> None:
@@ -185,10 +187,12 @@ class MergedPool:
         for part in living:
             for address, row in part.members.items():
                 rows.setdefault(address, []).append(row)
-        members = {address: self.members.get(address) or Member(it[0].endpoint, 0.0) for address, it in rows.items()}
+        members = {
+            address: self.members.get(address) or Member(found[0].endpoint, 0.0) for address, found in rows.items()
+        }
         for address, member in members.items():
             _show(member, rows[address])
-        self.drains = {address: it for address, it in self.drains.items() if address in members}
+        self.drains = {address: drain for address, drain in self.drains.items() if address in members}
         for address, drained in self.drains.items():
             members[address].drained = drained
         self.members = members
@@ -196,18 +200,18 @@ class MergedPool:
 
 def _show(member: Member, rows: Sequence[Row]) -> None:
     """Make a member say what rows of several processes say together."""
-    judges = [it for it in rows if it.state is not State.JOINING] or rows
-    member.state = max((it.state for it in judges), key=_STATES.index)
-    agreeing = [it for it in judges if it.state is member.state]
-    first = min(agreeing, key=lambda it: it.since)
+    judges = [row for row in rows if row.state is not State.JOINING] or rows
+    member.state = max((row.state for row in judges), key=_STATES.index)
+    agreeing = [row for row in judges if row.state is member.state]
+    first = min(agreeing, key=lambda row: row.since)
     member.endpoint, member.since, member.reason = first.endpoint, first.since, first.reason
     if len(agreeing) < len(judges):
         member.reason += f" (in {len(agreeing)} of {len(judges)} processes)"
-    member.in_flight = sum(it.in_flight for it in rows)
-    member.requests = sum(it.requests for it in rows)
-    drained = [it for it in rows if it.drained]
+    member.in_flight = sum(row.in_flight for row in rows)
+    member.requests = sum(row.requests for row in rows)
+    drained = [row for row in rows if row.drained]
     member.drained = bool(drained)
-    member.drained_since = min(it.drained_since for it in drained or rows)
+    member.drained_since = min(row.drained_since for row in drained or rows)
 
 
 class Aggregator:
@@ -219,7 +223,7 @@ class Aggregator:
     def __init__(self, channels: Sequence[socket.socket], clock: Clock = time.monotonic) -> None:
         self.clock = clock
         self._began = clock()
-        self._channels = [Channel(it, self._got) for it in channels]
+        self._channels = [Channel(sock, self._got) for sock in channels]
         self._pools: dict[str, MergedPool] = {}
         self._processes: dict[int, Process] = {}
         self._past_unrouted = Stats()
@@ -250,26 +254,30 @@ class Aggregator:
     def unrouted(self) -> Stats:
         """Of requests that no route led to a pool."""
         total = Stats()
-        total.count_anew(it for it in (self._past_unrouted, *(it.unrouted for it in self._processes.values())) if it)
+        total.count_anew(
+            stats
+            for stats in (self._past_unrouted, *(process.unrouted for process in self._processes.values()))
+            if stats
+        )
         return total
 
     def processes(self) -> list[Usage]:
         """Those that have reported of late."""
-        return [it.usage for it in self._living()]
+        return [process.usage for process in self._living()]
 
     def _living(self) -> list[Process]:
         now = self.clock()
-        return [it for _, it in sorted(self._processes.items()) if now - it.reported < STALE]
+        return [process for _, process in sorted(self._processes.items()) if now - process.reported < STALE]
 
     def _merge(self) -> None:
         living = self._living()
-        keys = dict.fromkeys(key for it in living for key in it.parts)
+        keys = dict.fromkeys(key for process in living for key in process.parts)
         # While no process lives, what was known last is better than nothing.
         self._pools = {key: self._pools[key] for key in keys} or self._pools
         for key, pool in self._pools.items():
-            counted = [it.parts[key] for it in self._processes.values() if key in it.parts]
-            pool.merge([it.parts[key] for it in living if key in it.parts], counted)
-        known = [it.clients for it in living if it.clients is not None]
+            counted = [process.parts[key] for process in self._processes.values() if key in process.parts]
+            pool.merge([process.parts[key] for process in living if key in process.parts], counted)
+        known = [process.clients for process in living if process.clients is not None]
         self.clients = range(sum(known)) if known else None
 
     def _got(self, report: Report) -> None:
@@ -286,11 +294,11 @@ class Aggregator:
             process = self._processes[number] = Process(report.usage, report.started, self.clock())
         process.usage, process.reported = report.usage, self.clock()
         process.clients, process.unrouted = report.clients, report.unrouted
-        changed = list(process.parts) != [it.name for it in report.pools]
-        for key in process.parts.keys() - {it.name for it in report.pools}:
+        changed = list(process.parts) != [pool.name for pool in report.pools]
+        for key in process.parts.keys() - {pool.name for pool in report.pools}:
             self._retire_pool(key, process.parts.pop(key))
-        for it in report.pools:
-            changed |= self._take(process, it)
+        for pool_report in report.pools:
+            changed |= self._take(process, pool_report)
         self._news = True
         if changed:
             for pool in self._pools.values():

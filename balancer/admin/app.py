@@ -77,7 +77,7 @@ def admin_app(
     async def readyz(request: Request) -> Response:
         if stopping():
             return PlainTextResponse("the balancer stops\n", 503)
-        counts = {name: it.available for name, it in by_name(pools()).items()}
+        counts = {name: pool.available for name, pool in by_name(pools()).items()}
         empty = [name for name, available in counts.items() if not available]
         if empty or not counts:
             where = f" in {', '.join(empty)}" if len(counts) > 1 else ""
@@ -111,7 +111,7 @@ def _api(
             "supervisor": supervised.pid if supervised else None,
             "generation": supervised.generation if supervised else 0,
             "proof": await _proof(request.query_params.get("challenge"), settings.admin_token, supervised),
-            "processes": [it._asdict() for it in processes()],
+            "processes": [process._asdict() for process in processes()],
         }
         return JSONResponse(board.status() | running, headers=FRESH)
 
@@ -214,7 +214,9 @@ async def _read_action(request: Request) -> Action:
     except (ValueError, RecursionError):
         body = None
     fields = body if isinstance(body, dict) else {"": body}
-    if not fields.keys() <= {*Action._fields} or not all(it is None or isinstance(it, str) for it in fields.values()):
+    if not fields.keys() <= {*Action._fields} or not all(
+        value is None or isinstance(value, str) for value in fields.values()
+    ):
         example = '{"pool": "apps", "name": "shop-worker-1"}'
         takes = f"the body may be empty or a JSON object with the pool, the container's name or both, such as {example}"
         raise Unusable(400, "bad_body", takes)
@@ -230,9 +232,9 @@ def _check_name(member: Member, wanted: str, now: str) -> None:
 
 def _members(pools: Sequence[Pool], text: str, name: str | None) -> list[tuple[Pool, Member]]:
     """The members of that address, in the pool of that name or in all. Raises Unusable if there is none."""
-    asked = [it for it in pools if name in (None, it.name)]
+    asked = [pool for pool in pools if name in (None, pool.name)]
     if not asked:
-        known = ", ".join(it.name for it in pools)
+        known = ", ".join(pool.name for pool in pools)
         raise Unusable(404, "no_such_pool", f"there is no pool {name!r}; there is {known}")
     everybody = [(pool, member) for pool in asked for member in pool.view.members.values()]
     found = [(balancer, member) for balancer, member in everybody if str(member.address) == text]
@@ -319,24 +321,24 @@ def status(pool: View, now: float) -> dict[str, object]:
             "age": round(now - snapshot.when, 3),
             "answers": [
                 {
-                    "record": it.record,
-                    "rcode": it.rcode,
-                    "endpoints": len(it.endpoints),
-                    "over_tcp": it.over_tcp,
+                    "record": answer.record,
+                    "rcode": answer.rcode,
+                    "endpoints": len(answer.endpoints),
+                    "over_tcp": answer.over_tcp,
                 }
-                for it in snapshot.answers
+                for answer in snapshot.answers
             ],
         },
         "queued": pool.queued,
         "members": [
             {
-                "address": str(it.address),
-                "state": it.state.value,
-                "reason": it.reason,
-                "since": round(now - it.since, 3),
-                "in_flight": it.in_flight,
-                "requests": it.requests,
+                "address": str(member.address),
+                "state": member.state.value,
+                "reason": member.reason,
+                "since": round(now - member.since, 3),
+                "in_flight": member.in_flight,
+                "requests": member.requests,
             }
-            for it in sorted(pool.members.values(), key=lambda member: member.address)
+            for member in sorted(pool.members.values(), key=lambda member: member.address)
         ],
     }

@@ -66,7 +66,7 @@ class RateWindow:
         if count_now == count_before:
             return 0, None, None
         buckets = [b - a for a, b in zip(before, now, strict=True)]
-        p50, p99 = (rounded(percentile(buckets, it) * 1000, 2) for it in (0.5, 0.99))
+        p50, p99 = (rounded(percentile(buckets, share) * 1000, 2) for share in (0.5, 0.99))
         return count_now - count_before, p50, p99
 
 
@@ -138,13 +138,13 @@ class Pool:
         for track in self.tracks.values():
             track.gauge.sample(self.stats.members.get(track.member.address), elapsed)
         # What is gone stays in the chart until it has moved out of it.
-        self.gone = [it for it in self.gone if self.samples - it.gone_at < CHART]
+        self.gone = [track for track in self.gone if self.samples - track.gone_at < CHART]
 
     def follow(self, numbers: Iterator[int]) -> list[MemberHistory]:
         """Take up what members have done; returns those whose containers are to be asked for their names."""
         unnamed = self._take_events()
         members = self.view.members
-        for member in [it for it in self.tracks if members.get(it.address) is not it]:
+        for member in [member for member in self.tracks if members.get(member.address) is not member]:
             track = self.tracks.pop(member)
             successor = members.get(member.address)
             self._name_events(unnamed.get(member.address, ()), track, successor.since if successor else inf)
@@ -172,7 +172,7 @@ class Pool:
     def due(self) -> list[MemberHistory]:
         """Those whose names are to be asked for again with this sample: each in its turn, so that there is no burst."""
         every = max(EVERY, len(self.tracks) // QUESTIONS)
-        return [it for it in self.tracks.values() if (it.number + self.samples) % every == 0]
+        return [track for track in self.tracks.values() if (track.number + self.samples) % every == 0]
 
     def take_name(self, track: MemberHistory, name: str, asked_at: float, numbers: Iterator[int]) -> bool:
         """DNS has said whose the address is, ``asked_at`` or later; whether that is news."""
@@ -204,7 +204,7 @@ class Pool:
     def _take_events(self) -> Mapping[Address, list[Event]]:
         """Those that have no name yet, by their members."""
         events = self.stats.events
-        self._changed |= {it.number: it for it in events.pop_changes()}
+        self._changed |= {change.number: change for change in events.pop_changes()}
         unnamed: defaultdict[Address, list[Event]] = defaultdict(list)
         for event in events.recent:
             if event.member and event.name is None:
@@ -212,7 +212,7 @@ class Pool:
         return unnamed
 
     def _last_of(self, address: Address) -> MemberHistory | None:
-        return next((it for it in reversed(self.gone) if it.member.address == address), None)
+        return next((track for track in reversed(self.gone) if track.member.address == address), None)
 
     def _name_events(self, events: Iterable[Event], track: MemberHistory | None, end: float) -> None:
         """Give the events of a container, which are those before ``end``, its name, or none for good."""
@@ -262,7 +262,7 @@ class Pool:
             "recent": recent,
             "p50_ms": p50,
             "p99_ms": p99,
-            "in_flight": sum(it.in_flight for it in self.tracks),
+            "in_flight": sum(track.in_flight for track in self.tracks),
             "queued": self.view.queued,
             "queued_ever": self.stats.queued,
             "requests": total.count,

@@ -84,5 +84,5 @@ def by_name(pools: Iterable[V]) -> dict[str, V]:
         name = pool.name or pool.settings.alias
         precise = f"{name}:{pool.settings.upstream_port}"
         names = chain([name, precise], (f"{precise}/{number}" for number in count(2)))
-        found[next(it for it in names if it not in found)] = pool
+        found[next(name for name in names if name not in found)] = pool
     return found

@@ -155,14 +155,14 @@ class Reporter:
         if self._whole:
             self._told.clear()
         pools = self._balancer.current()
-        self._told = {it: self._told.get(it, _Told()) for it in pools}
+        self._told = {pool: self._told.get(pool, _Told()) for pool in pools}
         unrouted = self._balancer.stats if isinstance(self._balancer, Pools) else None
         clients = self._balancer.proxy.connections
         report = Report(
             Usage.own(self._number),
             self._started,
             self._whole,
-            [_pool_report(it, it.stats, self._told[it], self._whole) for it in pools if it.stats],
+            [_pool_report(pool, pool.stats, self._told[pool], self._whole) for pool in pools if pool.stats],
             unrouted,
             None if clients is None else len(clients),
         )
@@ -176,8 +176,8 @@ def display_name(pool: LoadBalancer) -> str:
 
 
 def _pool_report(pool: LoadBalancer, stats: Stats, told: _Told, whole: bool) -> PoolReport:
-    rows = {address: Row.of(it) for address, it in pool.members.items()}
-    marks = {address: it.mark for address, it in stats.members.items()}
+    rows = {address: Row.of(member) for address, member in pool.members.items()}
+    marks = {address: member.mark for address, member in stats.members.items()}
     snapshot = pool.snapshot
     same = bool(snapshot and told.snapshot and snapshot.answers == told.snapshot.answers)
     counted = stats.without_members()
@@ -187,7 +187,7 @@ def _pool_report(pool: LoadBalancer, stats: Stats, told: _Told, whole: bool) -> 
         name=display_name(pool),
         settings=pool.settings,
         members={address: rows[address] for address in changed(rows, told.members)},
-        left=[it for it in told.members if it not in rows],
+        left=[address for address in told.members if address not in rows],
         stats=counted,
         events=list(stats.events.recent) if whole else taken,
         snapshot=None if same else snapshot,

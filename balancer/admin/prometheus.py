@@ -36,9 +36,9 @@ from balancer.telemetry.stats import BOUNDS, Stats, Tally, by_class, cumulated
 from balancer.version import __version__
 
 # A member that is leaving is no member any more.
-STATES = tuple(it for it in State if it is not State.LEAVING)
+STATES = tuple(state for state in State if state is not State.LEAVING)
 # Upper bounds of the histograms' buckets, in seconds: those of Stats that are 1, 2.5 or 5 in their decade.
-BUCKETS = tuple(it for it in BOUNDS if f"{it:e}".startswith(("1.0", "2.5", "5.0")))
+BUCKETS = tuple(bound for bound in BOUNDS if f"{bound:e}".startswith(("1.0", "2.5", "5.0")))
 # How many lines are made in one go, of the 5 to 9 us that each takes.
 BATCH = 100
 # What ends a body in the OpenMetrics format.
@@ -214,7 +214,7 @@ class _Families:
     """The metrics of METRICS, in that order, that are filled in."""
 
     def __init__(self) -> None:
-        self._families = {it.name: _empty(it) for it in METRICS}
+        self._families = {metric.name: _empty(metric) for metric in METRICS}
 
     def __iter__(self) -> Iterator[Metric]:
         return iter(self._families.values())
@@ -239,7 +239,7 @@ def _empty(spec: Spec) -> Metric:
 
 def _add_pool(found: _Families, labels: Labels, pool: View) -> None:
     members = pool.members
-    states = Counter(it.state for it in members.values())
+    states = Counter(member.state for member in members.values())
     for state in STATES:
         found.add("balancer_members", {**labels, "state": state}, states[state])
     found.add("balancer_members_available", labels, pool.available)

@@ -67,8 +67,8 @@ class StatusFeed:
 
     def pools(self) -> list[Pool]:
         """One for each that counts what it does."""
-        wanted = {name: it for name, it in by_name(self._views()).items() if it.stats}
-        if [(it.name, it.view) for it in self._pools.values()] != list(wanted.items()):
+        wanted = {name: view for name, view in by_name(self._views()).items() if view.stats}
+        if [(pool.name, pool.view) for pool in self._pools.values()] != list(wanted.items()):
             known = self._pools
             now = self._clock()
             self._pools = {}
@@ -162,7 +162,7 @@ class StatusFeed:
             for pool in self.pools()
             for event in pool.stats.events.recent
         ]
-        return [told for _, _, told in sorted(found, key=lambda it: it[:2])]
+        return [told for _, _, told in sorted(found, key=lambda entry: entry[:2])]
 
     def _follow(self) -> None:
         for pool in self.pools():
@@ -246,8 +246,8 @@ class StatusFeed:
             if self._known != self.number:
                 pool.sent_members = pool.member_rows(self.wall)
                 pool.sent_values = pool.value_rows()
-            tracks = [(it, 0) for it in pool.tracks.values()]
-            tracks += [(it, pool.samples - it.gone_at) for it in pool.gone]
+            tracks = [(track, 0) for track in pool.tracks.values()]
+            tracks += [(track, pool.samples - track.gone_at) for track in pool.gone]
             pools.append(
                 {
                     "name": pool.name,
@@ -263,7 +263,7 @@ class StatusFeed:
                     "refused": list(pool.refused),
                     "summary": pool.summary(),
                     "dns": self.dns(pool),
-                    "changes": [self.event_json(it, pool.name) for it in pool.stats.events.dns],
+                    "changes": [self.event_json(change, pool.name) for change in pool.stats.events.dns],
                 }
             )
         self._known = self.number
@@ -287,20 +287,24 @@ class StatusFeed:
             "time": iso(self.wall(snapshot.when)),
             "answers": [
                 {
-                    "record": it.record,
-                    "rcode": it.rcode,
-                    "outcome": it.outcome.value,
-                    "addresses": len(it.endpoints),
-                    "truncated": it.over_tcp,
+                    "record": answer.record,
+                    "rcode": answer.rcode,
+                    "outcome": answer.outcome.value,
+                    "addresses": len(answer.endpoints),
+                    "truncated": answer.over_tcp,
                 }
-                for it in snapshot.answers
+                for answer in snapshot.answers
             ],
         }
 
     def status(self) -> Json:
         """All there is to know of the pools and their members."""
         self._follow()
-        return {"version": __version__, "time": iso(self._now()), "pools": [self._status(it) for it in self.pools()]}
+        return {
+            "version": __version__,
+            "time": iso(self._now()),
+            "pools": [self._status(pool) for pool in self.pools()],
+        }
 
     def _status(self, pool: Pool) -> Json:
         summary = pool.summary()
@@ -313,7 +317,7 @@ class StatusFeed:
             "dns": self.dns(pool),
             "members": [
                 self._member(pool, member, values[pool.tracks[member].number], summary["recent"])
-                for member in sorted(pool.tracks, key=lambda it: it.address)
+                for member in sorted(pool.tracks, key=lambda track: track.address)
             ],
         }
 

@@ -116,7 +116,7 @@ def _carries_body(scope: Scope) -> bool:
 
 def make_request(scope: Scope, active: HttpRequest) -> Request:
     # ASGI has no message for trailers, so members do not learn that they are welcome.
-    headers: Headers = [it for it in scope["headers"] if it[0] != b"te"]
+    headers: Headers = [pair for pair in scope["headers"] if pair[0] != b"te"]
     return Request(
         method=scope["method"],
         target=target(scope),

@@ -45,9 +45,9 @@ def prefix(scope: Scope) -> bytes:
 
 def _below(path: str, root: str, app_root: str) -> str:
     """What of a decoded path is below the mount."""
-    for it in (root.rstrip("/"), root.removeprefix(app_root).rstrip("/")):
-        if path.startswith(it) and path[len(it) :][:1] in ("", "/"):
-            return path[len(it) :]
+    for mount in (root.rstrip("/"), root.removeprefix(app_root).rstrip("/")):
+        if path.startswith(mount) and path[len(mount) :][:1] in ("", "/"):
+            return path[len(mount) :]
     return path
 
 

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    given = {it.name: value for it in fields(Settings) if (value := getattr(arguments, it.name)) is not None}
+    given = {field.name: value for field in fields(Settings) if (value := getattr(arguments, field.name)) is not None}
     for line in misspelt(os.environ):
         print(line, file=sys.stderr)
     settings = Settings.load(os.environ, given)
@@ -179,7 +179,7 @@ async def _look(settings: Settings) -> bool:
     from balancer.members.probe_scheduler import PROBES_AT_ONCE
 
     snapshot = await DnsResolver(settings)()
-    addresses = sorted({it.address for answer in snapshot.answers for it in answer.endpoints})
+    addresses = sorted({endpoint.address for answer in snapshot.answers for endpoint in answer.endpoints})
     print(f"\nDNS for {settings.alias}: {snapshot.describe()}")
     probe, places = make_probe(settings), asyncio.Semaphore(PROBES_AT_ONCE)
 

@@ -111,7 +111,7 @@ def _ask(admin: Address, token: str | None) -> Answer:
         found = json.loads(text)
         if not isinstance(found, dict) or not isinstance(found.get("processes"), list):
             raise ValueError("it takes a JSON object with a list of processes")
-        serving = [_number(it, "pid", 1) for it in found["processes"]]
+        serving = [_number(process, "pid", 1) for process in found["processes"]]
         answer = Answer(_number(found, "supervisor", 1), _number(found, "generation", 0), serving)
         proof = str(found.get("proof")).encode()
     except (ValueError, RecursionError) as error:

@@ -59,7 +59,9 @@ def _nameserver(text: str) -> Address:
 
 def _dns_name(text: str) -> str:
     labels = text.removesuffix(".").split(".")
-    if len(text) > 253 or not all(re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", it) for it in labels):
+    if len(text) > 253 or not all(
+        re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", label) for label in labels
+    ):
         raise ValueError("not a DNS name")
     return text
 

@@ -222,7 +222,7 @@ class Settings:
             SettingsError: Values cannot be used; with a line for each.
             TypeError: A name is not that of a setting.
         """
-        known = {it.name: it for it in fields(cls)}
+        known = {field.name: field for field in fields(cls)}
         values: dict[str, Any] = {}
         written: dict[str, str] = {}
         problems: list[str] = []
@@ -300,8 +300,8 @@ class Settings:
     def rows(self) -> list[tuple[str, str, str]]:
         """(variable, value in effect, meaning) of every setting, for people to read."""
         return [
-            (variable(it.name), show(getattr(self, it.name), it.metadata["kind"]), it.metadata["meaning"])
-            for it in fields(self)
+            (variable(field.name), show(getattr(self, field.name), field.metadata["kind"]), field.metadata["meaning"])
+            for field in fields(self)
         ]
 
 
@@ -310,7 +310,7 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
 
     Others are let be: orchestrators inject names such as ``BALANCER_SERVICE_HOST`` on their own.
     """
-    known = [variable(it.name) for it in fields(Settings)]
+    known = [variable(field.name) for field in fields(Settings)]
     lines = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:

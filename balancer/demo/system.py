@@ -91,7 +91,9 @@ class System:
         """Start or stop workers until ``count`` of them run. The newest goes first."""
         stopping = [self.workers.pop() for _ in range(len(self.workers) - count)]
         starting = [self._new_worker() for _ in range(count - len(self.workers))]
-        await asyncio.gather(*(self._start_worker(it) for it in starting), *(self._stop_worker(it) for it in stopping))
+        await asyncio.gather(
+            *(self._start_worker(name) for name in starting), *(self._stop_worker(name) for name in stopping)
+        )
 
     def _new_worker(self) -> str:
         self._started += 1
@@ -100,7 +102,7 @@ class System:
         taken = {host for host, _ in self._places.values()}
         hosts = (f"{WORKER_NETWORK}{number}" for number in range(1, 255))
         if self.own_addresses:
-            self._places[name] = (next(it for it in hosts if it not in taken), self._worker_port)
+            self._places[name] = (next(host for host in hosts if host not in taken), self._worker_port)
         else:
             self._places[name] = ("127.0.0.1", free_port())
         return name

@@ -47,7 +47,7 @@ class Reply:
                 found = [wire[start : start + length] for _, kind, start, length in records if kind == record]
         except (struct.error, IndexError, ValueError) as error:
             raise OSError(f"malformed answer: {error}") from error
-        if any(len(it) != size for it in found):
+        if any(len(data) != size for data in found):
             raise OSError("malformed answer: an address of another length")
         return found
 
@@ -71,7 +71,7 @@ class Reply:
                     given.setdefault(_name(wire, name, names), []).append(unpack(wire[start : start + length]))
         except (struct.error, IndexError, ValueError) as error:
             raise OSError(f"malformed answer: {error}") from error
-        targets = {it.target for it in found}
+        targets = {service.target for service in found}
         return found, {name: tuple(sorted(hosts)) for name, hosts in given.items() if name in targets}
 
     def _sections(self) -> tuple[tuple[int, int, int], int]:

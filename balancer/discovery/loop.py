@@ -71,5 +71,5 @@ class Discovery:
             return
         if number > self._delivered:
             self._delivered = number
-            self._pace.answered(any(it.endpoints for it in snapshot.answers), self._clock())
+            self._pace.answered(any(answer.endpoints for answer in snapshot.answers), self._clock())
             self._deliver(snapshot)

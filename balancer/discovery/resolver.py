@@ -55,7 +55,7 @@ class DnsResolver:
     def __init__(self, settings: Settings, clock: Clock = time.monotonic, system: System | None = None) -> None:
         how = System([settings.resolver]) if settings.resolver else system or read_system()
         self._servers = how.servers
-        self._names = [dns.name.from_text(it) for it in candidates(settings.alias, how.search, how.ndots)]
+        self._names = [dns.name.from_text(name) for name in candidates(settings.alias, how.search, how.ndots)]
         self._search = SearchList(len(self._names))
         self._port = settings.upstream_port
         self._records = settings.dns_record.upper().split("+")
@@ -81,11 +81,11 @@ class DnsResolver:
         said = answers.get(self._search.in_use) or found
         if not self._search.is_empty():
             # Members may be there under another name.
-            said = tuple(replace(it, outcome=Outcome.UNKNOWN) for it in said)
+            said = tuple(replace(answer, outcome=Outcome.UNKNOWN) for answer in said)
         return Snapshot(said, self._clock(), asked=asked)
 
     async def _ask_all(self, name: dns.name.Name) -> tuple[Answer, ...]:
-        return tuple(await asyncio.gather(*(self._ask(name, it) for it in self._records)))
+        return tuple(await asyncio.gather(*(self._ask(name, record) for record in self._records)))
 
     async def _ask(self, name: dns.name.Name, record: str) -> Answer:
         try:
@@ -129,7 +129,7 @@ class DnsResolver:
         found = reply.packed(dns.rdatatype.from_text(record))
         known, endpoints = self._last.get(record, ({}, frozenset()))
         if known.keys() != set(found):
-            places = {it: known.get(it) or Endpoint(Address(unpack(it), self._port)) for it in found}
+            places = {packed: known.get(packed) or Endpoint(Address(unpack(packed), self._port)) for packed in found}
             endpoints = frozenset(places.values())
             self._last[record] = places, endpoints
         return endpoints  # The very same set is recognized as no news further on.
@@ -137,13 +137,13 @@ class DnsResolver:
     async def _services(self, reply: Reply) -> frozenset[Endpoint]:
         found, given = reply.services()
         services = frozenset(found)
-        hosts = await self._targets.resolve({it.target for it in services}, given)
+        hosts = await self._targets.resolve({service.target for service in services}, given)
         if self._last_services and self._last_services[:2] == (services, hosts):
             return self._last_services[2]
         endpoints = frozenset(
-            Endpoint(Address(host, it.port), it.priority, it.weight)
-            for it in services
-            for host in hosts.get(it.target, ())
+            Endpoint(Address(host, service.port), service.priority, service.weight)
+            for service in services
+            for host in hosts.get(service.target, ())
         )
         self._last_services = services, hosts, endpoints
         return endpoints
@@ -173,9 +173,9 @@ def read_system(path: Path | None = None) -> System:
         ) from error
     servers = [Address(str(server), resolver.port) for server in resolver.nameservers]
     ndots = 1 if resolver.ndots is None else resolver.ndots
-    if not ndots or any(it.host == DOCKER_DNS for it in servers):
+    if not ndots or any(server.host == DOCKER_DNS for server in servers):
         return System(servers)
-    return System(servers, [it.to_text() for it in resolver.search], ndots)
+    return System(servers, [domain.to_text() for domain in resolver.search], ndots)
 
 
 def system_nameservers() -> list[Address]:
@@ -185,5 +185,5 @@ def system_nameservers() -> list[Address]:
 
 def _overall(answers: Sequence[Answer]) -> Outcome:
     """What a name has said in all: a record type that it has nothing of does not take anything from the others."""
-    outcomes = {it.outcome for it in answers}
-    return next(it for it in (Outcome.FOUND, Outcome.UNKNOWN, Outcome.EMPTY) if it in outcomes)
+    outcomes = {answer.outcome for answer in answers}
+    return next(outcome for outcome in (Outcome.FOUND, Outcome.UNKNOWN, Outcome.EMPTY) if outcome in outcomes)

@@ -33,7 +33,7 @@ def candidates(alias: str, domains: Sequence[str], ndots: int) -> list[str]:
     whole = f"{alias}."
     searched = [f"{whole}{domain.strip('.')}.".replace("..", ".") for domain in domains]
     order = [*searched, whole] if alias.count(".") < ndots else [whole, *searched]
-    return [it for it in dict.fromkeys(order) if len(it) <= NAME_MAX] or [whole]
+    return [name for name in dict.fromkeys(order) if len(name) <= NAME_MAX] or [whole]
 
 
 class SearchList:

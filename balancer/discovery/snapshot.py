@@ -73,7 +73,8 @@ class Snapshot:
     def describe(self) -> str:
         """Return words for a log line: ``A: NOERROR, 3 endpoints``."""
         said = "; ".join(
-            f"{it.record}: {it.rcode}, {len(it.endpoints)} endpoints{', over TCP' if it.over_tcp else ''}"
-            for it in self.answers
+            f"{answer.record}: {answer.rcode}, {len(answer.endpoints)} endpoints"
+            + (", over TCP" if answer.over_tcp else "")
+            for answer in self.answers
         )
         return f"{said} ({self.name})" if self.name else said

@@ -47,15 +47,15 @@ class SrvTargets:
             self._loop, self._workers = asyncio.get_running_loop(), 0
             self._waiting.clear()
             self._asked.clear()
-        names = [it for it in wanted if it not in given]
-        new = [it for it in names if it not in self._known]
+        names = [name for name in wanted if name not in given]
+        new = [name for name in names if name not in self._known]
         missing = frozenset(names)
-        turns = [it for it in self._known if it in missing][: max(0, REFRESHED - len(new))]
+        turns = [name for name in self._known if name in missing][: max(0, REFRESHED - len(new))]
         if names:
             await self._ask(new + turns)
         self._known = {name: hosts for name, hosts in self._known.items() if name in missing}
-        found = {**{it: self._known[it] for it in names if it in self._known}, **given}
-        hosts = {it: found[it] for it in wanted if it in found}
+        found = {**{name: self._known[name] for name in names if name in self._known}, **given}
+        hosts = {name: found[name] for name in wanted if name in found}
         if len(hosts) < len(wanted) and not any(hosts.values()):
             raise OSError(self._failure)
         return hosts
@@ -66,7 +66,7 @@ class SrvTargets:
             if name not in self._asked:
                 self._asked[name] = asyncio.get_running_loop().create_future()
                 self._waiting.append(name)
-        pending = [self._asked[it] for it in names]
+        pending = [self._asked[name] for name in names]
         room = min(QUERIES_AT_ONCE - self._workers, len(self._waiting))
         self._workers += room
         try:

@@ -141,8 +141,8 @@ class Admission:
         if changed is None or first:
             self._policy.build(available)
         else:
-            added = [it for it in changed if self._membership.is_available(it)]
-            removed = [it for it in changed if not self._membership.is_available(it)]
+            added = [member for member in changed if self._membership.is_available(member)]
+            removed = [member for member in changed if not self._membership.is_available(member)]
             self._policy.update(available, added, removed)
 
 

@@ -19,7 +19,7 @@ def chunk(piece: bytes) -> bytes:
 
 def last_chunk(trailers: Headers) -> bytes:
     """The end of a body of unknown length, with the trailers that follow it (section 7.1.2)."""
-    return b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % it for it in trailers) if trailers else b"0\r\n\r\n"
+    return b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % pair for pair in trailers) if trailers else b"0\r\n\r\n"
 
 
 def overhead(received: int, data: int) -> int:

@@ -103,7 +103,7 @@ def response_headers(headers: Headers) -> Headers:
 
 def trailers(fields: Headers) -> Headers:
     """The fields after a body that go on."""
-    return [it for it in fields if it[0] not in NO_TRAILERS and not it[0].startswith((_X_FORWARDED, b"if-"))]
+    return [pair for pair in fields if pair[0] not in NO_TRAILERS and not pair[0].startswith((_X_FORWARDED, b"if-"))]
 
 
 def announces_close(headers: Headers) -> bool:
@@ -241,7 +241,7 @@ def with_prefix(headers: Headers, prefix: bytes) -> Headers:
         piece.strip().rstrip(b"/") for name, value in headers if name == PREFIX_FIELD for piece in value.split(b",")
     )
     whole = prefix if prefix.startswith(known) else known + prefix
-    return [*(it for it in headers if it[0] != PREFIX_FIELD), (PREFIX_FIELD, whole)]
+    return [*(pair for pair in headers if pair[0] != PREFIX_FIELD), (PREFIX_FIELD, whole)]
 
 
 @remembering(1024, size=lambda hop: sum(map(len, hop)))

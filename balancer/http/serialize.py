@@ -9,7 +9,7 @@ from balancer.http.headers import Headers
 # Statuses whose responses have no body, whatever their fields say (RFC 9112 section 6.3), besides 1xx.
 NO_BODY = frozenset({204, 304})
 
-_STATUS_LINES = {it.value: b"HTTP/1.1 %d %b" % (it.value, it.phrase.encode()) for it in HTTPStatus}
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 
 
 def request_head(method: str, target: bytes, headers: Headers) -> bytes:

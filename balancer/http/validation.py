@@ -147,7 +147,7 @@ def head_size(target: bytes, fields: Headers) -> int:
 
 
 def _carries_http(upgrade: bytes) -> bool:
-    return any(it.strip().lower().startswith(_NOT_TUNNELLED) for it in upgrade.split(b","))
+    return any(protocol.strip().lower().startswith(_NOT_TUNNELLED) for protocol in upgrade.split(b","))
 
 
 @remembering(1024)
@@ -162,7 +162,7 @@ def _absolute(method: bytes, target: bytes, fields: Headers, host: bytes) -> tup
     found = _ABSOLUTE.fullmatch(target)
     if not found or not _is_host(found[1]):
         raise malformed("the request target is neither a path nor a URL")
-    fields[:] = [(b"host", found[1]), *(it for it in fields if it[0] != b"host")]
+    fields[:] = [(b"host", found[1]), *(pair for pair in fields if pair[0] != b"host")]
     # Without a path, OPTIONS means the server itself (section 3.2.4).
     path = found[2] or (b"*" if method == b"OPTIONS" else b"/")
     return (b"/" + path if path.startswith(b"?") else path), found[1]

@@ -127,7 +127,7 @@ class Membership:
 
     def ejected(self) -> Iterable[Member]:
         """The members that are down by the evidence of failed requests alone."""
-        return (it for it in self._accused if not it.drained)
+        return (member for member in self._accused if not member.drained)
 
     def shortage(self) -> str:
         """Why no member is available: how many there are, and the reasons of the first NAMED."""
@@ -135,8 +135,8 @@ class Membership:
             return f"no member, DNS says {self._snapshot.describe()}" if self._snapshot else "DNS has not answered yet"
         count = len(self.members)
         reasons = [
-            f"{it.address}: {'drained by hand' if it.drained else it.reason}"
-            for it in islice(self.members.values(), NAMED)
+            f"{member.address}: {'drained by hand' if member.drained else member.reason}"
+            for member in islice(self.members.values(), NAMED)
         ]
         more = [f"{count - NAMED} more"] if count > NAMED else []
         return f"{count} member{'' if count == 1 else 's'}, {'; '.join(reasons + more)}"
@@ -186,13 +186,13 @@ class Membership:
 
     def _leave(self, left: Sequence[Member], now: float) -> None:
         """Members left DNS. All at once: to take them out one by one would take longer with each."""
-        tiers = {it.tier for it in left if it.tier}
+        tiers = {member.tier for member in left if member.tier}
         for member in left:
             self._enter(member, State.LEAVING, HealthEvent.LEFT_DNS.value, now)
             self._accused.pop(member, None)
             self._unnamed.pop(member, None)
         for tier in tiers:
-            if stay := [it for it in self._tiers[tier] if it.state is not State.LEAVING]:
+            if stay := [member for member in self._tiers[tier] if member.state is not State.LEAVING]:
                 self._tiers[tier] = stay
             else:
                 del self._tiers[tier]
@@ -278,7 +278,10 @@ class Membership:
 
     def _is_named(self, member: Member) -> bool:
         """Whether DNS has named it since contact with it failed."""
-        return any(it.asked >= member.failed_at and member.endpoint in it.endpoints for it in self._families.values())
+        return any(
+            family.asked >= member.failed_at and member.endpoint in family.endpoints
+            for family in self._families.values()
+        )
 
     def _explain(self, member: Member, reason: str) -> None:
         """Its state has not changed, but perhaps the reason for it."""

@@ -60,7 +60,7 @@ def health_request(settings: Settings) -> bytes:
 
 def service_name(alias: str) -> str:
     """An alias as a host: without a final dot, and without the ``_service._proto`` of SRV (RFC 2782)."""
-    return ".".join(it for it in alias.rstrip(".").split(".") if not it.startswith("_")) or alias
+    return ".".join(label for label in alias.rstrip(".").split(".") if not label.startswith("_")) or alias
 
 
 def _judge(path: str, status_line: bytes) -> Verdict:

@@ -203,14 +203,14 @@ class Prober:
         # Neither those who are well nor those who fail keep the others waiting: they take turns.
         wanted = PATIENT
         while self._regular.left >= 1 and (
-            wanted := [it for it in wanted if self._waiting[it] and self._has_place(it)]
+            wanted := [kind for kind in wanted if self._waiting[kind] and self._has_place(kind)]
         ):
             for urgency in wanted:
                 self._regular.left -= self._begin(self._next(urgency), now, probes)
         again = inf
-        if any(self._waiting[it] and self._has_place(it) for it in URGENT):
+        if any(self._waiting[kind] and self._has_place(kind) for kind in URGENT):
             again = self._urgent.next_at(now)
-        if any(self._waiting[it] and self._has_place(it) for it in PATIENT):
+        if any(self._waiting[kind] and self._has_place(kind) for kind in PATIENT):
             again = min(again, self._regular.next_at(now))
         return again
 

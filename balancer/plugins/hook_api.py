@@ -100,12 +100,12 @@ class HeaderFields:
     def set(self, name: str | bytes, value: str | bytes) -> None:
         """Replace all headers of a name by one, at the end; arguments and errors are those of ``add``."""
         field = self._field(name, value)
-        self._pairs = [*(it for it in self._pairs if it[0] != field[0]), field]
+        self._pairs = [*(pair for pair in self._pairs if pair[0] != field[0]), field]
 
     def remove(self, name: str | bytes) -> None:
         """Remove all headers of a name; without one, nothing changes. Raises ValueError as ``add`` does."""
         key = self._name(name)
-        self._pairs = [it for it in self._pairs if it[0] != key]
+        self._pairs = [pair for pair in self._pairs if pair[0] != key]
 
     def __contains__(self, name: str) -> bool:
         key = name.lower().encode("latin-1", "replace")

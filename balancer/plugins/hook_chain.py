@@ -47,9 +47,9 @@ class HookChain:
         self._reports = reports
         self._called: dict[str, list[_Hook]] = {
             name: [
-                _Hook(f"{name} of {name_of(it)}", getattr(it, name), it.fail_closed)
-                for it in hooks
-                if overrides(it, name)
+                _Hook(f"{name} of {name_of(hook)}", getattr(hook, name), hook.fail_closed)
+                for hook in hooks
+                if overrides(hook, name)
             ]
             for name in METHODS
         }
@@ -59,7 +59,7 @@ class HookChain:
 
     def observers(self) -> list[Observer]:
         """Who has to be told of members."""
-        wanted = any(self._called[it] for it in ("on_member_added", "on_member_removed", "on_member_state_changed"))
+        wanted = any(self._called[name] for name in ("on_member_added", "on_member_removed", "on_member_state_changed"))
         return [_MemberHooks(self)] if wanted else []
 
     def request(self, request: HookRequest) -> Refusal | None:

@@ -95,7 +95,7 @@ def _own(request: Request) -> Request:
     headers = request.headers
     if options := connection(headers):
         gone = nominated(options) | {b"connection"}
-        headers = [it for it in headers if it[0] not in gone]
+        headers = [pair for pair in headers if pair[0] not in gone]
     return Request(
         request.method, request.target, headers, request.client, request.scheme, request.body, request.chunked,
         request.upgrade, request.expects, request.host, request.id,

@@ -87,9 +87,9 @@ def load(settings: Settings, rng: Random, policy: Policy | None = None, more: It
             found = _find(name, HOOKS_GROUP, HOOKS)
             is_made = isinstance(found.target, Hooks)
             hooks.append(_check_hooks(_given(*found) if is_made else _make(found, settings, rng, "hooks")))
-    for it in more:
-        with _problem(_as_given("hooks", it), problems):
-            hooks.append(_check_hooks(_given(name_of(it), it)))
+    for observer in more:
+        with _problem(_as_given("hooks", observer), problems):
+            hooks.append(_check_hooks(_given(name_of(observer), observer)))
     if problems:
         raise SettingsError(problems)
     reports = Reports()
@@ -99,9 +99,9 @@ def load(settings: Settings, rng: Random, policy: Policy | None = None, more: It
 def check(observers: Iterable[object], trace: object, probe: object, resolve: object) -> None:
     """Raise SettingsError with a line for each collaborator that cannot work. None stands for the balancer's own."""
     problems: list[str] = []
-    for it in observers:
-        with _problem(_as_given("observers", it), problems):
-            _check_observer(_given(name_of(it), it))
+    for observer in observers:
+        with _problem(_as_given("observers", observer), problems):
+            _check_observer(_given(name_of(observer), observer))
     if trace is not None:
         with _problem(_as_given("trace", trace), problems):
             _check_call("it", trace, 1)
@@ -147,12 +147,21 @@ def _entry_point(name: str, group: str, kind: Kind) -> str:
     from importlib import metadata  # takes a while, and most do without
 
     installed = metadata.entry_points(group=group)
-    found = {it.value.partition("[")[0].strip(): it for it in installed if it.name == name}
+    found = {
+        entry_point.value.partition("[")[0].strip(): entry_point
+        for entry_point in installed
+        if entry_point.name == name
+    }
     if not found:
-        names = ", ".join(sorted({it.name for it in installed})) or "none"
+        names = ", ".join(sorted({entry_point.name for entry_point in installed})) or "none"
         raise _Broken(f"it takes {kind.accepts}; entry points that are installed: {names}")
     if len(found) > 1:
-        packages = ", ".join(sorted(f"{place} of {it.dist.name if it.dist else '?'}" for place, it in found.items()))
+        packages = ", ".join(
+            sorted(
+                f"{place} of {entry_point.dist.name if entry_point.dist else '?'}"
+                for place, entry_point in found.items()
+            )
+        )
         raise _Broken(f"several packages have an entry point of that name ({packages}): say module:class")
     return next(iter(found))
 
@@ -190,13 +199,17 @@ def _make(found: _Found, settings: Settings, rng: Random, what: str) -> _Made:
     except (TypeError, ValueError):  # so it is with some that are written in C
         parameters = {}
     named = {
-        it.name for it in parameters.values() if it.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, it.KEYWORD_ONLY)
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     given = {name: value for name, value in (("settings", settings), ("rng", rng)) if name in named}
     missing = [
-        it.name
-        for it in parameters.values()
-        if it.default is it.empty and it.kind not in (it.VAR_POSITIONAL, it.VAR_KEYWORD) and it.name not in given
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.name not in given
     ]
     if missing:
         raise _Broken(f"{found.place} asks for {', '.join(missing)}, and can get settings and rng")
@@ -274,7 +287,9 @@ def _check_await(function: object, arguments: int) -> None:
     _check_arguments("it", function, arguments)
     layers = list(_layers(function))
     # Of what is not written in Python, this cannot be told.
-    if inspect.isfunction(layers[-1]) and not any(inspect.iscoroutinefunction(inspect.unwrap(it)) for it in layers):
+    if inspect.isfunction(layers[-1]) and not any(
+        inspect.iscoroutinefunction(inspect.unwrap(layer)) for layer in layers
+    ):
         raise _Broken("it is not a coroutine function, and the balancer awaits it")
 
 

@@ -65,7 +65,7 @@ class HashRing(Policy):
         self._fallback.build(members)
         self._shares.build(members)
         wanted = dict.fromkeys(members)
-        self._change(members, [it for it in self._counts if it not in wanted], members)
+        self._change(members, [member for member in self._counts if member not in wanted], members)
 
     def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
         self._fallback.update(members, added, removed)
@@ -76,9 +76,9 @@ class HashRing(Policy):
         full, self._full = self._full, self._shares.heaviest
         self._take_out(removed)
         # If the heaviest is another one, everybody's share of the points is.
-        counts = ((it, self._count(it)) for it in (added if full == self._full else members))
-        changed = [(it, count) for it, count in counts if self._counts.get(it) != count]
-        self._resize(self._size + sum(count - self._counts.get(it, 0) for it, count in changed))
+        counts = ((member, self._count(member)) for member in (added if full == self._full else members))
+        changed = [(member, count) for member, count in counts if self._counts.get(member) != count]
+        self._resize(self._size + sum(count - self._counts.get(member, 0) for member, count in changed))
         many = len(changed) > len(self._pieces)
         for member, count in changed:
             self._set(member, count, in_order=not many)
@@ -118,7 +118,7 @@ class HashRing(Policy):
                 piece.remove(point)
 
     def _take_out(self, removed: Collection[Member]) -> None:
-        known = [it for it in removed if it in self._counts]
+        known = [member for member in removed if member in self._counts]
         if len(known) == len(self._counts):
             self._pieces, self._shift, self._size = [array("Q")], PLACE_BITS, 0
             self._members, self._free, self._numbers, self._counts = [], [], {}, {}
@@ -128,11 +128,11 @@ class HashRing(Policy):
             if few:
                 self._set(member, 0, in_order=True)
             self._size -= self._counts.pop(member)
-        numbers = [self._numbers.pop(it) for it in known]
+        numbers = [self._numbers.pop(member) for member in known]
         self._free += numbers
         if not few:
             taken = frozenset(numbers)
-            left = ((it for it in piece if it & NUMBER not in taken) for piece in self._pieces)
+            left = ((point for point in piece if point & NUMBER not in taken) for piece in self._pieces)
             self._pieces = [array("Q", points) for points in left]
 
     def _resize(self, size: int) -> None:
@@ -184,4 +184,4 @@ def _points(member: Member, count: int, number: int) -> list[int]:
     """The first ``count`` of a member's points. Their places depend on its address alone."""
     name = str(member.address).encode()
     wide = (blake2b(name, digest_size=64, salt=salt).digest() for salt in _SALTS[: (count + 7) // 8])
-    return [it >> CUT << NUMBER_BITS | number for data in wide for it in _EIGHT.unpack(data)][:count]
+    return [point >> CUT << NUMBER_BITS | number for data in wide for point in _EIGHT.unpack(data)][:count]

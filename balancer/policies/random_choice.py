@@ -57,7 +57,7 @@ class RandomChoice(Policy):
             member = self._draw()
             if member not in exclude:
                 return member
-        left = [it for it in self._members if it not in exclude]
+        left = [member for member in self._members if member not in exclude]
         return self._rng.choices(left, weights_of(left))[0] if left else None
 
     def _draw(self) -> Member:

@@ -80,4 +80,4 @@ class RoundRobin(Policy):
             group.turn += 1
             if not exclude or member not in exclude:
                 return member
-        return next((it for it in self._grouped if it not in exclude), None)
+        return next((member for member in self._grouped if member not in exclude), None)

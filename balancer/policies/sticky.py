@@ -38,7 +38,7 @@ class Sticky(Policy):
 
     def build(self, members: Sequence[Member]) -> None:
         self._inner.build(members)
-        self._members = {_digest(it): it for it in members}
+        self._members = {_digest(member): member for member in members}
 
     def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
         self._inner.update(members, added, removed)

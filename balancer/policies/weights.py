@@ -55,7 +55,7 @@ class Shares:
         if not self.equal:
             floor = self.heaviest / WEIGHT_STEPS
             self._order = list(self._groups.values())
-            self._ends = list(accumulate(max(floor, it) * len(one.members) for it, one in self._groups.items()))
+            self._ends = list(accumulate(max(floor, weight) * len(one.members) for weight, one in self._groups.items()))
 
     def _take_out(self, member: Member) -> None:
         known = self._places.pop(member, None)
@@ -90,13 +90,13 @@ class Shares:
 
 def weights_of(members: Sequence[Member]) -> list[float]:
     """Weights, none below 1 / WEIGHT_STEPS of the largest: RFC 2782 asks for little where it is 0, not for none."""
-    floor = max((it.weight for it in members), default=0.0) / WEIGHT_STEPS or 1.0
-    return [max(floor, it.weight) for it in members]
+    floor = max((member.weight for member in members), default=0.0) / WEIGHT_STEPS or 1.0
+    return [max(floor, member.weight) for member in members]
 
 
 def weighted_round(members: Sequence[Member]) -> list[Member]:
-    top = max(it.weight for it in members)
-    whole = all(float(it.weight).is_integer() for it in members)
+    top = max(member.weight for member in members)
+    whole = all(float(member.weight).is_integer() for member in members)
     scale = 1.0 if whole and top <= WEIGHT_STEPS else WEIGHT_STEPS / top
     equals: dict[int, list[Member]] = {}
     for member in members:

@@ -48,7 +48,7 @@ class Drains(Observer):
                 if str(member.address) in wanted:
                     self._drain(member)
             self._write()
-        if gone := self._drained & {str(it.address) for it in change.left}:
+        if gone := self._drained & {str(member.address) for member in change.left}:
             self._drained -= gone
             self._write()
 

@@ -40,7 +40,7 @@ class Signals:
 
     async def either(self) -> None:
         """Wait for the first of both."""
-        waits = [asyncio.ensure_future(it.wait()) for it in (self.stop, self.leave)]
+        waits = [asyncio.ensure_future(event.wait()) for event in (self.stop, self.leave)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()

@@ -35,9 +35,9 @@ def listening(
     """
     with ExitStack() as stack:
         if inherited:
-            sockets = [stack.enter_context(socket.socket(fileno=it)) for it in inherited]
+            sockets = [stack.enter_context(socket.socket(fileno=descriptor)) for descriptor in inherited]
         else:
-            sockets = [stack.enter_context(it) for it in listen_all(name, address, count)]
+            sockets = [stack.enter_context(sock) for sock in listen_all(name, address, count)]
         made = _identity(address)
         try:
             yield sockets
@@ -59,8 +59,8 @@ def listen_all(name: str, address: Address | UnixSocket, count: int) -> list[soc
         for _ in range(count):
             sockets.append(_listen_tcp(address, shared=True))
     except OSError as error:
-        for it in sockets:
-            it.close()
+        for sock in sockets:
+            sock.close()
         raise _cannot(name, address, error) from error
     return sockets
 

@@ -120,7 +120,7 @@ class Supervisor:
 
     def _on_time(self) -> None:
         now = time.monotonic()
-        due, self._due = self._due, [it for it in self._due if it[0] > now]
+        due, self._due = self._due, [entry for entry in self._due if entry[0] > now]
         for when, slot in due:
             if when <= now:
                 self._start(slot)
@@ -179,7 +179,7 @@ class Supervisor:
         self._selector.unregister(process.news)
         process.ready = bool(os.read(process.news, 1))
         os.close(process.news)
-        if all(it.ready for it in self._processes.values()) and len(self._processes) == len(self._slots):
+        if all(process.ready for process in self._processes.values()) and len(self._processes) == len(self._slots):
             self._settled = True
             if self._old:
                 log.info("reloaded: the processes before leave")
@@ -208,7 +208,7 @@ class Supervisor:
             else:
                 # One of the code before; or, where this is the first process of a container, an orphan.
                 self._leaving.discard(pid)
-                self._old = {name: it for name, it in self._old.items() if it != pid}
+                self._old = {name: number for name, number in self._old.items() if number != pid}
 
     def _ended(self, process: _Process, pid: int, code: int) -> None:
         if self._stopping:
@@ -273,12 +273,12 @@ class Supervisor:
             return
         handover = Handover(
             processes=self._count,
-            data=[it.fileno() for it in self._data],
-            admin=[it.fileno() for it in self._admin],
+            data=[sock.fileno() for sock in self._data],
+            admin=[sock.fileno() for sock in self._admin],
             lifeline=self._lifeline,
             drains=self._drains,
             mark=self._mark,
-            serving={it.slot.name: pid for pid, it in self._processes.items()},
+            serving={process.slot.name: pid for pid, process in self._processes.items()},
             leaving=list(self._leaving),
             generation=self._before.generation + 1,
         )
@@ -298,7 +298,7 @@ class Supervisor:
         log.error("the reload failed: %s; the processes before go on", why)
         new = list(self._processes)
         # They are as good as ours, but for what they run.
-        slots = {it.name: it for it in self._slots}
+        slots = {slot.name: slot for slot in self._slots}
         self._processes = {
             pid: _Process(slots[name], time.monotonic(), -1, ready=True)
             for name, pid in self._old.items()

@@ -39,7 +39,7 @@ def _in_proc(pid: int) -> tuple[int, bool]:
     owner = process.stat().st_uid
     if os.geteuid() not in (0, owner):
         return owner, False  # Its files are not shown.
-    return owner, any(_leads_to(it) == f"/memfd:{MARK} (deleted)" for it in (process / "fd").iterdir())
+    return owner, any(_leads_to(descriptor) == f"/memfd:{MARK} (deleted)" for descriptor in (process / "fd").iterdir())
 
 
 def _leads_to(descriptor: Path) -> str:

@@ -206,11 +206,13 @@ class Worker:
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
         """Listen, and tell the supervisor."""
         work, balancer = self._work, self._balancer
-        if self._post.succeeds and not all(await asyncio.gather(*(it.ready(READY_LIMIT) for it in balancer.current()))):
+        if self._post.succeeds and not all(
+            await asyncio.gather(*(pool.ready(READY_LIMIT) for pool in balancer.current()))
+        ):
             log.error("DNS or members have not answered within %g s", READY_LIMIT)
             raise SystemExit(FAILED)
         await self._listener.start()
-        aliases = sorted({it.alias for it in work.routes.pools.values()}) if work.routes else [self._settings.alias]
+        aliases = sorted({pool.alias for pool in work.routes.pools.values()}) if work.routes else [self._settings.alias]
         log.info("balancer %s: %s on %s", __version__, ", ".join(aliases), self._settings.bind)
         if work.admin:
             unrouted = (lambda: balancer.stats) if isinstance(balancer, Pools) else (lambda: None)
@@ -237,7 +239,9 @@ class Worker:
             self._admin.stop()  # From now on the new one tells.
         self._clients.stop(min(LEAVE_SECONDS, limit))
         await self._listener.close()
-        waits = [asyncio.create_task(it) for it in (self._clients.wait_empty(), self._signals.stop.wait())]
+        waits = [
+            asyncio.create_task(awaitable) for awaitable in (self._clients.wait_empty(), self._signals.stop.wait())
+        ]
         await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()

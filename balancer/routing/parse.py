@@ -39,20 +39,20 @@ def parse_inline(text: str, settings: Settings) -> Table:
     Raises SettingsError with a line for all that is wrong.
     """
     builder = TableBuilder(settings)
-    for entry in filter(None, (it.strip() for it in text.split(","))):
+    for entry in filter(None, (part.strip() for part in text.split(","))):
         where = f"{variable('routes')}: {entry!r}"
         match, equals, target = entry.partition("=")
         if not equals:
             builder.problems.append(f"{where} cannot be used: a route is written as host/path=alias:port")
             continue
         host, slash, path = match.strip().partition("/")
-        place, *options = (it.strip() for it in target.split(";"))
+        place, *options = (part.strip() for part in target.split(";"))
         alias, colon, port = place.partition(":")
         given: dict[str, object] = {"alias": alias.strip()}
         if colon:
             given["upstream_port"] = port.strip() or ":"
         for option in filter(None, options):
-            name, equals, value = (it.strip() for it in option.partition("="))
+            name, equals, value = (part.strip() for part in option.partition("="))
             if not equals or name in given or name in ("host", "path"):
                 builder.problems.append(f"{where} cannot be used: {option!r} is not a setting such as policy=hash")
             else:
@@ -84,14 +84,15 @@ def parse_toml(text: str, settings: Settings, where: str) -> Table:
 
 def describe(table: Table, settings: Settings) -> list[str]:
     """A line for each route, in the order in which they win: where it leads, and what its pool has of its own."""
-    width = max(len(str(it)) for it in table.routes)
+    width = max(len(str(route)) for route in table.routes)
     lines = []
     for route in table.routes:
         pool = table.pools[route.name]
         own = [
-            f"{it.name}={show(getattr(pool, it.name), it.metadata['kind'])}"
-            for it in fields(Settings)
-            if it.name in PER_POOL - {"alias", "upstream_port"} and getattr(pool, it.name) != getattr(settings, it.name)
+            f"{field.name}={show(getattr(pool, field.name), field.metadata['kind'])}"
+            for field in fields(Settings)
+            if field.name in PER_POOL - {"alias", "upstream_port"}
+            and getattr(pool, field.name) != getattr(settings, field.name)
         ]
         if route.strip_prefix:
             own.append("strip_prefix=on")

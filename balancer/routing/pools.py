@@ -78,7 +78,7 @@ class RoutedProxy(Proxy):
 
     def serves(self, dispatcher: Dispatcher) -> bool:
         """Whether any request of this dispatcher is under way."""
-        return any(it.context.dispatcher is dispatcher for it in self.in_flight)
+        return any(active.context.dispatcher is dispatcher for active in self.in_flight)
 
 
 class NoRouteHandler(RequestHandler):
@@ -131,7 +131,7 @@ class Pools:
         self.stats = stats
         self.proxy = RoutedProxy(all_done([*observers, stats] if stats else observers), clock)
         self._make = make
-        self._active = {it: make(it) for it in table.pools.values()}
+        self._active = {settings: make(settings) for settings in table.pools.values()}
         # Those that still have requests, each with the task that waits for their end.
         self._retiring: dict[Settings, tuple[LoadBalancer, asyncio.Task[None]]] = {}
         self._retirements: set[asyncio.Task[None]] = set()
@@ -195,17 +195,17 @@ class Pools:
         except Exception as error:  # of a plug-in, for example
             log.error("the routes stay as they were: a pool cannot be made: %s: %s", type(error).__name__, error)
             return
-        back = {it: self._take_back(it) for it in table.pools.values() if it in self._retiring}
+        back = {settings: self._take_back(settings) for settings in table.pools.values() if settings in self._retiring}
         await asyncio.gather(*map(self._start, new.values()))
-        await asyncio.gather(*(it.ready(READY_SECONDS) for it in new.values()))
+        await asyncio.gather(*(pool.ready(READY_SECONDS) for pool in new.values()))
         before = self._active
         known = before | back | new
-        self._active = {it: known[it] for it in table.pools.values()}
+        self._active = {settings: known[settings] for settings in table.pools.values()}
         self._switch(table)
-        gone = {settings: it for settings, it in before.items() if settings not in self._active}
+        gone = {settings: pool for settings, pool in before.items() if settings not in self._active}
         for settings, pool in gone.items():
             self._retire(settings, pool)
-        names = ("new", [it.name for it in (new | back).values()]), ("gone", [it.name for it in gone.values()])
+        names = ("new", [pool.name for pool in (new | back).values()]), ("gone", [pool.name for pool in gone.values()])
         changes = "; ".join(f"{word}: {', '.join(found)}" for word, found in names if found) or "the same pools"
         log.info("routes read again: %d to %d pools; %s", len(table.routes), len(self._active), changes)
 
@@ -213,7 +213,7 @@ class Pools:
         for name, settings in table.pools.items():
             self._active[settings].name = name
             self._active[settings].listener = self.proxy
-        self.proxy.switch(table, {name: self._active[it].dispatcher for name, it in table.pools.items()})
+        self.proxy.switch(table, {name: self._active[settings].dispatcher for name, settings in table.pools.items()})
 
     async def _start(self, pool: LoadBalancer) -> None:
         self._running.add(pool)

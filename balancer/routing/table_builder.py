@@ -24,8 +24,8 @@ PER_POOL = frozenset(
 )  # fmt: skip
 # What only a route has.
 _OWN = ("host", "path", "strip_prefix")
-KINDS: dict[str, Kind] = {it.name: it.metadata["kind"] for it in fields(Settings)}
-_DEFAULTS: dict[str, Any] = {it.name: it.default for it in fields(Settings)}
+KINDS: dict[str, Kind] = {field.name: field.metadata["kind"] for field in fields(Settings)}
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Settings)}
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
 _ACCEPTED_HOST = "a host such as shop.example or *.shop.example, without a port"
 _ACCEPTED_PATH = "a path prefix such as /api, without . and .., //, ; ? # % and \\"
@@ -44,7 +44,7 @@ class TableBuilder:
 
     def texts(self, where: str, key: str, value: object) -> list[str]:
         values = value if isinstance(value, list) else [value]
-        texts = [it for it in values if isinstance(it, str)]
+        texts = [text for text in values if isinstance(text, str)]
         if not texts or len(texts) < len(values):
             self.problems.append(f"{where} {key}={value!r} cannot be used: it takes a string, or a list of some")
         return texts
@@ -58,8 +58,8 @@ class TableBuilder:
         if strip not in (True, False, "on", "off"):
             self.problems.append(f"{where} strip_prefix={strip!r} cannot be used: it takes true (on) or false (off)")
         strips = strip in (True, "on")
-        hosts = [it for it in (self._host(where, host) for host in hosts) if it is not None]
-        paths = [it for it in (self._path(where, path) for path in paths) if it is not None]
+        hosts = [checked for checked in (self._host(where, host) for host in hosts) if checked is not None]
+        paths = [checked for checked in (self._path(where, path) for path in paths) if checked is not None]
         if strips and "" in paths:
             self.problems.append(f"{where} strip_prefix cannot be used without a path")
         values = self._values(where, given)
@@ -129,7 +129,7 @@ class TableBuilder:
         """A name for each pool: the one given, else its alias, or what was written where an alias has several."""
         names: dict[Settings, str] = {}
         for settings, name in self._names.items():
-            alone = sum(it.alias == settings.alias for it in self._names) == 1
+            alone = sum(pool.alias == settings.alias for pool in self._names) == 1
             names[settings] = name or (settings.alias if alone else self._places[settings])
         return names
 

@@ -69,7 +69,7 @@ def as_json(record: RequestRecord, wall_clock: float) -> str:
     if record.pool:
         line += f',"pool":{_quote(record.pool)}'
     if record.attempts:
-        line += f',"attempts":{json.dumps([str(it) for it in record.attempts])}'
+        line += f',"attempts":{json.dumps([str(attempt) for attempt in record.attempts])}'
     if record.queued:
         line += f',"queued_ms":{record.queued * 1000:.2f}'
     if record.error:

@@ -95,7 +95,7 @@ class Events(Observer):
 
     def pop_changes(self) -> list[Event]:
         """The events that are new or have counted on since the last call."""
-        changed = [it for it in self._changed.values() if it.number > self._number - KEPT]
+        changed = [event for event in self._changed.values() if event.number > self._number - KEPT]
         self._changed.clear()
         return changed
 
@@ -169,7 +169,7 @@ class Events(Observer):
         self.recent.append(made)
         self._changed[made.number] = made
         if len(self._changed) > 2 * KEPT:  # No page reads them.
-            self._changed = {it.number: it for it in self.recent}
+            self._changed = {event.number: event for event in self.recent}
         return made
 
     def _counting_on(self, key: Address | str, now: float) -> Event | None:
@@ -178,7 +178,7 @@ class Events(Observer):
 
     def _forget(self, now: float) -> None:
         if self._counting:
-            self._counting = {key: it for key, it in self._counting.items() if now - it.when < WINDOW}
+            self._counting = {key: event for key, event in self._counting.items() if now - event.when < WINDOW}
 
 
 def _counted(number: int, word: str, plural: str = "s") -> str:
@@ -190,7 +190,7 @@ def _requests(number: int) -> str:
 
 
 def _names(members: Sequence[Member]) -> str:
-    names = [str(it.address) for it in members[:NAMED]]
+    names = [str(member.address) for member in members[:NAMED]]
     rest = len(members) - len(names)
     if rest:
         return f"{', '.join(names)} and {rest} more"

@@ -47,7 +47,7 @@ class Observer:
 
 def all_done(observers: Sequence[Observer]) -> Callable[[RequestRecord], None]:
     """One call for the ends of requests, to those of the observers that want to know."""
-    wanted = [it.done for it in observers if type(it).done is not Observer.done]
+    wanted = [observer.done for observer in observers if type(observer).done is not Observer.done]
     if len(wanted) == 1:
         return wanted[0]
 

@@ -41,12 +41,14 @@ class FlipLog:
         """A second may be over. ``now``: a reading of the clock that members' times are of."""
         if now - self._since >= 1:
             if self._others:
-                log.info("more changes of state: %s", ", ".join(f"{n} {it.value}" for it, n in self._others.items()))
+                log.info(
+                    "more changes of state: %s", ", ".join(f"{n} {state.value}" for state, n in self._others.items())
+                )
                 self._others.clear()
             self._since, self._lines = now, 0
 
 
 def named(members: Sequence[Member]) -> str:
     """Their addresses, for a log line; of very many, the first."""
-    names = ", ".join(str(it.address) for it in members[:NAMED])
+    names = ", ".join(str(member.address) for member in members[:NAMED])
     return names if len(members) <= NAMED else f"{names} and {len(members) - NAMED} more"

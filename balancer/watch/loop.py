@@ -40,7 +40,7 @@ def judge(response: httpx.Response) -> Result:
 
 def plain(text: str) -> str:
     """One line without what a terminal would obey: servers are not to write to it."""
-    return "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text.strip())
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text.strip())
 
 
 def reason(error: BaseException) -> str:
@@ -171,7 +171,7 @@ async def interruptible() -> AsyncIterator[asyncio.Event]:
 
 async def first(*awaitables: Awaitable[object]) -> None:
     """Return when the first of them has ended, with the others cancelled."""
-    tasks = [asyncio.ensure_future(it) for it in awaitables]
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

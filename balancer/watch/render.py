@@ -83,16 +83,18 @@ def _rotation(tally: Tally, width: int) -> Text:
 def _rows(tally: Tally, now: float) -> list[Row]:
     """Those at work by name, then those that are silent, the latest first."""
     recent, silent = tally.recent(now), tally.silent(now)
-    rows = [Row(name, it, recent[name], max(0.0, now - it.last), name in silent) for name, it in tally.hosts.items()]
-    at_work = sorted((it for it in rows if not it.silent), key=lambda it: it.name)
-    return at_work + sorted((it for it in rows if it.silent), key=lambda it: it.seconds)
+    rows = [
+        Row(name, host, recent[name], max(0.0, now - host.last), name in silent) for name, host in tally.hosts.items()
+    ]
+    at_work = sorted((row for row in rows if not row.silent), key=lambda row: row.name)
+    return at_work + sorted((row for row in rows if row.silent), key=lambda row: row.seconds)
 
 
 def _hosts(rows: list[Row], tally: Tally, width: int, room: int) -> list[Text]:
     """A line for each host where they fit, with the silent ones as far as they do; otherwise several on a line."""
     if not rows or room < 2:
         return []
-    at_work = sum(not it.silent for it in rows)
+    at_work = sum(not row.silent for row in rows)
     if at_work > room - 1 - (len(rows) > at_work):
         return _grid(rows, width, room)
     shown = rows if len(rows) < room else rows[: room - 2]
@@ -103,14 +105,14 @@ def _hosts(rows: list[Row], tally: Tally, width: int, room: int) -> list[Text]:
 
 
 def _table(rows: list[Row], tally: Tally, width: int) -> list[Text]:
-    name_width = min(MAX_NAME, max(8, *(cell_len(it.name) for it in rows)))
+    name_width = min(MAX_NAME, max(8, *(cell_len(row.name) for row in rows)))
     # Name, two shares with counts, and what there is to say at the end take their width; bars take the rest.
     bar_width = max(0, min(MAX_BAR, width - name_width - 51))
-    recent = max(1, sum(it.recent for it in rows))
+    recent = max(1, sum(row.recent for row in rows))
     last = f"last {RECENT} s"
     head = f"{'worker':{name_width}} {last:>12}  {'':{bar_width}} {'in all':>9} {'share':>6}"
     lines = [Text(head, "bold")]
-    most = max(1, *(it.recent for it in rows))
+    most = max(1, *(row.recent for row in rows))
     for row in rows:
         name = Text(row.name, row.colour)
         name.truncate(name_width, overflow="ellipsis", pad=True)
@@ -138,12 +140,12 @@ def _word(row: Row, tally: Tally) -> str:
 
 def _grid(rows: list[Row], width: int, room: int) -> list[Text]:
     """Name and share of the last seconds, several hosts on a line; the last place says how many there was none for."""
-    name_width = min(14, max(cell_len(it.name) for it in rows))
+    name_width = min(14, max(cell_len(row.name) for row in rows))
     columns = max(1, (width + 2) // (name_width + 9))
     places = columns * (room - 1)
     shown = rows if len(rows) <= places else rows[: places - 1]
-    recent = max(1, sum(it.recent for it in rows))
-    at_work = sum(not it.silent for it in rows)
+    recent = max(1, sum(row.recent for row in rows))
+    at_work = sum(not row.silent for row in rows)
     gone = f", {len(rows) - at_work} silent" if at_work < len(rows) else ""
     lines = [Text(f"{at_work} workers{gone}; shares of the last {RECENT} s", "bold")]
     cells = []
@@ -166,17 +168,20 @@ def _chart(tally: Tally, now: float, width: int) -> list[Text]:
     seconds = tally.seconds(now, count)
     lines = []
     for name, values in (
-        ("median", [it.median if it and it.answered else None for it in seconds]),
-        ("worst", [it.worst if it and it.answered else None for it in seconds]),
+        ("median", [second.median if second and second.answered else None for second in seconds]),
+        ("worst", [second.worst if second and second.answered else None for second in seconds]),
     ):
-        known = [it for it in values if it is not None]
+        known = [value for value in values if value is not None]
         highest = max(known, default=0.0)
         # What is steady is drawn at half the height, so that what is slower stands out.
         full = max(highest, 2 * median(known)) if known else 0.0
-        blocks = "".join(" " if it is None else _bar(it, full) for it in values)
+        blocks = "".join(" " if value is None else _bar(value, full) for value in values)
         lines.append(Text.assemble(f"{name:7}", (blocks, "cyan"), f" ≤ {_ms(highest)}"))
-    if any(it and it.failed for it in seconds):
-        marks = "".join(" " if not it or not it.failed else str(it.failed) if it.failed < 10 else "+" for it in seconds)
+    if any(second and second.failed for second in seconds):
+        marks = "".join(
+            " " if not second or not second.failed else str(second.failed) if second.failed < 10 else "+"
+            for second in seconds
+        )
         lines.append(Text.assemble(f"{'failed':7}", (marks, "red")))
     return lines
 
@@ -202,11 +207,11 @@ def _figures(tally: Tally, now: float) -> list[Text]:
 
 def _failures(tally: Tally) -> list[Text]:
     """The kinds, the most frequent first, then the latest, one by one."""
-    kinds = sorted(tally.kinds.items(), key=lambda it: -it[1].count)
+    kinds = sorted(tally.kinds.items(), key=lambda entry: -entry[1].count)
     lines = [Text(f"failed {times(kind.count)}, {span(kind)}: {name}", "red") for name, kind in kinds[:3]]
     if len(kinds) > 3:
         lines.append(Text(f"… and {len(kinds) - 3} more kinds", "red"))
-    return lines + [_failure(it) for it in list(tally.last_failures)[-1:-4:-1]]
+    return lines + [_failure(failure) for failure in list(tally.last_failures)[-1:-4:-1]]
 
 
 def _failure(result: Result) -> Text:

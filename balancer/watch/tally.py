@@ -212,11 +212,11 @@ class Tally:
 
     def seconds(self, now: float, count: int) -> list[Second | None]:
         """The last ``count`` seconds, oldest first, the one under way at the end; None where nothing came in."""
-        known = {it.number: it for it in self._since(now, count)}
+        known = {second.number: second for second in self._since(now, count)}
         return [known.get(number) for number in range(int(now) - count + 1, int(now) + 1)]
 
     def _since(self, now: float, count: int) -> Iterable[Second]:
-        return (it for it in self._seconds if it.number > int(now) - count)
+        return (second for second in self._seconds if second.number > int(now) - count)
 
     def elapsed(self, now: float) -> float:
         """Seconds since the first request was sent."""
@@ -224,11 +224,11 @@ class Tally:
 
     def rate(self, now: float) -> float:
         """Requests a second that ended in the last ``RECENT`` whole seconds, or since the watch began."""
-        whole = [it for it in self._since(now, RECENT + 1) if it.number < int(now)]
+        whole = [second for second in self._since(now, RECENT + 1) if second.number < int(now)]
         time = min(RECENT, int(now) - now + self.elapsed(now))
         if time < 1:
             return self.requests / max(1.0, self.elapsed(now))
-        return sum(it.answered + it.failed for it in whole) / time
+        return sum(second.answered + second.failed for second in whole) / time
 
     def silent(self, now: float) -> frozenset[str]:
         """Hosts that have missed their turns while others answered, or requests failed (see ``TURNS``)."""
@@ -272,7 +272,7 @@ class Tally:
         for name, count in sorted(self.shares.items()):
             last = f", last seen {clock(self.hosts[name].last_at)}" if name in silent else ""
             lines.append(f"  {name}: {count} ({count / self.answered:.1%}){last}")
-        for name, kind in sorted(self.kinds.items(), key=lambda it: -it[1].count):
+        for name, kind in sorted(self.kinds.items(), key=lambda entry: -entry[1].count):
             lines.append(f"  failed {times(kind.count)}: {name}, {span(kind)}")
         return lines
 
@@ -303,7 +303,7 @@ class Tally:
             ],
             "failures": [
                 {"failure": name, "requests": kind.count, "first": iso(kind.first_at), "last": iso(kind.last_at)}
-                for name, kind in sorted(self.kinds.items(), key=lambda it: -it[1].count)
+                for name, kind in sorted(self.kinds.items(), key=lambda entry: -entry[1].count)
             ],
         }
 

@@ -18,7 +18,7 @@ HEAD = (
 
 
 def table(figures: Mapping[str, Figures]) -> str:
-    return "\n".join([HEAD, *(_row(label, it) for label, it in figures.items())])
+    return "\n".join([HEAD, *(_row(label, figure) for label, figure in figures.items())])
 
 
 def _row(label: str, it: Figures) -> str:
@@ -60,10 +60,10 @@ MORE_STYLE = """
 
 def draw(title: str, subtitle: tuple[str, str], results: Results) -> str:
     """An SVG of all figures, below two lines of words; it has to read on a light and on a dark page."""
-    every = [it for _, figures in results for it in figures.values()]
+    every = [figure for _, figures in results for figure in figures.values()]
     height = TOP + ROW * (len(every) + 2 * len(results)) + 12
-    most_error = max(it.share_error for it in every) or 1.0
-    most_wasted = max(it.wasted for it in every) or 1
+    most_error = max(figure.share_error for figure in every) or 1.0
+    most_wasted = max(figure.wasted for figure in every) or 1
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'role="img" aria-label="{escape(title)}">',
@@ -84,9 +84,9 @@ def draw(title: str, subtitle: tuple[str, str], results: Results) -> str:
     for name, figures in results:
         y += 2 * ROW
         parts.append(f'<text class="head" x="12" y="{y - 5}">{escape(name)}</text>')
-        for label, it in figures.items():
+        for label, figure in figures.items():
             y += ROW
-            parts += _marks(label, it, y - 5, most_error, most_wasted)
+            parts += _marks(label, figure, y - 5, most_error, most_wasted)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -32,7 +32,7 @@ def laxness(cell: str) -> int:
         return 5
     if "passed" in cell:
         return 4 if "requests" in cell else 2 if "repaired" in cell else 3
-    return 1 if any(it in cell for it in ("in part", CUT, "takes it all", "goes on")) else 0
+    return 1 if any(words in cell for words in ("in part", CUT, "takes it all", "goes on")) else 0
 
 
 def as_expected(case: Case | Answer, cell: str) -> bool:
@@ -76,14 +76,14 @@ def _lines(results: Results) -> Iterator[str]:
     yield "## Requests\n"
     yield REQUEST_LEGEND
     for section, cases in REQUESTS.items():
-        yield from _table(section, "request", "RFC", ((it.name, it.rule) for it in cases), results.cells)
+        yield from _table(section, "request", "RFC", ((case.name, case.rule) for case in cases), results.cells)
     yield "## Responses of members\n"
     yield RESPONSE_LEGEND
     for section, answers in RESPONSES.items():
-        yield from _table(section, "response", "RFC", ((it.name, it.rule) for it in answers), results.cells)
+        yield from _table(section, "response", "RFC", ((answer.name, answer.rule) for answer in answers), results.cells)
     yield "## Time and number\n"
     yield TIME_LEGEND.format(watch=f"{WATCH:.0f}")
-    yield from _rows("client", "promise", ((it.name, it.promise) for it in BOUNDS), results.cells)
+    yield from _rows("client", "promise", ((bound.name, bound.promise) for bound in BOUNDS), results.cells)
 
 
 def _table(section: str, what: str, second: str, rows: Iterable[tuple[str, str]], cells: Cells) -> Iterator[str]:
