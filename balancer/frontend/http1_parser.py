@@ -1,8 +1,8 @@
 """The bytes of a client's connection as requests: httptools, and the rules that it leaves to its user.
 
-* A request that is malformed or ambiguous becomes no exchange: ``refusal`` says what is wrong with it, and nothing that
-  follows it is read (RFC 9112 section 9.2; ``balancer.http.validation``).
-* What comes beside a body in its chunks counts as a head does (``balancer.http.chunked``).
+* A malformed or ambiguous request becomes no exchange: ``refusal`` has the reason, and nothing behind it is read
+  (RFC 9112 section 9.2; ``balancer.http.validation``).
+* Bytes beside a body in its chunks count as a head does (``balancer.http.chunked``).
 * Behind a request for another protocol, parsing stops (RFC 9110 section 7.8).
 * No exception crosses httptools: with its traceback it would keep the connection alive.
 """
@@ -31,8 +31,7 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 class RequestParser:
     """Makes exchanges of bytes.
 
-    ``exchange``: the one whose request is not complete, or None. ``refusal``: what is
-    wrong with the request that came last.
+    ``exchange``: the one whose request is not complete, or None. ``refusal``: of the last request, or None.
     """
 
     __slots__ = (
@@ -46,11 +45,11 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(self)
         self.exchange: ClientExchange | None = None
         self.refusal: Refusal | None = None
-        # Of the head that comes in. ``_head_bytes``: those that it has, or that came beside the body in its chunks.
+        # Of the head that comes in. ``_head_bytes``: its bytes, or those beside the body in its chunks.
         self._target = b""
         self._headers: Headers = []
         self._head_bytes = 0
-        # What could still be made of the request that was refused.
+        # The refused request, as far as it could be read.
         self._refused: Request | None = None
 
     def feed(self, data: bytes) -> bytes | None:
@@ -71,7 +70,7 @@ class RequestParser:
         return None
 
     def restart(self) -> None:
-        """Go on with HTTP where parsing has stopped: httptools' parser takes nothing more, and a new one can."""
+        """Parse HTTP again after a stop: httptools' parser takes nothing more, and a new one does."""
         self._parser = httptools.HttpRequestParser(self)
         if self.exchange:
             framing = [b"%b: %b\r\n" % pair for pair in self.exchange.request.headers if pair[0] in _FRAMING]
@@ -79,19 +78,19 @@ class RequestParser:
             self.exchange.trailers = []
 
     def refused_request(self) -> Request:
-        """The request that was refused, as far as it is known. The log has it."""
-        # Where nothing of the target has been read, this may be the method of the request before.
+        """Return the refused request as far as it was read, for the log."""
+        # Without a byte of the target, this may be the method of the request before.
         method = self.method if self._target else ""
         peer, scheme = self._connection.peer, self._connection.scheme
         return self._refused or Request(method, self._target, self._headers, peer, scheme)
 
     @property
     def method(self) -> str:
-        """The method that was read last."""
+        """The method read last."""
         return self._parser.get_method().decode()
 
     def close(self) -> None:
-        """Let go of httptools' parser and of the connection, which know this object: reference counts then free all."""
+        """Drop httptools' parser and the connection, which refer to this object: reference counts then free all."""
         del self._parser, self._connection
 
     # httptools' side.
@@ -105,7 +104,7 @@ class RequestParser:
             self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # httptools leaves the white space behind a value to us.
+        # httptools leaves the white space behind a value.
         pair = (name.lower(), value.rstrip())
         if self.exchange is None:
             self._headers.append(pair)
@@ -129,11 +128,11 @@ class RequestParser:
             self._refused = Request(self.method, target, headers, connection.peer, connection.scheme)
             return
         request.client, request.scheme = connection.peer, connection.scheme
-        # What has come of a body already counts for that, but for its chunks only the parser knows where they begin.
+        # Bytes of a body that came with the head count for the body, but only httptools finds where chunks begin.
         self._head_bytes = max(0, self._head_bytes - head_size(target, headers)) if request.chunked else 0
         if request.body:
             connection.phase = AWAIT_CONTINUE if request.expects else BODY
-        self.exchange = connection.request_received(request, version, closes)
+        self.exchange = connection.add_exchange(request, version, closes)
 
     def on_body(self, piece: bytes) -> None:
         self._head_bytes = overhead(self._head_bytes, len(piece))
