@@ -301,7 +301,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             self._continue_http(rest)
 
     def _decline_upgrade(self) -> None:
-        """Go on with HTTP: the member has exchange_ended without switching protocols (RFC 9110 section 7.8)."""
+        """Go on with HTTP: the member has answered without switching protocols (RFC 9110 section 7.8)."""
         rest, self._rest = self._rest, b""
         self.phase = IDLE
         self.resume()

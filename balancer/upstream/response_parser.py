@@ -52,7 +52,7 @@ class ResponseParser:
             exchange.protocol_error = str(error)
 
     def close(self) -> None:
-        """Free httptools' parser, which knows this object's methods: reference counts alone then free both."""
+        """Free httptools' parser, which refers to this object's methods: reference counts alone then free both."""
         del self._parser
 
     # httptools' side.
@@ -88,7 +88,7 @@ class ResponseParser:
                 exchange.complete = True
                 self._parser = httptools.HttpResponseParser(self)
         elif chunked or (has_length and content_length(headers)):
-            # httptools reads a body here, and others do not: RFC 9110 section 8.6 forbids to announce one.
+            # httptools reads a body here, and other parsers do not: RFC 9110 section 8.6 forbids to announce one.
             exchange.protocol_error = _INTERIM_BODY
         else:
             if has_length:
@@ -136,13 +136,13 @@ def _pass_on_interim(exchange: MemberExchange, status: int, headers: Headers) ->
         return
     if status == 100 and exchange.awaits_continue:
         exchange.awaits_continue = False
-        exchange.deadline = inf  # The client is waited for, whose time is not the member's.
+        exchange.deadline = inf  # The client's time is not the member's.
     if exchange.on_interim:
         exchange.on_interim(status, headers)
 
 
 def read_headers(received: Headers) -> tuple[Headers, bool, bool, str]:
-    """The headers of a response that go on, whether it has a length, whether it is chunked, and an error or "".
+    """Return the headers to pass on, whether the response has a length, whether it is chunked, and an error or "".
 
     Hop-by-hop headers and those that ``Connection`` names stay behind (RFC 9110 section 7.6.1).
     """
