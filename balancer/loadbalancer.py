@@ -140,7 +140,7 @@ class LoadBalancer:
             settings.health_interval,
             clock,
             rng,
-            asks_path=settings.health_path is not None,
+            requests_path=settings.health_path is not None,
             fall=settings.health_fall,
             on_answer=self.upstream.on_member_answered,
         )

@@ -176,12 +176,12 @@ async def _look(settings: Settings) -> bool:
     from balancer.discovery.resolver import DnsResolver
     from balancer.members.health import HealthEvent
     from balancer.members.probe import Verdict, make_probe
-    from balancer.members.probe_scheduler import PROBES_AT_ONCE
+    from balancer.members.probe_scheduler import MAX_PROBES
 
     snapshot = await DnsResolver(settings)()
     addresses = sorted({endpoint.address for answer in snapshot.answers for endpoint in answer.endpoints})
     print(f"\nDNS for {settings.alias}: {snapshot.describe()}")
-    probe, places = make_probe(settings), asyncio.Semaphore(PROBES_AT_ONCE)
+    probe, places = make_probe(settings), asyncio.Semaphore(MAX_PROBES)
 
     async def ask(address: Address) -> Verdict:
         async with places:
