@@ -116,7 +116,7 @@ class StatusFeed:
         for pool in self.pools():
             pool.sample(now)
             for track in pool.due():
-                if not self._names.asks(track.member):
+                if not self._names.is_looking_up(track.member):
                     self._look_up(pool, track)
         # Times that were told stay the same, but for a step of the machine's clock.
         offset = self._wall_clock() - now

@@ -20,7 +20,7 @@ from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
 from balancer.demo.dns_server import DnsServer, Zone
-from balancer.discovery.container_names import AT_A_TIME, ContainerNames
+from balancer.discovery.container_names import MAX_QUERIES, ContainerNames
 from balancer.discovery.dns_message import Reply
 from balancer.discovery.snapshot import Endpoint
 from balancer.members.member import Member as PoolMember
@@ -560,10 +560,10 @@ async def test_few_names_are_asked_for_at_a_time_and_each_member_once() -> None:
     for member in [*members, *members]:
         names.look_up(member, member.address.host, lambda name: None, lambda: True)
     assert all(map(names.asks, members))
-    await eventually(lambda: under_way == AT_A_TIME)
+    await eventually(lambda: under_way == MAX_QUERIES)
     answer.set()
     await eventually(lambda: not any(map(names.asks, members)))
-    assert most == AT_A_TIME
+    assert most == MAX_QUERIES
 
 
 async def test_an_answer_from_before_a_rise_is_not_taken_for_one_after_it() -> None:
@@ -574,7 +574,7 @@ async def test_an_answer_from_before_a_rise_is_not_taken_for_one_after_it() -> N
         names, member = ContainerNames([dns.address]), PoolMember(Endpoint(Address("127.0.0.1", 80)), 0.0)
         names.look_up(member, member.address.host, lambda name: found.append(f"{name} before"), lambda: True)
         names.look_up(member, member.address.host, lambda name: found.append(f"{name} after"), lambda: True)
-        await eventually(lambda: not names.asks(member))
+        await eventually(lambda: not names.is_looking_up(member))
         assert found == ["web after"]
 
 
