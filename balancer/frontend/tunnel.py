@@ -105,7 +105,7 @@ class Tunnel(asyncio.Protocol):
         return True
 
     def _send_due_close(self) -> None:
-        if self._close_due and self._member_frames and self._member_frames.between:
+        if self._close_due and self._member_frames and self._member_frames.is_between:
             self._close_sent = True
             self._close_client(GOING_AWAY, "the balancer is shutting down")
 
@@ -144,7 +144,7 @@ class Tunnel(asyncio.Protocol):
                     self._reading = True
                     self._transport.resume_reading()
                 self._progress()
-            if self._client_frames and self._client_frames.between:
+            if self._client_frames and self._client_frames.is_between:
                 self._client_frames.closed = True
                 await self._response.write(close_frame(GOING_AWAY, "", masked=True))
             await self._response.write_eof()
@@ -172,7 +172,7 @@ class Tunnel(asyncio.Protocol):
                 self._send_due_close()
                 self._progress()
             await self._writable.wait()
-        if self._member_frames and self._member_frames.between:
+        if self._member_frames and self._member_frames.is_between:
             self._close_client(BAD_GATEWAY, "the member's connection died")
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()

@@ -31,7 +31,7 @@ from urllib.parse import quote
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.http.memo import Known
+from balancer.http.memo import ValueCache
 from balancer.http.request import Request
 from balancer.http.validation import malformed
 from balancer.routing.path_safety import ESCAPE, UNCLEAR, most_permissive, resolve_harmless
@@ -90,7 +90,7 @@ class Table:
         # The most labels behind the asterisk of a route. A host may have thousands, which then need not be joined.
         self._labels = max((host.count(".") for host in self._by_host), default=0)
         # Any host, as it was written, and the routes to look at for it in this order.
-        self._chains = Known(self._chain, _HOSTS_MAX)
+        self._chains = ValueCache(self._chain, _HOSTS_MAX)
 
     def find(self, request: Request) -> Route:
         """The route of a request, whose ``prefix`` and ``stripped`` are set if the route strips it.

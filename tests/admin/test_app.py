@@ -559,10 +559,10 @@ async def test_few_names_are_asked_for_at_a_time_and_each_member_once() -> None:
     members = [PoolMember(Endpoint(it), 0.0) for it in (Address(f"10.0.0.{number}", 80) for number in range(40))]
     for member in [*members, *members]:
         names.look_up(member, member.address.host, lambda name: None, lambda: True)
-    assert all(map(names.asks, members))
+    assert all(map(names.is_looking_up, members))
     await eventually(lambda: under_way == MAX_QUERIES)
     answer.set()
-    await eventually(lambda: not any(map(names.asks, members)))
+    await eventually(lambda: not any(map(names.is_looking_up, members)))
     assert most == MAX_QUERIES
 
 
