@@ -1,7 +1,7 @@
-"""Which member gets a request. No I/O.
+"""The choice of a member for each request. No I/O.
 
 The cost of a choice does not grow with the members, except that members which may not be chosen have to be passed
-over. Nor does the cost of following a change of one member, but for copying a list: thousands may change within a
+over. Nor does the cost of a change of one member, but for copying a list: thousands may change within a
 second, one by one, while requests go on.
 
 All policies give each member a share in proportion to ``Member.weight``, which comes from SRV
@@ -50,8 +50,8 @@ class Policy:
 
         Args:
             request: The request; for a plug-in a ``HookRequest``.
-            exclude: Members that failed this request before, or have their limit of requests. It answers ``in``,
-                and cannot be iterated.
+            exclude: Members that failed this request before, or have their limit of requests. It supports ``in``, and
+                cannot be iterated.
 
         Returns:
             A member that is not in ``exclude``, or None where none is left. A plug-in returns None to leave the choice
