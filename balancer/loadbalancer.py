@@ -122,7 +122,7 @@ class LoadBalancer:
         )
         self.snapshot = None
         self.upstream = self._given_upstream or NativeUpstream(Timeouts.of(settings))
-        hooked = plugged.policy or plugged.hooks.wanted
+        hooked = plugged.policy or plugged.hooks.has_hooks
         make_dispatcher = partial(HookedDispatcher, plugged.hooks) if hooked else Dispatcher
         self.dispatcher = make_dispatcher(
             settings,

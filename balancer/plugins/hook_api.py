@@ -1,10 +1,11 @@
-"""What plug-ins see of requests and responses and may do to them, and how they learn of members. No I/O.
+"""Requests, responses and members as plug-ins see them. No I/O.
 
 Rules:
-* A hook sees and changes fields through ``HeaderFields``, which takes none that frames a message, routes it or ends its
+* A hook reads and changes fields through ``HeaderFields``, which takes none that frames a message, routes it or ends
+  its
   connection, and none that would break out of its line: whatever a hook does, the next server in the row reads the
   message as it was meant.
-* What a hook changes is for one request alone, although the balancer may share what many requests have in common:
+* A hook's changes are for one request alone, although the balancer may share what many requests have in common:
   ``HeaderFields`` never changes the list that it was made of.
 """
 
@@ -22,7 +23,7 @@ from balancer.types import Address
 
 __all__ = ["HeaderFields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]
 
-# What the balancer alone says: how a message is framed and for whom it is, who it came from, and the handshake of a
+# Headers that the balancer alone writes: a message's framing, destination and origin, and the handshake of a
 # WebSocket, which either side would find broken.
 _OURS = HOP_BY_HOP | {b"content-length", b"host", b"expect", b"forwarded"}
 _OURS_BEGIN = (b"x-forwarded-", b"sec-websocket-")
@@ -71,7 +72,7 @@ class HeaderFields:
 
         Args:
             name: The name, in any case.
-            default: What is returned if there is no such header.
+            default: Value to return if there is no such header.
         """
         key = name.lower().encode("latin-1", "replace")
         for known, value in self._pairs:
@@ -138,8 +139,7 @@ class HookRequest:
     """A request as hooks and policies that are plug-ins see it: one object for all of them, from first to last.
 
     Attributes:
-        notes (dict[str, object]): Values of plug-ins, by name. What ``on_request`` puts there, ``choose`` and
-            ``on_response`` find.
+        notes (dict[str, object]): Values of plug-ins, by name, from ``on_request`` to ``choose`` and ``on_response``.
     """
 
     __slots__ = ("_headers", "_id", "_request", "notes")
@@ -147,7 +147,7 @@ class HookRequest:
     def __init__(self, request: Request, id: bytes = b"") -> None:
         self._request = request
         self._id = id
-        # The log goes by the id that the client gave.
+        # The log has the id that the client gave.
         self._headers = HeaderFields(request.headers, b"x-request-id")
         self.notes: dict[str, object] = {}
 
@@ -261,7 +261,7 @@ class Hooks:
         """Take note of a change of state of a member in DNS.
 
         Args:
-            member: The member, in its new state; ``member.reason`` says why.
+            member: The member, in its new state; ``member.reason`` has the cause.
             before: The state that it had.
         """
 
@@ -275,10 +275,10 @@ METHODS = {
     "on_member_state_changed": 2,
 }
 
-# What methods were called before, with their present names: a hook that has one would never be called.
+# Earlier names of methods, with their present ones: a hook that has one would never be called.
 RENAMED = {"on_joined": "on_member_added", "on_left": "on_member_removed", "on_state": "on_member_state_changed"}
 
 
 def overrides(hooks: Hooks, method: str) -> bool:
-    """Whether a hook has something to do with that event."""
+    """Whether a hook handles that event."""
     return getattr(type(hooks), method) is not getattr(Hooks, method)
