@@ -177,7 +177,7 @@ def display_name(pool: LoadBalancer) -> str:
 
 def _pool_report(pool: LoadBalancer, stats: Stats, told: _Told, whole: bool) -> PoolReport:
     rows = {address: Row.of(member) for address, member in pool.members.items()}
-    marks = {address: member.mark for address, member in stats.members.items()}
+    marks = {address: member.fingerprint for address, member in stats.members.items()}
     snapshot = pool.snapshot
     same = bool(snapshot and told.snapshot and snapshot.answers == told.snapshot.answers)
     counted = stats.without_members()
