@@ -1,4 +1,4 @@
-"""What the admin listener needs to know of a pool: of the one in its own process, or of the sum of several."""
+"""The interface of a pool for the admin listener: of the one in its own process, or of the sum of several."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from balancer.upstream.base import Connections
 class View(Protocol):
     """A pool as others see it: a ``LoadBalancer``, or several of different processes taken together.
 
-    ``available``: how many members may be given requests. ``queued``: requests that wait for a member, and ``active``:
+    ``available``: number of members that may be given requests. ``queued``: requests that wait for a member, and
+    ``active``:
     requests in progress, with those. ``clients``: open connections of the listener that requests come by; the same
     object for all pools that share one. ``connections``: those to members. Both are None where they are not counted.
     """
@@ -62,12 +63,12 @@ class Usage(NamedTuple):
 
     @classmethod
     def own(cls, number: int = 0) -> Usage:
-        """That of this process."""
+        """Return the usage of this process."""
         return cls(number, os.getpid(), time.process_time(), _resident_memory())
 
 
 def _resident_memory() -> int:
-    """0 where the system does not say so (it is not Linux)."""
+    """Return resident bytes; 0 where the system does not report them (not Linux)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -78,7 +79,7 @@ V = TypeVar("V", bound=View)
 
 
 def by_name(pools: Iterable[V]) -> dict[str, V]:
-    """The pools by what they are called: as their routes say, else by their alias; with more to it where needed."""
+    """Return the pools by display name: by their routes, else by their alias; with more to it where needed."""
     found: dict[str, V] = {}
     for pool in dict.fromkeys(pools):
         name = pool.name or pool.settings.alias

@@ -354,14 +354,14 @@ async def test_a_page_that_does_not_read_is_sent_everything_anew_and_costs_no_me
         with Subscriber(made) as slow, Subscriber(made) as quick:
             first = await slow.next()
             assert first == await quick.next()
-            made._look(sample=True)
+            made._update(sample=True)
             assert (await quick.next()).startswith(b"event: delta\n")
-            made._look(sample=True)
+            made._update(sample=True)
             assert (await quick.next()).startswith(b"event: delta\n")
             assert (await slow.next()).startswith(b"event: whole\n")
-            made._look(sample=True)
+            made._update(sample=True)
             assert await slow.next() == await quick.next()
-        assert made.viewers == 0
+        assert made.page_count == 0
 
 
 async def test_pages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -604,7 +604,7 @@ async def test_the_balancer_outlives_its_status_page(caplog: pytest.LogCaptureFi
         pool = port.admin._board
         with caplog.at_level(logging.ERROR):
             pool._views = lambda: None  # type: ignore[assignment, return-value]
-            pool._look(sample=True)
+            pool._update(sample=True)
         assert "the status page could not be brought up to date" in caplog.text
         assert b" 200 " in await running.exchange(GET)
         assert (await port.get("/healthz")).text == "ok\n"
