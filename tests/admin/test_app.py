@@ -601,7 +601,7 @@ async def asked(names: ContainerNames, found: list[str], wanted: Callable[[], bo
 
 async def test_the_balancer_outlives_its_status_page(caplog: pytest.LogCaptureFixture) -> None:
     async with Member() as one, balance(one, stats=Stats()) as running, administer(running) as port:
-        pool = port.admin._board
+        pool = port.admin._feed
         with caplog.at_level(logging.ERROR):
             pool._views = lambda: None  # type: ignore[assignment, return-value]
             pool._update(sample=True)
