@@ -1,4 +1,4 @@
-"""What a tally looks like on a terminal: as many lines as fit, none of them wider than it is."""
+"""A picture of a tally for a terminal: as many lines as fit, none of them wider than it is."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ GONE = "bright_black"
 # Cells: the longest name and bar that are drawn.
 MAX_NAME = 24
 MAX_BAR = 30
-# A stall is worth a word while it lasts, in seconds.
+# Seconds from which on a stall is shown while it lasts.
 STALL = 1.0
 
 
-class Row(NamedTuple):
+class HostRow(NamedTuple):
     """A host in the picture. ``seconds``: since its last answer."""
 
     name: str
@@ -37,11 +37,12 @@ class Row(NamedTuple):
 
     @property
     def colour(self) -> str:
+        """Colour of the host, or of silence."""
         return GONE if self.silent else COLOURS[self.host.colour % len(COLOURS)]
 
 
 def picture(title: str, tally: Tally, now: float, width: int = 80, height: int = 24) -> RenderableType:
-    """The rotation, the shares, the latencies and the failures, in ``height`` lines of ``width`` cells at most.
+    """Return the rotation, shares, latencies and failures, in ``height`` lines of ``width`` cells at most.
 
     ``now`` is the time on the clock of ``Result.ended``.
     """
@@ -52,9 +53,9 @@ def picture(title: str, tally: Tally, now: float, width: int = 80, height: int =
     rows = _rows(tally, now)
     # Room for some hosts comes before the chart and the list of failures, these before room for all of them.
     room = height - len(top) - len(figures) - 1
-    wanted = min(len(rows) + 1, 4)
-    failures = failures[: max(1 if failures else 0, room - wanted - len(chart))]
-    if room - len(failures) - len(chart) < wanted:
+    needed = min(len(rows) + 1, 4)
+    failures = failures[: max(1 if failures else 0, room - needed - len(chart))]
+    if room - len(failures) - len(chart) < needed:
         chart = []
     hosts = _hosts(rows, tally, width, room - len(failures) - len(chart))
     lines = [*top, *hosts, Text(), *chart, *figures, *failures]
@@ -80,18 +81,19 @@ def _rotation(tally: Tally, width: int) -> Text:
     return dots
 
 
-def _rows(tally: Tally, now: float) -> list[Row]:
-    """Those at work by name, then those that are silent, the latest first."""
+def _rows(tally: Tally, now: float) -> list[HostRow]:
+    """Return the hosts at work by name, then those that are silent, the latest first."""
     recent, silent = tally.recent(now), tally.silent(now)
     rows = [
-        Row(name, host, recent[name], max(0.0, now - host.last), name in silent) for name, host in tally.hosts.items()
+        HostRow(name, host, recent[name], max(0.0, now - host.last), name in silent)
+        for name, host in tally.hosts.items()
     ]
     at_work = sorted((row for row in rows if not row.silent), key=lambda row: row.name)
     return at_work + sorted((row for row in rows if row.silent), key=lambda row: row.seconds)
 
 
-def _hosts(rows: list[Row], tally: Tally, width: int, room: int) -> list[Text]:
-    """A line for each host where they fit, with the silent ones as far as they do; otherwise several on a line."""
+def _hosts(rows: list[HostRow], tally: Tally, width: int, room: int) -> list[Text]:
+    """Return a line for each host where they fit, with silent ones as far as they do; otherwise several on a line."""
     if not rows or room < 2:
         return []
     at_work = sum(not row.silent for row in rows)
@@ -104,9 +106,9 @@ def _hosts(rows: list[Row], tally: Tally, width: int, room: int) -> list[Text]:
     return lines
 
 
-def _table(rows: list[Row], tally: Tally, width: int) -> list[Text]:
+def _table(rows: list[HostRow], tally: Tally, width: int) -> list[Text]:
     name_width = min(MAX_NAME, max(8, *(cell_len(row.name) for row in rows)))
-    # Name, two shares with counts, and what there is to say at the end take their width; bars take the rest.
+    # Name, two shares with counts, and the last word take their width; bars take the rest.
     bar_width = max(0, min(MAX_BAR, width - name_width - 51))
     recent = max(1, sum(row.recent for row in rows))
     last = f"last {RECENT} s"
@@ -130,7 +132,7 @@ def _table(rows: list[Row], tally: Tally, width: int) -> list[Text]:
     return lines
 
 
-def _word(row: Row, tally: Tally) -> str:
+def _word(row: HostRow, tally: Tally) -> str:
     if row.silent:
         return f"last seen {clock(row.host.last_at)}"
     began = tally.began or 0.0
@@ -138,8 +140,8 @@ def _word(row: Row, tally: Tally) -> str:
     return "new" if age < RECENT and row.host.first > began + RECENT / 2 else ""
 
 
-def _grid(rows: list[Row], width: int, room: int) -> list[Text]:
-    """Name and share of the last seconds, several hosts on a line; the last place says how many there was none for."""
+def _grid(rows: list[HostRow], width: int, room: int) -> list[Text]:
+    """Return names and shares of the last seconds, several hosts on a line; the last place has the number left out."""
     name_width = min(14, max(cell_len(row.name) for row in rows))
     columns = max(1, (width + 2) // (name_width + 9))
     places = columns * (room - 1)
@@ -163,7 +165,7 @@ def _grid(rows: list[Row], width: int, room: int) -> list[Text]:
 
 
 def _chart(tally: Tally, now: float, width: int) -> list[Text]:
-    """A column for each of the last seconds; where nothing was answered there is a gap."""
+    """Return a column for each of the last seconds; a second without an answer is a gap."""
     count = max(1, min(HISTORY, width - 18))
     seconds = tally.seconds(now, count)
     lines = []
@@ -173,7 +175,7 @@ def _chart(tally: Tally, now: float, width: int) -> list[Text]:
     ):
         known = [value for value in values if value is not None]
         highest = max(known, default=0.0)
-        # What is steady is drawn at half the height, so that what is slower stands out.
+        # Steady values are drawn at half the height, so that slower ones stand out.
         full = max(highest, 2 * median(known)) if known else 0.0
         blocks = "".join(" " if value is None else _bar(value, full) for value in values)
         lines.append(Text.assemble(f"{name:7}", (blocks, "cyan"), f" ≤ {_ms(highest)}"))
@@ -206,7 +208,7 @@ def _figures(tally: Tally, now: float) -> list[Text]:
 
 
 def _failures(tally: Tally) -> list[Text]:
-    """The kinds, the most frequent first, then the latest, one by one."""
+    """Return the kinds of failures, the most frequent first, then the latest failures, one by one."""
     kinds = sorted(tally.kinds.items(), key=lambda entry: -entry[1].count)
     lines = [Text(f"failed {times(kind.count)}, {span(kind)}: {name}", "red") for name, kind in kinds[:3]]
     if len(kinds) > 3:
