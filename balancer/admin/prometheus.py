@@ -29,7 +29,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from balancer.admin.pool_view import Usage, View, by_name
-from balancer.errors import REASONS, TOKENS, UNTOLD
+from balancer.errors import LOG_ONLY, REASONS, TOKENS
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.stats import BOUNDS, Stats, Tally, by_class, cumulated
@@ -274,7 +274,7 @@ def _add_stats(found: _Families, labels: Labels, stats: Stats) -> None:
     found.add("balancer_request_body_bytes_total", labels, total.received)
     found.add("balancer_response_body_bytes_total", labels, total.sent)
     # Errors that have not happened yet are there as 0, so that the first one is an increase.
-    for error in sorted(TOKENS | UNTOLD | stats.errors.keys()):
+    for error in sorted(TOKENS | LOG_ONLY | stats.errors.keys()):
         found.add("balancer_errors_total", {**labels, "error": error}, stats.errors[error])
     found.add("balancer_retries_total", labels, stats.retries)
     for reason in sorted(REASONS | total.failed_attempts.keys()):

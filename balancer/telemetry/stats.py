@@ -15,7 +15,7 @@ from typing import Any
 
 from balancer.discovery.snapshot import Answer, Outcome, Snapshot
 from balancer.dispatch.context import RequestRecord
-from balancer.errors import TOKENS, UNTOLD
+from balancer.errors import LOG_ONLY, TOKENS
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
@@ -206,7 +206,7 @@ class Stats(Observer):
         self.events.failed(record)
 
     def _count_error(self, token: str) -> None:
-        is_known = token in TOKENS or token in UNTOLD or token in self.errors
+        is_known = token in TOKENS or token in LOG_ONLY or token in self.errors
         if not is_known and not (token.isidentifier() and len(self.errors) < ERRORS_MAX):
             token = "other"
         self.errors[token] += 1
