@@ -26,7 +26,7 @@ _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 
 
 class LocalCall(ActiveRequest):
-    """One call: the source of its body, and the sink of its response, whose body is read here.
+    """A call: the source of its body, and the sink of its response, whose body is read here.
 
     ``running``: the task that serves it.
     """

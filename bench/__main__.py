@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import members, memory, peers, report, steady
-from bench.candidates import CANDIDATES, LOCAL_RESOURCE_ERRNOS, VARIANTS, Candidate
+from bench.candidates import BALANCER, CANDIDATES, VARIANTS, Candidate
 from bench.loads import LOADS
 from bench.processes import ROOT, BenchError, cores, ended_by_signals
 from bench.rounds import run_load
@@ -176,7 +176,7 @@ class Run:
         wanted = (
             self._candidates
             if self._arguments.only
-            else [candidate for candidate in CANDIDATES if candidate.name == LOCAL_RESOURCE_ERRNOS]
+            else [candidate for candidate in CANDIDATES if candidate.name == BALANCER]
         )
         for name in MEMORY:
             if name in self._loads:
@@ -233,12 +233,10 @@ class Run:
 
 def _ours_failed(results: report.Results) -> bool:
     for load in results["loads"].values():
-        ours = load["candidates"].get(LOCAL_RESOURCE_ERRNOS, {"errors": {}})
-        if LOCAL_RESOURCE_ERRNOS in load["failures"] or ours["errors"]:
+        ours = load["candidates"].get(BALANCER, {"errors": {}})
+        if BALANCER in load["failures"] or ours["errors"]:
             return True
-    ours = [
-        figures[LOCAL_RESOURCE_ERRNOS] for figures in results["memory"].values() if LOCAL_RESOURCE_ERRNOS in figures
-    ]
+    ours = [figures[BALANCER] for figures in results["memory"].values() if BALANCER in figures]
     return any("failed" in figures or figures.get("beside", {}).get("errors") for figures in ours)
 
 

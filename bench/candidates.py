@@ -326,4 +326,4 @@ VARIANTS = [
     ),
 ]
 BASELINE = "nginx-keepalive"
-LOCAL_RESOURCE_ERRNOS = "balancer"
+BALANCER = "balancer"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.candidates import BASELINE, LOCAL_RESOURCE_ERRNOS
+from bench.candidates import BALANCER, BASELINE
 from bench.chart import draw
 from bench.members import NAME as MEMBERS
 from bench.memory import CROWD, HUGE, IDLE, SLOW
@@ -74,17 +74,17 @@ def rows(load: dict[str, Any]) -> list[list[str]]:
     return found
 
 
-def _steady_row(name: str, it: dict[str, Any], errors: str) -> list[str]:
+def _steady_row(name: str, figures: dict[str, Any], errors: str) -> list[str]:
     return [
         f"{name} (!)" if errors else name,
-        f"{it['p50_ms']:.2f}",
-        f"{it['p99_ms']:.2f}",
-        f"{it['p99_min_ms']:.2f}-{it['p99_max_ms']:.2f}",
-        f"{it['p99_ratio']:.2f}" if it["p99_ratio"] else "",
-        f"{it['requests_per_second']:.0f}",
-        f"{it['core_percent']:.0f}",
-        f"{it['foreign_percent']:.0f}",
-        f"{errors} of {it['requests']}" if errors else "0",
+        f"{figures['p50_ms']:.2f}",
+        f"{figures['p99_ms']:.2f}",
+        f"{figures['p99_min_ms']:.2f}-{figures['p99_max_ms']:.2f}",
+        f"{figures['p99_ratio']:.2f}" if figures["p99_ratio"] else "",
+        f"{figures['requests_per_second']:.0f}",
+        f"{figures['core_percent']:.0f}",
+        f"{figures['foreign_percent']:.0f}",
+        f"{errors} of {figures['requests']}" if errors else "0",
     ]
 
 
@@ -152,9 +152,9 @@ def memory_lines(results: Results) -> list[str]:
     return lines
 
 
-def _beside(it: dict[str, Any]) -> str:
+def _beside(run: dict[str, Any]) -> str:
     """What requests waited without others and beside them."""
-    alone, beside = it["alone"], it["beside"]
+    alone, beside = run["alone"], run["beside"]
     errors = ", ".join(f"{number} {kind}" for kind, number in beside["errors"].items())
     return (
         f"p50 {beside['p50_ms']:.2f} ms, p99 {beside['p99_ms']:.2f}, slowest {beside['max_ms']:.1f}, "
@@ -205,7 +205,7 @@ def chart(results: Results) -> str | None:
     return draw(
         "CPU time per proxied request, µs (less is better)",
         f"{load['description']}; one core; medians of {results['rounds']} alternated rounds; {results['date'][:10]}",
-        [(name, figures["cpu"], name == LOCAL_RESOURCE_ERRNOS) for name, figures in load["candidates"].items()],
+        [(name, figures["cpu"], name == BALANCER) for name, figures in load["candidates"].items()],
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.candidates import BASELINE, CANDIDATES, LOCAL_RESOURCE_ERRNOS, Candidate
+from bench.candidates import BALANCER, BASELINE, CANDIDATES, Candidate
 from bench.loads import LOADS, Load, Sample
 from bench.processes import BenchError
 from bench.rounds import Entrants, Say, alternate, summarize
@@ -38,7 +38,7 @@ def run_steady(
     wanted = [
         candidate
         for candidate in CANDIDATES
-        if candidate.name == LOCAL_RESOURCE_ERRNOS or (candidate in candidates and candidate.name not in TOO_SLOW)
+        if candidate.name == BALANCER or (candidate in candidates and candidate.name not in TOO_SLOW)
     ]
     failures: dict[str, str] = {}
     entrants: Entrants = {DIRECT: (upstreams.server, upstreams.members[0])}
@@ -52,11 +52,9 @@ def run_steady(
                 say(f"{candidate.name} cannot take part in {NAME}: {error}")
         load = replace(full, name=NAME, description="")
         most = 0.0
-        if LOCAL_RESOURCE_ERRNOS in entrants:
-            alone = alternate(
-                full, {LOCAL_RESOURCE_ERRNOS: entrants[LOCAL_RESOURCE_ERRNOS]}, rounds, seconds, cores[1], failures, say
-            )
-            most = median(sample.requests / sample.seconds for sample in alone[LOCAL_RESOURCE_ERRNOS]) if alone else 0.0
+        if BALANCER in entrants:
+            alone = alternate(full, {BALANCER: entrants[BALANCER]}, rounds, seconds, cores[1], failures, say)
+            most = median(sample.requests / sample.seconds for sample in alone[BALANCER]) if alone else 0.0
             load = _load(full, most)
         samples = alternate(load, entrants, rounds, seconds, cores[1], failures, say) if most else {}
         peaks = {name: server.peak_kib() / 1024 for name, (server, _) in entrants.items()}

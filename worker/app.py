@@ -32,7 +32,7 @@ def make_app(counter: Counter, hostname: str) -> Starlette:  # noqa: C901 - a fu
     ``/events`` sends an event every so many seconds without end. The WebSocket ``/echo`` returns its messages;
     its handshake has the hostname in ``x-worker``.
 
-    Redis does not enter into ``/healthz``: without it all workers are alike, and a client is better served by the
+    Redis does not enter into ``/healthz``, because without it all workers are alike. A client is better served by the
     reason, after PATIENCE seconds, than by a wait for a worker that does not come.
     """
 

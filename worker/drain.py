@@ -215,8 +215,8 @@ def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains on the first signal and exits with 0.
 
-    By itself, uvicorn closes the listener at once, waits without a limit for what is in
-    flight, and dies of the signal in the end (exit status 143).
+    By itself, uvicorn closes the listener at once, and waits without a limit for what is in
+    flight. In the end it dies of the signal (exit status 143).
     """
 
     def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
@@ -226,6 +226,7 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Have SIGTERM and SIGINT begin the drain."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
@@ -250,6 +251,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def main_loop(self) -> None:
+        """Run until it is time to exit."""
         # uvicorn checks ten times a second whether to exit. While no other worker takes requests, clients wait for
         # that.
         ticks = 0
@@ -258,6 +260,7 @@ class DrainingServer(uvicorn.Server):
             ticks += 1
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish connections and streams, then stop the application."""
         # A client that is to connect again must not come back here.
         for server in self.servers:
             server.close()

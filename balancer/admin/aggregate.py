@@ -43,7 +43,7 @@ _LEVELS = (Level.GOOD, Level.INFO, Level.WARNING, Level.BAD)
 
 @dataclass
 class ProcessPool:
-    """One process's part of a pool."""
+    """The part of one process in a pool."""
 
     settings: Settings
     members: dict[Address, MemberRow] = field(default_factory=dict)

@@ -72,7 +72,7 @@ class RateWindow:
 
 
 class MemberHistory:
-    """One container on pages: ``number`` is never used again, as addresses are.
+    """A container on pages: ``number`` is never used again, as addresses are.
 
     ``earlier``: counts of its address before it came. ``name``: the last one in DNS, as of ``named_at``, and
     ``is_current``: whether it is that of the container which has come up last. ``seen``: the last state of

@@ -26,7 +26,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Channel:
-    """One end. ``on_message``: called with each message that arrives, within the running event loop."""
+    """An end of the pair. ``on_message``: called with each message that arrives, within the running event loop."""
 
     def __init__(self, sock: socket.socket, on_message: Callable[[Any], None]) -> None:
         sock.setblocking(False)

@@ -18,36 +18,51 @@ from balancer.upstream.base import Connections
 
 
 class View(Protocol):
-    """A pool as others see it: a ``LoadBalancer``, or several of different processes taken together.
-
-    ``available``: number of members that may be given requests. ``queued``: requests that wait for a member, and
-    ``active``:
-    requests in progress, with those. ``clients``: open connections of the listener that requests come by; the same
-    object for all pools that share one. ``connections``: those to members. Both are None where they are not counted.
-    """
+    """A pool for the admin port: a ``LoadBalancer``, or the sum of several of different processes."""
 
     @property
-    def settings(self) -> Settings: ...
+    def settings(self) -> Settings:
+        """Settings of the pool."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the pool where there are several, else ""."""
+
     @property
-    def stats(self) -> Stats | None: ...
+    def stats(self) -> Stats | None:
+        """Figures, or None where nothing is counted."""
+
     @property
-    def clock(self) -> Clock: ...
+    def clock(self) -> Clock:
+        """Clock of its readings, in seconds."""
+
     @property
-    def snapshot(self) -> Snapshot | None: ...
+    def snapshot(self) -> Snapshot | None:
+        """Last DNS answers, or None before there were any."""
+
     @property
-    def members(self) -> Mapping[Address, Member]: ...
+    def members(self) -> Mapping[Address, Member]:
+        """Members by address."""
+
     @property
-    def available(self) -> int: ...
+    def available(self) -> int:
+        """Number of members that may be given requests."""
+
     @property
-    def queued(self) -> int: ...
+    def queued(self) -> int:
+        """Number of requests that wait for a member."""
+
     @property
-    def active(self) -> int: ...
+    def active(self) -> int:
+        """Number of requests in progress, with those that wait."""
+
     @property
-    def clients(self) -> Collection[object] | None: ...
+    def clients(self) -> Collection[object] | None:
+        """Open client connections of its listener, or None; one object for all pools of a listener."""
+
     @property
-    def connections(self) -> Connections | None: ...
+    def connections(self) -> Connections | None:
+        """Connections to members, or None where they are not counted."""
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or requests again; those that it has are finished."""

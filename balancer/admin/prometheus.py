@@ -95,7 +95,7 @@ def _with(family: Metric, samples: Sequence[Sample]) -> Metric:
 
 
 class _Family(Collector):
-    """One family, in the form that encoders take."""
+    """A family in the form that encoders take."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family

@@ -1,4 +1,4 @@
-"""One open status page, and its stream of server-sent events."""
+"""An open status page, and its stream of server-sent events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Subscriber:
-    """One open page: use it within ``with``, and await ``next`` for the bytes to send."""
+    """An open page: use it within ``with``, and await ``next`` for the bytes to send."""
 
     def __init__(self, feed: StatusFeed) -> None:
         self._feed = feed

@@ -45,7 +45,7 @@ _HOP = frozenset({b"sec-websocket-key", b"sec-websocket-version", b"sec-websocke
 
 
 class WebSocketRequest(AsgiRequest):
-    """One WebSocket, from handshake to close: the sink of its request."""
+    """A WebSocket, from handshake to close: the sink of its request."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
         super().__init__(receive, send, task)

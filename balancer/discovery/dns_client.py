@@ -13,7 +13,7 @@ import dns.name
 from balancer.discovery.dns_message import Reply, answers, is_truncated
 from balancer.types import Address
 
-# Docker's DNS cuts an answer to the size asked for: without EDNS to 512 bytes, some 24 addresses.
+# Docker's DNS cuts an answer to the size in the query: without EDNS to 512 bytes, some 24 addresses.
 EDNS_PAYLOAD = 4096
 # Limit of a length in two bytes (RFC 1035 section 4.2.2).
 MAX_MESSAGE = 65535

@@ -3,8 +3,8 @@
 Rules:
 * A member has at most ``limit`` requests at a time.
 * No request waits while a member could take it (but see the last rule). While requests wait, a new one joins the queue.
-* A slot that becomes free goes to the request that has waited longest, in the same step, so that
-  no other can slip in between.
+* A slot that becomes free goes to the request that has waited longest. That happens in the same step,
+  so that no other can slip in between.
 * A request gets a member that failed it before only while every other one is busy or gone.
 * Where no member was available and requests wait, the first member back gets its share of them, not all. The rest
   wait up to GATHER_SECONDS for the other members that DNS names, or for its next free slot.

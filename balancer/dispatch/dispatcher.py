@@ -1,4 +1,4 @@
-"""One request, from the choice of a member to the last byte of the response.
+"""The course of a request, from the choice of a member to the last byte of the response.
 
 This module is independent of ASGI: it takes a request and a sink for the response. ``balancer.dispatch.retry`` decides
 what follows a failure, and ``balancer.members.membership`` which members may be chosen.

@@ -60,7 +60,7 @@ PENDING, STARTED, COMPLETE = ResponseState
 
 
 class ActiveRequest(Sink):
-    """One client request of any front end: the sink of its response.
+    """A client request of any front end: the sink of its response.
 
     ``context``: the dispatcher's, while the request is in progress. ``task`` serves it, and is None once nothing is
     left to cancel. ``state``: of its response. ``close_reason``: why it was ended early, or None: ClientGone, or a

@@ -1,7 +1,7 @@
 """Requests that are sent and answered without waiting: one step of the event loop for each way.
 
-Where a member and an idle connection are free and the whole response comes in one piece, there is no task, no future
-and no coroutine. ``balancer.dispatch.dispatcher`` has what waits. This module has no coroutine.
+There is no task, no future and no coroutine for a response in one piece to a request that finds a member and an idle
+connection. ``balancer.dispatch.dispatcher`` has what waits. This module has no coroutine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Accepts connections that begin with something before HTTP: a PROXY header, a TLS handshake, or both in this order.
 
-asyncio's listener has no PROXY headers and no time limit for TLS, so connections are accepted here one by one, and
-each is handed to the protocol that its client speaks.
+asyncio's listener has no PROXY headers and no time limit for TLS, so connections are accepted here. Each
+is handed to the protocol that its client speaks.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def drop_finished(connections: Iterable[Any]) -> None:
 
 
 def _is_acknowledged(transport: asyncio.Transport) -> bool:
-    """Whether the peer's kernel has acknowledged every byte; True where the kernel does not tell (not Linux)."""
+    """Whether the peer's kernel has acknowledged every byte; True where the kernel does not report it (not Linux)."""
     unread = bytearray(4)
     try:
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unread)

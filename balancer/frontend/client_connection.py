@@ -129,7 +129,7 @@ class BodyRate:
 
 
 class ClientConnection:
-    """One client connection. ``peer``: the client's IP address, or "" without one. ``messages``: requests so far.
+    """A client connection. ``peer``: the client's IP address, or "" without one. ``messages``: requests so far.
 
     ``body``: progress of the body, in the phase BODY.
     """

@@ -56,7 +56,7 @@ PIPELINE_MAX = 100
 
 
 class Http1Connection(ClientConnection, asyncio.Protocol):
-    """One client connection that speaks HTTP/1.1.
+    """A client connection that speaks HTTP/1.1.
 
     ``scheme``: http or https. ``writable``: set while the client takes what it is sent.
     """

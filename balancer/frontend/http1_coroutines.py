@@ -20,7 +20,7 @@ from balancer.upstream.base import UpstreamResponse
 
 
 class Http1Exchange(ClientExchange):
-    """One request of an HTTP/1.1 client; see ``ClientExchange``."""
+    """A request of an HTTP/1.1 client; see ``ClientExchange``."""
 
     _tunnel: Tunnel | None = None
 
@@ -102,9 +102,9 @@ class Http1Exchange(ClientExchange):
         upgrade = response.upgrade or self.request.upgrade
         head = response_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
         self._connection.transport.write(head)
-        # Only a client that has asked for WebSocket speaks it, whatever protocol the member names.
-        asked = [name.strip() for name in self.request.upgrade.lower().split(b",")]
-        websocket = upgrade.lower() == b"websocket" and b"websocket" in asked
+        # Only a client whose request names WebSocket speaks it, whatever protocol the member names.
+        requested = [name.strip() for name in self.request.upgrade.lower().split(b",")]
+        websocket = upgrade.lower() == b"websocket" and b"websocket" in requested
         connection = self._connection
         silence, ended = timeout(TUNNEL, connection.limits), partial(connection.registry.remove, connection)
         self._tunnel = Tunnel(connection.transport, response, websocket, silence, ended)

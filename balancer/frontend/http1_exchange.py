@@ -1,4 +1,4 @@
-"""One request of an HTTP/1.1 client: the source of its body and the sink of its response, as far as these do not wait.
+"""A request of an HTTP/1.1 client, as far as it does not wait: the source of its body and the sink of its response.
 
 An exchange is made for one request and never used again, so that nothing of it reaches the next one on its connection.
 ``balancer.frontend.http1_coroutines`` adds what waits; this module has no coroutine.

@@ -96,14 +96,17 @@ class RequestParser:
     # httptools' side.
 
     def on_message_begin(self) -> None:
+        """Begin a head."""
         if self._connection.phase is IDLE or self._connection.phase is NEW:
             self._connection.phase = HEAD
 
     def on_url(self, url: bytes) -> None:
+        """Take a piece of the request target."""
         if self.exchange is None:
             self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer behind a body."""
         # httptools leaves the white space behind a value.
         pair = (name.lower(), value.rstrip())
         if self.exchange is None:
@@ -114,6 +117,7 @@ class RequestParser:
             self.exchange.trailers = [*self.exchange.trailers, pair]
 
     def on_headers_complete(self) -> None:
+        """Make an exchange of the head, or refuse it."""
         connection = self._connection
         if connection.phase is not HEAD or self.refusal:
             return
@@ -135,6 +139,7 @@ class RequestParser:
         self.exchange = connection.add_exchange(request, version, closes)
 
     def on_body(self, piece: bytes) -> None:
+        """Take a piece of the body."""
         self._head_bytes = overhead(self._head_bytes, len(piece))
         if self.exchange and not self.refusal:
             connection = self._connection
@@ -143,6 +148,7 @@ class RequestParser:
             self.exchange.feed(piece)
 
     def on_message_complete(self) -> None:
+        """End the request."""
         exchange = self.exchange
         if exchange is None or self.refusal:
             return

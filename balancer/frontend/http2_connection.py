@@ -4,7 +4,7 @@ Requests go to the ASGI application as they do from any server. This module need
 only where HTTP/2 is on. zttp parses, and bounds what one connection may do (streams, resets, field
 blocks); uvicorn makes requests of it. Neither has a clock, and neither waits for a client that does not read.
 
-Rules (RFC 9113, where nothing else is said):
+Rules (RFC 9113 unless noted):
 * A request has the limits of one of HTTP/1.1, and is refused with the same tokens.
 * A piece of a response is taken from the member once the last has left for the client: a client that does not read
   holds up the member, and takes no memory.
@@ -54,7 +54,7 @@ _NO_ERROR, _CANCEL = 0x0, 0x8
 
 
 class Http2Connection(ClientConnection, ZttpH2Protocol):
-    """One client connection that speaks HTTP/2."""
+    """A client connection that speaks HTTP/2."""
 
     def __init__(self, registry: ClientRegistry, config: uvicorn.Config) -> None:
         ClientConnection.__init__(self, registry.settings)
@@ -103,6 +103,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         self.resume_reading_if_idle()
 
     def resume_reading_if_idle(self) -> None:
+        """Read again, unless the client reads nothing."""
         if not self.flow.write_paused:
             super().resume_reading_if_idle()
 
@@ -112,6 +113,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         self._close_connection()
 
     def flush(self) -> None:
+        """Write what zttp has to send, after the settings of this server."""
         data = self.conn.data_to_send()
         if data and not self._settings_sent:
             self._settings_sent = True
@@ -122,6 +124,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
     # uvicorn's side.
 
     def handle_request(self, event: zttp.Request) -> None:
+        """Serve a request on a new stream, or refuse it."""
         self._opened += 1
         if self._stopping or self._opened >= STREAMS_LAST or self._resets >= RESETS_LAST:
             self._retire()
@@ -148,6 +151,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
             cycle.message_event.set()
 
     def handle_rst_stream(self, event: zttp.RstStream) -> None:
+        """Cancel a request whose stream the client has reset."""
         self._resets += 1
         super().handle_rst_stream(event)
         if stream := self._streams.get(event.stream_id):
@@ -216,7 +220,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
 
 
 class _Stream:
-    """One request. ``gone``: its client has left."""
+    """A request. ``gone``: its client has left."""
 
     def __init__(self, connection: Http2Connection, event: zttp.Request, fields: Headers) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""One probe of a member: a TCP connect, or a request for its readiness path."""
+"""A probe of a member: a TCP connect, or a request for its readiness path."""
 
 from __future__ import annotations
 

@@ -75,15 +75,15 @@ class HeaderFields:
             default: Value to return if there is no such header.
         """
         key = name.lower().encode("latin-1", "replace")
-        for known, value in self._pairs:
-            if known == key:
+        for field_name, value in self._pairs:
+            if field_name == key:
                 return value.decode("latin-1")
         return default
 
     def all(self, name: str) -> list[str]:
         """Return the values of all headers of a name, in order."""
         key = name.lower().encode("latin-1", "replace")
-        return [value.decode("latin-1") for known, value in self._pairs if known == key]
+        return [value.decode("latin-1") for field_name, value in self._pairs if field_name == key]
 
     def add(self, name: str | bytes, value: str | bytes) -> None:
         """Append a header.
@@ -110,7 +110,7 @@ class HeaderFields:
 
     def __contains__(self, name: str) -> bool:
         key = name.lower().encode("latin-1", "replace")
-        return any(known == key for known, _ in self._pairs)
+        return any(field_name == key for field_name, _ in self._pairs)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in self._pairs)
@@ -188,7 +188,7 @@ class HookRequest:
 
     @property
     def upgrade(self) -> str:
-        """The protocol that the client wants to switch to, such as ``websocket``, or ""."""
+        """The protocol that the request names to switch to, such as ``websocket``, or ""."""
         return self._request.upgrade.decode("latin-1").lower()
 
 
@@ -223,7 +223,7 @@ class Hooks:
 
     Hooks run in the event loop, between the bytes of all requests: they must be quick and must not wait.
     A hook that raises, or returns anything but None, is logged once for each kind of failure, and its changes are
-    undone. Then the request goes on, or it fails, as ``fail_closed`` says.
+    undone. Then the request goes on, or it fails, by ``fail_closed``.
 
     Attributes:
         fail_closed (bool): Whether a failure of the hook becomes a 503 ``hook_failed`` for the client. A hook that

@@ -67,6 +67,7 @@ class Listener(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leave the signals of this process as they are."""
         yield
 
 

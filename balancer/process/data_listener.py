@@ -82,7 +82,7 @@ class DataListener:
         return lambda is_http2: http2() if is_http2 else http1()
 
     def _has_proxy_header(self, peer: str) -> bool:
-        """Whether a peer's connections begin with a PROXY header. A Unix socket's file mode decides who reaches it."""
+        """Whether a peer's connections begin with a PROXY header. A Unix socket has its file mode for that."""
         return self._settings.proxy_protocol and (not peer or self._trusts(peer))
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """Opens the listening sockets, before the modules that serve them are imported.
 
 Those imports take half a second. From the moment a socket listens, the kernel queues connections
-instead of refusing them, so a client that comes during the start waits a little and is served.
+instead of refusing them. So a client that comes during the start waits a little and is served.
 """
 
 from __future__ import annotations

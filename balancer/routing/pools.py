@@ -3,7 +3,7 @@
 Rules:
 * A pool is a ``LoadBalancer``, which is identified by its settings. Where the routes change and a pool's
   settings do not, it goes on as it is: members, connections, counts.
-* A change takes effect in one step, once each new pool has had an answer from DNS and one from each of its members, or
+* A change takes effect in one step, once DNS and the members of each new pool have answered, or
   after READY_SECONDS.
 * A pool that no route leads to any more gets no new request. It goes on, with its probes, until its requests, also
   queued ones, are over; then it is closed. If it is wanted before that, it is taken back.

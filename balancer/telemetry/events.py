@@ -54,7 +54,7 @@ LEVELS = {State.UP: Level.GOOD, State.SUSPECT: Level.WARNING, State.DRAINING: Le
 
 @dataclass(slots=True, eq=False)
 class Event:
-    """One event. ``when``: clock reading in seconds. ``moved``: requests that its member failed and that went on to
+    """An event. ``when``: clock reading in seconds. ``moved``: requests that its member failed and that went on to
     another; ``lost``: those that ended there; ``refused``: those that the balancer answered itself. ``name``: that of
     the member's container at this moment, which the status page finds; None until then, "" if event stays unknown.
     """

@@ -1,11 +1,11 @@
-"""One keep-alive connection to a member: HTTP/1.1 on ``asyncio.BufferedProtocol``.
+"""A keep-alive connection to a member: HTTP/1.1 on ``asyncio.BufferedProtocol``.
 
 Rules:
 * At most one exchange at a time. Bytes that arrive without one, or after a response is complete,
   belong to no request: the connection is closed and never used again.
 * ``connection_lost`` alone shows that a connection is dead; no system call checks for it.
 * State of an exchange is on its ``MemberExchange``, which is made for it; ``phase`` is what the connection does.
-* After a 101 that was asked for, bytes are passed on as they are, both ways, and no limit of HTTP applies.
+* After a 101 that the request allows, bytes are passed on as they are, both ways, and no limit of HTTP applies.
 * A head has HEAD_MAX bytes at most, and so has what comes between two pieces of a body.
 * ``check_deadline``, which the pool calls a few times a second, keeps the limits; there is no timer for an exchange,
   let alone for a piece of body.
@@ -241,11 +241,11 @@ class MemberConnection(asyncio.BufferedProtocol):
         if not exchange.received and not exchange.is_head:
             end = _buffer.find(b"\r\n\r\n", 0, count if count < KNOWN_MAX else KNOWN_MAX) + 4
             head = bytes(_view[:end])
-            known = self._callbacks.heads.get(head)
-            if known and end + known.length == count:
+            cached = self._callbacks.heads.get(head)
+            if cached and end + cached.length == count:
                 # The parser has had no bytes since the last complete response, and would be in the same state after
                 # these.
-                exchange.answer(known, bytes(_view[end:count]))
+                exchange.answer(cached, bytes(_view[end:count]))
                 self._end(exchange)
                 return
         exchange.progress = exchange.received = True

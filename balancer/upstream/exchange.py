@@ -1,4 +1,4 @@
-"""One request to a member and its response, as far as nothing waits.
+"""A request to a member and its response, as far as nothing waits.
 
 An exchange is made for one request and is never used again, so that nothing of it reaches the next one on its
 connection. ``balancer.upstream.response`` adds what waits.

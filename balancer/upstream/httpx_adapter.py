@@ -3,7 +3,7 @@
 The transport is called directly. An ``httpx.AsyncClient`` would add headers, keep one cookie jar
 for all users, follow redirects, decode bodies and rewrite URLs. Each member has a transport of its
 own, so that forgetting a member closes its connections and no request waits for a pool slot of
-another; its pool is unbounded, because httpcore 1.0.9 loses slots when a request is cancelled
+another. Its pool is unbounded, because httpcore 1.0.9 loses slots when a request is cancelled
 while it waits for one (encode/httpcore issue 1093).
 """
 

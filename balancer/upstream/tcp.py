@@ -67,7 +67,7 @@ def is_silent(sock: Any, seconds: float) -> bool:
 
 
 def acknowledged(sock: Any) -> int | None:
-    """Return the bytes that the peer's kernel has acknowledged so far; None where the kernel does not tell."""
+    """Return the bytes that the peer's kernel has acknowledged so far; None where the kernel does not report them."""
     info = _tcp_info(sock, _BYTES_ACKED + 8)
     return None if info is None else int(struct.unpack_from("=Q", info, _BYTES_ACKED)[0])
 

@@ -1,7 +1,7 @@
 """The results of a loop of requests: shares, latencies, failures, stalls. No I/O, no clock.
 
-A tally stays small whatever servers send: hosts and kinds of failures are distinguished up to a limit, and
-latencies are kept for a minute, after which they are counted in classes of one per cent.
+A tally stays small whatever servers send: hosts and kinds of failures are distinguished up to a limit. Latencies
+are kept for a minute, then they are counted in classes of one per cent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHORTEST = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One request. ``worker`` answered, or ``failure`` is the reason why that does not count as an answer.
+    """A request. ``worker`` answered, or ``failure`` is the reason why that does not count as an answer.
 
     ``status``: 0 where no response came; ``token``: that of ``X-Balancer-Error``. ``seconds``: its duration,
     ``ended``: its end on a clock that never jumps, and ``at``: the same in seconds since 1970.
