@@ -5,8 +5,8 @@ and repeats it at another where that is safe. Members get the fields as httpx ma
 so there is no client to name in ``X-Forwarded-*``.
 
 Rules:
-* An answer in the balancer's own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``: code
-  that works behind ``balancer serve`` works here. A failure that no response can carry is an exception of httpx.
+* An answer in the balancer's own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``. Code that
+  works behind ``balancer serve`` works here. A failure that no response can carry is an exception of httpx.
 * A body is read from the member no faster than it is read here, by one piece. A response that is left before its end
   ends the exchange with it: closed, cancelled, timed out, no longer iterated, or dropped unread.
 * httpx's time-outs count beside the balancer's: whichever is over first. ``pool``: until a member is found. ``read``:

@@ -26,8 +26,8 @@ MAX_NAME_BYTES = 100
 def make_app(counter: Counter, hostname: str) -> Starlette:  # noqa: C901 - a function for each route
     """Return the application: ``/`` greets and counts, ``/work`` takes its time, ``/healthz`` shows readiness.
 
-    ``POST /record`` counts how often the name in its body has come: more than once means that
-    a server between here and the client repeated it.
+    ``POST /record`` counts how often the name in its body has come. More than once means that a server between here and
+    the client repeated it.
 
     ``/events`` sends an event every so many seconds without end. The WebSocket ``/echo`` returns its messages;
     its handshake has the hostname in ``x-worker``.

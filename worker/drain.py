@@ -4,8 +4,8 @@
 
 1. the health path answers 503, and every response carries ``Connection: close``, so that a
    balancer takes its requests elsewhere;
-2. the listener stays open until no request has come for QUIET_SECONDS, QUIET_LIMIT_SECONDS at most:
-   uvicorn by itself closes it first thing, while clients are still on their way;
+2. the listener stays open until no request has come for QUIET_SECONDS, QUIET_LIMIT_SECONDS at most; uvicorn by itself
+   closes it first thing, while clients are still on their way;
 3. then what never ends by itself is ended so that the client notices and comes back to another worker:
    server-sent events after a whole event and with a complete body, WebSockets with code 1012;
 4. what else is in flight is finished, until LIMIT_SECONDS after the signal: what is going on even then

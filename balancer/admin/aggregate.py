@@ -2,8 +2,8 @@
 
 Rules:
 * Counts are added up. Counts of a process that has ended stay in them, so that they never fall.
-* A member is there as long as any process has it. Its state is the worst of all processes, without those that
-  still wait for a first probe; where they differ, the reason has the number of processes in that state.
+* A member is there as long as any process has it. Its state is the worst of all processes, without those that still
+  wait for a first probe. Where they differ, the reason has the number of processes in that state.
 * Events with the same words within WINDOW seconds are one, with the counts of all.
 * Events at the start of a process that replaces another are left out.
 * A drain is for all processes, also those that come later, until the member leaves.

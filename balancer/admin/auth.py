@@ -1,8 +1,8 @@
 """Rules for requests that change anything. No I/O.
 
 * A page of another site must not act through a browser that reaches the balancer. Requests from another site are
-  refused by ``Sec-Fetch-Site`` (W3C Fetch Metadata) and ``Origin`` (RFC 6454), and so are those that a form could
-  send, because the content type has to be JSON.
+  refused by ``Sec-Fetch-Site`` (W3C Fetch Metadata) and ``Origin`` (RFC 6454). So are those that a form could send,
+  because the content type has to be JSON.
 * With a token set, its holders may act.
 * Without one, only clients of this machine may: the listener has to be on loopback, and ``Host`` has to name it.
   Else a name that an attacker points at 127.0.0.1 (DNS rebinding) would make his page one of the balancer's.

@@ -17,8 +17,8 @@ def target(scope: Scope) -> bytes:
     """Return the request target below the mount: as the client wrote it, unless a middleware has changed it.
 
     ``scope["root_path"]`` is the prefix that does not belong to it. The ASGI specification and Starlette have it at the
-    beginning of ``scope["path"]``, too; where a proxy in front of the server has cut off part of it
-    (``app_root_path``), only the rest is there; and some frameworks have taken all of it off.
+    beginning of ``scope["path"]``, too. Where a proxy in front of the server has cut off part of it
+    (``app_root_path``), only the rest is there. Some frameworks have taken all of it off.
     """
     path: str = scope["path"]
     raw: bytes = scope.get("raw_path") or b""

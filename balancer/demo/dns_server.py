@@ -47,8 +47,8 @@ class Zone:
 class DnsServer:
     """Serves one answerer over UDP and TCP; use it within ``async with``.
 
-    It can also misbehave: ``answerer`` may be replaced, ``stop()`` leaves the port closed until ``start()``,
-    ``refuse_tcp()`` leaves UDP alone there, and ``truncates`` sends every answer over UDP empty and marked as cut (TC).
+    It can also misbehave: ``answerer`` may be replaced, ``stop()`` leaves the port closed until ``start()``, and
+    ``refuse_tcp()`` leaves UDP alone there. ``truncates`` sends every answer over UDP empty and marked as cut (TC).
     """
 
     def __init__(self, answerer: Answerer, host: str = "127.0.0.1", port: int = 0) -> None:

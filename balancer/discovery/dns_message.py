@@ -1,7 +1,7 @@
 """A DNS answer, parsed (RFC 1035 section 4, RFC 2782). No I/O.
 
 dnspython makes several objects of each record, 22 µs apiece. At a thousand members, once a second, that alone is 2 % of
-a core: so the records that name members are read here, and only rare ones go to dnspython.
+a core. So the records that name members are read here, and only rare ones go to dnspython.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Docker answers for an alias that has members. It forwards other names to the name servers of the host, which may refuse
 a client that sends too many queries (Pi-hole: 1,000 a minute). Rules:
 * While members are available, a query goes out every ``interval`` seconds.
-* While none is, one goes out every URGENT_INTERVAL as long as requests wait for a member, and for QUICK_SECONDS after
-  the last member went, after a request met none, and after the start.
+* While none is, one goes out every URGENT_INTERVAL as long as requests wait for a member. So it is for QUICK_SECONDS
+  after the last member went, after a request met none, and after the start.
 * Then every ``interval`` again, and every IDLE_INTERVAL once DNS has named no address for IDLE_SECONDS.
 """
 

@@ -30,7 +30,7 @@ EMPTY_RCODES = frozenset({dns.rcode.NXDOMAIN, dns.rcode.NOERROR})
 # Answers after which the next name server gets the query, as from the system's own resolver.
 NO_ANSWER_RCODES = frozenset({dns.rcode.SERVFAIL, dns.rcode.REFUSED, dns.rcode.NOTIMP})
 
-# Docker's DNS in a container. It has aliases as they are, whatever search list comes from the host: a query with a
+# Docker's DNS in a container. It has aliases as they are, whatever search list comes from the host. A query with a
 # domain behind it would only go on to the host's name servers, which may take seconds.
 DOCKER_DNS = "127.0.0.11"
 

@@ -2,14 +2,14 @@
 
 Rules:
 * The order is that of resolv.conf(5): a name with fewer dots than ``ndots`` is tried in the search list first, and as
-  it is last; one with as many or more the other way round; one that ends with a dot only as it is.
+  it is last. One with as many or more is tried the other way round, and one that ends with a dot only as it is.
 * The name that had addresses is the one in use, and alone is queried: one query a round.
 * Names before the one in use are queried again every RECHECK_ROUNDS. A wildcard in some domain of the search list
   may have answered while no member was there yet.
-* When the one in use has no addresses any more, all are queried in the next round and then every LOOK_ROUNDS, and
-  the first that has some is in use. A failure (SERVFAIL, a time-out) does not count as that.
-* There is no member only when every name is empty. One that has failed, and was never answered since the start,
-  does not count once another has been found: in a cluster without a way out, the alias as it is fails for ever.
+* When the one in use has no addresses any more, all are queried in the next round and then every LOOK_ROUNDS. The first
+  that has some is in use. A failure (SERVFAIL, a time-out) does not count as that.
+* There is no member only when every name is empty. One that has failed, and was never answered since the start, does
+  not count once another has been found. In a cluster without a way out, the alias as it is fails for ever.
 """
 
 from __future__ import annotations

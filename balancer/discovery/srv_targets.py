@@ -2,7 +2,7 @@
 
 Each name takes a query, and there may be thousands. Rules:
 * MAX_QUERIES are under way, however many rounds overlap; no name has two at a time.
-* A name that was never resolved is queried at once. The others take turns, REFRESHED of them a round: up to that many
+* A name that was never resolved is queried at once. The others take turns, REFRESHED of them a round. Up to that many
   are queried in every round, and of more each one every so many rounds.
 * A query that fails leaves the last addresses of its name.
 """

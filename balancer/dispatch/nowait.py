@@ -1,7 +1,7 @@
 """Requests that are sent and answered without waiting: one step of the event loop for each way.
 
-There is no task, no future and no coroutine for a response in one piece to a request that finds a member and an idle
-connection. ``balancer.dispatch.dispatcher`` has what waits. This module has no coroutine.
+A request that finds a member and an idle connection, and a response in one piece, need no task, future or coroutine.
+``balancer.dispatch.dispatcher`` has what waits. This module has no coroutine.
 """
 
 from __future__ import annotations

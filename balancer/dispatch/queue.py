@@ -1,7 +1,7 @@
 """The queue of requests that wait for a member. No I/O: the caller wakes them.
 
-It has three bounds: the number of requests, the bytes of their bodies in hand, and (while it moves) the wait that the
-pace of the last ones promises. A request that would time out in the queue is rejected immediately.
+It has three bounds: the number of requests, the bytes of their bodies in hand, and the wait. The pace of the last ones
+promises that wait, while the queue moves. A request that would time out in the queue is rejected immediately.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 Rules, in this order:
 1. No byte of the request was sent: another member, any method.
-2. No byte of a response was passed on, and the connection died or what came is not HTTP: repeat, only if the method
-   is idempotent (RFC 9110 section 9.2.2) and the body is still in hand; and once more after a pause, because
-   members that stop together drop what they have within the same tenth of a second.
+2. No byte of a response was passed on, and the connection died or what came is not HTTP: repeat. That is done only if
+   the method is idempotent (RFC 9110 section 9.2.2) and the body is still in hand. It is done once more after a pause,
+   because members that stop together drop what they have within the same tenth of a second.
 3. A response byte has reached the client, or the client left: never (such a failure does not come here).
 4. Otherwise the client receives an error. A request that is not idempotent is never sent twice.
 
 Repeats (rule 2) have a budget: more load does not help members that drop requests. Other attempts (rule 1) need none:
-an unsent request is no load, and a member without a connection is not tried again until a probe has succeeded.
+an unsent request is no load. A member without a connection is not tried again until a probe has succeeded.
 """
 
 from __future__ import annotations

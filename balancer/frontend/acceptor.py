@@ -36,7 +36,7 @@ Make = Callable[[bool], asyncio.Protocol]
 class Acceptor:
     """Accepts on ``sock`` until it is closed.
 
-    ``limits``: a PROXY header and a TLS handshake have ``header_timeout`` each; once the last byte has been sent, a
+    ``limits``: a PROXY header and a TLS handshake have ``header_timeout`` each. Once the last byte has been sent, a
     client has ``stream_idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
     ``has_proxy_header``: called with a peer's IP address ("" on a Unix socket); returns whether its connections must
     begin with a PROXY header. Those of other peers must not, and are served as their own.

@@ -1,12 +1,12 @@
 """HTTP/2 with clients, on uvicorn's protocol for zttp, and the bounds that the two leave open.
 
 Requests go to the ASGI application as they do from any server. This module needs the extra ``http2`` and is imported
-only where HTTP/2 is on. zttp parses, and bounds what one connection may do (streams, resets, field
-blocks); uvicorn makes requests of it. Neither has a clock, and neither waits for a client that does not read.
+only where HTTP/2 is on. zttp parses, and bounds what one connection may do (streams, resets, field blocks). uvicorn
+makes requests of it. Neither has a clock, and neither waits for a client that does not read.
 
 Rules (RFC 9113 unless noted):
 * A request has the limits of one of HTTP/1.1, and is refused with the same tokens.
-* A piece of a response is taken from the member once the last has left for the client: a client that does not read
+* A piece of a response is taken from the member once the last has left for the client. So a client that does not read
   holds up the member, and takes no memory.
 * The reset of a stream means that its client has left: its request is cancelled immediately.
 * Before zttp would break a connection off because of its age, it is closed in a moment without requests. Without such

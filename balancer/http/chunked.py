@@ -1,6 +1,6 @@
 """Bodies in chunks (RFC 9112 section 7.1): writing them, and a bound for bytes beside the data. No I/O.
 
-httptools reads them, for requests and for responses: it checks that a size is hexadecimal and fits 64 bits, and that a
+httptools reads them, for requests and for responses. It checks that a size is hexadecimal and fits 64 bits, and that a
 line break follows the data. It does not bound the rest: sizes, extensions, leading zeros, trailers.
 """
 

@@ -1,7 +1,7 @@
 """Header fields that cross the balancer, and those that it writes itself.
 
-Header fields are raw pairs ``list[tuple[bytes, bytes]]`` with lower-case names, in the order in
-which they came; fields that are not named here pass untouched, duplicates included.
+Header fields are raw pairs ``list[tuple[bytes, bytes]]`` with lower-case names, in the order in which they came. Fields
+that are not named here pass untouched, duplicates included.
 
 Rules: RFC 9110 section 7.6.1 (hop-by-hop fields, and those that ``Connection`` names), RFC 7239
 (``Forwarded``), and the de-facto ``X-Forwarded-*``.
@@ -256,8 +256,8 @@ def _first_hop(hop: tuple[str, str, bytes]) -> tuple[tuple[bytes, bytes], ...]:
 def _forwarding(known: dict[bytes, list[bytes]], client_address: str, scheme_name: str, host: bytes) -> Headers:
     """Return the forwarding fields: those of a trusted proxy (``known``), extended by this hop.
 
-    A proxy that named the client in one of the two ways is not extended in the other: a list that begins with the
-    proxy itself would name the wrong client.
+    A proxy that named the client in one of the two ways is not extended in the other. A list that begins with the proxy
+    itself would name the wrong client.
     """
     client, scheme = client_address.encode("ascii", "replace"), scheme_name.encode("ascii")
     out: Headers = [(name, value) for name, values in known.items() if name not in _LISTS for value in values]

@@ -3,9 +3,9 @@
 ``Memo`` is for whole heads, ``ValueCache`` and ``cached`` for values of one field or of one address. Any bytes of a
 client may become a key. So each has a bound in bytes: a number of entries, and none with a long key.
 
-A client that keeps its connection sends the same request head many times over, and so does a member with the
-heads of its responses, at least within the second of their ``Date``. Looking such a head up costs a tenth of parsing,
-checking and rewriting it, and the outcome cannot differ: it depends on these bytes and on nothing else that changes.
+A client that keeps its connection sends the same request head many times over. So does a member with the heads of its
+responses, at least within the second of their ``Date``. Looking such a head up costs a tenth of parsing, checking and
+rewriting it. The outcome cannot differ: it depends on these bytes and on nothing else that changes.
 """
 
 from __future__ import annotations

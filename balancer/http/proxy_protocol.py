@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2: the client's address, from a proxy in front, before the first byte. No I/O.
 
 Source: "The PROXY protocol, versions 1 & 2" by Willy Tarreau, HAProxy's ``doc/proxy-protocol.txt``; sections below are
-of that text. Only the part for a receiver of TCP connections is here, and nothing is guessed: a connection that does
+of that text. Only the part for a receiver of TCP connections is here, and nothing is guessed. A connection that does
 not begin with a header is Malformed and has to be closed, never served as if it were its sender's own (section 2).
 
 A header is taken from bytes that may hold more; what follows it belongs to the connection.
@@ -40,8 +40,8 @@ class Malformed(ValueError):
 class Header(NamedTuple):
     """A whole header: ``source`` is the client's IP address, ``size`` the header's length in bytes.
 
-    ``source`` is "" where the sender names no address (UNKNOWN, LOCAL, a Unix socket): the connection's own
-    address is the only one there is (sections 2.1 and 2.2).
+    ``source`` is "" where the sender names no address (UNKNOWN, LOCAL, a Unix socket). The connection's own address is
+    the only one there is (sections 2.1 and 2.2).
     """
 
     source: str

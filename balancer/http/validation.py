@@ -1,9 +1,8 @@
 """Rules for the head of a request, before any of it goes to a member. No I/O.
 
-httptools (llhttp) has parsed it by then: it refuses control characters, folded fields, spaces before a
-colon, bare LF, and lengths that are none. What it lets pass and a balancer must not is refused here:
-two servers in a row that read the same bytes differently can be played off against each other
-(request smuggling).
+httptools (llhttp) has parsed it by then: it refuses control characters, folded fields, spaces before a colon, bare LF,
+and lengths that are none. What it lets pass and a balancer must not is refused here. Two servers in a row that read the
+same bytes differently can be played off against each other (request smuggling).
 
 Rules (RFC 9110, RFC 9112): one Host that is valid; the authority of a target in absolute form takes its
 place; a body is framed by one Content-Length or by ``chunked`` alone; HTTP/1.0 has no chunks. Not of an RFC:

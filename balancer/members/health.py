@@ -9,9 +9,9 @@ Rules:
   few threads. A probe unanswered for LATE_SECONDS makes a member a suspect, and nothing else.
 * A member goes down by probes only after HEALTH_FALL of them in a row have failed: by a bad status, or by no answer
   within HEALTH_TIMEOUT.
-* A suspect gets requests only while no member is up. A member becomes one by a late or failed probe, or when it
-  used to keep connections open and now announces ``Connection: close`` CLOSES_TO_SUSPECT times in a
-  row, as a draining one does; one that always closes, or that closes now and then, does not count.
+* A suspect gets requests only while no member is up. A member becomes one by a late or failed probe. So does one that
+  used to keep connections open and now announces ``Connection: close`` CLOSES_TO_SUSPECT times in a row, as a draining
+  one does. One that always closes, or that closes now and then, does not count.
 * No state takes away what a member has in flight (``Upstream.check_network`` finds members that the network has lost).
 * A member that is new or down comes up only if DNS has named it since contact with it last failed. While DNS does
   not answer, the address may belong to a container of another service by now.

@@ -6,7 +6,7 @@ Rules (each measured on Docker's DNS):
 * SERVFAIL, REFUSED and silence mean "unknown": the last good answer stays.
 * Each record type keeps its own last good answer, so that AAAA cannot void A.
 * An address that leaves takes its state with it; when it comes back it is a new member.
-* A member that is new or down and answers a probe comes up once DNS names it in answer to a query that is younger than
+* A member that is new or down and answers a probe comes up once DNS names it. The query for that has to be younger than
   the last failed contact. (Seen with SERVFAIL in place of NXDOMAIN: 54 requests for one site answered by another.)
 
 There may be thousands of members, and all of them may change within a second, one by one. The cost of one change

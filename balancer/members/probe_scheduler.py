@@ -17,8 +17,8 @@ from balancer.members.membership import Membership
 from balancer.members.probe import Probe
 from balancer.types import Address, Clock
 
-# Probes of one member that may be under way. A container is in DNS before its network is set up: a connection tried
-# too early hangs for a second, and one tried a tenth of a second later may succeed.
+# Probes of one member that may be under way. A container is in DNS before its network is set up. A connection tried too
+# early hangs for a second, and one tried a tenth of a second later may succeed.
 OVERLAP = 10
 
 # The finest step in which probes are scheduled, in seconds.

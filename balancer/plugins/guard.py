@@ -2,7 +2,7 @@
 
 Rules:
 * A failure is logged once for each kind (plug-in, type of exception, place in the source), with its traceback.
-* Where a policy raises, or returns a member that may not be chosen, round robin chooses; where its ``build`` raises,
+* Where a policy raises, or returns a member that may not be chosen, round robin chooses. Where its ``build`` raises,
   round robin chooses until one has succeeded.
 * Changes of a hook that raises are undone. If it is to fail closed, the client gets a 503 instead.
 """

@@ -1,10 +1,9 @@
 """Requests, responses and members as plug-ins see them. No I/O.
 
 Rules:
-* A hook reads and changes fields through ``HeaderFields``, which takes none that frames a message, routes it or ends
-  its
-  connection, and none that would break out of its line: whatever a hook does, the next server in the row reads the
-  message as it was meant.
+* A hook reads and changes fields through ``HeaderFields``. That takes none that frames a message, routes it, ends its
+  connection or would break out of its line. Whatever a hook does, the next server in the row reads the message as it
+  was meant.
 * A hook's changes are for one request alone, although the balancer may share what many requests have in common:
   ``HeaderFields`` never changes the list that it was made of.
 """

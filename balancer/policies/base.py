@@ -1,8 +1,8 @@
 """The choice of a member for each request. No I/O.
 
-The cost of a choice does not grow with the members, except that members which may not be chosen have to be passed
-over. Nor does the cost of a change of one member, but for copying a list: thousands may change within a
-second, one by one, while requests go on.
+The cost of a choice does not grow with the members, except that members which may not be chosen have to be passed over.
+Nor does the cost of a change of one member, but for copying a list. Thousands may change within a second, one by one,
+while requests go on.
 
 All policies give each member a share in proportion to ``Member.weight``, which comes from SRV
 (RFC 2782) and, while a member is new, from SLOW_START.
@@ -20,9 +20,9 @@ from balancer.members.member import Member
 class Policy:
     """Base class of policies: chooses among the members that it was last built with.
 
-    A policy runs in the event loop, in the middle of a request: it must be quick, must not wait, and must change
-    neither members nor requests, which others share. A plug-in gets each request as a ``HookRequest``, and so does
-    a policy of this package that it extends.
+    A policy runs in the event loop, in the middle of a request: it must be quick and must not wait. It must change
+    neither members nor requests, which others share. A plug-in gets each request as a ``HookRequest``, and so does a
+    policy of this package that it extends.
     """
 
     def build(self, members: Sequence[Member]) -> None:

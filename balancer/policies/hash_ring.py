@@ -17,8 +17,8 @@ from balancer.policies.weights import WEIGHT_STEPS, Shares
 # Points of a member of full weight on the hash ring: a member's share of the keys is then within 8 % (one
 # standard deviation) of its due.
 RING_POINTS = 160
-# A point on the ring is 40 bits of a hash, and the number of its member: small integers, and there are 800,000 of them
-# with 5,000 members. The ring is cut so that a piece has no more than PIECE_MAX points, on average.
+# A point on the ring is 40 bits of a hash, and the number of its member. These are small integers, 800,000 of them with
+# 5,000 members. The ring is cut so that a piece has no more than PIECE_MAX points, on average.
 NUMBER_BITS = 20
 NUMBER = (1 << NUMBER_BITS) - 1
 PLACE_BITS = 40 + NUMBER_BITS

@@ -22,7 +22,7 @@ class RoundRobin(Policy):
     Many members of unequal weight have no round, which each change would lay out anew. Groups of equals take turns
     by their weights, and in each group its members.
 
-    The first turn is drawn at random, so that balancers that start together do not walk in step: with twenty over
+    The first turn is drawn at random, so that balancers that start together do not walk in step. With twenty over
     10,000 members that more than doubled the median latency (docs/performance/simulation.md).
 
     Args:

@@ -26,9 +26,9 @@ def cookie_of(name: bytes, request: AnyRequest) -> bytes:
 class Sticky(Policy):
     """Sends a client's requests to the member that a cookie names; ``inner`` chooses without one and for new clients.
 
-    The cookie carries a digest of the member's address, so that it survives a restart of the
-    balancer and does not show the address. While its member is busy or has just failed, a request goes
-    elsewhere and the cookie stays; once the member is gone, the client gets a new one.
+    The cookie carries a digest of the member's address, so that it survives a restart of the balancer and does not show
+    the address. While its member is busy or has just failed, a request goes elsewhere and the cookie stays. Once the
+    member is gone, the client gets a new one.
     """
 
     def __init__(self, name: str, inner: Policy) -> None:

@@ -10,7 +10,7 @@ from balancer.members.member import Member
 
 # Parts of a weight's share that are distinguished, so that SRV's 65535 does not make a long round.
 WEIGHT_STEPS = 100
-# Unequal members up to this number are kept in a table, which is made anew for every change; more are kept in groups of
+# Unequal members up to this number are kept in a table, which is made anew for every change. More are kept in groups of
 # equals, which cost a choice a little more and a change next to nothing.
 TABLE_MAX = 64
 

@@ -99,8 +99,8 @@ def worker_specs(
 def prepare() -> None:
     """Prepare this process once, before others are forked from it."""
     raise_file_limit()
-    # Objects of the start stay for good: the collector need not check them again, and need not run as
-    # often as by default, because objects of a request are freed by counting references.
+    # Objects of the start stay for good: the collector need not check them again. It need not run as often as by
+    # default, because objects of a request are freed by counting references.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
@@ -126,8 +126,8 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 def raise_file_limit() -> None:
     """Allow this process as many descriptors as it may have.
 
-    A request under way takes two, and a soft limit of 1024 is common: it is that low for programs
-    that use select(), and the balancer does not.
+    A request under way takes two, and a soft limit of 1024 is common. It is that low for programs that use select(),
+    and the balancer does not.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

@@ -2,7 +2,7 @@
 
 ``Table`` is the setting ROUTES, whole and checked; ``Table.find`` chooses. No I/O.
 
-Of all routes that match a request, the one with the most specific host wins: an exact one before ``*.example``,
+Of all routes that match a request, the one with the most specific host wins. That is an exact one before ``*.example``,
 a longer ``*.`` before a shorter one, and any of them before none. Among those with the same host, the longest path
 prefix wins. So a request that no path of its host matches goes to the routes without a host.
 
@@ -10,8 +10,8 @@ A path is matched as the client wrote it, by whole segments, and goes to the mem
 is safe only where all servers read it alike, or a client gets past a prefix by writing it in another way:
 
 * An escape that stands for itself (``%61`` is ``a``, RFC 3986 section 6.2.2.2) counts as that character.
-* A path with a segment ``.`` or ``..`` is refused, also where that is written with escapes, or a parameter follows; and
-  one with a parameter (``;``) of an empty segment, or with an escaped slash in it.
+* A path with a segment ``.`` or ``..`` is refused, also where that is written with escapes, or a parameter follows. So
+  is one with a parameter (``;``) of an empty segment, or with an escaped slash in it.
 * ``//``, a backslash, a parameter, and the escapes of ``/ \\ ; % ? #`` and NUL mean different things to
   different programs. The path is read in two ways: as it stands, and as the laxest would (escapes resolved twice,
   backslashes as slashes, a segment's end at ``;``, ``?``, ``#`` and NUL, empty segments dropped). If these lead to

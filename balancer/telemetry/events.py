@@ -1,7 +1,7 @@
 """Recent events, one sentence each, for the status page and the API. No I/O.
 
 Bounded: the last KEPT. Events that come by the thousand (requests that a member failed, refusals) are one for each
-member or token in WINDOW seconds, which counts on; consequences of a member's flip stand in the same sentence.
+member or token in WINDOW seconds, which counts on. Consequences of a member's flip stand in the same sentence.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Spans for OpenTelemetry (the extra ``otel``): the balancer's part of a trace, exported with OTLP over HTTP.
 
 A span begins when a request comes and ends with the last byte of its response. The trace is the client's, where it
-sends a ``traceparent`` (W3C Trace Context); members get the balancer's span in its place, so that theirs are its
+sends a ``traceparent`` (W3C Trace Context). Members get the balancer's span in its place, so that theirs are its
 children. Whether a trace is sampled is the client's choice, where it made one. OpenTelemetry's own variables set the
 rest: the service's name (``OTEL_SERVICE_NAME``, "balancer" by default), the sampler, headers, batch sizes.
 """

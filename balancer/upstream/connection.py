@@ -7,7 +7,7 @@ Rules:
 * State of an exchange is on its ``MemberExchange``, which is made for it; ``phase`` is what the connection does.
 * After a 101 that the request allows, bytes are passed on as they are, both ways, and no limit of HTTP applies.
 * A head has HEAD_MAX bytes at most, and so has what comes between two pieces of a body.
-* ``check_deadline``, which the pool calls a few times a second, keeps the limits; there is no timer for an exchange,
+* ``check_deadline``, which the pool calls a few times a second, keeps the limits. There is no timer for an exchange,
   let alone for a piece of body.
 * All connections read into one buffer, whose size bounds what a single read can bring.
 
@@ -39,8 +39,8 @@ from balancer.upstream.exchange import KnownHead, MemberExchange
 from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, Phase
 from balancer.upstream.response_parser import ResponseParser
 
-# Bytes of one read. Reading pauses while the last bytes wait for the client, so this is also what a slow client
-# costs here; it costs a few times as much in the server's own write buffer.
+# Bytes of one read. Reading pauses while the last bytes wait for the client, so this is also what a slow client costs
+# here. It costs a few times as much in the server's own write buffer.
 READ_SIZE = 32 * 1024
 
 # Bytes of a response's head, or of chunk sizes and trailers in a row.

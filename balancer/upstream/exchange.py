@@ -37,16 +37,16 @@ class MemberExchange(PendingResponse):
 
     # Defaults of attributes that most exchanges leave alone.
 
-    # The request. Whether all of it has been written, and the task that writes the rest; whether the body waits for
-    # 100 (Continue); the kernel's count of acknowledged bytes before a request that must not run twice was written.
+    # The request. Whether all of it has been written, and the task that writes the rest. Whether the body waits for 100
+    # (Continue). The kernel's count of acknowledged bytes before a request that must not run twice was written.
     uploaded: bool = True
     upload_task: asyncio.Task[None] | None = None
     awaits_continue: bool = False
     acknowledged: int | None = None
 
     # The response. Whether any byte of it has come; interim responses so far; bytes since there was last something to
-    # pass on; whether its body lasts until the connection is closed; whether the member has switched protocols; why
-    # the bytes cannot be a response, or "".
+    # pass on. Whether its body lasts until the connection is closed; whether the member has switched protocols; why the
+    # bytes cannot be a response, or "".
     received: bool = False
     interim_count: int = 0
     unproductive: int = 0
@@ -59,7 +59,7 @@ class MemberExchange(PendingResponse):
     _waiter: asyncio.Future[None] | None = None
     _error: Exception | None = None
 
-    # Time. When the member must have sent or taken a byte, as a reading of the loop's clock; the seconds that it has
+    # Time. When the member must have sent or taken a byte, as a reading of the loop's clock. The seconds that it has
     # for that; whether it has done so since the last check.
     deadline: float = inf
     timeout: float = 0.0

@@ -56,7 +56,7 @@ def is_silent(sock: Any, seconds: float) -> bool:
     """Whether the peer's kernel has acknowledged nothing for ``seconds``, although bytes were sent over and over.
 
     TCP_USER_TIMEOUT looks like the option for that. But it also ends a connection whose peer acknowledges everything
-    and has no room for more, as a busy worker has none while a large body waits for it (seen after 7 s, Linux 6.18).
+    and has no room for more. A busy worker has none while a large body waits for it (seen after 7 s, Linux 6.18).
     """
     info = _tcp_info(sock, _LAST_ACK_RECEIVED + 4)
     if info is None:

@@ -18,7 +18,7 @@ ROTATION, HISTORY = 60, 60
 # Seconds that count as the last ones.
 RECENT = 10
 # A host is silent when, since its last answer, TURNS results came in for each host that answered after it (and for
-# itself), and SILENT_SECONDS went by: soon where few take turns, later where many do.
+# itself), and SILENT_SECONDS went by. That is soon where few take turns, later where many do.
 TURNS, SILENT_SECONDS = 6, 2.0
 # Hosts and kinds of failures that are distinguished. A page may begin with the time of day.
 MAX_HOSTS, MAX_KINDS = 1000, 100
