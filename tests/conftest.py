@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Generator, Iterator
 from types import SimpleNamespace
@@ -31,6 +32,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (title, text.encode("utf-8", "backslashreplace").decode("utf-8")) for title, text in report.sections
     ]
     return report
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what stays from garbage collection: a full one takes 2 ms instead of 200, and many tests ask for it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -8,6 +8,7 @@ import os
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -143,10 +144,10 @@ async def test_a_websocket_with_two_hosts_is_refused() -> None:
 
 # Memory. Each request is another one, and as long as may be.
 
-REQUESTS = 270
+REQUESTS = 100
 LONG = HEAD_MAX - 1024
-# What may stay of all of them, in bytes: no more than of thirty.
-KEPT = 1024 * 1024
+# What may stay of all of them, in bytes: no more than of sixteen.
+KEPT = 512 * 1024
 
 
 def filled(number: int, size: int = LONG) -> bytes:
@@ -276,6 +277,7 @@ async def test_what_clients_send_over_http2_is_not_remembered(field: bytes, tmp_
         running.client(trusting("h2")) as connection,
     ):
         client = Http2Client(connection)
+        client.h2.encoder.encode = partial(client.h2.encoder.encode, huffman=False)  # type: ignore[method-assign]
         await client.begin()
         await send(client, range(100, 105))
         running.records.clear()
@@ -284,7 +286,7 @@ async def test_what_clients_send_over_http2_is_not_remembered(field: bytes, tmp_
         await send(client, range(40))
         running.records.clear()
         gc.collect()
-        assert tracemalloc.get_traced_memory()[0] - before < KEPT / 4
+        assert tracemalloc.get_traced_memory()[0] - before < KEPT / 2
 
 
 @pytest.mark.usefixtures("each_way", "traced")
