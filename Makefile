@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/.ready
 	$(BIN)/balancer demo
 
-# Tests run on every core; those on the engine share its state and the machine's time, and run one after the other.
+# Tests run in three processes for two cores; those on the engine share its state and the machine's time, and run one after the other.
 test: .venv/.ready
 	$(BIN)/pytest --numprocesses auto -m "not long" --ignore tests/engine
 	$(BIN)/pytest -m "not long" tests/engine

@@ -240,9 +240,9 @@ async def test_an_upload_is_not_to_blame_for_one_beside_it_that_nobody_takes(
 
 
 async def halted(client: Http2Client) -> bool:
-    """Whether nothing more of a body could be sent for a while."""
+    """Whether nothing more of a body could be sent for a while: longer than STREAM_IDLE_TIMEOUT has here."""
     before = client.sent
-    await asyncio.sleep(0.7)
+    await asyncio.sleep(0.4)
     return client.sent == before
 
 

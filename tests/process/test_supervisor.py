@@ -34,10 +34,14 @@ class Fleet:
         self.zone = zone
 
     async def status(self) -> dict[str, Any]:
+        found = await self._status()
+        check("Status", found)
+        return found
+
+    async def _status(self) -> dict[str, Any]:
         response = await self.admin.get("/api/status")
         assert response.status_code == 200
         found: dict[str, Any] = response.json()
-        check("Status", found)
         return found
 
     async def until(self, wanted: Callable[[dict[str, Any]], object], limit: float = LIMIT) -> dict[str, Any]:
@@ -45,10 +49,11 @@ class Fleet:
         async with asyncio.timeout(limit):
             while True:
                 try:
-                    status = await self.status()
+                    status = await self._status()
                 except httpx.TransportError:
                     continue  # The admin listener is being replaced.
                 if wanted(status):
+                    check("Status", status)
                     return status
                 await asyncio.sleep(0.02)
 
@@ -152,13 +157,13 @@ async def test_round_robin_stays_even_over_processes_and_one_admin_port_shows_th
                 got[await connection.exactly(2)] += 1
             connection.close()
 
-        await asyncio.gather(*(client(500) for _ in range(20)))
-        assert sum(got.values()) == 10_000
-        assert all(abs(number - 5000) <= 250 for number in got.values()), got
-        status = await it.until(lambda status: status["pools"][0]["requests"] == 10_000)
-        assert sum(member["requests"] for member in status["pools"][0]["members"]) == 10_000
+        await asyncio.gather(*(client(200) for _ in range(20)))
+        assert sum(got.values()) == 4000
+        assert all(abs(number - 2000) <= 100 for number in got.values()), got
+        status = await it.until(lambda status: status["pools"][0]["requests"] == 4000)
+        assert sum(member["requests"] for member in status["pools"][0]["members"]) == 4000
         scrape = Scrape((await it.admin.get("/metrics")).text)
-        assert scrape.sum("balancer_requests_total") == 10_000
+        assert scrape.sum("balancer_requests_total") == 4000
         assert scrape.labels("balancer_process_cpu_seconds_total", "process") == {"0", "1"}
         # Both have had their part.
         assert all(scrape.get("balancer_process_cpu_seconds_total", process=number) > 0.02 for number in "01")
@@ -322,6 +327,7 @@ async def test_a_reload_loses_no_request_and_lets_what_is_under_way_finish(proce
         async def ask() -> None:
             while not done.is_set():
                 answers.append(await it.get())
+                await asyncio.sleep(0.01)  # Clients that take both cores would hold up the processes that start.
 
         clients = [asyncio.create_task(ask()) for _ in range(4)]
         for generation in (1, 2):

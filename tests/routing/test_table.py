@@ -419,7 +419,7 @@ def test_whoever_reads_a_path_that_passes_comes_to_the_same_route() -> None:
     ]  # fmt: skip
     places = ["/", "/p", "/p/q", "/q", "/q/p/p"]
     passed = refused = 0
-    for _ in range(20_000):
+    for _ in range(5000):
         routes = table(*rng.sample(places, rng.randint(2, 5)))
         target = "/" + "".join(rng.choices(pieces, k=rng.randint(1, 8)))
         name = found(routes, "a", target)
@@ -433,8 +433,8 @@ def test_whoever_reads_a_path_that_passes_comes_to_the_same_route() -> None:
         for reading in readings(plain):
             best = max((it for it in prefixes if reading == it or reading.startswith(it + b"/")), key=len, default=None)
             assert (prefixes[best] if best is not None else "404 no_route") == name, (target, reading)
-    assert passed > 3000
-    assert refused > 3000
+    assert passed > 800
+    assert refused > 800
 
 
 # What members get.

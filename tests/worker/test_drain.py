@@ -41,7 +41,7 @@ async def test_an_idle_worker_is_gone_at_once() -> None:
 
 async def test_a_request_in_flight_is_finished() -> None:
     async with worker() as it, it.client() as client:
-        await client.send(ask("/work?seconds=1.5"))
+        await client.send(ask("/work?seconds=0.7"))
         await asyncio.sleep(0.2)
         it.signal()
         answer = await client.to_end()
@@ -252,7 +252,7 @@ async def talk_until_the_end(it: Worker, count: int, message: str | bytes, compr
     connections = [await connect(url, compression=compression, open_timeout=30) for _ in range(count)]
     talkers = [Talker(connection, message) for connection in connections]
     talks = [asyncio.create_task(talker.talk()) for talker in talkers]
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.5)
     it.signal()
     ends = await asyncio.gather(*talks)
     assert {(end.rcvd.code if end.rcvd else None) for end in ends} == {1012}
