@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 
 # What the balancer itself has run out of: descriptors, memory, local ports. That is no evidence against a member.
-OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+LOCAL_RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 # The tokens of ``X-Balancer-Error``, and the words of the log for what no client can be told.
 TOKENS = frozenset(
@@ -26,20 +26,18 @@ UNTOLD = frozenset({"client_gone", "truncated"})
 
 
 class UpstreamError(Exception):
-    """An exchange with one member ended before its response head was complete.
+    """An exchange with one member ended, and nothing of its response was passed on.
 
     ``reason``: one word for figures. ``sent``: whether any byte of the request may have reached the member. Only
     while it is false may a request that is not idempotent be given to another member (DESIGN 3.1).
-    ``received``: whether any byte of a response came back. ``reused``: whether the connection had
-    served an earlier exchange, so that the member may have closed it just before.
+    ``reused``: whether the connection had served an earlier exchange: the member may have closed it just before.
     """
 
     reason = "failed"
 
-    def __init__(self, message: str, *, sent: bool, received: bool = False, reused: bool = False) -> None:
+    def __init__(self, message: str, *, sent: bool, reused: bool = False) -> None:
         super().__init__(f"{message} (reused connection)" if reused else message)
         self.sent = sent
-        self.received = received
         self.reused = reused
 
 
@@ -62,7 +60,7 @@ def connect_failed(error: OSError, within: float) -> ConnectFailed:
 
 
 class ConnectionDied(UpstreamError):
-    """The connection broke or was closed before the response head was complete."""
+    """The connection broke or was closed while nothing of the response had been passed on."""
 
     reason = "died"
 

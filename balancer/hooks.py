@@ -1,5 +1,5 @@
-"""What hooks are made of: the public names of ``balancer.plugins.hooks``."""
+"""What hooks are made of: the public names of ``balancer.plugins.hook_api``."""
 
-from balancer.plugins.hooks import HeaderFields, HookRequest, HookResponse, Hooks, Member, Refusal, State
+from balancer.plugins.hook_api import HeaderFields, HookRequest, HookResponse, Hooks, Member, Refusal, State
 
 __all__ = ["HeaderFields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]

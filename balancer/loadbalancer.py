@@ -14,20 +14,20 @@ from typing import Any
 from balancer.asgi.app import Proxy
 from balancer.config.keywords import settings_of
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Outcome, Snapshot
 from balancer.discovery.loop import Discovery, Resolve
 from balancer.discovery.resolver import DnsResolver
+from balancer.discovery.snapshot import Outcome, Snapshot
 from balancer.dispatch.admission import GATHER_SECONDS
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import Trace
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
 from balancer.members.probe import Probe, make_probe
 from balancer.members.probe_scheduler import TICK, Prober
 from balancer.plugins import loader
-from balancer.plugins.dispatcher import HookedDispatcher
-from balancer.plugins.hooks import Hooks
+from balancer.plugins.hook_api import Hooks
+from balancer.plugins.hooked_dispatcher import HookedDispatcher
 from balancer.policies.base import Policy
 from balancer.policies.factory import make_policy
 from balancer.telemetry.observer import Observer, all_done
@@ -35,7 +35,7 @@ from balancer.telemetry.state_log import FlipLog, named
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock, Receive, Scope, Send
 from balancer.upstream.base import Connections, Timeouts, Upstream
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class LoadBalancer:
         self.membership = Membership(
             on_flip=self._flipped,
             on_reason=lambda member: self._flip_log.flipped(member, member.state),
-            on_unnamed=lambda: self._discovery.hurry(),
+            on_unnamed=lambda: self._discovery.wake(),
             slow_start=settings.slow_start,
         )
         self.snapshot = None
@@ -137,17 +137,17 @@ class LoadBalancer:
             rng,
             asks_path=settings.health_path is not None,
             fall=settings.health_fall,
-            on_answer=self.upstream.heard,
+            on_answer=self.upstream.on_member_answered,
         )
         self._discovery = Discovery(
             self._resolve,
             settings.resolve_interval,
             clock,
-            available=lambda: self.membership.anybody,
-            waiting=lambda: len(self.dispatcher.hold) > 0,
+            available=lambda: self.membership.has_available,
+            waiting=lambda: len(self.dispatcher.queue) > 0,
             deliver=self._deliver,
         )
-        self.dispatcher.slots.on_shortage = self._discovery.hurry
+        self.dispatcher.admission.on_shortage = self._discovery.wake
         self._anybody = False
         self._gathering: asyncio.TimerHandle | None = None
         self._flip_log = FlipLog()
@@ -205,7 +205,7 @@ class LoadBalancer:
         """
         if self._life is None or self._loop is not asyncio.get_running_loop():
             return
-        self.proxy.cut()
+        self.proxy.abort_all()
         self._life.cancel()
         await asyncio.wait([self._life])
         self._loop = None
@@ -249,7 +249,7 @@ class LoadBalancer:
     @property
     def queued(self) -> int:
         """Requests that wait for a member."""
-        return len(self.dispatcher.hold)
+        return len(self.dispatcher.queue)
 
     @property
     def active(self) -> int:
@@ -291,7 +291,7 @@ class LoadBalancer:
     def _knows_all(self) -> bool:
         answers = self.snapshot.answers if self.snapshot else ()
         known = any(it.outcome is not Outcome.UNKNOWN for it in answers)
-        return known and all(it.heard for it in self.membership.members.values())
+        return known and all(it.last_probe_answered for it in self.membership.members.values())
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or requests again; those that it has are finished."""
@@ -323,20 +323,20 @@ class LoadBalancer:
 
     def _rally(self) -> None:
         """Who may be chosen has changed: members for those who wait; where there are none any more, look for some."""
-        before, self._anybody = self._anybody, self.membership.anybody
-        slots = self.dispatcher.slots
+        before, self._anybody = self._anybody, self.membership.has_available
+        admission = self.dispatcher.admission
         if self._anybody and not before:
-            slots.gather()
+            admission.begin_gradual_release()
             if self._gathering:
                 self._gathering.cancel()
-            if slots.gathering:
-                self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, slots.gathered)
-        slots.assign_queued()
+            if admission.releasing_gradually:
+                self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, admission.end_gradual_release)
+        admission.assign_queued()
         if before and not self._anybody:
-            self._discovery.hurry()
-            self._prober.hurry(it for it in self.membership.members.values() if it.probes)
+            self._discovery.wake()
+            self._prober.wake(it for it in self.membership.members.values() if it.probes)
 
-    def _flipped(self, member: Member, before: State, event: Event) -> None:
+    def _flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         self._flip_log.flipped(member, before)
         for observer in self._observers:
             observer.flipped(member, before, event)
@@ -344,8 +344,8 @@ class LoadBalancer:
             return  # ``_deliver`` goes on, once all are told of.
         self._rally()
         if member.state is State.SUSPECT and self.settings.health_path:
-            self._prober.hurry([member])  # It may say that it is draining; a TCP connect could not tell.
+            self._prober.wake([member])  # It may say that it is draining; a TCP connect could not tell.
         elif member.state is State.DOWN:
-            if event is Event.UNREACHABLE:
+            if event is HealthEvent.UNREACHABLE:
                 self.upstream.check_network(member.address)
             self.upstream.forget(member.address)

@@ -35,7 +35,7 @@ from balancer.asgi.app import Proxy
 from balancer.config.settings import Settings
 from balancer.dispatch.context import RequestContext
 from balancer.errors import ClientGone, Refusal, SilentResponse
-from balancer.frontend.active import Visit
+from balancer.frontend.active_requests import ActiveRequest
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
 from balancer.http.request import Request
 from balancer.http.validation import check_passed
@@ -83,7 +83,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
             call.status,
             headers=call.fields,
             stream=_Body(call),
-            extensions={"http_version": b"HTTP/1.1", "balancer": call.course},
+            extensions={"http_version": b"HTTP/1.1", "balancer": call.context},
         )
 
     async def __aenter__(self) -> BalancedTransport:
@@ -125,7 +125,7 @@ class _Body(httpx.AsyncByteStream):
         self._call.let_go()
 
 
-class _Call(Visit):
+class _Call(ActiveRequest):
     """One call: the source of its body, and the sink of its response, whose body ``_Body`` takes from here.
 
     ``running`` is the task that serves it.
@@ -146,7 +146,7 @@ class _Call(Visit):
         # Bytes of the body that are still due, if that is known.
         self._due = length
         self.ended = length == 0
-        self.course = begin(
+        self.context = begin(
             Request(
                 method,
                 target,
@@ -158,7 +158,7 @@ class _Call(Visit):
                 id=request_id(fields),
             )
         )
-        self.course.own = True
+        self.context.is_local_call = True
         self._limits: Mapping[str, float | None] = request.extensions.get("timeout", {})
         self._began = self._loop.time()
         # When the member was last given a piece of the body; the next is being waited for.
@@ -175,12 +175,12 @@ class _Call(Visit):
 
     async def _serve(self, proxy: Proxy) -> None:
         task = self.running
-        await proxy.serve(self, self.course, self, task)
+        await proxy.serve(self, self.context, self, task)
 
     def _over(self, running: asyncio.Task[None]) -> None:
         self.task = None
         # Without these two, reference counts alone free all that the call was made of.
-        self.course.body = self.course.request.body = None
+        self.context.body = self.context.request.body = None
         self._tell()
 
     # The call's body.
@@ -222,7 +222,7 @@ class _Call(Visit):
 
     # The response, as it comes from the balancer.
 
-    def inform(self, status: int, headers: Headers) -> None:
+    def send_interim(self, status: int, headers: Headers) -> None:
         """httpx has no words for interim responses."""
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -266,9 +266,9 @@ class _Call(Visit):
         """When patience is over, as things are, and what to say then."""
         if self._asking:
             return inf, httpx.WriteTimeout("")  # It is the caller that is waited for.
-        if self.course.member is None:
+        if self.context.member is None:
             return self._began + self._limit("pool"), httpx.PoolTimeout("no member became available in time")
-        since = max(self._gave, self._began + self.course.queued)
+        since = max(self._gave, self._began + self.context.queued)
         if not self.ended:
             return since + self._limit("write"), httpx.WriteTimeout("the member takes nothing more of the body")
         return since + self._limit("read"), httpx.ReadTimeout("no response in time")
@@ -307,8 +307,8 @@ class _Call(Visit):
         if not self.running.cancelled() and (error := self.running.exception()):
             assert isinstance(error, Exception)
             return error
-        if self.course.error == "truncated" and self.course.attempts:
-            last = self.course.attempts[-1]
+        if self.context.error == "truncated" and self.context.attempts:
+            last = self.context.attempts[-1]
             kind = httpx.ReadTimeout if last.reason == SilentResponse.reason else httpx.RemoteProtocolError
             return kind(str(last))
         return httpx.ReadError(str(self.refusal) if self.refusal else "the call was broken off")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import members, memory, peers, report, steady
-from bench.candidates import CANDIDATES, OURS, VARIANTS, Candidate
+from bench.candidates import CANDIDATES, LOCAL_RESOURCE_ERRNOS, VARIANTS, Candidate
 from bench.loads import LOADS
 from bench.processes import ROOT, BenchError, cores, ended_by_signals
 from bench.rounds import run_load
@@ -168,7 +168,9 @@ class Run:
         return 1 if _ours_failed(results) else 0
 
     def _memory(self, upstreams: Upstreams, results: report.Results) -> None:
-        wanted = self._candidates if self._arguments.only else [it for it in CANDIDATES if it.name == OURS]
+        wanted = (
+            self._candidates if self._arguments.only else [it for it in CANDIDATES if it.name == LOCAL_RESOURCE_ERRNOS]
+        )
         for name in MEMORY:
             if name in self._loads:
                 results["memory"][name] = {it.name: self._memory_of(name, it, upstreams) for it in wanted}
@@ -222,10 +224,10 @@ class Run:
 
 def _ours_failed(results: report.Results) -> bool:
     for load in results["loads"].values():
-        ours = load["candidates"].get(OURS, {"errors": {}})
-        if OURS in load["failures"] or ours["errors"]:
+        ours = load["candidates"].get(LOCAL_RESOURCE_ERRNOS, {"errors": {}})
+        if LOCAL_RESOURCE_ERRNOS in load["failures"] or ours["errors"]:
             return True
-    ours = [it[OURS] for it in results["memory"].values() if OURS in it]
+    ours = [it[LOCAL_RESOURCE_ERRNOS] for it in results["memory"].values() if LOCAL_RESOURCE_ERRNOS in it]
     return any("failed" in it or it.get("beside", {}).get("errors") for it in ours)
 
 

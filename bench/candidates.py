@@ -326,4 +326,4 @@ VARIANTS = [
     ),
 ]
 BASELINE = "nginx-keepalive"
-OURS = "balancer"
+LOCAL_RESOURCE_ERRNOS = "balancer"

@@ -1,4 +1,4 @@
-"""Clients that keep a server busy with nothing: ``python -m bench.crowd HOST PORT HEADS BODIES READERS``.
+"""ClientRegistry that keep a server busy with nothing: ``python -m bench.crowd HOST PORT HEADS BODIES READERS``.
 
 HEADS send a request head a byte at a time and never end it, BODIES an upload, READERS read a large answer, all as
 slowly as below. Whoever is cut off comes again, so there are always that many. Runs until SIGTERM; prints one line of

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from balancer.demo.system import free_port
-from bench.candidates import OURS, Candidate, Command, Site, balancer, nginx_keepalive
+from bench.candidates import LOCAL_RESOURCE_ERRNOS, Candidate, Command, Site, balancer, nginx_keepalive
 from bench.loads import LOADS
 from bench.peers import balancer_version
 from bench.processes import START_SECONDS, Address, BenchError, Server
@@ -60,7 +60,7 @@ def run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: Pa
         return _run_members(rounds, seconds, cores, directory, say)
     except (BenchError, OSError) as error:
         say(f"{NAME} failed: {error}")
-        failures = {OURS: str(error)}
+        failures = {LOCAL_RESOURCE_ERRNOS: str(error)}
         return {
             "description": "",
             "unit": "CPU µs/request",
@@ -83,7 +83,7 @@ def _run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: P
             def command(site: Site, variant: Variant = variant, admin: Address = admin) -> Command:
                 return balancer(site, *variant.flags(), f"--admin-bind={admin}")
 
-            candidate = Candidate(OURS, variant.name, command, balancer_version)
+            candidate = Candidate(LOCAL_RESOURCE_ERRNOS, variant.name, command, balancer_version)
             running[variant.name] = (stack if variant.loaded else idle_only).enter_context(
                 candidate.running(upstreams, directory / f"variant{number}", cores[0])
             )

@@ -30,13 +30,13 @@ import httpx
 import uvloop
 
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver
-from balancer.dispatch.admission import Slots
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.dispatch.admission import Admission
 from balancer.dispatch.queue import PendingQueue
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.members.health import Event
+from balancer.members.health import HealthEvent
 from balancer.members.membership import Membership
 from balancer.members.probe import Verdict, make_probe
 from balancer.policies import make_policy
@@ -69,16 +69,16 @@ class Pool:
     def __init__(self, settings: Settings, count: int, weights: int = 1) -> None:
         self.membership = Membership()
         self.membership.reconcile(Snapshot((Answer("A", Outcome.FOUND, endpoints(count, weights=weights)),), 0.0))
-        self.slots = Slots(self.membership, make_policy(settings, Random(1)), PendingQueue(0, 0))
+        self.admission = Admission(self.membership, make_policy(settings, Random(1)), PendingQueue(0, 0))
         for member in self.membership.members.values():
-            self.membership.observe(member, Event.PROBE_OK, 0.0)
-        # Clients that differ, so that a hash is asked for different places.
+            self.membership.observe(member, HealthEvent.PROBE_OK, 0.0)
+        # ClientRegistry that differ, so that a hash is asked for different places.
         self.requests = [Request("GET", b"/", [], f"192.0.2.{it}") for it in range(256)]
         self.choose(CHOICES)
 
     def choose(self, count: int) -> float:
         """Seconds of CPU time for a choice."""
-        acquire, release = self.slots.acquire, self.slots.release
+        acquire, release = self.admission.acquire, self.admission.release
         requests = self.requests * (count // len(self.requests))
         began = time.process_time()
         for request in requests:
@@ -91,14 +91,14 @@ class Pool:
         """Seconds of CPU time to follow one member that goes down, and one that comes up, to the next choice."""
         member = Random(time.perf_counter_ns()).choice(self.membership.available)
         times = []
-        for event in (Event.REFUSED, Event.PROBE_OK):
+        for event in (HealthEvent.REFUSED, HealthEvent.PROBE_OK):
             began = time.process_time()
             self.membership.observe(member, event, 0.0)
-            self.slots.assign_queued()
-            taken = self.slots.acquire(self.requests[0], ())
+            self.admission.assign_queued()
+            taken = self.admission.acquire(self.requests[0], ())
             times.append(time.process_time() - began)
             assert taken
-            self.slots.release(taken)
+            self.admission.release(taken)
         return times[0], times[1]
 
 
@@ -223,7 +223,7 @@ async def replaced(count: int, port: int, policy: str, clients: int = 30) -> dic
         began = time.perf_counter()
         balancer._deliver(await resolver())
         applied = time.perf_counter() - began
-        while not balancer.membership.anybody:
+        while not balancer.membership.has_available:
             await asyncio.sleep(0)
         first = time.perf_counter() - began
         while len(balancer.membership.available) < count:

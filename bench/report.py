@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.candidates import BASELINE, OURS
+from bench.candidates import BASELINE, LOCAL_RESOURCE_ERRNOS
 from bench.chart import draw
 from bench.members import NAME as MEMBERS
 from bench.memory import CROWD, HUGE, IDLE, SLOW
@@ -200,7 +200,7 @@ def chart(results: Results) -> str | None:
     return draw(
         "CPU time per proxied request, µs (less is better)",
         f"{load['description']}; one core; medians of {results['rounds']} alternated rounds; {results['date'][:10]}",
-        [(name, it["cpu"], name == OURS) for name, it in load["candidates"].items()],
+        [(name, it["cpu"], name == LOCAL_RESOURCE_ERRNOS) for name, it in load["candidates"].items()],
     )
 
 

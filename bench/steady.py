@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.candidates import BASELINE, CANDIDATES, OURS, Candidate
+from bench.candidates import BASELINE, CANDIDATES, LOCAL_RESOURCE_ERRNOS, Candidate
 from bench.loads import LOADS, Load, Sample
 from bench.processes import BenchError
 from bench.rounds import Entrants, Say, alternate, summarize
@@ -35,7 +35,9 @@ def run_steady(
 ) -> dict[str, Any]:
     """The balancer's most with 32 connections; then everybody at 70 % of that, as results.json has them."""
     full = next(it for it in LOADS if it.name == "get-32")
-    wanted = [it for it in CANDIDATES if it.name == OURS or (it in candidates and it.name not in TOO_SLOW)]
+    wanted = [
+        it for it in CANDIDATES if it.name == LOCAL_RESOURCE_ERRNOS or (it in candidates and it.name not in TOO_SLOW)
+    ]
     failures: dict[str, str] = {}
     entrants: Entrants = {DIRECT: (upstreams.server, upstreams.members[0])}
     with ExitStack() as stack:
@@ -48,9 +50,11 @@ def run_steady(
                 say(f"{candidate.name} cannot take part in {NAME}: {error}")
         load = replace(full, name=NAME, description="")
         most = 0.0
-        if OURS in entrants:
-            alone = alternate(full, {OURS: entrants[OURS]}, rounds, seconds, cores[1], failures, say)
-            most = median(it.requests / it.seconds for it in alone[OURS]) if alone else 0.0
+        if LOCAL_RESOURCE_ERRNOS in entrants:
+            alone = alternate(
+                full, {LOCAL_RESOURCE_ERRNOS: entrants[LOCAL_RESOURCE_ERRNOS]}, rounds, seconds, cores[1], failures, say
+            )
+            most = median(it.requests / it.seconds for it in alone[LOCAL_RESOURCE_ERRNOS]) if alone else 0.0
             load = _load(full, most)
         samples = alternate(load, entrants, rounds, seconds, cores[1], failures, say) if most else {}
         peaks = {name: server.peak_kib() / 1024 for name, (server, _) in entrants.items()}

@@ -14,9 +14,9 @@ import uvicorn.server
 import uvloop
 from hypothesis import settings
 
-from balancer.frontend import clients, phases
+from balancer.frontend import phases, registry
 from balancer.upstream.httpx_adapter import HttpxUpstream
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from tests.support import wire
 from tests.support.pipes import PipeLoop
 
@@ -89,7 +89,7 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def through_asgi(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients are served through ASGI, which has no message for some of what HTTP can say.
+    """ClientRegistry are served through ASGI, which has no message for some of what HTTP can say.
 
     There the balancer speaks WebSocket itself, and holds members to it; a tunnel passes on whatever it gets.
     """
@@ -110,5 +110,5 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("header_timeout", "keepalive_timeout", "stream_idle_timeout"):
         monkeypatch.setitem(wire.defaults, name, 0.3)
     monkeypatch.setattr(phases, "LINGER_SECONDS", 0.3)
-    monkeypatch.setattr(clients, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
     yield

@@ -301,7 +301,7 @@ async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
             assert (refused.status_code, refused.headers["x-balancer-error"]) == (503, "no_member")
             assert refused.headers["retry-after"] == "1"
             asking = asyncio.create_task(client.get("/"))
-            await eventually(lambda: len(transport.balancer.dispatcher.hold) == 1)
+            await eventually(lambda: len(transport.balancer.dispatcher.queue) == 1)
             resolve.found(member.address)
             answer = await asking
             assert answer.text == "ok"
@@ -348,7 +348,7 @@ async def test_no_member_in_the_callers_time() -> None:
         with pytest.raises(httpx.PoolTimeout, match="no member"):
             await here.client.get("/")
         await here.idle()
-        assert len(here.balancer.dispatcher.hold) == 0
+        assert len(here.balancer.dispatcher.queue) == 0
 
 
 @pytest.mark.parametrize("pool", [0.05, None])

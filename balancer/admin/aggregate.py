@@ -22,10 +22,10 @@ from balancer.admin.ipc import Channel
 from balancer.admin.pool_view import Usage
 from balancer.admin.process_report import INTERVAL, Ask, Drain, PoolReport, Report, Row
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Snapshot
+from balancer.discovery.snapshot import Snapshot
 from balancer.members.health import State
 from balancer.members.member import Member
-from balancer.telemetry.events import WINDOW, Events, Happening, Kind, Level
+from balancer.telemetry.events import WINDOW, Event, EventKind, Events, Level
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock
 from balancer.upstream.base import Connections
@@ -42,7 +42,7 @@ _LEVELS = (Level.GOOD, Level.INFO, Level.WARNING, Level.BAD)
 
 
 @dataclass
-class Part:
+class ProcessPool:
     """One process's part of a pool."""
 
     settings: Settings
@@ -82,7 +82,7 @@ class Process:
     reported: float
     clients: int | None = None
     unrouted: Stats | None = None
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, ProcessPool] = field(default_factory=dict)
 
 
 class MergedEvents(Events):
@@ -91,10 +91,10 @@ class MergedEvents(Events):
     def __init__(self) -> None:
         super().__init__()
         # By process and the number that it has there: the event, and what it has added to its counts.
-        self._parts: dict[tuple[int, int], tuple[Happening, tuple[int, int, int]]] = {}
-        self._same: dict[tuple[Kind, Address | None, str], tuple[Happening, set[int]]] = {}
+        self._parts: dict[tuple[int, int], tuple[Event, tuple[int, int, int]]] = {}
+        self._same: dict[tuple[EventKind, Address | None, str], tuple[Event, set[int]]] = {}
 
-    def take(self, pid: int, told: Happening) -> None:
+    def take(self, pid: int, told: Event) -> None:
         """Take up an event of a process, or what has become of it."""
         known = self._parts.get((pid, told.number))
         if known is None:
@@ -110,12 +110,12 @@ class MergedEvents(Events):
         self._changed[made.number] = made
         self._parts[pid, told.number] = made, counts
 
-    def _find(self, pid: int, told: Happening) -> Happening:
+    def _find(self, pid: int, told: Event) -> Event:
         key = told.kind, told.member, told.words
         made, processes = self._same.get(key, (None, set[int]()))
         if made is None or pid in processes or abs(told.when - made.when) >= WINDOW:
             made, processes = self._add(told.when, told.kind, told.level, told.words, told.member), set()
-            if told.kind in (Kind.DNS, Kind.JOINED, Kind.LEFT):
+            if told.kind in (EventKind.DNS, EventKind.JOINED, EventKind.LEFT):
                 self.dns.append(made)
             self._same[key] = made, processes
         processes.add(pid)
@@ -131,7 +131,7 @@ class MergedEvents(Events):
 class MergedPool:
     """A pool in all processes: what a ``View`` is. ``parts``: by process, those that are alive."""
 
-    def __init__(self, hub: Hub, key: str, settings: Settings) -> None:
+    def __init__(self, hub: Aggregator, key: str, settings: Settings) -> None:
         self._hub = hub
         self._key = key
         self.settings = settings
@@ -162,11 +162,11 @@ class MergedPool:
         self.drains[member.address] = member.drained = drained
         self._hub.tell(Drain(self._key, member.address, drained))
 
-    def bury(self, part: Part) -> None:
+    def retire(self, part: ProcessPool) -> None:
         """A process is no more: what it has counted stays."""
         self._past.add(part.stats)
 
-    def merge(self, living: Sequence[Part], counted: Sequence[Part]) -> None:
+    def merge(self, living: Sequence[ProcessPool], counted: Sequence[ProcessPool]) -> None:
         """Take in what processes say now: ``counted`` are all, ``living`` those that have reported of late."""
         self.settings = replace(counted[0].settings, queue_max=sum(it.settings.queue_max for it in counted))
         self._merge_members(living)
@@ -180,7 +180,7 @@ class MergedPool:
         known = [it.connections for it in counted if it.connections]
         self.connections = Connections(*map(sum, zip(*known, strict=True))) if known else None
 
-    def _merge_members(self, living: Sequence[Part]) -> None:
+    def _merge_members(self, living: Sequence[ProcessPool]) -> None:
         rows: dict[Address, list[Row]] = {}
         for part in living:
             for address, row in part.members.items():
@@ -210,7 +210,7 @@ def _show(member: Member, rows: Sequence[Row]) -> None:
     member.drained_since = min(it.drained_since for it in drained or rows)
 
 
-class Hub:
+class Aggregator:
     """Takes in the reports of ``channels``, one for each process; ``current`` is their sum.
 
     ``close`` when it is not wanted any more.
@@ -264,7 +264,7 @@ class Hub:
     def _merge(self) -> None:
         living = self._living()
         keys = dict.fromkeys(key for it in living for key in it.parts)
-        # Without anybody alive, what was known last is better than nothing.
+        # While no process lives, what was known last is better than nothing.
         self._pools = {key: self._pools[key] for key in keys} or self._pools
         for key, pool in self._pools.items():
             counted = [it.parts[key] for it in self._processes.values() if key in it.parts]
@@ -282,13 +282,13 @@ class Hub:
                 return
             if process:
                 log.info("process %d is %d now", number, report.usage.pid)
-                self._bury(process)
+                self._retire(process)
             process = self._processes[number] = Process(report.usage, report.started, self.clock())
         process.usage, process.reported = report.usage, self.clock()
         process.clients, process.unrouted = report.clients, report.unrouted
         changed = list(process.parts) != [it.name for it in report.pools]
         for key in process.parts.keys() - {it.name for it in report.pools}:
-            self._bury_part(key, process.parts.pop(key))
+            self._retire_pool(key, process.parts.pop(key))
         for it in report.pools:
             changed |= self._take(process, it)
         self._news = True
@@ -297,7 +297,7 @@ class Hub:
                 pool.events.on_change()
 
     def _take(self, process: Process, report: PoolReport) -> bool:
-        part = process.parts.setdefault(report.name, Part(report.settings))
+        part = process.parts.setdefault(report.name, ProcessPool(report.settings))
         changed = part.take(report)
         pool = self._pools.setdefault(report.name, MergedPool(self, report.name, report.settings))
         for event in report.events:
@@ -310,18 +310,20 @@ class Hub:
                 self._channels[process.usage.number].send(Drain(report.name, address, drained))
         return changed
 
-    def _is_late(self, process: Process, event: Happening) -> bool:
+    def _is_late(self, process: Process, event: Event) -> bool:
         """Whether it is no news, because the others told it before this process began."""
-        learnt = event.kind in (Kind.DNS, Kind.JOINED, Kind.STATE) and event.when < process.started + LEARNS
+        learnt = (
+            event.kind in (EventKind.DNS, EventKind.JOINED, EventKind.STATE) and event.when < process.started + LEARNS
+        )
         return learnt and process.started > self._began + LEARNS
 
-    def _bury(self, process: Process) -> None:
+    def _retire(self, process: Process) -> None:
         """It is no more: what it has counted stays."""
         for key, part in process.parts.items():
-            self._bury_part(key, part)
+            self._retire_pool(key, part)
         if process.unrouted:
             self._past_unrouted.add(process.unrouted)
 
-    def _bury_part(self, key: str, part: Part) -> None:
+    def _retire_pool(self, key: str, part: ProcessPool) -> None:
         if pool := self._pools.get(key):
-            pool.bury(part)
+            pool.retire(part)

@@ -23,7 +23,7 @@ from balancer.admin.auth import CHALLENGE, deny, prove
 from balancer.admin.history import Pool
 from balancer.admin.pool_view import Usage, View, by_name
 from balancer.admin.prometheus import metrics_endpoint
-from balancer.admin.status_feed import Board
+from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
 from balancer.members.member import Member
@@ -56,7 +56,7 @@ class Supervised(NamedTuple):
 def admin_app(
     pools: Callable[[], Sequence[View]],
     settings: Settings,
-    board: Board,
+    board: StatusFeed,
     unrouted: Callable[[], Stats | None] = lambda: None,
     processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
     supervised: Supervised | None = None,
@@ -104,7 +104,7 @@ def admin_app(
 
 
 def _api(
-    settings: Settings, board: Board, processes: Callable[[], Sequence[Usage]], supervised: Supervised | None
+    settings: Settings, board: StatusFeed, processes: Callable[[], Sequence[Usage]], supervised: Supervised | None
 ) -> list[BaseRoute]:
     async def state(request: Request) -> Response:
         running = {
@@ -132,7 +132,7 @@ def _api(
     ]
 
 
-def _action(settings: Settings, board: Board, drained: bool) -> Callable[[Request], Any]:
+def _action(settings: Settings, board: StatusFeed, drained: bool) -> Callable[[Request], Any]:
     """What drains a member, or undrains it."""
 
     async def act(request: Request) -> Response:
@@ -245,7 +245,7 @@ def _members(pools: Sequence[Pool], text: str, name: str | None) -> list[tuple[P
 class Stream:
     """Server-sent events: the whole picture once, then what changes."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: StatusFeed) -> None:
         self._board = board
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

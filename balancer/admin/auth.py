@@ -81,7 +81,7 @@ def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
 
 # What is to be proved anew each time: 32 random bytes.
 CHALLENGE = re.compile("[0-9a-f]{64}")
-# 0.1 s, once a process: anybody who reads the status could try tokens against a proof.
+# 0.1 s, once a process: a reader of the status could try tokens against a proof.
 _ROUNDS = 200_000
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from balancer.admin.pool_view import View
 from balancer.members.health import State
 from balancer.members.member import Member
-from balancer.telemetry.events import Happening
+from balancer.telemetry.events import Event
 from balancer.telemetry.stats import BOUNDS, Stats, Tally, percentile
 from balancer.types import Address
 
@@ -38,7 +38,7 @@ NOTHING = (0,) * (len(BOUNDS) + 1)
 NO_TALLY = Tally()
 
 
-class Gauge:
+class RateWindow:
     """How one tally moves. ``rates``: requests a second, one for each of the last CHART samples."""
 
     __slots__ = ("_past", "rates")
@@ -70,7 +70,7 @@ class Gauge:
         return count_now - count_before, p50, p99
 
 
-class Track:
+class MemberHistory:
     """One container as pages know it: ``number`` is never used again, as addresses are.
 
     ``earlier``: what had been counted at its address before it came. ``name``: the last that DNS said, as of
@@ -83,7 +83,7 @@ class Track:
     def __init__(self, number: int, member: Member, tally: Tally | None = None) -> None:
         self.number = number
         self.member = member
-        self.gauge = Gauge(tally)
+        self.gauge = RateWindow(tally)
         self.earlier = NO_TALLY
         if tally:
             self.earlier = Tally()
@@ -114,12 +114,12 @@ class Pool:
         self.name = name
         self.view = view
         self.stats = stats
-        self.total = Gauge()
+        self.total = RateWindow()
         self.refused: deque[float] = deque(maxlen=CHART)
-        self.tracks: dict[Member, Track] = {}
-        self.gone: list[Track] = []
+        self.tracks: dict[Member, MemberHistory] = {}
+        self.gone: list[MemberHistory] = []
         # The events that pages have yet to see, by their numbers.
-        self._changed: dict[int, Happening] = {}
+        self._changed: dict[int, Event] = {}
         self.samples = 0
         self._refused_before = refusals(stats)
         self._sampled = now
@@ -140,7 +140,7 @@ class Pool:
         # What is gone stays in the chart until it has moved out of it.
         self.gone = [it for it in self.gone if self.samples - it.gone_at < CHART]
 
-    def follow(self, numbers: Iterator[int]) -> list[Track]:
+    def follow(self, numbers: Iterator[int]) -> list[MemberHistory]:
         """Take up what members have done; returns those whose containers are to be asked for their names."""
         unnamed = self._take_events()
         members = self.view.members
@@ -153,7 +153,7 @@ class Pool:
         for member in members.values():
             known = self.tracks.get(member)
             if known is None:
-                known = self.tracks[member] = Track(next(numbers), member)
+                known = self.tracks[member] = MemberHistory(next(numbers), member)
                 asked.append(known)
             elif known.seen != (member.state, member.since):
                 before, known.seen = known.seen[0], (member.state, member.since)
@@ -169,12 +169,12 @@ class Pool:
                 self._name_events(events, track, inf)
         return asked
 
-    def due(self) -> list[Track]:
+    def due(self) -> list[MemberHistory]:
         """Those whose names are to be asked for again with this sample: each in its turn, so that there is no burst."""
         every = max(EVERY, len(self.tracks) // QUESTIONS)
         return [it for it in self.tracks.values() if (it.number + self.samples) % every == 0]
 
-    def take_name(self, track: Track, name: str, asked_at: float, numbers: Iterator[int]) -> bool:
+    def take_name(self, track: MemberHistory, name: str, asked_at: float, numbers: Iterator[int]) -> bool:
         """DNS has said whose the address is, ``asked_at`` or later; whether that is news."""
         news = not track.sure or track.name != name
         if track.name and track.name != name:
@@ -182,39 +182,39 @@ class Pool:
         track.name, track.named_at, track.sure = name, asked_at, True
         return news
 
-    def take_changed(self) -> list[Happening]:
+    def pop_changes(self) -> list[Event]:
         """The events that are new, have counted on or have got a name since the last call, the oldest first."""
         changed, self._changed = self._changed, {}
         return [changed[number] for number in sorted(changed)]
 
-    def _replace(self, track: Track, name: str, number: int) -> Track:
+    def _replace(self, track: MemberHistory, name: str, number: int) -> MemberHistory:
         member = track.member
         log.info("%s is the container %s now, and was %s", member.address, name, track.name)
         self._put_away(track)
-        made = self.tracks[member] = Track(number, member, self.stats.members.get(member.address))
+        made = self.tracks[member] = MemberHistory(number, member, self.stats.members.get(member.address))
         if member.drained and member.drained_since < max(track.named_at, member.since):
             self.view.drain(member, False)
         return made
 
-    def _put_away(self, track: Track) -> None:
+    def _put_away(self, track: MemberHistory) -> None:
         if any(track.gauge.rates):
             track.gone_at = self.samples
             self.gone.append(track)
 
-    def _take_events(self) -> Mapping[Address, list[Happening]]:
+    def _take_events(self) -> Mapping[Address, list[Event]]:
         """Those that have no name yet, by their members."""
         events = self.stats.events
-        self._changed |= {it.number: it for it in events.take_changed()}
-        unnamed: defaultdict[Address, list[Happening]] = defaultdict(list)
+        self._changed |= {it.number: it for it in events.pop_changes()}
+        unnamed: defaultdict[Address, list[Event]] = defaultdict(list)
         for event in events.recent:
             if event.member and event.name is None:
                 unnamed[event.member].append(event)
         return unnamed
 
-    def _last_of(self, address: Address) -> Track | None:
+    def _last_of(self, address: Address) -> MemberHistory | None:
         return next((it for it in reversed(self.gone) if it.member.address == address), None)
 
-    def _name_events(self, events: Iterable[Happening], track: Track | None, end: float) -> None:
+    def _name_events(self, events: Iterable[Event], track: MemberHistory | None, end: float) -> None:
         """Give the events of a container, which are those before ``end``, its name, or none for good."""
         for event in events:
             if event.name is None and event.when < end:

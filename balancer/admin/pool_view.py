@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Snapshot
+from balancer.discovery.snapshot import Snapshot
 from balancer.members.member import Member
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock

@@ -11,12 +11,12 @@ from typing import NamedTuple, TypeVar
 from balancer.admin.ipc import Channel
 from balancer.admin.pool_view import Usage
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Endpoint, Snapshot
+from balancer.discovery.snapshot import Endpoint, Snapshot
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.routing.pools import Pools
-from balancer.telemetry.events import Happening
+from balancer.telemetry.events import Event
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from balancer.upstream.base import Connections
@@ -62,7 +62,7 @@ class PoolReport:
     members: dict[Address, Row]
     left: list[Address]
     stats: Stats
-    events: list[Happening]
+    events: list[Event]
     snapshot: Snapshot | None
     resolved: float
     available: int
@@ -182,7 +182,7 @@ def _pool_report(pool: LoadBalancer, stats: Stats, told: _Told, whole: bool) -> 
     same = bool(snapshot and told.snapshot and snapshot.answers == told.snapshot.answers)
     counted = stats.without_members()
     counted.members = {address: stats.members[address] for address in changed(marks, told.marks)}
-    taken = stats.events.take_changed()
+    taken = stats.events.pop_changes()
     report = PoolReport(
         name=display_name(pool),
         settings=pool.settings,

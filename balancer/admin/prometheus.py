@@ -1,7 +1,7 @@
 """Metrics for Prometheus: read from what the balancer counts anyway, at the time of a scrape.
 
 Nothing here is on the path of a request, and there is no global state: every admin application has a registry of its
-own. Names and units follow Prometheus' conventions; ``docs/reference/metrics.md`` has a row for each.
+own. ContainerNames and units follow Prometheus' conventions; ``docs/reference/metrics.md`` has a row for each.
 
 Rules:
 * What is by member goes when the member goes, so that there are no more series than living members need. What they

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from balancer.admin.history import CHART, Json, Pool, Track
+from balancer.admin.history import CHART, Json, MemberHistory, Pool
 from balancer.admin.pool_view import View, by_name
 from balancer.admin.subscriber import Subscriber, iso, sse
-from balancer.discovery.container_names import Names
+from balancer.discovery.container_names import ContainerNames
 from balancer.members.member import Member
-from balancer.telemetry.events import Happening
+from balancer.telemetry.events import Event
 from balancer.types import Clock
 from balancer.version import __version__
 
@@ -35,11 +35,16 @@ AT_ONCE = 0.2
 CONFIRM_SECONDS = 2.0
 
 
-class Board:
+class StatusFeed:
     """Runs beside the admin listener: ``run`` until cancelled, ``close`` ends the streams of open pages."""
 
     def __init__(
-        self, pools: Pools, names: Names, clock: Clock = time.monotonic, wall_clock: Clock = time.time, **about: Any
+        self,
+        pools: Pools,
+        names: ContainerNames,
+        clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
+        **about: Any,
     ) -> None:
         self._views = pools
         self._names = names
@@ -133,7 +138,7 @@ class Board:
         """Seconds since 1970 of a reading of the clock."""
         return reading + self._offset
 
-    def told(self, event: Happening, pool: str) -> Json:
+    def event_json(self, event: Event, pool: str) -> Json:
         """An event as the API tells it."""
         return {
             "id": f"{pool}-{event.number}",
@@ -153,7 +158,7 @@ class Board:
         """What happened lately in all pools, the oldest first."""
         self._follow()
         found = [
-            (event.when, event.number, self.told(event, pool.name))
+            (event.when, event.number, self.event_json(event, pool.name))
             for pool in self.pools()
             for event in pool.stats.events.recent
         ]
@@ -164,7 +169,7 @@ class Board:
             for track in pool.follow(self._numbers):
                 self._look_up(pool, track)
 
-    def _look_up(self, pool: Pool, track: Track) -> None:
+    def _look_up(self, pool: Pool, track: MemberHistory) -> None:
         asked_at = self._clock()
 
         def found(name: str) -> None:
@@ -193,7 +198,7 @@ class Board:
     def _publish(self, sampled: bool) -> None:
         """Make the delta to what pages have, if there is any page."""
         pools = self.pools()
-        events = [self.told(event, pool.name) for pool in pools for event in pool.take_changed()]
+        events = [self.event_json(event, pool.name) for pool in pools for event in pool.pop_changes()]
         usable = self._known == self.number
         self._whole = None
         self.number += 1
@@ -227,7 +232,7 @@ class Board:
             pool.sent_values = values
         return delta
 
-    def whole(self) -> bytes:
+    def full_state(self) -> bytes:
         """The whole picture as of the last message; the same bytes for all who ask until the next."""
         if self._whole is None:
             self._whole = sse("whole", self._everything())
@@ -258,7 +263,7 @@ class Board:
                     "refused": list(pool.refused),
                     "summary": pool.summary(),
                     "dns": self.dns(pool),
-                    "changes": [self.told(it, pool.name) for it in pool.stats.events.dns],
+                    "changes": [self.event_json(it, pool.name) for it in pool.stats.events.dns],
                 }
             )
         self._known = self.number

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from balancer.admin.history import Json
 
 if TYPE_CHECKING:
-    from balancer.admin.status_feed import Board
+    from balancer.admin.status_feed import StatusFeed
 
 
 class Subscriber:
     """One open page: use it within ``with``, and await ``next`` for what to send it."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: StatusFeed) -> None:
         self._board = board
         self._seen = -1
         self.wake = asyncio.Event()
@@ -44,7 +44,7 @@ class Subscriber:
             await self.wake.wait()
         if self.gone or board.closed:
             return b""
-        piece = board._delta if self._seen == board._delta_from >= 0 else board.whole()
+        piece = board._delta if self._seen == board._delta_from >= 0 else board.full_state()
         self._seen = board.number
         return piece
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import time
 
-from balancer.asgi.request import HttpVisit, make_request
+from balancer.asgi.request import HttpRequest, make_request
 from balancer.asgi.scope import prefix
-from balancer.asgi.websocket import WebSocketVisit
+from balancer.asgi.websocket import WebSocketRequest
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.refusals import refuse
 from balancer.errors import Refusal
-from balancer.frontend.active import ActiveRequests
+from balancer.frontend.active_requests import ActiveRequests
 from balancer.http.validation import check_passed
 from balancer.types import Receive, Scope, Send
 
@@ -37,32 +37,32 @@ class Proxy(ActiveRequests):
         loop = self._loop = self._loop or asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task
-        visit: HttpVisit | WebSocketVisit
+        active: HttpRequest | WebSocketRequest
         if scope["type"] == "http":
-            visit = HttpVisit(scope, receive, send, task)
-            request = make_request(scope, visit)
+            active = HttpRequest(scope, receive, send, task)
+            request = make_request(scope, active)
         elif scope["type"] == "websocket":
-            visit = WebSocketVisit(scope, receive, send, task)
-            request = await visit.request()
+            active = WebSocketRequest(scope, receive, send, task)
+            request = await active.request()
         else:
             raise RuntimeError(f"the balancer serves HTTP and WebSocket, not {scope['type']!r}")
         try:
             # Some servers are not strict, and some append trailers to the fields of a request that has not begun.
             check_passed(request.headers)
         except Refusal as refusal:
-            await refuse(refusal, visit)
+            await refuse(refusal, active)
             return
         if not self._watching:
             self._watching = True
             loop.call_later(WATCH_SECONDS, self._watch)
-        course = (self.dispatcher or self.choose(request)).begin(request)
-        course.prefix = prefix(scope)
-        await self.serve(visit, course, visit, task)
+        context = (self.dispatcher or self.choose(request)).begin(request)
+        context.prefix = prefix(scope)
+        await self.serve(active, context, active, task)
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        for visit in self.visits:
-            visit.watch(time.monotonic() - WATCH_SECONDS)
-        self._watching = bool(self.visits)
+        for active in self.in_flight:
+            active.watch(time.monotonic() - WATCH_SECONDS)
+        self._watching = bool(self.in_flight)
         if self._watching:
             loop.call_later(WATCH_SECONDS, self._watch)

@@ -9,14 +9,14 @@ from typing import Any
 
 from balancer.asgi.scope import client, target
 from balancer.errors import ClientGone
-from balancer.frontend.active import END_OF_EVENT, Visit
+from balancer.frontend.active_requests import END_OF_EVENT, ActiveRequest
 from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.http.request import Request
 from balancer.types import Receive, Scope, Send
 from balancer.upstream.base import UpstreamResponse
 
 
-class AsgiVisit(Visit):
+class AsgiRequest(ActiveRequest):
     """A request that an ASGI server brought."""
 
     def __init__(self, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
@@ -31,14 +31,14 @@ class AsgiVisit(Visit):
         """Whether nothing else reads from the client just now."""
         raise NotImplementedError
 
-    def inform(self, status: int, headers: Headers) -> None:
+    def send_interim(self, status: int, headers: Headers) -> None:
         """ASGI has no message for interim responses."""
 
     async def _await_disconnect(self) -> None:
         raise NotImplementedError
 
     def watch(self, began_before: float) -> None:
-        """See to it that a client that leaves is noticed, if the visit has lasted since then."""
+        """Have a client that leaves noticed, if the request has lasted since ``began_before``."""
         if self._watcher is None and self.task and self.watchable and self.began <= began_before:
             self._watcher = asyncio.get_running_loop().create_task(self._await_disconnect())
 
@@ -47,7 +47,7 @@ class AsgiVisit(Visit):
             self._watcher.cancel()
 
 
-class HttpVisit(AsgiVisit):
+class HttpRequest(AsgiRequest):
     """A plain request: the source of its body and the sink of its response."""
 
     # ASGI has no message for them.
@@ -109,7 +109,7 @@ def _carries_body(scope: Scope) -> bool:
     return has_body(scope["headers"]) or not scope.get("http_version", "1.1").startswith("1")
 
 
-def make_request(scope: Scope, visit: HttpVisit) -> Request:
+def make_request(scope: Scope, active: HttpRequest) -> Request:
     # ASGI has no message for trailers, so members do not learn that they are welcome.
     headers: Headers = [it for it in scope["headers"] if it[0] != b"te"]
     return Request(
@@ -118,8 +118,8 @@ def make_request(scope: Scope, visit: HttpVisit) -> Request:
         headers=headers,
         client=client(scope),
         scheme=scope.get("scheme", "http"),
-        body=None if visit.ended else visit,
-        chunked=not visit.ended and not any(name == b"content-length" for name, _ in headers),
+        body=None if active.ended else active,
+        chunked=not active.ended and not any(name == b"content-length" for name, _ in headers),
         host=host(headers),
         id=request_id(headers),
     )

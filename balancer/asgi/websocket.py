@@ -20,7 +20,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 from websockets.utils import accept_key, generate_key
 
-from balancer.asgi.request import AsgiVisit
+from balancer.asgi.request import AsgiRequest
 from balancer.asgi.scope import client, target
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
@@ -43,7 +43,7 @@ NO_CODE, ABNORMAL = 1005, 1006
 _HOP = frozenset({b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-accept"})
 
 
-class WebSocketVisit(AsgiVisit):
+class WebSocketRequest(AsgiRequest):
     """One WebSocket, from handshake to close: the sink of its request."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
@@ -52,7 +52,7 @@ class WebSocketVisit(AsgiVisit):
         self._key = generate_key()
         # What the client sent before it was accepted.
         self._early: list[Message] = []
-        self._talk: _Talk | None = None
+        self._relay: _Relay | None = None
 
     async def request(self) -> Request:
         """The handshake as a request to a member (RFC 6455 section 4.1)."""
@@ -103,13 +103,13 @@ class WebSocketVisit(AsgiVisit):
                 "headers": passed,
             }
         )
-        self._talk = _Talk(response, self._next, self._tell, count)
-        await self._talk.run()
+        self._relay = _Relay(response, self._next, self._tell, count)
+        await self._relay.run()
 
-    async def go_away(self) -> None:
+    async def begin_shutdown(self) -> None:
         """Close both sides with 1001; returns when that is done, or CLOSE_SECONDS have passed."""
-        if self._talk and self.task:
-            await self._talk.leave(GOING_AWAY, "the balancer is shutting down")
+        if self._relay and self.task:
+            await self._relay.leave(GOING_AWAY, "the balancer is shutting down")
             await asyncio.wait([self.task], timeout=CLOSE_SECONDS)
 
     async def _next(self) -> Message:
@@ -122,7 +122,7 @@ class WebSocketVisit(AsgiVisit):
             raise ClientGone from error
 
 
-class _Talk:
+class _Relay:
     """The messages of one WebSocket, both ways, until both sides have closed."""
 
     def __init__(

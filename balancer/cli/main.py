@@ -129,9 +129,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         from balancer.process.log_setup import configure_logging
 
         configure_logging()
-        slots = worker.slots(settings, data, admin[0] if admin else None, certificate, routes, processes)
+        specs = worker.worker_specs(settings, data, admin[0] if admin else None, certificate, routes, processes)
         worker.prepare()
-        return Supervisor(slots, processes, data, admin, before).run()
+        return Supervisor(specs, processes, data, admin, before).run()
 
 
 def _processes(settings: Settings) -> int:
@@ -174,7 +174,7 @@ async def _look(settings: Settings) -> bool:
     import asyncio
 
     from balancer.discovery.resolver import DnsResolver
-    from balancer.members.health import Event
+    from balancer.members.health import HealthEvent
     from balancer.members.probe import Verdict, make_probe
     from balancer.members.probe_scheduler import PROBES_AT_ONCE
 
@@ -189,9 +189,9 @@ async def _look(settings: Settings) -> bool:
 
     verdicts = await asyncio.gather(*map(ask, addresses))
     for address, (event, words) in zip(addresses, verdicts, strict=True):
-        hint = ": nothing listens there, or on 127.0.0.1 only" if event is Event.REFUSED else ""
+        hint = ": nothing listens there, or on 127.0.0.1 only" if event is HealthEvent.REFUSED else ""
         print(f"  {address}  {words}{hint}")
-    return any(event is Event.PROBE_OK for event, _ in verdicts)
+    return any(event is HealthEvent.PROBE_OK for event, _ in verdicts)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

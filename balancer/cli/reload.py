@@ -1,7 +1,8 @@
 """``balancer reload``: has a running balancer replaced by the code, and the files, that are there now.
 
 Rules, because anything may answer on the address of the admin listener:
-* A process is signalled only if it is a supervisor of this user's (``balancer.process.mark``), whatever names it.
+* A process is signalled only if it is a supervisor of this user's, whatever names it
+  (``balancer.process.supervisor_mark``).
 * With a token, an answer counts only with the proof that its sender knows it. The token itself is not sent.
 * An answer is bounded, in bytes and in seconds, and has the types that it should have.
 """
@@ -24,7 +25,7 @@ from balancer.admin.auth import prove
 from balancer.cli.healthcheck import reachable
 from balancer.config.display import variable
 from balancer.process.exit_codes import FAILED
-from balancer.process.mark import objection
+from balancer.process.supervisor_mark import objection
 from balancer.types import Address
 
 # Seconds for a trial, a new supervisor, and new processes that know their members.

@@ -10,7 +10,8 @@ import dns.name
 import dns.rdatatype
 import dns.reversename
 
-from balancer.discovery.wire import Reply, ask
+from balancer.discovery.dns_client import ask
+from balancer.discovery.dns_message import Reply
 from balancer.types import Address
 
 Ask = Callable[[Address, dns.name.Name, str], Awaitable[Reply]]
@@ -19,7 +20,7 @@ Ask = Callable[[Address, dns.name.Name, str], Awaitable[Reply]]
 AT_A_TIME = 8
 
 
-class Names:
+class ContainerNames:
     """Looks names up: the first server that knows one has the word; ``close`` ends what is under way."""
 
     def __init__(self, servers: Sequence[Address], ask: Ask = ask) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from balancer.discovery.answers import Snapshot
 from balancer.discovery.pace import URGENT_INTERVAL, Pace
+from balancer.discovery.snapshot import Snapshot
 from balancer.types import Clock
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Discovery:
         self._delivered = 0
         self._hurry = asyncio.Event()
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """What DNS says is wanted now: ask as soon as URGENT_INTERVAL since the last round allows."""
         self._pace.wanted(self._clock())
         self._hurry.set()

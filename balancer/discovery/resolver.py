@@ -17,10 +17,11 @@ import dns.rdatatype
 import dns.resolver
 
 from balancer.config.settings import Settings, SettingsError
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.discovery.search_list import Search, candidates
-from balancer.discovery.srv_targets import Hosts, Targets
-from balancer.discovery.wire import EDNS_PAYLOAD, Reply, Service, ask, unpack
+from balancer.discovery.dns_client import EDNS_PAYLOAD, ask
+from balancer.discovery.dns_message import Reply, Service, unpack
+from balancer.discovery.search_list import SearchList, candidates
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.srv_targets import Hosts, SrvTargets
 from balancer.types import Address, Clock
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class DnsResolver:
         how = System([settings.resolver]) if settings.resolver else system or read_system()
         self._servers = how.servers
         self._names = [dns.name.from_text(it) for it in candidates(settings.alias, how.search, how.ndots)]
-        self._search = Search(len(self._names))
+        self._search = SearchList(len(self._names))
         self._port = settings.upstream_port
         self._records = settings.dns_record.upper().split("+")
         self._clock = clock
@@ -64,7 +65,7 @@ class DnsResolver:
         # The last answer of each record type, by what was on the wire: the same again costs next to nothing.
         self._last: dict[str, tuple[dict[bytes, Endpoint], frozenset[Endpoint]]] = {}
         self._last_services: tuple[frozenset[Service], dict[bytes, Hosts], frozenset[Endpoint]] | None = None
-        self._targets = Targets(self._hosts)
+        self._targets = SrvTargets(self._hosts)
 
     async def __call__(self) -> Snapshot:
         asked = self._clock()
@@ -74,7 +75,7 @@ class DnsResolver:
         for number in self._search.begin():
             answers[number] = found = await self._ask_all(self._names[number])
             outcome = _overall(found)
-            self._search.heard(number, outcome)
+            self._search.on_outcome(number, outcome)
             if outcome is Outcome.FOUND:
                 return Snapshot(found, self._clock(), self._names[number].to_text(), asked)
         said = answers.get(self._search.in_use) or found
@@ -161,7 +162,7 @@ class DnsResolver:
 def read_system(path: Path | None = None) -> System:
     """What resolv.conf says. Raises SettingsError if it has no name server.
 
-    Docker's DNS has no search list, nor has anybody who says ``ndots:0``, as Docker does.
+    Docker's DNS has no search list, and neither has a system with ``ndots:0``, which Docker sets.
     """
     resolver = dns.resolver.Resolver(configure=False)
     try:

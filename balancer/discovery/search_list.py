@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from balancer.discovery.answers import Outcome
+from balancer.discovery.snapshot import Outcome
 
 # In rounds of discovery: one a second, ten a second while no member is available.
 RECHECK_ROUNDS = 30
@@ -36,7 +36,7 @@ def candidates(alias: str, domains: Sequence[str], ndots: int) -> list[str]:
     return [it for it in dict.fromkeys(order) if len(it) <= NAME_MAX] or [whole]
 
 
-class Search:
+class SearchList:
     """Which of ``count`` names, by their places in the order of preference, to ask for in each round."""
 
     def __init__(self, count: int) -> None:
@@ -58,7 +58,7 @@ class Search:
         self._rest = LOOK_ROUNDS - 1
         return list(range(len(self._said)))
 
-    def heard(self, name: int, outcome: Outcome) -> None:
+    def on_outcome(self, name: int, outcome: Outcome) -> None:
         """Take in what came of asking for a name. Rounds may overlap: it may be late."""
         in_use_answers = self._said[self.in_use] is Outcome.FOUND
         if outcome is not Outcome.UNKNOWN:

@@ -24,7 +24,7 @@ Hosts = tuple[str, ...]
 Query = Callable[[dns.name.Name], Awaitable[Hosts]]
 
 
-class Targets:
+class SrvTargets:
     """Remembers addresses by name; names are as on the wire, in lower case and without compression."""
 
     def __init__(self, query: Query) -> None:
@@ -40,7 +40,7 @@ class Targets:
     async def resolve(self, wanted: Collection[bytes], given: Mapping[bytes, Hosts]) -> dict[bytes, Hosts]:
         """The addresses of each name, those that are ``given`` as they are.
 
-        Names that cannot be resolved, and never could, are left out. Raises OSError if that leaves no address.
+        ContainerNames that cannot be resolved, and never could, are left out. Raises OSError if that leaves no address.
         """
         if self._loop is not asyncio.get_running_loop():
             # What another event loop had under way ended with it.

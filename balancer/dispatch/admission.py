@@ -29,21 +29,21 @@ GATHER_SECONDS = 1.0
 GATHER_MIN = 8
 
 
-class Slots:
-    """Gives members to claims and takes them back. ``limit``: requests at a time for each; 0 for no limit.
+class Admission:
+    """Gives members to requests and takes them back. ``limit``: requests at a time for each; 0 for no limit.
 
     ``on_shortage``: called when a request has to wait because no member is available.
 
-    ``gathering``: members are coming back, and those who wait are shared out. ``bound``: requests at a time that a
-    member is given just now, which then may be fewer than its limit.
+    ``releasing_gradually``: members are coming back, and those who wait are shared out. ``effective_limit``: requests
+    at a time that a member is given now, which then may be fewer than its limit.
     """
 
     def __init__(self, membership: Membership, policy: Policy, hold: PendingQueue, limit: int = 0) -> None:
         self._membership = membership
         self._policy = policy
-        self._hold = hold
-        self._limit = self.bound = limit or inf
-        self.gathering = False
+        self._queue = hold
+        self._limit = self.effective_limit = limit or inf
+        self.releasing_gradually = False
         self.on_shortage: Callable[[], None] = lambda: None
         self._built_for = -1
 
@@ -52,72 +52,72 @@ class Slots:
 
         ``tried``: those that failed it before.
         """
-        if self._hold.waiting:
+        if self._queue.waiting:
             return None
         member = self._choose(request, tried)
-        if member is None and self.gathering:
+        if member is None and self.releasing_gradually:
             # Of the requests that waited for members to come back, none is left to be shared out.
-            self.gathered()
+            self.end_gradual_release()
             member = self._choose(request, tried)
         return member and _occupy(member)
 
-    def wait(self, claim: QueuedRequest, patience: float) -> None:
-        """Have a claim wait its turn, ``patience`` seconds at most. Raises Refusal where that is of no use."""
-        if not self._membership.anybody:
+    def wait(self, queued: QueuedRequest, patience: float) -> None:
+        """Have a request wait its turn, ``patience`` seconds at most. Raises Refusal where that is of no use."""
+        if not self._membership.has_available:
             self.on_shortage()
         try:
-            self._hold.push(claim, patience, moving=self._membership.anybody and not self.gathering)
+            self._queue.push(queued, patience, moving=self._membership.has_available and not self.releasing_gradually)
         except Refusal:
-            if not self.gathering:
+            if not self.releasing_gradually:
                 raise
             # Better to give a member more than its share than to refuse a request.
-            self.bound = min(self._limit, self.bound + 1)
+            self.effective_limit = min(self._limit, self.effective_limit + 1)
             self.assign_queued()
-            self._hold.push(claim, patience, moving=False)
+            self._queue.push(queued, patience, moving=False)
 
     def release(self, member: Member) -> None:
         """A request has ended at this member; the slot goes to the request that has waited longest."""
         member.in_flight -= 1
-        if self._hold.waiting and member.in_flight < self.bound and self._membership.is_available(member):
-            while (claim := self._hold.head()) and not self._give(claim, member):
+        if self._queue.waiting and member.in_flight < self.effective_limit and self._membership.is_available(member):
+            while (queued := self._queue.head()) and not self._give(queued, member):
                 pass
 
     def assign_queued(self) -> None:
         """Who is available has changed: those who wait get members as long as there are some."""
         if self._built_for != self._membership.generation and self._membership.much_changed:
             self._follow()
-        while (claim := self._hold.head()) and (member := self._choose(claim.request, claim.tried)):
-            self._give(claim, member)
+        while (queued := self._queue.head()) and (member := self._choose(queued.request, queued.tried)):
+            self._give(queued, member)
 
-    def gather(self) -> None:
-        """A member is available where none was: share out the requests that wait, until ``gathered``."""
-        waiting, known = len(self._hold), len(self._membership.members)
-        self.gathering = waiting > 0 and known > len(self._membership.available)
-        share = max(GATHER_MIN, ceil(waiting / known)) if self.gathering else inf
-        self.bound = min(self._limit, share)
+    def begin_gradual_release(self) -> None:
+        """A member is available where none was: share out the requests that wait, until ``end_gradual_release``."""
+        waiting, known = len(self._queue), len(self._membership.members)
+        self.releasing_gradually = waiting > 0 and known > len(self._membership.available)
+        share = max(GATHER_MIN, ceil(waiting / known)) if self.releasing_gradually else inf
+        self.effective_limit = min(self._limit, share)
 
-    def gathered(self) -> None:
+    def end_gradual_release(self) -> None:
         """Stop waiting for missing members."""
-        self.gathering = False
-        self.bound = self._limit
+        self.releasing_gradually = False
+        self.effective_limit = self._limit
         self.assign_queued()
 
-    def fallback(self, claim: QueuedRequest) -> Member | None:
+    def fallback(self, queued: QueuedRequest) -> Member | None:
         """A member that is down by the evidence of failed requests alone, where no other is left.
 
         Better to try it than to refuse: what failed may have been a moment's congestion.
         """
-        if self._membership.anybody:
+        if self._membership.has_available:
             return None
-        for member in self._membership.accused():
-            if member not in claim.tried and member.in_flight < self._limit:
+        for member in self._membership.ejected():
+            if member not in queued.tried and member.in_flight < self._limit:
                 return _occupy(member)
         return None
 
-    def _give(self, claim: QueuedRequest, member: Member) -> bool:
-        self._hold.discard(claim)
+    def _give(self, queued: QueuedRequest, member: Member) -> bool:
+        self._queue.discard(queued)
         _occupy(member)
-        if not claim.give(member):
+        if not queued.give(member):
             member.in_flight -= 1
             member.requests -= 1
             return False
@@ -126,17 +126,17 @@ class Slots:
     def _choose(self, request: AnyRequest, tried: Container[Member]) -> Member | None:
         if self._built_for != self._membership.generation:
             self._follow()
-        if self.bound == inf and not tried:
+        if self.effective_limit == inf and not tried:
             return self._policy.choose(request)
-        member = self._policy.choose(request, _Unfit(self.bound, tried))
+        member = self._policy.choose(request, _Excluded(self.effective_limit, tried))
         if member is None and tried:
-            member = self._policy.choose(request, _Unfit(self.bound, ()))
+            member = self._policy.choose(request, _Excluded(self.effective_limit, ()))
         return member
 
     def _follow(self) -> None:
         """Have the policy know who may be chosen."""
         first, self._built_for = self._built_for < 0, self._membership.generation
-        changed = self._membership.take_changed()
+        changed = self._membership.pop_changes()
         available = self._membership.available
         if changed is None or first:
             self._policy.build(available)
@@ -152,7 +152,7 @@ def _occupy(member: Member) -> Member:
     return member
 
 
-class _Unfit:
+class _Excluded:
     """The members that cannot take a request: they are busy, or they failed it before."""
 
     def __init__(self, limit: float, tried: Container[Member]) -> None:

@@ -19,26 +19,26 @@ class RequestContext(RequestRecord):
     """A request under way. ``span``: its part of a trace, where it is traced.
 
     ``dispatcher``: who has begun it, and is to be asked for all that follows. ``given`` and ``response``: the member
-    that it was sent to without waiting, if it was. ``seen``: the request as plug-ins know it, if there are any;
+    that it was sent to without waiting, if it was. ``hook_request``: the request as plug-ins know it, if there are any;
     ``refusal``: what a hook has refused it, or its response, with. ``own``: a call of this program, which came from no
     client; ``prefix``: the path of the mount that it came through, or b"".
     """
 
     dispatcher: RequestHandler
     span: Span | None = None
-    own = False
+    is_local_call = False
     prefix = b""
     given: Member | None = None
     response: PendingResponse | None = None
     body: ReplayableBody | None = None
-    seen: AnyRequest = None
+    hook_request: AnyRequest = None
     refusal: Refusal | None = None
 
     @property
     def pool(self) -> str:
         return self.dispatcher.name
 
-    def listen_no_more(self) -> None:
+    def stop_listening(self) -> None:
         """``Dispatcher.run`` takes over."""
         if self.response:
             self.response.listener = None

@@ -13,7 +13,7 @@ from math import inf
 
 from balancer.config.settings import Settings
 from balancer.dispatch import retry
-from balancer.dispatch.admission import Slots
+from balancer.dispatch.admission import Admission
 from balancer.dispatch.context import RequestContext
 from balancer.dispatch.interfaces import DirectSink, Sink, Trace
 from balancer.dispatch.queue import PendingQueue, QueuedRequest
@@ -27,12 +27,12 @@ from balancer.http.headers import (
     Headers,
     RequestHeaders,
     content_length,
-    own_headers,
+    local_call_headers,
     with_prefix,
 )
 from balancer.http.request import AnyRequest, Request
 from balancer.http.serialize import request_head
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.policies.base import Policy
@@ -43,6 +43,10 @@ from balancer.upstream.base import Upstream, UpstreamRequest, UpstreamResponse
 CLIENT_GONE = 499
 
 SWITCHING_PROTOCOLS = 101
+
+# Seconds for which a response head waits for the first piece of its body. Servers write the two one right after the
+# other; a member that is killed between them costs no request, because nothing has been passed on.
+HEAD_DELAY = 0.01
 
 _NONE: frozenset[Member] = frozenset()
 
@@ -76,72 +80,74 @@ class Dispatcher:
         self._new_id = request_ids()
         self._trace = trace
         self._budget = retry.Budget()
-        self.hold = PendingQueue(settings.queue_max, settings.queue_max_bytes)
-        self.slots = Slots(membership, policy, self.hold, settings.max_requests_per_member)
+        self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes)
+        self.admission = Admission(membership, policy, self.queue, settings.max_requests_per_member)
 
     def begin(self, request: Request) -> RequestContext:
         """A request has come."""
         now = self._clock()
         self._budget.request(now)
-        course = RequestContext(request, now, request.id or self._new_id())
-        course.dispatcher = self
+        context = RequestContext(request, now, request.id or self._new_id())
+        context.dispatcher = self
         if request.body:
-            course.body = ReplayableBody(request.body, self._max_body)
+            context.body = ReplayableBody(request.body, self._max_body)
         if self._trace:
-            course.span = self._trace(course)
-        return course
+            context.span = self._trace(context)
+        return context
 
-    def at_once(self, course: RequestContext, sink: DirectSink, body: bytes, seen: AnyRequest = None) -> bool:
+    def try_send_nowait(
+        self, context: RequestContext, sink: DirectSink, body: bytes, hook_request: AnyRequest = None
+    ) -> bool:
         """Send a request whose ``body`` is at hand without waiting for anything, if that can be.
 
-        ``seen``: that of the course. (To look for it there costs every request, and most have none.)
+        ``hook_request``: that of the context. (To look for it there costs every request, and most have none.)
         Then ``sink`` is told as soon as there is news of the response. If it cannot be (no member is available, no
         connection is idle, the request may be sent only once), ``run`` has to be awaited.
         """
-        request = course.request
-        if course.body:
-            course.body.keep(body)
-            course.received = len(body)
-        if request.method not in retry.IDEMPOTENT or len(body) > self._max_body or course.span:
+        request = context.request
+        if context.body:
+            context.body.keep(body)
+            context.received = len(body)
+        if request.method not in retry.IDEMPOTENT or len(body) > self._max_body or context.span:
             # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
             # members have closed meanwhile. What is too large, ``run`` refuses. What is traced differs in its head.
             return False
-        member = course.given = self.slots.acquire(seen or request, _NONE)
+        member = context.given = self.admission.acquire(hook_request or request, _NONE)
         if member is None:
             return False
         if not request.head:
             target = request.stripped or request.target
             request.head = request_head(request.method, target, self._headers(request))
-        head = request.head + b"\r\n" if request.id else b"%bx-request-id: %b\r\n\r\n" % (request.head, course.id)
-        response = self._upstream.send_at_once(member.address, request, head, body, sink.inform)
+        head = request.head + b"\r\n" if request.id else b"%bx-request-id: %b\r\n\r\n" % (request.head, context.id)
+        response = self._upstream.send_nowait(member.address, request, head, body, sink.send_interim)
         if response is None:
             return False
-        course.member = member.address
-        course.response = response
-        response.listener = sink.news
+        context.member = member.address
+        context.response = response
+        response.listener = sink.on_response_progress
         return True
 
-    def news(self, course: RequestContext, sink: DirectSink, seen: AnyRequest = None) -> None:
+    def on_response_progress(self, context: RequestContext, sink: DirectSink, hook_request: AnyRequest = None) -> None:
         """There is news of the response to a request that was sent at once: pass it on, if it has come whole."""
-        response, member = course.response, course.given
+        response, member = context.response, context.given
         assert response and member
         response.listener = None
         if not (response.complete and response.started):
-            sink.go_on()
+            sink.continue_in_task()
             return
         now = self._clock()
         self._membership.answered(member, response.closes, now)
         headers = response.headers
-        marks = self._policy.response_headers(seen or course.request, member)
+        marks = self._policy.response_headers(hook_request or context.request, member)
         if marks:
             headers = headers + marks
         body = response.take()
-        course.status = response.status
-        course.body_bytes = len(body)
-        course.duration = now - course.started
+        context.status = response.status
+        context.body_bytes = len(body)
+        context.duration = now - context.started
         sink.answer(response, headers, body)
-        self.slots.release(member)
-        self._on_done(course)
+        self.admission.release(member)
+        self._on_done(context)
 
     def refused(self, request: Request, refusal: Refusal) -> None:
         """A request that a front end has answered by itself, because nothing could be made of it."""
@@ -153,38 +159,38 @@ class Dispatcher:
         """Answer the request; see ``run``."""
         await self.run(self.begin(request), sink)
 
-    async def run(self, course: RequestContext, sink: Sink) -> None:
+    async def run(self, context: RequestContext, sink: Sink) -> None:
         """Answer the request, whatever it takes.
 
         Raises TruncatedResponse when the response has begun and cannot be completed: the caller
         must break the client's connection rather than end it cleanly.
         """
         try:
-            await self._exchange(course, sink)
+            await self._exchange(context, sink)
         except Refusal as refusal:
-            course.error, course.reason = refusal.token, refusal.reason
-            await refuse(refusal, sink, course)
+            context.error, context.reason = refusal.token, refusal.reason
+            await refuse(refusal, sink, context)
         except TruncatedResponse as error:
-            course.error = "truncated"
-            if course.member:
-                course.tried(course.member, error)
+            context.error = "truncated"
+            if context.member:
+                context.tried(context.member, error)
             raise
         except (ClientGone, asyncio.CancelledError) as error:
             # The canceller of a request says why in the message.
-            course.error = str(error) or "client_gone"
+            context.error = str(error) or "client_gone"
             told = CLIENT_GONE
-            if course.error == SHUTTING_DOWN.token:
-                told, course.reason = SHUTTING_DOWN.status, SHUTTING_DOWN.reason
-            course.status = course.status or told
+            if context.error == SHUTTING_DOWN.token:
+                told, context.reason = SHUTTING_DOWN.status, SHUTTING_DOWN.reason
+            context.status = context.status or told
             raise
         finally:
-            if course.body:
-                course.received = course.body.received
-            course.duration = self._clock() - course.started
-            self._on_done(course)
+            if context.body:
+                context.received = context.body.received
+            context.duration = self._clock() - context.started
+            self._on_done(context)
 
-    def _heard(self, course: RequestContext, response: UpstreamResponse) -> None:
-        """A member has answered, and nothing has been passed on: ``balancer.plugins.dispatcher`` may change the fields.
+    def _on_response_head(self, context: RequestContext, response: UpstreamResponse) -> None:
+        """Called with a response of which nothing has been passed on; plug-ins may change its headers.
 
         Raises Refusal where the client must not get the response.
         """
@@ -196,34 +202,36 @@ class Dispatcher:
         )
         return with_prefix(headers, request.prefix) if request.prefix else headers
 
-    def _outgoing(self, course: RequestContext, sink: Sink) -> UpstreamRequest:
+    def _outgoing(self, context: RequestContext, sink: Sink) -> UpstreamRequest:
         """The request as members get it. Raises Refusal where they must not."""
-        request = course.request
-        if course.body and content_length(request.headers) > course.body.limit:
-            raise too_large(course.body.limit)
-        headers = own_headers(request.headers, request.chunked) if course.own else self._headers(request)
-        if course.prefix:
-            headers = with_prefix(headers, course.prefix)
+        request = context.request
+        if context.body and content_length(request.headers) > context.body.limit:
+            raise too_large(context.body.limit)
+        headers = (
+            local_call_headers(request.headers, request.chunked) if context.is_local_call else self._headers(request)
+        )
+        if context.prefix:
+            headers = with_prefix(headers, context.prefix)
         if not request.id:
-            headers.append((b"x-request-id", course.id))
-        if course.span:
-            headers += course.span.fields
+            headers.append((b"x-request-id", context.id))
+        if context.span:
+            headers += context.span.fields
         return UpstreamRequest(
             request.method,
             request.stripped or request.target,
             headers,
-            course.body,
+            context.body,
             request.chunked,
             repeatable=request.method in retry.IDEMPOTENT,
             upgrade=request.upgrade,
             expects=request.expects,
-            inform=sink.inform,
+            on_interim=sink.send_interim,
         )
 
-    async def _exchange(self, course: RequestContext, sink: Sink) -> None:  # noqa: PLR0915 - the attempts of one request, in the order of the rules of retry
-        record, request, body = course, course.request, course.body
-        outgoing = self._outgoing(course, sink)
-        claim = QueuedRequest(course.seen or request)
+    async def _exchange(self, context: RequestContext, sink: Sink) -> None:  # noqa: PLR0915 - the attempts of one request, in the order of the rules of retry
+        record, request, body = context, context.request, context.body
+        outgoing = self._outgoing(context, sink)
+        queued = QueuedRequest(context.hook_request or request)
         hold_until = record.started + self._settings.queue_timeout
         repeats = 0
         pause = False
@@ -231,11 +239,11 @@ class Dispatcher:
             if pause:
                 await asyncio.sleep(retry.PAUSE_SECONDS)
                 pause = False
-            given, course.given = course.given, None
-            begun, course.response = course.response, None
-            member = given or self.slots.acquire(claim.request, claim.tried)
+            given, context.given = context.given, None
+            begun, context.response = context.response, None
+            member = given or self.admission.acquire(queued.request, queued.tried)
             if member is None:
-                member = await self._wait_for_member(claim, body, hold_until, record)
+                member = await self._wait_for_member(queued, body, hold_until, record)
             record.member = member.address
             record.retries = len(record.attempts)
             attempted = self._clock()
@@ -247,13 +255,14 @@ class Dispatcher:
                         await begun.wait_for_head()
                     else:
                         response = await self._upstream.send(member.address, outgoing)
+                    await response.wait_for_body(HEAD_DELAY)
                 except UpstreamError as fault:
                     record.tried(member.address, fault)
-                    claim.tried |= {member}
+                    queued.tried |= {member}
                     # (Of a member that has come up since, perhaps as another container, an attempt says nothing.)
                     news = member.state is not State.UP or member.since <= attempted
                     if isinstance(fault, ConnectFailed) and news:
-                        event = Event.REFUSED if fault.refused else Event.UNREACHABLE
+                        event = HealthEvent.REFUSED if fault.refused else HealthEvent.UNREACHABLE
                         self._membership.observe(member, event, self._clock(), str(fault), by_request=True)
                     in_hand = body is None or body.in_hand
                     refusal = retry.decide(fault, request.method, in_hand, repeats, self._afford_repeat)
@@ -274,13 +283,13 @@ class Dispatcher:
                 if response.status != SWITCHING_PROTOCOLS:
                     self._membership.answered(member, response.closes, self._clock())
                 try:
-                    self._heard(course, response)
-                    await _relay(response, sink, record, self._policy.response_headers(claim.request, member))
+                    self._on_response_head(context, response)
+                    await _relay(response, sink, record, self._policy.response_headers(queued.request, member))
                 finally:
                     await response.close()
                 return
             finally:
-                self.slots.release(member)
+                self.admission.release(member)
 
     def _no_member(self, record: RequestRecord) -> Refusal:
         last = f"; last attempt: {record.attempts[-1]}" if record.attempts else ""
@@ -291,7 +300,7 @@ class Dispatcher:
         return self._budget.spend(self._clock())
 
     async def _wait_for_member(
-        self, claim: QueuedRequest, body: ReplayableBody | None, until: float, record: RequestRecord
+        self, queued: QueuedRequest, body: ReplayableBody | None, until: float, record: RequestRecord
     ) -> Member:
         """Hold the request, in order of arrival, until a member can take it. Raises Refusal if none can."""
         began = self._clock()
@@ -303,30 +312,30 @@ class Dispatcher:
             given.set_result(member)
             return True
 
-        claim.give = give
-        claim.in_hand = body.size if body else 0
+        queued.give = give
+        queued.in_hand = body.size if body else 0
         waits = False
         try:
-            self.slots.wait(claim, until - began)
+            self.admission.wait(queued, until - began)
             waits = True
             async with asyncio.timeout(max(0.0, until - began)):
                 await given
         except (Refusal, TimeoutError) as error:
             if not given.done() or given.cancelled():
-                if member := self.slots.fallback(claim):
+                if member := self.admission.fallback(queued):
                     return member
                 if isinstance(error, Refusal):
                     raise
-                raise (overloaded() if self._membership.anybody else self._no_member(record)) from None
+                raise (overloaded() if self._membership.has_available else self._no_member(record)) from None
         except asyncio.CancelledError:
             if given.done() and not given.cancelled():
-                self.slots.release(given.result())
+                self.admission.release(given.result())
             raise
         finally:
-            self.hold.discard(claim)
+            self.queue.discard(queued)
             if waits:
                 record.queued += self._clock() - began
-        self.hold.record_wait(claim, self._clock() - began)
+        self.queue.record_wait(queued, self._clock() - began)
         return given.result()
 
 

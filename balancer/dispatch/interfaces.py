@@ -18,7 +18,7 @@ from balancer.upstream.base import PendingResponse, UpstreamResponse
 class Sink(Protocol):
     """Where a response goes. ``start`` and ``write`` wait while the client cannot take more, and raise ClientGone."""
 
-    def inform(self, status: int, headers: Headers) -> None:
+    def send_interim(self, status: int, headers: Headers) -> None:
         """An interim response, before the response itself; a sink that cannot pass it on drops it."""
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -52,10 +52,10 @@ class DirectSink(Sink, Protocol):
         A client that has left is not an error here: nothing more is done for it.
         """
 
-    def news(self) -> None:
-        """There is news of the response: have ``Dispatcher.news`` called."""
+    def on_response_progress(self) -> None:
+        """There is news of the response: have ``Dispatcher.on_response_progress`` called."""
 
-    def go_on(self) -> None:
+    def continue_in_task(self) -> None:
         """The rest takes waiting: have ``Dispatcher.run`` awaited."""
 
 
@@ -67,11 +67,11 @@ class RequestHandler(Protocol):
     def begin(self, request: Request) -> RequestContext:
         """A request has come."""
 
-    def at_once(self, course: RequestContext, sink: DirectSink, body: bytes) -> bool:
-        """See ``Dispatcher.at_once``."""
+    def try_send_nowait(self, context: RequestContext, sink: DirectSink, body: bytes) -> bool:
+        """See ``Dispatcher.try_send_nowait``."""
 
-    def news(self, course: RequestContext, sink: DirectSink) -> None:
-        """See ``Dispatcher.news``."""
+    def on_response_progress(self, context: RequestContext, sink: DirectSink) -> None:
+        """See ``Dispatcher.on_response_progress``."""
 
-    async def run(self, course: RequestContext, sink: Sink) -> None:
+    async def run(self, context: RequestContext, sink: Sink) -> None:
         """See ``Dispatcher.run``."""

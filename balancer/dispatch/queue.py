@@ -18,7 +18,7 @@ from balancer.members.member import Member
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """One request's claim to a member. ``tried``: those that failed it, which get it again only if no other can.
+    """A request that waits for a member. ``tried``: those that failed it, which get it again only if no other can.
 
     ``give``: called with the member when the wait is over; returns False if the request waits no more.
     ``place``: how many waited in front when it joined the queue.
@@ -47,7 +47,7 @@ class PendingQueue:
     def __len__(self) -> int:
         return len(self.waiting)
 
-    def push(self, claim: QueuedRequest, patience: float, moving: bool) -> None:
+    def push(self, queued: QueuedRequest, patience: float, moving: bool) -> None:
         """Join the queue. Raises Refusal where there is no use or no room.
 
         ``patience``: seconds that the request can wait. ``moving``: it waits for a turn, not for a member to come up.
@@ -55,20 +55,20 @@ class PendingQueue:
         place = len(self.waiting)
         if place >= self._limit:
             raise Refusal(503, "queue_full", f"{self._limit} requests wait for a member already", retry_after=1)
-        if self._bytes + claim.in_hand > self._bytes_limit:
+        if self._bytes + queued.in_hand > self._bytes_limit:
             raise Refusal(503, "queue_full", f"the requests that wait hold {self._bytes} bytes already", retry_after=1)
         if moving and self._pace * place > patience:
             words = f"every member is busy, and the wait would be {self._pace * place:.1f} s"
             raise Refusal(503, "overloaded", words, retry_after=1)
-        claim.place = place
-        self.waiting[claim] = None
-        self._bytes += claim.in_hand
+        queued.place = place
+        self.waiting[queued] = None
+        self._bytes += queued.in_hand
 
-    def discard(self, claim: QueuedRequest) -> None:
-        """No longer wait; a claim that does not wait may leave, too."""
-        if claim in self.waiting:
-            del self.waiting[claim]
-            self._bytes -= claim.in_hand
+    def discard(self, queued: QueuedRequest) -> None:
+        """Take a request out of the queue, if it is in it."""
+        if queued in self.waiting:
+            del self.waiting[queued]
+            self._bytes -= queued.in_hand
             if not self.waiting:
                 self._pace = 0.0
 
@@ -76,7 +76,7 @@ class PendingQueue:
         """The one that has waited longest."""
         return next(iter(self.waiting), None)
 
-    def record_wait(self, claim: QueuedRequest, waited: float) -> None:
-        """A claim had its turn after so many seconds."""
-        if self.waiting and claim.place:
-            self._pace = waited / claim.place
+    def record_wait(self, queued: QueuedRequest, waited: float) -> None:
+        """Note that a request had its turn after so many seconds."""
+        if self.waiting and queued.place:
+            self._pace = waited / queued.place

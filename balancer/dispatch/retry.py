@@ -2,14 +2,14 @@
 
 Rules (DESIGN 3.1), in this order:
 1. No byte of the request was sent: another member, any method.
-2. The connection died with no byte of response: repeat, only if the method is idempotent
-   (RFC 9110 section 9.2.2) and the body is still in hand; and once more after a pause, because members
-   that stop together drop what they have one right after the other.
+2. No byte of a response was passed on, and the connection died or what came is not HTTP: repeat, only if the method
+   is idempotent (RFC 9110 section 9.2.2) and the body is still in hand; and once more after a pause, because
+   members that stop together drop what they have one right after the other.
 3. A response byte has reached the client, or the client left: never (such a failure does not come here).
 4. Otherwise the client is told. A request that is not idempotent is never sent twice.
 
 Repeats (rule 2) have a budget: whatever makes members drop requests, load is not what they need more
-of. Other attempts (rule 1) have none and need none: what was not sent was no load for anybody, and a
+of. Other attempts (rule 1) have none and need none: what was not sent was no load for a member, and a
 member that cannot be connected to is not tried again until a probe has succeeded.
 """
 
@@ -75,8 +75,7 @@ def decide(
             return None
     elif isinstance(fault, ResponseTimeout):
         return Refusal(504, "response_timeout", str(fault))
-    elif isinstance(fault, ProtocolViolation):
-        return Refusal(502, "bad_response", str(fault))
-    elif method in IDEMPOTENT and not fault.received and body_in_hand and repeats < MAX_REPEATS:
-        return None if afford() else Refusal(502, "member_failed", f"{fault}; too many repeats already", retry_after=1)
-    return Refusal(502, "member_failed", str(fault))
+    token = "bad_response" if isinstance(fault, ProtocolViolation) else "member_failed"
+    if fault.sent and method in IDEMPOTENT and body_in_hand and repeats < MAX_REPEATS:
+        return None if afford() else Refusal(502, token, f"{fault}; too many repeats already", retry_after=1)
+    return Refusal(502, token, str(fault))

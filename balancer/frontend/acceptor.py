@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from balancer.config.settings import Settings
-from balancer.errors import OURS
-from balancer.frontend.connection import Edge
+from balancer.errors import LOCAL_RESOURCE_ERRNOS
+from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.phases import Phase, timeout
 from balancer.frontend.tls import HTTP2, Certificate
 from balancer.frontend.tunnel import HIGH_WATER
@@ -77,7 +77,7 @@ class Acceptor:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in OURS:
+                if error.errno not in LOCAL_RESOURCE_ERRNOS:
                     raise
                 log.error("no connection can be accepted: %s", error.strerror)
                 self._loop.remove_reader(self._sock)
@@ -133,7 +133,7 @@ class Acceptor:
             self._loop.remove_reader(sock)
 
 
-def hang_up(connections: Iterable[Any]) -> None:
+def drop_finished(connections: Iterable[Any]) -> None:
     """Drop those of a server's connections that only wait for the client to end TLS from its side."""
     for connection in list(connections):
         transport = connection.transport
@@ -189,7 +189,7 @@ class _Named:
         return getattr(self._transport, name)
 
 
-class TlsEdge(Edge):
+class TlsConnection(Http1Connection):
     """HTTP/1.1 over TLS, where a client that closes its side has left.
 
     asyncio knows no half-closed TLS connection: once the client has closed its side, nothing reaches it any more.

@@ -98,10 +98,10 @@ class Tunnel(asyncio.Protocol):
         if not self._member:
             return False
         self._leaving = True
-        self._say_goodbye()
+        self._send_close()
         return True
 
-    def _say_goodbye(self) -> None:
+    def _send_close(self) -> None:
         if self._leaving and self._member and self._member.between:
             self._left = True
             self._close_client(GOING_AWAY, "the balancer is shutting down")
@@ -166,7 +166,7 @@ class Tunnel(asyncio.Protocol):
                     self._member.feed(data)
                 self._transport.write(data)
                 count(len(data))
-                self._say_goodbye()
+                self._send_close()
                 self._progress()
             await self._writable.wait()
         if self._member and self._member.between:

@@ -152,7 +152,7 @@ class RequestHeaders:
     """Turns a client's request fields into those that a member gets.
 
     ``trusted``: networks whose ``X-Forwarded-*`` and ``Forwarded`` are kept and extended. From
-    anybody else they are replaced, so that a member can rely on them. ``own``: fields that the caller writes.
+    others they are replaced, so that a member can rely on them. ``own``: fields that the caller writes.
     """
 
     def __init__(self, trusted: tuple[IPNetwork, ...] = (), own: Set[bytes] = frozenset()) -> None:
@@ -222,7 +222,7 @@ class RequestHeaders:
         return client
 
 
-def own_headers(headers: Headers, chunked: bool) -> Headers:
+def local_call_headers(headers: Headers, chunked: bool) -> Headers:
     """The fields for the member of a call of this program: as they are, but for those of this hop.
 
     ``chunked``: the body's length is unknown, so it goes on in chunks.

@@ -67,7 +67,7 @@ class Memo(Generic[Key, Value]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def wants(self, key: Key) -> bool:
+    def seen_before(self, key: Key) -> bool:
         """Whether a key has come before, and lately. To keep what comes only once would cost more than it is worth."""
         mark = hash(key)
         place = mark % _SEEN
@@ -76,7 +76,7 @@ class Memo(Generic[Key, Value]):
         self._seen[place] = mark
         return False
 
-    def keep(self, key: Key, value: Value) -> None:
+    def put(self, key: Key, value: Value) -> None:
         """Remember a value."""
         if len(self._values) >= ENTRIES:
             self._values.clear()  # (To look for the oldest entry of a dictionary takes time that grows with it.)

@@ -29,7 +29,7 @@ class Request:
 
     ``client``: the peer's IP address, or "" where there is none.
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
-    protocol that the client wants to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
+    protocol that the client asks to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
     body only once it is told to go on (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
     ``stripped``: the target as members get it, if that is another one, and ``prefix`` what it lacks. ``pool``: what
     serves it, once a route has been found (a ``RequestHandler`` of ``balancer.dispatch``).

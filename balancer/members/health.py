@@ -35,7 +35,7 @@ class State(StrEnum):
     LEAVING = "leaving"
 
 
-class Event(StrEnum):
+class HealthEvent(StrEnum):
     PROBE_OK = "probe succeeded"
     PROBE_UNANSWERED = "no answer to a probe"
     PROBE_FAILED = "probe failed"
@@ -49,7 +49,13 @@ class Event(StrEnum):
 
 # Events after which the process at a member's address may be another one.
 CONTACT_LOST = frozenset(
-    {Event.PROBE_UNANSWERED, Event.PROBE_FAILED, Event.PROBES_FAILED, Event.REFUSED, Event.UNREACHABLE}
+    {
+        HealthEvent.PROBE_UNANSWERED,
+        HealthEvent.PROBE_FAILED,
+        HealthEvent.PROBES_FAILED,
+        HealthEvent.REFUSED,
+        HealthEvent.UNREACHABLE,
+    }
 )
 
 # Seconds after which an unanswered probe is late.
@@ -58,41 +64,41 @@ LATE_SECONDS = 1.0
 # Successive responses with ``Connection: close`` after which a member is thought to drain.
 CLOSES_TO_SUSPECT = 2
 
-TRANSITIONS: dict[State, dict[Event, State]] = {
+TRANSITIONS: dict[State, dict[HealthEvent, State]] = {
     State.JOINING: {
-        Event.PROBE_OK: State.UP,
-        Event.PROBE_DRAINING: State.DRAINING,
-        Event.LEFT_DNS: State.LEAVING,
+        HealthEvent.PROBE_OK: State.UP,
+        HealthEvent.PROBE_DRAINING: State.DRAINING,
+        HealthEvent.LEFT_DNS: State.LEAVING,
     },
     State.UP: {
-        Event.PROBE_UNANSWERED: State.SUSPECT,
-        Event.PROBE_FAILED: State.SUSPECT,
-        Event.PROBES_FAILED: State.DOWN,
-        Event.PROBE_DRAINING: State.DRAINING,
-        Event.REFUSED: State.DOWN,
-        Event.UNREACHABLE: State.DOWN,
-        Event.CLOSE_ANNOUNCED: State.SUSPECT,
-        Event.LEFT_DNS: State.LEAVING,
+        HealthEvent.PROBE_UNANSWERED: State.SUSPECT,
+        HealthEvent.PROBE_FAILED: State.SUSPECT,
+        HealthEvent.PROBES_FAILED: State.DOWN,
+        HealthEvent.PROBE_DRAINING: State.DRAINING,
+        HealthEvent.REFUSED: State.DOWN,
+        HealthEvent.UNREACHABLE: State.DOWN,
+        HealthEvent.CLOSE_ANNOUNCED: State.SUSPECT,
+        HealthEvent.LEFT_DNS: State.LEAVING,
     },
     State.SUSPECT: {
-        Event.PROBE_OK: State.UP,
-        Event.PROBES_FAILED: State.DOWN,
-        Event.PROBE_DRAINING: State.DRAINING,
-        Event.REFUSED: State.DOWN,
-        Event.UNREACHABLE: State.DOWN,
-        Event.LEFT_DNS: State.LEAVING,
+        HealthEvent.PROBE_OK: State.UP,
+        HealthEvent.PROBES_FAILED: State.DOWN,
+        HealthEvent.PROBE_DRAINING: State.DRAINING,
+        HealthEvent.REFUSED: State.DOWN,
+        HealthEvent.UNREACHABLE: State.DOWN,
+        HealthEvent.LEFT_DNS: State.LEAVING,
     },
     State.DOWN: {
-        Event.PROBE_OK: State.UP,
-        Event.PROBE_DRAINING: State.DRAINING,
-        Event.LEFT_DNS: State.LEAVING,
+        HealthEvent.PROBE_OK: State.UP,
+        HealthEvent.PROBE_DRAINING: State.DRAINING,
+        HealthEvent.LEFT_DNS: State.LEAVING,
     },
     State.DRAINING: {
-        Event.PROBE_OK: State.UP,
-        Event.PROBES_FAILED: State.DOWN,
-        Event.REFUSED: State.DOWN,
-        Event.UNREACHABLE: State.DOWN,
-        Event.LEFT_DNS: State.LEAVING,
+        HealthEvent.PROBE_OK: State.UP,
+        HealthEvent.PROBES_FAILED: State.DOWN,
+        HealthEvent.REFUSED: State.DOWN,
+        HealthEvent.UNREACHABLE: State.DOWN,
+        HealthEvent.LEFT_DNS: State.LEAVING,
     },
     State.LEAVING: {},
 }
@@ -101,13 +107,13 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 JITTER = 0.2
 
 
-def weigh(event: Event, failures: int, fall: int) -> Event:
+def weigh(event: HealthEvent, failures: int, fall: int) -> HealthEvent:
     """The event that the outcome of a probe amounts to: of failures, the ``fall``-th in a row is PROBES_FAILED.
 
     ``failures``: probes in a row that have failed, this one included.
     """
-    failed = event in (Event.PROBE_UNANSWERED, Event.PROBE_FAILED)
-    return Event.PROBES_FAILED if failed and failures >= fall else event
+    failed = event in (HealthEvent.PROBE_UNANSWERED, HealthEvent.PROBE_FAILED)
+    return HealthEvent.PROBES_FAILED if failed and failures >= fall else event
 
 
 def next_probe(state: State, failures: int, interval: float, urgent: bool, rng: Random) -> float:

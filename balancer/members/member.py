@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from operator import attrgetter
 
-from balancer.discovery.answers import Endpoint
+from balancer.discovery.snapshot import Endpoint
 from balancer.members.health import State
 from balancer.types import Address
 
@@ -20,11 +20,12 @@ class Member:
 
     ``reason``: why it is in this state; unless it is up, the last probe's word. ``failed_at``: the last failed contact.
 
-    ``probes`` is how many were begun, ``probing`` how many are under way, ``heard`` the last that brought an answer.
+    ``probes``: how many were begun. ``probing``: how many are under way. ``last_probe_answered``: the last
+    that brought an answer.
     ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
     answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
     open after a response; ``closes``: responses in a row that announced the end of theirs.
-    ``drained``: it gets no more requests, by hand, since ``drained_since``. ``accused``: it is
+    ``drained``: it gets no more requests, by hand, since ``drained_since``. ``ejected``: it is
     down because requests failed to connect, and no probe has looked since. ``tier``: where it stands among those
     who may be chosen, if it does.
     """
@@ -42,11 +43,11 @@ class Member:
     failed_at: float = -inf
     probing: int = 0
     probes: int = 0
-    heard: int = 0
+    last_probe_answered: int = 0
     answered: bool = False
     keeps_alive: bool = False
     closes: int = 0
-    accused: bool = False
+    ejected: bool = False
     drained: bool = False
     drained_since: float = 0.0
     warm_since: float = 0.0

@@ -22,8 +22,8 @@ from heapq import heappop, heappush
 from itertools import islice
 from math import inf
 
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.members.health import CLOSES_TO_SUSPECT, CONTACT_LOST, TRANSITIONS, Event, State
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.members.health import CLOSES_TO_SUSPECT, CONTACT_LOST, TRANSITIONS, HealthEvent, State
 from balancer.members.member import BY_ADDRESS, Member, Tier, tier_of
 from balancer.types import Address
 
@@ -51,7 +51,7 @@ class Change:
 
 
 @dataclass(slots=True)
-class _Family:
+class _RecordSet:
     """The last good answer of one record type, when it was asked for, and how many empty ones came since."""
 
     endpoints: frozenset[Endpoint] = frozenset()
@@ -70,21 +70,21 @@ class Membership:
     ``generation`` counts the changes of who may be chosen, so that a policy knows when to follow.
     """
 
-    on_flip: Callable[[Member, State, Event], None] = lambda member, before, event: None
+    on_flip: Callable[[Member, State, HealthEvent], None] = lambda member, before, event: None
     on_reason: Callable[[Member], None] = lambda member: None
     on_unnamed: Callable[[], None] = lambda: None
     members: dict[Address, Member] = field(default_factory=dict)
     slow_start: float = 0.0
     generation: int = 0
-    _families: dict[str, _Family] = field(default_factory=dict)
+    _families: dict[str, _RecordSet] = field(default_factory=dict)
     _snapshot: Snapshot | None = None
     # Members that answer and that DNS has not named since they failed, with what their last probe came to.
-    _unnamed: dict[Member, tuple[Event, str]] = field(default_factory=dict)
+    _unnamed: dict[Member, tuple[HealthEvent, str]] = field(default_factory=dict)
     # Those who might be chosen, by tier, in order of address; no tier is empty. The best one is ``available``.
     _tiers: dict[Tier, list[Member]] = field(default_factory=dict)
     _best: Tier | None = None
     _available: tuple[Member, ...] | None = ()
-    # Who came to, left or changed on the best tier since the last ``take_changed``; None for too many, or all.
+    # Who came to, left or changed on the best tier since the last ``pop_changes``; None for too many, or all.
     _changed: dict[Member, None] | None = None
     _accused: dict[Member, None] = field(default_factory=dict)
     _warming: dict[Member, float] = field(default_factory=dict)
@@ -97,22 +97,22 @@ class Membership:
         """The members that may be chosen, in order of address.
 
         Those that are up, else the suspects; of these, the ones of the best SRV priority. The first look after a
-        change takes time for each; ``anybody`` says cheaply whether there are any.
+        change takes time for each; ``has_available`` says cheaply whether there are any.
         """
         if self._available is None:
             self._available = tuple(self._tiers[self._best]) if self._best else ()
         return self._available
 
     @property
-    def anybody(self) -> bool:
-        """Whether anybody is available."""
+    def has_available(self) -> bool:
+        """Whether a member is available."""
         return self._best is not None
 
     def is_available(self, member: Member) -> bool:
         """Whether it is one of ``available``; costs the same however many there are."""
         return self._best is not None and member.tier == self._best
 
-    def take_changed(self) -> Collection[Member] | None:
+    def pop_changes(self) -> Collection[Member] | None:
         """Those who may be chosen, might have been, or have another weight since the last call.
 
         None if that is easier learnt from ``available``.
@@ -122,10 +122,10 @@ class Membership:
 
     @property
     def much_changed(self) -> bool:
-        """Whether so much has changed since ``take_changed`` that a policy should not wait for the next request."""
+        """Whether so much has changed since ``pop_changes`` that a policy should not wait for the next request."""
         return self._changed is None or len(self._changed) >= FOLLOW_AFTER
 
-    def accused(self) -> Iterable[Member]:
+    def ejected(self) -> Iterable[Member]:
         """The members that are down by the evidence of failed requests alone."""
         return (it for it in self._accused if not it.drained)
 
@@ -169,12 +169,12 @@ class Membership:
             self.members[member.address] = member
         # Only now, so that observers see none of them any more.
         for member, before in zip(left, states, strict=True):
-            self.on_flip(member, before, Event.LEFT_DNS)
+            self.on_flip(member, before, HealthEvent.LEFT_DNS)
         return Change(joined, left)
 
     def _learn(self, answer: Answer, asked: float) -> bool:
         """Whether the answer changes who is known by its record type."""
-        family = self._families.setdefault(answer.record, _Family())
+        family = self._families.setdefault(answer.record, _RecordSet())
         known = family.endpoints
         if answer.outcome is Outcome.FOUND:
             family.endpoints, family.empty_polls, family.asked = answer.endpoints, 0, asked
@@ -188,7 +188,7 @@ class Membership:
         """Members left DNS. All at once: to take them out one by one would take longer with each."""
         tiers = {it.tier for it in left if it.tier}
         for member in left:
-            self._enter(member, State.LEAVING, Event.LEFT_DNS.value, now)
+            self._enter(member, State.LEAVING, HealthEvent.LEFT_DNS.value, now)
             self._accused.pop(member, None)
             self._unnamed.pop(member, None)
         for tier in tiers:
@@ -239,13 +239,15 @@ class Membership:
             member.weight = weight
             self._place(member)
 
-    def observe(self, member: Member, event: Event, now: float, reason: str = "", *, by_request: bool = False) -> None:
+    def observe(
+        self, member: Member, event: HealthEvent, now: float, reason: str = "", *, by_request: bool = False
+    ) -> None:
         """Take in what happened to a member; ``reason`` is the event's own words where there are better ones.
 
         ``by_request``: a user's request met with it, not a probe.
         """
-        if not by_request and member.accused:
-            member.accused = False
+        if not by_request and member.ejected:
+            member.ejected = False
             self._accused.pop(member, None)
         if event in CONTACT_LOST:
             member.failed_at = now
@@ -262,8 +264,8 @@ class Membership:
             self._explain(member, reason)
             return
         self._enter(member, after, reason or event.value, now)
-        member.accused = by_request and after is State.DOWN
-        if member.accused:
+        member.ejected = by_request and after is State.DOWN
+        if member.ejected:
             self._accused[member] = None
         else:
             self._accused.pop(member, None)
@@ -305,7 +307,7 @@ class Membership:
         elif member.keeps_alive:
             member.closes += 1
             if member.closes >= CLOSES_TO_SUSPECT:
-                self.observe(member, Event.CLOSE_ANNOUNCED, now, by_request=True)
+                self.observe(member, HealthEvent.CLOSE_ANNOUNCED, now, by_request=True)
 
     def _place(self, member: Member) -> None:
         """State, priority or weight have changed, or whether it is drained: have a member stand where it belongs."""

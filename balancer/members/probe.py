@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from balancer.config.settings import Settings
-from balancer.errors import OURS, connect_failed
-from balancer.members.health import Event
+from balancer.errors import LOCAL_RESOURCE_ERRNOS, connect_failed
+from balancer.members.health import HealthEvent
 from balancer.types import Address
 
 # An event of the member's life, or None where nothing was learnt of it, and words for it.
-Verdict = tuple[Event | None, str]
+Verdict = tuple[HealthEvent | None, str]
 Probe = Callable[[Address], Awaitable[Verdict]]
 
 
@@ -25,20 +25,20 @@ def make_probe(settings: Settings) -> Probe:
             async with asyncio.timeout(within):
                 reader, writer = await asyncio.open_connection(address.host, address.port)
         except OSError as error:
-            if error.errno in OURS:
+            if error.errno in LOCAL_RESOURCE_ERRNOS:
                 return None, str(error)
             fault = connect_failed(error, within)
-            return (Event.REFUSED if fault.refused else Event.UNREACHABLE), str(fault)
+            return (HealthEvent.REFUSED if fault.refused else HealthEvent.UNREACHABLE), str(fault)
         try:
             if path is None:
-                return Event.PROBE_OK, "accepts connections"
+                return HealthEvent.PROBE_OK, "accepts connections"
             async with asyncio.timeout(limit):
                 writer.write(request)
                 return _judge(path, await reader.readline())
         except TimeoutError:
-            return Event.PROBE_UNANSWERED, f"GET {path}: no answer within {limit:g} s"
+            return HealthEvent.PROBE_UNANSWERED, f"GET {path}: no answer within {limit:g} s"
         except (OSError, ValueError) as error:
-            return Event.PROBE_FAILED, f"GET {path}: {error}"
+            return HealthEvent.PROBE_FAILED, f"GET {path}: {error}"
         finally:
             writer.transport.abort()  # close now; nothing is left to flush
 
@@ -67,13 +67,13 @@ def _judge(path: str, status_line: bytes) -> Verdict:
     """What a member's answer to ``GET path`` says: 2xx is up, 503 is draining, the rest is a failure."""
     parts = status_line.split(maxsplit=2)
     if not parts:
-        return Event.PROBE_FAILED, f"GET {path}: the connection was closed without an answer"
+        return HealthEvent.PROBE_FAILED, f"GET {path}: the connection was closed without an answer"
     if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
-        return Event.PROBE_FAILED, f"GET {path}: not an HTTP answer"
+        return HealthEvent.PROBE_FAILED, f"GET {path}: not an HTTP answer"
     status = int(parts[1])
     words = f"GET {path}: {status}"
     if 200 <= status <= 299:
-        return Event.PROBE_OK, words
+        return HealthEvent.PROBE_OK, words
     if status == 503:
-        return Event.PROBE_DRAINING, words
-    return Event.PROBE_FAILED, f"{words} is neither 2xx nor 503"
+        return HealthEvent.PROBE_DRAINING, words
+    return HealthEvent.PROBE_FAILED, f"{words} is neither 2xx nor 503"

@@ -11,7 +11,7 @@ from math import inf
 from random import Random
 
 from balancer.discovery.pace import URGENT_INTERVAL
-from balancer.members.health import LATE_SECONDS, Event, State, next_probe, weigh
+from balancer.members.health import LATE_SECONDS, HealthEvent, State, next_probe, weigh
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.members.probe import Probe
@@ -44,7 +44,7 @@ BURST = 50
 RETRIES = 8
 
 # Events that a member's own answer brings.
-ANSWERS = frozenset({Event.PROBE_OK, Event.PROBE_DRAINING, Event.PROBE_FAILED})
+ANSWERS = frozenset({HealthEvent.PROBE_OK, HealthEvent.PROBE_DRAINING, HealthEvent.PROBE_FAILED})
 
 
 class Urgency(IntEnum):
@@ -65,7 +65,7 @@ URGENT = [Urgency.ALARM, Urgency.NEW, Urgency.RETRY]
 PATIENT = [Urgency.REGULAR, Urgency.FAILING]
 
 
-class Bucket:
+class TokenBucket:
     """A rate: so many ``per_second`` are there to be taken, and BURST at once where none were for a while."""
 
     def __init__(self, per_second: float) -> None:
@@ -115,8 +115,8 @@ class Prober:
         # Who is due and waits for a place, in the order in which they came to be due.
         self._waiting: list[OrderedDict[Member, None]] = [OrderedDict() for _ in Urgency]
         self._queues: dict[Member, Urgency] = {}
-        self._urgent = Bucket(URGENT_PER_SECOND)
-        self._regular = Bucket(PROBES_PER_SECOND)
+        self._urgent = TokenBucket(URGENT_PER_SECOND)
+        self._regular = TokenBucket(PROBES_PER_SECOND)
         # Probes under way, and how many of them are of members that may well not answer.
         self.under_way = 0
         self._doubtful = 0
@@ -128,7 +128,7 @@ class Prober:
             self._queues[member] = Urgency.NEW
         self._hurry.set()
 
-    def hurry(self, members: Iterable[Member]) -> None:
+    def wake(self, members: Iterable[Member]) -> None:
         """Something happened to these members: probe them as soon as URGENT_INTERVAL since the last probe allows."""
         now = self._clock()
         for member in members:
@@ -180,18 +180,18 @@ class Prober:
         if member.probing:
             return Urgency.RETRY
         match member.state:
-            case State.UP | State.DRAINING if not self._hurried:
+            case State.UP | State.DRAINING if not self._woken:
                 return Urgency.REGULAR
             case State.SUSPECT:
                 return Urgency.ALARM
             case State.JOINING if not member.probes:
                 return Urgency.NEW
-        return Urgency.RETRY if self._hurried or member.probe_failures < RETRIES else Urgency.FAILING
+        return Urgency.RETRY if self._woken or member.probe_failures < RETRIES else Urgency.FAILING
 
     @property
-    def _hurried(self) -> bool:
+    def _woken(self) -> bool:
         """Whether all members are probed as quickly as the bounds allow: while none is available."""
-        return not self._membership.anybody
+        return not self._membership.has_available
 
     def _start(self, now: float, probes: asyncio.TaskGroup) -> float:
         """Probe those who wait, as far as the bounds allow; returns when to look again without other news."""
@@ -231,14 +231,14 @@ class Prober:
         if member.state is State.LEAVING:
             return 0
         begun = 0
-        if not self._spare(member) and (not member.probing or self._may_probe(member)):
+        if not self._is_redundant(member) and (not member.probing or self._may_probe(member)):
             begun = 1
             member.probes += 1
             member.probing += 1
             doubtful = member.state in (State.JOINING, State.DOWN)
             self.under_way += 1
             self._doubtful += doubtful
-            probes.create_task(self._visit(member, member.probes, doubtful))
+            probes.create_task(self._run_probe(member, member.probes, doubtful))
         member.answered = False
         member.probe_at = now + self._delay(member)
         self._schedule(member)
@@ -246,17 +246,17 @@ class Prober:
 
     def _may_probe(self, member: Member) -> bool:
         """Whether to ask one more time where an answer is still to come."""
-        hurry = member.state is State.JOINING or self._hurried
+        hurry = member.state is State.JOINING or self._woken
         return member.probing < OVERLAP and self._doubtful < OVERLAP_WITHIN if hurry else member.probing < 1
 
     def _delay(self, member: Member) -> float:
-        return next_probe(member.state, member.probe_failures, self._interval, self._hurried, self._rng)
+        return next_probe(member.state, member.probe_failures, self._interval, self._woken, self._rng)
 
-    def _spare(self, member: Member) -> bool:
+    def _is_redundant(self, member: Member) -> bool:
         """Whether a probe would say nothing new: a member that answers requests accepts connections."""
         return member.answered and member.state is State.UP and not self._asks_path
 
-    async def _visit(self, member: Member, number: int, doubtful: bool) -> None:
+    async def _run_probe(self, member: Member, number: int, doubtful: bool) -> None:
         late = asyncio.get_running_loop().call_later(LATE_SECONDS, self._late, member, number)
         try:
             event, reason = await self._probe(member.address)
@@ -266,14 +266,14 @@ class Prober:
             self.under_way -= 1
             self._doubtful -= doubtful
             self._hurry.set()
-        if number >= member.heard:  # Else a later one has told more.
+        if number >= member.last_probe_answered:  # Else a later one has told more.
             now = self._clock()
-            member.heard = number
+            member.last_probe_answered = number
             member.probed_at = now
             if event is not None:
                 if self._asks_path and event in ANSWERS:
                     self._on_answer(member.address)
-                answers = event in (Event.PROBE_OK, Event.PROBE_DRAINING)
+                answers = event in (HealthEvent.PROBE_OK, HealthEvent.PROBE_DRAINING)
                 member.probe_failures = 0 if answers else member.probe_failures + 1
                 before = member.state
                 self._membership.observe(member, weigh(event, member.probe_failures, self._fall), now, reason)
@@ -284,6 +284,6 @@ class Prober:
 
     def _late(self, member: Member, number: int) -> None:
         """A probe is still unanswered. It may be yet, so nothing is known but that the member is busy or hangs."""
-        if member.state is State.UP and number > member.heard:
+        if member.state is State.UP and number > member.last_probe_answered:
             words = f"no answer to a probe for {LATE_SECONDS:g} s"
-            self._membership.observe(member, Event.PROBE_UNANSWERED, self._clock(), words)
+            self._membership.observe(member, HealthEvent.PROBE_UNANSWERED, self._clock(), words)

@@ -18,13 +18,13 @@ from types import TracebackType
 
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.members.member import Member
-from balancer.plugins.hooks import HeaderFields, HookRequest
+from balancer.plugins.hook_api import HeaderFields, HookRequest
 from balancer.policies.base import Policy
 from balancer.policies.round_robin import RoundRobin
 
 log = logging.getLogger(__name__)
 
-# What a plug-in may raise without anybody's request being lost. It is called, not awaited: a CancelledError that comes
+# What a plug-in may raise without a request being lost. It is called, not awaited: a CancelledError that comes
 # out of it is not for the task around it.
 FAILURES = (Exception, asyncio.CancelledError)
 

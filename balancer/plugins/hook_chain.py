@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from balancer.discovery.answers import Snapshot
+from balancer.discovery.snapshot import Snapshot
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.plugins.guard import FAILURES, Reports, kind_of, name_of
-from balancer.plugins.hooks import METHODS, HeaderFields, HookRequest, HookResponse, Hooks, overrides
+from balancer.plugins.hook_api import METHODS, HeaderFields, HookRequest, HookResponse, Hooks, overrides
 from balancer.telemetry.observer import Observer
 
 _TOKEN = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -144,6 +144,6 @@ class _MemberHooks(Observer):
         for member in change.joined:
             self._chain.tell("on_member_added", member)
 
-    def flipped(self, member: Member, before: State, event: Event) -> None:
+    def flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         if member.state is not State.LEAVING:  # ``resolved`` follows.
             self._chain.tell("on_member_state_changed", member, before)

@@ -21,8 +21,8 @@ from balancer.config.display import variable
 from balancer.config.parsers import HOOKS, PLACE, POLICIES, POLICY, Kind
 from balancer.config.settings import Settings, SettingsError
 from balancer.plugins.guard import GuardedPolicy, Reports, describe, kind_of, name_of
+from balancer.plugins.hook_api import METHODS, RENAMED, Hooks, overrides
 from balancer.plugins.hook_chain import HookChain
-from balancer.plugins.hooks import METHODS, RENAMED, Hooks, overrides
 from balancer.policies.base import Policy
 from balancer.telemetry.observer import Observer
 

@@ -7,15 +7,15 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 
-from balancer.admin.aggregate import Hub
+from balancer.admin.aggregate import Aggregator
 from balancer.admin.app import Supervised, admin_app
 from balancer.admin.auth import access
 from balancer.admin.pool_view import Usage, View
-from balancer.admin.status_feed import Board
+from balancer.admin.status_feed import StatusFeed
 from balancer.config.settings import Settings
-from balancer.discovery.container_names import Names
+from balancer.discovery.container_names import ContainerNames
 from balancer.discovery.resolver import system_nameservers
-from balancer.process.handover import Post
+from balancer.process.handover import WorkerContext
 from balancer.process.listener import make_listener
 from balancer.process.signals import Signals
 from balancer.telemetry.stats import Stats
@@ -23,9 +23,11 @@ from balancer.telemetry.stats import Stats
 log = logging.getLogger(__name__)
 
 
-async def serve_admin(settings: Settings, sock: socket.socket, channels: Sequence[socket.socket], post: Post) -> None:
+async def serve_admin(
+    settings: Settings, sock: socket.socket, channels: Sequence[socket.socket], post: WorkerContext
+) -> None:
     signals = Signals(post, lambda: None)
-    hub = Hub(channels)
+    hub = Aggregator(channels)
     admin = Admin(hub.current, settings, post, hub.unrouted, hub.processes, signals.stop.is_set)
     log.info("admin on %s", settings.admin_bind)
     serving = asyncio.create_task(admin.serve(sock))
@@ -49,13 +51,13 @@ class Admin:
         self,
         pools: Callable[[], Sequence[View]],
         settings: Settings,
-        post: Post | None = None,
+        post: WorkerContext | None = None,
         unrouted: Callable[[], Stats | None] = lambda: None,
         processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        names = Names([settings.resolver] if settings.resolver else system_nameservers())
-        self._board = Board(pools, names, access=access(settings))
+        names = ContainerNames([settings.resolver] if settings.resolver else system_nameservers())
+        self._board = StatusFeed(pools, names, access=access(settings))
         supervised = Supervised(post.supervisor, post.generation) if post else None
         app = admin_app(pools, settings, self._board, unrouted, processes, supervised, stopping)
         self._listener = make_listener(app, keepalive=5, drain_limit=1)

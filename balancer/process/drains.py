@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Snapshot
+from balancer.discovery.snapshot import Snapshot
 from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.telemetry.observer import Observer

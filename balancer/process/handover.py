@@ -16,7 +16,7 @@ TRIAL = "_BALANCER_TRIAL"
 
 
 @dataclass(frozen=True)
-class Post:
+class WorkerContext:
     """What a process has of its supervisor. ``ready``: to be called once it serves.
 
     ``lifeline``: a descriptor that becomes readable when the supervisor is no more. ``drains``: that of the file of
@@ -33,11 +33,11 @@ class Post:
 
 
 @dataclass(frozen=True)
-class Slot:
+class WorkerSpec:
     """A place for one process. ``run`` is what it does; ``sockets`` are the listening sockets that it needs."""
 
     name: str
-    run: Callable[[Post], None]
+    run: Callable[[WorkerContext], None]
     sockets: Sequence[socket.socket] = ()
 
 

@@ -13,8 +13,8 @@ import uvicorn
 
 from balancer.asgi.websocket import MAX_MESSAGE
 from balancer.config.settings import Settings
-from balancer.frontend.acceptor import Acceptor, TlsEdge
-from balancer.frontend.clients import Clients
+from balancer.frontend.acceptor import Acceptor, TlsConnection
+from balancer.frontend.registry import ClientRegistry
 from balancer.frontend.tls import Certificate
 from balancer.http.headers import RequestHeaders
 from balancer.types import Receive, Scope, Send
@@ -49,7 +49,7 @@ class Listener(uvicorn.Server):
         yield
 
 
-def make_listener(app: App, keepalive: float, drain_limit: int, clients: Clients | None = None) -> Listener:
+def make_listener(app: App, keepalive: float, drain_limit: int, clients: ClientRegistry | None = None) -> Listener:
     """A server for one socket; ``keepalive`` and ``drain_limit`` (for its shutdown) are in seconds.
 
     ``clients``: our own front end in place of uvicorn's. What is not plain HTTP goes to ``app`` all the same.
@@ -84,12 +84,12 @@ def accept(
         return None
     config, state = listener.config, listener.server_state
     config.load()
-    clients = cast(Clients, config.http)
-    over_tls: Callable[..., asyncio.Protocol] = TlsEdge
+    clients = cast(ClientRegistry, config.http)
+    over_tls: Callable[..., asyncio.Protocol] = TlsConnection
     if settings.http2:
-        from balancer.frontend.http2 import Http2Edge
+        from balancer.frontend.http2_connection import Http2Connection
 
-        over_http2: Callable[..., asyncio.Protocol] = Http2Edge
+        over_http2: Callable[..., asyncio.Protocol] = Http2Connection
 
     def make(http2: bool) -> asyncio.Protocol:
         if http2:

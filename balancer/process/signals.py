@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Callable
 
-from balancer.process.handover import LEAVE, Post
+from balancer.process.handover import LEAVE, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +18,9 @@ class Signals:
     ``at_once`` is set when all is to end without a delay.
     """
 
-    def __init__(self, post: Post, read_again: Callable[[], None]) -> None:
+    def __init__(self, post: WorkerContext, read_again: Callable[[], None]) -> None:
         self.stop = asyncio.Event()
-        self.at_once = asyncio.Event()
+        self.try_send_nowait = asyncio.Event()
         self.leave = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._terminated)
@@ -30,12 +30,12 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, LEAVE, signal.SIGHUP})
 
     def _terminated(self) -> None:
-        (self.at_once if self.stop.is_set() else self.stop).set()
+        (self.try_send_nowait if self.stop.is_set() else self.stop).set()
 
     def _orphaned(self, lifeline: int) -> None:
         asyncio.get_running_loop().remove_reader(lifeline)
         log.error("the supervisor is gone")
-        self.at_once.set()
+        self.try_send_nowait.set()
         self.stop.set()
 
     async def either(self) -> None:
@@ -49,6 +49,6 @@ class Signals:
         """Wait for so long, or until it is to be at once."""
         try:
             async with asyncio.timeout(seconds):
-                await self.at_once.wait()
+                await self.try_send_nowait.wait()
         except TimeoutError:
             pass

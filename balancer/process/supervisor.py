@@ -34,8 +34,8 @@ from typing import NoReturn
 
 from balancer.process.drains import make_notes
 from balancer.process.exit_codes import FAILED
-from balancer.process.handover import HANDOVER, LEAVE, TRIAL, Handover, Post, Slot
-from balancer.process.mark import make_mark
+from balancer.process.handover import HANDOVER, LEAVE, TRIAL, Handover, WorkerContext, WorkerSpec
+from balancer.process.supervisor_mark import make_mark
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal
 
 @dataclass
 class _Process:
-    slot: Slot
+    slot: WorkerSpec
     started: float
     # Readable once it is ready, or has ended.
     news: int
@@ -63,7 +63,7 @@ class Supervisor:
 
     def __init__(
         self,
-        slots: Sequence[Slot],
+        slots: Sequence[WorkerSpec],
         count: int,
         data: Sequence[socket.socket],
         admin: Sequence[socket.socket],
@@ -81,7 +81,7 @@ class Supervisor:
         # Those of the code before: by slot while they serve, and those that leave.
         self._old = dict(before.serving)
         self._leaving = set(before.leaving)
-        self._due: list[tuple[float, Slot]] = []
+        self._due: list[tuple[float, WorkerSpec]] = []
         self._deadline = time.monotonic() + RELOAD_LIMIT if self._old else float("inf")
         self._settled = False
         self._stopping = False
@@ -109,7 +109,7 @@ class Supervisor:
                 if key.fileobj is woken:
                     self._signalled(woken)
                 else:
-                    self._told(key.data)
+                    self._on_ready(key.data)
             self._on_time()
         return self._failed
 
@@ -129,19 +129,19 @@ class Supervisor:
 
     # What a process does.
 
-    def _start(self, slot: Slot) -> None:
+    def _start(self, slot: WorkerSpec) -> None:
         news, tell = os.pipe()
         sys.stdout.flush()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if not pid:
-            self._be(slot, tell)
+            self._child_main(slot, tell)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(tell)
         self._processes[pid] = process = _Process(slot, time.monotonic(), news)
         self._selector.register(news, selectors.EVENT_READ, process)
 
-    def _be(self, slot: Slot, tell: int) -> NoReturn:
+    def _child_main(self, slot: WorkerSpec, tell: int) -> NoReturn:
         """The life of a new process. The child unblocks signals once handlers are installed."""
         status = FAILED
         try:
@@ -161,7 +161,7 @@ class Supervisor:
                 os.close(tell)
 
             lifeline, generation = self._lifeline[0], self._before.generation
-            slot.run(Post(lifeline, self._drains[0], ready, bool(self._old), generation, os.getppid()))
+            slot.run(WorkerContext(lifeline, self._drains[0], ready, bool(self._old), generation, os.getppid()))
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else FAILED
@@ -175,7 +175,7 @@ class Supervisor:
 
     # What is heard of processes.
 
-    def _told(self, process: _Process) -> None:
+    def _on_ready(self, process: _Process) -> None:
         self._selector.unregister(process.news)
         process.ready = bool(os.read(process.news, 1))
         os.close(process.news)
@@ -202,11 +202,11 @@ class Supervisor:
                 return
             code = os.waitstatus_to_exitcode(status)
             if self._trial and pid == self._trial.pid:
-                self._tried(self._trial, code)
+                self._trial_ended(self._trial, code)
             elif pid in self._processes:
                 self._ended(self._processes.pop(pid), pid, code)
             else:
-                # One of the code before; or, where this is the first process of a container, anybody's.
+                # One of the code before; or, where this is the first process of a container, an orphan.
                 self._leaving.discard(pid)
                 self._old = {name: it for name, it in self._old.items() if it != pid}
 
@@ -238,7 +238,7 @@ class Supervisor:
         if signal.SIGHUP in numbers:
             _kill([*self._processes, *self._old.values()], signal.SIGHUP)
         if signal.SIGUSR2 in numbers:
-            self._try()
+            self._start_trial()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -253,7 +253,7 @@ class Supervisor:
 
     # What becomes of a reload.
 
-    def _try(self) -> None:
+    def _start_trial(self) -> None:
         if self._trial or not self._settled:
             log.error("SIGUSR2: the processes are still being replaced; nothing changes")
             return
@@ -263,7 +263,7 @@ class Supervisor:
         except OSError as error:
             log.error("the new code cannot be run: %s; nothing changes", error)
 
-    def _tried(self, trial: subprocess.Popen[bytes], code: int) -> None:
+    def _trial_ended(self, trial: subprocess.Popen[bytes], code: int) -> None:
         trial.returncode = code  # The process cannot be waited for a second time.
         self._trial = None
         if self._stopping:

@@ -19,14 +19,14 @@ import uvloop
 from balancer.admin.ipc import pair
 from balancer.admin.process_report import Reporter
 from balancer.config.settings import Settings, SettingsError
-from balancer.frontend.acceptor import hang_up
-from balancer.frontend.clients import Clients
+from balancer.frontend.acceptor import drop_finished
+from balancer.frontend.registry import ClientRegistry
 from balancer.frontend.tls import Certificate
 from balancer.loadbalancer import LoadBalancer
 from balancer.process.admin_listener import Admin, serve_admin
 from balancer.process.drains import Drains
 from balancer.process.exit_codes import FAILED, UNUSABLE
-from balancer.process.handover import Post, Slot
+from balancer.process.handover import WorkerContext, WorkerSpec
 from balancer.process.listener import accept, make_listener
 from balancer.process.log_setup import LOG_FORMAT
 from balancer.process.signals import Signals
@@ -52,7 +52,7 @@ READY_LIMIT = 20.0
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkerConfig:
     """What one process is to do. ``data``: the sockets that it accepts clients on; ``admin``: the admin listener's.
 
     ``settings`` are those of all processes together, of which this is number ``number`` (from 0). ``channel``: where
@@ -69,28 +69,32 @@ class Work:
     channel: socket.socket | None = None
 
 
-def slots(
+def worker_specs(
     settings: Settings,
     data: Sequence[socket.socket],
     admin: socket.socket | None,
     certificate: Certificate | None,
     routes: Table | None,
     processes: int,
-) -> list[Slot]:
+) -> list[WorkerSpec]:
     """What is to run: so many processes that serve and, where they are several, one that shows what they do."""
     own_admin = [admin] if admin else []
     if processes == 1:
-        return [Slot("0", partial(serve, Work(settings, data[0], admin, certificate, routes)), [*data, *own_admin])]
+        return [
+            WorkerSpec(
+                "0", partial(serve, WorkerConfig(settings, data[0], admin, certificate, routes)), [*data, *own_admin]
+            )
+        ]
     channels = [pair() for _ in range(processes)] if admin else []
     found = []
     for number in range(processes):
         sock = data[number % len(data)]
         channel = channels[number][0] if channels else None
-        work = Work(settings, sock, None, certificate, routes, number, processes, channel)
-        found.append(Slot(str(number), partial(serve, work), [sock]))
+        work = WorkerConfig(settings, sock, None, certificate, routes, number, processes, channel)
+        found.append(WorkerSpec(str(number), partial(serve, work), [sock]))
     if admin:
         ends = [end for _, end in channels]
-        found.append(Slot("admin", lambda post: _run(serve_admin(settings, admin, ends, post)), own_admin))
+        found.append(WorkerSpec("admin", lambda post: _run(serve_admin(settings, admin, ends, post)), own_admin))
     return found
 
 
@@ -104,7 +108,7 @@ def prepare() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def serve(work: Work, post: Post) -> None:
+def serve(work: WorkerConfig, post: WorkerContext) -> None:
     """Run on the listening sockets until SIGTERM, or until others have taken their place; then drain."""
     if work.processes > 1:
         for handler in logging.getLogger().handlers:
@@ -140,7 +144,7 @@ class Worker:
     Its life: ``_start``, ``_wait`` for the supervisor's word, ``_drain`` or ``_hand_over``, ``_close``.
     """
 
-    def __init__(self, work: Work, post: Post) -> None:
+    def __init__(self, work: WorkerConfig, post: WorkerContext) -> None:
         self._work = work
         self._post = post
         self._settings = work.settings.part(work.number, work.processes)
@@ -154,7 +158,7 @@ class Worker:
         self._signals = Signals(post, partial(_read_again, self._balancer, work.certificate))
         # Requests are cut at SHUTDOWN_TIMEOUT; a second later, so are clients that do not read what was sent.
         self._limit = math.ceil(self._settings.shutdown_timeout) + 1
-        self._clients = Clients(self._balancer.proxy, self._settings)
+        self._clients = ClientRegistry(self._balancer.proxy, self._settings)
         self._listener = make_listener(self._balancer, self._settings.keepalive_timeout, self._limit, self._clients)
         self._acceptor = accept(self._settings, work.data, self._listener, work.certificate)
         self._admin: Admin | None = None
@@ -249,18 +253,18 @@ class Worker:
         """Accept no client any more, and finish what is under way within SHUTDOWN_TIMEOUT."""
         proxy = self._balancer.proxy
         log.info("stopping: %d requests in progress", proxy.active)
-        asyncio.get_running_loop().call_later(self._settings.shutdown_timeout, proxy.cut)
+        asyncio.get_running_loop().call_later(self._settings.shutdown_timeout, proxy.abort_all)
         self._clients.stop(0.0)
-        await proxy.end_endless()
+        await proxy.end_streams()
         if self._acceptor:
             await self._acceptor.close()
         self._listener.stop()
         while not serving.done():
             await asyncio.wait([serving], timeout=HANG_UP_SECONDS)
             if self._work.certificate:
-                hang_up(self._listener.server_state.connections)
+                drop_finished(self._listener.server_state.connections)
             # Those who came before the listener closed: some connect again as soon as they have been told to leave.
-            await proxy.end_endless()
+            await proxy.end_streams()
         await serving
 
     def _close(self) -> None:
@@ -270,7 +274,7 @@ class Worker:
             self._reports.cancel()
 
 
-async def _serve(work: Work, post: Post) -> None:
+async def _serve(work: WorkerConfig, post: WorkerContext) -> None:
     await Worker(work, post).run()
 
 

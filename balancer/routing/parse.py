@@ -8,8 +8,8 @@ from pathlib import Path
 
 from balancer.config.display import show, variable
 from balancer.config.settings import Settings, SettingsError
-from balancer.routing.draft import KINDS, PER_POOL, Draft
 from balancer.routing.table import Table
+from balancer.routing.table_builder import KINDS, PER_POOL, TableBuilder
 
 
 def inline(setting: str) -> bool:
@@ -38,12 +38,12 @@ def parse_inline(text: str, settings: Settings) -> Table:
 
     Raises SettingsError with a line for all that is wrong.
     """
-    draft = Draft(settings)
+    builder = TableBuilder(settings)
     for entry in filter(None, (it.strip() for it in text.split(","))):
         where = f"{variable('routes')}: {entry!r}"
         match, equals, target = entry.partition("=")
         if not equals:
-            draft.problems.append(f"{where} cannot be used: a route is written as host/path=alias:port")
+            builder.problems.append(f"{where} cannot be used: a route is written as host/path=alias:port")
             continue
         host, slash, path = match.strip().partition("/")
         place, *options = (it.strip() for it in target.split(";"))
@@ -54,11 +54,11 @@ def parse_inline(text: str, settings: Settings) -> Table:
         for option in filter(None, options):
             name, equals, value = (it.strip() for it in option.partition("="))
             if not equals or name in given or name in ("host", "path"):
-                draft.problems.append(f"{where} cannot be used: {option!r} is not a setting such as policy=hash")
+                builder.problems.append(f"{where} cannot be used: {option!r} is not a setting such as policy=hash")
             else:
                 given[name] = value
-        draft.add(where, [host], [slash + path], given, "", target.strip())
-    return draft.table(f"{variable('routes')}={text!r}")
+        builder.add(where, [host], [slash + path], given, "", target.strip())
+    return builder.table(f"{variable('routes')}={text!r}")
 
 
 def parse_toml(text: str, settings: Settings, where: str) -> Table:
@@ -70,16 +70,16 @@ def parse_toml(text: str, settings: Settings, where: str) -> Table:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError([f"{where} cannot be used: it is not TOML: {error}"]) from error
-    draft = Draft(settings)
+    builder = TableBuilder(settings)
     for name, given in tables.items():
         here = f"{where} [{name}]"
         if not isinstance(given, dict):
-            draft.problems.append(f"{here} cannot be used: a route is a table such as [shop]")
+            builder.problems.append(f"{here} cannot be used: a route is a table such as [shop]")
             continue
         given = dict(given)
-        hosts, paths = (draft.texts(here, key, given.pop(key, "")) for key in ("host", "path"))
-        draft.add(here, hosts, paths, {"alias": name} | given, name, name)
-    return draft.table(where)
+        hosts, paths = (builder.texts(here, key, given.pop(key, "")) for key in ("host", "path"))
+        builder.add(here, hosts, paths, {"alias": name} | given, name, name)
+    return builder.table(where)
 
 
 def describe(table: Table, settings: Settings) -> list[str]:

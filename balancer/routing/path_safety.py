@@ -25,7 +25,7 @@ def resolve_harmless(escape: re.Match[bytes]) -> bytes:
 
 
 def most_permissive(path: bytes) -> bytes:
-    """A path as one would read it who sees a separator wherever anybody does.
+    """The most permissive reading of a path: a separator is wherever some server sees one.
 
     Raises Refusal where that depends on what one does first: for ``.`` and ``..``, for a parameter of nothing, and for
     one with a separator in it.

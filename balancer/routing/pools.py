@@ -67,7 +67,7 @@ class RoutedProxy(Proxy):
             request.pool = self._pools[self._table.find(request).name]
         except Refusal as refusal:
             # With its traceback it would keep alive what it came through.
-            request.pool = Nowhere(refusal.with_traceback(None), self._on_done, self._clock, self._new_id)
+            request.pool = NoRouteHandler(refusal.with_traceback(None), self._on_done, self._clock, self._new_id)
         pool: RequestHandler = request.pool
         return pool
 
@@ -79,10 +79,10 @@ class RoutedProxy(Proxy):
 
     def serves(self, dispatcher: Dispatcher) -> bool:
         """Whether any request of this dispatcher is under way."""
-        return any(it.course.dispatcher is dispatcher for it in self.visits)
+        return any(it.context.dispatcher is dispatcher for it in self.in_flight)
 
 
-class Nowhere:
+class NoRouteHandler:
     """Stands for a dispatcher where no route leads to one: answers every request with the same refusal."""
 
     name = ""
@@ -94,23 +94,23 @@ class Nowhere:
         self._new_id = new_id
 
     def begin(self, request: Request) -> RequestContext:
-        course = RequestContext(request, self._clock(), request.id or self._new_id())
-        course.dispatcher = self
-        return course
+        context = RequestContext(request, self._clock(), request.id or self._new_id())
+        context.dispatcher = self
+        return context
 
-    def at_once(self, course: RequestContext, sink: DirectSink, body: bytes) -> bool:
+    def try_send_nowait(self, context: RequestContext, sink: DirectSink, body: bytes) -> bool:
         return False
 
-    def news(self, course: RequestContext, sink: DirectSink) -> None:
-        raise AssertionError("nothing was sent to anybody")
+    def on_response_progress(self, context: RequestContext, sink: DirectSink) -> None:
+        raise AssertionError("nothing was sent to a member")
 
-    async def run(self, course: RequestContext, sink: Sink) -> None:
-        course.error, course.reason = self._refusal.token, self._refusal.reason
+    async def run(self, context: RequestContext, sink: Sink) -> None:
+        context.error, context.reason = self._refusal.token, self._refusal.reason
         try:
-            await refuse(self._refusal, sink, course)
+            await refuse(self._refusal, sink, context)
         finally:
-            course.duration = self._clock() - course.started
-            self._on_done(course)
+            context.duration = self._clock() - context.started
+            self._on_done(context)
 
 
 class Pools:

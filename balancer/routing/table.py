@@ -36,7 +36,7 @@ from balancer.http.request import Request
 from balancer.http.validation import malformed
 from balancer.routing.path_safety import ESCAPE, UNCLEAR, most_permissive, resolve_harmless
 
-# Hosts whose routes are remembered: anybody can make up hosts.
+# Hosts whose routes are remembered: a client can make up hosts.
 _HOSTS_MAX = 1024
 
 

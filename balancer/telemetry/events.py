@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from balancer.discovery.answers import Snapshot
+from balancer.discovery.snapshot import Snapshot
 from balancer.dispatch.record import RequestRecord
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.telemetry.observer import Observer
@@ -28,7 +28,7 @@ WINDOW = 5.0
 NAMED = 3
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     DNS = "dns"
     JOINED = "joined"
     LEFT = "left"
@@ -49,7 +49,7 @@ LEVELS = {State.UP: Level.GOOD, State.SUSPECT: Level.WARNING, State.DRAINING: Le
 
 
 @dataclass(slots=True, eq=False)
-class Happening:
+class Event:
     """One event. ``when``: clock reading in seconds. ``moved``: requests that its member failed and that went on to
     another; ``lost``: those that ended there; ``refused``: those that the balancer answered itself. ``name``: that of
     the member's container at this moment, which the status page finds; None until then, "" if it stays unknown.
@@ -57,7 +57,7 @@ class Happening:
 
     number: int
     when: float
-    kind: Kind
+    kind: EventKind
     level: Level
     words: str
     member: Address | None = None
@@ -79,21 +79,21 @@ class Happening:
 
 
 class Events(Observer):
-    """``recent`` and ``dns``: events in the order in which they began; ``take_changed``: what is new, for one reader.
+    """``recent`` and ``dns``: events in the order in which they began; ``pop_changes``: what is new, for one reader.
 
     ``on_change``: called when members came, went, changed their state or were drained.
     """
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
-        self.recent: deque[Happening] = deque(maxlen=KEPT)
-        self.dns: deque[Happening] = deque(maxlen=KEPT_OF_DNS)
+        self.recent: deque[Event] = deque(maxlen=KEPT)
+        self.dns: deque[Event] = deque(maxlen=KEPT_OF_DNS)
         self.on_change = on_change
         self._number = 0
-        self._changed: dict[int, Happening] = {}
-        self._counting: dict[Address | str, Happening] = {}
+        self._changed: dict[int, Event] = {}
+        self._counting: dict[Address | str, Event] = {}
         self._answers: dict[str, tuple[str, bool]] = {}
 
-    def take_changed(self) -> list[Happening]:
+    def pop_changes(self) -> list[Event]:
         """The events that are new or have counted on since the last call."""
         changed = [it for it in self._changed.values() if it.number > self._number - KEPT]
         self._changed.clear()
@@ -109,23 +109,23 @@ class Events(Observer):
                 if answer.over_tcp:
                     words += ", too large for UDP"
                 level = Level.INFO if answer.endpoints else Level.WARNING
-                self.dns.append(self._add(snapshot.when, Kind.DNS, level, words))
+                self.dns.append(self._add(snapshot.when, EventKind.DNS, level, words))
         if change.joined:
             words = f"{_names(change.joined)} joined"
             one = change.joined[0].address if len(change.joined) == 1 else None
-            self.dns.append(self._add(snapshot.when, Kind.JOINED, Level.INFO, words, one))
+            self.dns.append(self._add(snapshot.when, EventKind.JOINED, Level.INFO, words, one))
         if change.left:
             words = f"{_names(change.left)} left DNS"
             one = change.left[0].address if len(change.left) == 1 else None
-            self.dns.append(self._add(snapshot.when, Kind.LEFT, Level.INFO, words, one))
+            self.dns.append(self._add(snapshot.when, EventKind.LEFT, Level.INFO, words, one))
         if change:
             self.on_change()
 
-    def flipped(self, member: Member, before: State, event: Event) -> None:
+    def flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         if member.state is State.LEAVING:
             return  # ``resolved`` reports the members that left.
         words = f"{member.address} {member.state.value}: {member.reason}"
-        made = self._add(member.since, Kind.STATE, LEVELS[member.state], words, member.address)
+        made = self._add(member.since, EventKind.STATE, LEVELS[member.state], words, member.address)
         if made.level in (Level.WARNING, Level.BAD):
             self._counting[member.address] = made
         else:
@@ -135,7 +135,7 @@ class Events(Observer):
     def drained(self, member: Member) -> None:
         words = "drained by hand" if member.drained else "no longer drained"
         level = Level.WARNING if member.drained else Level.GOOD
-        self._add(member.drained_since, Kind.DRAINED, level, f"{member.address} {words}", member.address)
+        self._add(member.drained_since, EventKind.DRAINED, level, f"{member.address} {words}", member.address)
         self.on_change()
 
     def troubled(self, record: RequestRecord) -> None:
@@ -146,7 +146,7 @@ class Events(Observer):
             it = self._counting_on(attempt.member, now)
             if it is None:
                 words = f"{attempt.member}: {attempt.words}"
-                it = self._add(now, Kind.FAILED, Level.WARNING, words, attempt.member)
+                it = self._add(now, EventKind.FAILED, Level.WARNING, words, attempt.member)
                 self._counting[attempt.member] = it
             if place == ended:
                 it.lost += 1
@@ -159,20 +159,20 @@ class Events(Observer):
             if it is None:
                 words = "broken off" if record.error == "truncated" else f"answered {record.status} {record.error}"
                 level = Level.WARNING if record.status < 500 and record.error != "truncated" else Level.BAD
-                it = self._counting[record.error] = self._add(now, Kind.REFUSED, level, words)
+                it = self._counting[record.error] = self._add(now, EventKind.REFUSED, level, words)
             it.refused += 1
             self._changed[it.number] = it
 
-    def _add(self, when: float, kind: Kind, level: Level, words: str, member: Address | None = None) -> Happening:
+    def _add(self, when: float, kind: EventKind, level: Level, words: str, member: Address | None = None) -> Event:
         self._number += 1
-        made = Happening(self._number, when, kind, level, words, member)
+        made = Event(self._number, when, kind, level, words, member)
         self.recent.append(made)
         self._changed[made.number] = made
         if len(self._changed) > 2 * KEPT:  # No page reads them.
             self._changed = {it.number: it for it in self.recent}
         return made
 
-    def _counting_on(self, key: Address | str, now: float) -> Happening | None:
+    def _counting_on(self, key: Address | str, now: float) -> Event | None:
         found = self._counting.get(key)
         return found if found and now - found.when < WINDOW else None
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from balancer.discovery.answers import Snapshot
+from balancer.discovery.snapshot import Snapshot
 from balancer.dispatch.record import RequestRecord
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
 
@@ -20,7 +20,7 @@ class Observer:
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
         """DNS has answered, and these members came and went by it."""
 
-    def flipped(self, member: Member, before: State, event: Event) -> None:
+    def flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         """The state of a member has changed."""
 
     def drained(self, member: Member) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import add
 from typing import Any
 
-from balancer.discovery.answers import Answer, Outcome, Snapshot
+from balancer.discovery.snapshot import Answer, Outcome, Snapshot
 from balancer.dispatch.record import RequestRecord
 from balancer.errors import TOKENS, UNTOLD
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.telemetry.events import Events
@@ -30,7 +30,7 @@ BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step i
 # Tallies of members that have left, which are added up with each answer of DNS; all of them on request.
 LEFT_AT_ONCE = 500
 
-# Everything else is "OTHER", because anybody can make up a method.
+# Everything else is "OTHER", because a client can make up a method.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 # A request that was answered so lasts as long as what its connection became: that is no latency.
@@ -104,7 +104,7 @@ class Stats(Observer):
 
     def __init__(self) -> None:
         self.members: dict[Address, Tally] = {}
-        # What is not, or no longer, anybody's who is in DNS. A request is counted in one place only.
+        # Totals of members that are no longer in DNS, and of no member. A request is counted in one place only.
         self._others = Tally()
         # Of members that have left, still to be added to it: thousands may leave at once.
         self._left: list[Tally] = []
@@ -117,7 +117,7 @@ class Stats(Observer):
         self.truncated: Counter[str] = Counter()
         self.answered: dict[str, float] = {}
         self.changes = 0
-        self.flips: Counter[tuple[State, Event]] = Counter()
+        self.flips: Counter[tuple[State, HealthEvent]] = Counter()
         self.events = Events()
 
     @property
@@ -230,7 +230,7 @@ class Stats(Observer):
         for member in change.joined:
             self.members[member.address] = Tally()
 
-    def flipped(self, member: Member, before: State, event: Event) -> None:
+    def flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         self.flips[member.state, event] += 1
         if one := self.members.get(member.address):
             one.flips[member.state] += 1

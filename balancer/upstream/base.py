@@ -58,7 +58,7 @@ class UpstreamRequest:
     ``headers`` say how the body is framed: by Content-Length, or (``chunked``) by ``Transfer-Encoding``.
     ``fresh``: do not use a connection that was used before. ``repeatable``: it may be sent to another
     member after ``Timeouts.hung``. ``upgrade``: the protocol that ``headers`` ask to switch to, or b"".
-    ``expects``: the body waits for the member's 100 (Continue). ``inform`` is called with status and fields of each
+    ``expects``: the body waits for the member's 100 (Continue). ``on_interim`` is called with status and fields of each
     interim response (RFC 9110 section 15.2).
     """
 
@@ -71,7 +71,7 @@ class UpstreamRequest:
     repeatable: bool = False
     upgrade: bytes = b""
     expects: bool = False
-    inform: Callable[[int, Headers], None] | None = None
+    on_interim: Callable[[int, Headers], None] | None = None
 
 
 class UpstreamResponse:
@@ -90,6 +90,13 @@ class UpstreamResponse:
 
     def read(self) -> Coroutine[Any, Any, tuple[bytes, bool]]:
         """The next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
+        raise NotImplementedError
+
+    def wait_for_body(self, within: float) -> Coroutine[Any, Any, None]:
+        """Wait until a piece of the body or its end is there, ``within`` seconds at most.
+
+        Raises ConnectionDied if the connection ends first: nothing has been passed on yet.
+        """
         raise NotImplementedError
 
     def write(self, data: bytes) -> Coroutine[Any, Any, None]:
@@ -129,18 +136,18 @@ class PendingResponse(UpstreamResponse):
 class Upstream:
     """Sends requests to members."""
 
-    def send_at_once(
+    def send_nowait(
         self,
         address: Address,
         request: Request,
         head: bytes,
         body: bytes,
-        inform: Callable[[int, Headers], None],
+        on_interim: Callable[[int, Headers], None],
     ) -> PendingResponse | None:
         """Send a request that may be repeated, and all of its body, if that takes no waiting: on an idle connection.
 
         Else None. ``request`` is the client's, and ``head`` what members get of its head, which is sound: it comes from
-        one that was parsed as HTTP/1.1. For ``inform`` see ``UpstreamRequest``.
+        one that was parsed as HTTP/1.1. For ``on_interim`` see ``UpstreamRequest``.
         """
         raise NotImplementedError
 
@@ -156,7 +163,7 @@ class Upstream:
         """The member has left: close its idle connections; those in use end with their exchange."""
         raise NotImplementedError
 
-    def heard(self, address: Address) -> None:
+    def on_member_answered(self, address: Address) -> None:
         """The member has answered a probe: it does not hang."""
         raise NotImplementedError
 

@@ -4,7 +4,7 @@ Rules:
 * At most one exchange at a time. Bytes that arrive without one, or after a response is complete,
   are no request's response: the connection is closed and never used again.
 * That a connection is dead is learnt from ``connection_lost``; no system call asks for it.
-* What an exchange needs lives on its ``Exchange``, which is made for it; ``phase`` says what the connection does.
+* What an exchange needs lives on its ``MemberExchange``, which is made for it; ``phase`` says what the connection does.
 * After a 101 that was asked for, bytes are passed on as they are, both ways, and no limit of HTTP applies.
 * A head has HEAD_MAX bytes at most, and so has what comes between two pieces of a body.
 * Limits are kept by ``check_deadline``, which the pool calls a few times a second; there is no timer for
@@ -34,9 +34,9 @@ from balancer.http.serialize import response_lines
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts
-from balancer.upstream.exchange import Exchange, KnownHead
-from balancer.upstream.parser import ResponseParser
+from balancer.upstream.exchange import KnownHead, MemberExchange
 from balancer.upstream.phase import ACTIVE, CHECK_STATES, CLOSED, IDLE, TUNNEL, Phase, check_phases
+from balancer.upstream.response_parser import ResponseParser
 
 # Bytes that are read at once. Reading pauses while what was read last waits for the client, so this is also
 # what a slow client costs here; it costs a few times as much in the server's own write buffer.
@@ -52,11 +52,11 @@ _view = memoryview(_buffer)
 class PoolCallbacks:
     """What keeps a connection while it is idle. ``heads``: those that members have sent before.
 
-    ``heard_at``: the loop's clock when the member last sent a byte, as far as that has been noticed.
+    ``last_byte_at``: the loop's clock when the member last sent a byte, as far as that has been noticed.
     """
 
     heads: Memo[bytes, KnownHead]
-    heard_at: float
+    last_byte_at: float
 
     def ended(self, connection: MemberConnection) -> None:
         """An exchange has ended, and the next may begin."""
@@ -97,7 +97,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._silence = tcp.SILENCE
 
         # Per exchange.
-        self._exchange: Exchange | None = None
+        self._exchange: MemberExchange | None = None
 
     def __repr__(self) -> str:
         host, port = self.address
@@ -106,7 +106,7 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     # The exchange.
 
-    def begin(self, exchange: Exchange, data: bytes) -> None:
+    def begin(self, exchange: MemberExchange, data: bytes) -> None:
         """Write a request: its head, and as much of its body as is at hand. The exchange fills in as bytes arrive."""
         self.phase = ACTIVE
         self._exchange = self._parser.exchange = exchange
@@ -163,7 +163,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._callbacks.lost(self)
         return True
 
-    def _end(self, exchange: Exchange) -> None:
+    def _end(self, exchange: MemberExchange) -> None:
         """Give the connection back after a complete response, or close it if it cannot be used again."""
         if exchange.closes or exchange.protocol_error or not exchange.uploaded:
             self.abort()
@@ -176,8 +176,7 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def _error(self, kind: type[UpstreamError], message: str) -> UpstreamError:
         """An error of the exchange under way, whose request has been written at least in part."""
-        received = self._exchange is not None and self._exchange.received
-        return kind(message, sent=True, received=received, reused=self._reused)
+        return kind(message, sent=True, reused=self._reused)
 
     # Limits.
 
@@ -187,7 +186,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         if exchange:
             if exchange.progress:
                 exchange.progress = False
-                self._callbacks.heard_at = now
+                self._callbacks.last_byte_at = now
                 if exchange.deadline != inf:
                     exchange.deadline = now + exchange.timeout
                 return
@@ -203,18 +202,18 @@ class MemberConnection(asyncio.BufferedProtocol):
             if tcp.is_silent(self._socket, self._silence):
                 self.fail(self._error(ConnectionDied, "the network to the member is silent"))
 
-    def _fail_overdue(self, exchange: Exchange) -> None:
+    def _fail_overdue(self, exchange: MemberExchange) -> None:
         if exchange.started:
             self.fail(SilentResponse(f"silent for {self.timeouts.idle:g} s in mid-body"))
         else:
             self.fail(self._error(ResponseTimeout, f"no response within {self.timeouts.response:g} s"))
 
-    def _is_hung(self, exchange: Exchange, now: float) -> bool:
+    def _is_hung(self, exchange: MemberExchange, now: float) -> bool:
         """Whether a request that can go elsewhere waits for a member that has sent no byte for HUNG_TIMEOUT."""
         if exchange.deadline == inf or not exchange.may_go_elsewhere:
             return False
         asked = exchange.deadline - exchange.timeout
-        return now - max(asked, self._callbacks.heard_at) > self.timeouts.hung
+        return now - max(asked, self._callbacks.last_byte_at) > self.timeouts.hung
 
     def check_network(self) -> None:
         """Have the kernel ask now whether this connection has a network: none to the member can be made.
@@ -258,13 +257,13 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._parser.feed(exchange, _view[:count])
             self._parsed(exchange, head, count)
 
-    def _parsed(self, exchange: Exchange, head: bytes, count: int) -> None:
+    def _parsed(self, exchange: MemberExchange, head: bytes, count: int) -> None:
         """Act on what ``count`` bytes, which began with ``head``, have made of the exchange."""
         if self._exchange is not exchange:
             return  # An interim response has made the client end it.
         if exchange.complete:
             plain = not (exchange.closes or exchange.interim_count or exchange.protocol_error)
-            if head and plain and self._callbacks.heads.wants(head):
+            if head and plain and self._callbacks.heads.seen_before(head):
                 self._cache_head(exchange, head, count - len(head))
             self._end(exchange)
         elif exchange.protocol_error:
@@ -282,7 +281,7 @@ class MemberConnection(asyncio.BufferedProtocol):
             else:
                 exchange.arrived()
 
-    def _pass_on(self, exchange: Exchange) -> None:
+    def _pass_on(self, exchange: MemberExchange) -> None:
         """Report pieces; reading pauses until they are taken."""
         if not exchange.awaited:
             self._transport.pause_reading()
@@ -290,15 +289,15 @@ class MemberConnection(asyncio.BufferedProtocol):
             exchange.deadline = inf  # The client is waited for, whose time is not the member's.
         exchange.arrived()
 
-    def _violate(self, exchange: Exchange, message: str) -> None:
+    def _violate(self, exchange: MemberExchange, message: str) -> None:
         """Fail an exchange whose bytes are no response."""
         self.fail(TruncatedResponse(message) if exchange.started else self._error(ProtocolViolation, message))
 
-    def _cache_head(self, exchange: Exchange, head: bytes, length: int) -> None:
+    def _cache_head(self, exchange: MemberExchange, head: bytes, length: int) -> None:
         """Remember the head of a response that came whole, if all behind it is a body of Content-Length bytes."""
         if content_length(exchange.headers) == sum(map(len, exchange.pieces)) == length > 0:
             lines = response_lines(exchange.status, exchange.headers)
-            self._callbacks.heads.keep(head, KnownHead(exchange.status, exchange.headers, length, lines))
+            self._callbacks.heads.put(head, KnownHead(exchange.status, exchange.headers, length, lines))
 
     def eof_received(self) -> bool:
         exchange = self._exchange
@@ -323,7 +322,7 @@ class MemberConnection(asyncio.BufferedProtocol):
                 self.fail(TruncatedResponse(_words(error)))
         self._leave()
 
-    def _died(self, exchange: Exchange, error: Exception | None) -> UpstreamError:
+    def _died(self, exchange: MemberExchange, error: Exception | None) -> UpstreamError:
         """The error of a connection that is closed before the response was there."""
         # Only an orderly end carries the kernel's last word: after a reset, bytes may have been read all the same.
         orderly = error is None and exchange.acknowledged is not None and not exchange.received

@@ -4,7 +4,7 @@ Each member has a stack of idle connections; the one used last is used next, so 
 needed any more expire. To take one and to give one back cost the same with one connection as with
 thousands; no lock is held, no list scanned, no system call made to learn whether one is alive.
 
-``balancer.upstream.pool`` adds what waits: connecting, and sending a body.
+``balancer.upstream.native`` adds what waits: connecting, and sending a body.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class ConnectionPool(Upstream):
         """The connections to a member, of which there may be none."""
         return self._member_pools.setdefault(address, MemberPool(self._active, self._heads))
 
-    def send_at_once(
+    def send_nowait(
         self,
         address: Address,
         request: Request,
         head: bytes,
         body: bytes,
-        inform: Callable[[int, Headers], None],
+        on_interim: Callable[[int, Headers], None],
     ) -> Response | None:
         member_pool = self._member_pools.get(address)
         connection = member_pool and member_pool.take()
@@ -80,7 +80,7 @@ class ConnectionPool(Upstream):
         data = head
         if request.body:
             data += frame(body, request.body, request.chunked, last=True)
-        response = Response(connection, request.method == "HEAD", True, request.upgrade != b"", inform)
+        response = Response(connection, request.method == "HEAD", True, request.upgrade != b"", on_interim)
         connection.begin(response, data)
         return response
 
@@ -103,9 +103,9 @@ class ConnectionPool(Upstream):
             self._sweeper = None
             malloc.trim()
 
-    def heard(self, address: Address) -> None:
+    def on_member_answered(self, address: Address) -> None:
         if member_pool := self._member_pools.get(address):
-            member_pool.heard_at = asyncio.get_running_loop().time()
+            member_pool.last_byte_at = asyncio.get_running_loop().time()
 
     def check_network(self, address: Address) -> None:
         for connection in self._active:
@@ -150,7 +150,7 @@ class MemberPool(PoolCallbacks):
         self.heads = heads
         self._loop = asyncio.get_running_loop()
         self.idle: dict[MemberConnection, None] = {}
-        self.heard_at = -inf
+        self.last_byte_at = -inf
         self.forgotten = False
 
     def take(self) -> MemberConnection | None:
@@ -177,7 +177,7 @@ class MemberPool(PoolCallbacks):
         if self.forgotten:
             connection.abort()
         else:
-            self.heard_at = connection.idle_since = self._loop.time()
+            self.last_byte_at = connection.idle_since = self._loop.time()
             self.idle[connection] = None
 
     def lost(self, connection: MemberConnection) -> None:

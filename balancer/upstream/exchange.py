@@ -28,11 +28,11 @@ class KnownHead(NamedTuple):
     lines: bytes
 
 
-class Exchange(PendingResponse):
+class MemberExchange(PendingResponse):
     """A request and its response as it arrives.
 
     ``is_head``: the method is HEAD. ``repeatable``: another member may be given the request. ``may_switch``: it asks
-    for another protocol. ``inform``: called with status and headers of each interim response.
+    for another protocol. ``on_interim``: called with status and headers of each interim response.
     """
 
     # What most exchanges leave alone has its default here.
@@ -71,13 +71,13 @@ class Exchange(PendingResponse):
         is_head: bool,
         repeatable: bool,
         may_switch: bool,
-        inform: Callable[[int, Headers], None] | None,
+        on_interim: Callable[[int, Headers], None] | None,
     ) -> None:
         self._connection = connection
         self.is_head = is_head
         self.repeatable = repeatable
         self.may_switch = may_switch
-        self.inform = inform
+        self.on_interim = on_interim
         # Body that has not been taken.
         self.pieces: list[bytes] = []
 

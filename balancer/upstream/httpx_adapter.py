@@ -21,7 +21,7 @@ import httpcore
 import httpx
 
 from balancer.errors import (
-    OURS,
+    LOCAL_RESOURCE_ERRNOS,
     ConnectFailed,
     ConnectionDied,
     ProtocolViolation,
@@ -61,7 +61,7 @@ class HttpxUpstream(Upstream):
         self._members: dict[Address, _Member] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def send_at_once(self, *request: object) -> None:
+    def send_nowait(self, *request: object) -> None:
         """A transport does not tell whether it would have to wait."""
 
     async def send(self, address: Address, request: UpstreamRequest) -> _Response:
@@ -105,7 +105,7 @@ class HttpxUpstream(Upstream):
 
         def check() -> None:
             nonlocal timer
-            due = max(asked, member.heard_at) + timeout
+            due = max(asked, member.last_byte_at) + timeout
             if due <= loop.time():
                 scope.reschedule(due)
             else:
@@ -123,7 +123,7 @@ class HttpxUpstream(Upstream):
         finally:
             if timer:
                 timer.cancel()
-        member.heard_at = loop.time()
+        member.last_byte_at = loop.time()
         return response
 
     def forget(self, address: Address) -> None:
@@ -132,9 +132,9 @@ class HttpxUpstream(Upstream):
             member.forgotten = True
             self._close_if_unused(member)
 
-    def heard(self, address: Address) -> None:
+    def on_member_answered(self, address: Address) -> None:
         if member := self._members.get(address):
-            member.heard_at = asyncio.get_running_loop().time()
+            member.last_byte_at = asyncio.get_running_loop().time()
 
     def check_network(self, address: Address) -> None:
         """Sockets are the transport's own. Those of the default one have the kernel ask (``tcp.watch_silence``)."""
@@ -162,7 +162,7 @@ class _Member:
     transport: httpx.AsyncBaseTransport
     url: httpx.URL
     in_use: int = 0
-    heard_at: float = -inf
+    last_byte_at: float = -inf
     forgotten: bool = False
 
 
@@ -184,6 +184,8 @@ class _Response(UpstreamResponse):
         self._release: Callable[[_Member], None] | None = release
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
+        # The read that ``wait_for_body`` has begun.
+        self._first: asyncio.Task[tuple[bytes, bool]] | None = None
         # The other protocol's bytes, where the member switched to one.
         self._network = response.extensions.get("network_stream") if response.status_code == 101 else None
 
@@ -192,13 +194,31 @@ class _Response(UpstreamResponse):
         """Whether the connection speaks another protocol, which can be read and written."""
         return self._network is not None
 
+    async def wait_for_body(self, within: float) -> None:
+        if self._network:
+            return
+        self._first = self._loop.create_task(self._read())
+        try:
+            await asyncio.wait([self._first], timeout=within)
+            if self._first.done():
+                self._first.result()
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, TruncatedResponse):
+                raise ConnectionDied(f"{error} behind the response head", sent=True) from error
+            raise
+
     async def read(self) -> tuple[bytes, bool]:
+        first, self._first = self._first, None
+        return await (first or self._read())
+
+    async def _read(self) -> tuple[bytes, bool]:
         try:
             if self._network:
                 data = bytes(await self._network.read(READ_SIZE, timeout=None))
                 return data, bool(data)
             async for piece in self._pieces:
-                self._member.heard_at = self._loop.time()
+                self._member.last_byte_at = self._loop.time()
                 if piece:
                     return piece, True
         except (httpx.TransportError, httpcore.NetworkError, OSError) as error:
@@ -219,6 +239,9 @@ class _Response(UpstreamResponse):
     async def close(self) -> None:
         release, self._release = self._release, None
         if release:
+            if self._first:
+                self._first.cancel()
+                await asyncio.wait([self._first])
             try:
                 await self._response.aclose()
             finally:
@@ -231,9 +254,9 @@ class _RequestStream(httpx.AsyncByteStream):
         self._body = body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._request.expects and self._request.inform:
+        if self._request.expects and self._request.on_interim:
             # httpcore sends the whole body before it reads anything, so that the member cannot say it.
-            self._request.inform(100, [])
+            self._request.on_interim(100, [])
         while piece := await self._body.read():
             yield piece
 
@@ -247,7 +270,7 @@ def _faults() -> Iterator[None]:
         raise Refusal(400, "malformed_request", f"the request cannot be passed on: {error}") from error
     except httpx.TransportError as error:
         number = _errno(error)
-        if number in OURS:
+        if number in LOCAL_RESOURCE_ERRNOS:
             words = f"the balancer cannot open another connection: {os.strerror(number)}"
             raise Refusal(503, "overloaded", words, retry_after=1) from error
         raise _fault(error) from error

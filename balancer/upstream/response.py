@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from math import inf
 
-from balancer.errors import TruncatedResponse
+from balancer.errors import ConnectionDied, TruncatedResponse
 from balancer.http.headers import trailers
 from balancer.http.request import Body
 from balancer.http.serialize import chunk, last_chunk
-from balancer.upstream.exchange import Exchange
+from balancer.upstream.exchange import MemberExchange
 
 
-class Response(Exchange):
+class Response(MemberExchange):
     """A member's response as it arrives; see ``balancer.upstream.base.PendingResponse``."""
 
     async def wait_for_head(self) -> None:
@@ -26,6 +26,21 @@ class Response(Exchange):
             # Not connection.abort(): once the response is complete, the connection may serve another exchange.
             self.abandon()
             raise
+
+    async def wait_for_body(self, within: float) -> None:
+        if self.pieces or self.complete or self.switched:
+            return
+        timer = asyncio.get_running_loop().call_later(within, self.arrived)
+        try:
+            if not self._error:
+                await self._wait()
+            if not self.pieces and isinstance(self._error, TruncatedResponse):
+                raise ConnectionDied(f"{self._error} behind the response head", sent=True)
+        except BaseException:
+            self.abandon()
+            raise
+        finally:
+            timer.cancel()
 
     async def read(self) -> tuple[bytes, bool]:
         while not self.pieces and not self.complete:

@@ -16,7 +16,7 @@ from balancer.errors import TruncatedResponse, UpstreamError
 from balancer.http.headers import NO_FIELDS
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, UpstreamRequest
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 
 CLIENTS = 40
 POST_SHARE = 0.3
@@ -63,7 +63,7 @@ def greet_or_record(rng: random.Random, site: str = "") -> Ask:
 
 
 class Load:
-    """Clients on connections that stay open; ``outcomes`` grows as they go.
+    """ClientRegistry on connections that stay open; ``outcomes`` grows as they go.
 
     ``pause``: of each, in seconds. ``mix``: what they ask.
     """

@@ -24,7 +24,7 @@ from balancer.demo.system import free_port
 from balancer.errors import ResponseTimeout, TruncatedResponse, UpstreamError
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, UpstreamRequest
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from bench.drill.rolling import percentile
 
 MEMBERS = 2

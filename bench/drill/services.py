@@ -20,7 +20,7 @@ from tests.support.compose import Compose
 PROJECT = "balancerservices"
 # With these, the workers of one kind are three with a turn each, of the other two with eight each.
 SCALE = {"worker": 0, "sync": 3, "gthread": 2, "shop": 1, "api": 1}
-# Clients that send short requests meanwhile, and the pause of each in seconds.
+# ClientRegistry that send short requests meanwhile, and the pause of each in seconds.
 CLIENTS, PAUSE = 4, 0.2
 
 

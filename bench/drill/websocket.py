@@ -30,7 +30,7 @@ SCALES = (3, 5, 1, 3)
 
 
 @dataclass(slots=True)
-class Visit:
+class ActiveRequest:
     """One connection. ``longest``: the slowest echo in seconds. ``code``: of the close frame that came, or None.
 
     ``end`` is empty while it is open and after an end of our own, else what happened.
@@ -52,7 +52,7 @@ class Crowd:
         self._stop = False
         self._clients = 0
         self._group = asyncio.TaskGroup()
-        self.visits: list[Visit] = []
+        self.in_flight: list[ActiveRequest] = []
         # Handshakes that failed, by reason.
         self.refusals: Counter[str] = Counter()
 
@@ -75,8 +75,8 @@ class Crowd:
                 await asyncio.sleep(0.05)
 
     @property
-    def open(self) -> list[Visit]:
-        return [it for it in self.visits if it.open]
+    def open(self) -> list[ActiveRequest]:
+        return [it for it in self.in_flight if it.open]
 
     def spread(self) -> Counter[str]:
         """Open connections by worker."""
@@ -91,8 +91,8 @@ class Crowd:
                     self._url, compression=None, ping_interval=None, proxy=None, open_timeout=PATIENCE
                 ) as socket:
                     assert socket.response
-                    visit = Visit(socket.response.headers.get("x-worker", ""))
-                    self.visits.append(visit)
+                    visit = ActiveRequest(socket.response.headers.get("x-worker", ""))
+                    self.in_flight.append(visit)
                     try:
                         await self._talk(number, socket, visit)
                     finally:
@@ -101,7 +101,7 @@ class Crowd:
                 self.refusals[f"{type(error).__name__}: {error}"] += 1
                 await asyncio.sleep(PAUSE)
 
-    async def _talk(self, number: int, socket: ClientConnection, visit: Visit) -> None:
+    async def _talk(self, number: int, socket: ClientConnection, visit: ActiveRequest) -> None:
         try:
             while not self._stop:
                 text, began = f"{number} says {visit.echoes}", time.monotonic()
@@ -121,7 +121,7 @@ class Crowd:
             visit.end = f"no echo within {PATIENCE:g} s"
 
 
-def problems(visits: Sequence[Visit], refusals: Counter[str], gone: Collection[str]) -> list[str]:
+def problems(visits: Sequence[ActiveRequest], refusals: Counter[str], gone: Collection[str]) -> list[str]:
     """What must not be: a line for each. ``gone``: the workers that were told to leave."""
     found = Counter(f"handshake failed: {kind}" for kind in refusals.elements())
     for it in visits:
@@ -157,17 +157,17 @@ async def scaled(compose: Compose, connections: int) -> tuple[list[str], list[st
             if step < 2:
                 await crowd.join(connections // 2 if step == 0 else connections - connections // 2)
                 await asyncio.sleep(SETTLE)
-            ends = Counter(it.end for it in crowd.visits if it.end)
+            ends = Counter(it.end for it in crowd.in_flight if it.end)
             ended = ", ".join(f"{count} {end}" for end, count in (ends - seen).items())
             seen = ends
             spread = ", ".join(str(count) for _, count in crowd.spread().most_common())
             lines.append(f"{workers} workers: {len(crowd.open)} connections ({spread}); ended: {ended or 'none'}")
         # While they are open: those on a worker that is gone must not be.
-        found = problems(crowd.visits, crowd.refusals, gone)
-    stayed = [it for it in crowd.visits if it.who not in gone]
+        found = problems(crowd.in_flight, crowd.refusals, gone)
+    stayed = [it for it in crowd.in_flight if it.who not in gone]
     longest = max((it.longest for it in stayed), default=0.0)
     lines.append(
-        f"{sum(it.echoes for it in crowd.visits)} echoes on {len(crowd.visits)} connections; "
+        f"{sum(it.echoes for it in crowd.in_flight)} echoes on {len(crowd.in_flight)} connections; "
         f"longest echo on a worker that stayed {longest * 1000:.0f} ms"
     )
     return lines, found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from balancer.errors import ConnectFailed, ConnectionDied, ResponseTimeout, UpstreamError
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
-from balancer.members.health import Event
+from balancer.members.health import HealthEvent
 from balancer.members.probe import Verdict
 from balancer.types import Address
 from balancer.upstream.base import PendingResponse, Upstream, UpstreamRequest
@@ -190,6 +190,9 @@ class Exchange(PendingResponse):
     def take(self) -> bytes:
         return b"ok"
 
+    async def wait_for_body(self, within: float) -> None:
+        pass  # It is there with the head.
+
     async def read(self) -> tuple[bytes, bool]:
         return b"ok", False
 
@@ -212,7 +215,7 @@ class Links(Upstream):
         # Since when each idle connection is idle. The one used last is used next, as in ``balancer.upstream``.
         self._idle: dict[Address, list[float]] = {}
 
-    def send_at_once(
+    def send_nowait(
         self, address: Address, request: Request, head: bytes, body: bytes, inform: Callable[[int, Headers], None]
     ) -> Exchange | None:
         return Exchange(self, self._world.containers[address]) if self._take_idle(address) else None
@@ -229,10 +232,10 @@ class Links(Upstream):
         try:
             await self._connect(address)
         except ConnectFailed as failure:
-            return (Event.REFUSED if failure.refused else Event.UNREACHABLE), str(failure)
+            return (HealthEvent.REFUSED if failure.refused else HealthEvent.UNREACHABLE), str(failure)
         draining = self._world.containers[address].life is Life.DRAINING
         await asyncio.sleep(2 * DELAY)
-        return (Event.PROBE_DRAINING, "503") if draining else (Event.PROBE_OK, "200")
+        return (HealthEvent.PROBE_DRAINING, "503") if draining else (HealthEvent.PROBE_OK, "200")
 
     def idle_again(self, address: Address) -> None:
         self._idle.setdefault(address, []).append(self._loop.time())
@@ -240,7 +243,7 @@ class Links(Upstream):
     def forget(self, address: Address) -> None:
         self._idle.pop(address, None)
 
-    def heard(self, address: Address) -> None:
+    def on_member_answered(self, address: Address) -> None:
         pass
 
     def check_network(self, address: Address) -> None:

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.context import RequestContext
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.record import RequestRecord
@@ -185,7 +185,7 @@ class World(Observer):
         if not self._over.done():
             self._over.set_exception(error)
 
-    # Clients.
+    # ClientRegistry.
 
     def _arrive(self) -> None:
         if self._arrived == ceil(WARM_UP * self.setup.requests):
@@ -294,19 +294,19 @@ class _Visit:
         self._world = world
         self._dispatcher = dispatcher
         self._course: RequestContext = dispatcher.begin(request)
-        if not dispatcher.at_once(self._course, self, b""):
-            self.go_on()
+        if not dispatcher.try_send_nowait(self._course, self, b""):
+            self.continue_in_task()
 
-    def news(self) -> None:
-        self._dispatcher.news(self._course, self)
+    def on_response_progress(self) -> None:
+        self._dispatcher.on_response_progress(self._course, self)
 
-    def go_on(self) -> None:
+    def continue_in_task(self) -> None:
         self._world.spawn(self._dispatcher.run(self._course, self))
 
     def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
         pass
 
-    def inform(self, status: int, headers: Headers) -> None:
+    def send_interim(self, status: int, headers: Headers) -> None:
         raise NotImplementedError("no member sends interim responses")
 
     async def start(self, status: int, headers: Headers) -> None:

@@ -13,7 +13,7 @@ DOC = ROOT / "docs" / "reference" / "strictness.md"
 
 # The candidates of the bench that are columns, in this order; ours is the last.
 COLUMNS = {"nginx-keepalive": "nginx", "haproxy": "HAProxy", "caddy": "Caddy", "balancer": "balancer"}
-OURS = "balancer"
+LOCAL_RESOURCE_ERRNOS = "balancer"
 
 # By candidate, then by case.
 Cells = Mapping[str, Mapping[str, str]]
@@ -50,7 +50,7 @@ def complaints(cells: Cells) -> Iterator[str]:
     """Where the balancer is not what the table asks for, or laxer than all of its peers."""
     for case in (*_all(REQUESTS), *_all(RESPONSES)):
         row = {name: cells[name][case.name] for name in cells if case.name in cells[name]}
-        ours = row.pop(OURS, None)
+        ours = row.pop(LOCAL_RESOURCE_ERRNOS, None)
         if ours is None:
             continue
         refused = case.status if isinstance(case, Case) else case.becomes != PASSES

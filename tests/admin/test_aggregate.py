@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from balancer.admin.aggregate import LEARNS, STALE, Hub, MergedPool
+from balancer.admin.aggregate import LEARNS, STALE, Aggregator, MergedPool
 from balancer.admin.ipc import PACKET, Channel, pair
 from balancer.admin.pool_view import Usage
 from balancer.admin.process_report import Drain, PoolReport, Report, Row
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Endpoint
+from balancer.discovery.snapshot import Endpoint
 from balancer.dispatch.record import RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import State
-from balancer.telemetry.events import Happening, Kind, Level
+from balancer.telemetry.events import Event, EventKind, Level
 from balancer.telemetry.stats import Stats, Tally
 from balancer.types import Address
 from balancer.upstream.base import Connections
@@ -43,7 +43,7 @@ class Fleet:
     def __init__(self, channels: list[tuple[socket.socket, socket.socket]]) -> None:
         self.now = 100.0
         self.told: list[Any] = []
-        self.hub = Hub([ours for ours, _ in channels], clock=lambda: self.now)
+        self.hub = Aggregator([ours for ours, _ in channels], clock=lambda: self.now)
         self._others = [Channel(theirs, self.told.append) for _, theirs in channels]
 
     def close(self) -> None:
@@ -139,8 +139,8 @@ async def test_who_has_not_reported_of_late_has_no_opinion_but_its_counts(fleet:
     assert (pool.members[ONE].state, pool.active, pool.stats.total.count) == (State.UP, 1, 7)
 
 
-def event(number: int, when: float, words: str, kind: Kind = Kind.STATE, **counts: int) -> Happening:
-    return Happening(number, when, kind, Level.WARNING, words, ONE, **counts)
+def event(number: int, when: float, words: str, kind: EventKind = EventKind.STATE, **counts: int) -> Event:
+    return Event(number, when, kind, Level.WARNING, words, ONE, **counts)
 
 
 async def test_events_that_say_the_same_are_one_and_count_together(fleet: Fleet) -> None:
@@ -156,9 +156,9 @@ async def test_events_that_say_the_same_are_one_and_count_together(fleet: Fleet)
 
 
 async def test_what_a_process_that_comes_later_learns_is_no_news(fleet: Fleet) -> None:
-    fleet.report(0, 10, events=[event(1, 100.0, "10.0.0.1 joined", Kind.JOINED)])
+    fleet.report(0, 10, events=[event(1, 100.0, "10.0.0.1 joined", EventKind.JOINED)])
     started = fleet.now = 100.0 + LEARNS + 1
-    late = [event(1, started + 0.1, "10.0.0.1 joined", Kind.JOINED), event(2, started + LEARNS + 1, "down")]
+    late = [event(1, started + 0.1, "10.0.0.1 joined", EventKind.JOINED), event(2, started + LEARNS + 1, "down")]
     fleet.report(1, 12, started=started, events=late)
     assert [it.words for it in fleet.pool.stats.events.recent] == ["10.0.0.1 joined", "down"]
 

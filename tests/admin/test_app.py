@@ -16,13 +16,13 @@ from starlette.routing import Route
 from balancer.admin import app, status_feed
 from balancer.admin.app import admin_app
 from balancer.admin.history import CHART
-from balancer.admin.status_feed import Board
+from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
 from balancer.demo.dns_server import DnsServer, Zone
-from balancer.discovery.answers import Endpoint
-from balancer.discovery.container_names import AT_A_TIME, Names
-from balancer.discovery.wire import Reply
+from balancer.discovery.container_names import AT_A_TIME, ContainerNames
+from balancer.discovery.dns_message import Reply
+from balancer.discovery.snapshot import Endpoint
 from balancer.members.member import Member as PoolMember
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
@@ -50,7 +50,7 @@ def requests(member: Member) -> int:
 
 async def test_every_route_is_documented_and_every_documented_one_is_there() -> None:
     async with balance() as running:
-        made = Board(lambda: [running.balancer], Names([]))
+        made = StatusFeed(lambda: [running.balancer], ContainerNames([]))
         routes = admin_app(lambda: [running.balancer], Settings(), made).routes
     served = {it.path for it in routes if isinstance(it, Route)}
     page = {it for it in served if it.startswith("/static/")} | {"/", "/openapi.json"}
@@ -350,7 +350,7 @@ async def test_a_fresh_page_has_the_history_of_those_that_have_left(monkeypatch:
 
 async def test_a_page_that_does_not_read_is_sent_everything_anew_and_costs_no_memory() -> None:
     async with Member() as one, balance(one, stats=Stats()) as running:
-        made = Board(lambda: [running.balancer], Names([]), access="open")
+        made = StatusFeed(lambda: [running.balancer], ContainerNames([]), access="open")
         with Subscriber(made) as slow, Subscriber(made) as quick:
             first = await slow.next()
             assert first == await quick.next()
@@ -540,7 +540,7 @@ async def test_where_dns_knows_no_name_there_is_none(records: list[tuple[str, st
 async def test_nobody_asks_for_the_name_of_a_member_that_has_left() -> None:
     async with DnsServer(Zone()) as dns:
         found: list[str] = []
-        await asked(Names([dns.address]), found, lambda: False)
+        await asked(ContainerNames([dns.address]), found, lambda: False)
         assert (found, dns.udp_queries) == ([], 0)
 
 
@@ -555,7 +555,7 @@ async def test_few_names_are_asked_for_at_a_time_and_each_member_once() -> None:
         under_way -= 1
         raise OSError("nothing to say")
 
-    names = Names([Address("127.0.0.1", 1)], ask)
+    names = ContainerNames([Address("127.0.0.1", 1)], ask)
     members = [PoolMember(Endpoint(it), 0.0) for it in (Address(f"10.0.0.{number}", 80) for number in range(40))]
     for member in [*members, *members]:
         names.look_up(member, member.address.host, lambda name: None, lambda: True)
@@ -571,7 +571,7 @@ async def test_an_answer_from_before_a_rise_is_not_taken_for_one_after_it() -> N
     found: list[str] = []
     zone.records["1.0.0.127.in-addr.arpa"] = [("PTR", "web.backend.")]
     async with DnsServer(zone) as dns:
-        names, member = Names([dns.address]), PoolMember(Endpoint(Address("127.0.0.1", 80)), 0.0)
+        names, member = ContainerNames([dns.address]), PoolMember(Endpoint(Address("127.0.0.1", 80)), 0.0)
         names.look_up(member, member.address.host, lambda name: found.append(f"{name} before"), lambda: True)
         names.look_up(member, member.address.host, lambda name: found.append(f"{name} after"), lambda: True)
         await eventually(lambda: not names.asks(member))
@@ -584,11 +584,11 @@ async def looked_up(records: list[tuple[str, str]]) -> str:
         zone.records["1.0.0.127.in-addr.arpa"] = records
     async with DnsServer(zone) as dns:
         found: list[str] = []
-        await asked(Names([dns.address]), found, lambda: True)
+        await asked(ContainerNames([dns.address]), found, lambda: True)
         return "".join(found)
 
 
-async def asked(names: Names, found: list[str], wanted: Callable[[], bool]) -> None:
+async def asked(names: ContainerNames, found: list[str], wanted: Callable[[], bool]) -> None:
     """Look the name of 127.0.0.1 up, to the end."""
     resolver = ScriptedResolver(Address("127.0.0.1", 80))
     answer = (await resolver()).answers[0]

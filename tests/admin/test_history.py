@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from balancer.admin.history import EVERY, QUESTIONS, Pool, Track
+from balancer.admin.history import EVERY, QUESTIONS, MemberHistory, Pool
 from balancer.admin.pool_view import View
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
-from balancer.members.health import Event
+from balancer.members.health import HealthEvent
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.telemetry.stats import Stats
@@ -38,7 +38,7 @@ class Cluster:
         member.drained, member.drained_since = drained, when
         self.stats.drained(member)
 
-    def follow(self) -> list[Track]:
+    def follow(self) -> list[MemberHistory]:
         tracks = self.pool.follow(self._numbers)
         self.asked = [it.member.address for it in tracks]
         return tracks
@@ -48,18 +48,18 @@ class Cluster:
         self.stats.resolved(snapshot, self.membership.reconcile(snapshot))
         self.follow()
 
-    def observe(self, address: Address, event: Event, when: float) -> None:
+    def observe(self, address: Address, event: HealthEvent, when: float) -> None:
         self.happen(address, event, when)
         self.follow()
 
-    def happen(self, address: Address, event: Event, when: float) -> None:
+    def happen(self, address: Address, event: HealthEvent, when: float) -> None:
         """Something that the page has yet to look at."""
         self.membership.observe(self.membership.members[address], event, when)
         # DNS goes on to name them, without which no member that failed comes up again.
         named = frozenset(it.endpoint for it in self.membership.members.values())
         self.membership.reconcile(Snapshot((Answer("A", Outcome.FOUND, named),), when))
 
-    def track(self, address: Address = ONE) -> Track:
+    def track(self, address: Address = ONE) -> MemberHistory:
         return self.pool.tracks[self.membership.members[address]]
 
     def name(self, name: str, when: float, address: Address = ONE) -> bool:
@@ -90,12 +90,18 @@ def refused(address: Address = ONE) -> Attempt:
 def test_a_name_is_asked_for_when_a_member_joins_and_on_every_rise_to_up() -> None:
     it = Cluster(ONE, TWO)
     assert it.asked == [ONE, TWO]
-    events = [Event.PROBE_OK, Event.REFUSED, Event.PROBE_OK, Event.PROBE_FAILED, Event.PROBE_OK]
+    events = [
+        HealthEvent.PROBE_OK,
+        HealthEvent.REFUSED,
+        HealthEvent.PROBE_OK,
+        HealthEvent.PROBE_FAILED,
+        HealthEvent.PROBE_OK,
+    ]
     for number, event in enumerate(events):
         it.observe(ONE, event, 1.0 + number)
-        assert it.asked == ([ONE] if event is Event.PROBE_OK else [])
+        assert it.asked == ([ONE] if event is HealthEvent.PROBE_OK else [])
     # Also where the page looks only when it is up again.
-    for number, event in enumerate([Event.REFUSED, Event.PROBE_OK]):
+    for number, event in enumerate([HealthEvent.REFUSED, HealthEvent.PROBE_OK]):
         it.happen(ONE, event, 9.0 + number)
     it.follow()
     assert it.asked == [ONE]
@@ -116,11 +122,11 @@ def test_names_are_asked_for_again_in_turns_and_each_once_in_a_round(count: int,
 
 def test_an_event_keeps_the_name_of_its_moment() -> None:
     it = Cluster(ONE)
-    it.observe(ONE, Event.PROBE_OK, 1.0)
+    it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
     assert it.names == [("joined", None), ("state", None)]
     it.name("one", 1.1)
-    it.observe(ONE, Event.REFUSED, 2.0)
-    it.observe(ONE, Event.PROBE_OK, 3.0)
+    it.observe(ONE, HealthEvent.REFUSED, 2.0)
+    it.observe(ONE, HealthEvent.PROBE_OK, 3.0)
     told = [("joined", "one"), ("state", "one"), ("state", "one")]
     assert it.names == [*told, ("state", None)]
     it.name("two", 3.1)
@@ -132,16 +138,16 @@ def test_an_event_keeps_the_name_of_its_moment() -> None:
 
 def test_an_event_that_gets_its_name_is_given_to_the_reader_again() -> None:
     it = Cluster(ONE)
-    first = it.pool.take_changed()
+    first = it.pool.pop_changes()
     it.name("one", 1.0)
-    assert it.pool.take_changed() == [event for event in first if event.member]
+    assert it.pool.pop_changes() == [event for event in first if event.member]
 
 
 def test_an_event_whose_container_stayed_unknown_does_not_get_the_name_of_the_next() -> None:
     it = Cluster(ONE)
-    it.observe(ONE, Event.PROBE_OK, 1.0)
-    it.observe(ONE, Event.REFUSED, 2.0)
-    it.observe(ONE, Event.PROBE_OK, 3.0)
+    it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
+    it.observe(ONE, HealthEvent.REFUSED, 2.0)
+    it.observe(ONE, HealthEvent.PROBE_OK, 3.0)
     it.name("two", 3.1)
     assert it.names == [("joined", ""), ("state", ""), ("state", ""), ("state", "two")]
 
@@ -191,7 +197,7 @@ def test_a_drain_ends_with_its_container_and_one_that_came_after_it_stays() -> N
         it = Cluster(ONE)
         it.name("one", 0.1)
         member = it.membership.members[ONE]
-        for event, when in ((Event.PROBE_OK, 1.0), (Event.REFUSED, 4.0), (Event.PROBE_OK, 5.0)):
+        for event, when in ((HealthEvent.PROBE_OK, 1.0), (HealthEvent.REFUSED, 4.0), (HealthEvent.PROBE_OK, 5.0)):
             it.observe(ONE, event, when)
         it.drain(member, when=drained_at)
         it.name("two", 6.5)
@@ -201,7 +207,7 @@ def test_a_drain_ends_with_its_container_and_one_that_came_after_it_stays() -> N
 
 def test_a_drain_of_a_container_whose_name_was_seen_since_ends_without_a_rise() -> None:
     it = Cluster(ONE)
-    it.observe(ONE, Event.PROBE_OK, 1.0)
+    it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
     it.name("one", 1.1)
     it.drain(it.membership.members[ONE], when=2.0)
     it.name("one", 31.1)

@@ -18,10 +18,10 @@ from balancer import __version__
 from balancer.config.settings import Settings
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
-from balancer.discovery import wire
+from balancer.discovery import dns_client
 from balancer.discovery.resolver import DnsResolver
 from balancer.errors import TOKENS, UNTOLD
-from balancer.frontend import clients
+from balancer.frontend import registry
 from balancer.telemetry.access_log import as_json
 from balancer.types import Address
 from tests.support.explained import CASES, POST
@@ -114,7 +114,7 @@ async def test_a_request_that_waits_is_seen_waiting_and_counted_when_it_has_wait
     resolver = ScriptedResolver()
     async with Member() as member, balance(resolve=resolver) as running, admin(running) as scrape:
         answer = asyncio.create_task(running.exchange(GET))
-        await eventually(lambda: len(running.balancer.dispatcher.hold) == 1)
+        await eventually(lambda: len(running.balancer.dispatcher.queue) == 1)
         it = await scrape()
         assert it.get("balancer_queued_requests", pool="apps") == 1
         assert it.get("balancer_requests_in_flight", pool="apps") == 1
@@ -191,7 +191,7 @@ async def test_members_that_have_left_leave_no_series() -> None:
 async def test_every_failure_is_known_by_its_token_its_member_and_its_tries(
     token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
     case = CASES[token]
     async with AsyncExitStack() as stack:
         members: list[Member | Address] = []
@@ -247,7 +247,7 @@ async def say_nothing(query: dns.message.Message, response: dns.message.Message)
 
 
 async def test_every_outcome_of_dns_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "QUERY_TIMEOUT", 0.1)
+    monkeypatch.setattr(dns_client, "QUERY_TIMEOUT", 0.1)
     zone = Zone()
     async with AsyncExitStack() as stack:
         member = await stack.enter_async_context(Member())

@@ -10,10 +10,10 @@ from typing import Any
 
 from playwright.async_api import Page, expect
 
-from balancer.admin.status_feed import Board
+from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.demo.dns_server import DnsServer, Zone
-from balancer.discovery.container_names import Names
+from balancer.discovery.container_names import ContainerNames
 from balancer.dispatch.record import RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.stats import Stats
@@ -151,7 +151,7 @@ async def test_twenty_pages_over_255_busy_members_take_under_3_percent_of_a_core
     stats = Stats()
     resolver = ScriptedResolver(*MANY)
     async with balance(*MANY, resolve=resolver, probe=ScriptedProbe(), stats=stats) as running:
-        board = Board(lambda: [running.balancer], Names([]), access="open")
+        board = StatusFeed(lambda: [running.balancer], ContainerNames([]), access="open")
         open_pages = [Subscriber(board) for _ in range(20)]
         for page in open_pages:
             page.__enter__()

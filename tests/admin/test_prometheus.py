@@ -16,12 +16,12 @@ from starlette.routing import Route
 from balancer.admin.pool_view import by_name
 from balancer.admin.prometheus import METRICS, PoolCollector, metrics_endpoint
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.members.health import Event
+from balancer.members.health import HealthEvent
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from tests.support.metrics import Scrape, known, lint, values
@@ -49,7 +49,7 @@ class Pool(LoadBalancer):
         outcome = outcome or (Outcome.FOUND if addresses else Outcome.EMPTY)
         self._deliver(Snapshot((Answer("A", outcome, frozenset(map(Endpoint, addresses)), **known),), self.time()))
 
-    def see(self, address: Address, event: Event) -> None:
+    def see(self, address: Address, event: HealthEvent) -> None:
         self.membership.observe(self.membership.members[address], event, self.time())
 
     def serve(self, member: Address | None = ONE, method: str = "GET", status: int = 200, **known: Any) -> None:
@@ -65,15 +65,15 @@ def busy(alias: str = "apps") -> Pool:
     """A pool to which everything has happened."""
     pool = Pool(alias)
     pool.answer(ONE, TWO, over_tcp=True)
-    pool.see(ONE, Event.PROBE_OK)
-    pool.see(TWO, Event.PROBE_OK)
+    pool.see(ONE, HealthEvent.PROBE_OK)
+    pool.see(TWO, HealthEvent.PROBE_OK)
     pool.serve(ONE, duration=0.004, body_bytes=10)
     pool.serve(ONE, "POST", 201, duration=0.2, received=5)
     pool.serve(
         TWO, status=404, duration=0.001, queued=0.3, retries=1, attempts=[Attempt(ONE, "refused", "connection refused")]
     )
     pool.serve(None, "BREW", 503, duration=10.0, queued=10.0, error="no_member")
-    pool.see(TWO, Event.REFUSED)
+    pool.see(TWO, HealthEvent.REFUSED)
     return pool
 
 
@@ -163,7 +163,7 @@ async def test_after_1000_members_there_are_as_many_series_as_the_living_need() 
     for number in range(1000):
         address = Address(f"10.1.{number // 250}.{number % 250}", 80)
         pool.answer(ONE, TWO, address)
-        pool.see(address, Event.PROBE_OK)
+        pool.see(address, HealthEvent.PROBE_OK)
         pool.serve(address, attempts=[Attempt(address, "refused", "connection refused")])
         assert len(read([pool])) > len(before) if number % 100 == 0 else True
         pool.answer(ONE, TWO)

@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidStatus
 
 from balancer import LoadBalancer
 from balancer.demo.dns_server import DnsServer, Zone
-from balancer.discovery.answers import Snapshot
+from balancer.discovery.snapshot import Snapshot
 from balancer.members.membership import Change
 from balancer.telemetry.observer import Observer
 from balancer.types import Address

@@ -133,9 +133,11 @@ async def test_a_websocket_that_is_told_to_leave_is_no_problem_and_comes_back_el
             async with asyncio.timeout(5):
                 while crowd.spread() != {"one": 15, "three": 15}:
                     await asyncio.sleep(0.01)
-            assert problems(crowd.visits, crowd.refusals, {"two"}) == []
-        assert Counter(it.code for it in crowd.visits if it.end) == {1001: 10}
-        assert problems(crowd.visits, crowd.refusals, set()) == ["10 times on a worker that stayed: closed with 1001"]
+            assert problems(crowd.in_flight, crowd.refusals, {"two"}) == []
+        assert Counter(it.code for it in crowd.in_flight if it.end) == {1001: 10}
+        assert problems(crowd.in_flight, crowd.refusals, set()) == [
+            "10 times on a worker that stayed: closed with 1001"
+        ]
         assert not crowd.open
 
 
@@ -150,9 +152,9 @@ async def test_a_websocket_that_is_reset_or_left_hanging_or_told_lies_is_a_probl
             for connection in echoes.on("two"):
                 await connection.send("nobody asked")
             async with asyncio.timeout(5):
-                while sum(bool(it.end) for it in crowd.visits) < 2:
+                while sum(bool(it.end) for it in crowd.in_flight) < 2:
                     await asyncio.sleep(0.01)
-            found = problems(crowd.visits, crowd.refusals, {"one", "three"})
+            found = problems(crowd.in_flight, crowd.refusals, {"one", "three"})
     assert "1 times on a worker that left: reset" in found
     assert "1 times still open on a worker that is gone" in found
     assert any("on a worker that stayed: sent" in it and "received 'nobody asked'" in it for it in found)
@@ -164,7 +166,7 @@ async def test_a_handshake_that_fails_is_a_problem(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ExceptionGroup):
         async with crowd.running():
             await crowd.join(1)
-    assert any("handshake failed" in it for it in problems(crowd.visits, crowd.refusals, set()))
+    assert any("handshake failed" in it for it in problems(crowd.in_flight, crowd.refusals, set()))
 
 
 def test_goodput_counts_what_came_in_time_and_after_the_warm_up() -> None:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from bench.strictness.report import COLUMNS, OURS, as_expected, laxness
+from bench.strictness.report import COLUMNS, LOCAL_RESOURCE_ERRNOS, as_expected, laxness
 from tests.support.hostile import ANSWERS, BOUNDS, CASES, OPEN, PASSES, Answer, Bound, Case
 from tests.support.paths import ROOT
 
@@ -29,7 +29,7 @@ def test_the_rows_are_the_cases() -> None:
 @pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case.name)
 def test_the_balancer_does_what_the_case_asks_for_and_is_never_the_laxest(case: Case | Answer) -> None:
     row = dict(CELLS[case.name])
-    ours = row.pop(OURS)
+    ours = row.pop(LOCAL_RESOURCE_ERRNOS)
     assert as_expected(case, ours) is (case.name not in OPEN)
     if case.name not in OPEN and (case.status if isinstance(case, Case) else case.becomes != PASSES):
         assert laxness(ours) <= max(map(laxness, row.values()))

@@ -12,7 +12,7 @@ from balancer.cli.flags import GROUPS
 from balancer.cli.main import main
 from balancer.config.display import flag, variable
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.types import Address
 from balancer.watch import Options
 from tests.support.scripted import ScriptedProbe

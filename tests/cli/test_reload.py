@@ -20,7 +20,7 @@ import pytest
 from balancer.admin.auth import prove
 from balancer.cli import reload
 from balancer.demo.system import free_port
-from balancer.process import mark
+from balancer.process import supervisor_mark
 from balancer.process.exit_codes import FAILED
 from balancer.types import Address
 from tests.support.processes import Serving, serving
@@ -194,7 +194,7 @@ async def test_a_process_given_by_hand_is_checked_as_well(victim: subprocess.Pop
 @pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")
 async def test_a_supervisor_of_another_user_is_refused() -> None:
     async with running_balancer() as (it, _):
-        ask = "import os; from balancer.process.mark import objection; os.setuid(65534); "
+        ask = "import os; from balancer.process.supervisor_mark import objection; os.setuid(65534); "
         ask += f"print(objection({it.process.pid}))"
         asked = await asyncio.create_subprocess_exec(sys.executable, "-c", ask, stdout=PIPE)
         out, _ = await asked.communicate()
@@ -206,22 +206,24 @@ def children(pid: int) -> list[int]:
 
 
 BY_PS = pytest.param(
-    mark.PROC / "nowhere", id="ps", marks=pytest.mark.skipif(not shutil.which("ps"), reason="there is no ps here")
+    supervisor_mark.PROC / "nowhere",
+    id="ps",
+    marks=pytest.mark.skipif(not shutil.which("ps"), reason="there is no ps here"),
 )
 
 
-@pytest.mark.parametrize("proc", [pytest.param(mark.PROC, id="proc"), BY_PS])
+@pytest.mark.parametrize("proc", [pytest.param(supervisor_mark.PROC, id="proc"), BY_PS])
 async def test_a_supervisor_is_told_from_its_children_and_from_others(
     proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mark, "PROC", proc)
+    monkeypatch.setattr(supervisor_mark, "PROC", proc)
     async with running_balancer() as (it, _):
         supervisor = it.process.pid
         (child,) = children(supervisor)
-        assert mark.objection(supervisor) is None
+        assert supervisor_mark.objection(supervisor) is None
         for pid in (child, os.getpid()):
-            assert mark.objection(pid) == f"process {pid} is no supervisor of `balancer serve`"
-        assert mark.objection(2**31 - 1) == "there is no process 2147483647"
+            assert supervisor_mark.objection(pid) == f"process {pid} is no supervisor of `balancer serve`"
+        assert supervisor_mark.objection(2**31 - 1) == "there is no process 2147483647"
 
 
 @pytest.mark.parametrize("token", ["", TOKEN])

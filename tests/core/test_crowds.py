@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from balancer.discovery.answers import Endpoint
+from balancer.discovery.snapshot import Endpoint
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.state_log import FLIPS_LOGGED, NAMED, FlipLog, named
@@ -15,7 +15,7 @@ from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.connection import MemberConnection
 from balancer.upstream.connection_pool import CLOSES_PER_TICK
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 
 
 def members(count: int, state: State = State.UP, since: float = 0.0) -> list[Member]:

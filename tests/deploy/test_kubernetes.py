@@ -264,7 +264,7 @@ def test_requests_are_held_for_longer_than_it_takes_to_take_the_balancer_out() -
 def test_grace_periods_add_up() -> None:
     command, sleep = container("balancer")["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
-    # Clients that do not read are cut off a second after the requests (balancer/process/worker.py).
+    # ClientRegistry that do not read are cut off a second after the requests (balancer/process/worker.py).
     needs = int(sleep) + math.ceil(SETTINGS.shutdown_delay + SETTINGS.shutdown_timeout) + 1
     assert needs + 2 <= pod_spec("balancer")["terminationGracePeriodSeconds"] <= needs + 10
     assert "lifecycle" not in container("worker")

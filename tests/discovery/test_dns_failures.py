@@ -20,7 +20,7 @@ import pytest
 from balancer.config.settings import Settings
 from balancer.demo.dns_server import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
-from balancer.discovery import pace, wire
+from balancer.discovery import dns_client, pace
 from balancer.discovery.resolver import DnsResolver, System
 from tests.support.messages import GET as REQUEST
 from tests.support.wire import Member, Running, balance, eventually, steady_requests
@@ -122,7 +122,7 @@ async def restore(site: Site) -> None:
 
 @pytest.fixture(autouse=True)
 def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "QUERY_TIMEOUT", wire.QUERY_TIMEOUT * SECOND)
+    monkeypatch.setattr(dns_client, "QUERY_TIMEOUT", dns_client.QUERY_TIMEOUT * SECOND)
 
 
 @pytest.mark.parametrize("fail", [*BLIND, *SIGHTED], ids=lambda it: it.__name__)

@@ -18,9 +18,9 @@ import pytest
 from balancer.config.settings import Settings, SettingsError
 from balancer.demo.dns_server import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
-from balancer.discovery.answers import Outcome, Snapshot
 from balancer.discovery.resolver import DnsResolver, System, read_system
 from balancer.discovery.search_list import LOOK_ROUNDS, RECHECK_ROUNDS
+from balancer.discovery.snapshot import Outcome, Snapshot
 from balancer.members.health import State
 from balancer.types import Address
 from tests.support.cluster import NAMESPACE, NDOTS, SEARCH, SERVICE, Cache, Headless, Pod

@@ -14,10 +14,10 @@ import pytest
 
 from balancer.config.settings import Settings
 from balancer.demo.dns_server import Answerer, DnsServer, Zone
-from balancer.discovery.answers import Endpoint, Outcome, Snapshot
+from balancer.discovery.dns_client import ask
 from balancer.discovery.resolver import DnsResolver
+from balancer.discovery.snapshot import Endpoint, Outcome, Snapshot
 from balancer.discovery.srv_targets import REFRESHED
-from balancer.discovery.wire import ask
 from balancer.members.membership import Membership
 from balancer.types import Address
 from tests.support.scripted import ScriptedResolver
@@ -119,7 +119,7 @@ async def test_a_failing_server_is_no_news(rcode: dns.rcode.Rcode) -> None:
 
 
 async def test_a_server_that_does_not_answer_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balancer.discovery.wire.QUERY_TIMEOUT", 0.1)
+    monkeypatch.setattr("balancer.discovery.dns_client.QUERY_TIMEOUT", 0.1)
 
     async def hang(query: dns.message.Message, response: dns.message.Message) -> None:
         await asyncio.Event().wait()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.discovery.answers import Outcome
-from balancer.discovery.search_list import LOOK_ROUNDS, RECHECK_ROUNDS, Search, candidates
+from balancer.discovery.search_list import LOOK_ROUNDS, RECHECK_ROUNDS, SearchList, candidates
+from balancer.discovery.snapshot import Outcome
 
 FOUND, NOBODY, UNKNOWN = Outcome.FOUND, Outcome.EMPTY, Outcome.UNKNOWN
 CLUSTER = ["default.svc.cluster.local.", "svc.cluster.local.", "cluster.local."]
@@ -50,7 +50,7 @@ class Dns:
 
     def __init__(self, *says: Outcome) -> None:
         self.says = list(says)
-        self.search = Search(len(says))
+        self.search = SearchList(len(says))
         self.asked: list[list[int]] = []
 
     def round(self) -> Outcome:
@@ -58,7 +58,7 @@ class Dns:
         in_use = UNKNOWN
         for name in self.search.begin():
             self.asked[-1].append(name)
-            self.search.heard(name, self.says[name])
+            self.search.on_outcome(name, self.says[name])
             if self.says[name] is FOUND:
                 return FOUND
             if name == self.search.in_use:
@@ -156,11 +156,11 @@ def test_a_name_that_was_answered_once_and_fails_now_may_have_somebody() -> None
 
 
 def test_a_late_answer_of_a_name_behind_the_one_in_use_changes_nothing() -> None:
-    search = Search(3)
+    search = SearchList(3)
     search.begin()
-    search.heard(0, FOUND)
-    search.heard(2, FOUND)
-    search.heard(1, NOBODY)
+    search.on_outcome(0, FOUND)
+    search.on_outcome(2, FOUND)
+    search.on_outcome(1, NOBODY)
     assert (search.in_use, search.begin()) == (0, [0])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import dns.name
 import pytest
 
-from balancer.discovery.srv_targets import QUERIES_AT_ONCE, REFRESHED, Hosts, Targets
+from balancer.discovery.srv_targets import QUERIES_AT_ONCE, REFRESHED, Hosts, SrvTargets
 from tests.support.virtual import VirtualLoop
 
 
@@ -28,7 +28,7 @@ class Server:
         self.asked: Counter[str] = Counter()
         self.failing: set[str] = set()
         self.under_way = self.most = 0
-        self.targets = Targets(self.query)
+        self.targets = SrvTargets(self.query)
 
     async def query(self, name: dns.name.Name) -> Hosts:
         text = name.to_text()

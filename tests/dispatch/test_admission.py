@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.admission import GATHER_MIN, Slots
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.dispatch.admission import GATHER_MIN, Admission
 from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.errors import Refusal
 from balancer.http.request import Request
-from balancer.members.health import Event
+from balancer.members.health import HealthEvent
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.policies import RoundRobin
@@ -22,12 +22,12 @@ class System:
 
     def __init__(self, members: int, limit: int = 0) -> None:
         self.membership = Membership()
-        self.hold = PendingQueue(100, 0)
-        self.slots = Slots(self.membership, RoundRobin(Nought()), self.hold, limit)
+        self.queue = PendingQueue(100, 0)
+        self.admission = Admission(self.membership, RoundRobin(Nought()), self.queue, limit)
         self.given: list[tuple[str, Member]] = []
         self.resolve(members)
         for member in self.members:
-            self.membership.observe(member, Event.PROBE_OK, 0.0)
+            self.membership.observe(member, HealthEvent.PROBE_OK, 0.0)
 
     def resolve(self, members: int) -> None:
         found = frozenset(Endpoint(Address(f"10.0.0.{number}", 80)) for number in range(members))
@@ -38,21 +38,21 @@ class System:
         return list(self.membership.members.values())
 
     def down(self, member: Member, *, by_request: bool = True) -> None:
-        self.membership.observe(member, Event.REFUSED, 0.0, by_request=by_request)
+        self.membership.observe(member, HealthEvent.REFUSED, 0.0, by_request=by_request)
 
     def take(self) -> Member:
-        member = self.slots.acquire(REQUEST, ())
+        member = self.admission.acquire(REQUEST, ())
         assert member
         return member
 
     def come_up(self, *members: Member) -> None:
         """As the balancer does it."""
         for member in members:
-            before = self.membership.anybody
-            self.membership.observe(member, Event.PROBE_OK, 1.0)
+            before = self.membership.has_available
+            self.membership.observe(member, HealthEvent.PROBE_OK, 1.0)
             if not before:
-                self.slots.gather()
-            self.slots.assign_queued()
+                self.admission.begin_gradual_release()
+            self.admission.assign_queued()
 
     def crowd(self, waiting: int) -> None:
         """All are down, and so many wait."""
@@ -66,25 +66,25 @@ class System:
         return [it.in_flight for it in self.members]
 
     def wait(self, name: str, *tried: Member, gone: bool = False) -> QueuedRequest:
-        claim = QueuedRequest(REQUEST, frozenset(tried))
-        assert self.slots.acquire(REQUEST, tried) is None
+        queued = QueuedRequest(REQUEST, frozenset(tried))
+        assert self.admission.acquire(REQUEST, tried) is None
 
         def give(member: Member) -> bool:
             if not gone:
                 self.given.append((name, member))
             return not gone
 
-        claim.give = give
-        self.slots.wait(claim, 10.0)
-        return claim
+        queued.give = give
+        self.admission.wait(queued, 10.0)
+        return queued
 
 
 def test_a_member_is_given_no_more_than_its_limit() -> None:
     system = System(2, limit=3)
     taken = [system.take() for _ in range(6)]
     assert [it.in_flight for it in system.members] == [3, 3]
-    assert system.slots.acquire(REQUEST, ()) is None
-    system.slots.release(taken[0])
+    assert system.admission.acquire(REQUEST, ()) is None
+    system.admission.release(taken[0])
     assert system.take() is taken[0]
 
 
@@ -100,10 +100,10 @@ def test_a_freed_slot_goes_to_the_request_that_has_waited_longest() -> None:
     one, other = system.take(), system.take()
     system.wait("first")
     system.wait("second")
-    system.slots.release(other)
-    system.slots.release(one)
+    system.admission.release(other)
+    system.admission.release(one)
     assert system.given == [("first", other), ("second", one)]
-    assert (one.in_flight, other.in_flight, len(system.hold)) == (1, 1, 0)
+    assert (one.in_flight, other.in_flight, len(system.queue)) == (1, 1, 0)
 
 
 def test_nobody_slips_in_before_those_who_wait() -> None:
@@ -111,9 +111,9 @@ def test_nobody_slips_in_before_those_who_wait() -> None:
     (member,) = system.members
     system.down(member)
     system.wait("first")
-    system.membership.observe(member, Event.PROBE_OK, 1.0)
-    assert system.slots.acquire(REQUEST, ()) is None
-    system.slots.assign_queued()
+    system.membership.observe(member, HealthEvent.PROBE_OK, 1.0)
+    assert system.admission.acquire(REQUEST, ()) is None
+    system.admission.assign_queued()
     assert system.given == [("first", member)]
     assert system.take() is member
 
@@ -123,7 +123,7 @@ def test_who_has_stopped_waiting_is_passed_over() -> None:
     member = system.take()
     system.wait("left", gone=True)
     system.wait("second")
-    system.slots.release(member)
+    system.admission.release(member)
     assert system.given == [("second", member)]
     assert (member.in_flight, member.requests) == (1, 2)
 
@@ -132,8 +132,8 @@ def test_when_everybody_has_stopped_waiting_the_slot_is_free() -> None:
     system = System(1, limit=1)
     member = system.take()
     system.wait("left", gone=True)
-    system.slots.release(member)
-    assert (member.in_flight, len(system.hold)) == (0, 0)
+    system.admission.release(member)
+    assert (member.in_flight, len(system.queue)) == (0, 0)
     assert system.take() is member
 
 
@@ -143,8 +143,8 @@ def test_everybody_gets_a_member_when_one_comes_up() -> None:
     system.down(member)
     for name in "abc":
         system.wait(name)
-    system.membership.observe(member, Event.PROBE_OK, 1.0)
-    system.slots.assign_queued()
+    system.membership.observe(member, HealthEvent.PROBE_OK, 1.0)
+    system.admission.assign_queued()
     assert system.given == [("a", member), ("b", member), ("c", member)]
     assert member.in_flight == 3
 
@@ -155,10 +155,10 @@ def test_as_many_get_a_member_as_it_may_have() -> None:
     system.down(member)
     for name in "abc":
         system.wait(name)
-    system.membership.observe(member, Event.PROBE_OK, 1.0)
-    system.slots.assign_queued()
+    system.membership.observe(member, HealthEvent.PROBE_OK, 1.0)
+    system.admission.assign_queued()
     assert [name for name, _ in system.given] == ["a", "b"]
-    assert len(system.hold) == 1
+    assert len(system.queue) == 1
 
 
 def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
@@ -166,44 +166,44 @@ def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
     one, other = system.take(), system.take()
     system.wait("first")
     system.down(one)
-    system.slots.release(one)
+    system.admission.release(one)
     assert system.given == []
-    system.slots.release(other)
+    system.admission.release(other)
     assert system.given == [("first", other)]
 
 
 def test_a_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -> None:
     system = System(2, limit=1)
     a, b = system.members
-    assert system.slots.acquire(REQUEST, {a}) is b
-    assert system.slots.acquire(REQUEST, {a}) is a
-    assert system.slots.acquire(REQUEST, {a}) is None
+    assert system.admission.acquire(REQUEST, {a}) is b
+    assert system.admission.acquire(REQUEST, {a}) is a
+    assert system.admission.acquire(REQUEST, {a}) is None
     system.wait("tried a", a)
-    system.slots.release(a)
+    system.admission.release(a)
     assert system.given == [("tried a", a)]
 
 
 def test_a_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
     system = System(2)
     a, b = system.members
-    claim = QueuedRequest(REQUEST)
+    queued = QueuedRequest(REQUEST)
     system.down(a)
-    assert system.slots.fallback(claim) is None, "somebody is available"
+    assert system.admission.fallback(queued) is None, "somebody is available"
     system.down(b, by_request=False)
-    assert system.slots.fallback(claim) is a
+    assert system.admission.fallback(queued) is a
     assert a.in_flight == 1
-    claim.tried |= {a}
-    assert system.slots.fallback(claim) is None
-    system.membership.observe(a, Event.UNREACHABLE, 1.0)
-    assert system.slots.fallback(QueuedRequest(REQUEST)) is None, "a probe has confirmed it"
+    queued.tried |= {a}
+    assert system.admission.fallback(queued) is None
+    system.membership.observe(a, HealthEvent.UNREACHABLE, 1.0)
+    assert system.admission.fallback(QueuedRequest(REQUEST)) is None, "a probe has confirmed it"
 
 
 def test_the_last_resort_has_a_limit_too() -> None:
     system = System(1, limit=1)
     (member,) = system.members
     system.down(member)
-    assert system.slots.fallback(QueuedRequest(REQUEST)) is member
-    assert system.slots.fallback(QueuedRequest(REQUEST)) is None
+    assert system.admission.fallback(QueuedRequest(REQUEST)) is member
+    assert system.admission.fallback(QueuedRequest(REQUEST)) is None
 
 
 @pytest.mark.parametrize("limit", [0, 1])
@@ -211,9 +211,9 @@ def test_a_member_that_left_takes_nothing_with_it(limit: int) -> None:
     system = System(2, limit)
     a, b = system.take(), system.take()
     system.resolve(1)
-    system.slots.release(b)
+    system.admission.release(b)
     assert b.in_flight == 0
-    system.slots.release(a)
+    system.admission.release(a)
     assert system.take() is a
 
 
@@ -235,7 +235,7 @@ def test_who_comes_while_others_wait_to_be_shared_out_waits_behind_them() -> Non
     system.wait("late")
     system.come_up(second)
     assert system.given[-1] == ("19", second)
-    system.slots.release(first)
+    system.admission.release(first)
     assert system.given[-1] == ("late", first)
 
 
@@ -243,7 +243,7 @@ def test_a_member_that_does_not_come_back_is_not_waited_for_long() -> None:
     system = System(3)
     system.crowd(90)
     system.come_up(system.members[0])
-    system.slots.gathered()
+    system.admission.end_gradual_release()
     assert system.in_flight == [90, 0, 0]
 
 
@@ -253,7 +253,7 @@ def test_a_slot_that_becomes_free_goes_on_to_those_who_wait_to_be_shared_out() -
     first, _ = system.members
     system.come_up(first)
     for _ in range(10):
-        system.slots.release(first)
+        system.admission.release(first)
     assert (system.in_flight, len(system.given)) == ([10, 0], 20)
 
 
@@ -276,8 +276,8 @@ def test_once_nobody_waits_nobody_is_held_back() -> None:
     system.crowd(2 * GATHER_MIN)
     first, _ = system.members
     system.come_up(first)
-    for claim in list(system.hold.waiting):
-        system.hold.discard(claim)  # Their clients have left.
+    for queued in list(system.queue.waiting):
+        system.queue.discard(queued)  # Their clients have left.
     assert [system.take() for _ in range(100)] == [first] * 100
 
 
@@ -288,9 +288,9 @@ def test_nobody_is_refused_so_that_others_can_be_shared_out() -> None:
     system.come_up(first)
     for number in range(70):
         system.wait(f"late {number}")
-    assert (system.in_flight, len(system.hold)) == ([70, 0], 100)
+    assert (system.in_flight, len(system.queue)) == ([70, 0], 100)
     system.come_up(second)
-    assert (system.in_flight, len(system.hold)) == ([70, 70], 30)
+    assert (system.in_flight, len(system.queue)) == ([70, 70], 30)
 
 
 def test_where_no_room_can_be_made_a_request_is_refused() -> None:

@@ -10,15 +10,15 @@ ANY = Request("GET", b"/", [], "192.0.2.1")
 
 
 def waiting(hold: PendingQueue, count: int, in_hand: int = 0) -> list[QueuedRequest]:
-    claims = [QueuedRequest(ANY, in_hand=in_hand) for _ in range(count)]
-    for claim in claims:
-        hold.push(claim, 10.0, moving=False)
-    return claims
+    queued_requests = [QueuedRequest(ANY, in_hand=in_hand) for _ in range(count)]
+    for queued in queued_requests:
+        hold.push(queued, 10.0, moving=False)
+    return queued_requests
 
 
-def refusal(hold: PendingQueue, claim: QueuedRequest, patience: float = 10.0, moving: bool = False) -> Refusal:
+def refusal(hold: PendingQueue, queued: QueuedRequest, patience: float = 10.0, moving: bool = False) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        hold.push(claim, patience, moving)
+        hold.push(queued, patience, moving)
     return caught.value
 
 
@@ -56,9 +56,9 @@ def test_the_bytes_in_hand_are_bounded() -> None:
 
 def test_a_place_is_free_again_once_its_request_has_left() -> None:
     hold = PendingQueue(1, 0)
-    (claim,) = waiting(hold, 1)
-    hold.discard(claim)
-    hold.discard(claim)
+    (queued,) = waiting(hold, 1)
+    hold.discard(queued)
+    hold.discard(queued)
     assert len(hold) == 0
     waiting(hold, 1)
     assert len(hold) == 1
@@ -66,10 +66,10 @@ def test_a_place_is_free_again_once_its_request_has_left() -> None:
 
 def test_who_would_not_have_a_turn_in_time_is_told_so_at_once() -> None:
     hold = PendingQueue(100, 0)
-    claims = waiting(hold, 20)
-    for claim in claims[:11]:
-        hold.discard(claim)
-    hold.record_wait(claims[10], waited=5.0)  # half a second for each of the ten in front
+    queued_requests = waiting(hold, 20)
+    for queued in queued_requests[:11]:
+        hold.discard(queued)
+    hold.record_wait(queued_requests[10], waited=5.0)  # half a second for each of the ten in front
     told = refusal(hold, QueuedRequest(ANY), patience=4.0, moving=True)
     assert (told.status, told.token, told.retry_after) == (503, "overloaded", 1)
     assert str(told) == "every member is busy, and the wait would be 4.5 s"
@@ -78,20 +78,20 @@ def test_who_would_not_have_a_turn_in_time_is_told_so_at_once() -> None:
 
 def test_while_nobody_is_available_the_pace_of_before_says_nothing() -> None:
     hold = PendingQueue(100, 0)
-    claims = waiting(hold, 20)
-    for claim in claims[:11]:
-        hold.discard(claim)
-    hold.record_wait(claims[10], waited=5.0)
+    queued_requests = waiting(hold, 20)
+    for queued in queued_requests[:11]:
+        hold.discard(queued)
+    hold.record_wait(queued_requests[10], waited=5.0)
     hold.push(QueuedRequest(ANY), 1.0, moving=False)
 
 
 def test_the_pace_is_forgotten_with_the_queue() -> None:
     hold = PendingQueue(100, 0)
-    claims = waiting(hold, 3)
-    hold.discard(claims[0])
-    hold.discard(claims[1])
-    hold.record_wait(claims[1], waited=100.0)
+    queued_requests = waiting(hold, 3)
+    hold.discard(queued_requests[0])
+    hold.discard(queued_requests[1])
+    hold.record_wait(queued_requests[1], waited=100.0)
     refusal(hold, QueuedRequest(ANY), patience=1.0, moving=True)
-    hold.discard(claims[2])
+    hold.discard(queued_requests[2])
     waiting(hold, 3)
     hold.push(QueuedRequest(ANY), 1.0, moving=True)

@@ -13,7 +13,7 @@ from promql_parser import parse_duration
 
 from balancer.admin.prometheus import METRICS, STATES
 from balancer.errors import REASONS, TOKENS, UNTOLD
-from balancer.members.health import TRANSITIONS, Event, State
+from balancer.members.health import TRANSITIONS, HealthEvent, State
 from tests.support.explained import CASES
 from tests.support.metrics import known
 from tests.support.paths import ROOT
@@ -48,7 +48,7 @@ VALUES = {
     ("balancer_member_state", "state"): MEMBER_STATES,
     ("balancer_member_state_changes_total", "state"): frozenset(map(str, State)),
     ("balancer_state_changes_total", "state"): frozenset(map(str, State)),
-    ("balancer_state_changes_total", "event"): frozenset(it.name.lower() for it in Event),
+    ("balancer_state_changes_total", "event"): frozenset(it.name.lower() for it in HealthEvent),
     ("balancer_upstream_connections", "state"): frozenset({"active", "idle"}),
 }
 

@@ -168,3 +168,14 @@ def test_the_drill_has_the_same_figures_in_both() -> None:
 def test_the_readmes_lead_to_each_other() -> None:
     assert "README.pt-BR.md" in links("\n".join(ENGLISH.read_text().splitlines()[:4]))
     assert "README.md" in links("\n".join(PORTUGUESE.read_text().splitlines()[:4]))
+
+
+def test_module_named_in_a_page_exists() -> None:
+    named = {
+        (page.name, name) for page in PAGES for name in re.findall(r"`([a-z_]+/[a-z_0-9]+\.py)`", page.read_text())
+    }
+    assert len(named) > 20
+    missing = [
+        (page, name) for page, name in named if not any((ROOT / top / name).exists() for top in ("balancer", ""))
+    ]
+    assert missing == []

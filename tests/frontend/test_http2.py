@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
 from balancer.config.settings import Settings
-from balancer.frontend import clients, http2, phases
+from balancer.frontend import http2_connection, phases, registry
 from tests.support import wire
 from tests.support.http2 import Answer, Http2Client
 from tests.support.processes import serving
@@ -512,7 +512,7 @@ async def test_a_window_that_stays_shut_holds_up_the_member_and_nobody_else(tmp_
         stream = await client.ask(path=b"/flood")
         await client.until(lambda: len(client.answers[stream].body) >= MEBI)
         assert (await client.get("/")).body == b"ok"
-        (record,) = (it for it in here.running.balancer.proxy.visits)
+        (record,) = (it for it in here.running.balancer.proxy.in_flight)
         await asyncio.sleep(0.3)
         assert here.running.balancer.proxy.active == 1
         assert record
@@ -586,9 +586,9 @@ async def test_a_client_that_resets_all_the_time_is_thrown_out(tmp_path: Path) -
 def short_lived(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Connections that are retired after ten requests, or three resets, and at the latest two later."""
     for name, value in {"STREAMS_MAX": 10, "STREAMS_LAST": 12, "RESETS_MAX": 3, "RESETS_LAST": 4}.items():
-        monkeypatch.setattr(http2, name, value)
+        monkeypatch.setattr(http2_connection, name, value)
     monkeypatch.setattr(phases, "LINGER_SECONDS", 0.3)
-    monkeypatch.setattr(clients, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
     yield
 
 
@@ -689,5 +689,5 @@ async def test_what_is_in_flight_is_finished_when_the_server_stops(tmp_path: Pat
 def test_settings_are_made_ours() -> None:
     frame = b"\0\0\x0c\x04\0\0\0\0\0" + b"\0\x06\0\x01\0\0" + b"\0\x08\0\0\0\x01"
     ours = b"\0\0\x06\x04\0\0\0\0\0" + b"\0\x06" + LIMITS.max_header_bytes.to_bytes(4)
-    assert http2.our_settings(frame + b"rest", LIMITS.max_header_bytes) == ours + b"rest"
-    assert http2.our_settings(b"\0\0\0\x07rest_", LIMITS.max_header_bytes) == b"\0\0\0\x07rest_"
+    assert http2_connection.our_settings(frame + b"rest", LIMITS.max_header_bytes) == ours + b"rest"
+    assert http2_connection.our_settings(b"\0\0\0\x07rest_", LIMITS.max_header_bytes) == b"\0\0\0\x07rest_"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from balancer.frontend import clients, phases
-from balancer.frontend import connection as client_connection
+from balancer.frontend import http1_connection as client_connection
+from balancer.frontend import phases, registry
 from tests.support.hostile import CHUNKED, POST
 from tests.support.messages import GET
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance
@@ -296,7 +296,7 @@ async def test_the_limits_of_a_head_are_the_settings(
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate of a body counts from tenths of seconds on."""
     monkeypatch.setattr(client_connection, "RATE_SECONDS", 0.2)
-    monkeypatch.setattr(clients, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
 
 
 async def trickle(client: Connection, piece: bytes, answered: asyncio.Event) -> None:

@@ -90,7 +90,7 @@ class _Case:
             GIVE_UP: lambda: self._each(balancer.upstream.check_network),
             SHUT: lambda: [it.shutdown() for it in list(self._world.state.connections)],
             END: self._go_away,
-            CUT_ALL: balancer.proxy.cut,
+            CUT_ALL: balancer.proxy.abort_all,
         }
 
     def play(self) -> list[str]:
@@ -169,7 +169,7 @@ class _Case:
 
     def _go_away(self) -> None:
         self._world.going_away = True
-        self._world.loop.create_task(self._world.balancer.proxy.end_endless())
+        self._world.loop.create_task(self._world.balancer.proxy.end_streams())
 
     def _each(self, do: Callable[[Address], None]) -> None:
         for member in MEMBERS:

@@ -20,14 +20,14 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 def test_what_comes_once_is_not_kept() -> None:
     memo: Memo[bytes, int] = Memo()
-    assert not any(memo.wants(b"%d" % number) for number in range(100))
-    assert memo.wants(b"99")
+    assert not any(memo.seen_before(b"%d" % number) for number in range(100))
+    assert memo.seen_before(b"99")
 
 
 def test_it_never_has_more_than_its_entries() -> None:
     memo: Memo[bytes, int] = Memo()
     for number in range(3 * ENTRIES):
-        memo.keep(b"%d" % number, number)
+        memo.put(b"%d" % number, number)
         assert memo.get(b"%d" % number) == number
         assert len(memo) <= ENTRIES
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.discovery.pace import URGENT_INTERVAL
-from balancer.members.health import JITTER, TRANSITIONS, Event, State, next_probe, weigh
+from balancer.members.health import JITTER, TRANSITIONS, HealthEvent, State, next_probe, weigh
 
-events = st.sampled_from(Event)
+events = st.sampled_from(HealthEvent)
 
 
-def run(state: State, *happened: Event) -> State:
+def run(state: State, *happened: HealthEvent) -> State:
     for event in happened:
         state = TRANSITIONS[state].get(event, state)
     return state
@@ -20,7 +20,7 @@ def run(state: State, *happened: Event) -> State:
 
 def test_every_state_has_a_row_and_every_living_one_can_leave() -> None:
     assert TRANSITIONS.keys() == set(State)
-    assert all(TRANSITIONS[it].get(Event.LEFT_DNS) is State.LEAVING for it in State if it is not State.LEAVING)
+    assert all(TRANSITIONS[it].get(HealthEvent.LEFT_DNS) is State.LEAVING for it in State if it is not State.LEAVING)
 
 
 def test_a_row_names_no_event_that_changes_nothing() -> None:
@@ -30,48 +30,48 @@ def test_a_row_names_no_event_that_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("state", "happened", "after"),
     [
-        (State.JOINING, [Event.PROBE_FAILED, Event.UNREACHABLE], State.JOINING),
-        (State.JOINING, [Event.PROBE_OK], State.UP),
-        (State.JOINING, [Event.PROBE_DRAINING], State.DRAINING),
-        (State.UP, [Event.UNREACHABLE], State.DOWN),
-        (State.UP, [Event.PROBE_FAILED], State.SUSPECT),
-        (State.UP, [Event.PROBE_FAILED, Event.PROBES_FAILED], State.DOWN),
-        (State.UP, [Event.PROBE_UNANSWERED] * 9, State.SUSPECT),
-        (State.UP, [Event.PROBE_UNANSWERED, Event.PROBE_OK], State.UP),
-        (State.UP, [Event.PROBES_FAILED], State.DOWN),
-        (State.DRAINING, [Event.PROBE_UNANSWERED, Event.PROBE_FAILED], State.DRAINING),
-        (State.UP, [Event.PROBE_FAILED, Event.PROBE_OK, Event.PROBE_FAILED], State.SUSPECT),
-        (State.UP, [Event.CLOSE_ANNOUNCED], State.SUSPECT),
-        (State.UP, [Event.CLOSE_ANNOUNCED, Event.CLOSE_ANNOUNCED], State.SUSPECT),
-        (State.UP, [Event.CLOSE_ANNOUNCED, Event.PROBE_DRAINING], State.DRAINING),
-        (State.UP, [Event.CLOSE_ANNOUNCED, Event.UNREACHABLE], State.DOWN),
-        (State.DRAINING, [Event.CLOSE_ANNOUNCED], State.DRAINING),
-        (State.DRAINING, [Event.UNREACHABLE], State.DOWN),
-        (State.DRAINING, [Event.PROBE_OK], State.UP),
-        (State.DOWN, [Event.PROBE_FAILED, Event.UNREACHABLE], State.DOWN),
-        (State.DOWN, [Event.PROBE_OK], State.UP),
+        (State.JOINING, [HealthEvent.PROBE_FAILED, HealthEvent.UNREACHABLE], State.JOINING),
+        (State.JOINING, [HealthEvent.PROBE_OK], State.UP),
+        (State.JOINING, [HealthEvent.PROBE_DRAINING], State.DRAINING),
+        (State.UP, [HealthEvent.UNREACHABLE], State.DOWN),
+        (State.UP, [HealthEvent.PROBE_FAILED], State.SUSPECT),
+        (State.UP, [HealthEvent.PROBE_FAILED, HealthEvent.PROBES_FAILED], State.DOWN),
+        (State.UP, [HealthEvent.PROBE_UNANSWERED] * 9, State.SUSPECT),
+        (State.UP, [HealthEvent.PROBE_UNANSWERED, HealthEvent.PROBE_OK], State.UP),
+        (State.UP, [HealthEvent.PROBES_FAILED], State.DOWN),
+        (State.DRAINING, [HealthEvent.PROBE_UNANSWERED, HealthEvent.PROBE_FAILED], State.DRAINING),
+        (State.UP, [HealthEvent.PROBE_FAILED, HealthEvent.PROBE_OK, HealthEvent.PROBE_FAILED], State.SUSPECT),
+        (State.UP, [HealthEvent.CLOSE_ANNOUNCED], State.SUSPECT),
+        (State.UP, [HealthEvent.CLOSE_ANNOUNCED, HealthEvent.CLOSE_ANNOUNCED], State.SUSPECT),
+        (State.UP, [HealthEvent.CLOSE_ANNOUNCED, HealthEvent.PROBE_DRAINING], State.DRAINING),
+        (State.UP, [HealthEvent.CLOSE_ANNOUNCED, HealthEvent.UNREACHABLE], State.DOWN),
+        (State.DRAINING, [HealthEvent.CLOSE_ANNOUNCED], State.DRAINING),
+        (State.DRAINING, [HealthEvent.UNREACHABLE], State.DOWN),
+        (State.DRAINING, [HealthEvent.PROBE_OK], State.UP),
+        (State.DOWN, [HealthEvent.PROBE_FAILED, HealthEvent.UNREACHABLE], State.DOWN),
+        (State.DOWN, [HealthEvent.PROBE_OK], State.UP),
     ],
 )
-def test_a_member_changes_state(state: State, happened: list[Event], after: State) -> None:
+def test_a_member_changes_state(state: State, happened: list[HealthEvent], after: State) -> None:
     assert run(state, *happened) is after
 
 
 @given(st.lists(events), st.lists(events))
-def test_nothing_brings_back_a_member_that_has_left(before: list[Event], after: list[Event]) -> None:
-    assert run(State.JOINING, *before, Event.LEFT_DNS, *after) is State.LEAVING
+def test_nothing_brings_back_a_member_that_has_left(before: list[HealthEvent], after: list[HealthEvent]) -> None:
+    assert run(State.JOINING, *before, HealthEvent.LEFT_DNS, *after) is State.LEAVING
 
 
 @given(st.lists(events))
-def test_only_a_successful_probe_makes_a_member_available(happened: list[Event]) -> None:
+def test_only_a_successful_probe_makes_a_member_available(happened: list[HealthEvent]) -> None:
     usable = run(State.JOINING, *happened) in (State.UP, State.SUSPECT)
-    assert not usable or Event.PROBE_OK in happened
+    assert not usable or HealthEvent.PROBE_OK in happened
 
 
-@pytest.mark.parametrize("event", Event)
-def test_only_the_last_of_so_many_failures_in_a_row_takes_a_member_down(event: Event) -> None:
-    failed = event in (Event.PROBE_UNANSWERED, Event.PROBE_FAILED)
+@pytest.mark.parametrize("event", HealthEvent)
+def test_only_the_last_of_so_many_failures_in_a_row_takes_a_member_down(event: HealthEvent) -> None:
+    failed = event in (HealthEvent.PROBE_UNANSWERED, HealthEvent.PROBE_FAILED)
     assert [weigh(event, failures, 3) for failures in (1, 2)] == [event] * 2
-    assert weigh(event, 3, 3) is (Event.PROBES_FAILED if failed else event)
+    assert weigh(event, 3, 3) is (HealthEvent.PROBES_FAILED if failed else event)
 
 
 @given(st.sampled_from(State), st.integers(0, 10**6), st.floats(0.1, 3600), st.booleans(), st.randoms())

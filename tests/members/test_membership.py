@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.members.health import CLOSES_TO_SUSPECT, Event, State
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.members.health import CLOSES_TO_SUSPECT, HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import EMPTY_POLLS, WARMED_AT_ONCE, Change, Membership
 from balancer.types import Address
@@ -33,7 +33,7 @@ def all_up(*endpoints: Endpoint | int) -> tuple[Membership, list[Member]]:
     membership = Membership()
     joined = list(learn(membership, found(*endpoints)).joined)
     for member in joined:
-        membership.observe(member, Event.PROBE_OK, 0.0)
+        membership.observe(member, HealthEvent.PROBE_OK, 0.0)
     return membership, joined
 
 
@@ -41,7 +41,7 @@ def test_a_new_member_is_not_available_before_a_probe_succeeds() -> None:
     membership = Membership()
     (member,) = learn(membership, found(1), now=5.0).joined
     assert (member.state, member.since, membership.available) == (State.JOINING, 5.0, ())
-    membership.observe(member, Event.PROBE_OK, 6.0)
+    membership.observe(member, HealthEvent.PROBE_OK, 6.0)
     assert (member.state, member.since, membership.available) == (State.UP, 6.0, (member,))
 
 
@@ -104,18 +104,18 @@ def test_record_types_lose_their_answers_one_by_one() -> None:
 
 def test_suspects_are_available_only_while_nobody_is_up() -> None:
     membership, (one, two) = all_up(1, 2)
-    membership.observe(one, Event.PROBE_FAILED, 1.0)
+    membership.observe(one, HealthEvent.PROBE_FAILED, 1.0)
     assert list(membership.available) == [two]
-    membership.observe(two, Event.PROBE_FAILED, 1.0)
+    membership.observe(two, HealthEvent.PROBE_FAILED, 1.0)
     assert list(membership.available) == [one, two]
-    membership.observe(one, Event.PROBE_OK, 2.0)
+    membership.observe(one, HealthEvent.PROBE_OK, 2.0)
     assert list(membership.available) == [one]
 
 
 def test_a_worse_srv_priority_is_available_only_while_the_better_one_is_out() -> None:
     membership, (best, worse) = all_up(at(1, priority=10), at(2, priority=20))
     assert membership.available == (best,)
-    membership.observe(best, Event.UNREACHABLE, 1.0)
+    membership.observe(best, HealthEvent.UNREACHABLE, 1.0)
     assert membership.available == (worse,)
 
 
@@ -136,7 +136,7 @@ def test_a_member_that_came_up_warms_up_in_tenths() -> None:
     membership, (old,) = all_up(1)
     membership.slow_start = 10.0
     (new,) = learn(membership, found(1, at(2, weight=4))).joined
-    membership.observe(new, Event.PROBE_OK, 100.0)
+    membership.observe(new, HealthEvent.PROBE_OK, 100.0)
     weights = []
     for now in (100.0, 101.0, 102.5, 105.0, 109.9, 110.0, 200.0):
         generation = membership.generation
@@ -150,12 +150,12 @@ def test_a_member_that_came_up_warms_up_in_tenths() -> None:
 @pytest.mark.parametrize(
     ("events", "starts_anew"),
     [
-        ([Event.PROBE_FAILED, Event.PROBE_OK], False),
-        ([Event.PROBE_DRAINING, Event.PROBE_OK], False),
-        ([Event.REFUSED, Event.PROBE_OK], True),
+        ([HealthEvent.PROBE_FAILED, HealthEvent.PROBE_OK], False),
+        ([HealthEvent.PROBE_DRAINING, HealthEvent.PROBE_OK], False),
+        ([HealthEvent.REFUSED, HealthEvent.PROBE_OK], True),
     ],
 )
-def test_only_a_member_that_was_down_starts_slowly_again(events: list[Event], starts_anew: bool) -> None:
+def test_only_a_member_that_was_down_starts_slowly_again(events: list[HealthEvent], starts_anew: bool) -> None:
     membership, (member,) = all_up(1)
     membership.slow_start = 10.0
     for event in events:
@@ -166,24 +166,24 @@ def test_only_a_member_that_was_down_starts_slowly_again(events: list[Event], st
 
 def test_a_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
     membership, (a, b) = all_up(1, 2)
-    membership.observe(a, Event.REFUSED, 1.0, by_request=True)
-    membership.observe(b, Event.REFUSED, 1.0)
-    assert list(membership.accused()) == [a]
-    membership.observe(a, Event.REFUSED, 2.0)
-    assert list(membership.accused()) == []
+    membership.observe(a, HealthEvent.REFUSED, 1.0, by_request=True)
+    membership.observe(b, HealthEvent.REFUSED, 1.0)
+    assert list(membership.ejected()) == [a]
+    membership.observe(a, HealthEvent.REFUSED, 2.0)
+    assert list(membership.ejected()) == []
 
 
 def test_who_is_available_can_be_asked_of_each() -> None:
     membership, (a, b) = all_up(1, 2)
-    membership.observe(b, Event.PROBE_FAILED, 1.0)
+    membership.observe(b, HealthEvent.PROBE_FAILED, 1.0)
     assert (membership.is_available(a), membership.is_available(b)) == (True, False)
-    membership.observe(a, Event.REFUSED, 1.0)
+    membership.observe(a, HealthEvent.REFUSED, 1.0)
     assert (membership.is_available(a), membership.is_available(b)) == (False, True)
 
 
-@pytest.mark.parametrize("failure", [Event.REFUSED, Event.UNREACHABLE, Event.PROBES_FAILED])
-@pytest.mark.parametrize("sign", [Event.PROBE_OK, Event.PROBE_DRAINING])
-def test_member_that_was_down_comes_back_once_dns_has_named_it_since(failure: Event, sign: Event) -> None:
+@pytest.mark.parametrize("failure", [HealthEvent.REFUSED, HealthEvent.UNREACHABLE, HealthEvent.PROBES_FAILED])
+@pytest.mark.parametrize("sign", [HealthEvent.PROBE_OK, HealthEvent.PROBE_DRAINING])
+def test_member_that_was_down_comes_back_once_dns_has_named_it_since(failure: HealthEvent, sign: HealthEvent) -> None:
     asked: list[bool] = []
     membership, (member,) = all_up(1)
     membership.on_unnamed = lambda: asked.append(True)
@@ -196,17 +196,17 @@ def test_member_that_was_down_comes_back_once_dns_has_named_it_since(failure: Ev
     assert member.reason == "GET /: 200, and DNS has not named it since it failed"
     assert asked == [True]  # one urgent question, not one for each probe
     learn(membership, found(1, 2), now=8.0)
-    assert (member.state, member.since) == (State.UP if sign is Event.PROBE_OK else State.DRAINING, 8.0)
+    assert (member.state, member.since) == (State.UP if sign is HealthEvent.PROBE_OK else State.DRAINING, 8.0)
 
 
 def test_member_that_fails_again_after_dns_named_it_has_to_be_named_again() -> None:
     membership, (member,) = all_up(1)
-    membership.observe(member, Event.REFUSED, 5.0)
+    membership.observe(member, HealthEvent.REFUSED, 5.0)
     learn(membership, found(1), now=6.0)
-    membership.observe(member, Event.REFUSED, 7.0)
-    membership.observe(member, Event.PROBE_OK, 8.0)
+    membership.observe(member, HealthEvent.REFUSED, 7.0)
+    membership.observe(member, HealthEvent.PROBE_OK, 8.0)
     assert member.state is State.DOWN
-    membership.observe(member, Event.REFUSED, 8.5)  # what answered a moment ago is gone
+    membership.observe(member, HealthEvent.REFUSED, 8.5)  # what answered a moment ago is gone
     learn(membership, found(1), now=9.0)
     assert member.state is State.DOWN
 
@@ -214,8 +214,8 @@ def test_member_that_fails_again_after_dns_named_it_has_to_be_named_again() -> N
 def test_new_member_that_has_failed_is_up_once_dns_has_named_it_again() -> None:
     membership = Membership()
     (member,) = learn(membership, found(1)).joined
-    membership.observe(member, Event.REFUSED, 1.0)
-    membership.observe(member, Event.PROBE_OK, 2.0)
+    membership.observe(member, HealthEvent.REFUSED, 1.0)
+    membership.observe(member, HealthEvent.PROBE_OK, 2.0)
     learn(membership, Answer("AAAA", Outcome.EMPTY), now=3.0)
     assert not membership.available
     learn(membership, found(1), now=3.0)
@@ -225,15 +225,15 @@ def test_new_member_that_has_failed_is_up_once_dns_has_named_it_again() -> None:
 def test_member_that_is_up_stays_up_while_dns_fails() -> None:
     membership, (member,) = all_up(1)
     learn(membership, SERVFAIL, now=1.0)
-    for event in (Event.PROBE_UNANSWERED, Event.PROBE_OK, Event.PROBE_FAILED, Event.PROBE_OK):
+    for event in (HealthEvent.PROBE_UNANSWERED, HealthEvent.PROBE_OK, HealthEvent.PROBE_FAILED, HealthEvent.PROBE_OK):
         membership.observe(member, event, 2.0)
     assert member.state is State.UP
 
 
 def test_answer_counts_from_when_it_was_asked_for() -> None:
     membership, (member,) = all_up(1)
-    membership.observe(member, Event.REFUSED, 5.0)
-    membership.observe(member, Event.PROBE_OK, 5.5)
+    membership.observe(member, HealthEvent.REFUSED, 5.0)
+    membership.observe(member, HealthEvent.PROBE_OK, 5.5)
     membership.reconcile(Snapshot((found(1),), when=6.0, asked=4.0))
     assert not membership.available
     membership.reconcile(Snapshot((found(1),), when=6.0, asked=5.5))
@@ -245,12 +245,12 @@ def test_member_that_is_not_up_has_the_last_probes_word_for_a_reason() -> None:
     membership = Membership(on_reason=lambda member: told.append(member.reason))
     (member,) = learn(membership, found(1)).joined
     for words in ("connection refused", "connection refused", "GET /: 301 is neither 2xx nor 503"):
-        membership.observe(member, Event.REFUSED, 1.0, words)
+        membership.observe(member, HealthEvent.REFUSED, 1.0, words)
         assert member.reason == words
     assert told == ["connection refused", "GET /: 301 is neither 2xx nor 503"]
     learn(membership, found(1), now=2.0)
-    membership.observe(member, Event.PROBE_OK, 3.0, "GET /: 200")
-    membership.observe(member, Event.PROBE_OK, 4.0, "GET /: 204")
+    membership.observe(member, HealthEvent.PROBE_OK, 3.0, "GET /: 200")
+    membership.observe(member, HealthEvent.PROBE_OK, 4.0, "GET /: 204")
     assert (member.reason, len(told)) == ("GET /: 200", 2)
 
 
@@ -260,7 +260,7 @@ def test_shortage_names_the_first_members_and_counts_the_others() -> None:
     learn(membership, NXDOMAIN)
     assert membership.shortage() == "no member, DNS says A: NXDOMAIN, 0 endpoints"
     one, *_ = learn(membership, found(1, 2, 3, 4, 5), now=1.0).joined
-    membership.observe(one, Event.REFUSED, 2.0, "connection refused")
+    membership.observe(one, HealthEvent.REFUSED, 2.0, "connection refused")
     assert membership.shortage() == (
         "5 members, 10.0.0.1:80: connection refused; 10.0.0.2:80: found in DNS; 10.0.0.3:80: found in DNS; 2 more"
     )
@@ -274,11 +274,11 @@ def test_only_a_change_of_state_is_told() -> None:
     membership = Membership(on_flip=lambda member, before, event: flips.append((before, member.state, member.reason)))
     (member,) = learn(membership, found(1)).joined
     for event, reason in (
-        (Event.PROBE_FAILED, ""),
-        (Event.PROBE_OK, ""),
-        (Event.PROBE_OK, ""),
-        (Event.UNREACHABLE, "connection refused"),
-        (Event.PROBE_FAILED, ""),
+        (HealthEvent.PROBE_FAILED, ""),
+        (HealthEvent.PROBE_OK, ""),
+        (HealthEvent.PROBE_OK, ""),
+        (HealthEvent.UNREACHABLE, "connection refused"),
+        (HealthEvent.PROBE_FAILED, ""),
     ):
         membership.observe(member, event, 0.0, reason)
     assert flips == [
@@ -309,7 +309,7 @@ def test_a_suspect_that_a_probe_clears_has_to_close_twice_again() -> None:
     membership, (member,) = all_up(1)
     for close in (False, True, True):
         membership.answered(member, close, 1.0)
-    membership.observe(member, Event.PROBE_OK, 2.0)
+    membership.observe(member, HealthEvent.PROBE_OK, 2.0)
     membership.answered(member, True, 3.0)
     assert member.state is State.UP
 
@@ -329,7 +329,9 @@ answers = st.builds(
     Answer, record=st.sampled_from(["A", "AAAA", "SRV"]), outcome=st.sampled_from([Outcome.EMPTY, Outcome.UNKNOWN])
 )
 polls = st.lists(answers, min_size=1, max_size=2, unique_by=lambda it: it.record)
-observations = st.tuples(st.integers(0, 20), st.sampled_from([it for it in Event if it is not Event.LEFT_DNS]))
+observations = st.tuples(
+    st.integers(0, 20), st.sampled_from([it for it in HealthEvent if it is not HealthEvent.LEFT_DNS])
+)
 
 
 def remember(known: dict[str, frozenset[Endpoint]], empty: dict[str, int], answer: Answer) -> None:
@@ -344,7 +346,7 @@ def remember(known: dict[str, frozenset[Endpoint]], empty: dict[str, int], answe
 
 @given(st.lists(polls | observations, max_size=40))
 def test_any_schedule_of_answers_and_events_keeps_the_invariants(
-    schedule: list[list[Answer] | tuple[int, Event]],
+    schedule: list[list[Answer] | tuple[int, HealthEvent]],
 ) -> None:
     membership = Membership()
     known: dict[str, frozenset[Endpoint]] = defaultdict(frozenset)
@@ -385,7 +387,7 @@ def test_any_schedule_of_answers_and_events_keeps_the_invariants(
 def test_a_member_drained_by_hand_is_not_available_whatever_its_probes_say() -> None:
     membership, (one, two) = all_up(1, 2)
     membership.drain(one)
-    membership.observe(one, Event.PROBE_OK, 1.0)
+    membership.observe(one, HealthEvent.PROBE_OK, 1.0)
     assert (membership.available, one.state) == ((two,), State.UP)
     generation = membership.generation
     membership.drain(one)
@@ -396,16 +398,16 @@ def test_a_member_drained_by_hand_is_not_available_whatever_its_probes_say() -> 
 
 def test_suspects_stand_in_for_members_that_are_drained() -> None:
     membership, (one, two) = all_up(1, 2)
-    membership.observe(two, Event.PROBE_FAILED, 1.0)
+    membership.observe(two, HealthEvent.PROBE_FAILED, 1.0)
     membership.drain(one)
     assert membership.available == (two,)
 
 
 def test_a_drained_member_is_nobodys_last_resort() -> None:
     membership, (one,) = all_up(1)
-    membership.observe(one, Event.REFUSED, 1.0, by_request=True)
+    membership.observe(one, HealthEvent.REFUSED, 1.0, by_request=True)
     membership.drain(one)
-    assert list(membership.accused()) == []
+    assert list(membership.ejected()) == []
 
 
 def test_an_address_that_returns_is_not_drained_any_more() -> None:
@@ -413,7 +415,7 @@ def test_an_address_that_returns_is_not_drained_any_more() -> None:
     membership.drain(one)
     learn(membership, found(2))
     (again,) = learn(membership, found(1, 2)).joined
-    membership.observe(again, Event.PROBE_OK, 2.0)
+    membership.observe(again, HealthEvent.PROBE_OK, 2.0)
     assert membership.available == (again, two)
 
 
@@ -431,36 +433,36 @@ def test_who_is_told_that_a_member_left_sees_none_of_those_that_left_with_it() -
 
 def test_changes_are_told_one_by_one_and_those_of_most_members_as_a_whole() -> None:
     membership, members = all_up(*thousands(1000))
-    membership.take_changed()
+    membership.pop_changes()
     one, two, three = members[5], members[6], members[7]
-    membership.observe(one, Event.REFUSED, 1.0)
+    membership.observe(one, HealthEvent.REFUSED, 1.0)
     membership.drain(two)
     learn(membership, found(*(it.endpoint for it in members if it is not three)))
-    changed = membership.take_changed()
+    changed = membership.pop_changes()
     assert changed is not None
     assert set(changed) == {one, two, three}
     assert not any(map(membership.is_available, changed))
-    assert membership.take_changed() == {}
+    assert membership.pop_changes() == {}
     learn(membership, found(*(it.endpoint for it in members[:300] if it is not three)))
     assert membership.much_changed
-    assert membership.take_changed() is None
+    assert membership.pop_changes() is None
     assert len(membership.available) == 297
 
 
 def test_who_may_be_chosen_by_another_rule_is_told_as_a_whole() -> None:
     membership, (best, worse) = all_up(at(1, priority=10), at(2, priority=20))
-    membership.take_changed()
-    membership.observe(worse, Event.PROBE_FAILED, 1.0)
-    assert membership.take_changed() == {}, "nobody who may be chosen has changed"
-    membership.observe(best, Event.PROBE_FAILED, 1.0)
-    assert membership.take_changed() is None
+    membership.pop_changes()
+    membership.observe(worse, HealthEvent.PROBE_FAILED, 1.0)
+    assert membership.pop_changes() == {}, "nobody who may be chosen has changed"
+    membership.observe(best, HealthEvent.PROBE_FAILED, 1.0)
+    assert membership.pop_changes() is None
     assert membership.available == (best,)
 
 
 def test_many_members_warm_up_in_small_steps() -> None:
     membership = Membership(slow_start=10.0)
     for member in learn(membership, found(*thousands(1000))).joined:
-        membership.observe(member, Event.PROBE_OK, 0.0)
+        membership.observe(member, HealthEvent.PROBE_OK, 0.0)
     assert membership.warms_at() == pytest.approx(2.0)
     membership.warm_up(2.0)
     weights = [it.weight for it in membership.available]
@@ -476,10 +478,10 @@ def test_many_members_warm_up_in_small_steps() -> None:
 def test_a_member_that_goes_down_while_it_warms_up_begins_anew() -> None:
     membership = Membership(slow_start=10.0)
     (member,) = learn(membership, found(1)).joined
-    membership.observe(member, Event.PROBE_OK, 0.0)
-    membership.observe(member, Event.REFUSED, 1.5)
+    membership.observe(member, HealthEvent.PROBE_OK, 0.0)
+    membership.observe(member, HealthEvent.REFUSED, 1.5)
     learn(membership, found(1), now=1.6)
-    membership.observe(member, Event.PROBE_OK, 1.8)
+    membership.observe(member, HealthEvent.PROBE_OK, 1.8)
     membership.warm_up(2.5)
     assert member.weight == pytest.approx(0.1)
     membership.warm_up(3.9)

@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.members.health import Event, State
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.members.probe import Verdict
@@ -64,9 +64,9 @@ class System:
         self.prober.join(change.joined)
         return list(change.joined)
 
-    def flipped(self, member: Member, before: State, event: Event) -> None:
+    def flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         if member.state is State.SUSPECT:
-            self.prober.hurry([member])
+            self.prober.wake([member])
 
     async def probe(self, address: Address) -> Verdict:
         self.asked.append((self.loop.time(), address))
@@ -75,9 +75,9 @@ class System:
         try:
             if address in self.hung:
                 await asyncio.sleep(HANG)
-                return Event.UNREACHABLE, "no answer in time"
+                return HealthEvent.UNREACHABLE, "no answer in time"
             await asyncio.sleep(self.seconds)
-            return (Event.REFUSED, "refused") if address in self.refusing else (Event.PROBE_OK, "ok")
+            return (HealthEvent.REFUSED, "refused") if address in self.refusing else (HealthEvent.PROBE_OK, "ok")
         finally:
             self.under_way[address] -= 1
 
@@ -184,7 +184,7 @@ def test_nobody_else_waits_behind_a_thousand_that_hang() -> None:
         system.asked.clear()
         began = system.loop.time()
         suspect = system.membership.members[fine[0]]
-        system.membership.observe(suspect, Event.PROBE_FAILED, began)
+        system.membership.observe(suspect, HealthEvent.PROBE_FAILED, began)
         await asyncio.sleep(3)
         assert min(system.times(suspect.address)) < began + 0.15
         assert suspect.state is State.UP

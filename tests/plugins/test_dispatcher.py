@@ -18,7 +18,7 @@ from balancer.loadbalancer import LoadBalancer
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.plugins import loader
-from balancer.plugins.dispatcher import HookedDispatcher
+from balancer.plugins.hooked_dispatcher import HookedDispatcher
 from balancer.policies import Policy, RoundRobin
 from balancer.upstream.base import Timeouts, UpstreamResponse
 from balancer.upstream.httpx_adapter import HttpxUpstream
@@ -27,7 +27,7 @@ from balancer.upstream.httpx_adapter import HttpxUpstream
 class Sink:
     status = 0
 
-    def inform(self, status: int, headers: Headers) -> None: ...
+    def send_interim(self, status: int, headers: Headers) -> None: ...
 
     async def start(self, status: int, headers: Headers) -> None:
         self.status = status
@@ -72,14 +72,14 @@ async def test_without_hooks_for_requests_equal_requests_stay_one() -> None:
     shared = Request("GET", b"/x", [(b"host", b"a")], "192.0.2.1")
     one, other = dispatcher.begin(shared), dispatcher.begin(shared)
     assert one.request is other.request is shared
-    assert one.seen and other.seen and one.seen is not other.seen
-    assert one.seen.id != other.seen.id and one.seen.notes is not other.seen.notes
+    assert one.hook_request and other.hook_request and one.hook_request is not other.hook_request
+    assert one.hook_request.id != other.hook_request.id and one.hook_request.notes is not other.hook_request.notes
 
 
 async def test_without_plug_ins_nothing_is_made_for_them() -> None:
     dispatcher = LoadBalancer("apps", resolver="127.0.0.1").dispatcher
     assert type(dispatcher) is Dispatcher
-    assert dispatcher.begin(Request("GET", b"/x", [], "192.0.2.1")).seen is None
+    assert dispatcher.begin(Request("GET", b"/x", [], "192.0.2.1")).hook_request is None
 
 
 @pytest.mark.parametrize(("target", "status"), [(b"/", 403), (b"/x", 503)])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from balancer.discovery.answers import Endpoint
+from balancer.discovery.snapshot import Endpoint
 from balancer.errors import ConnectFailed, Refusal
 from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.http.headers import Headers

@@ -15,7 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import InvalidStatus
 
 from balancer.config.settings import Settings
-from balancer.frontend import clients
+from balancer.frontend import registry
 from balancer.hooks import HeaderFields, HookRequest, HookResponse, Hooks, Refusal
 from balancer.http.headers import Headers
 from balancer.members.health import State
@@ -106,14 +106,14 @@ async def test_the_clients_own_id_is_kept() -> None:
 
 
 async def test_what_is_known_by_its_bytes_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[clients.Clients] = []
-    real = clients.Clients.__init__
+    made: list[registry.ClientRegistry] = []
+    real = registry.ClientRegistry.__init__
 
-    def noted(self: clients.Clients, *parts: Any) -> None:
+    def noted(self: registry.ClientRegistry, *parts: Any) -> None:
         made.append(self)
         real(self, *parts)
 
-    monkeypatch.setattr(clients.Clients, "__init__", noted)
+    monkeypatch.setattr(registry.ClientRegistry, "__init__", noted)
     async with Member() as member, balance(member, hooks=[Counting()]) as running, running.client() as client:
         for _ in range(4):
             await ask(client)

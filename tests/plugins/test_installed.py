@@ -18,7 +18,7 @@ from balancer.config.settings import Settings, SettingsError
 from balancer.demo.system import free_port
 from balancer.hooks import HookRequest, Hooks
 from balancer.loadbalancer import LoadBalancer
-from balancer.plugins.dispatcher import HookedDispatcher
+from balancer.plugins.hooked_dispatcher import HookedDispatcher
 from tests.support import guide
 from tests.support.processes import Serving, serving
 from tests.support.wire import Connection, Member

@@ -15,7 +15,7 @@ import pytest
 
 from balancer import BalancedTransport
 from balancer.config.settings import Settings, SettingsError
-from balancer.discovery.answers import Endpoint
+from balancer.discovery.snapshot import Endpoint
 from balancer.hooks import HookRequest, Hooks
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from balancer.discovery.answers import Endpoint
+from balancer.discovery.snapshot import Endpoint
 from balancer.errors import ClientGone, ConnectFailed, Refusal, ResponseTimeout, TruncatedResponse
 from balancer.hooks import HookRequest, HookResponse, Hooks
 from balancer.http.headers import Headers

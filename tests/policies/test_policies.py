@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Endpoint
+from balancer.discovery.snapshot import Endpoint
 from balancer.hooks import HookRequest
 from balancer.http.headers import Headers
 from balancer.http.request import Request

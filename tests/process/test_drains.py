@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Endpoint, Snapshot
+from balancer.discovery.snapshot import Endpoint, Snapshot
 from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.process.drains import Drains, make_notes

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from balancer.config.settings import Settings
 from balancer.dispatch.record import RequestRecord
-from balancer.frontend.clients import Clients
+from balancer.frontend.registry import ClientRegistry
 from balancer.frontend.sockets import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
@@ -29,7 +29,7 @@ from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from tests.support import wire
 from tests.support.processes import Serving, serving
 from tests.support.scripted import ScriptedResolver
@@ -147,7 +147,7 @@ async def routed(
         sock = listen("BIND", Address("127.0.0.1", 0))
         address = Address("127.0.0.1", sock.getsockname()[1])
         async with balancer:
-            clients = Clients(balancer.proxy, effective) if wire.edge else None
+            clients = ClientRegistry(balancer.proxy, effective) if wire.edge else None
             listener = make_listener(balancer, keepalive=75, drain_limit=1, clients=clients)
             serving = asyncio.create_task(listener.serve(sockets=[sock]))
             running = Routed(balancer, address, file, resolvers)
@@ -383,7 +383,7 @@ async def test_requests_that_a_pool_holds_are_served_when_it_is_gone(tmp_path: P
         address = next(iter(pool.membership.members))
         await eventually(lambda: not pool.membership.members)
         asked = asyncio.create_task(running.name())
-        await eventually(lambda: len(pool.dispatcher.hold) == 1)
+        await eventually(lambda: len(pool.dispatcher.queue) == 1)
         await running.reload("[two]\n")
         assert await running.name() == "two"
         running.resolvers["one"].found(address)
@@ -396,7 +396,7 @@ async def test_requests_that_a_pool_holds_in_vain_are_told_so_in_time(tmp_path: 
         pool = running.pool("one")
         await eventually(lambda: not pool.membership.members)
         asked = asyncio.create_task(running.ask())
-        await eventually(lambda: len(pool.dispatcher.hold) == 1)
+        await eventually(lambda: len(pool.dispatcher.queue) == 1)
         await running.reload("[two]\n")
         assert "x-balancer-error: no_member" in await asked
         await eventually(lambda: pool not in running.pools._running)
@@ -428,7 +428,7 @@ async def test_a_new_pool_gets_requests_once_dns_and_its_members_have_answered(t
         (two,) = running.pools._running - set(running.pools.current())
         running.resolvers["two"].found(await unused_member())
         await eventually(lambda: running.pools._reloading is None)
-        assert [it.heard > 0 for it in two.membership.members.values()] == [True]
+        assert [it.last_probe_answered > 0 for it in two.membership.members.values()] == [True]
         assert running.pools.current() == [two]
 
 
@@ -515,7 +515,7 @@ async def test_to_stop_during_a_change_closes_every_pool(tmp_path: Path) -> None
 
 
 class Load:
-    """Clients that never rest, and what they got. ``expected``: who must answer a request that begins now."""
+    """ClientRegistry that never rest, and what they got. ``expected``: who must answer a request that begins now."""
 
     def __init__(self) -> None:
         self.expected = ""

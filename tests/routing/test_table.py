@@ -14,9 +14,9 @@ import pytest
 from balancer.config.settings import Settings, SettingsError
 from balancer.errors import Refusal
 from balancer.http.request import Request
-from balancer.routing.draft import PER_POOL
 from balancer.routing.parse import describe, parse_inline, parse_toml, read
 from balancer.routing.table import Route, Table
+from balancer.routing.table_builder import PER_POOL
 from tests.support.paths import ROOT
 
 SETTINGS = Settings()

@@ -67,8 +67,8 @@ async def be_slow(connection: Connection) -> None:
 async def wait_for_the_end(running: Running) -> bytes:
     """The balancer is stopped while a request waits for a member."""
     answer = asyncio.create_task(running.exchange(GET))
-    await eventually(lambda: len(running.balancer.dispatcher.hold) == 1)
-    running.balancer.proxy.cut()
+    await eventually(lambda: len(running.balancer.dispatcher.queue) == 1)
+    running.balancer.proxy.abort_all()
     return await answer
 
 

@@ -77,7 +77,7 @@ def _leaks(world: World) -> list[str]:
         "requests in progress": balancer.proxy.active,
         "connections to members in use": balancer.upstream.active,  # type: ignore[attr-defined]
         "requests in flight": sum(it.in_flight for it in members),
-        "requests held": len(balancer.dispatcher.hold),
+        "requests held": len(balancer.dispatcher.queue),
         "client connections": len(world.front.connections) + len(world.state.connections),
     }
     return [f"{count} {what} when everything is over" for what, count in counts.items() if count]
@@ -105,12 +105,21 @@ class Seen:
         if not self.answered or self.answer.error or self.request.method == b"HEAD":
             return False
         whole: list[None] = []
-        parser = httptools.HttpResponseParser(_Complete(whole))
+        return self._parses(whole) and len(whole) == 1
+
+    @property
+    def garbled(self) -> bool:
+        """Whether httptools by itself finds something else than HTTP, or a switch of protocols unasked."""
+        return not self._parses([], bool(self.request.values(b"upgrade")))
+
+    def _parses(self, whole: list[None], may_switch: bool = False) -> bool:
         try:
-            parser.feed_data(self.wire)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            httptools.HttpResponseParser(_Complete(whole)).feed_data(self.wire)
+        except httptools.HttpParserUpgrade:
+            return may_switch
+        except httptools.HttpParserError:
             return False
-        return len(whole) == 1
+        return True
 
 
 class _Complete:
@@ -213,7 +222,8 @@ def _match(it: _Client, seen: list[Seen]) -> None:
     index = -1
     for one in seen:
         later = [n for n in range(index + 1, len(it.asked)) if _same(it.asked[n], one.request)]
-        again = index >= 0 and _same(it.asked[index], one.request) and not it.attempts[index][-1].answered
+        before = it.attempts[index][-1] if index >= 0 else None
+        again = before and _same(it.asked[index], one.request) and (before.garbled or not before.answered)
         # Of two requests in a row that are the same, a second attempt is the second one's, if the first must not be
         # repeated.
         possible = [index, *later] if again and (_repeatable(it.asked[index]) or not later) else later

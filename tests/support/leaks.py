@@ -6,12 +6,12 @@ import asyncio
 import gc
 from collections import Counter
 
-from balancer.frontend.active import Visit
+from balancer.frontend.active_requests import ActiveRequest
 from balancer.upstream.response import Response
 
 # Each of these, subclasses included, is made for one request and is gone after it. The request's context is not among
 # them: it is the record that the observers of a test keep.
-PER_REQUEST = (Visit, Response)
+PER_REQUEST = (ActiveRequest, Response)
 
 
 class Leaks:

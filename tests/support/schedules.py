@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch import admission
 from balancer.dispatch.context import RequestContext
 from balancer.dispatch.record import RequestRecord
@@ -22,7 +22,7 @@ from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseT
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.probe import Verdict
 from balancer.telemetry.observer import Observer
@@ -75,7 +75,7 @@ class World(Observer, Upstream):
         self.containers: dict[Address, Container] = {}
         # Who is in DNS, with SRV's priority.
         self.listed: dict[Address, int] = {}
-        self.visits: dict[bytes, asyncio.Future[None]] = {}
+        self.in_flight: dict[bytes, asyncio.Future[None]] = {}
         self.written: Counter[bytes] = Counter()
         self.finished: Counter[bytes] = Counter()
         self.started: Counter[bytes] = Counter()
@@ -110,23 +110,23 @@ class World(Observer, Upstream):
         for member in members.members.values():
             assert member.in_flight >= 0
             assert not self.limit or member.in_flight <= self.limit
-        if self.balancer.dispatcher.hold:
-            free = [it for it in members.available if it.in_flight < self.balancer.dispatcher.slots.bound]
+        if self.balancer.dispatcher.queue:
+            free = [it for it in members.available if it.in_flight < self.balancer.dispatcher.admission.effective_limit]
             assert not free, "somebody waits while a member is free"
 
     def occupy(self, member: Member) -> None:
-        assert member.state in (State.UP, State.SUSPECT) or (member.state is State.DOWN and member.accused)
+        assert member.state in (State.UP, State.SUSPECT) or (member.state is State.DOWN and member.ejected)
         assert self.balancer.membership.members.get(member.address) is member, "a member that left was chosen"
-        if self.visits and self.rng.random() < 0.05:
+        if self.in_flight and self.rng.random() < 0.05:
             # The worst moment to leave: between being given a member and learning of it.
-            self.loop.call_soon(self.rng.choice(list(self.visits.values())).cancel)
+            self.loop.call_soon(self.rng.choice(list(self.in_flight.values())).cancel)
 
     def done(self, record: RequestRecord) -> None:
         self.finished[record.request.target] += 1
 
     # The seams.
 
-    def send_at_once(
+    def send_nowait(
         self, address: Address, request: Request, head: bytes, body: bytes, inform: Any
     ) -> PendingResponse | None:
         container = self.containers.get(address)
@@ -166,13 +166,13 @@ class World(Observer, Upstream):
         finally:
             container.exchanges.discard(exchange)
         if how != "answered":
-            raise ConnectionDied(how, sent=True, received=how == "dropped" and self.rng.random() < 0.3)
+            raise ConnectionDied(how, sent=True)
         return _Response(self, closes=container.mood in ("closes", "drains"))
 
     def forget(self, address: Address) -> None:
         pass
 
-    def heard(self, address: Address) -> None:
+    def on_member_answered(self, address: Address) -> None:
         pass
 
     def check_network(self, address: Address) -> None:
@@ -200,16 +200,16 @@ class World(Observer, Upstream):
         container = self.containers.get(address)
         match container.mood if container else "unreachable":
             case "refuses":
-                return Event.REFUSED, "refused"
+                return HealthEvent.REFUSED, "refused"
             case "unreachable":
                 await asyncio.sleep(self.settings.connect_timeout)
-                return Event.UNREACHABLE, "unreachable"
+                return HealthEvent.UNREACHABLE, "unreachable"
             case "hangs" if self.settings.health_path:
                 await asyncio.sleep(self.settings.health_timeout)
-                return Event.PROBE_UNANSWERED, "silent"
+                return HealthEvent.PROBE_UNANSWERED, "silent"
             case "drains" if self.settings.health_path:
-                return Event.PROBE_DRAINING, "503"
-        return Event.PROBE_OK, "ok"
+                return HealthEvent.PROBE_DRAINING, "503"
+        return HealthEvent.PROBE_OK, "ok"
 
     async def pause(self, most: float) -> None:
         if self.rng.random() < 0.5:
@@ -232,7 +232,7 @@ class World(Observer, Upstream):
         # At peace, nothing of the trouble is left.
         members = self.balancer.membership.members.values()
         assert all(it.in_flight == 0 for it in members)
-        assert len(self.balancer.dispatcher.hold) == 0
+        assert len(self.balancer.dispatcher.queue) == 0
         for target, count in self.finished.items():
             assert count == 1, f"{target!r} ended {count} times"
 
@@ -277,8 +277,8 @@ class World(Observer, Upstream):
         else:
             sink = _Sink(self, target)
             visit = asyncio.ensure_future(self.balancer.dispatcher.handle(request, sink))
-        self.visits[target] = visit
-        visit.add_done_callback(lambda _: self.visits.pop(target))
+        self.in_flight[target] = visit
+        visit.add_done_callback(lambda _: self.in_flight.pop(target))
         if rng.random() < 0.15:
             self.loop.call_later(rng.random() * PATIENCE, visit.cancel)
         try:
@@ -323,6 +323,11 @@ class _Response(UpstreamResponse):
         self.closes = closes
         self._world = world
         self._pieces = world.rng.randint(0, 3)
+
+    async def wait_for_body(self, within: float) -> None:
+        await self._world.pause(within)
+        if self._world.rng.random() < 0.02:
+            raise ConnectionDied("died behind the head", sent=True)
 
     async def read(self) -> tuple[bytes, bool]:
         await self._world.pause(0.05)
@@ -373,7 +378,7 @@ class _Sink:
         self._target = target
         self.ended = False
 
-    def inform(self, status: int, headers: Headers) -> None:
+    def send_interim(self, status: int, headers: Headers) -> None:
         raise AssertionError("no member sends interim responses")
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -395,29 +400,29 @@ class _Sink:
 class _DirectSink(_Sink):
     """A client of the front end that needs no task for a request, as long as nothing has to be waited for."""
 
-    def __init__(self, world: World, target: bytes, course: RequestContext) -> None:
+    def __init__(self, world: World, target: bytes, context: RequestContext) -> None:
         super().__init__(world, target)
-        self._course = course
+        self._course = context
         self._over: asyncio.Future[None] = world.loop.create_future()
         self._task: asyncio.Task[None] | None = None
 
     async def serve(self) -> None:
-        if not self._world.balancer.dispatcher.at_once(self._course, self, b""):
-            self.go_on()
+        if not self._world.balancer.dispatcher.try_send_nowait(self._course, self, b""):
+            self.continue_in_task()
         try:
             await asyncio.shield(self._over)
         except asyncio.CancelledError:
             if self._task is None and not self._over.done():
-                self._course.listen_no_more()
-                self.go_on()
+                self._course.stop_listening()
+                self.continue_in_task()
             if self._task:
                 self._world.loop.call_soon(self._task.cancel)
             await asyncio.wait([self._over])
             if not self.ended:
                 raise
 
-    def news(self) -> None:
-        self._world.balancer.dispatcher.news(self._course, self)
+    def on_response_progress(self) -> None:
+        self._world.balancer.dispatcher.on_response_progress(self._course, self)
         if self.ended:
             self._over.set_result(None)
 
@@ -426,7 +431,7 @@ class _DirectSink(_Sink):
         self._world.started[self._target] += 1
         self.ended = True
 
-    def go_on(self) -> None:
+    def continue_in_task(self) -> None:
         assert self._task is None
         self._task = self._world.loop.create_task(self._world.balancer.dispatcher.run(self._course, self))
         self._task.add_done_callback(self._ran)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.members.health import Event
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.members.health import HealthEvent
 from balancer.members.probe import Verdict
 from balancer.types import Address
 
@@ -41,7 +41,7 @@ class ScriptedProbe:
 
     async def __call__(self, address: Address) -> Verdict:
         if address in self.down:
-            return Event.REFUSED, "connection refused"
+            return HealthEvent.REFUSED, "connection refused"
         if address in self.silent:
-            return Event.UNREACHABLE, "no answer in time"
-        return Event.PROBE_OK, "accepts connections"
+            return HealthEvent.UNREACHABLE, "no answer in time"
+        return HealthEvent.PROBE_OK, "accepts connections"

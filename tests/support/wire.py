@@ -14,7 +14,7 @@ from balancer.config.settings import Settings
 from balancer.discovery.loop import Resolve
 from balancer.dispatch.interfaces import Trace
 from balancer.dispatch.record import RequestRecord
-from balancer.frontend.clients import Clients
+from balancer.frontend.registry import ClientRegistry
 from balancer.frontend.sockets import listen
 from balancer.frontend.tls import Certificate
 from balancer.hooks import Hooks
@@ -26,7 +26,7 @@ from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from tests.support.messages import GET
 from tests.support.scripted import ScriptedResolver
 
@@ -237,7 +237,7 @@ async def balance(
     sock = listen("BIND", Address("127.0.0.1", 0))
     address = Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:
-        clients = Clients(balancer.proxy, effective) if edge else None
+        clients = ClientRegistry(balancer.proxy, effective) if edge else None
         listener = make_listener(balancer, keepalive=75, drain_limit=1, clients=clients)
         certificate = Certificate.of(effective)
         acceptor = accept(effective, sock, listener, certificate)

@@ -16,10 +16,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from balancer.config.settings import Settings
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
-from balancer.frontend.clients import Clients
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.frontend.registry import ClientRegistry
 from balancer.loadbalancer import LoadBalancer
-from balancer.members.health import Event
+from balancer.members.health import HealthEvent
 from balancer.members.probe import Verdict
 from balancer.process.listener import make_listener
 from balancer.types import Address
@@ -120,7 +120,7 @@ class World:
         )
         # The same request is the same to the byte wherever it comes.
         self.balancer.dispatcher._new_id = lambda: b"id"
-        self.front = Clients(self.balancer.proxy, self.balancer.settings)
+        self.front = ClientRegistry(self.balancer.proxy, self.balancer.settings)
         self.state = ServerState()
         self._config = _config(self.balancer, self.front)
 
@@ -186,8 +186,8 @@ class World:
 
     async def _probe(self, address: Address) -> Verdict:
         if self.mood == "fine":
-            return Event.PROBE_OK, "accepts connections"
-        return Event.REFUSED, "connection refused"
+            return HealthEvent.PROBE_OK, "accepts connections"
+        return HealthEvent.REFUSED, "connection refused"
 
     # The end.
 
@@ -276,7 +276,7 @@ def honest(request: Message) -> tuple[bytes, bool]:
     return b"HTTP/1.1 200 OK\r\n" + length + text, False
 
 
-def _config(balancer: LoadBalancer, front: Clients) -> uvicorn.Config:
+def _config(balancer: LoadBalancer, front: ClientRegistry) -> uvicorn.Config:
     config = make_listener(balancer, 75, 1, front).config
     config.load()
     return config

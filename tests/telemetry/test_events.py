@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
-from balancer.telemetry.events import KEPT, KEPT_OF_DNS, WINDOW, Events, Kind, Level
+from balancer.telemetry.events import KEPT, KEPT_OF_DNS, WINDOW, EventKind, Events, Level
 from balancer.types import Address
 
 ONE, TWO = Address("172.18.0.5", 80), Address("172.18.0.6", 80)
@@ -42,7 +42,7 @@ class Cluster:
         snapshot = found(*addresses, when=when)
         self.events.resolved(snapshot, self.membership.reconcile(snapshot))
 
-    def observe(self, address: Address, event: Event, when: float, words: str = "") -> None:
+    def observe(self, address: Address, event: HealthEvent, when: float, words: str = "") -> None:
         self.membership.observe(self.membership.members[address], event, when, words)
 
 
@@ -52,8 +52,8 @@ def refused(address: Address = ONE) -> Attempt:
 
 def test_a_member_that_comes_up_and_goes_down_is_told_with_its_reasons() -> None:
     it = Cluster(ONE)
-    it.observe(ONE, Event.PROBE_OK, 1.0, "accepts connections")
-    it.observe(ONE, Event.REFUSED, 2.0, "Connection refused")
+    it.observe(ONE, HealthEvent.PROBE_OK, 1.0, "accepts connections")
+    it.observe(ONE, HealthEvent.REFUSED, 2.0, "Connection refused")
     assert texts(it.events) == [
         "DNS A: NOERROR, 1 address",
         "172.18.0.5:80 joined",
@@ -65,8 +65,8 @@ def test_a_member_that_comes_up_and_goes_down_is_told_with_its_reasons() -> None
 
 def test_requests_that_a_member_failed_are_told_with_its_going_down() -> None:
     it = Cluster(ONE, TWO)
-    it.observe(ONE, Event.PROBE_OK, 1.0)
-    it.observe(ONE, Event.REFUSED, 9.9, "connection refused")
+    it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
+    it.observe(ONE, HealthEvent.REFUSED, 9.9, "connection refused")
     for _ in range(3):
         it.events.troubled(record(refused()))
     assert texts(it.events)[-1] == "172.18.0.5:80 down: connection refused, 3 requests moved"
@@ -74,18 +74,18 @@ def test_requests_that_a_member_failed_are_told_with_its_going_down() -> None:
 
 def test_what_a_member_failed_long_after_its_flip_is_an_event_of_its_own() -> None:
     it = Cluster(ONE)
-    it.observe(ONE, Event.PROBE_OK, 1.0)
-    it.observe(ONE, Event.REFUSED, 2.0, "connection refused")
+    it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
+    it.observe(ONE, HealthEvent.REFUSED, 2.0, "connection refused")
     it.events.troubled(record(Attempt(ONE, "died", "closed without an answer"), at=2.0 + WINDOW))
     assert texts(it.events)[-1] == "172.18.0.5:80: closed without an answer, 1 request moved"
 
 
 def test_what_fails_after_a_member_is_up_again_is_not_told_with_its_going_down() -> None:
     it = Cluster(ONE)
-    for event in (Event.PROBE_OK, Event.REFUSED):
+    for event in (HealthEvent.PROBE_OK, HealthEvent.REFUSED):
         it.observe(ONE, event, 1.0)
     it.resolve(ONE, when=1.1)
-    it.observe(ONE, Event.PROBE_OK, 1.2)
+    it.observe(ONE, HealthEvent.PROBE_OK, 1.2)
     it.events.troubled(record(refused(), at=1.5))
     assert texts(it.events)[-1] == "172.18.0.5:80: Connection refused, 1 request moved"
 
@@ -155,16 +155,16 @@ def test_a_drain_by_hand_is_told_at_its_time() -> None:
     member.drained = False
     it.drained(member)
     assert texts(it) == ["172.18.0.5:80 drained by hand", "172.18.0.5:80 no longer drained"]
-    assert (it.recent[0].when, it.recent[0].kind) == (7.0, Kind.DRAINED)
+    assert (it.recent[0].when, it.recent[0].kind) == (7.0, EventKind.DRAINED)
 
 
 def test_an_event_that_counts_on_is_given_to_the_reader_again() -> None:
     it = Events()
     it.troubled(record(refused()))
-    (first,) = it.take_changed()
-    assert it.take_changed() == []
+    (first,) = it.pop_changes()
+    assert it.pop_changes() == []
     it.troubled(record(refused(), at=11.0))
-    assert it.take_changed() == [first]
+    assert it.pop_changes() == [first]
     assert first.moved == 2
 
 
@@ -176,10 +176,10 @@ def test_a_flood_is_bounded_and_leaves_the_changes_of_dns_alone(read: bool) -> N
         address = Address(f"10.0.{number // 250}.{number % 250}", 80)
         it.troubled(record(refused(address), at=number * 0.01))
         if read:
-            it.take_changed()
+            it.pop_changes()
     assert len(it.recent) == KEPT
     assert [each.text for each in it.dns] == ["DNS A: NOERROR, 1 address"]
-    assert len(it.take_changed()) <= KEPT
+    assert len(it.pop_changes()) <= KEPT
     it.resolved(found(ONE, when=1e6), Change())
     assert not it._counting
 
@@ -201,6 +201,6 @@ def test_a_change_of_members_is_news_and_a_request_is_not() -> None:
     assert not news
     it.resolved(found(ONE), Change(joined=[member]))
     member.state = State.UP
-    it.flipped(member, State.JOINING, Event.PROBE_OK)
+    it.flipped(member, State.JOINING, HealthEvent.PROBE_OK)
     it.drained(member)
     assert len(news) == 3

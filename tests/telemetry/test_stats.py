@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from balancer.discovery.answers import Answer, Endpoint, Outcome, Snapshot
+from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.record import Attempt, RequestRecord
 from balancer.http.request import Request
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.telemetry.stats import BOUNDS, ERRORS_MAX, Stats, by_class, cumulated, percentile
@@ -99,8 +99,8 @@ def test_changes_of_state_are_counted_by_event_and_by_member() -> None:
     member = Member(Endpoint(ONE), 0.0)
     for state in (State.UP, State.DOWN, State.UP):
         before, member.state = member.state, state
-        it.flipped(member, before, Event.REFUSED if state is State.DOWN else Event.PROBE_OK)
-    assert it.flips == {(State.UP, Event.PROBE_OK): 2, (State.DOWN, Event.REFUSED): 1}
+        it.flipped(member, before, HealthEvent.REFUSED if state is State.DOWN else HealthEvent.PROBE_OK)
+    assert it.flips == {(State.UP, HealthEvent.PROBE_OK): 2, (State.DOWN, HealthEvent.REFUSED): 1}
     assert it.members[ONE].flips == {State.UP: 2, State.DOWN: 1}
     it.resolved(snapshot(), Change(left=[member]))
     assert it.total.flips == {State.UP: 2, State.DOWN: 1}

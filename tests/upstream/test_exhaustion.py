@@ -15,12 +15,12 @@ import pytest
 from balancer.config.settings import Settings
 from balancer.errors import ConnectFailed, Refusal
 from balancer.loadbalancer import LoadBalancer
-from balancer.members.health import Event, State
+from balancer.members.health import HealthEvent, State
 from balancer.members.probe import make_probe
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, UpstreamRequest
 from balancer.upstream.httpx_adapter import HttpxUpstream
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from tests.support.scripted import ScriptedProbe, ScriptedResolver
 from tests.support.wire import eventually
 
@@ -33,9 +33,9 @@ exhausted = pytest.mark.parametrize(
 theirs = pytest.mark.parametrize(
     ("number", "event"),
     [
-        (errno.ECONNREFUSED, Event.REFUSED),
-        (errno.EHOSTUNREACH, Event.UNREACHABLE),
-        (errno.ENETUNREACH, Event.UNREACHABLE),
+        (errno.ECONNREFUSED, HealthEvent.REFUSED),
+        (errno.EHOSTUNREACH, HealthEvent.UNREACHABLE),
+        (errno.ENETUNREACH, HealthEvent.UNREACHABLE),
     ],
     ids=lambda it: errno.errorcode.get(it),
 )
@@ -81,13 +81,13 @@ async def test_so_it_is_with_httpx(number: int, monkeypatch: pytest.MonkeyPatch)
 
 @theirs
 async def test_a_connection_that_a_member_does_not_take_is_its_fault(
-    number: int, event: Event, monkeypatch: pytest.MonkeyPatch
+    number: int, event: HealthEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", Failing(number))
     upstream = NativeUpstream(TIMEOUTS)
     with pytest.raises(ConnectFailed) as caught:
         await upstream.send(ONE, UpstreamRequest("GET", b"/", [(b"host", b"a")]))
-    assert caught.value.refused is (event is Event.REFUSED)
+    assert caught.value.refused is (event is HealthEvent.REFUSED)
     await upstream.close()
 
 
@@ -104,7 +104,7 @@ async def test_a_probe_that_the_balancer_cannot_send_says_nothing(
 
 @theirs
 async def test_a_probe_that_a_member_does_not_take_says_so(
-    number: int, event: Event, monkeypatch: pytest.MonkeyPatch
+    number: int, event: HealthEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asyncio, "open_connection", Failing(number))
     assert (await make_probe(Settings())(ONE))[0] is event
@@ -150,7 +150,7 @@ async def test_members_stay_up_while_probes_cannot_be_sent(number: int, monkeypa
     async def probe(address: Address) -> Any:
         nonlocal calls
         calls += broken
-        return await ask(address) if broken else (Event.PROBE_OK, "accepts connections")
+        return await ask(address) if broken else (HealthEvent.PROBE_OK, "accepts connections")
 
     async with balanced(probe) as (balancer, _):
         await eventually(lambda: len(balancer.membership.available) == 2)

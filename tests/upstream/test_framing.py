@@ -24,7 +24,7 @@ from balancer.types import Address
 from balancer.upstream.base import Timeouts, UpstreamRequest
 from balancer.upstream.connection import READ_SIZE
 from balancer.upstream.httpx_adapter import HttpxUpstream
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from tests.support.http2 import serve_http2
 from tests.support.wire import OK, Connection, Member, balance, eventually
 

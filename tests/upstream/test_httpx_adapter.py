@@ -109,7 +109,7 @@ async def test_when_everybody_vanished_a_request_waits_for_the_next_member(route
         resolver.names_none()
         await size(balancer, 0)
         waiting = asyncio.create_task(client.get("/"))
-        await eventually(lambda: len(balancer.dispatcher.hold) == 1)
+        await eventually(lambda: len(balancer.dispatcher.queue) == 1)
         resolver.found(TWO)
         assert (await waiting).text == TWO.host
 

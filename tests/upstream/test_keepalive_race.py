@@ -13,7 +13,7 @@ import pytest
 from balancer.errors import ConnectionDied
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, UpstreamRequest
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from tests.support.wire import OK, Connection, Member, balance
 
 POST = UpstreamRequest("POST", b"/pay", [(b"host", b"a"), (b"content-length", b"0")])

@@ -19,7 +19,7 @@ from fastapi.responses import StreamingResponse
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.httpx_adapter import HttpxUpstream
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from tests.support.calls import Calls, calling
 from tests.support.messages import GET
 from tests.support.mounted import served

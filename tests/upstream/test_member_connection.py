@@ -38,7 +38,7 @@ SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: r
 
 
 # Modules that are to be compiled, which coroutines cannot be.
-SYNCHRONOUS = ["base", "connection", "connection_pool", "exchange", "parser", "phase", "tcp"]
+SYNCHRONOUS = ["base", "connection", "connection_pool", "exchange", "response_parser", "phase", "tcp"]
 
 
 class Socket:
@@ -76,7 +76,7 @@ class Transport(asyncio.Transport):
 class Callbacks(PoolCallbacks):
     def __init__(self) -> None:
         self.heads = Memo()
-        self.heard_at = 0.0
+        self.last_byte_at = 0.0
         self.calls: list[str] = []
 
     def ended(self, connection: MemberConnection) -> None:

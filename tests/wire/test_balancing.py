@@ -48,7 +48,7 @@ async def test_a_member_has_no_more_requests_than_its_limit_and_the_rest_get_the
     gate = Gate()
     async with Member(gate) as one, Member(gate) as two, balance(one, two, max_requests_per_member=2) as running:
         answers = [asyncio.create_task(running.exchange(GET)) for _ in range(20)]
-        await eventually(lambda: gate.waiting == 4 and len(running.balancer.dispatcher.hold) == 16)
+        await eventually(lambda: gate.waiting == 4 and len(running.balancer.dispatcher.queue) == 16)
         gate.let(20)
         assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*answers))
         assert gate.most == 4
@@ -66,7 +66,7 @@ async def test_turns_are_taken_in_order_of_arrival() -> None:
         visits = []
         for number in range(5):
             visits.append(asyncio.create_task(visit(running, number)))
-            await eventually(lambda: gate.waiting + len(running.balancer.dispatcher.hold) == len(visits))
+            await eventually(lambda: gate.waiting + len(running.balancer.dispatcher.queue) == len(visits))
         for number in range(5):
             gate.let()
             await eventually(lambda: len(ended) > number)  # noqa: B023 - awaited in the same turn
@@ -81,7 +81,7 @@ async def test_a_client_that_leaves_the_queue_gives_its_turn_to_the_next() -> No
         await eventually(lambda: gate.waiting == 1)
         async with running.client() as impatient:
             await impatient.send(GET)
-            await eventually(lambda: len(running.balancer.dispatcher.hold) == 1)
+            await eventually(lambda: len(running.balancer.dispatcher.queue) == 1)
         last = asyncio.create_task(running.exchange(GET))
         await eventually(lambda: [it.error for it in running.records] == ["client_gone"])
         gate.let(2)
@@ -170,7 +170,7 @@ async def test_where_failed_requests_alone_speak_against_a_member_it_is_tried_ra
         member.probing = OVERLAP  # no probe will come
         await one.stop()
         assert b"x-balancer-error: no_member" in await running.exchange(GET)
-        assert member.accused
+        assert member.ejected
         await one.start_again()
         assert (await running.exchange(GET)).endswith(b"ok")
 

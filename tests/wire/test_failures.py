@@ -14,7 +14,7 @@ from balancer.members.probe import health_request
 from balancer.types import Address
 from tests.support.messages import LAST_GET as GET
 from tests.support.scripted import ScriptedResolver
-from tests.support.wire import OK, Connection, Member, balance, eventually
+from tests.support.wire import OK, Connection, Member, Script, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
@@ -80,7 +80,12 @@ async def test_a_get_that_a_member_dropped_late_is_repeated_all_the_same() -> No
 
 
 async def test_a_get_is_repeated_twice_at_most() -> None:
-    async with Member(hang_up) as one, Member(hang_up) as two, Member(hang_up) as three, Member(hang_up) as four:
+    async with (
+        Member(hang_up) as one,
+        Member(hang_up) as two,
+        Member(hang_up) as three,
+        Member(hang_up) as four,
+    ):
         async with balance(one, two, three, four) as running:
             answer = await running.exchange(GET)
         assert answer.startswith(b"HTTP/1.1 502")
@@ -112,10 +117,62 @@ async def test_a_small_put_is_repeated_with_its_whole_body() -> None:
         assert all(it.endswith(b"body") for it in good.received)
 
 
+HEAD_ONLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+NOT_HTTP = b"SSH-2.0-OpenSSH\r\n\r\n"
+NOTHING_TO_PASS_ON = pytest.mark.parametrize(
+    "sent",
+    [HEAD_ONLY, CHUNKED_HEAD, CHUNKED_HEAD + b"2\r\n", HEAD_ONLY[:-2], HEAD_ONLY[:20], NOT_HTTP],
+    ids=["head", "chunked head", "chunk size", "half head", "status line", "not HTTP"],
+)
+
+
+def fails_after(sent: bytes) -> Script:
+    """A member that ends the connection behind these bytes of a response."""
+
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(sent)
+
+    return script
+
+
+@NOTHING_TO_PASS_ON
+async def test_get_is_repeated_where_nothing_of_the_response_was_passed_on(sent: bytes) -> None:
+    async with Member(fails_after(sent)) as bad, Member() as good, balance(bad, good) as running:
+        for _ in range(4):
+            assert (await running.exchange(GET)).endswith(b"\r\n\r\nok")
+        assert sum(len(record.attempts) for record in running.records) == len(bad.received) > 0
+
+
+@NOTHING_TO_PASS_ON
+async def test_post_is_told_where_nothing_of_the_response_was_passed_on(sent: bytes) -> None:
+    async with Member(fails_after(sent)) as one, Member(fails_after(sent)) as two, balance(one, two) as running:
+        answer = await running.exchange(POST)
+        assert answer.startswith(b"HTTP/1.1 502")
+        assert len(one.received + two.received) == 1
+
+
+async def test_head_of_a_response_whose_body_is_late_is_passed_on_before_it() -> None:
+    go_on = asyncio.Event()
+
+    async def take_time(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(HEAD_ONLY)
+        await go_on.wait()
+        await connection.send(b"ok")
+
+    async with Member(take_time) as member, balance(member) as running, running.client() as client:
+        await client.send(GET)
+        assert (await client.head()).startswith(b"HTTP/1.1 200")
+        go_on.set()
+        assert await client.exactly(2) == b"ok"
+
+
 async def test_an_answer_that_is_not_http_is_a_502() -> None:
     async def babble(connection: Connection) -> None:
         await connection.head()
-        await connection.send(b"SSH-2.0-OpenSSH\r\n\r\n")
+        await connection.send(NOT_HTTP)
 
     async with Member(babble) as member, balance(member) as running:
         answer = await running.exchange(GET)
@@ -213,7 +270,7 @@ async def test_the_queue_of_held_requests_is_bounded_and_served_when_a_member_co
     resolver = ScriptedResolver()
     async with Member() as member, balance(resolve=resolver, queue_timeout=30, queue_max=2) as running:
         held = [asyncio.create_task(running.exchange(GET)) for _ in range(2)]
-        await eventually(lambda: len(running.balancer.dispatcher.hold) == 2)
+        await eventually(lambda: len(running.balancer.dispatcher.queue) == 2)
         refused = await running.exchange(GET)
         assert b"x-balancer-error: queue_full\r\n" in refused
         resolver.found(member.address)

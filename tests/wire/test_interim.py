@@ -102,7 +102,7 @@ async def test_a_member_refuses_before_the_body_is_sent() -> None:
 async def test_a_client_may_send_the_body_without_waiting() -> None:
     """RFC 9110 section 10.1.1: it does not have to wait for ever; then nobody needs to tell it to go on.
 
-    An ASGI server does so itself, as soon as somebody wants the body.
+    An ASGI server does so itself, as soon as the application reads the body.
     """
 
     async def script(connection: Connection) -> None:

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 import httpx
 import pytest
 
-from balancer.frontend.connection import Edge
-from balancer.frontend.exchange import Exchange
+from balancer.frontend.http1_connection import Http1Connection
+from balancer.frontend.http1_exchange import ClientExchange
 from balancer.http.request import Request
 from balancer.telemetry.access_log import AccessLog
 from tests.support import wire
@@ -330,7 +330,7 @@ async def test_a_connection_whose_request_was_refused_is_freed_by_counting_refer
     """The garbage collector comes rarely, and each would wait for it with its head."""
 
     def left() -> int:
-        return sum(isinstance(it, Edge | Exchange | Request) for it in gc.get_objects())
+        return sum(isinstance(it, Http1Connection | ClientExchange | Request) for it in gc.get_objects())
 
     async with Member(forget_all) as member, balance(member, max_body_bytes=100) as running:
         gc.collect()

@@ -58,7 +58,12 @@ async def test_a_repeat_goes_by_the_same_id() -> None:
     async def hang_up(connection: Connection) -> None:
         await connection.head()
 
-    async with Member(hang_up) as bad, Member() as good, balance(bad, good) as running, running.client() as client:
+    async with (
+        Member(hang_up) as bad,
+        Member() as good,
+        balance(bad, good) as running,
+        running.client() as client,
+    ):
         await ask(client, GET, times=2)
         failed = ids(b"".join(bad.received))
         assert failed and set(failed) <= set(ids(b"".join(good.received)))

@@ -1,4 +1,4 @@
-"""Clients that leave whenever they like, by the thousand; afterwards nothing is left of them."""
+"""ClientRegistry that leave whenever they like, by the thousand; afterwards nothing is left of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from balancer.upstream.pool import NativeUpstream
+from balancer.upstream.native import NativeUpstream
 from tests.support.leaks import Leaks
 from tests.support.messages import LAST_GET
 from tests.support.wire import LIMIT, OK, Connection, Member, balance, eventually
@@ -75,7 +75,7 @@ async def test_clients_that_leave_at_any_moment_leave_nothing_behind(caplog: pyt
             await eventually(lambda: upstream.active == 0)
             assert len(running.records) > REQUESTS / 4
             assert all(it.in_flight == 0 for it in running.balancer.membership.members.values())
-            assert len(running.balancer.dispatcher.hold) == 0
+            assert len(running.balancer.dispatcher.queue) == 0
             await eventually(lambda: upstream.idle == 0)  # They expire.
             running.records.clear()  # The record of a request that was cut off names its response.
             await nothing_left(leaks)
@@ -98,7 +98,7 @@ async def test_leak_check_finds_a_task_and_the_objects_of_a_request_that_stays()
         found = leaks.found()
         assert "Running.exchange" in found
         assert "Response" in found
-        assert {"Exchange", "HttpVisit"} & set(found)
+        assert {"ClientExchange", "HttpRequest"} & set(found)
         answer.set()
         assert (await exchange).endswith(b"ok")
         del exchange

@@ -117,8 +117,8 @@ async def test_a_client_that_leaves_while_it_is_held_leaves_the_queue() -> None:
     async with balance(queue_timeout=30) as running:
         async with running.client() as client:
             await client.send(GET)
-            await eventually(lambda: len(running.balancer.dispatcher.hold) == 1)
-        await eventually(lambda: len(running.balancer.dispatcher.hold) == 0)
+            await eventually(lambda: len(running.balancer.dispatcher.queue) == 1)
+        await eventually(lambda: len(running.balancer.dispatcher.queue) == 0)
 
 
 EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -133,7 +133,7 @@ async def test_on_shutdown_events_end_as_a_complete_response() -> None:
     async with Member(script) as member, balance(member) as running, running.client() as client:
         await client.send(GET)
         await client.until(b"data: 1\n\n")
-        await running.balancer.proxy.end_endless()
+        await running.balancer.proxy.end_streams()
         assert await client.until(b"0\r\n\r\n") == b"\r\n0\r\n\r\n"
         await running.idle()
         assert running.records[0].error == "shutting_down"
@@ -153,7 +153,7 @@ async def test_on_shutdown_an_event_under_way_is_finished_first() -> None:
     async with Member(script) as member, balance(member) as running, running.client() as client:
         await client.send(GET)
         await client.until(b"data:")
-        await running.balancer.proxy.end_endless()
+        await running.balancer.proxy.end_streams()
         assert running.balancer.proxy.active == 1
         go.set()
         assert (await client.until(b"0\r\n\r\n")).endswith(b" 1\n\n\r\n0\r\n\r\n")
@@ -171,6 +171,6 @@ async def test_on_shutdown_a_stream_that_may_end_by_itself_goes_on() -> None:
     async with Member(script) as member, balance(member) as running, running.client() as client:
         await client.send(GET)
         await client.until(b"a\n\n")
-        await running.balancer.proxy.end_endless()
+        await running.balancer.proxy.end_streams()
         go.set()
         assert b"b\n\n" in await client.until(b"0\r\n\r\n")

@@ -135,7 +135,7 @@ async def test_a_handshake_waits_for_a_member() -> None:
     port = free_port()
     async with balance(Address("127.0.0.1", port), wait=False) as running:
         waiting = asyncio.create_task(dial(running).__aenter__())
-        await eventually(lambda: len(running.balancer.dispatcher.hold) == 1)
+        await eventually(lambda: len(running.balancer.dispatcher.queue) == 1)
         async with serve(echo, "127.0.0.1", port):
             client = await waiting
             await client.send("hi")
@@ -146,9 +146,9 @@ async def test_a_handshake_waits_for_a_member() -> None:
 async def test_a_client_that_leaves_while_it_waits_costs_nothing() -> None:
     async with balance(Address("127.0.0.1", free_port()), wait=False) as running:
         waiting = asyncio.create_task(dial(running).__aenter__())
-        await eventually(lambda: len(running.balancer.dispatcher.hold) == 1)
+        await eventually(lambda: len(running.balancer.dispatcher.queue) == 1)
         waiting.cancel()
-        await eventually(lambda: len(running.balancer.dispatcher.hold) == 0)
+        await eventually(lambda: len(running.balancer.dispatcher.queue) == 0)
         await running.idle()
 
 
@@ -384,7 +384,7 @@ async def test_on_shutdown_both_sides_get_1001() -> None:
     async with member(wait) as one, balance(one) as running, dial(running) as client:
         await client.send("hi")
         await client.recv()
-        leaving = asyncio.create_task(running.balancer.proxy.end_endless())
+        leaving = asyncio.create_task(running.balancer.proxy.end_streams())
         assert await closing(client) == (1001, "the balancer is shutting down")
         await leaving
         assert await asyncio.wait_for(closed, LIMIT) == 1001

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from balancer.errors import OURS, ConnectionDied, Refusal, connect_failed
+from balancer.errors import LOCAL_RESOURCE_ERRNOS, ConnectionDied, Refusal, connect_failed
 from balancer.http.headers import Headers
 from balancer.http.serialize import request_head
 from balancer.types import Address
@@ -44,7 +44,7 @@ class NativeUpstream(ConnectionPool):
             connection.abort()
             raise
         response = Response(
-            connection, request.method == "HEAD", request.repeatable, request.upgrade != b"", request.inform
+            connection, request.method == "HEAD", request.repeatable, request.upgrade != b"", request.on_interim
         )
         response.uploaded = rest is None
         connection.begin(response, data)
@@ -61,7 +61,7 @@ class NativeUpstream(ConnectionPool):
                     lambda: MemberConnection(address, self._timeouts, member_pool), *address
                 )
         except OSError as error:
-            if error.errno in OURS:
+            if error.errno in LOCAL_RESOURCE_ERRNOS:
                 words = f"the balancer cannot open another connection: {os.strerror(error.errno)}"
                 raise Refusal(503, "overloaded", words, retry_after=1) from error
             raise connect_failed(error, self._timeouts.connect) from error

@@ -15,8 +15,8 @@ from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import DirectSink, Sink
 from balancer.http.headers import connection, nominated
 from balancer.http.request import Request
+from balancer.plugins.hook_api import HookRequest, HookResponse
 from balancer.plugins.hook_chain import HookChain
-from balancer.plugins.hooks import HookRequest, HookResponse
 from balancer.upstream.base import UpstreamResponse
 
 
@@ -28,58 +28,62 @@ class HookedDispatcher(Dispatcher):
         self._chain = chain
 
     def begin(self, request: Request) -> RequestContext:
-        course = super().begin(request)
+        context = super().begin(request)
         if self._chain.on_requests:
-            own = course.request = _own(request)
-            seen = course.seen = HookRequest(own, course.id)
-            course.refusal = self._chain.request(seen)
-            own.headers = seen.headers.pairs
+            own = context.request = _own(request)
+            hook_request = context.hook_request = HookRequest(own, context.id)
+            context.refusal = self._chain.request(hook_request)
+            own.headers = hook_request.headers.pairs
         else:
-            seen = course.seen = HookRequest(request, course.id)
-        seen.headers.freeze()
-        return course
+            hook_request = context.hook_request = HookRequest(request, context.id)
+        hook_request.headers.freeze()
+        return context
 
-    def at_once(self, course: RequestContext, sink: DirectSink, body: bytes, seen: HookRequest | None = None) -> bool:
-        return course.refusal is None and super().at_once(course, sink, body, course.seen)
+    def try_send_nowait(
+        self, context: RequestContext, sink: DirectSink, body: bytes, hook_request: HookRequest | None = None
+    ) -> bool:
+        return context.refusal is None and super().try_send_nowait(context, sink, body, context.hook_request)
 
-    async def _exchange(self, course: RequestContext, sink: Sink) -> None:
-        if not course.response:
-            _raise(course)
-        await super()._exchange(course, sink)
+    async def _exchange(self, context: RequestContext, sink: Sink) -> None:
+        if not context.response:
+            _raise(context)
+        await super()._exchange(context, sink)
 
-    def news(self, course: RequestContext, sink: DirectSink, seen: HookRequest | None = None) -> None:
-        response = course.response
+    def on_response_progress(
+        self, context: RequestContext, sink: DirectSink, hook_request: HookRequest | None = None
+    ) -> None:
+        response = context.response
         if response and response.complete and response.started:
             before = response.headers
-            self._ask(course, response)
-            if course.refusal:
-                course.listen_no_more()
-                sink.go_on()  # ``_heard`` follows.
+            self._ask(context, response)
+            if context.refusal:
+                context.stop_listening()
+                sink.continue_in_task()  # ``_on_response_head`` follows.
                 return
             if response.headers is not before:
                 response.lines = b""
-        super().news(course, sink, course.seen)
+        super().on_response_progress(context, sink, context.hook_request)
 
-    def _heard(self, course: RequestContext, response: UpstreamResponse) -> None:
-        if not course.refusal:
-            self._ask(course, response)
-        _raise(course)
+    def _on_response_head(self, context: RequestContext, response: UpstreamResponse) -> None:
+        if not context.refusal:
+            self._ask(context, response)
+        _raise(context)
 
-    def _ask(self, course: RequestContext, response: UpstreamResponse) -> None:
+    def _ask(self, context: RequestContext, response: UpstreamResponse) -> None:
         """Have the hooks see a response, once."""
-        if self._chain.on_responses and course.member and course.seen:
-            heard = HookResponse(response.status, response.headers, course.member)
-            course.refusal = self._chain.response(course.seen, heard)
+        if self._chain.on_responses and context.member and context.hook_request:
+            heard = HookResponse(response.status, response.headers, context.member)
+            context.refusal = self._chain.response(context.hook_request, heard)
             response.headers = heard.headers.pairs
 
 
-def _raise(course: RequestContext) -> None:
+def _raise(context: RequestContext) -> None:
     """Raise the refusal of a hook, if there is one."""
     try:
-        if course.refusal:
-            raise course.refusal
+        if context.refusal:
+            raise context.refusal
     finally:
-        course.refusal = None  # It knows this frame, and so the course: reference counts shall free them.
+        context.refusal = None  # It knows this frame, and so the context: reference counts shall free them.
 
 
 def _own(request: Request) -> Request:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.discovery.wire import Reply, Service, unpack
+from balancer.discovery.dns_message import Reply, Service, unpack
 
 A, AAAA = dns.rdatatype.A, dns.rdatatype.AAAA
 NAMES = ["apps.", "w1.apps.", "w2.apps.", "W1.Apps.", "db.other.example.", "x."]

@@ -14,7 +14,7 @@ from math import inf
 import httptools
 
 from balancer.http.headers import HOP_BY_HOP, Headers, content_length, nominated, trailers
-from balancer.upstream.exchange import Exchange
+from balancer.upstream.exchange import MemberExchange
 
 # Interim responses before a final one.
 INTERIM_MAX = 20
@@ -37,9 +37,9 @@ class ResponseParser:
         self._parser = httptools.HttpResponseParser(self)
         # Header lines since the last head, or trailers.
         self._headers: Headers = []
-        self.exchange: Exchange | None = None
+        self.exchange: MemberExchange | None = None
 
-    def feed(self, exchange: Exchange, data: memoryview) -> None:
+    def feed(self, exchange: MemberExchange, data: memoryview) -> None:
         """Parse bytes of the exchange under way."""
         try:
             self._parser.feed_data(data)
@@ -97,7 +97,7 @@ class ResponseParser:
             if status == 101:
                 _switch(exchange, headers, received)
             else:
-                _inform(exchange, status, headers)
+                _pass_on_interim(exchange, status, headers)
 
     def on_body(self, piece: bytes) -> None:
         exchange = self.exchange
@@ -117,7 +117,7 @@ class ResponseParser:
         self._headers = []
 
 
-def _switch(exchange: Exchange, headers: Headers, received: Headers) -> None:
+def _switch(exchange: MemberExchange, headers: Headers, received: Headers) -> None:
     """End HTTP on the connection with a 101, whose header lines are all in ``received``."""
     if not exchange.may_switch:
         exchange.protocol_error = _SWITCHED_UNASKED
@@ -129,7 +129,7 @@ def _switch(exchange: Exchange, headers: Headers, received: Headers) -> None:
     exchange.deadline = inf
 
 
-def _inform(exchange: Exchange, status: int, headers: Headers) -> None:
+def _pass_on_interim(exchange: MemberExchange, status: int, headers: Headers) -> None:
     """Pass an interim response on."""
     if exchange.interim_count > INTERIM_MAX:
         exchange.protocol_error = f"more than {INTERIM_MAX} interim responses"
@@ -137,8 +137,8 @@ def _inform(exchange: Exchange, status: int, headers: Headers) -> None:
     if status == 100 and exchange.awaits_continue:
         exchange.awaits_continue = False
         exchange.deadline = inf  # The client is waited for, whose time is not the member's.
-    if exchange.inform:
-        exchange.inform(status, headers)
+    if exchange.on_interim:
+        exchange.on_interim(status, headers)
 
 
 def read_headers(received: Headers) -> tuple[Headers, bool, bool, str]:

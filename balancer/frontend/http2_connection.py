@@ -32,8 +32,8 @@ from uvicorn.server import ServerState
 from balancer.config.settings import Settings
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal
-from balancer.frontend.clients import Clients
 from balancer.frontend.phases import Phase, timeout
+from balancer.frontend.registry import ClientRegistry
 from balancer.http.headers import Headers
 from balancer.http.validation import check, malformed
 from balancer.types import Message, Receive, Scope, Send
@@ -53,11 +53,11 @@ _METHOD = re.compile(rb"[A-Z][A-Z0-9_-]*")
 _ASCII = re.compile(rb"[\x21-\x7e]+")
 
 
-class Http2Edge(ZttpH2Protocol):
+class Http2Connection(ZttpH2Protocol):
     """One client connection that speaks HTTP/2."""
 
     def __init__(
-        self, clients: Clients, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
+        self, clients: ClientRegistry, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
     ) -> None:
         super().__init__(config, server_state, app_state)
         self._clients = clients
@@ -132,12 +132,12 @@ class Http2Edge(ZttpH2Protocol):
             self._retire()
         fields = [(name.lower(), value) for name, value in event.headers]
         if self.shutdown_requested:
-            self._refuse(event, SHUTTING_DOWN)  # The client itself has said that it ends this connection.
+            self._reject(event, SHUTTING_DOWN)  # The client itself has said that it ends this connection.
             return
         try:
             _fit(event, fields, self.limits)
         except Refusal as refusal:
-            self._refuse(event, refusal)
+            self._reject(event, refusal)
             return
         self._deadline = inf
         stream = _Stream(self, event, _join_cookies(fields))
@@ -183,7 +183,7 @@ class Http2Edge(ZttpH2Protocol):
         else:
             self._deadline = now + timeout(Phase.IDLE, self.limits)
 
-    def _refuse(self, event: zttp.Request, refusal: Refusal) -> None:
+    def _reject(self, event: zttp.Request, refusal: Refusal) -> None:
         status, fields, text = refusal_response(refusal)
         stream = self.conn.stream(event.stream_id)
         stream.send_response(status, fields)
@@ -207,7 +207,7 @@ class Http2Edge(ZttpH2Protocol):
             stream.reset(code)
             self.flush()
 
-    def look(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """Cut off a client that keeps its connection for nothing."""
         unread = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
         if unread != self._stuck[0]:
@@ -221,7 +221,7 @@ class Http2Edge(ZttpH2Protocol):
 class _Stream:
     """One request. ``gone``: its client has left."""
 
-    def __init__(self, connection: Http2Edge, event: zttp.Request, fields: Headers) -> None:
+    def __init__(self, connection: Http2Connection, event: zttp.Request, fields: Headers) -> None:
         self._connection = connection
         self._limits = connection.limits
         self._handle = connection.conn.stream(event.stream_id)

@@ -31,7 +31,7 @@ _ACCEPTED_HOST = "a host such as shop.example or *.shop.example, without a port"
 _ACCEPTED_PATH = "a path prefix such as /api, without . and .., //, ; ? # % and \\"
 
 
-class Draft:
+class TableBuilder:
     """A table in the making, and what is wrong with it."""
 
     def __init__(self, settings: Settings) -> None:

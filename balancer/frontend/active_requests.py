@@ -19,14 +19,14 @@ from balancer.http.request import Request
 END_OF_EVENT = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
-class Visit:
+class ActiveRequest:
     """One request of one client, by whatever way it came.
 
     ``task`` serves it, until there is nothing left to cancel; ``started``: the response has begun;
-    ``cancelled``: ``end`` has ended it. ``course``: what the dispatcher makes of it, while the visit is under way.
+    ``cancelled``: ``end`` has ended it. ``context``: what the dispatcher makes of it, while it is under way.
     """
 
-    course: RequestContext
+    context: RequestContext
     task: asyncio.Task[Any] | None = None
     started = False
     cancelled = False
@@ -46,7 +46,7 @@ class Visit:
         if self.task:
             self.task.cancel(self.refusal.token if self.refusal else "client_gone")
 
-    async def go_away(self) -> None:
+    async def begin_shutdown(self) -> None:
         """The balancer is about to exit: end here what would not end by itself."""
         fields = dict(self._headers)
         self._leaving = fields.get(b"content-type", b"").startswith(b"text/event-stream") and not (
@@ -66,7 +66,7 @@ class Visit:
         raise NotImplementedError
 
     def watch(self, began_before: float) -> None:
-        """See to it that a client that leaves is noticed, if the visit has lasted since then."""
+        """Have a client that leaves noticed, if the request has lasted since ``began_before``."""
 
     def unwatch(self) -> None:
         """Stop watching for the client to leave."""
@@ -85,7 +85,7 @@ class ActiveRequests:
     def __init__(self, dispatcher: Dispatcher | None) -> None:
         self.dispatcher = dispatcher
         self.on_switch: list[Callable[[], None]] = []
-        self.visits: set[Visit] = set()
+        self.in_flight: set[ActiveRequest] = set()
 
     def choose(self, request: Request) -> RequestHandler:
         """Who serves a request; asked within the step that begins it."""
@@ -97,38 +97,38 @@ class ActiveRequests:
         assert self.dispatcher
         self.dispatcher.refused(request, refusal)
 
-    async def serve(self, visit: Visit, course: RequestContext, sink: Sink, task: asyncio.Task[Any]) -> None:
-        """Answer the request of a visit, by whatever front end it came. ``task`` is the one that runs this."""
-        visit.course = course
-        self.visits.add(visit)
+    async def serve(self, active: ActiveRequest, context: RequestContext, sink: Sink, task: asyncio.Task[Any]) -> None:
+        """Answer a client's request, whatever front end it came by. ``task`` is the one that runs this."""
+        active.context = context
+        self.in_flight.add(active)
         try:
-            await course.dispatcher.run(course, sink)
+            await context.dispatcher.run(context, sink)
         except (TruncatedResponse, ClientGone):
             pass  # The front end finds the response incomplete and breaks the connection.
         except asyncio.CancelledError:
-            if not visit.cancelled:
+            if not active.cancelled:
                 raise
             task.uncancel()
-            if visit.refusal and not visit.started:
+            if active.refusal and not active.started:
                 with suppress(ClientGone):  # The client may have left since it was cut.
-                    await refuse(visit.refusal, sink)
+                    await refuse(active.refusal, sink)
         finally:
-            self.visits.discard(visit)
-            visit.unwatch()
+            self.in_flight.discard(active)
+            active.unwatch()
 
     @property
     def active(self) -> int:
         """Requests in progress."""
-        return len(self.visits)
+        return len(self.in_flight)
 
-    async def end_endless(self) -> None:
+    async def end_streams(self) -> None:
         """The balancer is about to exit: end what would not end by itself, so that its client goes elsewhere.
 
         WebSockets are closed with 1001; server-sent events end as a complete response, after an event.
         """
-        await asyncio.gather(*(it.go_away() for it in list(self.visits)))
+        await asyncio.gather(*(it.begin_shutdown() for it in list(self.in_flight)))
 
-    def cut(self) -> None:
+    def abort_all(self) -> None:
         """The balancer is about to exit: end every request still in progress, those without a response by a 503."""
-        for visit in list(self.visits):
-            visit.end(SHUTTING_DOWN)
+        for active in list(self.in_flight):
+            active.end(SHUTTING_DOWN)

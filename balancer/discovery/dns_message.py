@@ -1,12 +1,11 @@
-"""Asks one name server one question: over UDP with EDNS, over TCP where the answer would not fit.
+"""A DNS answer, parsed (RFC 1035 section 4, RFC 2782). No I/O.
 
-dnspython writes the query. Answers are read off the wire here: dnspython makes several objects of each
-record, 22 µs apiece; at a thousand members, once a second, that alone is 2 % of a core.
+dnspython makes several objects of each record, 22 µs apiece. At a thousand members, once a second, that alone is 2 % of
+a core: so the records that name members are read here, and only what is rare goes to dnspython.
 """
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,17 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import dns.message
-import dns.name
 import dns.rdatatype
-
-from balancer.types import Address
-
-# Docker's DNS cuts an answer to the size asked for: without EDNS to 512 bytes, some 24 addresses.
-EDNS_PAYLOAD = 4096
-# What two bytes of length can say (RFC 1035 section 4.2.2).
-MAX_MESSAGE = 65535
-# Limit for one query, in seconds: Docker forwards unknown names and may take that long to give up.
-QUERY_TIMEOUT = 5.0
 
 _HEADER = struct.Struct("!6H")
 _RECORD = struct.Struct("!HHIH")
@@ -176,26 +165,13 @@ def _name(wire: bytes, at: int, known: dict[int, bytes]) -> bytes:
     return known[begin]
 
 
-async def ask(server: Address, name: dns.name.Name, record: str, by_tcp: bool = False) -> Reply:
-    """The server's reply. ``by_tcp``: do not try UDP first.
-
-    Raises TimeoutError after QUERY_TIMEOUT seconds, OSError if the server cannot be asked or makes no sense.
-    """
-    query = dns.message.make_query(name, record, use_edns=0, payload=EDNS_PAYLOAD).to_wire()
-    async with asyncio.timeout(QUERY_TIMEOUT):
-        if not by_tcp:
-            wire = await _over_udp(server, query)
-            if not int.from_bytes(wire[2:4]) & _TRUNCATED:
-                return Reply(wire, over_tcp=False)
-        wire = await _over_tcp(server, query)
-        if int.from_bytes(wire[2:4]) & _TRUNCATED:
-            # Who is missing from it would be taken for gone.
-            raise OSError(f"the answer is cut short even over TCP, where {MAX_MESSAGE} bytes are the limit")
-        return Reply(wire, over_tcp=True)
+def is_truncated(wire: bytes) -> bool:
+    """Whether the answer is cut short (TC, RFC 1035 section 4.1.1)."""
+    return bool(int.from_bytes(wire[2:4]) & _TRUNCATED)
 
 
-def _answers(wire: bytes, query: bytes) -> bool:
-    """Whether this is the response to the query: same number, same question."""
+def answers(wire: bytes, query: bytes) -> bool:
+    """Whether this is the response to the query: same number, same question (RFC 5452 section 9.1)."""
     question_end = _after_name(query, _HEADER.size) + 4
     return (
         len(wire) >= _HEADER.size
@@ -203,56 +179,3 @@ def _answers(wire: bytes, query: bytes) -> bool:
         and bool(int.from_bytes(wire[2:4]) & _RESPONSE)
         and wire[_HEADER.size : question_end].lower() == query[_HEADER.size : question_end].lower()
     )
-
-
-class _Datagrams(asyncio.DatagramProtocol):
-    def __init__(self, query: bytes) -> None:
-        self._query = query
-        self._transport: asyncio.BaseTransport | None = None
-        self._closed = False
-        self.reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        if self._closed:
-            transport.close()
-
-    def close(self) -> None:
-        """Also where the transport is yet to come: who waited for it has given up."""
-        self._closed = True
-        if self._transport:
-            self._transport.close()
-
-    def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
-        # Anything else is a stray or forged packet: go on waiting.
-        if _answers(data, self._query) and not self.reply.done():
-            self.reply.set_result(data)
-
-    def error_received(self, error: Exception) -> None:
-        if not self.reply.done():
-            self.reply.set_exception(error)
-
-
-async def _over_udp(server: Address, query: bytes) -> bytes:
-    protocol = _Datagrams(query)
-    try:
-        # When cancelled, uvloop leaves the socket open here, and then waits for it for ever when the loop is closed.
-        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: protocol, remote_addr=server)
-        transport.sendto(query)
-        return await protocol.reply
-    finally:
-        protocol.close()
-
-
-async def _over_tcp(server: Address, query: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(*server)
-    try:
-        writer.write(len(query).to_bytes(2) + query)
-        wire = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-    except asyncio.IncompleteReadError as error:
-        raise OSError("the name server closed the connection") from error
-    finally:
-        writer.close()
-    if not _answers(wire, query):
-        raise OSError("the name server answered another question")
-    return wire

@@ -13,8 +13,8 @@ from uvicorn.server import ServerState
 from balancer import malloc
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.frontend.active import ActiveRequests
-from balancer.frontend.connection import Edge
+from balancer.frontend.active_requests import ActiveRequests
+from balancer.frontend.http1_connection import Http1Connection
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 
@@ -30,11 +30,11 @@ class Connection(Protocol):
 
     peer: str
 
-    def look(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """Cut off a client that has been waited for too long. ``now`` is a reading of the loop's clock."""
 
 
-class Clients:
+class ClientRegistry:
     """The connections of a listener, and the limits that they have to keep."""
 
     def __init__(self, proxy: ActiveRequests, settings: Settings) -> None:
@@ -52,18 +52,18 @@ class Clients:
         proxy.on_switch.append(self._forget)
         # Each answer is the last of its connection from now on; how long those may idle that have had one.
         self.stopping = False
-        self.patience = 0.0
+        self.idle_grace = 0.0
 
     def _forget(self) -> None:
         """Routes have changed: each request, also one that has come before, has to find its own anew."""
         self.requests = Memo()
 
-    def stop(self, patience: float) -> None:
+    def stop(self, idle_grace: float) -> None:
         """The listener is about to close: what clients have asked for, or are just asking for, is answered.
 
-        A client that has its answer may be sending the next request; it is given ``patience`` seconds to do so.
+        A client that has its answer may be sending the next request; it is given ``idle_grace`` seconds to do so.
         """
-        self.patience = patience
+        self.idle_grace = idle_grace
         self.stopping = True
 
     def __call__(
@@ -72,9 +72,9 @@ class Clients:
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> Edge:
+    ) -> Http1Connection:
         """A protocol for a new connection, as uvicorn asks for it."""
-        return Edge(self, server_state)
+        return Http1Connection(self, server_state)
 
     def admit(self, connection: Connection) -> None:
         """Count a new connection. Raises Refusal where there are too many."""
@@ -116,7 +116,7 @@ class Clients:
         left = left or self._round()
         batch, left = left[:SWEEP_BATCH], left[SWEEP_BATCH:]
         for connection in batch:
-            connection.look(now)
+            connection.check_timeouts(now)
         if self.connections:
             self._sweeper = loop.call_later(0 if left else SWEEP_SECONDS, self._sweep, left)
         else:

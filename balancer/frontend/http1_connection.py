@@ -10,7 +10,7 @@ Rules (RFC 9110, RFC 9112):
   before the last is answered.
 * What a client sends is held only up to a high-water mark; then reading pauses. What it does not read is
   held only up to the transport's.
-* There is no timer for a connection, and no clock is read for it: ``Clients`` looks at all of them once a
+* There is no timer for a connection, and no clock is read for it: ``ClientRegistry`` looks at all of them once a
   second. A connection in the same phase on two sweeps has been in it the whole time between.
 """
 
@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
-from balancer.frontend.exchange import Exchange
+from balancer.frontend.http1_exchange import ClientExchange
 from balancer.frontend.phases import Phase, timeout
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.http.headers import Headers, plain_address
@@ -36,7 +36,7 @@ from balancer.http.validation import check, head_size, headers_too_large, malfor
 from balancer.upstream.base import UpstreamResponse
 
 if TYPE_CHECKING:
-    from balancer.frontend.clients import Clients
+    from balancer.frontend.registry import ClientRegistry
 
 # Seconds in which a client that has closed its side may still get its answers.
 HALF_CLOSED_SECONDS = 0.5
@@ -53,20 +53,46 @@ PIPELINE_MAX = 100
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class Edge(asyncio.Protocol):
+class Http1Connection(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_begun", "_body_bytes", "_current", "_fields", "_head_bytes", "_last", "_lingers", "_messages",
-        "_origin", "_parser", "_queue", "_quiet", "_receiving", "_refusal", "_refused", "_rest", "_scheme",
-        "_server_state", "_since", "_stuck", "_target", "_waits_for", "clients", "dispatcher", "loop", "peer",
-        "reading", "transport", "visits", "writable",
+        "_begun",
+        "_body_bytes",
+        "_current",
+        "_fields",
+        "_head_bytes",
+        "_last",
+        "_lingers",
+        "_messages",
+        "_origin",
+        "_parser",
+        "_queue",
+        "_quiet",
+        "_receiving",
+        "_refusal",
+        "_refused",
+        "_rest",
+        "_scheme",
+        "_server_state",
+        "_since",
+        "_stuck",
+        "_target",
+        "_waits_for",
+        "clients",
+        "dispatcher",
+        "in_flight",
+        "loop",
+        "peer",
+        "reading",
+        "transport",
+        "writable",
     )  # fmt: skip
 
-    def __init__(self, clients: Clients, server_state: ServerState) -> None:
+    def __init__(self, clients: ClientRegistry, server_state: ServerState) -> None:
         self.clients = clients
         self.dispatcher = clients.proxy.dispatcher
-        self.visits = clients.proxy.visits
+        self.in_flight = clients.proxy.in_flight
         self._server_state = server_state
         self.loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
@@ -76,9 +102,9 @@ class Edge(asyncio.Protocol):
         # Client and scheme: what a request is made of besides its bytes.
         self._origin = ""
         # The request that is answered now, those behind it, and the one whose body still comes in.
-        self._current: Exchange | None = None
-        self._queue: deque[Exchange] = deque()
-        self._receiving: Exchange | None = None
+        self._current: ClientExchange | None = None
+        self._queue: deque[ClientExchange] = deque()
+        self._receiving: ClientExchange | None = None
         # The head that comes in; bytes since a message was complete, but for those of its body; messages so far.
         self._target = b""
         self._fields: Headers = []
@@ -120,7 +146,7 @@ class Edge(asyncio.Protocol):
         try:
             self.clients.admit(self)
         except Refusal as refusal:
-            self._refuse(refusal)
+            self._reject(refusal)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._forget(error)
@@ -154,7 +180,7 @@ class Edge(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:  # noqa: C901 - each way that bytes can go, without a call between
         if self._refusal or (self._last and self._receiving is None):
-            return  # It is not a request that anybody waits for.
+            return  # No answer to it is due.
         if self._rest is not None:
             self._rest += data
             if len(self._rest) > HIGH_WATER:
@@ -165,7 +191,7 @@ class Edge(asyncio.Protocol):
         if alone and not self.clients.stopping and (known := self.clients.requests.get(key)):
             # The parser would be after it as it was before.
             self._messages += 1
-            exchange = self._current = Exchange(self, known, "1.1", False)
+            exchange = self._current = ClientExchange(self, known, "1.1", False)
             exchange.complete = True
             exchange.begin()
             return
@@ -175,29 +201,29 @@ class Edge(asyncio.Protocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._on_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(self._refusal or malformed(str(error).lower()))
+            self._reject(self._refusal or malformed(str(error).lower()))
         else:
             if self._refusal:
-                self._refuse(self._refusal)
+                self._reject(self._refusal)
             elif self._head_bytes > self.clients.settings.max_header_bytes:
                 too_much = malformed("there is too much beside the body in its chunks")
-                self._refuse(headers_too_large(self.clients.settings) if self._receiving is None else too_much)
+                self._reject(headers_too_large(self.clients.settings) if self._receiving is None else too_much)
             elif alone and self._queue:
-                self._get_to_know(key)
+                self._cache_request(key)
         if self._queue:
             if self._current is None:
                 self._begin()
             else:
                 self.pause()
 
-    def _get_to_know(self, key: tuple[bytes, str]) -> None:
+    def _cache_request(self, key: tuple[bytes, str]) -> None:
         """Remember a request that came alone and whole, if it has no body and the connection goes on behind it."""
         exchange = self._queue[0]
         request = exchange.request
         whole = exchange.complete and len(self._queue) == 1 and not self._begun
         plain = exchange.version == "1.1" and not (self._last or request.body or request.upgrade)
-        if whole and plain and self.clients.requests.wants(key):
-            self.clients.requests.keep(key, request)
+        if whole and plain and self.clients.requests.seen_before(key):
+            self.clients.requests.put(key, request)
 
     def pause_writing(self) -> None:
         self.writable.clear()
@@ -210,8 +236,8 @@ class Edge(asyncio.Protocol):
         if self._current is not None:
             # The client is told, unless it has the head of its answer already: then it may ask once more.
             self._current.closes = self._current.closes or not self._current.started
-        elif patience := self.clients.patience if self._messages else max(NEW_SECONDS, self.clients.patience):
-            self.loop.call_later(patience, self._close_if_idle)
+        elif idle_grace := self.clients.idle_grace if self._messages else max(NEW_SECONDS, self.clients.idle_grace):
+            self.loop.call_later(idle_grace, self._close_if_idle)
         else:
             self.transport.close()
 
@@ -263,7 +289,7 @@ class Edge(asyncio.Protocol):
         # What has come of a body already counts for that, but for its chunks only the parser knows where they begin.
         self._head_bytes = max(0, self._head_bytes - head_size(target, fields)) if request.chunked else 0
         self._last = closes or len(self._queue) >= PIPELINE_MAX or self.clients.stopping
-        exchange = self._receiving = Exchange(self, request, version, self._last)
+        exchange = self._receiving = ClientExchange(self, request, version, self._last)
         self._queue.append(exchange)
 
     def on_body(self, piece: bytes) -> None:
@@ -291,7 +317,7 @@ class Edge(asyncio.Protocol):
             self.pause()
         exchange.begin()
 
-    def answered(self, exchange: Exchange) -> None:
+    def answered(self, exchange: ClientExchange) -> None:
         """A request is over: go on with the next, or end the connection."""
         self._current = None
         if not exchange.finished:
@@ -303,7 +329,7 @@ class Edge(asyncio.Protocol):
         elif self._queue:
             self._begin()
         elif self._refusal:
-            self._tell(self._refusal)
+            self._send_error(self._refusal)
         elif self._last:
             self.transport.close()
         else:
@@ -312,7 +338,7 @@ class Edge(asyncio.Protocol):
             if self.clients.stopping:
                 self.shutdown()
 
-    def _break(self, exchange: Exchange) -> None:
+    def _break(self, exchange: ClientExchange) -> None:
         """The client must not take what it has for the whole."""
         if exchange.ends_by_closing:
             self.transport.abort()
@@ -320,7 +346,7 @@ class Edge(asyncio.Protocol):
             exchange.flush()
             self.transport.close()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _reject(self, refusal: Refusal) -> None:
         """The client has sent something that cannot be served: say so once everything before has been answered."""
         # With its traceback it would keep alive what it came through, which is this connection, with its head.
         self._refusal = refusal.with_traceback(None)
@@ -328,9 +354,9 @@ class Edge(asyncio.Protocol):
         if receiving:
             receiving.fail(refusal)
         elif self._current is None and not self._queue:
-            self._tell(refusal)
+            self._send_error(refusal)
 
-    def _tell(self, refusal: Refusal) -> None:
+    def _send_error(self, refusal: Refusal) -> None:
         if self.transport.is_closing():
             return
         status, fields, text = refusal_response(refusal)
@@ -360,7 +386,7 @@ class Edge(asyncio.Protocol):
     def _on_upgrade(self, rest: bytes) -> None:
         """httptools has stopped behind a request for another protocol."""
         if self._refusal:
-            self._refuse(self._refusal)
+            self._reject(self._refusal)
         elif self._queue and self._queue[-1].request.upgrade:
             self._rest = rest
         elif not self._last or self._receiving:
@@ -409,7 +435,7 @@ class Edge(asyncio.Protocol):
             self.reading = True
             self.transport.resume_reading()
 
-    def look(self, now: float) -> None:
+    def check_timeouts(self, now: float) -> None:
         """See ``Connection``."""
         limits = self.clients.settings
         unread = 0 if self.writable.is_set() else self.transport.get_write_buffer_size()
@@ -423,10 +449,10 @@ class Edge(asyncio.Protocol):
             return
         waited, phase = now - self._since, waits_for[0]
         if phase is Phase.BODY:
-            self._look_at_body(waited, now)
+            self._check_body_rate(waited, now)
         elif waited > (limit := timeout(phase, limits)):
             if phase is Phase.HEAD and self._head_bytes:
-                self._refuse(Refusal(408, "request_timeout", f"a request head may take {limit:g} s"))
+                self._reject(Refusal(408, "request_timeout", f"a request head may take {limit:g} s"))
             else:
                 self.transport.close()
 
@@ -441,12 +467,12 @@ class Edge(asyncio.Protocol):
             return Phase.HEAD
         return Phase.ACTIVE if self._current else Phase.IDLE
 
-    def _look_at_body(self, waited: float, now: float) -> None:
+    def _check_body_rate(self, waited: float, now: float) -> None:
         limits = self.clients.settings
         if self._body_bytes != self._quiet[0]:
             self._quiet = (self._body_bytes, now)
         elif now > max(self._quiet[1], self._since) + (limit := timeout(Phase.BODY, limits)):
-            self._refuse(Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s"))
+            self._reject(Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s"))
         if waited > RATE_SECONDS and self._body_bytes < limits.min_body_rate * (waited - RATE_SECONDS):
             words = f"the body came with less than {limits.min_body_rate} bytes/s"
-            self._refuse(Refusal(408, "request_timeout", words))
+            self._reject(Refusal(408, "request_timeout", words))

@@ -1,4 +1,4 @@
-"""One request of a client of ``balancer.frontend.connection``: the source of its body and the sink of its response."""
+"""One request of an HTTP/1.1 client: the source of its body and the sink of its response."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from balancer.dispatch.replay import REPLAY_BYTES
 from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal
-from balancer.frontend.active import END_OF_EVENT, Visit
+from balancer.frontend.active_requests import END_OF_EVENT, ActiveRequest
 from balancer.frontend.tunnel import CLOSE_SECONDS, HIGH_WATER, Tunnel
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
@@ -16,13 +16,13 @@ from balancer.http.serialize import NO_BODY, chunk, last_chunk, response_head, r
 from balancer.upstream.base import PendingResponse, UpstreamResponse
 
 if TYPE_CHECKING:
-    from balancer.frontend.connection import Edge
+    from balancer.frontend.http1_connection import Http1Connection
 
 # Pieces from here on are handed to the kernel beside the head rather than copied behind it.
 LARGE = 8 * 1024
 
 
-class Exchange(Visit):
+class ClientExchange(ActiveRequest):
     """``closes``: the connection has to end with this response. ``finished``: all of it has been sent.
 
     ``version``: what HTTP the client speaks. ``complete``: all of the request has come. ``trailers``: the fields that
@@ -43,8 +43,8 @@ class Exchange(Visit):
     _chunked = False
     _tunnel: Tunnel | None = None
 
-    def __init__(self, edge: Edge, request: Request, version: str, closes: bool) -> None:
-        self._edge = edge
+    def __init__(self, connection: Http1Connection, request: Request, version: str, closes: bool) -> None:
+        self._connection = connection
         self.request = request
         self.version = version
         self._is_head = request.method == "HEAD"
@@ -61,7 +61,7 @@ class Exchange(Visit):
         self._size += len(piece)
         self.awaits_continue = False
         if self._size > HIGH_WATER:
-            self._edge.pause()
+            self._connection.pause()
         self._wake()
 
     def fed(self) -> None:
@@ -97,15 +97,15 @@ class Exchange(Visit):
         while not self._pieces and not self.complete:
             if self._error:
                 raise self._error
-            self._edge.resume()  # It may have been paused for the sake of a request before.
-            self._waiter = self._edge.loop.create_future()
+            self._connection.resume()  # It may have been paused for the sake of a request before.
+            self._waiter = self._connection.loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
         piece = self._take()
         if not self.complete:
-            self._edge.resume()
+            self._connection.resume()
         return piece
 
     def _wake(self) -> None:
@@ -116,65 +116,65 @@ class Exchange(Visit):
 
     def begin(self) -> None:
         """It is this request's turn."""
-        edge = self._edge
-        edge.visits.add(self)
+        connection = self._connection
+        connection.in_flight.add(self)
         request = self.request
-        dispatcher = edge.dispatcher or request.pool or edge.clients.proxy.choose(request)
-        course = self.course = dispatcher.begin(request)
+        dispatcher = connection.dispatcher or request.pool or connection.clients.proxy.choose(request)
+        context = self.context = dispatcher.begin(request)
         body = b"" if request.body is None else self._at_hand()
-        if body is None or not dispatcher.at_once(course, self, body):
-            self.go_on()
+        if body is None or not dispatcher.try_send_nowait(context, self, body):
+            self.continue_in_task()
 
-    def go_on(self) -> None:
-        self.task = self._edge.loop.create_task(self._serve())
+    def continue_in_task(self) -> None:
+        self.task = self._connection.loop.create_task(self._serve())
 
     async def _serve(self) -> None:
         assert self.task
         try:
-            await self._edge.clients.proxy.serve(self, self.course, self, self.task)
+            await self._connection.clients.proxy.serve(self, self.context, self, self.task)
         finally:
             self._over()
 
-    def news(self) -> None:
-        course = self.course
-        course.dispatcher.news(course, self)
+    def on_response_progress(self) -> None:
+        context = self.context
+        context.dispatcher.on_response_progress(context, self)
         if self.finished:
-            self._edge.visits.discard(self)
+            self._connection.in_flight.discard(self)
             self._over()
 
     def _over(self) -> None:
         # Without these, reference counts alone free all that a request was made of.
-        del self.course
+        del self.context
         self.request.body = None
         if self._error:
             self._error.__traceback__ = None
-        self._edge.answered(self)
+        self._connection.answered(self)
 
     def end(self, refusal: Refusal | None = None) -> None:
         if self.cancelled or (self.finished and self.task is None):
             return
         if self.task is None:
             # What waits for its response without a task gets one, so that it ends like any other.
-            self.course.listen_no_more()
-            self.go_on()
+            self.context.stop_listening()
+            self.continue_in_task()
         self.cancelled, self.refusal = True, refusal
         # A task that is cancelled before it has begun never begins, and cleans up nothing.
-        self._edge.loop.call_soon(self.cancel)
+        self._connection.loop.call_soon(self.cancel)
 
     # The response.
 
-    def inform(self, status: int, headers: Headers) -> None:
+    def send_interim(self, status: int, headers: Headers) -> None:
         if self.started or self.version != "1.1":
             return
         if status == 100:
             if not self.awaits_continue or self.complete:
                 return  # It is there already, or on its way.
             self.awaits_continue = False
-        self._edge.transport.write(response_head(status, headers))
+        self._connection.transport.write(response_head(status, headers))
 
     def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
         self.started = self.finished = True
-        transport = self._edge.transport
+        transport = self._connection.transport
         if transport.is_closing():
             return
         head = self._render(response.status, headers, response.lines if headers is response.headers else b"")
@@ -214,16 +214,16 @@ class Exchange(Visit):
         self._sent = END_OF_EVENT[0]
         self._head = self._render(status, headers)
         # Head and body leave together where the body is at hand, and the head alone where it is not.
-        self._edge.loop.call_soon(self.flush)
+        self._connection.loop.call_soon(self.flush)
 
     def flush(self) -> None:
         head, self._head = self._head, b""
         if head:
-            self._edge.transport.write(head)
+            self._connection.transport.write(head)
 
     async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
-        edge = self._edge
-        if edge.transport.is_closing():
+        connection = self._connection
+        if connection.transport.is_closing():
             raise ClientGone
         if self.finished:
             # It was ended between two events, and the task has not come to the point where it learns that.
@@ -239,23 +239,23 @@ class Exchange(Visit):
             if not more:
                 tail += last_chunk(trailers)
         if len(data) < LARGE:
-            edge.transport.write(head + data + tail)
+            connection.transport.write(head + data + tail)
         else:
-            edge.transport.writelines([head, data, tail])
+            connection.transport.writelines([head, data, tail])
         if not more:
             self.finished = True
             self.task = None
             return
         self._sent = b""
-        if not edge.writable.is_set():
-            await edge.writable.wait()
+        if not connection.writable.is_set():
+            await connection.writable.wait()
         self._sent = data
         if self._leaving:
             await self._end_between_events()
 
     async def _complete(self) -> None:
         self.flush()
-        self._edge.transport.write(b"0\r\n\r\n" if self._chunked else b"")
+        self._connection.transport.write(b"0\r\n\r\n" if self._chunked else b"")
         self.finished = True
 
     # Another protocol.
@@ -264,16 +264,16 @@ class Exchange(Visit):
         self.started = True
         upgrade = response.upgrade or self.request.upgrade
         head = response_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
-        self._edge.transport.write(head)
+        self._connection.transport.write(head)
         # A member that names a protocol that was not asked for does not make the client speak it.
         asked = [it.strip() for it in self.request.upgrade.lower().split(b",")]
         websocket = upgrade.lower() == b"websocket" and b"websocket" in asked
-        self._tunnel = self._edge.become_tunnel(response, websocket)
+        self._tunnel = self._connection.become_tunnel(response, websocket)
         await self._tunnel.run(count)
 
-    async def go_away(self) -> None:
+    async def begin_shutdown(self) -> None:
         if self._tunnel and self.task:
             if self._tunnel.leave():
                 await asyncio.wait([self.task], timeout=CLOSE_SECONDS)
         else:
-            await super().go_away()
+            await super().begin_shutdown()
