@@ -47,7 +47,8 @@ async def test_while_it_leaves_it_serves_and_every_response_closes_its_connectio
             while (await page.get(f"http://{admin}/readyz")).status_code != 200:
                 await asyncio.sleep(0.02)  # Of several processes each reports once a second.
         serve.process.terminate()
-        await serve.logged("leaving")
+        for _ in range(int(processes)):
+            await serve.logged("leaving")  # Each of them says so.
         assert b"\r\nconnection: close\r\n" in await ask(client)
         assert await client.reader.read() == b""
         async with serve.client() as new:
