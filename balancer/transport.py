@@ -34,8 +34,8 @@ import httpx
 from balancer.asgi.app import Proxy
 from balancer.config.settings import Settings
 from balancer.dispatch.context import RequestContext
+from balancer.dispatch.interfaces import PENDING, STARTED, ActiveRequest
 from balancer.errors import ClientGone, Refusal, SilentResponse
-from balancer.frontend.active_requests import ActiveRequest
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
 from balancer.http.request import Request
 from balancer.http.validation import check_passed
@@ -54,7 +54,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
     Or a LoadBalancer that the caller owns, which may be mounted in an application at the same time: its members and
     what is known of them are shared, and it is not closed with the client.
 
-    ``response.extensions["balancer"]`` is the ``balancer.dispatch.record.RequestRecord`` of the call: who answered,
+    ``response.extensions["balancer"]`` is the ``balancer.dispatch.context.RequestRecord`` of the call: who answered,
     who failed it before, how long it was queued, and the token of ``X-Balancer-Error``, if the balancer answered.
     """
 
@@ -175,7 +175,7 @@ class _Call(ActiveRequest):
 
     async def _serve(self, proxy: Proxy) -> None:
         task = self.running
-        await proxy.serve(self, self.context, self, task)
+        await proxy.serve(self, self.context, task)
 
     def _over(self, running: asyncio.Task[None]) -> None:
         self.task = None
@@ -226,7 +226,7 @@ class _Call(ActiveRequest):
         """httpx has no words for interim responses."""
 
     async def start(self, status: int, headers: Headers) -> None:
-        self.started = True
+        self.state = STARTED
         self.status, self.fields = status, headers
         self._tell()
 
@@ -252,14 +252,14 @@ class _Call(ActiveRequest):
     async def wait_for_head(self) -> None:
         """Raises what httpx should if the head does not come."""
         look = min((it for it in self._limits.values() if it), default=inf)
-        while not (self.started or self.running.done()):
+        while self.state is PENDING and not self.running.done():
             due, error = self._deadline()
             now = self._loop.time()
             if due <= now:
                 raise error
             # When a member is found is not told: who looks again in time does not miss it.
             await self._wait_until(min(due, now + look))
-        if not self.started:
+        if self.state is PENDING:
             raise self._broken()
 
     def _deadline(self) -> tuple[float, httpx.TimeoutException]:
@@ -311,7 +311,9 @@ class _Call(ActiveRequest):
             last = self.context.attempts[-1]
             kind = httpx.ReadTimeout if last.reason == SilentResponse.reason else httpx.RemoteProtocolError
             return kind(str(last))
-        return httpx.ReadError(str(self.refusal) if self.refusal else "the call was broken off")
+        return httpx.ReadError(
+            str(self.close_reason) if isinstance(self.close_reason, Refusal) else "the call was broken off"
+        )
 
     async def aclose(self) -> None:
         self.end()

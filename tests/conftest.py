@@ -14,7 +14,7 @@ import uvicorn.server
 import uvloop
 from hypothesis import settings
 
-from balancer.frontend import phases, registry
+from balancer.frontend import client_connection, registry
 from balancer.upstream.httpx_adapter import HttpxUpstream
 from balancer.upstream.native import NativeUpstream
 from tests.support import wire
@@ -109,6 +109,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Limits of tenths of seconds."""
     for name in ("header_timeout", "keepalive_timeout", "stream_idle_timeout"):
         monkeypatch.setitem(wire.defaults, name, 0.3)
-    monkeypatch.setattr(phases, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.3)
     monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
     yield

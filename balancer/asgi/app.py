@@ -15,10 +15,10 @@ import time
 from balancer.asgi.request import HttpRequest, make_request
 from balancer.asgi.scope import prefix
 from balancer.asgi.websocket import WebSocketRequest
+from balancer.dispatch.active_requests import ActiveRequests
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.refusals import refuse
 from balancer.errors import Refusal
-from balancer.frontend.active_requests import ActiveRequests
 from balancer.http.validation import check_passed
 from balancer.types import Receive, Scope, Send
 
@@ -57,7 +57,7 @@ class Proxy(ActiveRequests):
             loop.call_later(WATCH_SECONDS, self._watch)
         context = (self.dispatcher or self.choose(request)).begin(request)
         context.prefix = prefix(scope)
-        await self.serve(active, context, active, task)
+        await self.serve(active, context, task)
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()

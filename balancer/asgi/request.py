@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from balancer.asgi.scope import client, target
+from balancer.dispatch.active_requests import end_between_events, end_event_stream
+from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, STARTED, ActiveRequest
 from balancer.errors import ClientGone
-from balancer.frontend.active_requests import END_OF_EVENT, ActiveRequest
 from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.http.request import Request
 from balancer.types import Receive, Scope, Send
@@ -73,7 +74,7 @@ class HttpRequest(AsgiRequest):
         return b""
 
     async def start(self, status: int, headers: Headers) -> None:
-        self.started = True
+        self.state = STARTED
         if status == 304:
             # uvicorn counts a 304's Content-Length, which describes no body of its own, as bytes to come.
             headers = [pair for pair in headers if pair[0] != b"content-length"]
@@ -85,14 +86,18 @@ class HttpRequest(AsgiRequest):
         if not more:
             # From here on the server reports the end of the request as a disconnect, too.
             self.unwatch()
+            self.state = COMPLETE
             self.task = None
         self._sent = b""
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self._sent = data
-        if self._leaving:
-            await self._end_between_events()
+        if self.ends_after_event:
+            await end_between_events(self)
 
-    async def _complete(self) -> None:
+    def begin_shutdown(self) -> Coroutine[Any, Any, None] | None:
+        return end_event_stream(self)
+
+    async def finish(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:

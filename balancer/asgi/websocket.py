@@ -22,6 +22,7 @@ from websockets.utils import accept_key, generate_key
 
 from balancer.asgi.request import AsgiRequest
 from balancer.asgi.scope import client, target
+from balancer.dispatch.interfaces import PENDING, STARTED
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
 from balancer.http.request import Request
@@ -67,7 +68,7 @@ class WebSocketRequest(AsgiRequest):
 
     @property
     def watchable(self) -> bool:
-        return not self.started and not self._early
+        return self.state is PENDING and not self._early
 
     async def _await_disconnect(self) -> None:
         message = await self._receive()
@@ -78,7 +79,7 @@ class WebSocketRequest(AsgiRequest):
 
     async def start(self, status: int, headers: Headers) -> None:
         """The member's refusal. A server without the extension for it can only say 403."""
-        self.started = True
+        self.state = STARTED
         if "websocket.http.response" in self._scope.get("extensions", {}):
             await self._tell({"type": "websocket.http.response.start", "status": status, "headers": headers})
         else:
@@ -95,7 +96,7 @@ class WebSocketRequest(AsgiRequest):
         subprotocol = fields.get(b"sec-websocket-protocol")
         passed = [pair for pair in headers if pair[0] not in _HOP and pair[0] != b"sec-websocket-protocol"]
         self.unwatch()
-        self.started = True
+        self.state = STARTED
         await self._tell(
             {
                 "type": "websocket.accept",

@@ -20,8 +20,8 @@ from balancer.cli import flags
 from balancer.config.cpu import usable_cores
 from balancer.config.display import variable
 from balancer.config.settings import Settings, SettingsError, misspelt
-from balancer.frontend.sockets import CannotListen, listening
-from balancer.process.exit_codes import FAILED, UNUSABLE
+from balancer.exit_codes import FAILED, UNUSABLE
+from balancer.process.sockets import CannotListen, listening
 from balancer.routing.parse import describe, read
 from balancer.types import Address
 from balancer.version import __version__

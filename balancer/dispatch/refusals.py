@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from balancer.dispatch.context import RequestRecord
 from balancer.dispatch.interfaces import Sink
-from balancer.dispatch.record import RequestRecord
 from balancer.errors import Refusal
 from balancer.http.headers import (
     Headers,

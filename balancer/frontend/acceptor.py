@@ -1,7 +1,7 @@
 """Takes up connections that begin with something before HTTP: a PROXY header, a TLS handshake, or both in this order.
 
-uvicorn's own listener knows neither the first nor a limit for the second, so here connections are accepted, and uvicorn
-keeps what comes after: protocols, shutdown, limits.
+asyncio's own listener knows neither the first nor a limit for the second, so here connections are accepted one by one,
+and each is handed to the protocol that it turns out to speak.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from balancer.config.settings import Settings
 from balancer.errors import LOCAL_RESOURCE_ERRNOS
+from balancer.frontend.client_connection import Phase, timeout, unread_timeout
 from balancer.frontend.http1_connection import Http1Connection
-from balancer.frontend.phases import Phase, timeout
 from balancer.frontend.tls import HTTP2, Certificate
 from balancer.frontend.tunnel import HIGH_WATER
 from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
@@ -99,7 +99,7 @@ class Acceptor:
                 tls = {
                     "ssl": self._certificate.context,
                     "ssl_handshake_timeout": timeout(Phase.HANDSHAKE, self._limits),
-                    "ssl_shutdown_timeout": timeout(Phase.READ, self._limits),
+                    "ssl_shutdown_timeout": unread_timeout(self._limits),
                 }
             await self._loop.connect_accepted_socket(lambda: _Arrival(self._make, source), sock, **tls)
         except (Malformed, TimeoutError, OSError) as error:

@@ -21,7 +21,6 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from math import inf
 from typing import Any, cast
 
 import uvicorn
@@ -32,7 +31,16 @@ from uvicorn.server import ServerState
 from balancer.config.settings import Settings
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal
-from balancer.frontend.phases import Phase, timeout
+from balancer.frontend.client_connection import (
+    ACTIVE,
+    BODY,
+    CLOSED,
+    IDLE,
+    LINGERING,
+    ClientConnection,
+    timeout,
+    unread_timeout,
+)
 from balancer.frontend.registry import ClientRegistry
 from balancer.http.headers import Headers
 from balancer.http.validation import check, malformed
@@ -53,15 +61,13 @@ _METHOD = re.compile(rb"[A-Z][A-Z0-9_-]*")
 _ASCII = re.compile(rb"[\x21-\x7e]+")
 
 
-class Http2Connection(ZttpH2Protocol):
+class Http2Connection(ClientConnection, ZttpH2Protocol):
     """One client connection that speaks HTTP/2."""
 
-    def __init__(
-        self, clients: ClientRegistry, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
-    ) -> None:
-        super().__init__(config, server_state, app_state)
-        self._clients = clients
-        self.limits = clients.settings
+    def __init__(self, registry: ClientRegistry, config: uvicorn.Config) -> None:
+        ClientConnection.__init__(self, registry.settings)
+        ZttpH2Protocol.__init__(self, config, ServerState(), {})
+        self._registry = registry
         self._application = self.app
         self._streams: dict[int, _Stream] = {}
         self._opened = 0
@@ -69,10 +75,6 @@ class Http2Connection(ZttpH2Protocol):
         self._greeted = False
         self._retiring = False
         self._stopping = False
-        # What the client must have asked for something by, as a reading of the loop's clock.
-        self._deadline = inf
-        # Bytes that the kernel had not taken at the last look, and since when there are so many.
-        self._stuck = (0, inf)
         # Set for a moment when the client may have made room for more.
         self.credit = asyncio.Event()
 
@@ -81,15 +83,16 @@ class Http2Connection(ZttpH2Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.peer = self.client[0] if self.client else ""
+        self.begin_checks(self.loop.time())
         try:
-            self._clients.admit(self)
+            self._registry.admit(self)
         except Refusal:
             self._close_connection()  # There is no request yet that could be answered.
-        self._deadline = self.loop.time() + timeout(Phase.HEAD, self.limits)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._clients.remove(self)
+        self.phase = CLOSED
+        self._registry.remove(self)
         for stream in self._streams.values():
             stream.leave()
 
@@ -139,7 +142,8 @@ class Http2Connection(ZttpH2Protocol):
         except Refusal as refusal:
             self._reject(event, refusal)
             return
-        self._deadline = inf
+        self.phase = ACTIVE
+        self.messages += 1
         stream = _Stream(self, event, _join_cookies(fields))
         self._streams[event.stream_id] = stream
         # uvicorn hands ``app`` to the task that it makes for this request.
@@ -174,14 +178,15 @@ class Http2Connection(ZttpH2Protocol):
                 self._idle()
 
     def _idle(self) -> None:
-        now = self.loop.time()
+        if self.phase is CLOSED:
+            return
         if self._retiring:
             # Requests that were on their way when the client was told to send no more are still served.
-            self._deadline = now + timeout(Phase.LINGERING, self.limits)
+            self.phase = LINGERING
         elif self._stopping or self.shutdown_requested or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
             self._close_connection()
         else:
-            self._deadline = now + timeout(Phase.IDLE, self.limits)
+            self.phase = IDLE
 
     def _reject(self, event: zttp.Request, refusal: Refusal) -> None:
         status, fields, text = refusal_response(refusal)
@@ -191,7 +196,7 @@ class Http2Connection(ZttpH2Protocol):
             stream.send_data(text)
         stream.end_message()
         if not event.end_stream:
-            self.loop.call_later(timeout(Phase.LINGERING, self.limits), self.reset, event.stream_id, _NO_ERROR)
+            self.loop.call_later(timeout(LINGERING, self.limits), self.reset, event.stream_id, _NO_ERROR)
 
     def _retire(self) -> None:
         """Ask the client to open another connection for what comes next (RFC 9113 section 6.8)."""
@@ -207,15 +212,15 @@ class Http2Connection(ZttpH2Protocol):
             stream.reset(code)
             self.flush()
 
-    def check_timeouts(self, now: float) -> None:
-        """Cut off a client that keeps its connection for nothing."""
-        unread = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
-        if unread != self._stuck[0]:
-            self._stuck = (unread, now)
-        elif unread and now > self._stuck[1] + timeout(Phase.READ, self.limits):
-            self.transport.abort()
-        if now > self._deadline:
-            self._close_connection()
+    @property
+    def unread(self) -> int:
+        return self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def time_out(self, limit: float) -> None:
+        self._close_connection()
 
 
 class _Stream:
@@ -260,7 +265,7 @@ class _Stream:
         if self.cycle.response_complete and self.cycle.more_body:
             # The client sends a body that is not read. It gets a moment to read the answer first (section 8.1).
             loop = asyncio.get_running_loop()
-            limit = timeout(Phase.LINGERING, self._limits)
+            limit = timeout(LINGERING, self._limits)
             loop.call_later(limit, self._connection.reset, self.event.stream_id, _NO_ERROR)
 
     def _break_off(self) -> None:
@@ -278,7 +283,7 @@ class _Stream:
             self._handle.send_informational(100)
             self._connection.flush()
         while True:
-            limit = timeout(Phase.BODY, self._limits)
+            limit = timeout(BODY, self._limits)
             try:
                 async with asyncio.timeout(limit):
                     return await self._receive()
@@ -295,7 +300,7 @@ class _Stream:
             await self._send_again(message, error)
         while parked := self._handle.pending_bytes:
             try:
-                async with asyncio.timeout(timeout(Phase.READ, self._limits)):
+                async with asyncio.timeout(unread_timeout(self._limits)):
                     while self._handle.pending_bytes == parked:
                         await self._connection.credit.wait()
             except TimeoutError:

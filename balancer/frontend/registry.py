@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
-from typing import Any, Protocol
-
-import uvicorn
-from uvicorn.server import ServerState
 
 from balancer import malloc
 from balancer.config.settings import Settings
+from balancer.dispatch.active_requests import ActiveRequests
 from balancer.errors import Refusal
-from balancer.frontend.active_requests import ActiveRequests
-from balancer.frontend.http1_connection import Http1Connection
+from balancer.frontend.client_connection import ClientConnection
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 
@@ -25,28 +21,21 @@ SWEEP_BATCH = 500
 CROWD = 100
 
 
-class Connection(Protocol):
-    """A client connection. ``peer``: the client's IP address, or "" where there is none."""
-
-    peer: str
-
-    def check_timeouts(self, now: float) -> None:
-        """Cut off a client that has been waited for too long. ``now`` is a reading of the loop's clock."""
-
-
 class ClientRegistry:
     """The connections of a listener, and the limits that they have to keep."""
 
     def __init__(self, proxy: ActiveRequests, settings: Settings) -> None:
         self.proxy = proxy
         self.settings = settings
-        self.connections: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
         proxy.connections = self.connections
         # Those of them that only wait for the answer that there are too many: they do not count.
-        self._turned_away: set[Connection] = set()
+        self._turned_away: set[ClientConnection] = set()
         self._crowd = 0
         self._per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
+        # Set once the last connection has ended, where that is waited for.
+        self._emptied: asyncio.Event | None = None
         # Requests without a body that have come before, by their bytes and their origin.
         self.requests: Memo[tuple[bytes, str], Request] = Memo()
         proxy.on_switch.append(self._forget)
@@ -66,17 +55,19 @@ class ClientRegistry:
         self.idle_grace = idle_grace
         self.stopping = True
 
-    def __call__(
-        self,
-        config: uvicorn.Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> Http1Connection:
-        """A protocol for a new connection, as uvicorn asks for it."""
-        return Http1Connection(self, server_state)
+    def shut_down_connections(self) -> None:
+        """Have every connection finish what it has been asked for, and close."""
+        for connection in list(self.connections):
+            connection.shutdown()
 
-    def admit(self, connection: Connection) -> None:
+    async def wait_empty(self) -> None:
+        """Wait until the last connection has ended."""
+        self._emptied = self._emptied or asyncio.Event()
+        while self.connections:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def admit(self, connection: ClientConnection) -> None:
         """Count a new connection. Raises Refusal where there are too many."""
         self.connections.add(connection)
         if self._sweeper is None:
@@ -89,9 +80,11 @@ class ClientRegistry:
             raise Refusal(503, "too_many_connections", words, retry_after=1)
         self._per_address[connection.peer] += 1
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: ClientConnection) -> None:
         if connection in self.connections:
             self.connections.remove(connection)
+            if self._emptied and not self.connections:
+                self._emptied.set()
             if connection in self._turned_away:
                 self._turned_away.remove(connection)
                 return
@@ -99,7 +92,7 @@ class ClientRegistry:
             if not self._per_address[connection.peer]:
                 del self._per_address[connection.peer]
 
-    def _round(self) -> list[Connection]:
+    def _round(self) -> list[ClientConnection]:
         """All connections. A crowd leaves its memory behind: have that given back whenever half of it has left."""
         connections = list(self.connections)
         self._crowd = max(self._crowd, len(connections))
@@ -109,7 +102,7 @@ class ClientRegistry:
             malloc.trim()
         return connections
 
-    def _sweep(self, left: list[Connection]) -> None:
+    def _sweep(self, left: list[ClientConnection]) -> None:
         """Look at all connections, a batch at a time, so that requests pass in between."""
         loop = asyncio.get_running_loop()
         now = loop.time()

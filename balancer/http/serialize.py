@@ -25,13 +25,3 @@ def response_lines(status: int, headers: Headers) -> bytes:
 def response_head(status: int, headers: Headers, *more: bytes) -> bytes:
     """The head of a response; ``more`` are field lines."""
     return b"\r\n".join([response_lines(status, headers), *more, b"\r\n"])
-
-
-def chunk(piece: bytes) -> bytes:
-    """A piece of a body of unknown length (section 7.1); nothing for an empty one, which would mean the end."""
-    return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
-
-
-def last_chunk(trailers: Headers) -> bytes:
-    """The end of a body of unknown length, with the fields that follow it."""
-    return b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % it for it in trailers) if trailers else b"0\r\n\r\n"

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import uvicorn
 
 from balancer.admin.aggregate import Aggregator
 from balancer.admin.app import Supervised, admin_app
 from balancer.admin.auth import access
 from balancer.admin.pool_view import Usage, View
 from balancer.admin.status_feed import StatusFeed
+from balancer.asgi.websocket import MAX_MESSAGE
 from balancer.config.settings import Settings
 from balancer.discovery.container_names import ContainerNames
 from balancer.discovery.resolver import system_nameservers
 from balancer.process.handover import WorkerContext
-from balancer.process.listener import make_listener
 from balancer.process.signals import Signals
 from balancer.telemetry.stats import Stats
+from balancer.types import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 async def serve_admin(
@@ -38,6 +45,51 @@ async def serve_admin(
     admin.stop()
     await serving
     hub.close()
+
+
+class Listener(uvicorn.Server):
+    """A uvicorn server among others in this process: signals are not its business."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopped = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Wait for ``stop``. uvicorn's own looks ten times a second whether it has been told."""
+        await self.on_tick(0)
+        await self._stopped.wait()
+
+    def stop(self) -> None:
+        """Accept no connection any more, and end when those that are open have."""
+        self.should_exit = True
+        self._stopped.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def make_listener(app: App, keepalive: float, drain_limit: int) -> Listener:
+    """An ASGI server for one socket; ``keepalive`` and ``drain_limit`` (for its shutdown) are in seconds."""
+    return Listener(
+        uvicorn.Config(
+            app,
+            interface="asgi3",
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=MAX_MESSAGE,
+            # What members send is not compressed either: messages cross as they are.
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=math.ceil(keepalive),
+            timeout_graceful_shutdown=drain_limit,
+        )
+    )
 
 
 class Admin:

@@ -32,8 +32,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
+from balancer.exit_codes import FAILED
 from balancer.process.drains import make_notes
-from balancer.process.exit_codes import FAILED
 from balancer.process.handover import HANDOVER, LEAVE, TRIAL, Handover, WorkerContext, WorkerSpec
 from balancer.process.supervisor_mark import make_mark
 

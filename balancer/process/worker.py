@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import resource
 import socket
 import sys
@@ -19,15 +18,14 @@ import uvloop
 from balancer.admin.ipc import pair
 from balancer.admin.process_report import Reporter
 from balancer.config.settings import Settings, SettingsError
-from balancer.frontend.acceptor import drop_finished
+from balancer.exit_codes import FAILED, UNUSABLE
 from balancer.frontend.registry import ClientRegistry
 from balancer.frontend.tls import Certificate
 from balancer.loadbalancer import LoadBalancer
 from balancer.process.admin_listener import Admin, serve_admin
+from balancer.process.data_listener import DataListener
 from balancer.process.drains import Drains
-from balancer.process.exit_codes import FAILED, UNUSABLE
 from balancer.process.handover import WorkerContext, WorkerSpec
-from balancer.process.listener import accept, make_listener
 from balancer.process.log_setup import LOG_FORMAT
 from balancer.process.signals import Signals
 from balancer.routing.pools import Pools
@@ -42,8 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How often the stop looks for TLS clients that have all that is theirs.
-HANG_UP_SECONDS = 0.2
+# How often the stop ends streams: some clients connect again as soon as they have been told to leave.
+END_STREAMS_SECONDS = 0.2
 # How long a process that others have replaced waits for one more request on connections that are idle, in seconds: to
 # close one while a request is on its way to it would lose that.
 LEAVE_SECONDS = 5.0
@@ -157,23 +155,22 @@ class Worker:
         self._balancer = self._make_balancer()
         self._signals = Signals(post, partial(_read_again, self._balancer, work.certificate))
         # Requests are cut at SHUTDOWN_TIMEOUT; a second later, so are clients that do not read what was sent.
-        self._limit = math.ceil(self._settings.shutdown_timeout) + 1
+        self._limit = self._settings.shutdown_timeout + 1.0
         self._clients = ClientRegistry(self._balancer.proxy, self._settings)
-        self._listener = make_listener(self._balancer, self._settings.keepalive_timeout, self._limit, self._clients)
-        self._acceptor = accept(self._settings, work.data, self._listener, work.certificate)
+        self._listener = DataListener(self._settings, work.data, self._clients, self._balancer, work.certificate)
         self._admin: Admin | None = None
         self._reports: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until drained."""
         async with self._balancer, asyncio.TaskGroup() as tasks:
-            serving = await self._start(tasks)
+            await self._start(tasks)
             await self._signals.either()
             if self._signals.stop.is_set():
                 await self._announce()
             else:
-                await self._hand_over(tasks, serving)
-            await self._drain(serving)
+                await self._hand_over()
+            await self._drain()
             self._close()
         self._access_log.flush()
         if self._tracing:
@@ -206,13 +203,13 @@ class Worker:
         stats = Stats() if watched else None
         return Pools(work.settings, work.routes, pool, observers=self._observers, stats=stats)
 
-    async def _start(self, tasks: asyncio.TaskGroup) -> asyncio.Task[None]:
-        """Listen, and tell the supervisor; returns the task of the data listener."""
+    async def _start(self, tasks: asyncio.TaskGroup) -> None:
+        """Listen, and tell the supervisor."""
         work, balancer = self._work, self._balancer
         if self._post.succeeds and not all(await asyncio.gather(*(it.ready(READY_LIMIT) for it in balancer.current()))):
             log.error("DNS or members have not answered within %g s", READY_LIMIT)
             raise SystemExit(FAILED)
-        serving = tasks.create_task(self._listener.serve(sockets=[] if self._acceptor else [work.data]))
+        await self._listener.start()
         aliases = sorted({it.alias for it in work.routes.pools.values()}) if work.routes else [self._settings.alias]
         log.info("balancer %s: %s on %s", __version__, ", ".join(aliases), self._settings.bind)
         if work.admin:
@@ -223,9 +220,7 @@ class Worker:
             log.info("admin on %s", self._settings.admin_bind)
         if work.channel:
             self._reports = tasks.create_task(Reporter(work.number, work.channel, balancer).run())
-        await self._listener.accepting.wait()
         self._post.ready()
-        return serving
 
     async def _announce(self) -> None:
         """Go on for SHUTDOWN_DELAY: proxies in front learn to send clients elsewhere, and clients are told."""
@@ -234,38 +229,31 @@ class Worker:
             self._clients.stop(delay)
             await self._signals.delay(delay)
 
-    async def _hand_over(self, tasks: asyncio.TaskGroup, serving: asyncio.Task[None]) -> None:
+    async def _hand_over(self) -> None:
         """Other processes have taken the place: finish what is here, within RELOAD_TIMEOUT."""
         limit = self._settings.reload_timeout
         log.info("replaced: %d requests in progress", self._balancer.proxy.active)
         if self._admin:
             self._admin.stop()  # From now on the new one tells.
-        self._listener.config.timeout_graceful_shutdown = math.ceil(limit) + self._limit
         self._clients.stop(min(LEAVE_SECONDS, limit))
-        if self._acceptor:
-            await self._acceptor.close()
-        self._listener.stop()
-        stop = tasks.create_task(self._signals.stop.wait())
-        await asyncio.wait([serving, stop], timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
+        await self._listener.close()
+        waits = [asyncio.create_task(it) for it in (self._clients.wait_empty(), self._signals.stop.wait())]
+        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
 
-    async def _drain(self, serving: asyncio.Task[None]) -> None:
+    async def _drain(self) -> None:
         """Accept no client any more, and finish what is under way within SHUTDOWN_TIMEOUT."""
         proxy = self._balancer.proxy
         log.info("stopping: %d requests in progress", proxy.active)
         asyncio.get_running_loop().call_later(self._settings.shutdown_timeout, proxy.abort_all)
         self._clients.stop(0.0)
         await proxy.end_streams()
-        if self._acceptor:
-            await self._acceptor.close()
-        self._listener.stop()
-        while not serving.done():
-            await asyncio.wait([serving], timeout=HANG_UP_SECONDS)
-            if self._work.certificate:
-                drop_finished(self._listener.server_state.connections)
-            # Those who came before the listener closed: some connect again as soon as they have been told to leave.
+        await self._listener.close()
+        closed = asyncio.create_task(self._listener.wait_closed(self._limit))
+        while not closed.done():
+            await asyncio.wait([closed], timeout=END_STREAMS_SECONDS)
             await proxy.end_streams()
-        await serving
 
     def _close(self) -> None:
         if self._admin:

@@ -21,10 +21,9 @@ from types import TracebackType
 from balancer.asgi.app import Proxy
 from balancer.config.display import variable
 from balancer.config.settings import Settings, SettingsError
-from balancer.dispatch.context import RequestContext
+from balancer.dispatch.context import RequestContext, RequestRecord, request_ids
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import DirectSink, RequestHandler, Sink
-from balancer.dispatch.record import RequestRecord, request_ids
 from balancer.dispatch.refusals import refuse
 from balancer.errors import Refusal
 from balancer.http.request import Request
@@ -82,10 +81,8 @@ class RoutedProxy(Proxy):
         return any(it.context.dispatcher is dispatcher for it in self.in_flight)
 
 
-class NoRouteHandler:
+class NoRouteHandler(RequestHandler):
     """Stands for a dispatcher where no route leads to one: answers every request with the same refusal."""
-
-    name = ""
 
     def __init__(self, refusal: Refusal, on_done: Done, clock: Clock, new_id: Callable[[], bytes]) -> None:
         self._refusal = refusal

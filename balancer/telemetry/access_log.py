@@ -10,7 +10,7 @@ from functools import lru_cache
 from select import PIPE_BUF
 from typing import TextIO
 
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.context import RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.observer import Observer
 from balancer.types import Address

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from balancer.discovery.snapshot import Snapshot
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.context import RequestRecord
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change

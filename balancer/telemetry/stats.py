@@ -14,7 +14,7 @@ from operator import add
 from typing import Any
 
 from balancer.discovery.snapshot import Answer, Outcome, Snapshot
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.context import RequestRecord
 from balancer.errors import TOKENS, UNTOLD
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.context import RequestRecord, Span
 from balancer.http.headers import Headers
 from balancer.telemetry.observer import Observer
 from balancer.version import __version__
@@ -32,8 +32,8 @@ VALUE_MAX = 1024
 _context = TraceContextTextMapPropagator()
 
 
-class Span:
-    """A request's part of a trace; see ``balancer.dispatch.interfaces.Span``."""
+class RequestSpan(Span):
+    """A request's part of a trace, as OpenTelemetry has it."""
 
     def __init__(self, span: trace.Span) -> None:
         self.span = span
@@ -58,7 +58,7 @@ class Tracing(Observer):
             endpoint = endpoint.rstrip("/") + DEFAULT_PATH
         return cls(OTLPSpanExporter(endpoint))
 
-    def begin(self, record: RequestRecord) -> Span | None:
+    def begin(self, record: RequestRecord) -> RequestSpan | None:
         """A request has come."""
         request = record.request
         carrier = {
@@ -79,11 +79,11 @@ class Tracing(Observer):
                 "http.request.header.x-request-id": [record.id[:VALUE_MAX].decode("latin-1")],
             },
         )
-        return Span(span)
+        return RequestSpan(span)
 
     def done(self, record: RequestRecord) -> None:
         mine = getattr(record, "span", None)
-        if not isinstance(mine, Span):
+        if not isinstance(mine, RequestSpan):
             return  # It was refused before it was a request.
         span = mine.span
         span.set_attribute("http.response.status_code", record.status)

@@ -31,11 +31,12 @@ from balancer.http.headers import content_length
 from balancer.http.memo import HEAD_MAX as KNOWN_MAX
 from balancer.http.memo import Memo
 from balancer.http.serialize import response_lines
+from balancer.transitions import CHECK_STATES, check_phases
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts
 from balancer.upstream.exchange import KnownHead, MemberExchange
-from balancer.upstream.phase import ACTIVE, CHECK_STATES, CLOSED, IDLE, TUNNEL, Phase, check_phases
+from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, Phase
 from balancer.upstream.response_parser import ResponseParser
 
 # Bytes that are read at once. Reading pauses while what was read last waits for the client, so this is also
@@ -347,4 +348,4 @@ def _words(error: Exception | None) -> str:
 
 
 if CHECK_STATES:
-    check_phases(MemberConnection)
+    check_phases(MemberConnection, TRANSITIONS, IDLE)

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from math import inf
 
 from balancer import malloc
+from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import Headers, trailers
 from balancer.http.memo import Memo
 from balancer.http.request import Body, Request
-from balancer.http.serialize import chunk, last_chunk
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.connection import MemberConnection, PoolCallbacks

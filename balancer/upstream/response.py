@@ -6,9 +6,9 @@ import asyncio
 from math import inf
 
 from balancer.errors import ConnectionDied, TruncatedResponse
+from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import trailers
 from balancer.http.request import Body
-from balancer.http.serialize import chunk, last_chunk
 from balancer.upstream.exchange import MemberExchange
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.context import RequestContext
+from balancer.dispatch.context import RequestContext, RequestRecord
 from balancer.dispatch.dispatcher import Dispatcher
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.interfaces import DirectSink
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
@@ -196,7 +196,7 @@ class World(Observer):
         method = "POST" if draw() < POSTS else "GET"
         # What clients send does not matter, so nothing is rendered: the head that members would get is given.
         request = Request(method, b"/", NO_FIELDS, str(client), head=b"GET /", id=b"-")
-        _Visit(self, self._balancers[int(draw() * len(self._balancers))].dispatcher, request)
+        _Request(self, self._balancers[int(draw() * len(self._balancers))].dispatcher, request)
         if self._arrived < self.setup.requests:
             self.loop.call_at(self._began + next(self._arrivals), self._arrive)
 
@@ -285,23 +285,23 @@ class World(Observer):
         )
 
 
-class _Visit:
+class _Request(DirectSink):
     """One client's request, and where its answer goes: what ``balancer.dispatch.dispatcher`` calls a DirectSink."""
 
-    __slots__ = ("_course", "_dispatcher", "_world")
+    __slots__ = ("_context", "_dispatcher", "_world")
 
     def __init__(self, world: World, dispatcher: Dispatcher, request: Request) -> None:
         self._world = world
         self._dispatcher = dispatcher
-        self._course: RequestContext = dispatcher.begin(request)
-        if not dispatcher.try_send_nowait(self._course, self, b""):
+        self._context: RequestContext = dispatcher.begin(request)
+        if not dispatcher.try_send_nowait(self._context, self, b""):
             self.continue_in_task()
 
     def on_response_progress(self) -> None:
-        self._dispatcher.on_response_progress(self._course, self)
+        self._dispatcher.on_response_progress(self._context, self)
 
     def continue_in_task(self) -> None:
-        self._world.spawn(self._dispatcher.run(self._course, self))
+        self._world.spawn(self._dispatcher.run(self._context, self))
 
     def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
         pass

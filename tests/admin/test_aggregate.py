@@ -16,7 +16,7 @@ from balancer.admin.pool_view import Usage
 from balancer.admin.process_report import Drain, PoolReport, Report, Row
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Endpoint
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.context import RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import State
 from balancer.telemetry.events import Event, EventKind, Level

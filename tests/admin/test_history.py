@@ -11,7 +11,7 @@ import pytest
 from balancer.admin.history import EVERY, QUESTIONS, MemberHistory, Pool
 from balancer.admin.pool_view import View
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Attempt, RequestRecord
+from balancer.dispatch.context import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import HealthEvent
 from balancer.members.member import Member

@@ -16,7 +16,7 @@ from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.discovery.container_names import ContainerNames
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.context import RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.stats import Stats
 from balancer.types import Address

@@ -17,7 +17,7 @@ from balancer.admin.pool_view import by_name
 from balancer.admin.prometheus import METRICS, PoolCollector, metrics_endpoint
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Attempt, RequestRecord
+from balancer.dispatch.context import Attempt, RequestRecord
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer

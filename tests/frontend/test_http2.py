@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
 from balancer.config.settings import Settings
-from balancer.frontend import http2_connection, phases, registry
+from balancer.frontend import client_connection, http2_connection, registry
 from tests.support import wire
 from tests.support.http2 import Answer, Http2Client
 from tests.support.processes import serving
@@ -435,7 +435,7 @@ async def test_too_much_for_hpack_ends_the_connection(tmp_path: Path) -> None:
 
 
 async def test_refused_bodies_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(phases, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.1)
 
     async def refuse(connection: Connection) -> None:
         await connection.head()
@@ -587,7 +587,7 @@ def short_lived(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Connections that are retired after ten requests, or three resets, and at the latest two later."""
     for name, value in {"STREAMS_MAX": 10, "STREAMS_LAST": 12, "RESETS_MAX": 3, "RESETS_LAST": 4}.items():
         monkeypatch.setattr(http2_connection, name, value)
-    monkeypatch.setattr(phases, "LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.3)
     monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
     yield
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from balancer.frontend import http1_connection as client_connection
-from balancer.frontend import phases, registry
+from balancer.frontend import client_connection, http1_connection, registry
 from tests.support.hostile import CHUNKED, POST
 from tests.support.messages import GET
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance
@@ -203,7 +202,7 @@ async def test_connections_of_one_client_beyond_its_limit_are_refused_until_one_
 @pytest.mark.parametrize("name", ["max_connections", "max_connections_per_client"])
 async def test_a_connection_that_was_refused_takes_nobodys_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or those who are refused, and try again, would keep everybody out."""
-    monkeypatch.setattr(phases, "LINGER_SECONDS", LIMIT)
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", LIMIT)
     limit: dict[str, Any] = {name: 1}
     async with Member() as member, balance(member, **limit) as running, running.client() as one:
         assert await is_served(one)
@@ -393,7 +392,7 @@ async def test_requests_ahead_of_their_answers_are_bounded(cut: bool) -> None:
             await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(path) + path)
 
     async with Member(in_order) as member, balance(member) as running, running.client() as client:
-        requests = numbered(3 * client_connection.PIPELINE_MAX)
+        requests = numbered(3 * http1_connection.PIPELINE_MAX)
         if cut:
             await client.send(requests[:20])
         await client.send(requests[20:] if cut else requests)
@@ -401,7 +400,7 @@ async def test_requests_ahead_of_their_answers_are_bounded(cut: bool) -> None:
         received = await client.to_end()
     answers = received.split(b"HTTP/1.1 200 OK\r\n")[1:]
     # The one that is answered just now does not wait.
-    assert client_connection.PIPELINE_MAX <= len(answers) <= client_connection.PIPELINE_MAX + 2
+    assert http1_connection.PIPELINE_MAX <= len(answers) <= http1_connection.PIPELINE_MAX + 2
     assert [it.split(b"\r\n\r\n")[1] for it in answers] == [b"/%d" % number for number in range(len(answers))]
     assert [b"connection: close" in it for it in answers] == [False] * (len(answers) - 1) + [True]
     assert b"".join(member.received).count(b"GET /") == len(answers)
@@ -410,8 +409,8 @@ async def test_requests_ahead_of_their_answers_are_bounded(cut: bool) -> None:
 async def test_as_many_requests_as_may_come_ahead_do_not_end_the_connection() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         for _ in range(3):
-            await client.send(numbered(client_connection.PIPELINE_MAX))
-            for _ in range(client_connection.PIPELINE_MAX):
+            await client.send(numbered(http1_connection.PIPELINE_MAX))
+            for _ in range(http1_connection.PIPELINE_MAX):
                 assert b"connection: close" not in await answer(client)
 
 

@@ -88,7 +88,7 @@ class _Case:
             FINE: lambda: self._mood("fine"),
             FORGET: lambda: self._each(balancer.upstream.forget),
             GIVE_UP: lambda: self._each(balancer.upstream.check_network),
-            SHUT: lambda: [it.shutdown() for it in list(self._world.state.connections)],
+            SHUT: lambda: self._world.front.shut_down_connections(),
             END: self._go_away,
             CUT_ALL: balancer.proxy.abort_all,
         }

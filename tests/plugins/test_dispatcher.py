@@ -11,6 +11,7 @@ import pytest
 from balancer.config.settings import Settings
 from balancer.dispatch.context import RequestContext
 from balancer.dispatch.dispatcher import Dispatcher
+from balancer.dispatch.interfaces import Sink
 from balancer.hooks import HookRequest, Hooks, Refusal
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
@@ -24,7 +25,7 @@ from balancer.upstream.base import Timeouts, UpstreamResponse
 from balancer.upstream.httpx_adapter import HttpxUpstream
 
 
-class Sink:
+class Recorded(Sink):
     status = 0
 
     def send_interim(self, status: int, headers: Headers) -> None: ...
@@ -86,7 +87,7 @@ async def test_without_plug_ins_nothing_is_made_for_them() -> None:
 async def test_nothing_is_left_of_a_request(target: bytes, status: int, dispatcher: HookedDispatcher) -> None:
     async def left_after(requests: int) -> int:
         for _ in range(requests):
-            sink = Sink()
+            sink = Recorded()
             await dispatcher.handle(Request("GET", target, [(b"host", b"a")], "192.0.2.1"), sink)
             assert sink.status == status
         return sum(isinstance(it, RequestContext | HookRequest) for it in gc.get_objects())

@@ -16,12 +16,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from balancer.config.settings import Settings
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.context import RequestRecord
 from balancer.frontend.registry import ClientRegistry
-from balancer.frontend.sockets import listen
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
-from balancer.process.listener import make_listener
+from balancer.process.sockets import listen
 from balancer.routing import pools
 from balancer.routing.parse import read
 from balancer.routing.pools import Pools
@@ -148,17 +147,12 @@ async def routed(
         address = Address("127.0.0.1", sock.getsockname()[1])
         async with balancer:
             clients = ClientRegistry(balancer.proxy, effective) if wire.edge else None
-            listener = make_listener(balancer, keepalive=75, drain_limit=1, clients=clients)
-            serving = asyncio.create_task(listener.serve(sockets=[sock]))
-            running = Routed(balancer, address, file, resolvers)
-            running.recorder = recorder
-            try:
+            async with wire.listening(balancer, sock, clients):
+                running = Routed(balancer, address, file, resolvers)
+                running.recorder = recorder
                 if wait:
                     await running.up()
                 yield running
-            finally:
-                listener.stop()
-                await serving
 
 
 @asynccontextmanager

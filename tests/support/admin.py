@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator
 
 import balancer.admin
 from balancer.config.settings import Settings
-from balancer.frontend.sockets import listen
 from balancer.process.admin_listener import Admin
+from balancer.process.sockets import listen
 from balancer.types import Address
 from tests.support.wire import Running
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from balancer import BalancedTransport, LoadBalancer
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.context import RequestRecord
 from balancer.telemetry.observer import Observer
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import Member, eventually

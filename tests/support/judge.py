@@ -78,7 +78,7 @@ def _leaks(world: World) -> list[str]:
         "connections to members in use": balancer.upstream.active,  # type: ignore[attr-defined]
         "requests in flight": sum(it.in_flight for it in members),
         "requests held": len(balancer.dispatcher.queue),
-        "client connections": len(world.front.connections) + len(world.state.connections),
+        "client connections": len(world.front.connections),
     }
     return [f"{count} {what} when everything is over" for what, count in counts.items() if count]
 

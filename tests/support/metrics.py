@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from balancer.admin.prometheus import METRICS, metrics_endpoint
-from balancer.frontend.sockets import listen
-from balancer.process.listener import make_listener
+from balancer.process.admin_listener import make_listener
+from balancer.process.sockets import listen
 from balancer.types import Address
 from tests.support.wire import Running
 

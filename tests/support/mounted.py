@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from balancer.frontend.sockets import listen
+from balancer.process.sockets import listen
 from balancer.types import Address, Receive, Scope, Send
 from tests.support.wire import eventually
 

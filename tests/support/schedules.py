@@ -15,8 +15,8 @@ import pytest
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch import admission
-from balancer.dispatch.context import RequestContext
-from balancer.dispatch.record import RequestRecord
+from balancer.dispatch.context import RequestContext, RequestRecord
+from balancer.dispatch.interfaces import DirectSink, Sink
 from balancer.dispatch.retry import IDEMPOTENT, MAX_REPEATS
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers
@@ -372,7 +372,7 @@ class _Pending(_Response, PendingResponse):
         await self._answering
 
 
-class _Sink:
+class _Sink(Sink):
     def __init__(self, world: World, target: bytes) -> None:
         self._world = world
         self._target = target
@@ -397,23 +397,23 @@ class _Sink:
         raise AssertionError("nobody asked for that")
 
 
-class _DirectSink(_Sink):
+class _DirectSink(_Sink, DirectSink):
     """A client of the front end that needs no task for a request, as long as nothing has to be waited for."""
 
     def __init__(self, world: World, target: bytes, context: RequestContext) -> None:
         super().__init__(world, target)
-        self._course = context
+        self._context = context
         self._over: asyncio.Future[None] = world.loop.create_future()
         self._task: asyncio.Task[None] | None = None
 
     async def serve(self) -> None:
-        if not self._world.balancer.dispatcher.try_send_nowait(self._course, self, b""):
+        if not self._world.balancer.dispatcher.try_send_nowait(self._context, self, b""):
             self.continue_in_task()
         try:
             await asyncio.shield(self._over)
         except asyncio.CancelledError:
             if self._task is None and not self._over.done():
-                self._course.stop_listening()
+                self._context.stop_listening()
                 self.continue_in_task()
             if self._task:
                 self._world.loop.call_soon(self._task.cancel)
@@ -422,7 +422,7 @@ class _DirectSink(_Sink):
                 raise
 
     def on_response_progress(self) -> None:
-        self._world.balancer.dispatcher.on_response_progress(self._course, self)
+        self._world.balancer.dispatcher.on_response_progress(self._context, self)
         if self.ended:
             self._over.set_result(None)
 
@@ -433,7 +433,7 @@ class _DirectSink(_Sink):
 
     def continue_in_task(self) -> None:
         assert self._task is None
-        self._task = self._world.loop.create_task(self._world.balancer.dispatcher.run(self._course, self))
+        self._task = self._world.loop.create_task(self._world.balancer.dispatcher.run(self._context, self))
         self._task.add_done_callback(self._ran)
 
     def _ran(self, task: asyncio.Task[None]) -> None:

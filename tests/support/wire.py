@@ -12,16 +12,18 @@ from typing import Any, Self
 
 from balancer.config.settings import Settings
 from balancer.discovery.loop import Resolve
+from balancer.dispatch.context import RequestRecord
 from balancer.dispatch.interfaces import Trace
-from balancer.dispatch.record import RequestRecord
 from balancer.frontend.registry import ClientRegistry
-from balancer.frontend.sockets import listen
 from balancer.frontend.tls import Certificate
 from balancer.hooks import Hooks
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.probe import Probe
 from balancer.policies import Policy
-from balancer.process.listener import accept, make_listener
+from balancer.process.admin_listener import make_listener
+from balancer.process.data_listener import DataListener
+from balancer.process.sockets import listen
+from balancer.routing.pools import Pools
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
@@ -238,19 +240,37 @@ async def balance(
     address = Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:
         clients = ClientRegistry(balancer.proxy, effective) if edge else None
-        listener = make_listener(balancer, keepalive=75, drain_limit=1, clients=clients)
         certificate = Certificate.of(effective)
-        acceptor = accept(effective, sock, listener, certificate)
-        serving = asyncio.create_task(listener.serve(sockets=[] if acceptor else [sock]))
-        running = Running(balancer, address, records, certificate)
-        try:
+        async with listening(balancer, sock, clients, certificate):
+            running = Running(balancer, address, records, certificate)
             if wait:
                 await running.available(len(addresses))
             yield running
+
+
+@asynccontextmanager
+async def listening(
+    app: LoadBalancer | Pools,
+    sock: socket.socket,
+    clients: ClientRegistry | None,
+    certificate: Certificate | None = None,
+) -> AsyncIterator[None]:
+    """Serve ``app`` on a socket: by the own front end where there are ``clients``, else by uvicorn."""
+    if clients:
+        data = DataListener(clients.settings, sock, clients, app, certificate)
+        await data.start()
+        try:
+            yield
         finally:
-            if acceptor:
-                await acceptor.close()
-            listener.stop()
+            await data.close()
+            await data.wait_closed(1.0)
+    else:
+        server = make_listener(app, keepalive=75, drain_limit=1)
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            yield
+        finally:
+            server.stop()
             await serving
 
 

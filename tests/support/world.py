@@ -12,16 +12,13 @@ import zlib
 from random import Random
 from typing import Any
 
-import uvicorn
-from uvicorn.server import ServerState
-
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.registry import ClientRegistry
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import HealthEvent
 from balancer.members.probe import Verdict
-from balancer.process.listener import make_listener
 from balancer.types import Address
 from tests.support.pipes import Pipe, PipeLoop
 from tests.support.reader import Message, Requests, Responses
@@ -121,8 +118,6 @@ class World:
         # The same request is the same to the byte wherever it comes.
         self.balancer.dispatcher._new_id = lambda: b"id"
         self.front = ClientRegistry(self.balancer.proxy, self.balancer.settings)
-        self.state = ServerState()
-        self._config = _config(self.balancer, self.front)
 
     def open(self) -> World:
         logging.getLogger().addHandler(self._log)
@@ -141,7 +136,7 @@ class World:
         self.clients.append(client)
 
         def accept() -> None:
-            pipe.connect(self.front(self._config, self.state, {}))
+            pipe.connect(Http1Connection(self.front))
 
         self.loop.call_soon(accept)
         self.loop.turn()
@@ -274,12 +269,6 @@ def honest(request: Message) -> tuple[bytes, bool]:
     if shape == 2:
         return b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\n" + length + text, False
     return b"HTTP/1.1 200 OK\r\n" + length + text, False
-
-
-def _config(balancer: LoadBalancer, front: ClientRegistry) -> uvicorn.Config:
-    config = make_listener(balancer, 75, 1, front).config
-    config.load()
-    return config
 
 
 class _Errors(logging.Handler):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.dispatch.record import Attempt, RequestRecord
+from balancer.dispatch.context import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.access_log import ID_MAX, WAITING_MAX, AccessLog, _pieces, as_json, as_text
 from balancer.types import Address

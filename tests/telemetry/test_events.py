@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Attempt, RequestRecord
+from balancer.dispatch.context import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.record import Attempt, RequestRecord
+from balancer.dispatch.context import Attempt, RequestRecord
 from balancer.http.request import Request
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member

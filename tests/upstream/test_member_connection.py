@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +19,8 @@ from balancer.upstream.phase import (
     ACTIVE,
     CLOSED,
     IDLE,
-    TRANSITIONS,
     TUNNEL,
-    CheckedPhase,
-    IllegalTransition,
     Phase,
-    check_phases,
 )
 from balancer.upstream.response import Response
 
@@ -218,46 +210,3 @@ async def test_repr_shows_the_phase_and_the_exchange() -> None:
     it.connection.connection_lost(ConnectionResetError("reset"))
     assert repr(it.connection) == f"{shown}closed, reused>"
     assert repr(response) == "<Response failed 101 paused>"
-
-
-class Checked:
-    """Has a phase as a connection has it where transitions are checked."""
-
-    __slots__ = ("phase",)
-    phase: Phase
-
-
-check_phases(Checked)
-
-
-@pytest.mark.parametrize(("before", "after"), list(itertools.product(Phase, Phase)))
-def test_change_of_phase_that_the_table_lacks_is_an_error(before: Phase, after: Phase) -> None:
-    paths = {IDLE: [], ACTIVE: [ACTIVE], TUNNEL: [ACTIVE, TUNNEL], CLOSED: [CLOSED]}
-    connection = Checked()
-    for phase in [IDLE, *paths[before]]:
-        connection.phase = phase
-    if after in TRANSITIONS[before]:
-        connection.phase = after
-        assert connection.phase is after
-    else:
-        with pytest.raises(IllegalTransition, match=f"{before} -> {after}"):
-            connection.phase = after
-        assert connection.phase is before
-
-
-def test_connections_of_the_tests_check_their_phases() -> None:
-    assert isinstance(vars(MemberConnection)["phase"], CheckedPhase)
-
-
-@pytest.mark.parametrize("phase", [ACTIVE, TUNNEL, CLOSED])
-def test_first_phase_other_than_idle_is_an_error(phase: Phase) -> None:
-    with pytest.raises(IllegalTransition):
-        Checked().phase = phase
-
-
-@pytest.mark.parametrize("value", ["", "1"])
-def test_environment_decides_whether_connections_check_their_phases(value: str) -> None:
-    code = "from balancer.upstream.connection import MemberConnection as it; print(type(it.phase).__name__)"
-    environ = os.environ | {"BALANCER_CHECK_STATES": value}
-    ran = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == ("CheckedPhase" if value else "member_descriptor")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from balancer.demo.dns_server import DnsServer, Zone
-from balancer.frontend.sockets import CannotListen, listen, listening
+from balancer.process.sockets import CannotListen, listen, listening
 from balancer.types import UnixSocket
 from tests.support.messages import LAST_GET as GET
 from tests.support.processes import Serving, serving

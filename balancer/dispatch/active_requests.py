@@ -1,0 +1,93 @@
+"""The requests of clients that are in flight, by whatever front end they came."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import Any
+
+from balancer.dispatch.context import RequestContext
+from balancer.dispatch.dispatcher import Dispatcher
+from balancer.dispatch.interfaces import PENDING, ActiveRequest, RequestHandler
+from balancer.dispatch.refusals import refuse
+from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal, TruncatedResponse
+from balancer.http.request import Request
+
+
+class ActiveRequests:
+    """The requests of all front ends that are in flight, and the dispatcher that they go to.
+
+    ``connections``: the clients' that are open, where the front end knows them: through ASGI they are the server's
+    business. ``dispatcher``: the one that has all requests, or None where ``choose`` has to be called for each.
+    ``on_switch``: called when that has changed its mind.
+    """
+
+    connections: Collection[object] | None = None
+
+    def __init__(self, dispatcher: Dispatcher | None) -> None:
+        self.dispatcher = dispatcher
+        self.on_switch: list[Callable[[], None]] = []
+        self.in_flight: set[ActiveRequest] = set()
+
+    def choose(self, request: Request) -> RequestHandler:
+        """The handler of a request; called within the step that begins it."""
+        assert self.dispatcher
+        return self.dispatcher
+
+    def refused(self, request: Request, refusal: Refusal) -> None:
+        """Record a request that a front end has answered by itself, because nothing could be made of it."""
+        assert self.dispatcher
+        self.dispatcher.refused(request, refusal)
+
+    async def serve(self, active: ActiveRequest, context: RequestContext, task: asyncio.Task[Any]) -> None:
+        """Answer a client's request, whatever front end it came by. ``task`` is the one that runs this."""
+        active.context = context
+        self.in_flight.add(active)
+        try:
+            await context.dispatcher.run(context, active)
+        except (TruncatedResponse, ClientGone):
+            pass  # The front end finds the response incomplete and breaks the connection.
+        except asyncio.CancelledError:
+            reason = active.close_reason
+            if reason is None:
+                raise
+            task.uncancel()
+            if isinstance(reason, Refusal) and active.state is PENDING:
+                with suppress(ClientGone):  # The client may have left since the request was ended.
+                    await refuse(reason, active)
+        finally:
+            self.in_flight.discard(active)
+            active.unwatch()
+
+    @property
+    def active(self) -> int:
+        """Requests in flight."""
+        return len(self.in_flight)
+
+    async def end_streams(self) -> None:
+        """The balancer is about to exit: end what would not end by itself, so that its client goes elsewhere.
+
+        WebSockets are closed with 1001; server-sent events end as a complete response, after an event.
+        """
+        ends = [active.begin_shutdown() for active in self.in_flight]
+        await asyncio.gather(*(end for end in ends if end))
+
+    def abort_all(self) -> None:
+        """The balancer is about to exit: end every request still in flight, those without a response by a 503."""
+        for active in list(self.in_flight):
+            active.end(SHUTTING_DOWN)
+
+
+async def end_event_stream(active: ActiveRequest) -> None:
+    """End server-sent events after an event, as if the member had, so that the client connects again."""
+    active.ends_after_event = active.is_event_stream
+    if active.ends_after_event:
+        await end_between_events(active)
+
+
+async def end_between_events(active: ActiveRequest) -> None:
+    """End server-sent events, if what was sent last ends an event."""
+    if active.task and active.is_between_events:
+        await active.finish()
+        active.end(SHUTTING_DOWN)

@@ -1,0 +1,208 @@
+"""A connection from a client, whatever it speaks: its phase, and how long each phase may last. No I/O.
+
+HTTP/1.1 (plain, over TLS, behind a PROXY header) and HTTP/2 share the table of transitions and that of time-outs.
+
+Rules:
+* There is no timer for a connection, and no clock is read for it: ``ClientRegistry`` has all of them checked once a
+  second. A connection in the same phase on two checks has been in it the whole time between.
+* The time in which a request is answered, or in which the balancer does not read, is not the client's.
+* Bytes that the client has not read for STREAM_IDLE_TIMEOUT end the connection in any phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from math import inf
+from typing import Final
+
+from balancer.config.settings import Settings
+from balancer.errors import Refusal
+from balancer.transitions import CHECK_STATES, check_phases
+
+# Seconds in which a client may read the last answer before its connection is closed for good.
+LINGER_SECONDS = 1.0
+# Seconds that a body may take whatever its rate.
+RATE_SECONDS = 20.0
+
+
+class Phase(Enum):
+    """What the balancer expects of the client."""
+
+    HANDSHAKE = "handshake"  # a PROXY header, or TLS: there is no HTTP yet
+    NEW = "new"  # the first request
+    HEAD = "head"  # the rest of a request's head
+    BODY = "body"  # the rest of a request's body
+    AWAIT_CONTINUE = "await continue"  # nothing: the client waits for 100 (Continue) before it sends a body
+    ACTIVE = "active"  # nothing in particular: streams of HTTP/2 are under way
+    IDLE = "idle"  # the next request
+    SWITCHING = "switching"  # nothing: a member is asked for another protocol (RFC 9110 section 7.8)
+    TUNNEL = "tunnel"  # bytes of that protocol
+    DONE = "done"  # nothing more: the answers under way are the last
+    REJECTED = "rejected"  # nothing more: what it sent cannot be served, which it is told once its turn has come
+    LINGERING = "lingering"  # its side of the connection to be closed
+    CLOSED = "closed"
+
+
+NEW: Final = Phase.NEW
+HEAD: Final = Phase.HEAD
+BODY: Final = Phase.BODY
+AWAIT_CONTINUE: Final = Phase.AWAIT_CONTINUE
+ACTIVE: Final = Phase.ACTIVE
+IDLE: Final = Phase.IDLE
+SWITCHING: Final = Phase.SWITCHING
+TUNNEL: Final = Phase.TUNNEL
+DONE: Final = Phase.DONE
+REJECTED: Final = Phase.REJECTED
+LINGERING: Final = Phase.LINGERING
+CLOSED: Final = Phase.CLOSED
+
+# Every phase but CLOSED may end by the client's leaving, and every one in which HTTP is expected by a refusal.
+_ENDS = frozenset({REJECTED, LINGERING, CLOSED})
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.HANDSHAKE: frozenset({NEW, CLOSED}),
+    NEW: frozenset({HEAD, IDLE, ACTIVE, DONE}) | _ENDS,
+    HEAD: frozenset({BODY, AWAIT_CONTINUE, IDLE, SWITCHING, DONE}) | _ENDS,
+    BODY: frozenset({BODY, IDLE, DONE}) | _ENDS,
+    AWAIT_CONTINUE: frozenset({BODY, IDLE, DONE}) | _ENDS,
+    ACTIVE: frozenset({ACTIVE, IDLE, LINGERING, CLOSED}),
+    IDLE: frozenset({IDLE, HEAD, ACTIVE, DONE}) | _ENDS,
+    SWITCHING: frozenset({TUNNEL, IDLE, DONE}) | _ENDS,
+    TUNNEL: frozenset({CLOSED}),
+    DONE: frozenset({DONE, TUNNEL}) | _ENDS,
+    REJECTED: frozenset({LINGERING, CLOSED}),
+    LINGERING: frozenset({LINGERING, ACTIVE, CLOSED}),
+    CLOSED: frozenset(),
+}
+
+TIMEOUTS: dict[Phase, Callable[[Settings], float]] = {
+    Phase.HANDSHAKE: lambda settings: settings.header_timeout,
+    NEW: lambda settings: settings.header_timeout,
+    HEAD: lambda settings: settings.header_timeout,
+    BODY: lambda settings: settings.stream_idle_timeout,
+    AWAIT_CONTINUE: lambda settings: inf,
+    ACTIVE: lambda settings: inf,
+    IDLE: lambda settings: settings.keepalive_timeout,
+    SWITCHING: lambda settings: inf,
+    TUNNEL: lambda settings: settings.stream_idle_timeout,
+    DONE: lambda settings: inf,
+    REJECTED: lambda settings: inf,
+    LINGERING: lambda settings: LINGER_SECONDS,
+    CLOSED: lambda settings: inf,
+}
+
+
+def timeout(phase: Phase, settings: Settings) -> float:
+    """Seconds that a client may keep a connection in this phase."""
+    return TIMEOUTS[phase](settings)
+
+
+def unread_timeout(settings: Settings) -> float:
+    """Seconds in which a client has to read a byte of what it was sent, whatever the phase."""
+    return settings.stream_idle_timeout
+
+
+class ClientConnection:
+    """One connection. ``peer``: the client's IP address, or "" where there is none. ``messages``: requests so far."""
+
+    __slots__ = ("_checked", "_since", "_unread", "limits", "messages", "peer", "phase")
+
+    def __init__(self, limits: Settings) -> None:
+        self.limits = limits
+        self.peer = ""
+        self.phase: Phase = NEW
+        self.messages = 0
+        # The phase and the number of messages at the last check, if the client had to act then, and since when.
+        self._checked: tuple[Phase, int] | None = (NEW, 0)
+        self._since = 0.0
+        # Bytes that the client had not read at the last check, and since when there are so many.
+        self._unread = (0, 0.0)
+
+    # A front end says these.
+
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent and that wait for the client; 0 while it reads fast enough."""
+        raise NotImplementedError
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the balancer waits for the client, so that the time counts."""
+        return True
+
+    def abort(self) -> None:
+        """Close the connection immediately."""
+        raise NotImplementedError
+
+    def shutdown(self) -> None:
+        """Finish what has been asked for, then close: the server stops."""
+        raise NotImplementedError
+
+    def time_out(self, limit: float) -> None:
+        """End the connection: the client has been in this phase for more than ``limit`` seconds."""
+        raise NotImplementedError
+
+    # The check.
+
+    def begin_checks(self, now: float) -> None:
+        """Count the time of the first phase from ``now`` on, a reading of the loop's clock."""
+        self._since = now
+
+    def check_timeouts(self, now: float) -> None:
+        """End the connection if the client has been waited for too long. ``now``: a reading of the loop's clock."""
+        unread = self.unread
+        if unread != self._unread[0]:
+            self._unread = (unread, now)
+        elif unread and now > self._unread[1] + unread_timeout(self.limits):
+            self.abort()
+        if not self.is_waiting:
+            self.stop_waiting()
+            return
+        state = (self.phase, self.messages)
+        if state != self._checked:
+            # The first head has had its time since the connection was made.
+            if self._checked != (NEW, 0) or self.phase is not HEAD:
+                self._since = now
+            self._checked = state
+            self.phase_noticed()
+        else:
+            self.check_phase(now - self._since, now)
+
+    def stop_waiting(self) -> None:
+        """Leave out the time from here on: it is the balancer's, until the phase is checked again."""
+        self._checked = None
+
+    def phase_noticed(self) -> None:
+        """The phase is another one than at the last check."""
+
+    def check_phase(self, waited: float, now: float) -> None:
+        """The phase has lasted for ``waited`` seconds."""
+        if waited > (limit := timeout(self.phase, self.limits)):
+            self.time_out(limit)
+
+
+class BodyRate:
+    """How a request's body comes. ``received``: bytes of it since the phase was noticed."""
+
+    __slots__ = ("_last_piece", "received")
+
+    def __init__(self) -> None:
+        self.received = 0
+        # Bytes at the last check that found more of them than the one before, and when that was.
+        self._last_piece = (0, 0.0)
+
+    def check(self, waited: float, now: float, limits: Settings) -> Refusal | None:
+        """The refusal of a body of which no byte comes, or too few a second. It has taken ``waited`` seconds so far."""
+        if self.received != self._last_piece[0]:
+            self._last_piece = (self.received, now)
+        if now - max(self._last_piece[1], now - waited) > (limit := timeout(BODY, limits)):
+            return Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s")
+        least = limits.min_body_rate
+        if waited > RATE_SECONDS and self.received < least * (waited - RATE_SECONDS):
+            return Refusal(408, "request_timeout", f"the body came with less than {least} bytes/s")
+        return None
+
+
+if CHECK_STATES:
+    check_phases(ClientConnection, TRANSITIONS, NEW)

@@ -1,0 +1,114 @@
+"""The coroutines of an HTTP/1.1 exchange: reading its body, and a response that does not come whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from balancer.dispatch.active_requests import end_between_events, end_event_stream
+from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED
+from balancer.errors import SHUTTING_DOWN, ClientGone
+from balancer.frontend.http1_exchange import CHUNKED, LARGE, NONE, ClientExchange
+from balancer.frontend.tunnel import CLOSE_SECONDS, Tunnel
+from balancer.http.chunked import last_chunk
+from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.serialize import response_head
+from balancer.upstream.base import UpstreamResponse
+
+
+class Http1Exchange(ClientExchange):
+    """One request of an HTTP/1.1 client; see ``ClientExchange``."""
+
+    _tunnel: Tunnel | None = None
+
+    async def read(self) -> bytes:
+        while not self._pieces and not self.complete:
+            if self._error:
+                raise self._error
+            self._connection.resume()  # It may have been paused for the sake of a request before.
+            self._waiter = self._connection.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        piece = self._take()
+        if not self.complete:
+            self._connection.resume()
+        return piece
+
+    async def _serve(self) -> None:
+        assert self.task
+        try:
+            await self._connection.registry.proxy.serve(self, self.context, self.task)
+        finally:
+            self._over()
+
+    async def start(self, status: int, headers: Headers) -> None:
+        if self.state is not PENDING:
+            raise ClientGone("refused in mid-response")
+        self.state = STARTED
+        self._headers = headers
+        self._sent = END_OF_EVENT[0]
+        self._head = self._render(status, headers)
+        # Head and body leave together where the body is at hand, and the head alone where it is not.
+        self._connection.loop.call_soon(self.flush)
+
+    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
+        connection = self._connection
+        if connection.transport.is_closing():
+            raise ClientGone
+        if self.state is COMPLETE:
+            # It was ended between two events, and the task has not come to the point where it learns that.
+            raise ClientGone(SHUTTING_DOWN.token)
+        self._write_piece(data, more, trailers)
+        if not more:
+            self.state = COMPLETE
+            self.task = None
+            return
+        self._sent = b""
+        if not connection.writable.is_set():
+            await connection.writable.wait()
+        self._sent = data
+        if self.ends_after_event:
+            await end_between_events(self)
+
+    def _write_piece(self, data: bytes, more: bool, trailers: Headers) -> None:
+        """Write a piece as the framing wants it, with the head if that still waits."""
+        head, self._head = self._head, b""
+        tail = b""
+        if self.framing is NONE:
+            data = b""
+        elif self.framing is CHUNKED:
+            if data:
+                head += b"%x\r\n" % len(data)
+                tail = b"\r\n"
+            if not more:
+                tail += last_chunk(trailers)
+        if len(data) < LARGE:
+            self._connection.transport.write(head + data + tail)
+        else:
+            self._connection.transport.writelines([head, data, tail])
+
+    async def finish(self) -> None:
+        self.flush()
+        self._connection.transport.write(b"0\r\n\r\n" if self.framing is CHUNKED else b"")
+        self.state = COMPLETE
+
+    async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
+        self.state = STARTED
+        upgrade = response.upgrade or self.request.upgrade
+        head = response_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
+        self._connection.transport.write(head)
+        # A member that names a protocol that was not asked for does not make the client speak it.
+        asked = [name.strip() for name in self.request.upgrade.lower().split(b",")]
+        websocket = upgrade.lower() == b"websocket" and b"websocket" in asked
+        self._tunnel = self._connection.become_tunnel(response, websocket)
+        await self._tunnel.run(count)
+
+    def begin_shutdown(self) -> Coroutine[Any, Any, None] | None:
+        return self._end_tunnel(self._tunnel) if self._tunnel else end_event_stream(self)
+
+    async def _end_tunnel(self, tunnel: Tunnel) -> None:
+        if self.task and tunnel.leave():
+            await asyncio.wait([self.task], timeout=CLOSE_SECONDS)

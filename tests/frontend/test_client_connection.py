@@ -1,0 +1,164 @@
+"""How long a client may keep a connection in each phase."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from balancer.config.settings import Settings
+from balancer.frontend.client_connection import (
+    ACTIVE,
+    HEAD,
+    IDLE,
+    LINGERING,
+    NEW,
+    TIMEOUTS,
+    BodyRate,
+    ClientConnection,
+    Phase,
+    timeout,
+    unread_timeout,
+)
+
+LIMITS = Settings(header_timeout=10, keepalive_timeout=75, stream_idle_timeout=60)
+
+
+class Connection(ClientConnection):
+    """A connection that notes its end. ``waiting``: the balancer waits for its client."""
+
+    def __init__(self) -> None:
+        super().__init__(LIMITS)
+        self.ends: list[str] = []
+        self.waiting = True
+        self.kept = 0
+
+    @property
+    def unread(self) -> int:
+        return self.kept
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.waiting
+
+    def abort(self) -> None:
+        self.ends.append("abort")
+
+    def time_out(self, limit: float) -> None:
+        self.ends.append(f"{self.phase.value} {limit:g}")
+
+    def check(self, *clock: float) -> list[str]:
+        for now in clock:
+            self.check_timeouts(now)
+        return self.ends
+
+
+@pytest.fixture
+def it() -> Connection:
+    connection = Connection()
+    connection.begin_checks(0.0)
+    return connection
+
+
+def test_every_phase_has_a_time_out() -> None:
+    assert TIMEOUTS.keys() == set(Phase)
+
+
+def test_phases_in_which_the_client_owes_something_end() -> None:
+    endless = {phase.name for phase in Phase if timeout(phase, Settings()) == inf}
+    assert endless == {"AWAIT_CONTINUE", "ACTIVE", "SWITCHING", "DONE", "REJECTED", "CLOSED"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "phases"),
+    [
+        ("header_timeout", {Phase.HANDSHAKE, Phase.NEW, Phase.HEAD}),
+        ("keepalive_timeout", {Phase.IDLE}),
+        ("stream_idle_timeout", {Phase.BODY, Phase.TUNNEL}),
+    ],
+)
+def test_setting_limits_its_phases(setting: str, phases: set[Phase]) -> None:
+    settings = Settings(**{setting: 0.3})  # type: ignore[arg-type]
+    assert {phase for phase in Phase if timeout(phase, settings) == 0.3} == phases
+
+
+def test_stream_idle_timeout_limits_what_is_not_read() -> None:
+    assert unread_timeout(Settings(stream_idle_timeout=0.3)) == 0.3
+
+
+def test_new_connection_has_its_time_from_the_first_moment_on(it: Connection) -> None:
+    assert it.check(1.0, 9.9) == []
+    assert it.check(10.1) == ["new 10"]
+
+
+def test_first_head_has_the_time_of_the_new_connection(it: Connection) -> None:
+    it.check(5.0)
+    it.phase = HEAD
+    assert it.check(6.0, 9.9) == []
+    assert it.check(10.1) == ["head 10"]
+
+
+def test_later_phase_has_its_time_from_the_check_that_found_it(it: Connection) -> None:
+    it.phase = IDLE
+    assert it.check(100.0, 174.9) == []
+    assert it.check(175.1) == ["idle 75"]
+
+
+def test_same_phase_with_another_message_begins_anew(it: Connection) -> None:
+    it.phase = IDLE
+    it.check(100.0)
+    it.messages += 1
+    assert it.check(170.0, 244.9) == []
+    assert it.check(245.1) == ["idle 75"]
+
+
+def test_time_in_which_the_client_is_not_waited_for_does_not_count(it: Connection) -> None:
+    it.phase = IDLE
+    it.check(100.0)
+    it.waiting = False
+    it.check(500.0)
+    it.waiting = True
+    assert it.check(501.0, 575.9) == []
+    assert it.check(576.1) == ["idle 75"]
+
+
+def test_active_connection_is_not_ended(it: Connection) -> None:
+    it.phase = ACTIVE
+    assert it.check(1.0, 1e6) == []
+
+
+def test_lingering_connection_has_a_second(it: Connection) -> None:
+    it.phase = LINGERING
+    assert it.check(1.0, 2.0) == []
+    assert it.check(2.1) == ["lingering 1"]
+
+
+@pytest.mark.parametrize("phase", [NEW, IDLE, ACTIVE])
+def test_client_that_reads_nothing_is_aborted_in_any_phase(it: Connection, phase: Phase) -> None:
+    if phase is not NEW:
+        it.phase = phase
+    it.kept, it.waiting = 10, False
+    assert it.check(1.0, 61.0) == []
+    it.kept = 9
+    assert it.check(62.0, 122.0) == []
+    assert it.check(122.1) == ["abort"]
+
+
+def test_body_of_which_no_byte_comes_is_refused() -> None:
+    rate = BodyRate()
+    limits = Settings(stream_idle_timeout=60, min_body_rate=0)
+    assert rate.check(0.0, 100.0, limits) is None
+    rate.received = 1
+    assert rate.check(50.0, 150.0, limits) is None
+    refusal = rate.check(110.1, 210.1, limits)
+    assert refusal
+    assert (refusal.status, refusal.reason) == (408, "no byte of the body for 60 s")
+
+
+def test_body_that_is_slower_than_the_least_rate_is_refused() -> None:
+    rate, limits = BodyRate(), Settings(min_body_rate=100)
+    rate.received = 1000
+    assert rate.check(29.9, 129.9, limits) is None
+    refusal = rate.check(30.1, 130.1, limits)
+    assert refusal
+    assert (refusal.status, refusal.reason) == (408, "the body came with less than 100 bytes/s")
