@@ -79,7 +79,7 @@ async def test_members_take_turns_on_connections_that_stay_open() -> None:
         assert set(members) == {one.address, two.address}
 
 
-async def test_the_request_is_the_callers_own() -> None:
+async def test_request_is_the_callers_own() -> None:
     async with Member() as member, calling(member) as here:
         target = "/a%2Fb/%ff?x=%20&&y"
         await here.client.get(target, headers={b"X-Forwarded-For": b"9.9.9.9", b"X-B": b"caf\xe9"})
@@ -98,7 +98,7 @@ async def test_the_request_is_the_callers_own() -> None:
 
 @pytest.mark.parametrize("size", [0, 3, 300_000])
 @pytest.mark.parametrize("announced", [True, False])
-async def test_a_body_arrives_whole(size: int, announced: bool) -> None:
+async def test_body_arrives_whole(size: int, announced: bool) -> None:
     content = bytes(it % 251 for it in range(size))
     got = asyncio.Event()
 
@@ -132,7 +132,7 @@ async def test_a_body_arrives_whole(size: int, announced: bool) -> None:
 
 
 @pytest.mark.parametrize(("pieces", "words"), [([b"abc", b"d"], "much"), ([b"ab"], "little"), ([], "little")])
-async def test_a_body_of_another_length_than_announced_does_not_reach_a_member_as_a_request(
+async def test_body_of_another_length_than_announced_does_not_reach_a_member_as_a_request(
     pieces: list[bytes], words: str
 ) -> None:
     async def stream() -> AsyncIterator[bytes]:
@@ -200,7 +200,7 @@ async def test_members_are_not_spoken_to_in_plain_where_tls_was_asked_for() -> N
 # What the caller gets.
 
 
-async def test_a_response_is_the_members_own() -> None:
+async def test_response_is_the_members_own() -> None:
     body = gzip.compress(b"hello")
     head = b"HTTP/1.1 203 Fine\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Encoding: gzip\r\nConnection: x-private"
     response = head + b"\r\nX-Private: 1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -231,7 +231,7 @@ async def test_responses_without_a_body(method: str, response: bytes) -> None:
         assert len(member.received) == 1
 
 
-async def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
+async def test_body_is_read_no_faster_than_it_is_taken() -> None:
     size, sent = 64 * 1024 * 1024, 0
 
     async def pour(connection: Connection) -> None:
@@ -274,7 +274,7 @@ async def test_pieces_come_as_the_member_sends_them() -> None:
         assert seen == [b"data: 1\n\n"] * 3
 
 
-async def test_a_member_that_fails_is_replaced_where_that_is_safe() -> None:
+async def test_member_that_fails_is_replaced_where_that_is_safe() -> None:
     async def die(connection: Connection) -> None:
         connection.close()
 
@@ -292,7 +292,7 @@ async def test_a_member_that_fails_is_replaced_where_that_is_safe() -> None:
             failed.raise_for_status()
 
 
-async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
+async def test_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
     resolve = ScriptedResolver()
     async with Member() as member:
         transport = BalancedTransport("apps", resolve=resolve, queue_timeout=0.3)
@@ -311,7 +311,7 @@ async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
 CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun"
 
 
-async def test_a_body_that_ends_early_is_an_error_of_the_member() -> None:
+async def test_body_that_ends_early_is_an_error_of_the_member() -> None:
     async def cut(connection: Connection) -> None:
         await connection.send(CUT)
         connection.close()
@@ -323,7 +323,7 @@ async def test_a_body_that_ends_early_is_an_error_of_the_member() -> None:
         assert [it.error for it in here.records] == ["truncated"]
 
 
-async def test_a_member_that_falls_silent_in_mid_body_is_a_time_out() -> None:
+async def test_member_that_falls_silent_in_mid_body_is_a_time_out() -> None:
     async def stop(connection: Connection) -> None:
         await connection.send(CUT)
         await connection.to_end()
@@ -334,7 +334,7 @@ async def test_a_member_that_falls_silent_in_mid_body_is_a_time_out() -> None:
         await here.idle()
 
 
-async def test_a_member_that_does_not_answer_in_the_balancers_time_is_a_504() -> None:
+async def test_member_that_does_not_answer_in_the_balancers_time_is_a_504() -> None:
     async with scripted(hang) as member, calling(member, response_timeout=0.1) as here:
         answer = await here.client.get("/")
         assert (answer.status_code, answer.headers["x-balancer-error"]) == (504, "response_timeout")
@@ -371,7 +371,7 @@ async def test_nothing_more_of_a_body_in_the_callers_time() -> None:
         await here.idle()
 
 
-async def test_a_member_that_takes_nothing_more_in_the_callers_time() -> None:
+async def test_member_that_takes_nothing_more_in_the_callers_time() -> None:
     async def stuck(connection: Connection) -> None:
         await asyncio.sleep(LIMIT)
 
@@ -385,7 +385,7 @@ async def test_a_member_that_takes_nothing_more_in_the_callers_time() -> None:
         await here.idle()
 
 
-async def test_a_slow_caller_is_not_the_members_fault() -> None:
+async def test_slow_caller_is_not_the_members_fault() -> None:
     async def stream() -> AsyncIterator[bytes]:
         for _ in range(3):
             await asyncio.sleep(0.2)
@@ -403,7 +403,7 @@ async def test_a_slow_caller_is_not_the_members_fault() -> None:
 
 
 @pytest.mark.parametrize("script", [hang, keep_answering])
-async def test_a_caller_that_is_cancelled_leaves_nothing(script: Script) -> None:
+async def test_caller_that_is_cancelled_leaves_nothing(script: Script) -> None:
     async with Member(script) as member, calling(member) as here:
         for turns in (*range(12), 200):
             asking = asyncio.create_task(here.client.get("/"))
@@ -418,7 +418,7 @@ async def test_a_caller_that_is_cancelled_leaves_nothing(script: Script) -> None
         assert all(record.duration for record in here.records)
 
 
-async def test_a_response_that_is_closed_early_ends_the_exchange() -> None:
+async def test_response_that_is_closed_early_ends_the_exchange() -> None:
     ended = asyncio.Event()
 
     async def endless(connection: Connection) -> None:
@@ -450,7 +450,7 @@ async def test_to_close_the_client_breaks_off_its_calls_and_leaves_no_task() -> 
         assert asyncio.all_tasks() <= before | member._tasks
 
 
-async def test_a_call_is_freed_by_counting_references() -> None:
+async def test_call_is_freed_by_counting_references() -> None:
     """But for the cycle that ``httpx.AsyncClient`` makes of a response and its stream."""
     async with Member() as member, calling(member) as here:
         transport = here.client._transport
@@ -469,7 +469,7 @@ async def test_a_call_is_freed_by_counting_references() -> None:
 # Shared with an application.
 
 
-async def test_a_client_may_share_the_balancer_of_an_application() -> None:
+async def test_client_may_share_the_balancer_of_an_application() -> None:
     async with Member() as member, LoadBalancer("apps", resolve=ScriptedResolver(member.address)) as workers:
         async with httpx.AsyncClient(transport=BalancedTransport(workers), base_url="http://a") as client:
             assert (await client.get("/")).text == "ok"
@@ -491,12 +491,12 @@ async def test_when_the_shared_balancer_ends_so_do_the_calls() -> None:
             assert (answer.status_code, answer.headers["x-balancer-error"]) == (503, "shutting_down")
 
 
-def test_a_balancer_that_is_there_takes_no_settings() -> None:
+def test_balancer_that_is_there_takes_no_settings() -> None:
     with pytest.raises(TypeError, match="policy"):
         BalancedTransport(LoadBalancer(Settings(resolver=Address("127.0.0.1", 53))), policy="random")
 
 
-async def test_a_client_without_async_with_starts_by_itself() -> None:
+async def test_client_without_async_with_starts_by_itself() -> None:
     async with worker() as one:
         resolve = ScriptedResolver(Address("127.0.0.1", one.port))
         client = httpx.AsyncClient(transport=BalancedTransport("apps", resolve=resolve), base_url="http://a")

@@ -61,7 +61,7 @@ async def test_every_route_is_documented_and_every_documented_one_is_there() -> 
     ("path", "schema"),
     [("/api/status", "Status"), ("/api/events", "Events"), ("/api/settings", "Settings"), ("/members", "Members")],
 )
-async def test_an_answer_is_as_documented(path: str, schema: str) -> None:
+async def test_answer_is_as_documented(path: str, schema: str) -> None:
     async with Member() as one, balance(one, stats=Stats()) as running, administer(running) as port:
         for _ in range(3):
             await running.exchange(GET)
@@ -86,7 +86,7 @@ async def test_before_the_first_answer_of_dns_the_status_is_as_documented() -> N
             assert kind == "whole"
 
 
-async def test_the_status_says_what_a_member_has_done() -> None:
+async def test_status_says_what_a_member_has_done() -> None:
     async def fails(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
@@ -105,7 +105,7 @@ async def test_the_status_says_what_a_member_has_done() -> None:
         assert 0 < member["p50_ms"] <= member["p99_ms"]
 
 
-async def test_a_member_that_dies_is_in_the_events_with_what_it_cost() -> None:
+async def test_member_that_dies_is_in_the_events_with_what_it_cost() -> None:
     async with (
         Member() as one,
         Member() as two,
@@ -121,7 +121,7 @@ async def test_a_member_that_dies_is_in_the_events_with_what_it_cost() -> None:
         assert (died["member"], died["moved"], died["pool"]) == (str(one.address), 1, "apps")
 
 
-async def test_a_drained_member_finishes_what_it_has_and_gets_no_more() -> None:
+async def test_drained_member_finishes_what_it_has_and_gets_no_more() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
     async def slow(connection: Connection) -> None:
@@ -231,7 +231,7 @@ async def test_bad_input_is_told_what_is_accepted(
         assert not (await port.member(one.address))["drained"]
 
 
-async def test_a_url_is_not_given_to_the_standard_librarys_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_url_is_not_given_to_the_standard_librarys_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     split: list[str] = []
     monkeypatch.setattr("starlette.datastructures.urlsplit", split.append)
     async with balance(stats=Stats()) as running, administer(running) as port:
@@ -249,7 +249,7 @@ async def test_nothing_here_can_be_framed_sniffed_or_made_to_run_scripts_of_othe
         assert headers["x-content-type-options"] == "nosniff"
 
 
-async def test_the_page_needs_nothing_from_elsewhere() -> None:
+async def test_page_needs_nothing_from_elsewhere() -> None:
     async with balance(stats=Stats()) as running, administer(running) as port:
         page = (await port.get("/")).text
         files = set(re.findall(r'(?:src|href)="(/static/[^"]+)"', page))
@@ -268,7 +268,7 @@ async def test_the_page_needs_nothing_from_elsewhere() -> None:
         assert (await port.get("/openapi.json")).json() == OPENAPI
 
 
-async def test_a_page_is_sent_everything_once_and_then_what_changes() -> None:
+async def test_page_is_sent_everything_once_and_then_what_changes() -> None:
     async with (
         Member() as one,
         Member() as two,
@@ -293,7 +293,7 @@ async def test_a_page_is_sent_everything_once_and_then_what_changes() -> None:
         assert message["pools"][0]["members"] == []
 
 
-async def test_a_change_of_members_does_not_wait_for_the_second() -> None:
+async def test_change_of_members_does_not_wait_for_the_second() -> None:
     resolver = ScriptedResolver()
     async with (
         Member() as one,
@@ -319,7 +319,7 @@ async def test_a_change_of_members_does_not_wait_for_the_second() -> None:
         assert message["events"][-1]["text"] == f"{one.address} left DNS"
 
 
-async def test_a_fresh_page_has_the_history_of_those_that_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fresh_page_has_the_history_of_those_that_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_feed, "INTERVAL", 0.05)
     resolver = ScriptedResolver()
     async with Member() as one, Member() as two:
@@ -348,7 +348,7 @@ async def test_a_fresh_page_has_the_history_of_those_that_have_left(monkeypatch:
                     await asyncio.sleep(0.1)
 
 
-async def test_a_page_that_does_not_read_is_sent_everything_anew_and_costs_no_memory() -> None:
+async def test_page_that_does_not_read_is_sent_everything_anew_and_costs_no_memory() -> None:
     async with Member() as one, balance(one, stats=Stats()) as running:
         made = StatusFeed(lambda: [running.balancer], ContainerNames([]), access="open")
         with Subscriber(made) as slow, Subscriber(made) as quick:
@@ -379,7 +379,7 @@ async def test_pages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_the_end_of_the_balancer_ends_streams_at_once() -> None:
+async def test_end_of_the_balancer_ends_streams_at_once() -> None:
     async with balance(stats=Stats()) as running, administer(running) as port, opened(port) as page:
         await page.next()
         port.admin.stop()
@@ -477,7 +477,7 @@ async def test_containers_that_swap_addresses_have_their_own_names_when_they_are
         assert sorted((it["member"], it["name"]) for it in told["good"][2:]) == after
 
 
-async def test_a_drain_ends_with_the_container_that_it_was_meant_for() -> None:
+async def test_drain_ends_with_the_container_that_it_was_meant_for() -> None:
     async with named_members() as it:
         assert (await it.port.act("drain", it.addresses[0], {"name": "one"})).status_code == 200
         assert (await it.port.member(it.addresses[0]))["drained"]
@@ -486,7 +486,7 @@ async def test_a_drain_ends_with_the_container_that_it_was_meant_for() -> None:
         assert [(await it.port.member(address))["drained"] for address in it.addresses] == [False, False]
 
 
-async def test_an_action_on_a_container_that_has_another_address_by_now_changes_nothing() -> None:
+async def test_action_on_a_container_that_has_another_address_by_now_changes_nothing() -> None:
     async with named_members() as it:
         it.point("two", "one")
         one, two = it.addresses
@@ -517,7 +517,7 @@ async def test_where_dns_is_silent_an_action_is_held_to_the_name_that_was_known(
         assert (await it.port.act("drain", it.addresses[0], {"name": "one"})).status_code == 200
 
 
-async def test_a_name_that_changes_without_a_pause_is_noticed_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_name_that_changes_without_a_pause_is_noticed_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_feed, "INTERVAL", 0.02)
     async with named_members() as it:
         it.point("two", "one")
@@ -528,7 +528,7 @@ async def test_a_name_that_changes_without_a_pause_is_noticed_within_a_round(mon
     ("pointer", "name"),
     [("web.", "web"), ("shop-worker-1.shop_backend.", "shop-worker-1"), ("host.example.com.", "host.example.com")],
 )
-async def test_a_name_is_shown_without_its_network(pointer: str, name: str) -> None:
+async def test_name_is_shown_without_its_network(pointer: str, name: str) -> None:
     assert await looked_up([("PTR", pointer)]) == name
 
 
@@ -566,7 +566,7 @@ async def test_few_names_are_asked_for_at_a_time_and_each_member_once() -> None:
     assert most == AT_A_TIME
 
 
-async def test_an_answer_from_before_a_rise_is_not_taken_for_one_after_it() -> None:
+async def test_answer_from_before_a_rise_is_not_taken_for_one_after_it() -> None:
     zone = Zone()
     found: list[str] = []
     zone.records["1.0.0.127.in-addr.arpa"] = [("PTR", "web.backend.")]
@@ -599,7 +599,7 @@ async def asked(names: ContainerNames, found: list[str], wanted: Callable[[], bo
     await names.close()
 
 
-async def test_the_balancer_outlives_its_status_page(caplog: pytest.LogCaptureFixture) -> None:
+async def test_balancer_outlives_its_status_page(caplog: pytest.LogCaptureFixture) -> None:
     async with Member() as one, balance(one, stats=Stats()) as running, administer(running) as port:
         pool = port.admin._board
         with caplog.at_level(logging.ERROR):

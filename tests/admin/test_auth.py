@@ -56,7 +56,7 @@ def test_nobody_else_may(given: str | None) -> None:
     assert TOKEN not in denial.reason
 
 
-def test_a_token_is_asked_for_on_loopback_too() -> None:
+def test_token_is_asked_for_on_loopback_too() -> None:
     assert denied(Settings(admin_bind=LOOPBACK.admin_bind, admin_token=TOKEN)) == "token_needed"
 
 
@@ -92,7 +92,7 @@ def test_what_a_form_can_send_is_refused(kind: str | None) -> None:
     assert denied(LOOPBACK, content_type=kind) == "not_json"
 
 
-def test_a_content_type_may_have_parameters() -> None:
+def test_content_type_may_have_parameters() -> None:
     assert denied(LOOPBACK, content_type="Application/JSON; charset=utf-8") == ""
 
 
@@ -106,7 +106,7 @@ def test_a_content_type_may_have_parameters() -> None:
         (WITH_TOKEN, "token"),
     ],
 )
-def test_a_page_is_told_what_actions_need(settings: Settings, needs: str) -> None:
+def test_page_is_told_what_actions_need(settings: Settings, needs: str) -> None:
     assert access(settings) == needs
 
 

@@ -80,7 +80,7 @@ async def test_with_255_members_the_page_stays_readable() -> None:
         await expect(page.get_by_role("list", name="Events")).to_contain_text("10.0.0.7:80 down: connection refused")
 
 
-async def test_the_keyboard_sorts_reads_the_chart_and_drains() -> None:
+async def test_keyboard_sorts_reads_the_chart_and_drains() -> None:
     async with shown(MANY[:3]) as (page, running, _, _):
         for _ in range(9):
             answered(running.balancer.stats or Stats(), MANY[1])
@@ -101,7 +101,7 @@ async def test_the_keyboard_sorts_reads_the_chart_and_drains() -> None:
         await expect(page.locator("#announce")).to_contain_text("10.0.0.2:80 drained by hand")
 
 
-async def test_a_container_that_takes_the_address_of_another_is_a_row_of_its_own() -> None:
+async def test_container_that_takes_the_address_of_another_is_a_row_of_its_own() -> None:
     zone = Zone()
 
     def point(name: str) -> None:
@@ -135,7 +135,7 @@ async def test_where_actions_are_refused_the_page_says_why() -> None:
         await expect(page.get_by_role("button", name="Drain")).to_be_disabled()
 
 
-async def test_a_telephone_shows_everything_without_scrolling_sideways() -> None:
+async def test_telephone_shows_everything_without_scrolling_sideways() -> None:
     async with shown(MANY[:3], viewport=(360, 700)) as (page, _, _, _):
         await expect(page.locator("#rows tr")).to_have_count(3)
         assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

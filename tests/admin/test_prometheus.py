@@ -214,7 +214,7 @@ async def test_whoever_asks_for_what_there_is_not_gets_metrics_all_the_same(acce
     assert Scrape(response.text).sum("balancer_requests_total") == 4
 
 
-async def test_a_scrape_in_pieces_is_the_same_as_in_one() -> None:
+async def test_scrape_in_pieces_is_the_same_as_in_one() -> None:
     pool = Pool()
     addresses = [Address(f"10.0.0.{number}", 80) for number in range(1, 131)]
     pool.answer(*addresses)
@@ -251,11 +251,11 @@ async def test_promtool_would_have_nothing_to_say() -> None:
         ("b 1\n", "without TYPE"),
     ],
 )
-def test_the_lint_finds(text: str, problem: str) -> None:
+def test_lint_finds(text: str, problem: str) -> None:
     assert problem in "; ".join(lint(text))
 
 
-def test_a_series_that_comes_twice_is_found() -> None:
+def test_series_that_comes_twice_is_found() -> None:
     family = Metric("a", "b", "gauge")
     family.add_sample("a", {"c": "d"}, 1)
     family.add_sample("a", {"c": "d"}, 2)
@@ -280,7 +280,7 @@ def test_pools_are_told_apart_even_if_they_have_one_alias() -> None:
     assert read([one, two, three, one]).labels("balancer_members", "pool") == {"apps", "apps:8000", "apps:8000/2"}
 
 
-def test_a_pool_without_stats_still_says_how_it_is() -> None:
+def test_pool_without_stats_still_says_how_it_is() -> None:
     it = read([LoadBalancer(Settings())])
     assert it.get("balancer_members_available", pool="apps") == 0
     assert ("balancer_queued_requests", frozenset({("pool", "apps")})) in it.values

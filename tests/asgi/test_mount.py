@@ -71,7 +71,7 @@ async def test_members_see_what_is_below_the_mount_byte_for_byte(http: str) -> N
 
 
 @pytest.mark.parametrize("behind_root", [True, False])
-async def test_the_prefix_is_what_clients_see(behind_root: bool) -> None:
+async def test_prefix_is_what_clients_see(behind_root: bool) -> None:
     """A proxy in front cuts off /shop, and the server knows it; or nobody does."""
     async with Member() as member:
         app = FastAPI()
@@ -83,7 +83,7 @@ async def test_the_prefix_is_what_clients_see(behind_root: bool) -> None:
         assert b"x-forwarded-prefix: " + prefix in lines(member.received[0])
 
 
-async def test_a_stranger_cannot_say_the_prefix() -> None:
+async def test_stranger_cannot_say_the_prefix() -> None:
     async with Member() as member:
         app = Starlette(routes=[Mount("/api", over(member)), Mount("/", over(member))])
         async with served(app) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
@@ -108,7 +108,7 @@ async def test_websockets_go_through_the_mount() -> None:
             assert refused.value.response.status_code == 403  # as Starlette, the worker's own, says it
 
 
-async def test_the_callers_middleware_comes_first() -> None:
+async def test_callers_middleware_comes_first() -> None:
     async with Member() as member:
         app = FastAPI()
 
@@ -128,7 +128,7 @@ async def test_the_callers_middleware_comes_first() -> None:
         assert len(member.received) == 1
 
 
-async def test_a_client_that_leaves_is_noticed_through_a_middleware() -> None:
+async def test_client_that_leaves_is_noticed_through_a_middleware() -> None:
     gone = asyncio.Event()
 
     async def endless(connection: Connection) -> None:
@@ -154,7 +154,7 @@ async def test_a_client_that_leaves_is_noticed_through_a_middleware() -> None:
                 await gone.wait()
 
 
-async def test_a_response_that_is_cut_is_not_ended_cleanly() -> None:
+async def test_response_that_is_cut_is_not_ended_cleanly() -> None:
     async def cut(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhal\r\n")
@@ -170,7 +170,7 @@ async def test_a_response_that_is_cut_is_not_ended_cleanly() -> None:
 # Its life.
 
 
-async def test_the_first_request_starts_it_and_waits_for_a_member() -> None:
+async def test_first_request_starts_it_and_waits_for_a_member() -> None:
     async with Member() as member:
         workers = over(member)
         assert not workers.membership.members
@@ -331,7 +331,7 @@ def test_it_ends_with_its_loop_and_lives_again_in_the_next(
         assert quiet(caplog)
 
 
-def test_a_loop_that_ends_at_once_leaves_nothing(
+def test_loop_that_ends_at_once_leaves_nothing(
     factory: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Outside() as outside:
@@ -353,7 +353,7 @@ def test_a_loop_that_ends_at_once_leaves_nothing(
         assert quiet(caplog)
 
 
-def test_a_loop_that_was_only_stopped_is_left_for_the_next(caplog: pytest.LogCaptureFixture) -> None:
+def test_loop_that_was_only_stopped_is_left_for_the_next(caplog: pytest.LogCaptureFixture) -> None:
     with Outside() as outside:
         workers = outside.balancer()
 
@@ -392,7 +392,7 @@ def test_two_loops_at_a_time_are_refused() -> None:
         assert refused == ["this LoadBalancer is in use in another event loop; make one for each"]
 
 
-def test_a_loop_that_ends_in_mid_request_takes_nothing_with_it() -> None:
+def test_loop_that_ends_in_mid_request_takes_nothing_with_it() -> None:
     async def hang(connection: Connection) -> None:
         await connection.head()
         await connection.to_end()

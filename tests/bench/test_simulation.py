@@ -47,7 +47,7 @@ def printed_elsewhere(chart: Path, seed: int) -> tuple[str, str]:
     return words, chart.read_text()
 
 
-def test_the_seed_decides_every_byte(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_seed_decides_every_byte(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     once = printed(capsys, tmp_path / "once.svg", 1)
     other = printed(capsys, tmp_path / "other.svg", 2)
     assert once == printed_elsewhere(tmp_path / "again.svg", 1)
@@ -155,7 +155,7 @@ def test_who_finds_nobody_is_held() -> None:
     assert few_held.failed["queue_full"] > 100
 
 
-def test_a_run_is_done_once_for_all_who_ask() -> None:
+def test_run_is_done_once_for_all_who_ask() -> None:
     case = Case("equal", ROUND_ROBIN, members=4, balancers=1, requests=100, seed=1)
     other = replace(case, settings=LEAST_REQUESTS)
     found = simulate.run_all([case, other, case], jobs=1)
@@ -163,7 +163,7 @@ def test_a_run_is_done_once_for_all_who_ask() -> None:
     assert found[case] == case.run() != found[other]
 
 
-def test_an_error_in_what_happens_ends_the_run() -> None:
+def test_error_in_what_happens_ends_the_run() -> None:
     async def wrong(world: World) -> None:
         raise LookupError("in the scenario")
 

@@ -64,7 +64,7 @@ class _Overtaking(Policy):
         return self._members[0] if self._members else None
 
 
-def test_the_checks_can_fail(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+def test_checks_can_fail(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     monkeypatch.setattr("balancer.loadbalancer.make_policy", lambda *_: _Overtaking())
     loop = VirtualLoop()
     failures = 0

@@ -58,7 +58,7 @@ def test_addresses_are_those_that_dnspython_finds(answer: list[tuple[str, str, s
 
 
 @pytest.mark.parametrize(("record", "first"), [("A", "10.0.0.1"), ("AAAA", "fd00::1")])
-def test_the_short_way_for_many_addresses_finds_what_the_long_way_does(record: str, first: str) -> None:
+def test_short_way_for_many_addresses_finds_what_the_long_way_does(record: str, first: str) -> None:
     many = [("apps.", record, first)] * 50
     family = dns.rdatatype.from_text(record)
     assert len(Reply(message(record, many).to_wire(max_size=65535), True).packed(family)) == 50

@@ -54,7 +54,7 @@ async def servfail(query: dns.message.Message, response: dns.message.Message) ->
 
 
 @pytest.mark.parametrize("record", ["a", "a+aaaa"])
-async def test_a_short_name_is_found_through_the_search_list_and_asked_for_alone(record: str) -> None:
+async def test_short_name_is_found_through_the_search_list_and_asked_for_alone(record: str) -> None:
     service = Headless(published=["10.1.2.3", "10.1.2.4"])
     async with resolver(service, record=record) as resolve:
         for _ in range(2 * RECHECK_ROUNDS):
@@ -86,7 +86,7 @@ async def test_longer_and_whole_names_are_found_too(alias: str, found: str, firs
     assert service.asked.total() == first + RECHECK_ROUNDS - 1
 
 
-async def test_a_service_that_appears_late_is_found() -> None:
+async def test_service_that_appears_late_is_found() -> None:
     service = Headless()
     async with resolver(service) as resolve:
         assert outcomes(await resolve()) == [Outcome.EMPTY]
@@ -103,13 +103,13 @@ async def test_nobody_is_there_when_every_name_says_so() -> None:
     assert said == [Outcome.UNKNOWN, *[Outcome.EMPTY] * 3]
 
 
-async def test_a_name_that_cannot_be_asked_for_yet_is_not_nobody() -> None:
+async def test_name_that_cannot_be_asked_for_yet_is_not_nobody() -> None:
     service = Headless(elsewhere=servfail)
     async with resolver(service) as resolve:
         assert outcomes(await resolve()) == [Outcome.UNKNOWN]
 
 
-async def test_a_cluster_without_a_way_out_can_still_say_that_nobody_is_there() -> None:
+async def test_cluster_without_a_way_out_can_still_say_that_nobody_is_there() -> None:
     """Names outside of its zone always fail there."""
     service = Headless(published=["10.1.2.3"], elsewhere=servfail)
     async with resolver(service) as resolve:
@@ -119,7 +119,7 @@ async def test_a_cluster_without_a_way_out_can_still_say_that_nobody_is_there() 
     assert said[1:] == [Outcome.EMPTY, Outcome.EMPTY]
 
 
-async def test_a_wildcard_in_the_company_s_domain_does_not_keep_the_service_out() -> None:
+async def test_wildcard_in_the_company_s_domain_does_not_keep_the_service_out() -> None:
     wildcard = Zone()
     wildcard.records["worker.corp.example"] = [("A", "192.0.2.1")]
     service = Headless(elsewhere=wildcard)
@@ -130,7 +130,7 @@ async def test_a_wildcard_in_the_company_s_domain_does_not_keep_the_service_out(
     assert found[-1] == {"10.1.2.3"}
 
 
-async def test_a_failing_cluster_dns_does_not_lead_to_the_wildcard() -> None:
+async def test_failing_cluster_dns_does_not_lead_to_the_wildcard() -> None:
     wildcard = Zone()
     wildcard.records["worker.corp.example"] = [("A", "192.0.2.1")]
     service = Headless(published=["10.1.2.3"], elsewhere=wildcard)
@@ -147,7 +147,7 @@ async def test_a_failing_cluster_dns_does_not_lead_to_the_wildcard() -> None:
         assert {outcomes(await resolve())[0] for _ in range(2 * LOOK_ROUNDS)} == {Outcome.UNKNOWN}
 
 
-async def test_a_resolver_of_one_s_own_has_no_search_list() -> None:
+async def test_resolver_of_one_s_own_has_no_search_list() -> None:
     service = Headless(published=["10.1.2.3"])
     async with DnsServer(service) as server:
         resolve = DnsResolver(Settings(alias="worker", resolver=server.address))
@@ -178,7 +178,7 @@ def test_what_resolv_conf_says(text: str, expected: System, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("text", [None, "search corp.example\n"])
-def test_a_system_without_a_name_server_cannot_be_used(text: str | None, tmp_path: Path) -> None:
+def test_system_without_a_name_server_cannot_be_used(text: str | None, tmp_path: Path) -> None:
     path = tmp_path / "resolv.conf"
     if text is not None:
         path.write_text(text)
@@ -227,7 +227,7 @@ async def test_many_pods_come_over_tcp(record: str) -> None:
             assert snapshot.answers[0].over_tcp
 
 
-async def test_a_pod_whose_address_cannot_be_asked_for_has_not_gone() -> None:
+async def test_pod_whose_address_cannot_be_asked_for_has_not_gone() -> None:
     service = Headless(published=["10.1.2.3", "10.1.2.4"], glue=False)
     failing = False
 
@@ -242,7 +242,7 @@ async def test_a_pod_whose_address_cannot_be_asked_for_has_not_gone() -> None:
             assert addresses(await resolve()) == {"10.1.2.3", "10.1.2.4"}
 
 
-async def test_a_pod_that_is_gone_from_dns_but_not_from_the_srv_answer_is_left_out() -> None:
+async def test_pod_that_is_gone_from_dns_but_not_from_the_srv_answer_is_left_out() -> None:
     service = Headless(published=["10.1.2.3", "10.1.2.4"], glue=False)
 
     async def one_is_gone(query: dns.message.Message, response: dns.message.Message) -> None:
@@ -321,7 +321,7 @@ async def site(*hosts: str, cached: bool = False, publish_not_ready: bool = True
         assert set(answers) == {b"HTTP/1.1 200 OK"}
 
 
-async def test_a_pod_that_is_published_before_it_listens_gets_no_request_until_it_does() -> None:
+async def test_pod_that_is_published_before_it_listens_gets_no_request_until_it_does() -> None:
     async with site(ONE) as it:
         it.service.published.append(TWO)
         it.service.unready.add(TWO)
@@ -332,7 +332,7 @@ async def test_a_pod_that_is_published_before_it_listens_gets_no_request_until_i
         await it.in_service(TWO)
 
 
-async def test_a_pod_that_terminates_stays_published_and_finishes_its_requests() -> None:
+async def test_pod_that_terminates_stays_published_and_finishes_its_requests() -> None:
     async with site(ONE, TWO) as it, it.running.client() as client:
         for host in (ONE, TWO):
             await it.in_service(host)
@@ -365,7 +365,7 @@ async def test_without_not_ready_addresses_a_pod_that_leaves_dns_finishes_its_re
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_pod_that_is_gone_but_still_in_a_cached_answer_costs_no_request() -> None:
+async def test_pod_that_is_gone_but_still_in_a_cached_answer_costs_no_request() -> None:
     async with site(ONE, TWO, cached=True) as it:
         await it.end(TWO)
         it.service.published.remove(TWO)
@@ -375,7 +375,7 @@ async def test_a_pod_that_is_gone_but_still_in_a_cached_answer_costs_no_request(
         await eventually(lambda: Address(TWO, it.port) not in it.running.balancer.membership.members)
 
 
-async def test_a_pod_that_is_new_is_found_when_the_cached_answer_has_run_out() -> None:
+async def test_pod_that_is_new_is_found_when_the_cached_answer_has_run_out() -> None:
     async with site(ONE, cached=True) as it:
         await it.start(TWO)
         it.service.published.append(TWO)
@@ -383,7 +383,7 @@ async def test_a_pod_that_is_new_is_found_when_the_cached_answer_has_run_out() -
             await it.in_service(TWO)
 
 
-async def test_a_rolling_update_behind_a_cache_loses_nothing() -> None:
+async def test_rolling_update_behind_a_cache_loses_nothing() -> None:
     """``minReadySeconds`` above the TTL: an old pod goes when the new one is known to everybody."""
     async with site(ONE, TWO, cached=True) as it:
         for old, new in ((ONE, THREE), (TWO, FOUR)):
@@ -409,7 +409,7 @@ async def test_pods_that_are_all_replaced_within_a_ttl_are_waited_for() -> None:
 
 
 @pytest.mark.parametrize("publish_not_ready", [True, False])
-async def test_a_service_without_pods_for_a_moment_is_waited_for_through_the_negative_cache(
+async def test_service_without_pods_for_a_moment_is_waited_for_through_the_negative_cache(
     publish_not_ready: bool,
 ) -> None:
     async with site(ONE, cached=True, publish_not_ready=publish_not_ready) as it:

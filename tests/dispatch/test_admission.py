@@ -79,7 +79,7 @@ class System:
         return queued
 
 
-def test_a_member_is_given_no_more_than_its_limit() -> None:
+def test_member_is_given_no_more_than_its_limit() -> None:
     system = System(2, limit=3)
     taken = [system.take() for _ in range(6)]
     assert [it.in_flight for it in system.members] == [3, 3]
@@ -95,7 +95,7 @@ def test_without_a_limit_nobody_waits() -> None:
     assert system.members[0].in_flight == 1000
 
 
-def test_a_freed_slot_goes_to_the_request_that_has_waited_longest() -> None:
+def test_freed_slot_goes_to_the_request_that_has_waited_longest() -> None:
     system = System(2, limit=1)
     one, other = system.take(), system.take()
     system.wait("first")
@@ -161,7 +161,7 @@ def test_as_many_get_a_member_as_it_may_have() -> None:
     assert len(system.queue) == 1
 
 
-def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
+def test_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
     system = System(2, limit=1)
     one, other = system.take(), system.take()
     system.wait("first")
@@ -172,7 +172,7 @@ def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
     assert system.given == [("first", other)]
 
 
-def test_a_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -> None:
+def test_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -> None:
     system = System(2, limit=1)
     a, b = system.members
     assert system.admission.acquire(REQUEST, {a}) is b
@@ -183,7 +183,7 @@ def test_a_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -
     assert system.given == [("tried a", a)]
 
 
-def test_a_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
+def test_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
     system = System(2)
     a, b = system.members
     queued = QueuedRequest(REQUEST)
@@ -198,7 +198,7 @@ def test_a_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
     assert system.admission.fallback(QueuedRequest(REQUEST)) is None, "a probe has confirmed it"
 
 
-def test_the_last_resort_has_a_limit_too() -> None:
+def test_last_resort_has_a_limit_too() -> None:
     system = System(1, limit=1)
     (member,) = system.members
     system.down(member)
@@ -207,7 +207,7 @@ def test_the_last_resort_has_a_limit_too() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1])
-def test_a_member_that_left_takes_nothing_with_it(limit: int) -> None:
+def test_member_that_left_takes_nothing_with_it(limit: int) -> None:
     system = System(2, limit)
     a, b = system.take(), system.take()
     system.resolve(1)
@@ -217,7 +217,7 @@ def test_a_member_that_left_takes_nothing_with_it(limit: int) -> None:
     assert system.take() is a
 
 
-def test_the_first_member_back_gets_its_share_of_those_who_wait() -> None:
+def test_first_member_back_gets_its_share_of_those_who_wait() -> None:
     system = System(3)
     system.crowd(90)
     first, *others = system.members
@@ -239,7 +239,7 @@ def test_who_comes_while_others_wait_to_be_shared_out_waits_behind_them() -> Non
     assert system.given[-1] == ("late", first)
 
 
-def test_a_member_that_does_not_come_back_is_not_waited_for_long() -> None:
+def test_member_that_does_not_come_back_is_not_waited_for_long() -> None:
     system = System(3)
     system.crowd(90)
     system.come_up(system.members[0])
@@ -247,7 +247,7 @@ def test_a_member_that_does_not_come_back_is_not_waited_for_long() -> None:
     assert system.in_flight == [90, 0, 0]
 
 
-def test_a_slot_that_becomes_free_goes_on_to_those_who_wait_to_be_shared_out() -> None:
+def test_slot_that_becomes_free_goes_on_to_those_who_wait_to_be_shared_out() -> None:
     system = System(2)
     system.crowd(20)
     first, _ = system.members
@@ -257,7 +257,7 @@ def test_a_slot_that_becomes_free_goes_on_to_those_who_wait_to_be_shared_out() -
     assert (system.in_flight, len(system.given)) == ([10, 0], 20)
 
 
-def test_a_few_who_wait_are_not_shared_out() -> None:
+def test_few_who_wait_are_not_shared_out() -> None:
     system = System(3)
     system.crowd(GATHER_MIN)
     system.come_up(system.members[0])
@@ -303,7 +303,7 @@ def test_where_no_room_can_be_made_a_request_is_refused() -> None:
         system.wait("too late")
 
 
-def test_a_limit_holds_while_those_who_wait_are_shared_out() -> None:
+def test_limit_holds_while_those_who_wait_are_shared_out() -> None:
     system = System(2, limit=3)
     system.crowd(40)
     system.come_up(*system.members)

@@ -67,7 +67,7 @@ def query(text: str) -> Query:
 # The table.
 
 
-def test_the_table_has_every_metric_with_its_type_and_its_labels() -> None:
+def test_table_has_every_metric_with_its_type_and_its_labels() -> None:
     rows = re.findall(r"^\| `(balancer_\w+)` \| (\w+) \| (.*?) \| ", TABLE, re.MULTILINE)
     said = [(name, kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows]
     assert said == [(it.name, it.kind, it.labels) for it in METRICS]
@@ -89,7 +89,7 @@ def test_every_value_that_the_docs_give_a_label_is_one_that_it_can_have() -> Non
 # The dashboard.
 
 
-def test_the_dashboard_is_a_model_that_grafana_10_takes() -> None:
+def test_dashboard_is_a_model_that_grafana_10_takes() -> None:
     assert DASHBOARD["schemaVersion"] >= 38
     assert DASHBOARD["title"] and DASHBOARD["uid"]
     assert "id" not in DASHBOARD, "an id belongs to one Grafana"
@@ -120,7 +120,7 @@ def test_no_panel_covers_another_or_sticks_out() -> None:
     assert {y for _, y in taken} == set(range(max(y for _, y in taken) + 1))
 
 
-def test_the_dashboard_asks_for_its_data_source_and_its_pools() -> None:
+def test_dashboard_asks_for_its_data_source_and_its_pools() -> None:
     variables = {it["name"]: it for it in DASHBOARD["templating"]["list"]}
     assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
     asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variables["pool"]["query"]["query"])
@@ -148,7 +148,7 @@ def test_every_query_of_the_dashboard_finds_what_it_asks_for(target: dict[str, A
     )
 
 
-def test_the_queries_of_the_annotations_find_what_they_ask_for() -> None:
+def test_queries_of_the_annotations_find_what_they_ask_for() -> None:
     asked = [it for it in DASHBOARD["annotations"]["list"] if "expr" in it]
     assert [query(it["expr"]).labels for it in asked] == [frozenset({"pool"})]
 
@@ -167,7 +167,7 @@ def test_the_queries_of_the_annotations_find_what_they_ask_for() -> None:
         "balancer_response_body_bytes_total",
     ],
 )
-def test_the_dashboard_shows(topic: str) -> None:
+def test_dashboard_shows(topic: str) -> None:
     asked = [target["expr"] for panel in panels() for target in panel.get("targets", [])]
     assert any(topic in query(it).names for it in asked)
 
@@ -217,7 +217,7 @@ def test_no_two_alerts_have_one_name() -> None:
         ("balancer_members * on (pool) balancer_member_state", "many to one"),
     ],
 )
-def test_a_query_that_can_find_nothing_is_found_out(text: str, problem: str) -> None:
+def test_query_that_can_find_nothing_is_found_out(text: str, problem: str) -> None:
     with pytest.raises(Wrong, match=problem):
         query(text)
 

@@ -36,7 +36,7 @@ async def test_nothing_is_lost_and_nothing_runs_twice(plain: bool) -> None:
 
 @pytest.mark.engine
 @pytest.mark.long
-async def test_a_rolling_restart_loses_nothing() -> None:
+async def test_rolling_restart_loses_nothing() -> None:
     compose, _ = project(plain=False)
     async with running(compose):
         rolled = await roll(compose, 4000)

@@ -47,7 +47,7 @@ async def spoken(folder: Path, *members: Member, **settings: Any) -> AsyncIterat
         yield Spoken(running)
 
 
-async def test_a_request_crosses_as_http_1_1(tmp_path: Path) -> None:
+async def test_request_crosses_as_http_1_1(tmp_path: Path) -> None:
     async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
         fields = [(b"x-a", b"1"), (b"x-a", b"2"), (b"cookie", b"a=1"), (b"cookie", b"b=2"), (b"te", b"trailers")]
         answer = await client.answer(await client.ask(*fields, path=b"/a%20b?c=d"))
@@ -73,7 +73,7 @@ async def test_clients_choose_by_alpn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [True, False], ids=["with its length", "without"])
-async def test_a_body_crosses_whole(length: bool, tmp_path: Path) -> None:
+async def test_body_crosses_whole(length: bool, tmp_path: Path) -> None:
     size = 3_000_000
 
     async def echo(connection: Connection) -> None:
@@ -140,7 +140,7 @@ async def test_requests_are_served_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "status"), [(b"HEAD", 200), (b"GET", 204), (b"GET", 304)])
-async def test_a_response_without_a_body_ends_with_its_head(method: bytes, status: int, tmp_path: Path) -> None:
+async def test_response_without_a_body_ends_with_its_head(method: bytes, status: int, tmp_path: Path) -> None:
     async def bodiless(connection: Connection) -> None:
         await connection.head()
         length = b"" if status == 204 else b"Content-Length: 7\r\n"
@@ -168,7 +168,7 @@ async def test_trailers_do_not_cross(tmp_path: Path) -> None:
         assert b"x-t" not in member.received[0]
 
 
-async def test_a_client_that_asks_is_told_to_go_on(tmp_path: Path) -> None:
+async def test_client_that_asks_is_told_to_go_on(tmp_path: Path) -> None:
     async with Member(answer_all) as member, spoken(tmp_path, member) as here, here.client() as client:
         stream = await client.ask((b"expect", b"100-continue"), (b"content-length", b"3"), method=b"POST", end=False)
         await client.until(lambda: bool(client.answers[stream].informational))
@@ -207,7 +207,7 @@ async def test_more_streams_than_announced_are_refused_and_safe_to_repeat(tmp_pa
         assert [(await client.answer(stream)).body for stream in streams[:128]] == [b"ok"] * 128
 
 
-async def test_an_upload_is_not_to_blame_for_one_beside_it_that_nobody_takes(
+async def test_upload_is_not_to_blame_for_one_beside_it_that_nobody_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(wire.defaults, "stream_idle_timeout", 0.3)
@@ -246,7 +246,7 @@ async def halted(client: Http2Client) -> bool:
     return client.sent == before
 
 
-async def test_a_response_that_breaks_off_breaks_its_stream_alone(tmp_path: Path) -> None:
+async def test_response_that_breaks_off_breaks_its_stream_alone(tmp_path: Path) -> None:
     async def cut(connection: Connection) -> None:
         head = await connection.head()
         if head.startswith(b"GET /cut"):
@@ -263,7 +263,7 @@ async def test_a_response_that_breaks_off_breaks_its_stream_alone(tmp_path: Path
         assert {it.error for it in here.running.records} == {"truncated", ""}
 
 
-async def test_a_tab_in_a_value_becomes_a_space(tmp_path: Path) -> None:
+async def test_tab_in_a_value_becomes_a_space(tmp_path: Path) -> None:
     async def tabbed(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\nX-A: a\tb\r\nContent-Length: 2\r\n\r\nok")
@@ -273,7 +273,7 @@ async def test_a_tab_in_a_value_becomes_a_space(tmp_path: Path) -> None:
         assert (answer.status, dict(answer.headers)[b"x-a"], answer.body) == (200, b"a b", b"ok")
 
 
-async def test_a_field_that_cannot_be_said_is_a_bad_response(tmp_path: Path) -> None:
+async def test_field_that_cannot_be_said_is_a_bad_response(tmp_path: Path) -> None:
     async def escaped(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\nX-A: \x1b[0m\r\nContent-Length: 2\r\n\r\nok")
@@ -294,7 +294,7 @@ async def leave(client: Http2Client, stream: int) -> None:
 
 @pytest.mark.parametrize("how", [reset, leave])
 @pytest.mark.parametrize("begun", [False, True], ids=["before the response", "in mid-response"])
-async def test_a_client_that_leaves_cancels_its_request(how: Any, begun: bool, tmp_path: Path) -> None:
+async def test_client_that_leaves_cancels_its_request(how: Any, begun: bool, tmp_path: Path) -> None:
     ended = asyncio.Event()
 
     async def slow(connection: Connection) -> None:
@@ -316,7 +316,7 @@ async def test_a_client_that_leaves_cancels_its_request(how: Any, begun: bool, t
         assert [it.error for it in here.running.records] == ["client_gone"]
 
 
-async def test_a_client_that_leaves_in_mid_upload_cancels_it(tmp_path: Path) -> None:
+async def test_client_that_leaves_in_mid_upload_cancels_it(tmp_path: Path) -> None:
     async with Member(answer_all) as member, spoken(tmp_path, member) as here, here.client() as client:
         stream = await client.ask((b"content-length", b"9"), method=b"POST", end=False)
         await client.send(stream, b"abc")
@@ -326,7 +326,7 @@ async def test_a_client_that_leaves_in_mid_upload_cancels_it(tmp_path: Path) -> 
         assert (await client.get("/")).body == b"ok"
 
 
-async def test_a_client_that_leaves_while_it_waits_for_a_member_costs_nothing(tmp_path: Path) -> None:
+async def test_client_that_leaves_while_it_waits_for_a_member_costs_nothing(tmp_path: Path) -> None:
     async with spoken(tmp_path, queue_timeout=60.0) as here, here.client() as client:
         stream = await client.ask()
         await eventually(lambda: here.running.balancer.proxy.active == 1)
@@ -412,7 +412,7 @@ async def test_two_lengths_that_agree_are_refused(tmp_path: Path) -> None:
         assert member.received == []
 
 
-async def test_a_body_that_is_not_as_long_as_announced_never_counts_as_whole(tmp_path: Path) -> None:
+async def test_body_that_is_not_as_long_as_announced_never_counts_as_whole(tmp_path: Path) -> None:
     async with Member(answer_all) as member, spoken(tmp_path, member) as here, here.client() as client:
         for size in (2, 4):
             stream = await client.ask((b"content-length", b"3"), method=b"POST", end=False)
@@ -454,7 +454,7 @@ async def test_refused_bodies_are_not_waited_for(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("pings", [False, True])
-async def test_an_idle_connection_is_closed_with_a_word(pings: bool, tmp_path: Path) -> None:
+async def test_idle_connection_is_closed_with_a_word(pings: bool, tmp_path: Path) -> None:
     async with Member() as member, spoken(tmp_path, member) as here:
         for requests in (0, 1):
             async with here.client() as client:
@@ -476,7 +476,7 @@ async def test_an_idle_connection_is_closed_with_a_word(pings: bool, tmp_path: P
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_connection_that_never_says_a_word_is_closed(tmp_path: Path) -> None:
+async def test_connection_that_never_says_a_word_is_closed(tmp_path: Path) -> None:
     async with (
         Member() as member,
         spoken(tmp_path, member) as here,
@@ -487,7 +487,7 @@ async def test_a_connection_that_never_says_a_word_is_closed(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_body_has_to_go_on(tmp_path: Path) -> None:
+async def test_body_has_to_go_on(tmp_path: Path) -> None:
     async with Member(answer_all) as member, spoken(tmp_path, member) as here, here.client() as client:
         stream = await client.ask((b"content-length", b"9"), method=b"POST", end=False)
         await client.send(stream, b"abc")
@@ -506,7 +506,7 @@ async def flood(connection: Connection) -> None:
         await connection.send(OK)
 
 
-async def test_a_window_that_stays_shut_holds_up_the_member_and_nobody_else(tmp_path: Path) -> None:
+async def test_window_that_stays_shut_holds_up_the_member_and_nobody_else(tmp_path: Path) -> None:
     async with Member(flood) as member, spoken(tmp_path, member) as here, here.client() as client:
         client.acknowledges = False
         stream = await client.ask(path=b"/flood")
@@ -523,7 +523,7 @@ async def test_a_window_that_stays_shut_holds_up_the_member_and_nobody_else(tmp_
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_window_that_stays_shut_has_an_end(tmp_path: Path) -> None:
+async def test_window_that_stays_shut_has_an_end(tmp_path: Path) -> None:
     async with Member(flood) as member, spoken(tmp_path, member) as here, here.client(window=1000) as client:
         client.acknowledges = False
         answer = await client.answer(await client.ask(path=b"/flood"))
@@ -531,7 +531,7 @@ async def test_a_window_that_stays_shut_has_an_end(tmp_path: Path) -> None:
         await eventually(lambda: [it.error for it in here.running.records] == ["client_gone"])
 
 
-async def test_a_window_that_opens_late_gets_the_rest(tmp_path: Path) -> None:
+async def test_window_that_opens_late_gets_the_rest(tmp_path: Path) -> None:
     async def some(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + bytes(200_000))
@@ -549,7 +549,7 @@ async def test_a_window_that_opens_late_gets_the_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_client_that_reads_nothing_at_all_is_cut_off(tmp_path: Path) -> None:
+async def test_client_that_reads_nothing_at_all_is_cut_off(tmp_path: Path) -> None:
     async with Member(flood) as member, spoken(tmp_path, member) as here, here.client(window=1 << 30) as client:
         client.connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.ask(path=b"/flood")
@@ -566,7 +566,7 @@ async def test_answers_to_pings_that_nobody_reads_do_not_pile_up(tmp_path: Path)
                 await asyncio.wait_for(client.connection.send(pings), 1)
 
 
-async def test_a_client_that_resets_all_the_time_is_thrown_out(tmp_path: Path) -> None:
+async def test_client_that_resets_all_the_time_is_thrown_out(tmp_path: Path) -> None:
     """CVE-2023-44487: requests that are cancelled as they are sent."""
     async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
         for _ in range(300):
@@ -593,7 +593,7 @@ def short_lived(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("short_lived")
-async def test_an_old_connection_is_closed_when_it_is_idle(tmp_path: Path) -> None:
+async def test_old_connection_is_closed_when_it_is_idle(tmp_path: Path) -> None:
     async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
         for _ in range(10):
             assert not client.told_to_go()
@@ -604,7 +604,7 @@ async def test_an_old_connection_is_closed_when_it_is_idle(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("short_lived")
-async def test_an_old_connection_that_is_never_idle_is_asked_to_end(tmp_path: Path) -> None:
+async def test_old_connection_that_is_never_idle_is_asked_to_end(tmp_path: Path) -> None:
     told = asyncio.Event()
 
     async def first_waits(connection: Connection) -> None:
@@ -630,7 +630,7 @@ async def test_an_old_connection_that_is_never_idle_is_asked_to_end(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("short_lived")
-async def test_a_connection_with_many_resets_is_closed_when_it_is_idle(tmp_path: Path) -> None:
+async def test_connection_with_many_resets_is_closed_when_it_is_idle(tmp_path: Path) -> None:
     async with spoken(tmp_path) as here, here.client() as client:
         for number in range(3):
             stream = await client.ask()
@@ -644,7 +644,7 @@ async def test_a_connection_with_many_resets_is_closed_when_it_is_idle(tmp_path:
 
 
 @pytest.mark.usefixtures("short_lived")
-async def test_a_client_library_does_not_notice_that_its_connections_are_retired(tmp_path: Path) -> None:
+async def test_client_library_does_not_notice_that_its_connections_are_retired(tmp_path: Path) -> None:
     async with (
         Member() as member,
         spoken(tmp_path, member) as here,

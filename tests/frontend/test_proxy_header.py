@@ -38,7 +38,7 @@ UNKNOWN = b"PROXY UNKNOWN\r\n"
     ids=["v1", "v1 IPv6", "v2", "LOCAL", "UNKNOWN"],
 )
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "in pieces"])
-async def test_the_client_is_whom_the_header_names(header: bytes, source: str, cut: bool) -> None:
+async def test_client_is_whom_the_header_names(header: bytes, source: str, cut: bool) -> None:
     async with Member() as member, announced(member) as running, running.client() as client:
         if cut:
             for byte in header:
@@ -81,13 +81,13 @@ async def test_what_the_named_client_claims_of_others_is_not_believed() -> None:
     ],
     ids=["no header", "a bad line", "a bare LF", "a bad version", "a line without an end"],
 )
-async def test_a_trusted_proxy_without_a_sound_header_gets_no_answer(sent: bytes) -> None:
+async def test_trusted_proxy_without_a_sound_header_gets_no_answer(sent: bytes) -> None:
     async with Member() as member, announced(member) as running:
         assert await running.exchange(sent) == b""
         assert (member.received, running.records) == ([], [])
 
 
-async def test_a_header_that_does_not_end_is_cut() -> None:
+async def test_header_that_does_not_end_is_cut() -> None:
     for begun in (b"", V1[:20], V2[:20]):
         async with Member() as member, announced(member, header_timeout=0.3) as running, running.client() as client:
             await client.send(begun)
@@ -98,7 +98,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_a_client_that_leaves_within_its_header_leaves_nothing_behind() -> None:
+async def test_client_that_leaves_within_its_header_leaves_nothing_behind() -> None:
     async with Member() as member, announced(member) as running, running.client() as client:
         await client.send(V1 + GET)
         await client.head()
@@ -125,7 +125,7 @@ async def test_without_the_setting_a_header_is_malformed() -> None:
         assert (await running.exchange(V1 + GET)).startswith(b"HTTP/1.1 400 ")
 
 
-async def test_a_websockets_client_is_whom_the_header_names() -> None:
+async def test_websockets_client_is_whom_the_header_names() -> None:
     async with (
         websocket_member() as address,
         balance(address, proxy_protocol=True, trusted_proxies=LOOPBACK) as running,

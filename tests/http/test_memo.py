@@ -51,7 +51,7 @@ def test_what_is_made_of_a_long_key_is_made_each_time() -> None:
     assert list(known) == [b"a" * KEY_MAX]
 
 
-def test_the_size_of_a_key_may_be_that_of_its_parts() -> None:
+def test_size_of_a_key_may_be_that_of_its_parts() -> None:
     known: Known[tuple[str, bytes], int] = Known(len, 10, size=lambda key: sum(map(len, key)))
     for size in (KEY_MAX - 1, KEY_MAX):
         assert known["a", b"a" * size] == 2
@@ -93,7 +93,7 @@ def exchange(world: World, client: Client, pieces: Sequence[bytes]) -> list[Any]
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_request_is_the_same_every_time(name: str, loop: PipeLoop) -> None:
+def test_request_is_the_same_every_time(name: str, loop: PipeLoop) -> None:
     request = REQUESTS[name]
     world = World(loop).open()
     client = world.client()
@@ -108,7 +108,7 @@ def test_a_request_is_the_same_every_time(name: str, loop: PipeLoop) -> None:
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_request_is_refused_after_sound_ones_that_are_known(name: str, loop: PipeLoop) -> None:
+def test_malformed_request_is_refused_after_sound_ones_that_are_known(name: str, loop: PipeLoop) -> None:
     world = World(loop).open()
     client = world.client()
     for _ in range(3):
@@ -123,7 +123,7 @@ def test_a_malformed_request_is_refused_after_sound_ones_that_are_known(name: st
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"], ids=bytes.decode)
 @pytest.mark.parametrize("name", [name for name, (_, closes) in RESPONSES.items() if not closes])
-def test_a_response_is_the_same_every_time(name: str, method: bytes, loop: PipeLoop) -> None:
+def test_response_is_the_same_every_time(name: str, method: bytes, loop: PipeLoop) -> None:
     response, _ = RESPONSES[name]
     world = World(loop, answering=False).open()
     outcomes = []
@@ -156,7 +156,7 @@ def test_heads_that_come_again_are_known(loop: PipeLoop) -> None:
     check(world)
 
 
-def test_a_request_is_known_for_its_client_alone(loop: PipeLoop) -> None:
+def test_request_is_known_for_its_client_alone(loop: PipeLoop) -> None:
     world = World(loop).open()
     clients = [world.client(), world.client()]
     for _ in range(3):
@@ -178,7 +178,7 @@ def test_what_is_long_is_not_looked_up(loop: PipeLoop) -> None:
 
 
 @pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n", b"GET /0 HTTP/1.1\r\nX: y\r\n"])
-def test_a_known_request_is_not_taken_for_one_behind_the_beginning_of_another(before: bytes, loop: PipeLoop) -> None:
+def test_known_request_is_not_taken_for_one_behind_the_beginning_of_another(before: bytes, loop: PipeLoop) -> None:
     request = b"Host: a\r\n\r\n" if before.startswith(b"GET") else b""
     world = World(loop).open()
     client = world.client()
@@ -193,7 +193,7 @@ def test_a_known_request_is_not_taken_for_one_behind_the_beginning_of_another(be
     check(world)
 
 
-def test_a_request_behind_another_in_one_piece_waits_for_its_turn(loop: PipeLoop) -> None:
+def test_request_behind_another_in_one_piece_waits_for_its_turn(loop: PipeLoop) -> None:
     world = World(loop, answering=False).open()
     client = world.client()
     world.answering = True

@@ -98,13 +98,13 @@ def read(pieces: list[bytes]) -> str | tuple[str, int]:
 
 
 @pytest.mark.parametrize(("header", "source"), WHOLE.values(), ids=WHOLE.keys())
-def test_a_header_is_read_and_what_follows_is_left(header: bytes, source: str) -> None:
+def test_header_is_read_and_what_follows_is_left(header: bytes, source: str) -> None:
     for rest in (b"", b"GET / HTTP/1.1\r\n", b"\r\n", header):
         assert parse(header + rest) == Header(source, len(header))
 
 
 @pytest.mark.parametrize(("header", "source"), WHOLE.values(), ids=WHOLE.keys())
-def test_a_header_that_is_not_whole_is_waited_for(header: bytes, source: str) -> None:
+def test_header_that_is_not_whole_is_waited_for(header: bytes, source: str) -> None:
     assert all(parse(header[:size]) is None for size in range(len(header)))
 
 

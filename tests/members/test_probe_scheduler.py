@@ -200,7 +200,7 @@ def test_nobody_else_waits_behind_a_thousand_that_hang() -> None:
     assert system.most <= PROBES_AT_ONCE
 
 
-def test_a_member_that_starts_to_listen_late_is_found_quickly_among_thousands() -> None:
+def test_member_that_starts_to_listen_late_is_found_quickly_among_thousands() -> None:
     async def script(system: System) -> None:
         await system.up(5000)
         (late,) = new = system.join(1)

@@ -60,7 +60,7 @@ def dispatcher() -> HookedDispatcher:
     return HookedDispatcher(chain, settings, Membership(), RoundRobin(Random(0)), HttpxUpstream(Timeouts(1, 1, 1)))
 
 
-def test_a_request_is_its_own(dispatcher: HookedDispatcher) -> None:
+def test_request_is_its_own(dispatcher: HookedDispatcher) -> None:
     shared = Request("GET", b"/x", [(b"host", b"a")], "192.0.2.1", "https", host=b"a", head=b"known")
     own = dispatcher.begin(shared).request
     assert own is not shared and own.head == b""

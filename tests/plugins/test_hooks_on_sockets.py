@@ -99,7 +99,7 @@ async def test_each_of_many_equal_requests_gets_what_its_own_hook_said() -> None
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_the_clients_own_id_is_kept() -> None:
+async def test_clients_own_id_is_kept() -> None:
     async with Member() as member, balance(member, hooks=[Counting()]) as running, running.client() as client:
         head = await ask(client, b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: mine\r\n\r\n")
         assert fields_of(head, b"x-request-id") == fields_of(member.received[0], b"x-request-id") == [b"mine"]
@@ -134,7 +134,7 @@ async def test_where_hooks_see_responses_alone_equal_requests_still_share_a_head
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_client_cannot_take_away_what_a_hook_says() -> None:
+async def test_client_cannot_take_away_what_a_hook_says() -> None:
     hook = request_hook(lambda request: request.headers.set("X-Tenant", "blue"))
     async with Member() as member, balance(member, hooks=[hook]) as running, running.client() as client:
         await ask(client, b"GET / HTTP/1.1\r\nHost: a\r\nX-Tenant: red\r\nConnection: X-Tenant\r\n\r\n")
@@ -151,7 +151,7 @@ async def test_fields_that_are_for_this_hop_alone_are_not_shown() -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_refusal_is_the_answer_and_the_connection_goes_on() -> None:
+async def test_refusal_is_the_answer_and_the_connection_goes_on() -> None:
     def act(request: HookRequest) -> None:
         if "x-key" not in request.headers:
             raise Refusal(401, "no_key", "who are you?", 7, headers={"WWW-Authenticate": 'Basic realm="x"'})
@@ -182,7 +182,7 @@ def send_to_log_in(request: HookRequest) -> None:
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"])
-async def test_a_refusal_may_be_a_redirect(method: bytes) -> None:
+async def test_refusal_may_be_a_redirect(method: bytes) -> None:
     async with Member() as member, balance(member, hooks=[request_hook(send_to_log_in)]) as running:
         async with running.client() as client:
             for _ in range(2):
@@ -207,7 +207,7 @@ HANDSHAKE = (
 
 
 @pytest.mark.usefixtures("each_front")
-async def test_a_websocket_may_be_sent_elsewhere() -> None:
+async def test_websocket_may_be_sent_elsewhere() -> None:
     hooks = [request_hook(send_to_log_in)]
     async with Member() as member, balance(member, hooks=hooks) as running, running.client() as client:
         await client.send(HANDSHAKE)
@@ -245,7 +245,7 @@ def assert_closed(head: bytes) -> None:
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"])
 @pytest.mark.parametrize("answer", ["Content-Length: 2\r\n\r\nok", "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"])
-async def test_a_guard_that_fails_lets_neither_request_nor_response_through(
+async def test_guard_that_fails_lets_neither_request_nor_response_through(
     answer: str, method: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def script(connection: Connection) -> None:
@@ -276,7 +276,7 @@ async def test_a_guard_that_fails_lets_neither_request_nor_response_through(
     assert ["on_request of " in said[0], "on_response of " in said[1], len(said)] == [True, True, 2]
 
 
-async def test_a_response_that_a_guard_keeps_back_takes_no_connection_with_it() -> None:
+async def test_response_that_a_guard_keeps_back_takes_no_connection_with_it() -> None:
     async with Member() as member, balance(member, hooks=[Guard()]) as running, running.client() as client:
         for _ in range(5):
             await client.send(failing("response"))
@@ -286,7 +286,7 @@ async def test_a_response_that_a_guard_keeps_back_takes_no_connection_with_it() 
 
 @pytest.mark.usefixtures("each_front")
 @pytest.mark.parametrize("where", ["request", "response"])
-async def test_a_guard_that_fails_lets_no_websocket_through(where: str) -> None:
+async def test_guard_that_fails_lets_no_websocket_through(where: str) -> None:
     left = asyncio.Event()
 
     async def switch(connection: Connection) -> None:
@@ -306,7 +306,7 @@ async def test_a_guard_that_fails_lets_no_websocket_through(where: str) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_request_with_a_body_is_refused_as_well() -> None:
+async def test_request_with_a_body_is_refused_as_well() -> None:
     def act(request: HookRequest) -> None:
         raise Refusal(403, "closed", "closed")
 
@@ -317,7 +317,7 @@ async def test_a_request_with_a_body_is_refused_as_well() -> None:
         assert not member.received
 
 
-async def test_a_client_that_waits_to_send_a_body_is_refused_without_it() -> None:
+async def test_client_that_waits_to_send_a_body_is_refused_without_it() -> None:
     def act(request: HookRequest) -> None:
         raise Refusal(403, "closed", "closed")
 
@@ -378,7 +378,7 @@ async def test_responses_of_every_framing_pass_hooks(method: bytes, answer: byte
             assert rest == body
 
 
-async def test_a_request_that_is_sent_again_passes_hooks_once() -> None:
+async def test_request_that_is_sent_again_passes_hooks_once() -> None:
     async def die(connection: Connection) -> None:
         await connection.head()
         connection.close()
@@ -412,7 +412,7 @@ class Seeing(Policy):
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_policy_sees_the_very_request_that_hooks_see() -> None:
+async def test_policy_sees_the_very_request_that_hooks_see() -> None:
     seen: list[HookRequest] = []
 
     def note(request: HookRequest) -> None:
@@ -448,7 +448,7 @@ async def test_without_hooks_a_policy_sees_text_and_each_request_by_its_id() -> 
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_request_is_changed_in_on_request_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_request_is_changed_in_on_request_alone(caplog: pytest.LogCaptureFixture) -> None:
     class Changing(Seeing):
         def choose(self, request: HookRequest, exclude: Container[KnownMember] = ()) -> KnownMember | None:
             request.headers.set("X-Late", "1")
@@ -468,7 +468,7 @@ async def test_a_request_is_changed_in_on_request_alone(caplog: pytest.LogCaptur
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("settings", [{}, {"sticky_cookie": "member"}], ids=["plain", "sticky"])
-async def test_a_policy_may_extend_one_of_the_balancers_own(settings: dict[str, Any]) -> None:
+async def test_policy_may_extend_one_of_the_balancers_own(settings: dict[str, Any]) -> None:
     class ByTenant(HashRing):
         def __init__(self) -> None:
             super().__init__(lambda request: request.headers.get("x-tenant"), LeastRequests(Random(1)))
@@ -488,7 +488,7 @@ async def test_a_policy_may_extend_one_of_the_balancers_own(settings: dict[str, 
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("kind", ["header:X-Tenant", "cookie:session", "client"])
-async def test_a_policy_of_the_balancers_own_may_be_given_as_an_object(
+async def test_policy_of_the_balancers_own_may_be_given_as_an_object(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = make_policy(Settings.of(policy="hash", hash_key=kind), Random(1))
@@ -518,7 +518,7 @@ async def test_policies_see_what_hooks_have_changed() -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_hook_that_raises_is_logged_once_and_requests_go_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_hook_that_raises_is_logged_once_and_requests_go_on(caplog: pytest.LogCaptureFixture) -> None:
     def act(*seen: object) -> None:
         raise LookupError("no such tenant")
 
@@ -556,7 +556,7 @@ async def test_websockets_pass_hooks() -> None:
 
 
 @pytest.mark.usefixtures("each_front")
-async def test_a_websocket_can_be_refused() -> None:
+async def test_websocket_can_be_refused() -> None:
     def act(request: HookRequest) -> None:
         if request.upgrade == "websocket":
             raise Refusal(403, "no_websockets", "no WebSockets here")
@@ -634,7 +634,7 @@ async def test_hooks_are_told_of_members(caplog: pytest.LogCaptureFixture) -> No
     assert len([it for it in caplog.records if it.levelno == logging.ERROR]) == 1
 
 
-async def test_an_answer_that_comes_in_pieces_passes_hooks_once() -> None:
+async def test_answer_that_comes_in_pieces_passes_hooks_once() -> None:
     going_on = asyncio.Event()
 
     async def slow(connection: Connection) -> None:

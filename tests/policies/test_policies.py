@@ -115,7 +115,7 @@ def test_shares_are_in_proportion_to_weights(weights: list[int], factor: int, ro
         ([1000, 10, 1], [100, 1, 1]),
     ],
 )
-def test_a_round_keeps_weights_to_one_part_in_a_hundred(weights: list[int], turns: list[int]) -> None:
+def test_round_keeps_weights_to_one_part_in_a_hundred(weights: list[int], turns: list[int]) -> None:
     fit = members(*weights)
     policy = built(fit)
     assert [shares(policy, fit, sum(turns)) for _ in range(2)] == [turns, turns]
@@ -135,7 +135,7 @@ every_policy = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
     weights=st.lists(st.integers(0, 9), max_size=6),
     tries=st.lists(st.tuples(st.sets(st.integers(0, 5)), st.binary(max_size=3)), max_size=20),
 )
-def test_an_excluded_member_is_never_chosen_and_another_always(
+def test_excluded_member_is_never_chosen_and_another_always(
     make: Callable[[], Policy], weights: list[int], tries: list[tuple[set[int], bytes]]
 ) -> None:
     fit = members(*weights)
@@ -147,13 +147,13 @@ def test_an_excluded_member_is_never_chosen_and_another_always(
         assert (chosen is None) if excluded == set(fit) else (chosen in set(fit) - excluded)
 
 
-def test_the_turn_goes_on_behind_the_member_that_was_chosen_instead() -> None:
+def test_turn_goes_on_behind_the_member_that_was_chosen_instead() -> None:
     a, b, c = members(1, 1, 1)
     policy = built([a, b, c])
     assert [policy.choose(ANY, {a}), policy.choose(ANY), policy.choose(ANY)] == [b, c, a]
 
 
-def test_a_member_that_was_taken_out_is_not_chosen() -> None:
+def test_member_that_was_taken_out_is_not_chosen() -> None:
     a, b, c = members(1, 1, 1)
     policy = built([a, b, c])
     policy.choose(ANY)
@@ -161,7 +161,7 @@ def test_a_member_that_was_taken_out_is_not_chosen() -> None:
     assert {policy.choose(ANY) for _ in range(4)} == {a, c}
 
 
-def test_a_choice_among_a_thousand_members_looks_at_one() -> None:
+def test_choice_among_a_thousand_members_looks_at_one() -> None:
     class Counting(list[Member]):
         looks = 0
 
@@ -230,7 +230,7 @@ def test_two_choices_keep_queues_shorter_than_one() -> None:
     assert longest(LeastRequests(Random(1))) < longest(RandomChoice(Random(1))) / 1.5
 
 
-def test_a_slow_member_gets_less_by_least_requests() -> None:
+def test_slow_member_gets_less_by_least_requests() -> None:
     """One of four takes four times as long: by turns it would get a quarter, here it gets about a thirteenth."""
     fit = members(1, 1, 1, 1)
     policy = LeastRequests(Random(1))
@@ -259,7 +259,7 @@ def test_weights_count_when_two_members_are_compared() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 10, 50])
-def test_a_hash_spreads_keys_within_reason(size: int) -> None:
+def test_hash_spreads_keys_within_reason(size: int) -> None:
     fit = members(*[1] * size)
     policy = keyed()
     policy.build(fit)
@@ -308,7 +308,7 @@ def test_what_follows_changes_one_by_one_knows_what_is_built_at_once(
             assert all(abs(one - requests * it.weight / total) <= slack for one, it in zip(got, fit, strict=True))
 
 
-def test_a_turn_comes_neither_twice_nor_never_where_others_come_and_go() -> None:
+def test_turn_comes_neither_twice_nor_never_where_others_come_and_go() -> None:
     a, b, c, d, e = members(1, 1, 1, 1, 1)
     policy = built([b, d, e])
     assert policy.choose(ANY) is b
@@ -318,7 +318,7 @@ def test_a_turn_comes_neither_twice_nor_never_where_others_come_and_go() -> None
     assert [policy.choose(ANY) for _ in range(4)] == [e, a, c, d]
 
 
-def test_a_ring_of_thousands_is_looked_at_in_one_small_piece() -> None:
+def test_ring_of_thousands_is_looked_at_in_one_small_piece() -> None:
     fit = members(*[1] * 2000)
     policy = keyed()
     policy.build(fit)
@@ -343,7 +343,7 @@ def test_where_next_to_everybody_is_excluded_a_hash_does_not_search_the_whole_ri
     assert Busy.asked < 5000
 
 
-def test_a_hash_honours_weights() -> None:
+def test_hash_honours_weights() -> None:
     fit = members(3, 1)
     policy = keyed()
     policy.build(fit)
@@ -361,7 +361,7 @@ def test_only_the_keys_of_a_member_that_comes_or_goes_move(present: set[int], ot
     assert all(old is new for old, new in zip(before, after, strict=True) if old is not everybody[other])
 
 
-def test_a_hash_is_the_same_in_every_process() -> None:
+def test_hash_is_the_same_in_every_process() -> None:
     fit = members(1, 1, 1)
     policy = keyed()
     policy.build(fit)
@@ -435,7 +435,7 @@ BROWSER = request((b"host", b"a"), (b"cookie", b"member=0; session=\xe9"), (b"x-
     ],
     ids=str,
 )
-def test_a_policy_decides_the_same_for_a_request_as_plug_ins_see_it(settings: dict[str, Any]) -> None:
+def test_policy_decides_the_same_for_a_request_as_plug_ins_see_it(settings: dict[str, Any]) -> None:
     raw, seen = of(**settings), of(**settings)
     for _ in range(9):
         member, other = one(raw, BROWSER), one(seen, HookRequest(BROWSER))
@@ -446,7 +446,7 @@ def test_a_policy_decides_the_same_for_a_request_as_plug_ins_see_it(settings: di
         assert one(raw, returning).address == one(seen, HookRequest(returning)).address
 
 
-def test_a_ring_goes_by_text_as_by_bytes() -> None:
+def test_ring_goes_by_text_as_by_bytes() -> None:
     text = HashRing(lambda it: it.headers.get("x-key"), RoundRobin(Nought()))
     fit = members(*[1] * 20)
     raw = keyed()
@@ -471,7 +471,7 @@ def given_cookie(fields: Headers) -> tuple[bytes, bytes]:
     return (b"cookie", value.partition(b";")[0])
 
 
-def test_a_client_stays_where_its_cookie_says() -> None:
+def test_client_stays_where_its_cookie_says() -> None:
     policy, _ = sticky()
     first = one(policy, ANY)
     returning = request((b"cookie", b"theme=dark"), given_cookie(policy.response_headers(ANY, first)))
@@ -501,7 +501,7 @@ def test_once_its_member_is_gone_a_client_gets_a_new_cookie() -> None:
     assert one(policy, request(given_cookie(policy.response_headers(returning, moved)))) is moved
 
 
-def test_the_cookie_tells_nobody_the_address_and_is_not_for_scripts() -> None:
+def test_cookie_tells_nobody_the_address_and_is_not_for_scripts() -> None:
     policy, fit = sticky("srv")
     [(_, plain)] = policy.response_headers(ANY, fit[0])
     [(_, secure)] = policy.response_headers(request(scheme="https"), fit[0])

@@ -45,7 +45,7 @@ class Process:
         return [it.drained for it in self.members]
 
 
-def test_the_next_process_knows_who_is_drained(notes: int) -> None:
+def test_next_process_knows_who_is_drained(notes: int) -> None:
     first = Process(notes)
     first.drain(first.members[1])
     assert Process(notes).drained == [False, True]
@@ -60,14 +60,14 @@ def test_who_is_no_longer_drained_stays_so(notes: int) -> None:
     assert Process(notes).drained == [False, False]
 
 
-def test_an_address_that_was_gone_is_another_containers(notes: int) -> None:
+def test_address_that_was_gone_is_another_containers(notes: int) -> None:
     first = Process(notes)
     first.drain(first.members[0])
     first.leave(first.members[0])
     assert Process(notes).drained == [False, False]
 
 
-def test_an_address_that_is_gone_when_a_process_starts_is_forgotten(notes: int) -> None:
+def test_address_that_is_gone_when_a_process_starts_is_forgotten(notes: int) -> None:
     first = Process(notes)
     first.drain(first.members[1])
     Process(notes, members=1)

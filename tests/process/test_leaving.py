@@ -62,7 +62,7 @@ async def test_while_it_leaves_it_serves_and_every_response_closes_its_connectio
         assert await ended(serve) == 0
 
 
-async def test_the_delay_ends_by_itself() -> None:
+async def test_delay_ends_by_itself() -> None:
     async with Member() as member, serving(member, shutdown_delay="0.5") as serve:
         await serve.logged("apps on")
         began = time.monotonic()
@@ -71,7 +71,7 @@ async def test_the_delay_ends_by_itself() -> None:
         assert time.monotonic() - began >= 0.5
 
 
-async def test_a_request_in_flight_has_its_time_after_the_delay() -> None:
+async def test_request_in_flight_has_its_time_after_the_delay() -> None:
     arrived, gate = asyncio.Event(), asyncio.Event()
 
     async def slow(connection: Connection) -> None:

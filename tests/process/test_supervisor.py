@@ -172,7 +172,7 @@ async def test_round_robin_stays_even_over_processes_and_one_admin_port_shows_th
         assert (await it.stop())[0] == 0
 
 
-async def test_a_killed_process_takes_only_its_own_connections_with_it_and_is_replaced() -> None:
+async def test_killed_process_takes_only_its_own_connections_with_it_and_is_replaced() -> None:
     async with pair_of_members() as members, fleet(*members, processes=4) as it:
         before = await it.pids()
         connections = [await it.open() for _ in range(40)]
@@ -203,7 +203,7 @@ async def test_a_killed_process_takes_only_its_own_connections_with_it_and_is_re
         assert "was killed (Killed) and is started again" in err
 
 
-async def test_a_drain_is_for_all_processes_and_for_those_that_come_later() -> None:
+async def test_drain_is_for_all_processes_and_for_those_that_come_later() -> None:
     async with pair_of_members() as members, fleet(*members) as it:
         one, _ = members
         path = f"/api/members/{one.address}/drain"
@@ -255,7 +255,7 @@ async def test_containers_that_swap_addresses_take_their_names_along_and_leave_d
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_a_drain_by_hand_outlives_a_reload_and_a_crash(processes: int) -> None:
+async def test_drain_by_hand_outlives_a_reload_and_a_crash(processes: int) -> None:
     async with pair_of_members() as members, fleet(*members, processes=processes) as it:
         one, _ = members
 
@@ -289,7 +289,7 @@ async def test_a_drain_by_hand_outlives_a_reload_and_a_crash(processes: int) -> 
         assert await answers() == {b"m1", b"m2"}
 
 
-async def test_a_unix_socket_is_shared_by_all_processes_through_a_reload(tmp_path: Path) -> None:
+async def test_unix_socket_is_shared_by_all_processes_through_a_reload(tmp_path: Path) -> None:
     path = tmp_path / "balancer.sock"
     async with Member() as member, fleet(member, bind=f"unix:{path}") as it:
         it.process.send_signal(signal.SIGUSR2)
@@ -304,7 +304,7 @@ async def test_a_unix_socket_is_shared_by_all_processes_through_a_reload(tmp_pat
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_a_reload_loses_no_request_and_lets_what_is_under_way_finish(processes: int) -> None:
+async def test_reload_loses_no_request_and_lets_what_is_under_way_finish(processes: int) -> None:
     release = asyncio.Event()
 
     async def slow(connection: Connection) -> None:
@@ -374,7 +374,7 @@ async def reload(*arguments: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_the_command_reload_waits_until_new_processes_serve() -> None:
+async def test_command_reload_waits_until_new_processes_serve() -> None:
     async with pair_of_members() as members, fleet(*members) as it:
         before = await it.pids()
         status, out, err = await reload(f"--admin-bind={it.admin.base_url.netloc.decode()}")
@@ -407,7 +407,7 @@ async def test_processes_end_with_a_supervisor_that_is_killed() -> None:
             await it.open()
 
 
-async def test_a_start_that_fails_in_a_process_ends_with_its_status() -> None:
+async def test_start_that_fails_in_a_process_ends_with_its_status() -> None:
     async with pair_of_members() as members, fleet(*members, ready=False, policy="no_such_policy:Policy") as it:
         async with asyncio.timeout(LIMIT):
             _, err = await it.process.communicate()
@@ -416,7 +416,7 @@ async def test_a_start_that_fails_in_a_process_ends_with_its_status() -> None:
         assert "Traceback" not in err.decode()
 
 
-async def test_a_limit_that_cannot_be_shared_out_is_refused() -> None:
+async def test_limit_that_cannot_be_shared_out_is_refused() -> None:
     async with pair_of_members() as members, fleet(*members, ready=False, max_requests_per_member="1") as it:
         _, err = await it.process.communicate()
         assert it.process.returncode == 2

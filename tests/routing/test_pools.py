@@ -209,7 +209,7 @@ async def test_without_a_route_the_answer_is_404_with_a_token(tmp_path: Path) ->
         assert running.pools.stats.errors == {"no_route": 4}
 
 
-async def test_a_connection_goes_on_after_a_404(tmp_path: Path) -> None:
+async def test_connection_goes_on_after_a_404(tmp_path: Path) -> None:
     async with routed(tmp_path, TWO) as running, running.client() as client:
         for _ in range(4):  # often enough to be known by its bytes
             for host, status in ((b"a", b"200"), (b"b", b"404")):
@@ -219,7 +219,7 @@ async def test_a_connection_goes_on_after_a_404(tmp_path: Path) -> None:
                 await client.until(b"pool\n" if status == b"404" else b"one")
 
 
-async def test_a_body_that_nobody_reads_ends_the_connection_after_the_404(tmp_path: Path) -> None:
+async def test_body_that_nobody_reads_ends_the_connection_after_the_404(tmp_path: Path) -> None:
     async with routed(tmp_path, TWO) as running, running.client() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: b\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000))
         assert (await client.to_end()).endswith(b"to a pool\n")
@@ -227,7 +227,7 @@ async def test_a_body_that_nobody_reads_ends_the_connection_after_the_404(tmp_pa
 
 @pytest.mark.usefixtures("each_front")
 @pytest.mark.parametrize("target", ["/x/../two", "//two", "/x%2f..%2ftwo", "/two%2fx"])
-async def test_a_path_that_leads_two_ways_is_refused(target: str, tmp_path: Path) -> None:
+async def test_path_that_leads_two_ways_is_refused(target: str, tmp_path: Path) -> None:
     async with routed(tmp_path, TWO + "[rest]\nalias = 'one'\n") as running:
         answer = (await running.ask(target, "b")).lower()
         assert answer.startswith("http/1.1 400 ")
@@ -236,14 +236,14 @@ async def test_a_path_that_leads_two_ways_is_refused(target: str, tmp_path: Path
         assert (record.error, record.member) == ("malformed_request", None)
 
 
-async def test_an_absolute_target_counts_in_place_of_host(tmp_path: Path) -> None:
+async def test_absolute_target_counts_in_place_of_host(tmp_path: Path) -> None:
     async with routed(tmp_path, TWO) as running:
         assert await running.name("http://a/two", "b") == "one"
         assert await running.name("http://b/two?x", "a") == "two"
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_prefix_is_taken_off_and_members_are_told(tmp_path: Path) -> None:
+async def test_prefix_is_taken_off_and_members_are_told(tmp_path: Path) -> None:
     async with Member(named("one")) as member:
         text = "[api]\nalias = 'one'\npath = '/api'\nstrip_prefix = true\n[one]\n"
         async with routed(tmp_path, text, members={"one": member}) as running:
@@ -304,7 +304,7 @@ async def test_routes_count_for_http2(tmp_path: Path) -> None:
 # What becomes of requests when the routes change.
 
 
-async def test_a_request_known_by_its_bytes_goes_by_the_new_routes(tmp_path: Path) -> None:
+async def test_request_known_by_its_bytes_goes_by_the_new_routes(tmp_path: Path) -> None:
     async with routed(tmp_path, "[one]\n") as running, running.client() as client:
         for name, other in (("one", "two"), ("two", "one"), ("one", "two")):
             for _ in range(5):
@@ -315,7 +315,7 @@ async def test_a_request_known_by_its_bytes_goes_by_the_new_routes(tmp_path: Pat
         assert [it.pool for it in running.records] == ["one"] * 5 + ["two"] * 5 + ["one"] * 5
 
 
-async def test_a_pool_whose_settings_stay_is_left_alone(tmp_path: Path) -> None:
+async def test_pool_whose_settings_stay_is_left_alone(tmp_path: Path) -> None:
     async with routed(tmp_path, TWO) as running:
         for _ in range(3):
             assert await running.name("/two", "b") == "two"
@@ -330,7 +330,7 @@ async def test_a_pool_whose_settings_stay_is_left_alone(tmp_path: Path) -> None:
         assert upstream.opened == 1
 
 
-async def test_a_pool_that_is_gone_finishes_what_it_has_and_is_closed(
+async def test_pool_that_is_gone_finishes_what_it_has_and_is_closed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -352,7 +352,7 @@ async def test_a_pool_that_is_gone_finishes_what_it_has_and_is_closed(
 
 
 @pytest.mark.usefixtures("each_front")
-async def test_a_websocket_of_a_pool_that_is_gone_goes_on(tmp_path: Path) -> None:
+async def test_websocket_of_a_pool_that_is_gone_goes_on(tmp_path: Path) -> None:
     async with (
         websocket_member() as address,
         Member(named("two")) as two,
@@ -396,7 +396,7 @@ async def test_requests_that_a_pool_holds_in_vain_are_told_so_in_time(tmp_path: 
         await eventually(lambda: pool not in running.pools._running)
 
 
-async def test_a_pool_that_is_wanted_again_is_taken_back(tmp_path: Path) -> None:
+async def test_pool_that_is_wanted_again_is_taken_back(tmp_path: Path) -> None:
     gate = asyncio.Event()
     async with slow_one(tmp_path, gate) as (slow, running):
         pool = running.pool("one")
@@ -411,7 +411,7 @@ async def test_a_pool_that_is_wanted_again_is_taken_back(tmp_path: Path) -> None
         assert pool in running.pools._running
 
 
-async def test_a_new_pool_gets_requests_once_dns_and_its_members_have_answered(tmp_path: Path) -> None:
+async def test_new_pool_gets_requests_once_dns_and_its_members_have_answered(tmp_path: Path) -> None:
     async with routed(tmp_path, "[one]\n") as running:
         running.resolvers["two"].broken()
         running.file.write_text("[two]\n")
@@ -431,7 +431,7 @@ async def unused_member() -> Address:
         return member.address
 
 
-async def test_a_new_pool_that_nobody_answers_for_is_waited_for_only_so_long(
+async def test_new_pool_that_nobody_answers_for_is_waited_for_only_so_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "READY_SECONDS", 0.3)
@@ -452,7 +452,7 @@ async def test_a_new_pool_that_nobody_answers_for_is_waited_for_only_so_long(
         ("", "cannot be used: there is no route in it"),
     ],
 )
-async def test_a_bad_file_changes_nothing_and_one_line_says_why(
+async def test_bad_file_changes_nothing_and_one_line_says_why(
     text: str, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with routed(tmp_path, "[one]\n") as running:
@@ -467,14 +467,14 @@ async def test_a_bad_file_changes_nothing_and_one_line_says_why(
         assert await running.name() == "one"
 
 
-async def test_a_pool_that_cannot_be_made_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_pool_that_cannot_be_made_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with routed(tmp_path, "[one]\n") as running:
         await running.reload("[three]\n")
         assert "the routes stay as they were: a pool cannot be made: KeyError: 'three'" in caplog.messages
         assert await running.name() == "one"
 
 
-async def test_a_file_that_is_gone_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_file_that_is_gone_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with routed(tmp_path, "[one]\n") as running:
         running.file.unlink()
         running.pools.reload()
@@ -482,7 +482,7 @@ async def test_a_file_that_is_gone_changes_nothing(tmp_path: Path, caplog: pytes
         assert await running.name() == "one"
 
 
-async def test_a_change_during_a_change_is_not_missed(tmp_path: Path) -> None:
+async def test_change_during_a_change_is_not_missed(tmp_path: Path) -> None:
     async with routed(tmp_path, "[one]\n") as running:
         running.resolvers["two"].broken()
         running.file.write_text("[two]\n")
@@ -612,7 +612,7 @@ async def test_signals_that_come_one_upon_the_other_under_load_lose_no_request(t
         assert state.failures == []
 
 
-async def test_a_certificate_that_is_replaced_under_load_loses_no_request(tmp_path: Path) -> None:
+async def test_certificate_that_is_replaced_under_load_loses_no_request(tmp_path: Path) -> None:
     files = issue(tmp_path)
     context = trusting()
 
@@ -666,7 +666,7 @@ async def test_sighup_ends_nothing_where_there_is_nothing_to_read(tmp_path: Path
         assert [json.loads(it)["status"] for it in out.splitlines()] == [200, 404]
 
 
-async def test_a_stop_ends_websockets_of_every_pool(tmp_path: Path) -> None:
+async def test_stop_ends_websockets_of_every_pool(tmp_path: Path) -> None:
     file = tmp_path / "routes.toml"
     async with websocket_member() as address, Member() as unused:
         text = f"[one]\nupstream_port = {address.port}\n"

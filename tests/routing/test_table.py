@@ -52,7 +52,7 @@ def problems(text: str, settings: Settings = SETTINGS) -> list[str]:
 # What the setting says.
 
 
-def test_the_compact_form() -> None:
+def test_compact_form() -> None:
     routes = parse_inline(
         "shop.example=shop:8080, *.Shop.Example./Admin/=admin;policy=hash;hash_key=header:X-Tenant,\n"
         "/api=api;strip_prefix=on;health_path=/healthz, /old=api;health_path=/healthz, =apps,",
@@ -73,7 +73,7 @@ def test_the_compact_form() -> None:
     assert {it.queue_timeout for it in routes.pools.values()} == {3}
 
 
-def test_an_alias_with_two_kinds_of_pools_gives_each_a_name_of_its_own() -> None:
+def test_alias_with_two_kinds_of_pools_gives_each_a_name_of_its_own() -> None:
     assert list(parse_inline("/a=x:1,/b=x:2,/c=x:2;policy=random,/d=y", SETTINGS).pools) == [
         "x:1",
         "x:2",
@@ -82,7 +82,7 @@ def test_an_alias_with_two_kinds_of_pools_gives_each_a_name_of_its_own() -> None
     ]
 
 
-def test_a_file_has_a_table_for_each_route() -> None:
+def test_file_has_a_table_for_each_route() -> None:
     routes = parse_toml(
         """
         [shop]
@@ -187,7 +187,7 @@ def test_what_belongs_to_the_listener_is_refused_in_a_route(field: str) -> None:
     ]
 
 
-def test_the_settings_of_pools_are_settings() -> None:
+def test_settings_of_pools_are_settings() -> None:
     assert {it.name for it in fields(Settings)} > PER_POOL
 
 
@@ -208,7 +208,7 @@ def test_two_pools_do_not_set_one_cookie_for_the_same_client() -> None:
         parse_inline(apart, sticky)
 
 
-def test_the_file_is_read_and_its_troubles_are_told(tmp_path: Path) -> None:
+def test_file_is_read_and_its_troubles_are_told(tmp_path: Path) -> None:
     path = tmp_path / "routes.toml"
     settings = Settings(routes=str(path))
     accepted = "it takes routes such as shop.example=shop:8080,/api=api,=apps, or the path of a TOML file"
@@ -271,7 +271,7 @@ def test_routes_are_described_in_the_order_in_which_they_win() -> None:
         ("other", "/produ%C3%A7%c3%a3o/x", "/produção"),
     ],
 )
-def test_the_most_specific_host_wins_and_then_the_longest_path(host: str, target: str, name: str) -> None:
+def test_most_specific_host_wins_and_then_the_longest_path(host: str, target: str, name: str) -> None:
     routes = table(
         "/", "/api", "shop.example", "shop.example/api", "shop.example/api/v2", "*.shop.example/deep",
         "*.a.shop.example/deep", "[::1]/v6", "/produção",
@@ -293,7 +293,7 @@ def test_hosts_that_anybody_makes_up_are_not_kept_for_ever() -> None:
 
 
 @pytest.mark.parametrize("host", ["x" * 10_000, "x." * 10_000 + "shop.example"], ids=["one label", "many labels"])
-def test_a_long_host_finds_its_route_and_is_not_kept(host: str) -> None:
+def test_long_host_finds_its_route_and_is_not_kept(host: str) -> None:
     routes = table("/api", "*.shop.example")
     assert found(routes, host, "/api") == ("*.shop.example" if host.endswith("shop.example") else "/api")
     assert not routes._chains
@@ -454,7 +454,7 @@ def test_whoever_reads_a_path_that_passes_comes_to_the_same_route() -> None:
         ("/api/api", b"/api"),
     ],
 )
-def test_a_prefix_is_taken_off_where_that_is_asked_for(target: str, stripped: bytes) -> None:
+def test_prefix_is_taken_off_where_that_is_asked_for(target: str, stripped: bytes) -> None:
     routes = table("/api", "/", strip=True)
     seen = request("a", target)
     routes.find(seen)
@@ -464,7 +464,7 @@ def test_a_prefix_is_taken_off_where_that_is_asked_for(target: str, stripped: by
     assert (other.stripped, other.prefix) == (b"", b"")
 
 
-def test_a_prefix_that_is_taken_off_is_told_in_ascii() -> None:
+def test_prefix_that_is_taken_off_is_told_in_ascii() -> None:
     seen = request("a", "/produ%C3%A7%c3%a3o/x")
     table("/produção", "/", strip=True).find(seen)
     assert (seen.prefix, seen.stripped) == (b"/produ%C3%A7%C3%A3o", b"/x")
@@ -487,7 +487,7 @@ def test_what_the_guide_shows_as_a_short_file_can_be_used() -> None:
     assert list(parse_toml(SHORT[1], SETTINGS, "docs/guides/routes.md").pools) == ["shop", "api"]
 
 
-def test_the_file_of_the_guide_leads_where_it_says() -> None:
+def test_file_of_the_guide_leads_where_it_says() -> None:
     routes = parse_toml(FILE[1], SETTINGS, "docs/guides/routes.md")
     assert (routes.pools["shop"].upstream_port, routes.pools["api"].alias) == (8080, "backend")
     rows = re.findall(r"^\| `([^/`]+)(/.*?)` \| `(\w+)`(?:, as `(.*?)`)? \|$", GUIDE, re.MULTILINE)
@@ -499,6 +499,6 @@ def test_the_file_of_the_guide_leads_where_it_says() -> None:
     assert found(routes, "other.example", "/files//a%2Fb") == "apps"
 
 
-def test_the_guide_names_every_setting_of_a_pool() -> None:
+def test_guide_names_every_setting_of_a_pool() -> None:
     (listed,) = re.findall(r"the settings of a pool.*?: (.*?)\.\n", GUIDE, re.DOTALL)
     assert set(re.findall(r"`(\w+)`", listed)) == PER_POOL

@@ -136,7 +136,7 @@ async def test_more_options_of_connection_are_refused_at_every_door(
 
 
 @pytest.mark.usefixtures("each_front")
-async def test_a_websocket_with_two_hosts_is_refused() -> None:
+async def test_websocket_with_two_hosts_is_refused() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         assert await ask_raw(client, [b"upgrade"], HANDSHAKE + b"Host: b\r\n") == 400
         assert member.received == []
@@ -324,7 +324,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize(("request_bytes", "status"), REFUSED.values(), ids=REFUSED)
-async def test_a_connection_whose_request_was_refused_is_freed_by_counting_references(
+async def test_connection_whose_request_was_refused_is_freed_by_counting_references(
     request_bytes: bytes, status: int
 ) -> None:
     """The garbage collector comes rarely, and each would wait for it with its head."""

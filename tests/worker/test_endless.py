@@ -29,7 +29,7 @@ from worker.drain import end_of_event
         (b"\n\n\n", b"data", 0),
     ],
 )
-def test_an_event_ends_with_an_empty_line(sent: bytes, body: bytes, end: int | None) -> None:
+def test_event_ends_with_an_empty_line(sent: bytes, body: bytes, end: int | None) -> None:
     assert end_of_event(sent, body) == end
 
 
