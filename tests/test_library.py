@@ -32,7 +32,7 @@ def test_every_name_is_there() -> None:
         balancer.LoadBalance  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
+def test_heavy_modules_are_imported_on_use_alone() -> None:
     program = (
         "import sys, balancer, balancer.cli\n"
         "heavy = {'asyncio', 'dns', 'httptools', 'httpx', 'starlette', 'uvicorn', 'websockets'}\n"
@@ -112,7 +112,7 @@ def test_name_that_is_no_setting_is_an_error_of_the_program() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVE_ONLY))
-def test_what_only_listeners_need_is_refused(name: str) -> None:
+def test_settings_for_listeners_alone_are_refused(name: str) -> None:
     assert name in {it.name for it in fields(Settings)}
     useless: dict[str, Any] = {name: 1}
     with pytest.raises(SettingsError, match=f"{name}=1 cannot be used: it is for balancer serve"):
@@ -190,7 +190,7 @@ def test_members_see_the_target_below_the_mount_as_the_client_wrote_it(given: di
 
 
 @given(st.sampled_from(["/api", "/é", "/a%b", "/a b"]), st.lists(st.binary(min_size=1, max_size=4), max_size=5))
-def test_whatever_the_client_wrote_below_the_mount_arrives(mount: str, pieces: list[bytes]) -> None:
+def test_path_below_the_mount_arrives_as_the_client_wrote_it(mount: str, pieces: list[bytes]) -> None:
     written = "/" + "/".join(quote_from_bytes(it, safe="%") for it in pieces)
     raw = quote(mount) + written
     assert target(scope(unquote(raw), raw, mount)) == written.encode()

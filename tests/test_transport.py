@@ -151,7 +151,7 @@ async def test_body_of_another_length_than_announced_does_not_reach_a_member_as_
         assert here.records[0].status == 499
 
 
-async def test_what_the_callers_body_raises_is_what_the_caller_gets() -> None:
+async def test_exception_of_the_callers_body_reaches_the_caller() -> None:
     async def stream() -> AsyncIterator[bytes]:
         yield b"begun"
         raise OSError("the file is gone")
@@ -183,7 +183,7 @@ async def test_what_the_callers_body_raises_is_what_the_caller_gets() -> None:
     ],
     ids=lambda it: str(it)[:60],
 )
-async def test_what_is_no_http_is_refused_before_a_member_sees_it(request_: dict[str, Any]) -> None:
+async def test_request_that_is_no_http_is_refused_before_a_member_sees_it(request_: dict[str, Any]) -> None:
     async with Member() as member, calling(member) as here:
         with pytest.raises(httpx.LocalProtocolError):
             await here.client.request(**{"method": "GET", **request_})
@@ -343,7 +343,7 @@ async def test_member_that_does_not_answer_in_the_balancers_time_is_a_504() -> N
 # The caller's own patience.
 
 
-async def test_no_member_in_the_callers_time() -> None:
+async def test_call_without_a_member_ends_in_the_callers_time() -> None:
     async with calling(timeout=httpx.Timeout(None, pool=0.1)) as here:
         with pytest.raises(httpx.PoolTimeout, match="no member"):
             await here.client.get("/")
@@ -352,7 +352,7 @@ async def test_no_member_in_the_callers_time() -> None:
 
 
 @pytest.mark.parametrize("pool", [0.05, None])
-async def test_no_response_in_the_callers_time(pool: float | None) -> None:
+async def test_call_without_a_response_ends_in_the_callers_time(pool: float | None) -> None:
     async with scripted(hang) as member, calling(member, timeout=httpx.Timeout(None, pool=pool, read=0.1)) as here:
         with pytest.raises(httpx.ReadTimeout, match="no response"):
             await here.client.get("/")
@@ -360,7 +360,7 @@ async def test_no_response_in_the_callers_time(pool: float | None) -> None:
         assert len(member.received) == 1
 
 
-async def test_nothing_more_of_a_body_in_the_callers_time() -> None:
+async def test_call_whose_body_stops_ends_in_the_callers_time() -> None:
     async def stop(connection: Connection) -> None:
         await connection.send(CUT)
         await connection.to_end()
@@ -480,7 +480,7 @@ async def test_client_may_share_the_balancer_of_an_application() -> None:
         assert len(member.received) == 1
 
 
-async def test_when_the_shared_balancer_ends_so_do_the_calls() -> None:
+async def test_calls_end_with_the_shared_balancer() -> None:
     async with scripted(hang) as member:
         workers = LoadBalancer("apps", resolve=ScriptedResolver(member.address))
         async with httpx.AsyncClient(transport=BalancedTransport(workers), base_url="http://a") as client:

@@ -130,7 +130,7 @@ async def test_member_is_as_bad_as_any_process_that_knows_it_says(fleet: Fleet) 
     assert (members[TWO].state, members[TWO].reason) == (State.UP, "up")
 
 
-async def test_who_has_not_reported_of_late_has_no_opinion_but_its_counts(fleet: Fleet) -> None:
+async def test_silent_process_has_no_opinion_but_its_counts(fleet: Fleet) -> None:
     fleet.report(0, 10, members={ONE: row(ONE, State.DOWN)}, stats=counted(ONE, 3), active=5)
     fleet.now += STALE
     fleet.report(1, 11, members={ONE: row(ONE)}, stats=counted(ONE, 4), active=1)
@@ -155,7 +155,7 @@ async def test_events_that_say_the_same_are_one_and_count_together(fleet: Fleet)
     assert len(fleet.pool.stats.events.recent) == 3
 
 
-async def test_what_a_process_that_comes_later_learns_is_no_news(fleet: Fleet) -> None:
+async def test_later_process_learns_what_is_known_without_an_event(fleet: Fleet) -> None:
     fleet.report(0, 10, events=[event(1, 100.0, "10.0.0.1 joined", EventKind.JOINED)])
     started = fleet.now = 100.0 + LEARNS + 1
     late = [event(1, started + 0.1, "10.0.0.1 joined", EventKind.JOINED), event(2, started + LEARNS + 1, "down")]

@@ -73,7 +73,7 @@ async def test_answer_is_as_documented(path: str, schema: str) -> None:
         check(schema, response.json())
 
 
-async def test_before_the_first_answer_of_dns_the_status_is_as_documented() -> None:
+async def test_status_before_the_first_dns_answer_is_as_documented() -> None:
     async def never() -> Any:
         await asyncio.Event().wait()
 
@@ -191,7 +191,9 @@ async def test_actions_ask_for_the_token_and_the_page_for_none() -> None:
         ({"admin_bind": Address("0.0.0.0", 9000)}, {}, 403, "no_token_set"),
     ],
 )
-async def test_nobody_else_acts(settings: dict[str, Any], headers: dict[str, str], status: int, error: str) -> None:
+async def test_action_of_a_stranger_is_refused(
+    settings: dict[str, Any], headers: dict[str, str], status: int, error: str
+) -> None:
     async with Member() as one, balance(one, stats=Stats()) as running, administer(running, **settings) as port:
         response = await port.act("drain", one.address, None, **headers)
         assert (response.status_code, response.json()["error"]) == (status, error)
@@ -241,7 +243,7 @@ async def test_url_is_not_given_to_the_standard_librarys_cache(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("path", ["/", "/static/page.js", "/openapi.json", "/api/status", "/healthz", "/nowhere"])
-async def test_nothing_here_can_be_framed_sniffed_or_made_to_run_scripts_of_others(path: str) -> None:
+async def test_responses_cannot_be_framed_sniffed_or_made_to_run_foreign_scripts(path: str) -> None:
     async with balance(stats=Stats()) as running, administer(running) as port:
         headers = (await port.get(path)).headers
         assert headers["content-security-policy"].startswith("default-src 'self';")
@@ -502,7 +504,7 @@ async def test_action_on_a_container_that_has_another_address_by_now_changes_not
         assert (await it.port.act("drain", two)).status_code == 200
 
 
-async def test_where_dns_is_silent_an_action_is_held_to_the_name_that_was_known(
+async def test_action_while_dns_is_silent_is_held_to_the_known_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(status_feed, "CONFIRM_SECONDS", 0.1)
@@ -533,11 +535,11 @@ async def test_name_is_shown_without_its_network(pointer: str, name: str) -> Non
 
 
 @pytest.mark.parametrize("records", [[], [("A", "127.0.0.1")]])
-async def test_where_dns_knows_no_name_there_is_none(records: list[tuple[str, str]]) -> None:
+async def test_member_name_unknown_to_dns_is_empty(records: list[tuple[str, str]]) -> None:
     assert await looked_up(records) == ""
 
 
-async def test_nobody_asks_for_the_name_of_a_member_that_has_left() -> None:
+async def test_name_of_a_member_that_has_left_is_not_asked_for() -> None:
     async with DnsServer(Zone()) as dns:
         found: list[str] = []
         await asked(ContainerNames([dns.address]), found, lambda: False)

@@ -152,7 +152,7 @@ def test_event_whose_container_stayed_unknown_does_not_get_the_name_of_the_next(
     assert it.names == [("joined", ""), ("state", ""), ("state", ""), ("state", "two")]
 
 
-def test_what_a_member_fails_after_it_has_left_is_not_the_next_ones() -> None:
+def test_failure_after_a_member_has_left_is_not_counted_for_its_successor() -> None:
     it = Cluster(ONE, TWO)
     it.name("one", 0.1)
     it.request()
@@ -164,7 +164,7 @@ def test_what_a_member_fails_after_it_has_left_is_not_the_next_ones() -> None:
     assert it.names[-3:] == [("left", "one"), ("failed", "one"), ("joined", "another")]
 
 
-def test_no_answer_changes_nothing_and_the_same_answer_is_no_news() -> None:
+def test_name_without_an_answer_or_with_the_same_one_is_no_news() -> None:
     it = Cluster(ONE)
     assert it.name("one", 1.0)
     number = it.track().number

@@ -41,7 +41,7 @@ async def take(connection: Connection) -> None:
         await connection.send(OK)
 
 
-async def test_what_was_sent_is_what_is_counted() -> None:
+async def test_bytes_sent_are_the_bytes_counted() -> None:
     async with Member(take) as one, Member(take) as two, balance(one, two) as running, admin(running) as scrape:
         async with running.client() as client:
             for request in [*8 * [KEPT], *4 * [POST.replace(b"Connection: close\r\n", b"")]]:

@@ -61,7 +61,7 @@ async def shown(
         await page.close()
 
 
-async def test_with_255_members_the_page_stays_readable() -> None:
+async def test_page_with_255_members_stays_readable() -> None:
     async with shown(MANY) as (page, _, probe, _):
         rows = page.locator("#rows tr")
         await expect(page.get_by_role("heading", name="255 members")).to_be_visible()
@@ -129,7 +129,7 @@ async def test_container_that_takes_the_address_of_another_is_a_row_of_its_own()
         await expect(log.get_by_text("10.0.0.1:80 down: connection refused (worker-2)")).to_be_visible()
 
 
-async def test_where_actions_are_refused_the_page_says_why() -> None:
+async def test_page_where_actions_are_refused_says_why() -> None:
     async with shown(MANY[:1], admin_bind=Address("0.0.0.0", 9000)) as (page, _, _, _):
         await expect(page.get_by_text("BALANCER_ADMIN_TOKEN is not set")).to_be_visible()
         await expect(page.get_by_role("button", name="Drain")).to_be_disabled()
@@ -142,7 +142,7 @@ async def test_telephone_shows_everything_without_scrolling_sideways() -> None:
         await expect(page.get_by_label("Sort by")).to_be_visible()
 
 
-async def test_when_nobody_is_available_the_page_says_so() -> None:
+async def test_page_without_available_members_says_so() -> None:
     async with shown(MANY[:2]) as (page, _, probe, _):
         probe.down = set(MANY)
         await expect(page.locator("#banner")).to_have_text("No member is available.", timeout=15_000)

@@ -196,7 +196,7 @@ async def test_within_the_lifespan_members_are_known_before_the_first_request() 
         assert workers.upstream.idle == 0  # type: ignore[attr-defined]
 
 
-async def test_as_an_application_of_its_own_it_hears_of_its_lifespan() -> None:
+async def test_mount_as_an_application_of_its_own_hears_of_its_lifespan() -> None:
     async with Member() as member:
         workers = over(member)
         async with served(workers, lifespan="on") as address:
@@ -206,7 +206,7 @@ async def test_as_an_application_of_its_own_it_hears_of_its_lifespan() -> None:
         assert not [it for it in asyncio.all_tasks() if "Discovery" in repr(it)]
 
 
-async def test_to_close_it_ends_requests_and_leaves_no_task() -> None:
+async def test_mount_that_closes_ends_requests_and_leaves_no_task() -> None:
     async def hang(connection: Connection) -> None:
         await connection.to_end()
 
@@ -223,7 +223,7 @@ async def test_to_close_it_ends_requests_and_leaves_no_task() -> None:
         await workers.aclose()  # once more does no harm
 
 
-async def test_after_its_end_it_begins_anew() -> None:
+async def test_mount_that_has_ended_begins_anew() -> None:
     class Changes(Observer):
         seen: list[tuple[int, int]] = []  # noqa: RUF012
 
@@ -309,7 +309,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> bool:
     return not [it for it in caplog.records if it.levelno >= logging.WARNING]
 
 
-def test_it_ends_with_its_loop_and_lives_again_in_the_next(
+def test_mount_ends_with_its_loop_and_lives_again_in_the_next(
     factory: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Outside() as outside:

@@ -137,7 +137,7 @@ async def kill_one(world: World) -> None:
     await leave(world, Farewell.DIES)
 
 
-def test_who_dies_wastes_tries_and_who_drains_does_not() -> None:
+def test_members_that_die_waste_tries_and_those_that_drain_do_not() -> None:
     drained, killed = (run(with_policy("round_robin"), it) for it in (drain_one, kill_one))
     assert (drained.wasted, drained.failed) == (0, {})
     assert killed.wasted > 0
@@ -146,7 +146,7 @@ def test_who_dies_wastes_tries_and_who_drains_does_not() -> None:
     assert sum(killed.failed.values()) <= killed.wasted
 
 
-def test_who_finds_nobody_is_held() -> None:
+def test_request_that_finds_no_member_is_held() -> None:
     setup = with_policy("round_robin", queue_max=100_000)
     all_held = run(setup, SCENARIOS["restart"].events)
     assert all_held.queued > 100

@@ -87,7 +87,7 @@ async def test_demo_says_so_when_its_port_is_taken() -> None:
     )
 
 
-async def test_where_loopback_has_one_address_workers_are_found_by_srv() -> None:
+async def test_workers_where_loopback_has_one_address_are_found_by_srv() -> None:
     async with System(free_port(), own_addresses=False) as demo:
         await demo.scale(2)
         tally = Tally()
@@ -97,7 +97,7 @@ async def test_where_loopback_has_one_address_workers_are_found_by_srv() -> None
     assert set(tally.shares) == {"worker-1", "worker-2"}
 
 
-def test_this_machine_has_a_loopback_network() -> None:
+def test_loopback_of_this_machine_is_a_network() -> None:
     assert system.has_loopback_network() == sys.platform.startswith("linux")
 
 

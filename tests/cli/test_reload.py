@@ -162,7 +162,7 @@ async def test_answer_that_does_not_end_is_bounded_in_time(
 
 
 @pytest.mark.parametrize("proof", [None, 7, "", "\ud800", prove(TOKEN, "0" * 64, 1, 0)])
-async def test_with_a_token_an_answer_without_its_proof_is_refused_and_not_sent_the_token(
+async def test_answer_without_the_proof_of_a_token_is_refused_and_not_sent_the_token(
     proof: object, signalled: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reload, "objection", lambda pid: None)

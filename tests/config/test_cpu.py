@@ -25,7 +25,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def test_without_a_quota_it_is_the_affinity(machine: Path) -> None:
+def test_cpus_without_a_quota_are_the_affinity(machine: Path) -> None:
     assert cpu.usable_cores() == 8
     write(machine / "own", "0::/\n")
     write(machine / "cgroup/cpu.max", "max 100000\n")

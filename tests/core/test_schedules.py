@@ -44,7 +44,7 @@ def run_all(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("shard", range(2))
-def test_nothing_that_must_not_be_ever_is(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+def test_invariants_hold_under_any_schedule(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     run_all(range(shard, SCHEDULES, 2), monkeypatch)
 
 

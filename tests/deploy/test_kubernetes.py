@@ -274,7 +274,7 @@ def test_grace_periods_add_up() -> None:
     assert (probe["failureThreshold"] - 1) * probe["periodSeconds"] > needs
 
 
-def test_rollouts_take_nobody_away_before_somebody_else_is_there() -> None:
+def test_rollouts_take_no_pod_away_before_another_is_there() -> None:
     for it in of("Deployment"):
         assert it["spec"]["strategy"] == {
             "type": "RollingUpdate",
@@ -285,7 +285,7 @@ def test_rollouts_take_nobody_away_before_somebody_else_is_there() -> None:
     assert named("Deployment", "balancer")["spec"]["replicas"] == 2
 
 
-def test_who_is_scaled_has_no_number_of_its_own() -> None:
+def test_deployment_that_is_scaled_has_no_number_of_its_own() -> None:
     (scaler,) = of("HorizontalPodAutoscaler")
     target = scaler["spec"]["scaleTargetRef"]
     deployment = named(target["kind"], target["name"])

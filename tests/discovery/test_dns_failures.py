@@ -245,7 +245,7 @@ async def test_new_member_is_found_while_dns_is_slow_or_answers_over_tcp_only(fa
 
 @pytest.mark.parametrize("rcode", [dns.rcode.NOERROR, dns.rcode.NXDOMAIN], ids=dns.rcode.to_text)
 @pytest.mark.parametrize("times", [1, 2])
-async def test_nobody_said_once_or_twice_is_not_believed(rcode: dns.rcode.Rcode, times: int) -> None:
+async def test_empty_answer_once_or_twice_is_not_believed(rcode: dns.rcode.Rcode, times: int) -> None:
     left = times
 
     async def say_nobody(query: dns.message.Message, response: dns.message.Message) -> None:

@@ -96,13 +96,13 @@ async def test_srv_brings_ports_priorities_and_weights() -> None:
     }
 
 
-async def test_unknown_name_is_nobody() -> None:
+async def test_unknown_name_is_empty() -> None:
     async with resolver(zone()) as resolve:
         (answer,) = (await resolve()).answers
     assert (answer.outcome, answer.rcode) == (Outcome.EMPTY, "NXDOMAIN")
 
 
-async def test_empty_answer_is_nobody() -> None:
+async def test_empty_answer_is_empty() -> None:
     async with resolver(zone(apps=[])) as resolve:
         (answer,) = (await resolve()).answers
     assert (answer.outcome, answer.rcode) == (Outcome.EMPTY, "NOERROR")
@@ -187,7 +187,7 @@ def many(count: int) -> list[str]:
     return [f"10.{number // 62500}.{number // 250 % 250}.{number % 250 + 1}" for number in range(count)]
 
 
-async def test_largest_answer_that_there_can_be_is_read_and_one_more_address_takes_nobody_away() -> None:
+async def test_largest_answer_is_read_and_one_more_address_takes_no_member_away() -> None:
     records = zone(apps=[("A", host) for host in many(LARGEST_A)])
     membership = Membership()
     async with resolver(records) as resolve:
@@ -247,7 +247,7 @@ async def test_thousand_srv_targets_are_resolved_a_few_at_a_time_and_then_in_tur
         assert server.udp_queries - before <= rounds * (1 + REFRESHED)
 
 
-async def test_srv_targets_that_fail_take_nobody_away() -> None:
+async def test_srv_targets_that_fail_take_no_member_away() -> None:
     records = zone(
         **{
             "_http._tcp.apps": [("SRV", "0 1 80 one.apps."), ("SRV", "0 1 80 two.apps.")],

@@ -103,7 +103,7 @@ def test_failure_leaves_what_is_known() -> None:
     play(script)
 
 
-def test_where_nothing_can_be_resolved_that_is_no_word_of_nobody() -> None:
+def test_targets_that_cannot_be_resolved_are_no_empty_answer() -> None:
     async def script(server: Server) -> None:
         server.failing = {"*"}
         for _ in range(3):

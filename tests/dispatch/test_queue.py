@@ -22,7 +22,7 @@ def refusal(hold: PendingQueue, queued: QueuedRequest, patience: float = 10.0, m
     return caught.value
 
 
-def test_who_has_waited_longest_is_first() -> None:
+def test_request_that_has_waited_longest_is_first() -> None:
     hold = PendingQueue(10, 0)
     a, b, c = waiting(hold, 3)
     assert hold.head() is a
@@ -64,7 +64,7 @@ def test_place_is_free_again_once_its_request_has_left() -> None:
     assert len(hold) == 1
 
 
-def test_who_would_not_have_a_turn_in_time_is_told_so_at_once() -> None:
+def test_request_without_a_turn_in_time_is_refused_at_once() -> None:
     hold = PendingQueue(100, 0)
     queued_requests = waiting(hold, 20)
     for queued in queued_requests[:11]:
@@ -76,7 +76,7 @@ def test_who_would_not_have_a_turn_in_time_is_told_so_at_once() -> None:
     hold.push(QueuedRequest(ANY), 5.0, moving=True)
 
 
-def test_while_nobody_is_available_the_pace_of_before_says_nothing() -> None:
+def test_pace_of_before_says_nothing_while_no_member_is_available() -> None:
     hold = PendingQueue(100, 0)
     queued_requests = waiting(hold, 20)
     for queued in queued_requests[:11]:

@@ -46,7 +46,7 @@ methods = st.sampled_from(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "
         (GARBLED, "POST", True, 0, (502, "bad_response")),
     ],
 )
-def test_what_becomes_of_a_failed_request(
+def test_failed_request_is_retried_or_answered_by_the_rules(
     fault: UpstreamError, method: str, in_hand: bool, repeats: int, told: tuple[int, str] | None
 ) -> None:
     refusal = decide(fault, method, in_hand, repeats)
@@ -92,7 +92,7 @@ def test_budget_is_a_fifth_of_the_requests_and_a_floor() -> None:
     assert not budget.spend(109.9)
 
 
-def test_what_is_long_ago_neither_gives_nor_takes() -> None:
+def test_retry_budget_ignores_what_is_long_ago() -> None:
     budget = Budget()
     for _ in range(1000):
         budget.request(100.0)

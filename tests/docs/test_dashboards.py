@@ -73,7 +73,7 @@ def test_table_has_every_metric_with_its_type_and_its_labels() -> None:
     assert said == [(it.name, it.kind, it.labels) for it in METRICS]
 
 
-def test_no_document_names_a_metric_that_there_is_not() -> None:
+def test_documents_name_only_metrics_that_exist() -> None:
     for name in ("reference/metrics.md", "reference/errors.md"):
         named = re.findall(r"\b(?:balancer|process)_[a-z_]+[a-z]\b(?!/|\.)", (ROOT / "docs" / name).read_text())
         assert named
@@ -104,7 +104,7 @@ def test_dashboard_is_a_model_that_grafana_10_takes() -> None:
             assert len(set(references)) == len(references)
 
 
-def test_no_panel_covers_another_or_sticks_out() -> None:
+def test_panels_neither_overlap_nor_stick_out() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in panels():
         place = panel["gridPos"]
@@ -194,7 +194,7 @@ def test_every_alert_can_fire_and_says_what_it_is_about(rule: dict[str, Any]) ->
     assert set(re.findall(r"\b(?:50[234]) (\w+)", words)) <= TOKENS
 
 
-def test_no_two_alerts_have_one_name() -> None:
+def test_alerts_have_names_of_their_own() -> None:
     names = [it["alert"] for it in RULES]
     assert len(set(names)) == len(names)
 
@@ -222,7 +222,7 @@ def test_query_that_can_find_nothing_is_found_out(text: str, problem: str) -> No
         query(text)
 
 
-def test_what_is_no_promql_is_found_out() -> None:
+def test_expression_that_is_no_promql_is_found_out() -> None:
     with pytest.raises(ValueError, match="invalid promql"):
         query("sum by (pool (x))")
 

@@ -126,7 +126,7 @@ def code_lines(*documents: Path) -> set[str]:
     return {line.strip() for it in documents for line in split(it.read_text())[1] if line.strip()}
 
 
-def test_what_portuguese_readers_type_stands_in_english_too() -> None:
+def test_commands_in_portuguese_stand_in_english_too() -> None:
     there = code_lines(PORTUGUESE, DRILL_PORTUGUESE)
     assert len(there) > 10
     assert sorted(there - code_lines(ENGLISH, *ENGLISH_PAGES)) == []

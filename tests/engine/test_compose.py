@@ -106,7 +106,7 @@ async def test_count_outlives_the_containers_and_a_killed_redis(compose: Compose
     assert (await _recovered(compose)) == before + 2
 
 
-async def test_without_redis_the_worker_says_so_and_recovers_by_itself(compose: Compose) -> None:
+async def test_worker_without_redis_says_so_and_recovers_by_itself(compose: Compose) -> None:
     await compose.scale(1)
     before = (await compose.greetings(1))[0][1]
     await compose("stop", "redis")
@@ -119,7 +119,7 @@ async def test_without_redis_the_worker_says_so_and_recovers_by_itself(compose: 
     assert "Traceback" not in await compose("logs", "worker")
 
 
-async def test_without_workers_requests_wait_and_then_learn_why(compose: Compose) -> None:
+async def test_requests_without_workers_wait_and_then_learn_why(compose: Compose) -> None:
     await compose.scale(1)
     await compose("stop", "worker")
     held = asyncio.create_task(compose.get())
@@ -137,7 +137,7 @@ async def test_without_workers_requests_wait_and_then_learn_why(compose: Compose
     await compose("start", "worker")
 
 
-async def test_images_run_as_nobody_in_particular(compose: Compose) -> None:
+async def test_images_run_as_an_unprivileged_user(compose: Compose) -> None:
     for service in ("balancer", "worker"):
         uid = await compose("exec", "--no-TTY", service, "python", "-c", "import os; print(os.getuid())")
         assert uid.strip() == "10001"

@@ -22,7 +22,7 @@ SETTLE = 1.5
 @pytest.mark.engine
 @pytest.mark.long
 @pytest.mark.parametrize("plain", [False, True], ids=["draining", "plain"])
-async def test_nothing_is_lost_and_nothing_runs_twice(plain: bool) -> None:
+async def test_requests_of_the_drill_are_not_lost_and_run_once(plain: bool) -> None:
     compose, phases = project(plain)
     # To what the balancer and Redis do, it is the same what workers run.
     same = (reload, restart_redis) if plain else ()

@@ -123,7 +123,7 @@ async def requests(system: Compose) -> dict[str, int]:
     return {it["address"]: it["requests"] for it in pool["members"]}
 
 
-async def test_without_a_browser_actions_take_the_token_too(system: Compose) -> None:
+async def test_actions_without_a_browser_take_the_token_too(system: Compose) -> None:
     await system.scale(1)
     async with httpx.AsyncClient(trust_env=False) as client:
         (pool,) = (await client.get(system.admin + "/api/status")).json()["pools"]

@@ -54,7 +54,7 @@ async def untouched() -> AsyncIterator[tuple[Running, Member]]:
 @pytest.mark.asyncio(loop_scope="module")
 @each(it for it in CASES if it.status and not it.in_body)
 @in_pieces
-async def test_what_is_ambiguous_is_refused_and_nobody_sees_it(
+async def test_ambiguous_request_is_refused_and_reaches_no_member(
     case: Case, cut: bool, untouched: tuple[Running, Member]
 ) -> None:
     running, member = untouched
@@ -84,7 +84,7 @@ async def test_body_that_cannot_be_framed_ends_in_400_and_no_second_request(case
 
 @each(it for it in CASES if not it.status)
 @in_pieces
-async def test_what_is_sound_passes(case: Case, cut: bool) -> None:
+async def test_sound_request_passes(case: Case, cut: bool) -> None:
     async with Member(answer_all) as member, balance(member) as running, running.client() as client:
         for _ in range(2):
             await send(client, case.request, cut)
@@ -139,14 +139,14 @@ async def test_client_that_asks_is_told_to_go_on(asks: bytes) -> None:
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_what_came_before_a_malformed_request_is_answered_first() -> None:
+async def test_requests_before_a_malformed_one_are_answered_first() -> None:
     async with Member() as member, balance(member) as running:
         answer = await running.exchange(GET + GET + b"GET / HTTP/1.1\r\n\r\n" + GET)
         statuses = [part.split(b" ")[0] for part in answer.split(b"HTTP/1.1 ")[1:]]
         assert statuses == [b"200", b"200", b"400"]
 
 
-async def test_nothing_that_follows_connection_close_is_served() -> None:
+async def test_request_behind_connection_close_is_not_served() -> None:
     async with Member() as member, balance(member) as running:
         answer = await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + GET)
         assert answer.count(b"HTTP/1.1 ") == 1
@@ -266,7 +266,7 @@ async def test_answer_that_takes_long_is_waited_for() -> None:
         assert await client.exactly(2) == b"ok"
 
 
-async def test_what_is_refused_is_in_the_log() -> None:
+async def test_refused_request_is_in_the_log() -> None:
     async with Member() as member, balance(member) as running:
         await running.exchange(b"GET /x HTTP/1.1\r\nHost: a b\r\n\r\n")
         await running.exchange(b"\x16\x03\x01")

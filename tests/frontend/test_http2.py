@@ -187,7 +187,7 @@ async def test_websocket_is_left_to_http_1_1(tmp_path: Path) -> None:
         assert member.received == []
 
 
-async def test_more_streams_than_announced_are_refused_and_safe_to_repeat(tmp_path: Path) -> None:
+async def test_streams_beyond_those_announced_are_refused_and_safe_to_repeat(tmp_path: Path) -> None:
     told = asyncio.Event()
 
     async def when_told(connection: Connection) -> None:
@@ -207,7 +207,7 @@ async def test_more_streams_than_announced_are_refused_and_safe_to_repeat(tmp_pa
         assert [(await client.answer(stream)).body for stream in streams[:128]] == [b"ok"] * 128
 
 
-async def test_upload_is_not_to_blame_for_one_beside_it_that_nobody_takes(
+async def test_upload_is_not_to_blame_for_one_beside_it_that_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(wire.defaults, "stream_idle_timeout", 0.3)
@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[list[tuple[bytes, bytes]], int, bytes]] = {
 
 
 @pytest.mark.parametrize(("fields", "status", "token"), REFUSED.values(), ids=REFUSED.keys())
-async def test_what_http_1_1_refuses_is_refused_with_the_same_token(
+async def test_http2_request_that_http_1_1_refuses_gets_the_same_token(
     fields: list[tuple[bytes, bytes]], status: int, token: bytes, tmp_path: Path
 ) -> None:
     async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
@@ -392,7 +392,7 @@ MALFORMED: dict[str, list[tuple[bytes, bytes]]] = {
 
 
 @pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED.keys())
-async def test_what_would_be_another_request_in_http_1_1_ends_its_stream(
+async def test_http2_headers_that_would_be_another_request_in_http_1_1_end_their_stream(
     fields: list[tuple[bytes, bytes]], tmp_path: Path
 ) -> None:
     async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
@@ -506,7 +506,7 @@ async def flood(connection: Connection) -> None:
         await connection.send(OK)
 
 
-async def test_window_that_stays_shut_holds_up_the_member_and_nobody_else(tmp_path: Path) -> None:
+async def test_window_that_stays_shut_holds_up_its_member_alone(tmp_path: Path) -> None:
     async with Member(flood) as member, spoken(tmp_path, member) as here, here.client() as client:
         client.acknowledges = False
         stream = await client.ask(path=b"/flood")
@@ -556,7 +556,7 @@ async def test_client_that_reads_nothing_at_all_is_cut_off(tmp_path: Path) -> No
         await eventually(lambda: [it.error for it in here.running.records] == ["client_gone"])
 
 
-async def test_answers_to_pings_that_nobody_reads_do_not_pile_up(tmp_path: Path) -> None:
+async def test_answers_to_pings_that_are_not_read_do_not_pile_up(tmp_path: Path) -> None:
     async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
         client.connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
         pings = (b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)) * 10_000
@@ -655,7 +655,7 @@ async def test_client_library_does_not_notice_that_its_connections_are_retired(t
             await asyncio.sleep(0.005)
 
 
-async def test_what_is_in_flight_is_finished_when_the_server_stops(tmp_path: Path) -> None:
+async def test_http2_request_in_flight_is_finished_when_the_server_stops(tmp_path: Path) -> None:
     told = asyncio.Event()
 
     async def when_told(connection: Connection) -> None:

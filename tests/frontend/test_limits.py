@@ -200,7 +200,7 @@ async def test_connections_of_one_client_beyond_its_limit_are_refused_until_one_
 
 
 @pytest.mark.parametrize("name", ["max_connections", "max_connections_per_client"])
-async def test_connection_that_was_refused_takes_nobodys_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_that_was_refused_takes_no_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or those who are refused, and try again, would keep everybody out."""
     monkeypatch.setattr(client_connection, "LINGER_SECONDS", LIMIT)
     limit: dict[str, Any] = {name: 1}
@@ -406,7 +406,7 @@ async def test_requests_ahead_of_their_answers_are_bounded(cut: bool) -> None:
     assert b"".join(member.received).count(b"GET /") == len(answers)
 
 
-async def test_as_many_requests_as_may_come_ahead_do_not_end_the_connection() -> None:
+async def test_requests_ahead_up_to_the_bound_do_not_end_the_connection() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         for _ in range(3):
             await client.send(numbered(http1_connection.PIPELINE_MAX))

@@ -64,7 +64,7 @@ async def test_https_is_served_and_the_member_told(files: dict[str, Any]) -> Non
     ("offered", "chosen"),
     [(["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1"), ([], None), (["spdy/3"], None)],
 )
-async def test_without_http2_every_client_speaks_http_1_1(
+async def test_clients_without_http2_speak_http_1_1(
     offered: list[str], chosen: str | None, files: dict[str, Any]
 ) -> None:
     async with Member() as member, balance(member, **files) as running, running.client(trusting(*offered)) as client:
@@ -128,7 +128,7 @@ async def test_websocket_is_served_over_tls(files: dict[str, Any]) -> None:
     [GET, b"\x16\x03\x01\xff\xff" + bytes(100), bytes(1000), b"\x80\x2e\x01\x00\x02" + bytes(100)],
     ids=["plain HTTP", "a record too long", "zeros", "SSL 2"],
 )
-async def test_what_is_not_tls_is_closed_without_a_word(
+async def test_connection_that_speaks_no_tls_is_closed_without_a_word(
     garbage: bytes, files: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Member() as member, balance(member, **files) as running:

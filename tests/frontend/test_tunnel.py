@@ -67,7 +67,7 @@ async def test_member_may_ignore_the_upgrade() -> None:
                 assert await client.exactly(2) == b"ok"
 
 
-async def test_switch_that_nobody_asked_for_is_a_bad_response() -> None:
+async def test_switch_without_a_request_for_it_is_a_bad_response() -> None:
     async with Member(accept) as member, balance(member) as running, running.client() as client:
         await client.send(GET)
         assert b"x-balancer-error: bad_response\r\n" in await client.head()
@@ -83,7 +83,7 @@ async def test_protocol_that_carries_requests_is_not_asked_for(protocol: bytes) 
 
 
 @pytest.mark.parametrize("who", ["client", "member"])
-async def test_who_is_cut_off_takes_the_tunnel_with_him(who: str) -> None:
+async def test_client_that_is_cut_off_takes_its_tunnel_along(who: str) -> None:
     async def accept(connection: Connection) -> None:
         await connection.head()
         await connection.send(SWITCHES)

@@ -89,13 +89,13 @@ def test_forwarded_element_is_well_formed_whatever_the_host(client: str, host: b
 
 
 @pytest.mark.parametrize("client", ["192.0.2.1", "::ffff:192.0.2.1", "", "not an address"])
-def test_what_a_stranger_says_of_itself_is_replaced(client: str) -> None:
+def test_forwarding_headers_of_a_stranger_are_replaced(client: str) -> None:
     claims = [(name, b"claim") for name in (*sorted(FORWARDING), b"x-forwarded-port")]
     assert sent([HOST, *claims], client) == sent([HOST], client)
 
 
 @pytest.mark.parametrize("client", ["10.1.2.3", "::ffff:10.1.2.3", "fd00::1"])
-def test_what_a_trusted_proxy_says_is_kept_and_extended(client: str) -> None:
+def test_forwarding_headers_of_a_trusted_proxy_are_kept_and_extended(client: str) -> None:
     said = [
         (b"x-forwarded-for", b"192.0.2.1"),
         (b"x-forwarded-for", b"192.0.2.2"),
@@ -111,7 +111,7 @@ def test_what_a_trusted_proxy_says_is_kept_and_extended(client: str) -> None:
     assert values[b"forwarded"][0].startswith(b"for=192.0.2.1, for=")
 
 
-def test_nobody_is_trusted_unless_a_network_is_named() -> None:
+def test_proxy_is_not_trusted_unless_a_network_is_named() -> None:
     assert not RequestHeaders().trusts("127.0.0.1")
 
 

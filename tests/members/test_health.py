@@ -57,7 +57,7 @@ def test_member_changes_state(state: State, happened: list[HealthEvent], after: 
 
 
 @given(st.lists(events), st.lists(events))
-def test_nothing_brings_back_a_member_that_has_left(before: list[HealthEvent], after: list[HealthEvent]) -> None:
+def test_member_that_has_left_does_not_come_back(before: list[HealthEvent], after: list[HealthEvent]) -> None:
     assert run(State.JOINING, *before, HealthEvent.LEFT_DNS, *after) is State.LEAVING
 
 

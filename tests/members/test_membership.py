@@ -81,7 +81,7 @@ def test_good_answer_starts_the_count_of_empty_polls_again() -> None:
         assert not learn(membership, answer)
 
 
-def test_failing_dns_server_drops_nobody_ever() -> None:
+def test_failing_dns_server_never_drops_a_member() -> None:
     membership, members = all_up(1, 2)
     assert not any(learn(membership, SERVFAIL) for _ in range(50))
     assert membership.available == tuple(members)
@@ -102,7 +102,7 @@ def test_record_types_lose_their_answers_one_by_one() -> None:
     assert membership.members.keys() == {at(6).address}
 
 
-def test_suspects_are_available_only_while_nobody_is_up() -> None:
+def test_suspects_are_available_only_while_no_member_is_up() -> None:
     membership, (one, two) = all_up(1, 2)
     membership.observe(one, HealthEvent.PROBE_FAILED, 1.0)
     assert list(membership.available) == [two]
@@ -173,7 +173,7 @@ def test_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
     assert list(membership.ejected()) == []
 
 
-def test_who_is_available_can_be_asked_of_each() -> None:
+def test_members_can_be_asked_whether_they_are_available() -> None:
     membership, (a, b) = all_up(1, 2)
     membership.observe(b, HealthEvent.PROBE_FAILED, 1.0)
     assert (membership.is_available(a), membership.is_available(b)) == (True, False)
@@ -403,7 +403,7 @@ def test_suspects_stand_in_for_members_that_are_drained() -> None:
     assert membership.available == (two,)
 
 
-def test_drained_member_is_nobodys_last_resort() -> None:
+def test_drained_member_is_no_last_resort() -> None:
     membership, (one,) = all_up(1)
     membership.observe(one, HealthEvent.REFUSED, 1.0, by_request=True)
     membership.drain(one)
@@ -423,7 +423,7 @@ def thousands(count: int, first: int = 0) -> list[Endpoint]:
     return [Endpoint(Address(f"10.1.{it // 250}.{it % 250}", 80)) for it in range(first, first + count)]
 
 
-def test_who_is_told_that_a_member_left_sees_none_of_those_that_left_with_it() -> None:
+def test_observer_of_a_departure_sees_no_member_that_left_with_it() -> None:
     membership, members = all_up(1, 2, 3)
     seen: list[tuple[Member, ...]] = []
     membership.on_flip = lambda member, before, event: seen.append(membership.available)
@@ -449,7 +449,7 @@ def test_changes_are_told_one_by_one_and_those_of_most_members_as_a_whole() -> N
     assert len(membership.available) == 297
 
 
-def test_who_may_be_chosen_by_another_rule_is_told_as_a_whole() -> None:
+def test_members_that_may_be_chosen_by_another_rule_are_told_as_a_whole() -> None:
     membership, (best, worse) = all_up(at(1, priority=10), at(2, priority=20))
     membership.pop_changes()
     membership.observe(worse, HealthEvent.PROBE_FAILED, 1.0)

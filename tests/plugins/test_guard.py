@@ -63,7 +63,7 @@ def test_policy_that_works_is_left_alone(caplog: pytest.LogCaptureFixture) -> No
     assert not caplog.records
 
 
-def test_what_raises_is_logged_once_and_members_take_turns(caplog: pytest.LogCaptureFixture) -> None:
+def test_policy_that_raises_is_logged_once_and_members_take_turns(caplog: pytest.LogCaptureFixture) -> None:
     policy = guarded(Scripted(KeyError("tenant")))
     assert [policy.choose(ANY) for _ in range(4)] == [A, B, C, A]
     (line,) = lines(caplog)
@@ -88,7 +88,7 @@ def test_kinds_are_told_apart_by_exception_and_place(caplog: pytest.LogCaptureFi
     assert len(lines(caplog)) == 3
 
 
-def test_what_a_hook_says_wrong_is_placed_where_it_says_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_hook_that_says_something_wrong_is_named_at_its_line(caplog: pytest.LogCaptureFixture) -> None:
     class Careless(Hooks):
         def on_request(self, request: HookRequest) -> None:
             if "x-a" not in request.headers:
@@ -111,7 +111,7 @@ def test_log_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["10.0.0.1:80", 1, [], {}, Member(A.endpoint, 0.0), object(), Member])
-def test_who_is_no_member_is_not_chosen(wrong: object, caplog: pytest.LogCaptureFixture) -> None:
+def test_choice_that_is_no_member_is_not_taken(wrong: object, caplog: pytest.LogCaptureFixture) -> None:
     policy = guarded(Scripted(wrong))
     assert [policy.choose(ANY) for _ in range(2)] == [A, B]
     assert len(lines(caplog)) == 1
@@ -137,7 +137,7 @@ def test_none_leaves_the_choice_to_turns(caplog: pytest.LogCaptureFixture) -> No
     assert not caplog.records
 
 
-def test_nobody_asks_where_there_is_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_policy_is_not_asked_where_there_is_no_member(caplog: pytest.LogCaptureFixture) -> None:
     policy = Scripted(ValueError("max() of nothing"))
     assert guarded(policy, ()).choose(ANY) is None
     assert policy.asked == 0 and not caplog.records
@@ -180,7 +180,7 @@ def test_marks_are_checked_like_the_fields_of_hooks(caplog: pytest.LogCaptureFix
     assert guarded(Scripted(B)).response_headers(ANY, B) == []
 
 
-def test_what_only_looks_like_a_policy_needs_no_mark() -> None:
+def test_policy_by_its_methods_alone_needs_no_mark() -> None:
     class Plain:
         def build(self, members: Sequence[Member]) -> None:
             self.members = members
@@ -217,7 +217,7 @@ def called(*hooks: Hooks) -> tuple[Refusal | None, list[tuple[str, str]]]:
     return HookChain(hooks, Reports()).request(request), list(request.headers)
 
 
-def test_what_a_hook_that_raises_has_changed_is_undone(caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_of_a_hook_that_raises_are_undone(caplog: pytest.LogCaptureFixture) -> None:
     hooks = Called("x-a"), Called("x-b", ValueError("no")), Called("x-c")
     assert called(*hooks) == (None, [("host", "a"), ("x-a", "1"), ("x-c", "1")])
     assert RAW.headers == [(b"host", b"a")]

@@ -57,7 +57,7 @@ def test_fields_are_changed_without_touching_what_they_came_from() -> None:
 
 
 @pytest.mark.parametrize("name", LOCAL_RESOURCE_ERRNOS)
-def test_what_frames_and_routes_a_message_is_out_of_reach(name: str) -> None:
+def test_headers_that_frame_and_route_a_message_are_out_of_reach(name: str) -> None:
     found = HeaderFields([(name.encode(), b"1")])
     for change in CHANGES:
         with pytest.raises(ValueError, match="the balancer's own"):
@@ -85,7 +85,7 @@ def test_value_beyond_latin_1_is_refused() -> None:
 
 
 @given(st.lists(st.tuples(st.one_of(st.text(), st.binary()), st.one_of(st.text(), st.binary()))))
-def test_whatever_is_said_with_them_makes_one_line_each(said: list[tuple[str | bytes, str | bytes]]) -> None:
+def test_responses_of_hooks_make_one_line_a_header(said: list[tuple[str | bytes, str | bytes]]) -> None:
     found = fields()
     before = len(found)
     added = 0

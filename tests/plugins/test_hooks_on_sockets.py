@@ -105,7 +105,7 @@ async def test_clients_own_id_is_kept() -> None:
         assert fields_of(head, b"x-request-id") == fields_of(member.received[0], b"x-request-id") == [b"mine"]
 
 
-async def test_what_is_known_by_its_bytes_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_known_by_its_bytes_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[registry.ClientRegistry] = []
     real = registry.ClientRegistry.__init__
 
@@ -123,7 +123,7 @@ async def test_what_is_known_by_its_bytes_stays_as_it_was(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_where_hooks_see_responses_alone_equal_requests_still_share_a_head() -> None:
+async def test_requests_that_are_equal_share_a_head_where_hooks_see_responses_alone() -> None:
     seen: list[str] = []
     hook = response_hook(lambda request, _: seen.append(request.headers.get("host")))
     async with Member() as member, balance(member, hooks=[hook]) as running, running.client() as client:
@@ -437,7 +437,7 @@ async def test_policy_sees_the_very_request_that_hooks_see() -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_without_hooks_a_policy_sees_text_and_each_request_by_its_id() -> None:
+async def test_policy_without_hooks_sees_text_and_each_request_by_its_id() -> None:
     policy = Seeing()
     async with Member() as member, balance(member, own_policy=policy) as running, running.client() as client:
         for _ in range(4):

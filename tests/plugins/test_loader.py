@@ -327,7 +327,7 @@ def test_hooks_that_are_given_are_checked_as_those_that_are_named(name: str, sho
     assert refusal(hooks=[getattr(shop, name)()]) == f"hooks=<shop:{name} object> cannot be used: {words}"
 
 
-def test_what_is_no_plug_in_at_all_is_refused(shop: Any) -> None:
+def test_object_that_is_no_plug_in_is_refused(shop: Any) -> None:
     words = "cannot be used: it is an object of type int, not one of balancer.hooks.Hooks"
     assert refusal(hooks=3) == refusal(hooks=[shop.seeing, 3]) == f"hooks=<int object> {words}"
     assert refusal(policy=object()) == (
@@ -415,7 +415,7 @@ def test_collaborator_that_cannot_work_is_refused_at_once(given: dict[str, Any],
     assert line.startswith(f"{name}=<") and f"> cannot be used: {words}" in line
 
 
-def test_whatever_can_be_awaited_is_a_probe_and_a_resolver() -> None:
+def test_awaitable_callables_are_probes_and_resolvers() -> None:
     for resolve in (Finding(), Finding().__call__, wrapping(Finding().__call__), AsyncMock()):
         for probe in (judge, partial(judge), wrapping(judge), AsyncMock()):
             LoadBalancer("apps", resolver="127.0.0.1", resolve=resolve, probe=probe, trace=lambda record: None)
@@ -454,13 +454,13 @@ def test_sticky_cookie_works_on_top() -> None:
 
 
 @pytest.mark.parametrize("text", ["a b", "a:", ":b", "a:b:c", "a-b:c", "a/b", "1a:b", "a:b()", "a.:b", "a..b:c", "a,b"])
-def test_what_is_no_name_of_a_policy_is_refused_by_the_settings(text: str) -> None:
+def test_policy_name_that_is_none_is_refused_by_the_settings(text: str) -> None:
     with pytest.raises(SettingsError, match="it takes round_robin, least_requests, random, hash, the name of an entry"):
         Settings.load({"BALANCER_POLICY": text})
 
 
 @pytest.mark.parametrize("text", ["a b", "a,", ",a", "a,,b", "a:b,c:", "a;b"])
-def test_what_are_no_names_of_hooks_is_refused_by_the_settings(text: str) -> None:
+def test_hook_names_that_are_none_are_refused_by_the_settings(text: str) -> None:
     with pytest.raises(
         SettingsError, match=r"it takes module:class or names of entry points in the group balancer\.hooks"
     ):

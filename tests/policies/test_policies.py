@@ -55,7 +55,7 @@ def owners(policy: Policy, keys: int = 4000) -> list[Member | None]:
     return [policy.choose(request((b"x-key", b"%d" % key))) for key in range(keys)]
 
 
-def test_nobody_is_chosen_where_nobody_is() -> None:
+def test_policy_without_members_chooses_none() -> None:
     assert RoundRobin(Nought()).choose(ANY) is None
     assert built([]).choose(ANY, members(1)) is None
 
@@ -70,7 +70,7 @@ def test_balancers_that_start_together_begin_at_different_members() -> None:
     assert len(first) > 20
 
 
-def test_of_two_the_one_with_less_to_do_is_always_chosen() -> None:
+def test_member_with_less_to_do_of_two_is_always_chosen() -> None:
     fit = members(1, 1)
     policy = LeastRequests(Random(1))
     policy.build(fit)
@@ -203,7 +203,7 @@ def test_idle_members_are_drawn_in_proportion_to_weights(make: Callable[[], Poli
         assert abs(got - requests * part) < 5 * (requests * part * (1 - part)) ** 0.5
 
 
-def test_draws_that_exclude_somebody_keep_the_proportions_of_the_rest() -> None:
+def test_draws_that_exclude_a_member_keep_the_proportions_of_the_rest() -> None:
     fit = members(1, 2, 3)
     policy = RandomChoice(Random(1))
     policy.build(fit)
@@ -275,7 +275,7 @@ changes = st.lists(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 4)), ma
 @every_policy
 @given(changes)
 @settings(max_examples=60, deadline=None)
-def test_what_follows_changes_one_by_one_knows_what_is_built_at_once(
+def test_policy_that_follows_changes_knows_what_one_built_at_once_knows(
     make: Callable[[], Policy], changes: list[list[Change]]
 ) -> None:
     """Members come, go and change their weights (0: gone), few or many at a time, across the limits of size."""
@@ -328,7 +328,7 @@ def test_ring_of_thousands_is_looked_at_in_one_small_piece() -> None:
     assert all(list(it) == sorted(it) for it in policy._pieces)
 
 
-def test_where_next_to_everybody_is_excluded_a_hash_does_not_search_the_whole_ring() -> None:
+def test_hash_where_nearly_all_are_excluded_does_not_search_the_whole_ring() -> None:
     class Busy(set[Member]):
         asked = 0
 
@@ -399,7 +399,7 @@ def of(**settings: Any) -> Policy:
         ),
     ],
 )
-def test_what_the_hash_goes_by(settings: dict[str, Any], same: Request, other: Request) -> None:
+def test_hash_goes_by_its_key(settings: dict[str, Any], same: Request, other: Request) -> None:
     policy = of(policy="hash", **settings)
     assert len({one(policy, same) for _ in range(9)}) == 1
     assert one(policy, same) is not one(policy, other)
@@ -484,7 +484,7 @@ def test_new_clients_are_spread_as_without_cookies() -> None:
     assert [policy.choose(ANY) for _ in range(6)] == [*fit, *fit]
 
 
-def test_while_its_member_is_busy_a_client_goes_elsewhere_and_keeps_its_cookie() -> None:
+def test_client_whose_member_is_busy_goes_elsewhere_and_keeps_its_cookie() -> None:
     policy, fit = sticky()
     returning = request(given_cookie(policy.response_headers(ANY, fit[1])))
     other = one(policy, returning, {fit[1]})
@@ -501,7 +501,7 @@ def test_once_its_member_is_gone_a_client_gets_a_new_cookie() -> None:
     assert one(policy, request(given_cookie(policy.response_headers(returning, moved)))) is moved
 
 
-def test_cookie_tells_nobody_the_address_and_is_not_for_scripts() -> None:
+def test_cookie_hides_the_address_and_is_not_for_scripts() -> None:
     policy, fit = sticky("srv")
     [(_, plain)] = policy.response_headers(ANY, fit[0])
     [(_, secure)] = policy.response_headers(request(scheme="https"), fit[0])

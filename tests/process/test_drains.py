@@ -52,7 +52,7 @@ def test_next_process_knows_who_is_drained(notes: int) -> None:
     assert Process(notes).drained == [False, True]
 
 
-def test_who_is_no_longer_drained_stays_so(notes: int) -> None:
+def test_member_that_is_no_longer_drained_stays_so(notes: int) -> None:
     first = Process(notes)
     first.drain(first.members[0])
     second = Process(notes)
@@ -82,7 +82,7 @@ def test_pools_are_told_apart(notes: int) -> None:
     assert Process(notes, alias="other").drained == [False, True]
 
 
-def test_what_somebody_had_no_time_to_write_stops_nobody(notes: int) -> None:
+def test_drains_half_written_stop_no_process(notes: int) -> None:
     os.pwrite(notes, b'{"apps:80": ["10.0.', 0)
     found = Process(notes)
     found.drain(found.members[0])

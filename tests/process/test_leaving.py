@@ -32,7 +32,7 @@ async def ended(serve: Serving) -> int | None:
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-async def test_while_it_leaves_it_serves_and_every_response_closes_its_connection(processes: str) -> None:
+async def test_balancer_that_leaves_serves_and_closes_connections_with_their_responses(processes: str) -> None:
     admin = f"127.0.0.1:{free_port()}"
     async with (
         Member() as member,

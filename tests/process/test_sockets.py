@@ -70,7 +70,7 @@ def test_socket_of_a_process_that_was_killed_is_replaced(tmp_path: Path) -> None
     assert not path.exists()
 
 
-def test_socket_on_which_somebody_listens_is_taken(tmp_path: Path) -> None:
+def test_socket_on_which_a_process_listens_is_taken(tmp_path: Path) -> None:
     address = UnixSocket(str(tmp_path / "balancer.sock"))
     with listening("BIND", address):
         with pytest.raises(CannotListen, match=f"^BIND={address} cannot be listened on: Address already in use$"):
@@ -92,7 +92,7 @@ def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         listen("BIND", address)
 
 
-def test_what_a_successor_listens_on_is_not_taken_away_at_the_end(tmp_path: Path) -> None:
+def test_unix_socket_of_a_successor_is_not_taken_away_at_the_end(tmp_path: Path) -> None:
     address = UnixSocket(str(tmp_path / "balancer.sock"))
     with listening("BIND", address):
         Path(address.path).unlink()

@@ -192,7 +192,7 @@ async def test_host_and_path_choose_the_pool(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_without_a_route_the_answer_is_404_with_a_token(tmp_path: Path) -> None:
+async def test_request_without_a_route_gets_404_with_a_token(tmp_path: Path) -> None:
     async with routed(tmp_path, TWO) as running:
         for method, more, body in (
             ("GET", "", b""),
@@ -219,7 +219,7 @@ async def test_connection_goes_on_after_a_404(tmp_path: Path) -> None:
                 await client.until(b"pool\n" if status == b"404" else b"one")
 
 
-async def test_body_that_nobody_reads_ends_the_connection_after_the_404(tmp_path: Path) -> None:
+async def test_body_that_is_not_read_ends_the_connection_after_the_404(tmp_path: Path) -> None:
     async with routed(tmp_path, TWO) as running, running.client() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: b\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000))
         assert (await client.to_end()).endswith(b"to a pool\n")
@@ -263,7 +263,7 @@ async def test_prefix_is_taken_off_and_members_are_told(tmp_path: Path) -> None:
         )
 
 
-async def test_what_a_trusted_proxy_took_off_comes_first(tmp_path: Path) -> None:
+async def test_prefix_that_a_trusted_proxy_took_off_comes_first(tmp_path: Path) -> None:
     async with Member(named("one")) as member:
         text = "[one]\npath = '/api'\nstrip_prefix = true\n"
         networks = Settings.load({"BALANCER_TRUSTED_PROXIES": "127.0.0.0/8"}).trusted_proxies
@@ -431,7 +431,7 @@ async def unused_member() -> Address:
         return member.address
 
 
-async def test_new_pool_that_nobody_answers_for_is_waited_for_only_so_long(
+async def test_new_pool_without_members_is_waited_for_only_so_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "READY_SECONDS", 0.3)
@@ -496,7 +496,7 @@ async def test_change_during_a_change_is_not_missed(tmp_path: Path) -> None:
         assert "no_route" in await running.ask("/")
 
 
-async def test_to_stop_during_a_change_closes_every_pool(tmp_path: Path) -> None:
+async def test_stop_during_a_change_closes_every_pool(tmp_path: Path) -> None:
     async with routed(tmp_path, "[one]\n") as running:
         running.resolvers["two"].broken()
         running.file.write_text("[two]\n")

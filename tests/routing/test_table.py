@@ -161,7 +161,7 @@ def test_file_has_a_table_for_each_route() -> None:
         ("[a", "routes.toml cannot be used: it is not TOML: "),
     ],
 )
-def test_what_cannot_be_used_is_named(text: str, complaint: str) -> None:
+def test_setting_that_cannot_be_used_is_named(text: str, complaint: str) -> None:
     (line,) = problems(text)
     assert line.startswith(complaint)
 
@@ -180,7 +180,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("field", [it.name for it in fields(Settings) if it.name not in PER_POOL])
-def test_what_belongs_to_the_listener_is_refused_in_a_route(field: str) -> None:
+def test_setting_of_the_listener_is_refused_in_a_route(field: str) -> None:
     assert problems(f"[a]\n{field} = 1") == [
         f"routes.toml [a] {field} cannot be used: it belongs to the listener, not to a route: "
         f"set BALANCER_{field.upper()}"
@@ -279,7 +279,7 @@ def test_most_specific_host_wins_and_then_the_longest_path(host: str, target: st
     assert found(routes, host, target) == name
 
 
-def test_without_a_route_there_is_a_404() -> None:
+def test_path_without_a_route_is_404() -> None:
     routes = table("shop.example/api", "*.shop.example")
     for host, target in (("other", "/api"), ("shop.example", "/"), ("shop.example", "*"), ("example", "/")):
         assert found(routes, host, target) == "404 no_route"
@@ -370,11 +370,11 @@ def test_another_way_to_write_a_path_is_no_way_past_a_route(target: str) -> None
         ("/100%", "/"),
     ],
 )
-def test_what_leads_to_one_route_whoever_reads_it_passes(target: str, name: str) -> None:
+def test_path_that_leads_to_one_route_in_every_reading_passes(target: str, name: str) -> None:
     assert found(table("/", "/admin"), "a", target) == name
 
 
-def test_where_a_host_has_one_route_for_all_paths_are_let_alone() -> None:
+def test_paths_of_a_host_with_one_route_for_all_are_let_alone() -> None:
     routes = table("shop.example", "/api")
     assert found(routes, "shop.example", "//x/../api/%2e%2e") == "shop.example"
 
@@ -410,7 +410,7 @@ def readings(path: bytes) -> set[bytes]:  # noqa: C901 - every way to read a pat
     return found
 
 
-def test_whoever_reads_a_path_that_passes_comes_to_the_same_route() -> None:
+def test_path_that_passes_leads_to_the_same_route_in_every_reading() -> None:
     """Members may read a path as they like: what some of them would take for a path of another route is refused."""
     rng = Random(8)
     pieces = [
@@ -476,14 +476,14 @@ GUIDE = (ROOT / "docs" / "guides" / "routes.md").read_text()
 SHORT, FILE = re.finditer(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
 
 
-def test_what_the_guide_shows_in_one_variable_can_be_used() -> None:
+def test_guide_variable_of_routes_can_be_used() -> None:
     shown = re.findall(r"^(?:    )?BALANCER_ROUTES='(.*?)'", GUIDE, re.MULTILINE)
     assert len(shown) == 3
     for text in shown:
         assert parse_inline(text, SETTINGS).routes
 
 
-def test_what_the_guide_shows_as_a_short_file_can_be_used() -> None:
+def test_guide_short_file_of_routes_can_be_used() -> None:
     assert list(parse_toml(SHORT[1], SETTINGS, "docs/guides/routes.md").pools) == ["shop", "api"]
 
 

@@ -665,7 +665,7 @@ BOUNDS = (
           "503 beyond `MAX_CONNECTIONS_PER_CLIENT`, which is unlimited by default",
           "tests/frontend/test_limits.py::test_connections_of_one_client_beyond_its_limit_are_refused_until_one_leaves"),
     Bound("more than 32 options in `Connection`", "400, at every door",
-          "tests/wire/test_remembered.py::test_more_options_of_connection_are_refused_at_every_door"),
+          "tests/wire/test_remembered.py::test_options_of_connection_beyond_the_bound_are_refused_at_every_door"),
 )  # fmt: skip
 
 # What the balancer does not do as it should yet. Each leaves this list with its cure: its test then fails until it has.

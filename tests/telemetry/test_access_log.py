@@ -53,7 +53,7 @@ def test_entry_names_trouble_only_where_there_was_some(name: str, value: Any, fi
     assert json.loads(as_json(record(b"/", **{name: value}), 0.0))[field] == logged
 
 
-def test_nobody_answered() -> None:
+def test_access_log_of_a_request_without_an_answer_says_so() -> None:
     assert json.loads(as_json(record(member=None), 0.0))["member"] == ""
 
 

@@ -72,7 +72,7 @@ def test_requests_that_a_member_failed_are_told_with_its_going_down() -> None:
     assert texts(it.events)[-1] == "172.18.0.5:80 down: connection refused, 3 requests moved"
 
 
-def test_what_a_member_failed_long_after_its_flip_is_an_event_of_its_own() -> None:
+def test_failures_long_after_a_flip_are_an_event_of_their_own() -> None:
     it = Cluster(ONE)
     it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
     it.observe(ONE, HealthEvent.REFUSED, 2.0, "connection refused")
@@ -80,7 +80,7 @@ def test_what_a_member_failed_long_after_its_flip_is_an_event_of_its_own() -> No
     assert texts(it.events)[-1] == "172.18.0.5:80: closed without an answer, 1 request moved"
 
 
-def test_what_fails_after_a_member_is_up_again_is_not_told_with_its_going_down() -> None:
+def test_failures_after_a_member_is_up_again_are_not_told_with_its_going_down() -> None:
     it = Cluster(ONE)
     for event in (HealthEvent.PROBE_OK, HealthEvent.REFUSED):
         it.observe(ONE, event, 1.0)

@@ -52,7 +52,7 @@ def test_made_up_method_makes_no_entry_of_its_own() -> None:
     assert dict(it.total.requests) == {("OTHER", 200): 100}
 
 
-def test_what_failed_a_request_is_counted_where_it_failed() -> None:
+def test_failures_are_counted_where_they_happened() -> None:
     it = stats(ONE, TWO)
     it.done(record(member=TWO, attempts=[Attempt(ONE, "refused", "connection refused")], queued=0.25, error=""))
     it.done(record(status=503, member=None, error="no_member"))
@@ -62,7 +62,7 @@ def test_what_failed_a_request_is_counted_where_it_failed() -> None:
     assert (it.queued, it.queued_seconds, dict(it.errors)) == (1, 0.25, {"no_member": 1})
 
 
-def test_nothing_is_left_of_members_that_have_left() -> None:
+def test_stats_of_members_that_have_left_are_gone() -> None:
     it = stats(ONE)
     it.done(record())
     for number in range(1000):
@@ -106,7 +106,7 @@ def test_changes_of_state_are_counted_by_event_and_by_member() -> None:
     assert it.total.flips == {State.UP: 2, State.DOWN: 1}
 
 
-def test_what_others_say_makes_no_entries_without_end() -> None:
+def test_stats_have_no_entries_without_end_of_what_others_say() -> None:
     it = stats(ONE)
     for number in range(1000):
         it.done(record(error=f"Cancelled via cancel scope {number:x}"))

@@ -192,7 +192,7 @@ async def test_reset_is_not_the_end_of_a_body_that_lasts_until_close() -> None:
     ],
     ids=["not HTTP", "CL and TE", "two CL", "gzip, chunked", "bad CL", "101 unasked"],
 )
-async def test_what_cannot_be_framed_is_a_violation_and_the_connection_is_not_used_again(wire: bytes) -> None:
+async def test_response_that_cannot_be_framed_is_a_violation_and_ends_its_connection(wire: bytes) -> None:
     async with answering(wire) as member, upstream() as up:
         with pytest.raises(ProtocolViolation) as caught:
             await up.send(member.address, GET)
@@ -200,7 +200,7 @@ async def test_what_cannot_be_framed_is_a_violation_and_the_connection_is_not_us
         assert (up.active, up.idle) == (0, 0)
 
 
-async def test_bytes_after_a_complete_response_are_nobodys_answer() -> None:
+async def test_bytes_after_a_complete_response_are_no_answer() -> None:
     poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
     async with answering(OK + poison) as member, upstream() as up:
         for _ in range(2):
@@ -439,7 +439,7 @@ async def test_slow_upload_is_not_the_members_fault() -> None:
         assert await body_of(up, member, request) == b"ok"
 
 
-async def test_response_that_nobody_reads_stops_coming() -> None:
+async def test_response_that_is_not_read_stops_coming() -> None:
     sent = 0
 
     async def script(connection: Connection) -> None:
@@ -463,7 +463,7 @@ async def test_response_that_nobody_reads_stops_coming() -> None:
         await response.close()
 
 
-async def test_nothing_leaks_wherever_an_exchange_is_cancelled() -> None:
+async def test_exchange_cancelled_anywhere_leaks_nothing() -> None:
     body = b"x" * 100_000
 
     async def script(connection: Connection) -> None:

@@ -17,7 +17,7 @@ ASK = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         for it in ANSWERS
     ],
 )
-async def test_response_is_sound_or_nobody_takes_it_for_one(answer: Answer) -> None:
+async def test_response_is_sound_or_does_not_look_like_one(answer: Answer) -> None:
     async def script(connection: Connection) -> None:
         while True:
             if (await connection.head()).startswith(b"GET /next "):

@@ -102,7 +102,7 @@ async def test_broken_dns_changes_nothing(router: respx.Router) -> None:
         assert set(await answers(client, 4)) == {ONE.host, TWO.host}
 
 
-async def test_when_everybody_vanished_a_request_waits_for_the_next_member(router: respx.Router) -> None:
+async def test_request_waits_for_the_next_member_when_all_have_vanished(router: respx.Router) -> None:
     resolver = ScriptedResolver(ONE)
     async with balanced(router, resolver) as (balancer, client):
         await size(balancer, 1)
@@ -230,7 +230,7 @@ async def test_httpx_errors_become_typed_faults(error: Exception, fault: type[Up
 
 
 @pytest.mark.parametrize("error", [httpx.RemoteProtocolError, httpx.ConnectError, httpx.ReadTimeout])
-async def test_of_what_a_member_has_sent_not_more_than_a_line_is_quoted(error: type[httpx.TransportError]) -> None:
+async def test_quote_of_what_a_member_has_sent_is_one_line(error: type[httpx.TransportError]) -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise error("illegal status line: " + "x" * 100_000)
 

@@ -168,7 +168,7 @@ async def test_call_ends_whichever_way_its_response_is_left(leave: Leave, script
         assert [it.error for it in here.records] == ["client_gone"] * (SLOTS + 1)
 
 
-async def test_to_close_the_client_ends_the_calls_whose_bodies_are_being_read() -> None:
+async def test_client_that_is_closed_ends_the_calls_whose_bodies_are_read() -> None:
     async with Member(begin_and_stop) as member, calling(member) as here, nothing_left(here, member):
         waiting = asyncio.Event()
         taking = asyncio.create_task(take_all(await begun(here.client), waiting.set))

@@ -142,7 +142,7 @@ async def test_answer_that_trickles_is_given_up_like_one_that_does_not_come(sent
     assert "failed once: no complete answer within 0.3 s" in out
 
 
-async def test_nobody_there_is_a_failure() -> None:
+async def test_watch_of_an_address_without_a_server_counts_a_failure() -> None:
     status, (request,), summary = await objects(f"http://127.0.0.1:{free_port()}/", "--count", "1")
     assert status == 1
     assert request["failure"].startswith("Connect")
@@ -192,7 +192,7 @@ async def test_cookies_are_not_kept() -> None:
     assert not [it for it in member.received if b"cookie" in it.lower()]
 
 
-async def test_of_a_long_answer_only_the_beginning_is_kept() -> None:
+async def test_long_answer_is_kept_to_its_beginning() -> None:
     body = b"I am a!\n" + b"x" * 10_000_000
     async with Member(in_turn(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)) as member:
         status, (request,), _ = await objects(url(member), "--count", "1")

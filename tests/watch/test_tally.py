@@ -95,7 +95,7 @@ def test_answer_is_judged(status: int, text: str, headers: dict[str, str], who: 
 
 
 @given(st.text())
-def test_what_a_server_says_cannot_be_a_command_to_a_terminal(text: str) -> None:
+def test_text_of_a_server_is_no_command_to_a_terminal(text: str) -> None:
     assert plain(text).isprintable()
 
 
@@ -179,7 +179,7 @@ def test_host_is_silent_soon_after_the_others_go_on_without_it() -> None:
     assert 1.5 < min(gone_for) < 3
 
 
-def test_of_sixty_hosts_none_is_silent_between_its_turns_and_all_are_that_were_stopped() -> None:
+def test_hosts_are_silent_once_stopped_and_not_between_their_turns() -> None:
     total = Tally()
     for result in turns(*workers(60), rate=5, start=100, end=160):
         total.add(result)
@@ -189,7 +189,7 @@ def test_of_sixty_hosts_none_is_silent_between_its_turns_and_all_are_that_were_s
     assert total.silent(170) == set(workers(60)) - {"worker-01", "worker-02"}
 
 
-def test_while_nobody_answers_nobody_is_silent_but_all_are_when_everything_fails() -> None:
+def test_hosts_are_not_silent_while_none_answers_but_when_everything_fails() -> None:
     total = tally(*turns("a", "b", rate=10, start=100, end=110))
     assert total.silent(200) == frozenset()
     for number in range(30):
@@ -356,14 +356,14 @@ def test_sixty_workers_are_all_seen_on_the_smallest_usual_terminal() -> None:
     assert line(lines, "median  ")
 
 
-def test_where_there_is_no_room_for_all_workers_it_is_said_how_many_there_was_none_for() -> None:
+def test_workers_without_room_are_counted_in_a_line() -> None:
     text = "\n".join(drawn(tally(*turns(*workers(400), rate=400, start=100, end=102)), 102))
     shown = set(re.findall(r"worker-\d\d+", text))
     assert f"… {400 - len(shown)} more" in text
     assert len(shown) > 50
 
 
-def test_who_is_long_gone_makes_no_difference_to_the_lines_of_those_at_work() -> None:
+def test_workers_long_gone_do_not_change_the_lines_of_those_at_work() -> None:
     total = tally(
         *turns(*workers(60), rate=60, start=100, end=110), *turns("worker-01", "worker-02", rate=60, start=110, end=130)
     )

@@ -102,7 +102,7 @@ async def test_whose_turn_does_not_come_is_told_that_all_were_busy() -> None:
         await first
 
 
-async def test_queue_that_moves_too_slowly_takes_nobody_in() -> None:
+async def test_queue_that_moves_too_slowly_refuses_at_once() -> None:
     async def slow(connection: Connection) -> None:
         while True:
             await connection.head()
@@ -162,7 +162,7 @@ async def test_repeats_cannot_double_a_load() -> None:
         assert {it.status for it in running.records} == {502}
 
 
-async def test_where_failed_requests_alone_speak_against_a_member_it_is_tried_rather_than_refused() -> None:
+async def test_member_that_only_failed_requests_is_tried_rather_than_refused() -> None:
     """With QUEUE_TIMEOUT 0 nobody waits for a probe; a member that is back is found by the next request."""
     async with Member() as one, balance(one, health_interval=60, queue_timeout=0) as running:
         member = running.balancer.membership.members[one.address]

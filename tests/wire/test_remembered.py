@@ -120,14 +120,14 @@ BEYOND = [[names(0, 33)], [names(0, 30), names(30, 3)], [names(0, 1)] * 33, [b",
 
 @pytest.mark.parametrize("values", WITHIN, ids=lambda it: f"{len(it)} fields")
 @pytest.mark.parametrize("door", PLAIN.values(), ids=PLAIN)
-async def test_as_many_options_as_may_be_pass(door: Door, values: list[bytes], tmp_path: Path) -> None:
+async def test_options_of_connection_up_to_the_bound_pass(door: Door, values: list[bytes], tmp_path: Path) -> None:
     async with Member() as member, door(member, tmp_path) as ask:
         assert await ask(values) == 200
 
 
 @pytest.mark.parametrize("values", BEYOND, ids=lambda it: f"{len(b','.join(it))} bytes in {len(it)} fields")
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-async def test_more_options_of_connection_are_refused_at_every_door(
+async def test_options_of_connection_beyond_the_bound_are_refused_at_every_door(
     door: Door, values: list[bytes], tmp_path: Path
 ) -> None:
     async with Member() as member, door(member, tmp_path) as ask:
@@ -244,7 +244,7 @@ async def send_all(running: Running, make: Callable[[int], bytes], numbers: rang
 
 @pytest.mark.usefixtures("each_front", "traced")
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-async def test_what_clients_send_is_not_remembered(make: Callable[[int], bytes], nowhere: TextIO) -> None:
+async def test_long_parts_of_requests_are_not_remembered(make: Callable[[int], bytes], nowhere: TextIO) -> None:
     settings: dict[str, Any] = {"trusted_proxies": LOOPBACK, "policy": "hash", "sticky_cookie": "place"}
     async with (
         Member(forget_all) as member,
@@ -258,7 +258,7 @@ async def test_what_clients_send_is_not_remembered(make: Callable[[int], bytes],
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("field", [b":method", b":authority", b"x-"])
-async def test_what_clients_send_over_http2_is_not_remembered(field: bytes, tmp_path: Path) -> None:
+async def test_long_parts_of_http2_requests_are_not_remembered(field: bytes, tmp_path: Path) -> None:
     pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
     plain = {b":method": b"GET", b":scheme": b"https", b":authority": b"a", b":path": b"/"}
 
@@ -290,7 +290,7 @@ async def test_what_clients_send_over_http2_is_not_remembered(field: bytes, tmp_
 
 
 @pytest.mark.usefixtures("each_way", "traced")
-async def test_what_members_name_in_connection_counts_and_is_not_remembered() -> None:
+async def test_options_of_members_count_and_are_not_remembered() -> None:
     async def nominate(connection: Connection) -> None:
         number = 0
         while await skip_head(connection):

@@ -124,7 +124,7 @@ async def test_client_that_leaves_while_it_is_held_leaves_the_queue() -> None:
 EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-async def test_on_shutdown_events_end_as_a_complete_response() -> None:
+async def test_event_stream_on_shutdown_ends_as_a_complete_response() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(EVENTS + b"9\r\ndata: 1\n\n\r\n")
@@ -139,7 +139,7 @@ async def test_on_shutdown_events_end_as_a_complete_response() -> None:
         assert running.records[0].error == "shutting_down"
 
 
-async def test_on_shutdown_an_event_under_way_is_finished_first() -> None:
+async def test_event_under_way_on_shutdown_is_finished_first() -> None:
     half, go = asyncio.Event(), asyncio.Event()
 
     async def script(connection: Connection) -> None:
@@ -159,7 +159,7 @@ async def test_on_shutdown_an_event_under_way_is_finished_first() -> None:
         assert (await client.until(b"0\r\n\r\n")).endswith(b" 1\n\n\r\n0\r\n\r\n")
 
 
-async def test_on_shutdown_a_stream_that_may_end_by_itself_goes_on() -> None:
+async def test_stream_that_may_end_by_itself_goes_on_on_shutdown() -> None:
     go = asyncio.Event()
 
     async def script(connection: Connection) -> None:

@@ -112,7 +112,7 @@ async def test_members_refusal_is_what_the_client_gets() -> None:
         assert response.headers["WWW-Authenticate"] == "Basic"
 
 
-async def test_nobody_there_is_a_refusal_of_the_balancers_own() -> None:
+async def test_websocket_without_a_member_gets_a_refusal_of_the_balancers_own() -> None:
     gone = Address("127.0.0.1", free_port())
     async with balance(gone, wait=False, queue_timeout=0.1) as running:
         with pytest.raises(InvalidStatus) as caught:
@@ -372,7 +372,7 @@ async def test_text_that_is_not_utf_8_is_closed_and_the_client_told() -> None:
         assert code == 1014
 
 
-async def test_on_shutdown_both_sides_get_1001() -> None:
+async def test_websocket_on_shutdown_gets_1001_on_both_sides() -> None:
     closed: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
     async def wait(connection: ServerConnection) -> None:

@@ -138,7 +138,7 @@ async def test_longer_absence_costs_each_visit_a_bounded_wait() -> None:
         assert count(await visit()) == 2
 
 
-async def test_while_redis_hangs_a_visit_is_answered_in_time() -> None:
+async def test_visit_while_redis_hangs_is_answered_in_time() -> None:
     async def hang(connection: Connection) -> None:
         await connection.reader.read()
 

@@ -50,7 +50,7 @@ async def test_request_in_flight_is_finished() -> None:
         assert (await it.ended())[::2] == (0, "")
 
 
-async def test_while_it_drains_it_answers_but_is_not_ready() -> None:
+async def test_worker_that_drains_answers_but_is_not_ready() -> None:
     async with worker() as it:
         answers: list[bytes] = []
 
@@ -127,7 +127,7 @@ async def test_event_that_is_sent_in_pieces_is_completed(pieces: tuple[bytes, ..
         assert seconds < 1
 
 
-async def test_event_that_is_never_completed_holds_nobody_up() -> None:
+async def test_event_that_is_never_completed_does_not_hold_up_the_stop() -> None:
     source = f"{STARLETTE}\napp = stream([b'data: '], 'text/event-stream', 0.1)"
     async with application(source) as it, it.client() as client:
         await client.send(ask("/"))
