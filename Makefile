@@ -22,10 +22,13 @@ test-long: .venv/.ready
 	$(BIN)/pytest --numprocesses auto -m long --ignore tests/engine
 	$(BIN)/pytest -m long tests/engine
 
-# Python 3.11 to 3.14, where the machine has them. Options: make test-versions OPTIONS="tests/wire -k worker".
+# Python 3.11 to 3.14, where the machine has them. Options: make test-versions OPTIONS="tests/wire -k worker". What waits
+# on sockets and processes for long is left to make test.
 PURE := tests/config tests/discovery tests/dispatch tests/http tests/members tests/plugins tests/policies tests/telemetry
+SLOW := tests/discovery/test_dns_failures.py tests/discovery/test_headless.py tests/members/test_silence.py \
+	tests/plugins/test_installed.py
 test-versions:
-	.ci/test-versions $(or $(OPTIONS),--numprocesses auto -m "not long" $(PURE))
+	.ci/test-versions $(or $(OPTIONS),-m "not long" $(PURE) $(SLOW:%=--ignore=%))
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
