@@ -98,10 +98,14 @@ class ClientGone(Exception):
 
 
 class Refusal(Exception):
-    """What the balancer itself answers: a status, a token for ``X-Balancer-Error``, a reason.
+    """What the balancer itself answers, in short plain text and with the header ``X-Balancer-Error``.
 
-    ``retry_after``: seconds for the ``Retry-After`` header, or None to leave it out. ``headers``: more headers
-    by name, such as the ``WWW-Authenticate`` that a 401 needs.
+    Args:
+        status: The status code.
+        token: The value of ``X-Balancer-Error``: a fixed word in lower case, since it is counted and logged.
+        reason: The text of the body.
+        retry_after: Seconds for the header ``Retry-After`` (RFC 9110 section 10.2.3), or None to leave it out.
+        headers: More headers by name, such as the ``WWW-Authenticate`` that a 401 needs (RFC 9110 section 15.5.2).
     """
 
     def __init__(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from random import Random
-from types import TracebackType
 from typing import Any
 
 from balancer.asgi.app import Proxy
@@ -41,22 +40,28 @@ log = logging.getLogger(__name__)
 
 
 class LoadBalancer:
-    """An ASGI application that balances its requests over the members behind an alias.
+    """An ASGI application that balances its requests over the members behind an alias; mounted, or by itself.
 
-    ``LoadBalancer("apps", upstream_port=8080, policy="least_requests")``: what ``balancer serve`` calls
-    ``--upstream-port`` is the keyword ``upstream_port`` here; the environment is not read. Or ``alias`` is a
-    ``Settings``: ``LoadBalancer(Settings.load(os.environ))`` does read it. Raises SettingsError for values that cannot
-    be used, and TypeError for keywords that are no settings.
+    It starts with ``async with``, its lifespan or its first request, and ends with its event loop. It lives in one
+    event loop at a time; in the next it knows nothing of the one before.
 
-    It can be mounted in an application or be one. It begins to look for members when the application does, if it is
-    used within ``async with`` in its lifespan; else with its first request, in the event loop that this comes in, and
-    it ends with that loop's tasks. One event loop at a time: in the next it knows nothing of the one before.
+    Args:
+        alias: The name to resolve, or a ``Settings``; ``Settings.load(os.environ)`` reads the environment.
+        upstream: Talks to members, and is closed at the end. Default: HTTP/1.1 on connections that stay open.
+        resolve: Coroutine function that returns a ``Snapshot`` of DNS.
+        probe: Coroutine function of an ``Address`` that returns an ``HealthEvent`` or None, and words for it.
+        observers: One ``Observer``, or several.
+        stats: Figures for the status page and the metrics.
+        trace: Begins the spans of traces.
+        policy: A policy in place of the one of the settings, or its name; it runs guarded.
+        hooks: Hooks, or their names, after those of the settings; they run guarded.
+        clock: Returns seconds, from any moment on.
+        rng: Draws what is drawn at random.
+        **settings: Settings by their names, such as ``upstream_port=8080``, if ``alias`` is a name.
 
-    Every collaborator may be replaced: ``upstream`` talks to members (it is closed at the end), ``resolve`` names them,
-    ``probe`` judges them, ``observers`` are told of what happens, and so is ``stats``, for the status page and the
-    metrics. ``trace`` begins the spans of traces. ``policy`` chooses among them in place of the one that the settings
-    name, and ``hooks`` come after those that they name; both run guarded (``balancer.plugins.guard``). Either may be a
-    name, too, and is a setting then. What of all these cannot work raises SettingsError at once.
+    Raises:
+        SettingsError: A value or an object cannot be used.
+        TypeError: A keyword is not the name of a setting.
     """
 
     # What belongs to one event loop is made anew for the next.
@@ -148,8 +153,8 @@ class LoadBalancer:
             deliver=self._deliver,
         )
         self.dispatcher.admission.on_shortage = self._discovery.wake
-        self._anybody = False
-        self._gathering: asyncio.TimerHandle | None = None
+        self._had_available = False
+        self._release_timer: asyncio.TimerHandle | None = None
         self._flip_log = FlipLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,9 +166,10 @@ class LoadBalancer:
         await self.proxy(scope, receive, send)
 
     def start(self) -> None:
-        """Begin to look for members in the running event loop, unless that was done: whatever needs it calls this.
+        """Begin to look for members in the running event loop, unless that was done.
 
-        Raises RuntimeError if there is no event loop, or another one still uses this.
+        Raises:
+            RuntimeError: No event loop runs, or another one still uses this.
         """
         loop = asyncio.get_running_loop()
         if self._loop is loop:
@@ -199,10 +205,7 @@ class LoadBalancer:
                 observer.resolved(Snapshot((), self.clock()), gone)
 
     async def aclose(self) -> None:
-        """End the requests under way, those without a response by a 503, and all connections to members.
-
-        Whatever uses it afterwards starts it again.
-        """
+        """End the requests under way, those without a response by a 503, and close all connections to members."""
         if self._life is None or self._loop is not asyncio.get_running_loop():
             return
         self.proxy.abort_all()
@@ -216,9 +219,7 @@ class LoadBalancer:
         self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.aclose()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -231,14 +232,12 @@ class LoadBalancer:
         await send({"type": "lifespan.shutdown.complete"})
 
     def current(self) -> list[LoadBalancer]:
-        """The pools that get requests: itself."""
+        """Return the pools that get requests: itself."""
         return [self]
-
-    # What the status page and the metrics show.
 
     @property
     def members(self) -> Mapping[Address, Member]:
-        """All members, whatever their state."""
+        """All members by address, whatever their state."""
         return self.membership.members
 
     @property
@@ -258,20 +257,20 @@ class LoadBalancer:
 
     @property
     def clients(self) -> Collection[object] | None:
-        """The open connections of the listener that its requests come by; None where they are not counted."""
+        """The open connections of clients; None where they are not counted."""
         return (self.listener or self.proxy).connections
 
     @property
     def connections(self) -> Connections | None:
         """The connections to members; None where the upstream does not count them."""
-        it = self.upstream
-        if not isinstance(it, NativeUpstream):
+        counts = self.upstream
+        if not isinstance(counts, NativeUpstream):
             return None
-        return Connections(it.active, it.idle, it.opened, it.requests)
+        return Connections(counts.active, counts.idle, counts.opened, counts.requests)
 
     @property
     def name(self) -> str:
-        """What it is called where there are several, else ""."""
+        """The name of the pool where there are several, else ""."""
         return self.dispatcher.name
 
     @name.setter
@@ -279,7 +278,7 @@ class LoadBalancer:
         self.dispatcher.name = name
 
     async def ready(self, limit: float) -> bool:
-        """Wait until DNS has answered and so has each member, ``limit`` seconds at most; whether it came to that."""
+        """Wait until DNS and each member have answered, at most ``limit`` seconds; return whether they have."""
         try:
             async with asyncio.timeout(limit):
                 while not self._knows_all():
@@ -289,19 +288,18 @@ class LoadBalancer:
         return True
 
     def _knows_all(self) -> bool:
-        answers = self.snapshot.answers if self.snapshot else ()
-        known = any(it.outcome is not Outcome.UNKNOWN for it in answers)
-        return known and all(it.last_probe_answered for it in self.membership.members.values())
+        known = self.snapshot and any(answer.outcome is not Outcome.UNKNOWN for answer in self.snapshot.answers)
+        return bool(known) and all(member.last_probe_answered for member in self.membership.members.values())
 
     def drain(self, member: Member, drained: bool = True) -> None:
-        """Give a member no more requests, or requests again; those that it has are finished."""
+        """Give a member no more requests, or, with ``drained=False``, requests again; what it has is finished."""
         log.info("%s %s by hand", member.address, "drained" if drained else "no longer drained")
         if member.drained != drained:
             member.drained_since = self.clock()
             self.membership.drain(member, drained)
             for observer in self._observers:
                 observer.drained(member)
-        self._rally()
+        self._availability_changed()
 
     def _deliver(self, snapshot: Snapshot) -> None:
         before, self.snapshot = self.snapshot, snapshot
@@ -312,7 +310,7 @@ class LoadBalancer:
         if change.joined:
             log.info("joining: %s", named(change.joined))
             self._prober.join(change.joined)
-        self._rally()  # Also where no member came or went: SRV's priorities may have changed.
+        self._availability_changed()  # Also where no member came or went: SRV's priorities may have changed.
         for observer in self._observers:
             observer.resolved(snapshot, change)
         for member in change.left:
@@ -321,18 +319,19 @@ class LoadBalancer:
                 # It may be finishing its requests, or be cut off from the network and never answer.
                 self.upstream.check_network(member.address)
 
-    def _rally(self) -> None:
-        """Who may be chosen has changed: members for those who wait; where there are none any more, look for some."""
-        before, self._anybody = self._anybody, self.membership.has_available
+    def _availability_changed(self) -> None:
+        """Give members to requests that wait; where no member is available any more, look for some."""
+        before, self._had_available = self._had_available, self.membership.has_available
         admission = self.dispatcher.admission
-        if self._anybody and not before:
+        if self._had_available and not before:
             admission.begin_gradual_release()
-            if self._gathering:
-                self._gathering.cancel()
+            if self._release_timer:
+                self._release_timer.cancel()
             if admission.releasing_gradually:
-                self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, admission.end_gradual_release)
+                call_later = asyncio.get_running_loop().call_later
+                self._release_timer = call_later(GATHER_SECONDS, admission.end_gradual_release)
         admission.assign_queued()
-        if before and not self._anybody:
+        if before and not self._had_available:
             self._discovery.wake()
             self._prober.wake(it for it in self.membership.members.values() if it.probes)
 
@@ -342,7 +341,7 @@ class LoadBalancer:
             observer.flipped(member, before, event)
         if member.state is State.LEAVING:
             return  # ``_deliver`` goes on, once all are told of.
-        self._rally()
+        self._availability_changed()
         if member.state is State.SUSPECT and self.settings.health_path:
             self._prober.wake([member])  # It may say that it is draining; a TCP connect could not tell.
         elif member.state is State.DOWN:

@@ -1,16 +1,12 @@
 """An ``httpx`` transport that balances a client's own calls over the members behind an alias.
 
-    async with httpx.AsyncClient(transport=BalancedTransport("apps"), base_url="http://apps") as client:
-        answer = await client.get("/")
-
 A call goes the way of every request: ``balancer.dispatch`` chooses a member, holds the call while none is available,
 and gives it to another where that is safe. Members get the fields as httpx made them: the call is its sender's own, so
 there is no client to name in ``X-Forwarded-*``.
 
 Rules:
 * What the balancer answers in its own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``: code
-  that works behind ``balancer serve`` works here. What no response can say is an exception of httpx: a body that ends
-  early is RemoteProtocolError, or ReadTimeout where the member fell silent; a call that is no HTTP LocalProtocolError.
+  that works behind ``balancer serve`` works here. What no response can say is an exception of httpx.
 * A body is read from the member no faster than it is read here, by one piece. A response that is left before its end
   ends the exchange with it: closed, cancelled, timed out, no longer iterated, or dropped unread.
 * httpx's time-outs count beside the balancer's: whichever is over first. ``pool``: until a member is found. ``read``:
@@ -22,40 +18,30 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
-from math import inf
-from types import TracebackType
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 
-from balancer.asgi.app import Proxy
 from balancer.config.settings import Settings
-from balancer.dispatch.context import RequestContext
-from balancer.dispatch.interfaces import PENDING, STARTED, ActiveRequest
-from balancer.errors import ClientGone, Refusal, SilentResponse
-from balancer.http.headers import NO_FIELDS, Headers, host, request_id
-from balancer.http.request import Request
-from balancer.http.validation import check_passed
 from balancer.loadbalancer import LoadBalancer
-from balancer.upstream.base import UpstreamResponse
-
-# RFC 9110 sections 5.1 and 5.5, RFC 9112 section 3.2: what cannot break out of its place in the head.
-_TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_VALUE = re.compile(rb"[^\0\r\n]*")
-_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+from balancer.local_call import LocalCall
 
 
 class BalancedTransport(httpx.AsyncBaseTransport):
-    """``target``: the alias, with settings as keywords, or a ``Settings``, as for ``LoadBalancer``.
+    """An httpx transport that gives each call to a member: ``httpx.AsyncClient(transport=BalancedTransport("apps"))``.
 
-    Or a LoadBalancer that the caller owns, which may be mounted in an application at the same time: its members and
-    what is known of them are shared, and it is not closed with the client.
+    ``response.extensions["balancer"]`` is the ``RequestRecord`` of the call. A body that ends early raises
+    ``httpx.RemoteProtocolError``, or ``httpx.ReadTimeout`` where the member fell silent.
 
-    ``response.extensions["balancer"]`` is the ``balancer.dispatch.context.RequestRecord`` of the call: who answered,
-    who failed it before, how long it was queued, and the token of ``X-Balancer-Error``, if the balancer answered.
+    Args:
+        target: The alias, or a ``Settings``. Or a ``LoadBalancer`` of the caller, perhaps mounted at the same time: its
+            members are shared, and it is not closed with the client.
+        **settings: Settings by their names, if ``target`` is the alias.
+
+    Raises:
+        SettingsError: A value cannot be used.
+        TypeError: A keyword is not the name of a setting, or ``target`` has its settings already.
     """
 
     def __init__(self, target: str | Settings | LoadBalancer, **settings: Any) -> None:
@@ -66,12 +52,20 @@ class BalancedTransport(httpx.AsyncBaseTransport):
         else:
             self.balancer = LoadBalancer(target, **settings)
         self._owned = self.balancer is not target
-        self._calls: set[_Call] = set()
+        self._calls: set[LocalCall] = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a call to a member; httpx calls this.
+
+        Raises:
+            httpx.UnsupportedProtocol: The URL is not ``http://``.
+            httpx.LocalProtocolError: The call cannot be put into HTTP (RFC 9110, RFC 9112).
+            httpx.TimeoutException: A time-out of httpx is over: pool, read or write. ``connect`` is not looked at.
+            httpx.ReadError: The transport was closed.
+        """
         self.balancer.start()
         dispatcher = self.balancer.dispatcher
-        call = _Call(request, dispatcher.begin, self.balancer.proxy)
+        call = LocalCall(request, dispatcher.begin, self.balancer.proxy)
         self._calls.add(call)
         call.running.add_done_callback(lambda _: self._calls.discard(call))
         try:
@@ -90,16 +84,11 @@ class BalancedTransport(httpx.AsyncBaseTransport):
         self.balancer.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Break off the calls under way, and close what belongs to this client alone."""
+        """Break off the calls under way, and close the ``LoadBalancer`` unless it is the caller's."""
         await asyncio.gather(*(call.aclose() for call in list(self._calls)))
         if self._owned:
             await self.balancer.aclose()
@@ -108,7 +97,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
 class _Body(httpx.AsyncByteStream):
     """The body of a response, as its caller holds it. The call has no reference to it, and ends when it is freed."""
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: LocalCall) -> None:
         self._call = call
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -123,243 +112,3 @@ class _Body(httpx.AsyncByteStream):
 
     def __del__(self) -> None:
         self._call.let_go()
-
-
-class _Call(ActiveRequest):
-    """One call: the source of its body, and the sink of its response, whose body ``_Body`` takes from here.
-
-    ``running`` is the task that serves it.
-    """
-
-    # httpx has no words for them.
-    trailers = NO_FIELDS
-    status = 0
-    fields: Headers = NO_FIELDS
-
-    def __init__(self, request: httpx.Request, begin: Callable[[Request], RequestContext], proxy: Proxy) -> None:
-        self._loop = asyncio.get_running_loop()
-        method, target, fields, length = _checked(request)
-        chunked = length is None
-        assert isinstance(request.stream, httpx.AsyncByteStream)
-        self._source = request.stream
-        self._pieces: AsyncIterator[bytes] | None = None
-        # Bytes of the body that are still due, if that is known.
-        self._due = length
-        self.ended = length == 0
-        self.context = begin(
-            Request(
-                method,
-                target,
-                fields,
-                client="",
-                body=None if self.ended else self,
-                chunked=chunked,
-                host=host(fields),
-                id=request_id(fields),
-            )
-        )
-        self.context.is_local_call = True
-        self._limits: Mapping[str, float | None] = request.extensions.get("timeout", {})
-        self._began = self._loop.time()
-        # When the member was last given a piece of the body; the next is being waited for.
-        self._gave = self._began
-        self._asking = False
-        # What the caller's own body raised.
-        self._failure: Exception | None = None
-        self._piece = b""
-        self._whole = False
-        self._news: asyncio.Future[None] | None = None
-        self._taken: asyncio.Future[None] | None = None
-        self.running = self.task = self._loop.create_task(self._serve(proxy))
-        self.running.add_done_callback(self._over)
-
-    async def _serve(self, proxy: Proxy) -> None:
-        task = self.running
-        await proxy.serve(self, self.context, task)
-
-    def _over(self, running: asyncio.Task[None]) -> None:
-        self.task = None
-        # Without these two, reference counts alone free all that the call was made of.
-        self.context.body = self.context.request.body = None
-        self._tell()
-
-    # The call's body.
-
-    async def read(self) -> bytes:
-        if self.ended:
-            return b""
-        if self._pieces is None:
-            self._pieces = aiter(self._source)
-        self._asking = True
-        piece = b""
-        try:
-            async for piece in self._pieces:
-                if piece:
-                    break
-            else:
-                piece = b""
-        except Exception as error:
-            self._failure = error
-            raise ClientGone from error
-        finally:
-            self._asking = False
-            self._gave = self._loop.time()
-            self._tell()
-        return self._count(piece)
-
-    def _count(self, piece: bytes) -> bytes:
-        """A body that is not as long as announced would be taken for part of the next request, or wait for it."""
-        self.ended = not piece
-        if self._due is not None:
-            self._due -= len(piece)
-            # Of any other stream, the end itself says that there is no more.
-            self.ended |= self._due == 0 and isinstance(self._source, httpx.ByteStream)
-            if self._due < 0 or (not piece and self._due):
-                much = "little" if self._due > 0 else "much"
-                self._failure = httpx.LocalProtocolError(f"Too {much} data for declared Content-Length")
-                raise ClientGone
-        return piece
-
-    # The response, as it comes from the balancer.
-
-    def send_interim(self, status: int, headers: Headers) -> None:
-        """httpx has no words for interim responses."""
-
-    async def start(self, status: int, headers: Headers) -> None:
-        self.state = STARTED
-        self.status, self.fields = status, headers
-        self._tell()
-
-    async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
-        self._piece = data
-        if not more:
-            self._whole = True
-            self.task = None
-        self._tell()
-        if more and data:
-            self._taken = self._loop.create_future()
-            await self._taken
-
-    async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
-        raise AssertionError("a call does not ask for another protocol")
-
-    def _tell(self) -> None:
-        if self._news and not self._news.done():
-            self._news.set_result(None)
-
-    # The response, as httpx reads it.
-
-    async def wait_for_head(self) -> None:
-        """Raises what httpx should if the head does not come."""
-        look = min((it for it in self._limits.values() if it), default=inf)
-        while self.state is PENDING and not self.running.done():
-            due, error = self._deadline()
-            now = self._loop.time()
-            if due <= now:
-                raise error
-            # When a member is found is not told: who looks again in time does not miss it.
-            await self._wait_until(min(due, now + look))
-        if self.state is PENDING:
-            raise self._broken()
-
-    def _deadline(self) -> tuple[float, httpx.TimeoutException]:
-        """When patience is over, as things are, and what to say then."""
-        if self._asking:
-            return inf, httpx.WriteTimeout("")  # It is the caller that is waited for.
-        if self.context.member is None:
-            return self._began + self._limit("pool"), httpx.PoolTimeout("no member became available in time")
-        since = max(self._gave, self._began + self.context.queued)
-        if not self.ended:
-            return since + self._limit("write"), httpx.WriteTimeout("the member takes nothing more of the body")
-        return since + self._limit("read"), httpx.ReadTimeout("no response in time")
-
-    def _limit(self, name: str) -> float:
-        limit = self._limits.get(name)
-        return inf if limit is None else limit
-
-    async def _wait_until(self, when: float) -> bool:
-        """Whether there was news by then."""
-        self._news = self._loop.create_future()
-        try:
-            async with asyncio.timeout_at(None if when == inf else when):
-                await self._news
-        except TimeoutError:
-            return False
-        return True
-
-    async def next_piece(self) -> bytes:
-        """The next piece of the response's body, or b"" at its end. Raises what httpx should if it does not come."""
-        while True:
-            piece, self._piece = self._piece, b""
-            if self._taken and not self._taken.done():
-                self._taken.set_result(None)
-            if piece or self._whole:
-                return piece
-            if self.running.done():
-                raise self._broken()
-            if not await self._wait_until(self._loop.time() + self._limit("read")):
-                raise httpx.ReadTimeout("nothing more of the response in time")
-
-    def _broken(self) -> Exception:
-        """Why the response is not complete."""
-        if self._failure:
-            return self._failure
-        if not self.running.cancelled() and (error := self.running.exception()):
-            assert isinstance(error, Exception)
-            return error
-        if self.context.error == "truncated" and self.context.attempts:
-            last = self.context.attempts[-1]
-            kind = httpx.ReadTimeout if last.reason == SilentResponse.reason else httpx.RemoteProtocolError
-            return kind(str(last))
-        return httpx.ReadError(
-            str(self.close_reason) if isinstance(self.close_reason, Refusal) else "the call was broken off"
-        )
-
-    async def aclose(self) -> None:
-        self.end()
-        if not self.running.done():
-            await asyncio.wait([self.running])
-
-    def let_go(self) -> None:
-        """End a call whose response the caller has dropped. The garbage collector may be at work in any thread."""
-        if not self.running.done():
-            with suppress(RuntimeError):  # A closed loop has ended its calls.
-                self._loop.call_soon_threadsafe(self.end)
-
-
-def _checked(request: httpx.Request) -> tuple[str, bytes, Headers, int | None]:
-    """Method, target and fields of a call, and the length of its body, None where that is not known.
-
-    Raises UnsupportedProtocol and LocalProtocolError as httpx's own transports do.
-    """
-    if request.url.scheme != "http":
-        raise httpx.UnsupportedProtocol(f"members are spoken to in plain HTTP, which {request.url.scheme!r} is not")
-    target: bytes = request.extensions.get("target", request.url.raw_path)
-    if request.method == "CONNECT" or not _TOKEN.fullmatch(request.method.encode("latin-1", "replace")):
-        raise httpx.LocalProtocolError(f"{request.method!r} is not a method for members")
-    if not _TARGET.fullmatch(target):
-        raise httpx.LocalProtocolError("the request target has a space or a line break, or there is none")
-    fields: Headers = []
-    lengths: list[bytes] = []
-    codings: list[bytes] = []
-    for name, value in request.headers.raw:
-        name = name.lower()
-        if not (_TOKEN.fullmatch(name) and _VALUE.fullmatch(value)):
-            raise httpx.LocalProtocolError(f"the header field {name!r} has a character that it must not have")
-        if name == b"content-length":
-            lengths.append(value)
-        elif name == b"transfer-encoding":
-            codings.append(value.lower())
-        fields.append((name, value))
-    if not any(name == b"host" for name, _ in fields):
-        fields.insert(0, (b"host", request.url.netloc))
-    if len(lengths) > 1 or (codings and (lengths or codings != [b"chunked"])):
-        raise httpx.LocalProtocolError("a request needs one Content-Length, or chunks")
-    try:
-        check_passed(fields)
-    except Refusal as refusal:
-        raise httpx.LocalProtocolError(refusal.reason) from None
-    if lengths and not lengths[0].isdigit():
-        raise httpx.LocalProtocolError("the Content-Length is not a number")
-    length = None if codings else int(lengths[0]) if lengths else 0
-    return request.method, target, fields, length

@@ -19,7 +19,12 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Address(NamedTuple):
-    """Where to connect or listen: an IP address (or host name) and a port."""
+    """Where to connect or listen.
+
+    Attributes:
+        host: An IP address or a host name.
+        port: The port.
+    """
 
     host: str
     port: int

@@ -42,7 +42,11 @@ from balancer.types import Address, IPNetwork, UnixSocket
 
 
 class SettingsError(ValueError):
-    """One or more settings cannot be used; ``problems`` has a line for each."""
+    """One or more settings cannot be used.
+
+    Attributes:
+        problems: A line for each, with the name, the value and what is accepted.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -73,7 +77,7 @@ def setting(default: Any, kind: Kind, meaning: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What ``balancer serve`` runs with. Durations are in seconds."""
+    """What ``balancer serve`` runs with, as one frozen object. Durations are in seconds, sizes in bytes."""
 
     alias: str = setting("apps", DNS_NAME, "the name to resolve")
     upstream_port: int = setting(80, PORT, "port of the members that A and AAAA records name (SRV brings its own)")
@@ -177,10 +181,14 @@ class Settings:
 
     @classmethod
     def load(cls, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
-        """Settings from environment variables and flags (by field name), defaults for the rest.
+        """Make settings from environment variables and flags, with defaults for the rest.
 
-        An empty variable counts as unset, as Compose makes one of ``${NAME:-}``.
-        Raises SettingsError with a line for every value that cannot be used.
+        Args:
+            environ: Variables ``BALANCER_<NAME>``. An empty one counts as unset, as Compose makes one of ``${NAME:-}``.
+            flags: Values by the names of fields; a flag wins over the variable.
+
+        Raises:
+            SettingsError: Values cannot be used, or an old name is set; with a line for each.
         """
         values: dict[str, Any] = {}
         written: dict[str, str] = {}
@@ -205,10 +213,14 @@ class Settings:
 
     @classmethod
     def of(cls, **given: Any) -> Settings:
-        """Settings by the names of their fields, defaults for the rest; the environment is not looked at.
+        """Make settings by the names of their fields, with defaults for the rest; the environment is not read.
 
-        A value is what the field holds, or text as one would write it in a variable: ``resolver="127.0.0.11"``.
-        Raises SettingsError with a line for every value that cannot be used, TypeError for a name that is none.
+        Args:
+            **given: Values as the fields hold them, or text as in a variable: ``resolver="127.0.0.11"``.
+
+        Raises:
+            SettingsError: Values cannot be used; with a line for each.
+            TypeError: A name is not that of a setting.
         """
         known = {it.name: it for it in fields(cls)}
         values: dict[str, Any] = {}

@@ -10,7 +10,11 @@ from balancer.types import Address
 
 
 class Outcome(Enum):
-    """What a DNS query came to."""
+    """What a DNS query came to.
+
+    ``FOUND``: there are addresses. ``EMPTY``: NXDOMAIN or none, which counts once a few rounds confirm it. ``UNKNOWN``:
+    no answer, or SERVFAIL or REFUSED, which changes nothing.
+    """
 
     FOUND = "found"
     EMPTY = "empty"
@@ -18,7 +22,13 @@ class Outcome(Enum):
 
 
 class Endpoint(NamedTuple):
-    """A place that DNS names. Priority (lower is preferred) and weight come from SRV (RFC 2782)."""
+    """A place that DNS names.
+
+    Attributes:
+        address: IP address and port.
+        priority: Priority of SRV (RFC 2782): lower is preferred.
+        weight: Weight of SRV (RFC 2782): the share of requests, in proportion to the others.
+    """
 
     address: Address
     priority: int = 0
@@ -27,7 +37,15 @@ class Endpoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outcome of one query: ``rcode`` is DNS's word for it, or "timeout" or another reason."""
+    """The outcome of one query.
+
+    Attributes:
+        record: The record type: ``A``, ``AAAA`` or ``SRV``.
+        outcome: What the query came to.
+        endpoints: The places that the answer names, in no order.
+        rcode: DNS's word for the outcome (RFC 1035 section 4.1.1), or ``timeout`` or another reason.
+        over_tcp: Whether the answer came over TCP.
+    """
 
     record: str
     outcome: Outcome
@@ -38,10 +56,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The answers to one round of queries, one for each record type. ``when``: clock reading in seconds.
+    """The answers to one round of queries.
 
-    ``name``: what had the addresses, where the alias may stand for several names (``balancer.discovery.search_list``).
-    ``asked``: the clock when the round began; ``when`` if it is not given.
+    Attributes:
+        answers: One for each record type.
+        when: When the round ended, a clock reading in seconds.
+        name: The name that had the addresses, where a search list makes several of the alias.
+        asked: When the round began, a clock reading in seconds; None stands for ``when``.
     """
 
     answers: tuple[Answer, ...]
@@ -50,7 +71,7 @@ class Snapshot:
     asked: float | None = None
 
     def describe(self) -> str:
-        """For a log line: ``A: NOERROR, 3 endpoints``."""
+        """Return words for a log line: ``A: NOERROR, 3 endpoints``."""
         said = "; ".join(
             f"{it.record}: {it.rcode}, {len(it.endpoints)} endpoints{', over TCP' if it.over_tcp else ''}"
             for it in self.answers

@@ -26,7 +26,14 @@ def request_ids() -> Callable[[], bytes]:
 
 
 class Attempt(NamedTuple):
-    """An attempt at a member that failed. ``reason``: one of a few words; ``words``: all that is known."""
+    """An attempt at a member that failed.
+
+    Attributes:
+        member: The member's address.
+        reason: One of the words ``refused``, ``unreachable``, ``died``, ``timeout``, ``not_http``, ``truncated``,
+            ``silent`` (docs/reference/errors.md).
+        words: All that is known, for people to read.
+    """
 
     member: Address
     reason: str
@@ -37,14 +44,23 @@ class Attempt(NamedTuple):
 
 
 class RequestRecord:
-    """What became of a request. Clock readings and durations are in seconds.
+    """What became of a request.
 
-    ``body_bytes``: of the response, to the client; ``received``: of the request's body, from the client.
-    ``id``: its X-Request-ID, the client's or one of our own. ``attempts``: those that failed, in order;
-    ``retries``: how many there were after the first, failed or not.
-    ``queued``: how long it waited for a member.
-    ``error``: the token of ``X-Balancer-Error``, or ``client_gone`` or ``truncated`` for a response that could not be
-    completed; ``reason``: what the balancer has told the client in its own name.
+    Attributes:
+        request: The request as the client sent it.
+        started: When it came, a clock reading in seconds.
+        id: Its ``X-Request-ID``, the client's or one that the balancer made.
+        status: The status that the client got, or 0 if it got none.
+        body_bytes: Bytes of the response's body that went to the client.
+        received: Bytes of the request's body that came from the client.
+        member: The address of the member that answered, or None.
+        attempts: The attempts that failed, in order.
+        retries: How many attempts came after the first, failed or not.
+        queued: Seconds that it waited for a member.
+        duration: Seconds from its start to its end.
+        error: The token of ``X-Balancer-Error``; ``client_gone`` or ``truncated`` for a response that is not complete;
+            or "".
+        reason: What the balancer said in its own name, or "".
     """
 
     # Most requests leave most of these alone.
@@ -70,6 +86,7 @@ class RequestRecord:
         return ""
 
     def tried(self, member: Address, failure: UpstreamError | TruncatedResponse) -> None:
+        """Add an attempt that failed; the dispatcher alone calls this."""
         self.attempts = [*self.attempts, Attempt(member, failure.reason, str(failure))]
 
 

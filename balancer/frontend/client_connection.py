@@ -57,6 +57,9 @@ REJECTED: Final = Phase.REJECTED
 LINGERING: Final = Phase.LINGERING
 CLOSED: Final = Phase.CLOSED
 
+# Nothing more is read in these.
+ENDING: Final = frozenset({DONE, REJECTED, LINGERING})
+
 # Every phase but CLOSED may end by the client's leaving, and every one in which HTTP is expected by a refusal.
 _ENDS = frozenset({REJECTED, LINGERING, CLOSED})
 
@@ -103,16 +106,42 @@ def unread_timeout(settings: Settings) -> float:
     return settings.stream_idle_timeout
 
 
-class ClientConnection:
-    """One connection. ``peer``: the client's IP address, or "" where there is none. ``messages``: requests so far."""
+class BodyRate:
+    """How a request's body comes. ``received``: bytes of it since the phase was noticed."""
 
-    __slots__ = ("_checked", "_since", "_unread", "limits", "messages", "peer", "phase")
+    __slots__ = ("_last_piece", "received")
+
+    def __init__(self) -> None:
+        self.received = 0
+        # Bytes at the last check that found more of them than the one before, and when that was.
+        self._last_piece = (0, 0.0)
+
+    def check(self, waited: float, now: float, limits: Settings) -> Refusal | None:
+        """The refusal of a body of which no byte comes, or too few a second. It has taken ``waited`` seconds so far."""
+        if self.received != self._last_piece[0]:
+            self._last_piece = (self.received, now)
+        if now - max(self._last_piece[1], now - waited) > (limit := timeout(BODY, limits)):
+            return Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s")
+        least = limits.min_body_rate
+        if waited > RATE_SECONDS and self.received < least * (waited - RATE_SECONDS):
+            return Refusal(408, "request_timeout", f"the body came with less than {least} bytes/s")
+        return None
+
+
+class ClientConnection:
+    """One connection. ``peer``: the client's IP address, or "" where there is none. ``messages``: requests so far.
+
+    ``body``: how the body comes, where a phase is one body's.
+    """
+
+    __slots__ = ("_checked", "_since", "_unread", "body", "limits", "messages", "peer", "phase")
 
     def __init__(self, limits: Settings) -> None:
         self.limits = limits
         self.peer = ""
         self.phase: Phase = NEW
         self.messages = 0
+        self.body = BodyRate()
         # The phase and the number of messages at the last check, if the client had to act then, and since when.
         self._checked: tuple[Phase, int] | None = (NEW, 0)
         self._since = 0.0
@@ -137,6 +166,10 @@ class ClientConnection:
 
     def shutdown(self) -> None:
         """Finish what has been asked for, then close: the server stops."""
+        raise NotImplementedError
+
+    def reject(self, refusal: Refusal) -> None:
+        """End the connection with this answer: the client has sent what cannot be served, or too slowly."""
         raise NotImplementedError
 
     def time_out(self, limit: float) -> None:
@@ -165,43 +198,21 @@ class ClientConnection:
             if self._checked != (NEW, 0) or self.phase is not HEAD:
                 self._since = now
             self._checked = state
-            self.phase_noticed()
+            self.body.received = 0
         else:
-            self.check_phase(now - self._since, now)
+            self._check_phase(now - self._since, now)
 
     def stop_waiting(self) -> None:
         """Leave out the time from here on: it is the balancer's, until the phase is checked again."""
         self._checked = None
 
-    def phase_noticed(self) -> None:
-        """The phase is another one than at the last check."""
-
-    def check_phase(self, waited: float, now: float) -> None:
-        """The phase has lasted for ``waited`` seconds."""
-        if waited > (limit := timeout(self.phase, self.limits)):
+    def _check_phase(self, waited: float, now: float) -> None:
+        """End the phase if it may not have lasted for ``waited`` seconds."""
+        if self.phase is BODY:
+            if refusal := self.body.check(waited, now, self.limits):
+                self.reject(refusal)
+        elif waited > (limit := timeout(self.phase, self.limits)):
             self.time_out(limit)
-
-
-class BodyRate:
-    """How a request's body comes. ``received``: bytes of it since the phase was noticed."""
-
-    __slots__ = ("_last_piece", "received")
-
-    def __init__(self) -> None:
-        self.received = 0
-        # Bytes at the last check that found more of them than the one before, and when that was.
-        self._last_piece = (0, 0.0)
-
-    def check(self, waited: float, now: float, limits: Settings) -> Refusal | None:
-        """The refusal of a body of which no byte comes, or too few a second. It has taken ``waited`` seconds so far."""
-        if self.received != self._last_piece[0]:
-            self._last_piece = (self.received, now)
-        if now - max(self._last_piece[1], now - waited) > (limit := timeout(BODY, limits)):
-            return Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s")
-        least = limits.min_body_rate
-        if waited > RATE_SECONDS and self.received < least * (waited - RATE_SECONDS):
-            return Refusal(408, "request_timeout", f"the body came with less than {least} bytes/s")
-        return None
 
 
 if CHECK_STATES:

@@ -5,8 +5,7 @@ Rules (RFC 9110, RFC 9112):
   goes to a member.
 * Responses leave in the order of their requests; the next request of a connection is not begun
   before the last is answered.
-* What a client sends is held only up to a high-water mark; then reading pauses. What it does not read is
-  held only up to the transport's.
+* What a client sends is held only up to a high-water mark, and what it does not read up to the transport's.
 * ``phase`` says what the client is expected to do, ``balancer.frontend.client_connection`` which may follow, and how
   long each may last. What belongs to one request lives on its exchange.
 
@@ -23,9 +22,9 @@ from balancer.dispatch.interfaces import ResponseState
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
 from balancer.frontend.client_connection import (
-    BODY,
     CLOSED,
     DONE,
+    ENDING,
     HEAD,
     IDLE,
     LINGERING,
@@ -34,7 +33,6 @@ from balancer.frontend.client_connection import (
     SWITCHING,
     TUNNEL,
     ClientConnection,
-    timeout,
 )
 from balancer.frontend.http1_coroutines import Http1Exchange
 from balancer.frontend.http1_exchange import ClientExchange, Framing
@@ -44,7 +42,6 @@ from balancer.http.headers import plain_address
 from balancer.http.memo import HEAD_MAX
 from balancer.http.request import Request
 from balancer.http.serialize import response_head
-from balancer.upstream.base import UpstreamResponse
 
 if TYPE_CHECKING:
     from balancer.frontend.registry import ClientRegistry
@@ -85,8 +82,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         self.writable = asyncio.Event()
         self.writable.set()
 
-        # Per request: the one that is answered now, those behind it, and what came behind a request for another
-        # protocol, until it is known which protocol it belongs to.
+        # Per request: the one that is answered now, those behind it, and what came behind one for another protocol.
         self._current: Http1Exchange | None = None
         self._queue: deque[Http1Exchange] = deque()
         self._rest = b""
@@ -109,7 +105,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         try:
             self.registry.admit(self)
         except Refusal as refusal:
-            self._reject(refusal)
+            self.reject(refusal)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.registry.remove(self)
@@ -124,7 +120,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         These cannot be told apart, so it has HALF_CLOSED_SECONDS to get its answers, unless it owes a body.
         """
         receiving = self._parser.exchange
-        if self.phase is not REJECTED and self.phase is not LINGERING:
+        if self.phase not in ENDING:
             self.phase = DONE
         if receiving:
             receiving.client_left()
@@ -153,7 +149,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             self._rest += data
             if len(self._rest) > HIGH_WATER:
                 self.pause()
-        elif phase is not DONE and phase is not REJECTED and phase is not LINGERING:
+        elif phase not in ENDING:
             self._parse(data)
 
     def pause_writing(self) -> None:
@@ -176,9 +172,9 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         """Parse, and begin what has come if nothing is before it. ``key``: what a request is remembered by."""
         rest = self._parser.feed(data)
         if self._parser.refusal:
-            self._reject(self._parser.refusal)
+            self.reject(self._parser.refusal)
         elif rest is not None:
-            self._parsing_stopped(rest)
+            self._rest = rest
         elif key and self._queue:
             self._cache_request(key)
         if self._queue:
@@ -262,12 +258,13 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             exchange.flush()
             self.transport.close()
 
-    def _reject(self, refusal: Refusal) -> None:
+    def reject(self, refusal: Refusal) -> None:
         """The client has sent something that cannot be served: say so once everything before has been answered."""
         # With its traceback it would keep alive what it came through, which is this connection, with its head.
         self._parser.refusal = refusal.with_traceback(None)
         self.phase = REJECTED
-        receiving, self._parser.exchange = self._parser.exchange, None
+        receiving = self._parser.exchange
+        self._parser.drop_body()
         if receiving:
             receiving.fail(refusal)
         elif self._current is None and not self._queue:
@@ -287,7 +284,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     def _linger(self) -> None:
         """Close, but give the client a moment to read the answer: a close with bytes unread resets the connection."""
         self.phase = LINGERING
-        self._parser.exchange = None
+        self._parser.drop_body()
         self._queue.clear()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
@@ -297,40 +294,21 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
 
     # Other protocols.
 
-    def _parsing_stopped(self, rest: bytes) -> None:
-        """The parser has stopped behind a request for another protocol; ``rest`` is what follows it."""
-        if self.phase is SWITCHING:
-            self._rest = rest
-        elif self.phase is not DONE:
-            self._go_on_with_http(rest)
-
     def _decline_upgrade(self) -> None:
         """The member has answered as if it had not been asked for another protocol (RFC 9110 section 7.8)."""
         rest, self._rest = self._rest, b""
-        if self.transport.is_closing():
-            self.transport.close()
-            return
         self.phase = IDLE
         self.resume()
-        self._go_on_with_http(rest)
-
-    def _go_on_with_http(self, rest: bytes) -> None:
-        self._parser.restart()
         if rest:
             self.data_received(rest)
 
-    def become_tunnel(self, response: UpstreamResponse, websocket: bool) -> Tunnel:
-        """The member has switched protocols: from here on the connection is not HTTP's."""
+    def become_tunnel(self, tunnel: Tunnel) -> None:
+        """Hand over: the member has switched protocols, and from here on the connection is not HTTP's."""
         self.phase = TUNNEL
-        tunnel = Tunnel(self.transport, response, websocket, timeout(TUNNEL, self.limits), self._tunnel_ended)
         self.transport.set_protocol(tunnel)
         if self._rest:
             tunnel.data_received(self._rest)
         self.resume()
-        return tunnel
-
-    def _tunnel_ended(self, error: Exception | None) -> None:
-        self.registry.remove(self)
 
     # Limits.
 
@@ -355,17 +333,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     def is_waiting(self) -> bool:
         return self._reading and not (self.phase is IDLE and self._current)
 
-    def phase_noticed(self) -> None:
-        self._parser.body.received = 0
-
-    def check_phase(self, waited: float, now: float) -> None:
-        if self.phase is not BODY:
-            super().check_phase(waited, now)
-        elif refusal := self._parser.body.check(waited, now, self.limits):
-            self._reject(refusal)
-
     def time_out(self, limit: float) -> None:
         if self.phase is HEAD:
-            self._reject(Refusal(408, "request_timeout", f"a request head may take {limit:g} s"))
+            self.reject(Refusal(408, "request_timeout", f"a request head may take {limit:g} s"))
         else:
             self.transport.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from balancer.dispatch.active_requests import end_between_events, end_event_stream
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED
 from balancer.errors import SHUTTING_DOWN, ClientGone
+from balancer.frontend.client_connection import TUNNEL, timeout
 from balancer.frontend.http1_exchange import CHUNKED, LARGE, NONE, ClientExchange
 from balancer.frontend.tunnel import CLOSE_SECONDS, Tunnel
 from balancer.http.chunked import last_chunk
@@ -103,7 +105,10 @@ class Http1Exchange(ClientExchange):
         # A member that names a protocol that was not asked for does not make the client speak it.
         asked = [name.strip() for name in self.request.upgrade.lower().split(b",")]
         websocket = upgrade.lower() == b"websocket" and b"websocket" in asked
-        self._tunnel = self._connection.become_tunnel(response, websocket)
+        connection = self._connection
+        silence, ended = timeout(TUNNEL, connection.limits), partial(connection.registry.remove, connection)
+        self._tunnel = Tunnel(connection.transport, response, websocket, silence, ended)
+        connection.become_tunnel(self._tunnel)
         await self._tunnel.run(count)
 
     def begin_shutdown(self) -> Coroutine[Any, Any, None] | None:

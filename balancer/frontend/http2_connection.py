@@ -18,7 +18,6 @@ Rules (RFC 9113, where nothing else is said):
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
@@ -28,7 +27,6 @@ import zttp
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
 from uvicorn.server import ServerState
 
-from balancer.config.settings import Settings
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal
 from balancer.frontend.client_connection import (
@@ -43,7 +41,7 @@ from balancer.frontend.client_connection import (
 )
 from balancer.frontend.registry import ClientRegistry
 from balancer.http.headers import Headers
-from balancer.http.validation import check, malformed
+from balancer.http.http2 import check_http2, join_cookies, server_settings
 from balancer.types import Message, Receive, Scope, Send
 
 # zttp breaks a connection off after 4096 streams, and after 256 resets by the client. Well before, it is retired when
@@ -53,12 +51,6 @@ RESETS_MAX, RESETS_LAST = 128, 192
 
 _MAX_STREAM_ID = 2**31 - 1
 _NO_ERROR, _CANCEL = 0x0, 0x8
-# Settings (section 6.5.2, RFC 8441 section 3), and the type of their frame and the length of a frame's header.
-_MAX_HEADER_LIST_SIZE, _ENABLE_CONNECT_PROTOCOL = 0x6, 0x8
-_SETTINGS, _FRAME_HEADER = 0x4, 9
-
-_METHOD = re.compile(rb"[A-Z][A-Z0-9_-]*")
-_ASCII = re.compile(rb"[\x21-\x7e]+")
 
 
 class Http2Connection(ClientConnection, ZttpH2Protocol):
@@ -123,7 +115,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         data = self.conn.data_to_send()
         if data and not self._greeted:
             self._greeted = True
-            data = our_settings(data, self.limits.max_header_bytes)
+            data = server_settings(data, self.limits.max_header_bytes)
         if data:
             self.transport.write(data)
 
@@ -138,13 +130,13 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
             self._reject(event, SHUTTING_DOWN)  # The client itself has said that it ends this connection.
             return
         try:
-            _fit(event, fields, self.limits)
+            check_http2(event.method, event.target, fields, self.limits)
         except Refusal as refusal:
             self._reject(event, refusal)
             return
         self.phase = ACTIVE
         self.messages += 1
-        stream = _Stream(self, event, _join_cookies(fields))
+        stream = _Stream(self, event, join_cookies(fields))
         self._streams[event.stream_id] = stream
         # uvicorn hands ``app`` to the task that it makes for this request.
         self.app = cast(Any, partial(self._serve, stream))
@@ -314,40 +306,3 @@ class _Stream:
         if fields == list(message.get("headers", ())):
             raise Refusal(502, "bad_response", f"the response cannot be said in HTTP/2: {error}") from error
         await self.send({**message, "headers": fields})
-
-
-def our_settings(data: bytes, max_header_bytes: int) -> bytes:
-    """The first bytes for a client, with the settings of zttp (section 6.5) made those of this server."""
-    length = int.from_bytes(data[:3])
-    if data[3] != _SETTINGS:
-        return data
-    settings = data[_FRAME_HEADER : _FRAME_HEADER + length]
-    ours = b""
-    for index in range(0, length, 6):
-        number = int.from_bytes(settings[index : index + 2])
-        if number == _MAX_HEADER_LIST_SIZE:
-            ours += number.to_bytes(2) + max_header_bytes.to_bytes(4)
-        elif number != _ENABLE_CONNECT_PROTOCOL:
-            ours += settings[index : index + 6]
-    return len(ours).to_bytes(3) + data[3:_FRAME_HEADER] + ours + data[_FRAME_HEADER + length :]
-
-
-def _fit(event: zttp.Request, fields: Headers, limits: Settings) -> None:
-    """Raise Refusal for a request that would be refused over HTTP/1.1, or that could not be said in it."""
-    if not _METHOD.fullmatch(event.method):
-        raise malformed("the method is not one")
-    check(event.method, event.target, fields.copy(), "1.1", limits.max_header_bytes + 1, limits)
-    if not event.target.startswith(b"/") and event.target != b"*":
-        raise malformed("the request target is not a path")
-    if not _ASCII.fullmatch(event.target):
-        raise malformed("the request target has characters that have to be percent-encoded")
-    if sum(name == b"content-length" for name, _ in fields) > 1:
-        raise malformed("a request has one Content-Length")
-
-
-def _join_cookies(fields: Headers) -> Headers:
-    """What HTTP/2 may have split for the sake of compression, as one field (section 8.2.3)."""
-    cookies = [value for name, value in fields if name == b"cookie"]
-    if len(cookies) < 2:
-        return fields
-    return [pair for pair in fields if pair[0] != b"cookie"] + [(b"cookie", b"; ".join(cookies))]

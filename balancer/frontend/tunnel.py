@@ -29,7 +29,7 @@ class Tunnel(asyncio.Protocol):
 
     def __init__(
         self, transport: asyncio.Transport, response: UpstreamResponse, websocket: bool, silence: float,
-        lost: Callable[[Exception | None], None],
+        lost: Callable[[], None],
     ) -> None:  # fmt: skip
         self._transport = transport
         self._response = response
@@ -78,7 +78,7 @@ class Tunnel(asyncio.Protocol):
         self._news.set()
         self._writable.set()
         self._expect(CLOSE_SECONDS)
-        self._lost(error)
+        self._lost()
 
     # The course of a tunnel.
 

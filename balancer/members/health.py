@@ -27,6 +27,12 @@ from balancer.discovery.pace import URGENT_INTERVAL
 
 
 class State(StrEnum):
+    """The state of a member, which says whether it gets requests (docs/concepts/members.md).
+
+    ``UP`` gets requests, and ``SUSPECT`` only while no member is up. ``JOINING``, ``DOWN``, ``DRAINING`` and
+    ``LEAVING`` get none.
+    """
+
     JOINING = "joining"
     UP = "up"
     SUSPECT = "suspect"

@@ -16,18 +16,27 @@ Tier = tuple[int, int]
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A container behind the alias. Times (``…since``, ``…_at``) are clock readings.
+    """A container behind the alias. Times (``…since``, ``…_at``) are clock readings in seconds.
 
-    ``reason``: why it is in this state; unless it is up, the last probe's word. ``failed_at``: the last failed contact.
-
-    ``probes``: how many were begun. ``probing``: how many are under way. ``last_probe_answered``: the last
-    that brought an answer.
-    ``weight``: the share of requests it should get, in proportion to the others'. ``answered``: it has
-    answered a request since it was last due for a probe. ``keeps_alive``: it has let a connection stay
-    open after a response; ``closes``: responses in a row that announced the end of theirs.
-    ``drained``: it gets no more requests, by hand, since ``drained_since``. ``ejected``: it is
-    down because requests failed to connect, and no probe has looked since. ``tier``: where it stands among those
-    who may be chosen, if it does.
+    Attributes:
+        endpoint: What DNS says of it: address, and the priority and weight of SRV (RFC 2782).
+        since: When it came into its state.
+        in_flight: Requests that it has and has not finished.
+        requests: Requests that it has been given.
+        state: Whether it gets requests (docs/concepts/members.md).
+        reason: Why it is in this state; unless it is up, the last probe's word.
+        weight: Its share of requests, in proportion to the weights of the others.
+        drained: Whether it gets no more requests, by hand.
+        drained_since: When that was last changed.
+        failed_at: When contact with it last failed.
+        probes: How many probes were begun.
+        probing: How many probes are under way.
+        last_probe_answered: The number of the last probe that brought an answer.
+        answered: Whether it has answered a request since it was last due for a probe.
+        keeps_alive: Whether it has let a connection stay open after a response.
+        closes: Responses in a row that announced the end of their connection.
+        ejected: Whether it is down because requests failed to connect, and no probe has looked since.
+        tier: Its place among those that may be chosen, or None.
     """
 
     endpoint: Endpoint
@@ -59,6 +68,7 @@ class Member:
 
     @property
     def address(self) -> Address:
+        """Where it listens: ``host`` and ``port``."""
         return self.endpoint.address
 
 

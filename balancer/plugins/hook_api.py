@@ -33,10 +33,12 @@ _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
 class HeaderFields:
-    """Header fields, in order, duplicates included. Names are found in any case, and given in lower case.
+    """Headers of one message, in order, with duplicates; iteration gives pairs (name, value) of text.
 
-    To change one that is the balancer's own (``Host``, ``Content-Length``, ``Connection``, ``X-Forwarded-*``,
-    ``Sec-WebSocket-*``, ...), or to say what no field can say, raises ValueError. All can be read.
+    Names match in any case (RFC 9110 section 5.1) and come out in lower case. Text stands for bytes of Latin-1.
+    All headers can be read. A change of one that the balancer sets itself raises ValueError: the hop-by-hop headers
+    (RFC 9110 section 7.6.1), ``Content-Length``, ``Host``, ``Expect``, ``Forwarded``, ``X-Forwarded-*``,
+    ``Sec-WebSocket-*`` and, of a request, ``X-Request-ID``.
     """
 
     __slots__ = ("_fixed", "_frozen", "_pairs")
@@ -53,15 +55,24 @@ class HeaderFields:
 
     @property
     def pairs(self) -> Headers:
-        """All of them, as the balancer has them. Not to be changed."""
+        """The headers as raw pairs (name, value) of bytes, names in lower case; the list must not be changed."""
         return self._pairs
 
     def restore(self, pairs: Headers) -> None:
-        """Undo what has been changed since ``pairs`` was read."""
+        """Undo what has changed since ``pairs`` was read.
+
+        Args:
+            pairs: The value that ``pairs`` had then.
+        """
         self._pairs = pairs
 
     def get(self, name: str, default: str = "") -> str:
-        """The value of the first field of that name."""
+        """Return the value of the first header of a name.
+
+        Args:
+            name: The name, in any case.
+            default: What is returned if there is no such header.
+        """
         key = name.lower().encode("latin-1", "replace")
         for known, value in self._pairs:
             if known == key:
@@ -69,21 +80,30 @@ class HeaderFields:
         return default
 
     def all(self, name: str) -> list[str]:
-        """The values of all fields of that name."""
+        """Return the values of all headers of a name, in order."""
         key = name.lower().encode("latin-1", "replace")
         return [value.decode("latin-1") for known, value in self._pairs if known == key]
 
     def add(self, name: str | bytes, value: str | bytes) -> None:
-        """One more field, behind the others."""
+        """Append a header.
+
+        Args:
+            name: A token (RFC 9110 section 5.1), in any case.
+            value: Text of Latin-1, or bytes, without control characters but tab (RFC 9110 section 5.5).
+
+        Raises:
+            ValueError: The name or the value is not valid, the balancer sets this header itself, or the request
+                has passed ``on_request``.
+        """
         self._pairs = [*self._pairs, self._field(name, value)]
 
     def set(self, name: str | bytes, value: str | bytes) -> None:
-        """One field of that name, in place of all that there are."""
+        """Replace all headers of a name by one, at the end; arguments and errors are those of ``add``."""
         field = self._field(name, value)
         self._pairs = [*(it for it in self._pairs if it[0] != field[0]), field]
 
     def remove(self, name: str | bytes) -> None:
-        """No field of that name; that there is none already is no error."""
+        """Remove all headers of a name; without one, nothing changes. Raises ValueError as ``add`` does."""
         key = self._name(name)
         self._pairs = [it for it in self._pairs if it[0] != key]
 
@@ -117,7 +137,9 @@ class HeaderFields:
 class HookRequest:
     """A request as hooks and policies that are plug-ins see it: one object for all of them, from first to last.
 
-    ``notes`` is for plug-ins alone: what one leaves there in ``on_request`` is there in ``choose`` and ``on_response``.
+    Attributes:
+        notes (dict[str, object]): Values of plug-ins, by name. What ``on_request`` puts there, ``choose`` and
+            ``on_response`` find.
     """
 
     __slots__ = ("_headers", "_id", "_request", "notes")
@@ -131,16 +153,17 @@ class HookRequest:
 
     @property
     def headers(self) -> HeaderFields:
-        """Those of the client. What ``on_request`` changes, policies and members see; later changes are refused."""
+        """The client's headers. ``on_request`` may change them for policies and members; later it is a ValueError."""
         return self._headers
 
     @property
     def method(self) -> str:
+        """The method as the client wrote it, such as ``GET`` (RFC 9110 section 9.1)."""
         return self._request.method
 
     @property
     def target(self) -> str:
-        """Path and query, as the client wrote them."""
+        """The request-target as the client wrote it (RFC 9112 section 3.2): mostly path and query."""
         return self._request.target.decode("latin-1")
 
     @property
@@ -181,49 +204,66 @@ class HookResponse:
 
     @property
     def headers(self) -> HeaderFields:
-        """Those of the member; clients get what hooks make of them."""
+        """The member's headers; clients get what hooks make of them."""
         return self._headers
 
     @property
     def status(self) -> int:
-        """Status code; 101 where the member has switched to another protocol."""
+        """The status code, from 200 on, or 101 where the member has switched to another protocol."""
         return self._status
 
     @property
     def member(self) -> Address:
-        """Who has answered."""
+        """The address of the member that has answered."""
         return self._member
 
 
 class Hooks:
-    """Base class of hooks: override what you need; what is not overridden costs nothing.
+    """Base class of hooks: a subclass overrides what it needs, and what it does not override costs nothing.
 
-    They run in the event loop, between the bytes of all requests: they must be quick, and must not wait for anything.
-    One that raises, or returns anything but None, is logged once for each kind of failure, and things go on as if it
-    had not been called. With ``fail_closed`` they do not: the request, or the response, becomes a 503 ``hook_failed``.
-    A guard sets it, because without it a request that the guard fails at is served.
+    Hooks run in the event loop, between the bytes of all requests: they must be quick and must not wait.
+    A hook that raises, or returns anything but None, is logged once for each kind of failure, and its changes are
+    undone. Then the request goes on, or it fails, as ``fail_closed`` says.
+
+    Attributes:
+        fail_closed (bool): Whether a failure of the hook becomes a 503 ``hook_failed`` for the client. A hook that
+            guards sets it to True: with False, the default, a request passes at which the guard fails.
     """
 
     fail_closed = False
 
     def on_request(self, request: HookRequest) -> None:
-        """A request has come; called once, before a member is chosen. May change ``request.headers``.
+        """Look at a request before a member is chosen, once for each request.
 
-        Raise Refusal to answer it here and now, without a member: with a status from 400 to 599, or with 301, 302, 303,
-        307 or 308 and a ``Location`` among its fields.
+        Args:
+            request: The request; ``request.headers`` may be changed.
+
+        Raises:
+            Refusal: The balancer answers in place of a member: with a status from 400 to 599, or with 301, 302, 303,
+                307 or 308 and a ``Location`` among its headers.
         """
 
     def on_response(self, request: HookRequest, response: HookResponse) -> None:
-        """A member has answered. May change ``response.headers``; not called for what the balancer itself answers."""
+        """Look at a member's response before its body, and not at what the balancer itself answers.
+
+        Args:
+            request: The request, which cannot be changed any more.
+            response: The response; ``response.headers`` may be changed.
+        """
 
     def on_member_added(self, member: Member) -> None:
-        """A member has come into DNS. It gets requests once it is up."""
+        """Take note of a member that has come into DNS; it gets requests once it is up."""
 
     def on_member_removed(self, member: Member) -> None:
-        """A member has left DNS. It gets no more requests."""
+        """Take note of a member that has left DNS; it gets no more requests."""
 
     def on_member_state_changed(self, member: Member, before: State) -> None:
-        """The state of a member in DNS has changed; ``member.reason`` says why."""
+        """Take note of a change of state of a member in DNS.
+
+        Args:
+            member: The member, in its new state; ``member.reason`` says why.
+            before: The state that it had.
+        """
 
 
 # Each method, with the number of its arguments.

@@ -33,14 +33,16 @@ Key = Callable[[AnyRequest], bytes | str]
 
 
 class HashRing(Policy):
-    """The same key to the same member; a member that comes or goes moves no keys but its own.
+    """Gives the same key to the same member; a member that comes or goes moves no keys but its own.
 
-    A consistent hash ring (Karger et al. 1997): every member owns the arcs that end at its points.
-    Without a key ``fallback`` chooses, and where WALK_MAX points in a row are of excluded members.
+    A consistent hash ring (Karger et al. 1997): every member owns the arcs that end at its points, 160 for a member of
+    full weight. The ring is cut into equal pieces of some hundred points. A choice looks into one of them, and the
+    points of a member come and go without a move of the others. A point is the number of its place on the ring, and
+    in its last bits the number of its member.
 
-    The ring is cut into equal pieces, so many that each has some hundred points: a choice looks into one however many
-    members there are, and a member's points come and go without the others being moved. A point is the number of its
-    place on the ring, and in its last bits the number of its member.
+    Args:
+        key: Function of a request that returns its key as text or bytes, empty if it has none.
+        fallback: Chooses where there is no key, and where 2,000 points in a row are of excluded members.
     """
 
     def __init__(self, key: Key, fallback: Policy) -> None:

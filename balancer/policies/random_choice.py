@@ -14,7 +14,11 @@ from balancer.policies.weights import DRAWS, TABLE_MAX, Shares, weights_of
 
 
 class RandomChoice(Policy):
-    """Any member, by weight."""
+    """Draws each member with a probability in proportion to its weight.
+
+    Args:
+        rng: Draws the members.
+    """
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
@@ -67,11 +71,14 @@ class RandomChoice(Policy):
 
 
 class LeastRequests(RandomChoice):
-    """Of two members drawn at random, the one that has less to do for its weight.
+    """Draws two members and chooses the one that has fewer requests in flight for its weight.
 
-    Two draws suffice: to look for the very least of all would cost more with every member, and
-    would send everybody's next request to the same one (Mitzenmacher, "The Power of Two Choices").
-    Of equal members it draws two different ones, so that of two it is the least busy.
+    A search for the very least of all costs more with every member, and sends a burst to one of them: Mitzenmacher,
+    "The Power of Two Choices". Of members of equal weight it draws two different ones, so that of two it finds
+    the less busy one.
+
+    Args:
+        rng: Draws the members.
     """
 
     def choose(self, request: AnyRequest, exclude: Container[Member] = ()) -> Member | None:

@@ -17,13 +17,16 @@ GOLDEN = 0.6180339887498949
 
 
 class RoundRobin(Policy):
-    """One after the other, per request. A member of weight 3 stands three times in a round, spread over it.
+    """Gives each request to the next member. A member of weight 3 stands three times in a round, spread over it.
 
-    Where there are many members of unequal weight, groups of equals take turns by their weights, and in each group its
-    members: that needs no round, which would have to be laid out anew for every change.
+    Many members of unequal weight have no round, which each change would lay out anew. Groups of equals take turns
+    by their weights, and in each group its members.
 
-    It begins at random, so that balancers that start together do not walk on in step: with twenty over 10,000 members
-    that more than doubled the median latency (docs/performance/simulation.md).
+    The first turn is drawn at random, so that balancers that start together do not walk in step: with twenty over
+    10,000 members that more than doubled the median latency (docs/performance/simulation.md).
+
+    Args:
+        rng: Draws the first turn.
     """
 
     def __init__(self, rng: Random) -> None:

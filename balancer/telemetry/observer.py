@@ -12,19 +12,37 @@ from balancer.members.membership import Change
 
 
 class Observer:
-    """Is called at once, in the middle of things: it must be quick, and must not raise."""
+    """Base class of observers: a subclass overrides what it wants to know.
+
+    Each call comes in the event loop, in the middle of a request: it must be quick, must not wait and must not raise.
+    """
 
     def done(self, record: RequestRecord) -> None:
-        """A request is over."""
+        """Take note of a request that is over.
+
+        Args:
+            record: What became of it. It does not change any more.
+        """
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
-        """DNS has answered, and these members came and went by it."""
+        """Take note of a round of DNS answers: one every ``resolve_interval`` seconds, or sooner while none is up.
+
+        Args:
+            snapshot: The answers, one for each record type, with the clock reading in seconds.
+            change: The members that came and went by it: ``joined`` and ``left``, mostly empty.
+        """
 
     def flipped(self, member: Member, before: State, event: HealthEvent) -> None:
-        """The state of a member has changed."""
+        """Take note of a change of state of a member.
+
+        Args:
+            member: The member, in its new state.
+            before: The state that it had.
+            event: What led to the change.
+        """
 
     def drained(self, member: Member) -> None:
-        """A member was drained by hand, or undrained."""
+        """Take note of a member that was drained by hand, or undrained; ``member.drained`` says which."""
 
 
 def all_done(observers: Sequence[Observer]) -> Callable[[RequestRecord], None]:

@@ -22,9 +22,13 @@ from balancer.types import Address
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits in seconds: to connect, to the first response byte, of silence in mid-body.
+    """Limits of time at members, in seconds.
 
-    ``hung``: of a member that sends no byte at all, not even to probes, while requests that may be repeated wait.
+    Attributes:
+        connect: To connect to a member.
+        response: To the first byte of the response.
+        idle: Of silence in mid-body.
+        hung: Of a member that sends no byte, not even to probes, while requests that may be repeated wait.
     """
 
     connect: float
@@ -34,7 +38,7 @@ class Timeouts:
 
     @classmethod
     def of(cls, settings: Settings) -> Timeouts:
-        """Those that the settings name."""
+        """Return the limits of the settings."""
         limits = (settings.connect_timeout, settings.response_timeout, settings.stream_idle_timeout)
         return cls(*limits, settings.hung_timeout or inf)
 

@@ -69,9 +69,9 @@ class PoolCallbacks:
 
 
 class MemberConnection(asyncio.BufferedProtocol):
-    """One connection. ``writable``: a future that is done once the member takes more, or None if it does.
+    """One connection. ``writable``: None, or a future that is done once the member takes more.
 
-    ``idle_since`` belongs to the pool.
+    ``idle_since``: the pool's.
     """
 
     __slots__ = (

@@ -51,7 +51,12 @@ _CLOSED_SILENTLY = "Server disconnected"
 
 
 class HttpxUpstream(Upstream):
-    """``make_transport`` is called once for each member; the default speaks plain HTTP/1.1."""
+    """Sends requests through transports of httpx, such as ``httpx.AsyncHTTPTransport(http2=True)``.
+
+    Args:
+        timeouts: Limits in seconds.
+        make_transport: Function that returns a transport, called once for each member. Default: plain HTTP/1.1.
+    """
 
     def __init__(
         self, timeouts: Timeouts, make_transport: Callable[[], httpx.AsyncBaseTransport] | None = None

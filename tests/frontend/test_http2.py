@@ -684,10 +684,3 @@ async def test_http2_request_in_flight_is_finished_when_the_server_stops(tmp_pat
             await client.until(lambda: False)
         status, _, err = await serve.stop()
     assert (status, "Traceback" in err) == (0, False)
-
-
-def test_settings_are_made_ours() -> None:
-    frame = b"\0\0\x0c\x04\0\0\0\0\0" + b"\0\x06\0\x01\0\0" + b"\0\x08\0\0\0\x01"
-    ours = b"\0\0\x06\x04\0\0\0\0\0" + b"\0\x06" + LIMITS.max_header_bytes.to_bytes(4)
-    assert http2_connection.our_settings(frame + b"rest", LIMITS.max_header_bytes) == ours + b"rest"
-    assert http2_connection.our_settings(b"\0\0\0\x07rest_", LIMITS.max_header_bytes) == b"\0\0\0\x07rest_"

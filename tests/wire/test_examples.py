@@ -19,6 +19,7 @@ from websockets.asyncio.client import connect
 from balancer import BalancedTransport, Settings
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
+from tests.support.blocks import readme_block
 from tests.support.paths import ROOT
 from tests.support.redis import redis
 from tests.support.wire import LIMIT, eventually
@@ -118,6 +119,7 @@ async def test_mount_without_a_lifespan_ends_cleanly_with_its_server(server: lis
 
 
 async def test_client_example() -> None:
+    assert readme_block("async def main() -> None:").text.strip() in (EXAMPLES / "balanced_client.py").read_text()
     async with system() as environ:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-X", "dev", "balanced_client.py",

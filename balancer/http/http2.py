@@ -1,0 +1,53 @@
+"""What HTTP/2 has of its own beside frames, which a library reads and writes (RFC 9113). No I/O."""
+
+from __future__ import annotations
+
+import re
+
+from balancer.config.settings import Settings
+from balancer.http.headers import Headers
+from balancer.http.validation import check, malformed
+
+# Settings (section 6.5.2, RFC 8441 section 3), and the type of their frame and the length of a frame's header.
+_MAX_HEADER_LIST_SIZE, _ENABLE_CONNECT_PROTOCOL = 0x6, 0x8
+_SETTINGS, _FRAME_HEADER = 0x4, 9
+
+_METHOD = re.compile(rb"[A-Z][A-Z0-9_-]*")
+_ASCII = re.compile(rb"[\x21-\x7e]+")
+
+
+def server_settings(data: bytes, max_header_bytes: int) -> bytes:
+    """The first bytes for a client, with the settings of zttp (section 6.5) made those of this server."""
+    length = int.from_bytes(data[:3])
+    if data[3] != _SETTINGS:
+        return data
+    settings = data[_FRAME_HEADER : _FRAME_HEADER + length]
+    ours = b""
+    for index in range(0, length, 6):
+        number = int.from_bytes(settings[index : index + 2])
+        if number == _MAX_HEADER_LIST_SIZE:
+            ours += number.to_bytes(2) + max_header_bytes.to_bytes(4)
+        elif number != _ENABLE_CONNECT_PROTOCOL:
+            ours += settings[index : index + 6]
+    return len(ours).to_bytes(3) + data[3:_FRAME_HEADER] + ours + data[_FRAME_HEADER + length :]
+
+
+def check_http2(method: bytes, target: bytes, fields: Headers, limits: Settings) -> None:
+    """Raise Refusal for a request that would be refused over HTTP/1.1, or that could not be said in it."""
+    if not _METHOD.fullmatch(method):
+        raise malformed("the method is not one")
+    check(method, target, fields.copy(), "1.1", limits.max_header_bytes + 1, limits)
+    if not target.startswith(b"/") and target != b"*":
+        raise malformed("the request target is not a path")
+    if not _ASCII.fullmatch(target):
+        raise malformed("the request target has characters that have to be percent-encoded")
+    if sum(name == b"content-length" for name, _ in fields) > 1:
+        raise malformed("a request has one Content-Length")
+
+
+def join_cookies(fields: Headers) -> Headers:
+    """What HTTP/2 may have split for the sake of compression, as one field (section 8.2.3)."""
+    cookies = [value for name, value in fields if name == b"cookie"]
+    if len(cookies) < 2:
+        return fields
+    return [pair for pair in fields if pair[0] != b"cookie"] + [(b"cookie", b"; ".join(cookies))]
