@@ -91,7 +91,7 @@ def test_size_of_sixteen_digits_is_refused_before_any_data(size: bytes) -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=50)), st.data())
-def test_what_is_written_is_read(pieces: list[bytes], data: st.DataObject) -> None:
+def test_chunks_that_are_written_are_read(pieces: list[bytes], data: st.DataObject) -> None:
     wire = b"".join(map(chunk, pieces)) + last_chunk([(b"x", b"y")])
     places = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=5)))
     cut = [wire[start:end] for start, end in zip([0, *places], [*places, len(wire)], strict=True)]
