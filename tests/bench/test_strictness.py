@@ -8,7 +8,9 @@ import re
 import pytest
 
 from bench.strictness.report import COLUMNS, LOCAL_RESOURCE_ERRNOS, as_expected, laxness
-from tests.support.hostile import ANSWERS, BOUNDS, CASES, OPEN, PASSES, Answer, Bound, Case
+from tests.support.hostile import CASES, OPEN, Case
+from tests.support.hostile_answers import ANSWERS, PASSES, Answer
+from tests.support.hostile_bounds import BOUNDS, Bound
 from tests.support.paths import ROOT
 
 HOSTILE: list[Case | Answer] = [*CASES, *ANSWERS]

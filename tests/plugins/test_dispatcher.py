@@ -90,7 +90,7 @@ async def test_request_leaves_nothing_behind(target: bytes, status: int, dispatc
             sink = Recorded()
             await dispatcher.handle(Request("GET", target, [(b"host", b"a")], "192.0.2.1"), sink)
             assert sink.status == status
-        return sum(isinstance(it, RequestContext | HookRequest) for it in gc.get_objects())
+        return sum(issubclass(type(it), RequestContext | HookRequest) for it in gc.get_objects())
 
     gc.disable()
     try:

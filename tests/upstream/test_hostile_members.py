@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.hostile import ANSWERS, BAD_GATEWAY, CUT, NEXT, OPEN, PASSES, Answer
+from tests.support.hostile import NEXT, OPEN
+from tests.support.hostile_answers import ANSWERS, BAD_GATEWAY, CUT, PASSES, Answer
 from tests.support.wire import OK, Connection, Member, balance
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

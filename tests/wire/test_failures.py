@@ -9,12 +9,13 @@ import pytest
 
 from balancer.config.settings import Settings
 from balancer.demo.system import free_port
+from balancer.dispatch import dispatcher
 from balancer.members.health import State
 from balancer.members.probe import health_request
 from balancer.types import Address
 from tests.support.messages import LAST_GET as GET
 from tests.support.scripted import ScriptedResolver
-from tests.support.wire import OK, Connection, Member, Script, balance, eventually
+from tests.support.wire import LIMIT, OK, Connection, Member, Script, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
@@ -127,6 +128,12 @@ NOTHING_TO_PASS_ON = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head waits longer for its body than a busy machine takes to say that the connection has ended."""
+    monkeypatch.setattr(dispatcher, "HEAD_DELAY", LIMIT)
+
+
 def fails_after(sent: bytes) -> Script:
     """A member that ends the connection behind these bytes of a response."""
 
@@ -138,6 +145,7 @@ def fails_after(sent: bytes) -> Script:
 
 
 @NOTHING_TO_PASS_ON
+@pytest.mark.usefixtures("patient")
 async def test_get_is_repeated_where_nothing_of_the_response_was_passed_on(sent: bytes) -> None:
     async with Member(fails_after(sent)) as bad, Member() as good, balance(bad, good) as running:
         for _ in range(4):
@@ -146,6 +154,7 @@ async def test_get_is_repeated_where_nothing_of_the_response_was_passed_on(sent:
 
 
 @NOTHING_TO_PASS_ON
+@pytest.mark.usefixtures("patient")
 async def test_post_is_told_where_nothing_of_the_response_was_passed_on(sent: bytes) -> None:
     async with Member(fails_after(sent)) as one, Member(fails_after(sent)) as two, balance(one, two) as running:
         answer = await running.exchange(POST)
