@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator
 from types import SimpleNamespace
 
@@ -31,6 +33,18 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (title, text.encode("utf-8", "backslashreplace").decode("utf-8")) for title, text in report.sections
     ]
     return report
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Three processes for two cores: more than half of what a test takes is waiting for sockets and processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + (cores + 1) // 2
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what stays from garbage collection: a full one takes 2 ms instead of 200, and many tests ask for it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

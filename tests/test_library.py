@@ -32,7 +32,7 @@ def test_every_name_is_there() -> None:
         balancer.LoadBalance  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
+def test_heavy_modules_are_imported_on_use_alone() -> None:
     program = (
         "import sys, balancer, balancer.cli\n"
         "heavy = {'asyncio', 'dns', 'httptools', 'httpx', 'starlette', 'uvicorn', 'websockets'}\n"
@@ -67,7 +67,7 @@ def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
         ("proxy_protocol", False, False),
     ],
 )
-def test_a_setting_is_what_it_holds_or_text(name: str, value: object, held: object) -> None:
+def test_setting_is_what_it_holds_or_text(name: str, value: object, held: object) -> None:
     assert getattr(Settings.of(**{name: value}), name) == held
 
 
@@ -85,7 +85,7 @@ def test_every_default_may_be_written_out(item: Any) -> None:
      ("alias", "a b"), ("queue_timeout", -1), ("queue_timeout", float("nan")), ("http2", 1),
      ("resolver", "here"), ("health_path", 5)],
 )  # fmt: skip
-def test_a_bad_value_is_refused_in_the_words_of_the_command_line(name: str, value: object) -> None:
+def test_bad_value_is_refused_in_the_words_of_the_command_line(name: str, value: object) -> None:
     with pytest.raises(SettingsError) as here:
         Settings.of(**{name: value})
     with pytest.raises(SettingsError) as there:
@@ -99,12 +99,12 @@ def test_every_bad_value_is_named() -> None:
     assert [it.partition("=")[0] for it in refused.value.problems] == ["alias", "upstream_port", "policy"]
 
 
-def test_a_setting_that_needs_another_says_so_in_the_names_of_python() -> None:
+def test_setting_that_needs_another_says_so_in_the_names_of_python() -> None:
     with pytest.raises(SettingsError, match=r"^proxy_protocol=True cannot be used without trusted_proxies$"):
         Settings.of(proxy_protocol=True)
 
 
-def test_a_name_that_is_no_setting_is_an_error_of_the_program() -> None:
+def test_name_that_is_no_setting_is_an_error_of_the_program() -> None:
     with pytest.raises(TypeError, match=r"'upstream_prot' is not a setting; did you mean 'upstream_port'\?"):
         LoadBalancer("apps", upstream_prot=8080)
     with pytest.raises(TypeError, match="not both: policy"):
@@ -112,7 +112,7 @@ def test_a_name_that_is_no_setting_is_an_error_of_the_program() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVE_ONLY))
-def test_what_only_listeners_need_is_refused(name: str) -> None:
+def test_settings_for_listeners_alone_are_refused(name: str) -> None:
     assert name in {it.name for it in fields(Settings)}
     useless: dict[str, Any] = {name: 1}
     with pytest.raises(SettingsError, match=f"{name}=1 cannot be used: it is for balancer serve"):
@@ -124,7 +124,7 @@ class Welcome(Hooks):
         """It is glad."""
 
 
-def test_a_policy_may_be_a_name_or_an_object_and_so_may_hooks() -> None:
+def test_policy_may_be_a_name_or_an_object_and_so_may_hooks() -> None:
     name = f"{__name__}:Welcome"
     balancer = LoadBalancer("apps", resolver="127.0.0.1", policy="random", hooks=[name, Welcome()])
     assert (balancer.settings.policy, balancer.settings.hooks) == ("random", (name,))
@@ -133,7 +133,7 @@ def test_a_policy_may_be_a_name_or_an_object_and_so_may_hooks() -> None:
         LoadBalancer("apps", resolver="127.0.0.1", policy="fastest")
 
 
-def test_the_environment_is_not_read_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_not_read_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BALANCER_UPSTREAM_PORT", "8080")
     assert LoadBalancer("apps", resolver="127.0.0.1").settings.upstream_port == 80
     environ = {"BALANCER_RESOLVER": "127.0.0.1", "BALANCER_UPSTREAM_PORT": "8080"}
@@ -190,7 +190,7 @@ def test_members_see_the_target_below_the_mount_as_the_client_wrote_it(given: di
 
 
 @given(st.sampled_from(["/api", "/é", "/a%b", "/a b"]), st.lists(st.binary(min_size=1, max_size=4), max_size=5))
-def test_whatever_the_client_wrote_below_the_mount_arrives(mount: str, pieces: list[bytes]) -> None:
+def test_path_below_the_mount_arrives_as_the_client_wrote_it(mount: str, pieces: list[bytes]) -> None:
     written = "/" + "/".join(quote_from_bytes(it, safe="%") for it in pieces)
     raw = quote(mount) + written
     assert target(scope(unquote(raw), raw, mount)) == written.encode()
@@ -199,7 +199,7 @@ def test_whatever_the_client_wrote_below_the_mount_arrives(mount: str, pieces: l
 @pytest.mark.parametrize(
     ("root", "told"), [("", b""), ("/", b""), ("/api", b"/api"), ("/v1/api/", b"/v1/api"), ("/é b", b"/%C3%A9%20b")]
 )
-def test_the_mount_as_members_are_told(root: str, told: bytes) -> None:
+def test_mount_as_members_are_told(root: str, told: bytes) -> None:
     assert prefix(scope("/", root=root)) == told
 
 
@@ -214,13 +214,13 @@ def test_the_mount_as_members_are_told(root: str, told: bytes) -> None:
         ([b"/api"], b"/api"),
     ],
 )
-def test_the_prefix_goes_behind_what_a_trusted_proxy_has_cut_off(before: list[bytes], told: bytes) -> None:
+def test_prefix_goes_behind_what_a_trusted_proxy_has_cut_off(before: list[bytes], told: bytes) -> None:
     name = b"x-forwarded-prefix"
     given = [(b"host", b"a"), *((name, value) for value in before), (b"x", b"1")]
     assert with_prefix(given, b"/api") == [(b"host", b"a"), (b"x", b"1"), (name, told)]
 
 
-def test_the_fields_of_a_call_of_ones_own_are_left_alone_but_for_those_of_the_hop() -> None:
+def test_fields_of_a_call_of_ones_own_are_left_alone_but_for_those_of_the_hop() -> None:
     given = [
         (b"host", b"a"), (b"connection", b"x-private"), (b"x-private", b"1"), (b"te", b"trailers"),
         (b"x-forwarded-for", b"6.6.6.6"), (b"forwarded", b"for=6.6.6.6"), (b"transfer-encoding", b"chunked"),

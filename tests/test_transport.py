@@ -1,23 +1,20 @@
-"""A client's own calls through ``BalancedTransport``: what members get, what the caller gets, and what is left."""
+"""A client's own calls through ``BalancedTransport``: what members get, and what the caller gets."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from balancer import BalancedTransport, LoadBalancer, Settings
+from balancer import BalancedTransport
 from balancer.hooks import HookRequest, Hooks, Refusal
-from balancer.types import Address
-from tests.support.calls import calling
+from tests.support.calls import CUT, answering, calling, hang, scripted
 from tests.support.scripted import ScriptedResolver
-from tests.support.wire import LIMIT, OK, Connection, Member, Script, eventually, keep_answering
-from tests.support.workers import worker
+from tests.support.wire import OK, Connection, Member, eventually
 
 
 class Guard(Hooks):
@@ -39,28 +36,6 @@ async def test_hooks_answer_calls_as_they_answer_requests() -> None:
         assert (answer.status_code, answer.headers["x-balancer-error"]) == (503, "hook_failed")
 
 
-def scripted(play: Callable[[Connection], Awaitable[None]]) -> Member:
-    """A member that reads the head of a request and then plays."""
-
-    async def script(connection: Connection) -> None:
-        while True:
-            await connection.head()
-            await play(connection)
-
-    return Member(script)
-
-
-def answering(response: bytes) -> Member:
-    async def answer(connection: Connection) -> None:
-        await connection.send(response)
-
-    return scripted(answer)
-
-
-async def hang(connection: Connection) -> None:
-    await connection.to_end()
-
-
 def fields(received: bytes) -> dict[bytes, bytes]:
     pairs = [it.partition(b": ") for it in received.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]]
     return {name.lower(): value for name, _, value in pairs}
@@ -79,7 +54,7 @@ async def test_members_take_turns_on_connections_that_stay_open() -> None:
         assert set(members) == {one.address, two.address}
 
 
-async def test_the_request_is_the_callers_own() -> None:
+async def test_request_is_the_callers_own() -> None:
     async with Member() as member, calling(member) as here:
         target = "/a%2Fb/%ff?x=%20&&y"
         await here.client.get(target, headers={b"X-Forwarded-For": b"9.9.9.9", b"X-B": b"caf\xe9"})
@@ -98,7 +73,7 @@ async def test_the_request_is_the_callers_own() -> None:
 
 @pytest.mark.parametrize("size", [0, 3, 300_000])
 @pytest.mark.parametrize("announced", [True, False])
-async def test_a_body_arrives_whole(size: int, announced: bool) -> None:
+async def test_body_arrives_whole(size: int, announced: bool) -> None:
     content = bytes(it % 251 for it in range(size))
     got = asyncio.Event()
 
@@ -132,7 +107,7 @@ async def test_a_body_arrives_whole(size: int, announced: bool) -> None:
 
 
 @pytest.mark.parametrize(("pieces", "words"), [([b"abc", b"d"], "much"), ([b"ab"], "little"), ([], "little")])
-async def test_a_body_of_another_length_than_announced_does_not_reach_a_member_as_a_request(
+async def test_body_of_another_length_than_announced_does_not_reach_a_member_as_a_request(
     pieces: list[bytes], words: str
 ) -> None:
     async def stream() -> AsyncIterator[bytes]:
@@ -151,7 +126,7 @@ async def test_a_body_of_another_length_than_announced_does_not_reach_a_member_a
         assert here.records[0].status == 499
 
 
-async def test_what_the_callers_body_raises_is_what_the_caller_gets() -> None:
+async def test_exception_of_the_callers_body_reaches_the_caller() -> None:
     async def stream() -> AsyncIterator[bytes]:
         yield b"begun"
         raise OSError("the file is gone")
@@ -183,7 +158,7 @@ async def test_what_the_callers_body_raises_is_what_the_caller_gets() -> None:
     ],
     ids=lambda it: str(it)[:60],
 )
-async def test_what_is_no_http_is_refused_before_a_member_sees_it(request_: dict[str, Any]) -> None:
+async def test_request_that_is_no_http_is_refused_before_a_member_sees_it(request_: dict[str, Any]) -> None:
     async with Member() as member, calling(member) as here:
         with pytest.raises(httpx.LocalProtocolError):
             await here.client.request(**{"method": "GET", **request_})
@@ -200,7 +175,7 @@ async def test_members_are_not_spoken_to_in_plain_where_tls_was_asked_for() -> N
 # What the caller gets.
 
 
-async def test_a_response_is_the_members_own() -> None:
+async def test_response_is_the_members_own() -> None:
     body = gzip.compress(b"hello")
     head = b"HTTP/1.1 203 Fine\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Encoding: gzip\r\nConnection: x-private"
     response = head + b"\r\nX-Private: 1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -231,7 +206,7 @@ async def test_responses_without_a_body(method: str, response: bytes) -> None:
         assert len(member.received) == 1
 
 
-async def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
+async def test_body_is_read_no_faster_than_it_is_taken() -> None:
     size, sent = 64 * 1024 * 1024, 0
 
     async def pour(connection: Connection) -> None:
@@ -274,7 +249,7 @@ async def test_pieces_come_as_the_member_sends_them() -> None:
         assert seen == [b"data: 1\n\n"] * 3
 
 
-async def test_a_member_that_fails_is_replaced_where_that_is_safe() -> None:
+async def test_member_that_fails_is_replaced_where_that_is_safe() -> None:
     async def die(connection: Connection) -> None:
         connection.close()
 
@@ -292,7 +267,7 @@ async def test_a_member_that_fails_is_replaced_where_that_is_safe() -> None:
             failed.raise_for_status()
 
 
-async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
+async def test_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
     resolve = ScriptedResolver()
     async with Member() as member:
         transport = BalancedTransport("apps", resolve=resolve, queue_timeout=0.3)
@@ -308,10 +283,7 @@ async def test_a_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
             assert answer.extensions["balancer"].queued > 0
 
 
-CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun"
-
-
-async def test_a_body_that_ends_early_is_an_error_of_the_member() -> None:
+async def test_body_that_ends_early_is_an_error_of_the_member() -> None:
     async def cut(connection: Connection) -> None:
         await connection.send(CUT)
         connection.close()
@@ -323,7 +295,7 @@ async def test_a_body_that_ends_early_is_an_error_of_the_member() -> None:
         assert [it.error for it in here.records] == ["truncated"]
 
 
-async def test_a_member_that_falls_silent_in_mid_body_is_a_time_out() -> None:
+async def test_member_that_falls_silent_in_mid_body_is_a_time_out() -> None:
     async def stop(connection: Connection) -> None:
         await connection.send(CUT)
         await connection.to_end()
@@ -334,171 +306,7 @@ async def test_a_member_that_falls_silent_in_mid_body_is_a_time_out() -> None:
         await here.idle()
 
 
-async def test_a_member_that_does_not_answer_in_the_balancers_time_is_a_504() -> None:
+async def test_member_that_does_not_answer_in_the_balancers_time_is_a_504() -> None:
     async with scripted(hang) as member, calling(member, response_timeout=0.1) as here:
         answer = await here.client.get("/")
         assert (answer.status_code, answer.headers["x-balancer-error"]) == (504, "response_timeout")
-
-
-# The caller's own patience.
-
-
-async def test_no_member_in_the_callers_time() -> None:
-    async with calling(timeout=httpx.Timeout(None, pool=0.1)) as here:
-        with pytest.raises(httpx.PoolTimeout, match="no member"):
-            await here.client.get("/")
-        await here.idle()
-        assert len(here.balancer.dispatcher.queue) == 0
-
-
-@pytest.mark.parametrize("pool", [0.05, None])
-async def test_no_response_in_the_callers_time(pool: float | None) -> None:
-    async with scripted(hang) as member, calling(member, timeout=httpx.Timeout(None, pool=pool, read=0.1)) as here:
-        with pytest.raises(httpx.ReadTimeout, match="no response"):
-            await here.client.get("/")
-        await here.idle()
-        assert len(member.received) == 1
-
-
-async def test_nothing_more_of_a_body_in_the_callers_time() -> None:
-    async def stop(connection: Connection) -> None:
-        await connection.send(CUT)
-        await connection.to_end()
-
-    async with scripted(stop) as member, calling(member, timeout=httpx.Timeout(None, read=0.1)) as here:
-        with pytest.raises(httpx.ReadTimeout, match="nothing more"):
-            await here.client.get("/")
-        await here.idle()
-
-
-async def test_a_member_that_takes_nothing_more_in_the_callers_time() -> None:
-    async def stuck(connection: Connection) -> None:
-        await asyncio.sleep(LIMIT)
-
-    async def stream() -> AsyncIterator[bytes]:
-        while True:
-            yield b"x" * 1_000_000
-
-    async with scripted(stuck) as member, calling(member, timeout=httpx.Timeout(None, write=0.2)) as here:
-        with pytest.raises(httpx.WriteTimeout):
-            await here.client.post("/", content=stream())
-        await here.idle()
-
-
-async def test_a_slow_caller_is_not_the_members_fault() -> None:
-    async def stream() -> AsyncIterator[bytes]:
-        for _ in range(3):
-            await asyncio.sleep(0.2)
-            yield b"x"
-
-    async def take(connection: Connection) -> None:
-        await connection.until(b"0\r\n\r\n")
-        await connection.send(OK)
-
-    async with scripted(take) as member, calling(member, timeout=httpx.Timeout(None, write=0.1, read=0.15)) as here:
-        assert (await here.client.post("/", content=stream())).text == "ok"
-
-
-# What is left.
-
-
-@pytest.mark.parametrize("script", [hang, keep_answering])
-async def test_a_caller_that_is_cancelled_leaves_nothing(script: Script) -> None:
-    async with Member(script) as member, calling(member) as here:
-        for turns in (*range(12), 200):
-            asking = asyncio.create_task(here.client.get("/"))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-        await here.idle()
-        transport = here.client._transport
-        assert isinstance(transport, BalancedTransport)
-        assert not transport._calls
-        assert all(record.duration for record in here.records)
-
-
-async def test_a_response_that_is_closed_early_ends_the_exchange() -> None:
-    ended = asyncio.Event()
-
-    async def endless(connection: Connection) -> None:
-        await connection.send(b"HTTP/1.1 200 OK\r\n\r\nx")
-        await connection.to_end()
-        ended.set()
-
-    async with scripted(endless) as member, calling(member) as here:
-        async with here.client.stream("GET", "/") as response:
-            assert await anext(response.aiter_raw()) == b"x"
-        async with asyncio.timeout(LIMIT):
-            await ended.wait()
-        await here.idle()
-        assert [it.error for it in here.records] == ["client_gone"]
-
-
-async def test_to_close_the_client_breaks_off_its_calls_and_leaves_no_task() -> None:
-    before = asyncio.all_tasks()
-    async with scripted(hang) as member:
-        async with calling(member) as here:
-            waiting = asyncio.create_task(here.client.get("/"))
-            forgotten = here.client.build_request("GET", "/")
-            await eventually(lambda: len(member.received) == 1)
-            sending = asyncio.create_task(here.client.send(forgotten, stream=True))
-            await eventually(lambda: len(member.received) == 2)
-        for task in (waiting, sending):
-            with pytest.raises(httpx.ReadError, match="broken off"):
-                await task
-        assert asyncio.all_tasks() <= before | member._tasks
-
-
-async def test_a_call_is_freed_by_counting_references() -> None:
-    """But for the cycle that ``httpx.AsyncClient`` makes of a response and its stream."""
-    async with Member() as member, calling(member) as here:
-        transport = here.client._transport
-        assert isinstance(transport, BalancedTransport)
-        for content in (b"", b"x" * 100_000):
-            answer = await transport.handle_async_request(here.client.build_request("GET", "/", content=content))
-            (call,) = transport._calls
-            assert isinstance(answer.stream, httpx.AsyncByteStream)
-            assert b"".join([piece async for piece in answer.stream]) == b"ok"
-            await eventually(lambda: not transport._calls)
-            left = weakref.ref(call)
-            del call, answer
-            assert left() is None
-
-
-# Shared with an application.
-
-
-async def test_a_client_may_share_the_balancer_of_an_application() -> None:
-    async with Member() as member, LoadBalancer("apps", resolve=ScriptedResolver(member.address)) as workers:
-        async with httpx.AsyncClient(transport=BalancedTransport(workers), base_url="http://a") as client:
-            assert (await client.get("/")).text == "ok"
-        # It is not the client's, so it goes on.
-        through = httpx.ASGITransport(workers)
-        async with httpx.AsyncClient(transport=through, base_url="http://a") as client:
-            assert (await client.get("/")).text == "ok"
-        assert len(member.received) == 1
-
-
-async def test_when_the_shared_balancer_ends_so_do_the_calls() -> None:
-    async with scripted(hang) as member:
-        workers = LoadBalancer("apps", resolve=ScriptedResolver(member.address))
-        async with httpx.AsyncClient(transport=BalancedTransport(workers), base_url="http://a") as client:
-            asking = asyncio.create_task(client.get("/"))
-            await eventually(lambda: len(member.received) == 1)
-            await workers.aclose()
-            answer = await asking
-            assert (answer.status_code, answer.headers["x-balancer-error"]) == (503, "shutting_down")
-
-
-def test_a_balancer_that_is_there_takes_no_settings() -> None:
-    with pytest.raises(TypeError, match="policy"):
-        BalancedTransport(LoadBalancer(Settings(resolver=Address("127.0.0.1", 53))), policy="random")
-
-
-async def test_a_client_without_async_with_starts_by_itself() -> None:
-    async with worker() as one:
-        resolve = ScriptedResolver(Address("127.0.0.1", one.port))
-        client = httpx.AsyncClient(transport=BalancedTransport("apps", resolve=resolve), base_url="http://a")
-        assert (await client.get("/work", params={"seconds": 0})).text == "me worked for 0 s.\n"
-        await client.aclose()

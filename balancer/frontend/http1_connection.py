@@ -174,7 +174,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         if self._parser.refusal:
             self.reject(self._parser.refusal)
         elif rest is not None:
-            self._parsing_stopped(rest)
+            self._rest = rest
         elif key and self._queue:
             self._cache_request(key)
         if self._queue:
@@ -263,7 +263,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         # Its traceback would keep this connection alive, and the head of the request.
         self._parser.refusal = refusal.with_traceback(None)
         self.phase = REJECTED
-        receiving, self._parser.exchange = self._parser.exchange, None
+        receiving = self._parser.exchange
+        self._parser.drop_body()
         if receiving:
             receiving.fail(refusal)
         elif self._current is None and not self._queue:
@@ -283,7 +284,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     def _linger(self) -> None:
         """Close after a moment for the client to read the answer: a close with bytes unread resets the connection."""
         self.phase = LINGERING
-        self._parser.exchange = None
+        self._parser.drop_body()
         self._queue.clear()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
@@ -293,22 +294,11 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
 
     # Other protocols.
 
-    def _parsing_stopped(self, rest: bytes) -> None:
-        """Keep ``rest``, the bytes behind a request for another protocol, or parse them as HTTP."""
-        if self.phase is SWITCHING:
-            self._rest = rest
-        elif self.phase is not DONE:
-            self._continue_http(rest)
-
     def _decline_upgrade(self) -> None:
         """Go on with HTTP: the member has answered without switching protocols (RFC 9110 section 7.8)."""
         rest, self._rest = self._rest, b""
         self.phase = IDLE
         self.resume()
-        self._continue_http(rest)
-
-    def _continue_http(self, rest: bytes) -> None:
-        self._parser.restart()
         if rest:
             self.data_received(rest)
 

@@ -1,8 +1,9 @@
-"""The bytes of a client's connection as requests: httptools, and the rules that it leaves to its user.
+"""The bytes of a client's connection as requests: httptools for heads, and the rules that it leaves to its user.
 
+* httptools gets heads alone. Bodies are framed here: by Content-Length, or in chunks (``balancer.http.chunked``).
 * A malformed or ambiguous request becomes no exchange: ``refusal`` has the reason, and nothing behind it is read
   (RFC 9112 section 9.2; ``balancer.http.validation``).
-* Bytes beside a body in its chunks count as a head does (``balancer.http.chunked``).
+* Bytes beside a body in its chunks are bounded as a head is.
 * Behind a request for another protocol, parsing stops (RFC 9110 section 7.8).
 * No exception crosses httptools: with its traceback it would keep the connection alive.
 """
@@ -17,69 +18,129 @@ from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING
 from balancer.frontend.http1_exchange import ClientExchange
-from balancer.http.chunked import overhead
-from balancer.http.headers import Headers
+from balancer.http.chunked import ChunkedReader, MalformedChunk
+from balancer.http.headers import Headers, content_length
 from balancer.http.request import Request
-from balancer.http.validation import check, head_size, headers_too_large, malformed
+from balancer.http.validation import check, headers_too_large, malformed
 
 if TYPE_CHECKING:
     from balancer.frontend.http1_connection import Http1Connection
 
-_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_END_OF_HEAD = b"\r\n\r\n"
 
 
 class RequestParser:
     """Makes exchanges of bytes.
 
-    ``exchange``: the one whose request is not complete, or None. ``refusal``: of the last request, or None.
+    ``exchange``: the one whose body is not complete, or None. ``refusal``: of the last request, or None.
     """
 
     __slots__ = (
-        "_connection", "_head_bytes", "_headers", "_limits", "_parser", "_refused", "_target",
-        "exchange", "refusal",
+        "_chunks", "_connection", "_head_bytes", "_headers", "_left", "_limits", "_method", "_parser", "_refused",
+        "_tail", "_target", "exchange", "refusal",
     )  # fmt: skip
 
     def __init__(self, connection: Http1Connection, limits: Settings) -> None:
         self._connection = connection
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
-        self.exchange: ClientExchange | None = None
         self.refusal: Refusal | None = None
-        # Of the head that comes in. ``_head_bytes``: its bytes, or those beside the body in its chunks.
+        # The method read last, and the refused request as far as it was read.
+        self._method = ""
+        self._refused: Request | None = None
+
+        # Of the head that comes in: its bytes so far, and the last of them, which may begin its end.
         self._target = b""
         self._headers: Headers = []
         self._head_bytes = 0
-        # The refused request, as far as it could be read.
-        self._refused: Request | None = None
+        self._tail = b""
+
+        # Of the body that comes in: the reader of its chunks, or else the number of bytes left.
+        self.exchange: ClientExchange | None = None
+        self._chunks: ChunkedReader | None = None
+        self._left = 0
 
     def feed(self, data: bytes) -> bytes | None:
         """Parse. Returns None, or the bytes behind a request for another protocol, where parsing has stopped."""
-        self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            return data[upgrade.args[0] :]
-        except httptools.HttpParserError as error:
-            self.refusal = self.refusal or malformed(str(error).lower())
-            return None
-        if self._connection.phase is IDLE:
-            self._head_bytes = 0  # Empty lines between requests are nothing (RFC 9112 section 2.2).
-        elif self._head_bytes > self._limits.max_header_bytes and not self.refusal:
-            too_much = malformed("there is too much beside the body in its chunks")
-            self.refusal = too_much if self.exchange else headers_too_large(self._limits)
+        while data and not self.refusal and self._connection.phase is not DONE:
+            if self._chunks:
+                data = self._feed_chunks(self._chunks, data)
+            elif self.exchange:
+                data = self._feed_body(self.exchange, data)
+            else:
+                data = self._feed_head(data)
+                if self._connection.phase is SWITCHING:
+                    return data
         return None
 
-    def restart(self) -> None:
-        """Parse HTTP again after a stop: httptools' parser takes nothing more, and a new one does."""
-        self._parser = httptools.HttpRequestParser(self)
-        if self.exchange:
-            framing = [b"%b: %b\r\n" % pair for pair in self.exchange.request.headers if pair[0] in _FRAMING]
-            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
-            self.exchange.trailers = []
+    def _feed_head(self, data: bytes) -> bytes:
+        """Parse the next head, as far as it has come; return the bytes behind it."""
+        tail = self._tail
+        found = (tail + data if tail else data).find(_END_OF_HEAD)
+        end = len(data) if found < 0 else found + len(_END_OF_HEAD) - len(tail)
+        self._tail = (tail + data)[-3:] if found < 0 else b""
+        self._head_bytes += end
+        try:
+            self._parser.feed_data(data if end == len(data) else data[:end])
+        except httptools.HttpParserUpgrade:
+            self._parser = httptools.HttpRequestParser(self)  # A parser that has stopped takes nothing more.
+        except httptools.HttpParserError as error:
+            self.refusal = self.refusal or malformed(str(error).lower())
+        if self._connection.phase is IDLE:
+            self._head_bytes = 0  # Empty lines between requests are nothing (RFC 9112 section 2.2).
+        elif self._head_bytes > self._limits.max_header_bytes and not (self.refusal or self.exchange):
+            self.refusal = headers_too_large(self._limits)
+        return data[end:]
+
+    def _feed_body(self, exchange: ClientExchange, data: bytes) -> bytes:
+        """Pass on a body of known length; return the bytes behind it."""
+        left = self._left - len(data)
+        piece, rest = (data, b"") if left >= 0 else (data[: self._left], data[self._left :])
+        self._left = max(0, left)
+        self._pass_on(exchange, piece)
+        if not self._left:
+            self._complete(exchange)
+        return rest
+
+    def _feed_chunks(self, chunks: ChunkedReader, data: bytes) -> bytes:
+        """Pass on a body in chunks; return the bytes behind it."""
+        exchange = self.exchange
+        assert exchange
+        try:
+            pieces, rest = chunks.feed(data)
+        except MalformedChunk as error:
+            self.refusal = malformed(str(error))
+            return b""
+        for piece in pieces:
+            self._pass_on(exchange, piece)
+        if len(chunks.trailers) > self._limits.max_headers:
+            self.refusal = malformed("a body has too many trailers")
+        elif chunks.overhead > self._limits.max_header_bytes:
+            self.refusal = malformed("there is too much beside the body in its chunks")
+        elif chunks.complete:
+            exchange.trailers = chunks.trailers
+            self._complete(exchange)
+        return rest
+
+    def _pass_on(self, exchange: ClientExchange, piece: bytes) -> None:
+        connection = self._connection
+        connection.phase = BODY
+        connection.body.received += len(piece)
+        exchange.feed(piece)
+
+    def _complete(self, exchange: ClientExchange) -> None:
+        """End a request: all of it has come."""
+        self.exchange = self._chunks = None
+        self._head_bytes = 0
+        self._connection.phase = SWITCHING if exchange.request.upgrade else DONE if exchange.closes else IDLE
+        exchange.complete_request()
+
+    def drop_body(self) -> None:
+        """Drop the body under way: nothing more of it is read."""
+        self.exchange = self._chunks = None
 
     def refused_request(self) -> Request:
         """Return the refused request as far as it was read, for the log."""
-        # Without a byte of the target, this may be the method of the request before.
         method = self.method if self._target else ""
         peer, scheme = self._connection.peer, self._connection.scheme
         return self._refused or Request(method, self._target, self._headers, peer, scheme)
@@ -87,7 +148,7 @@ class RequestParser:
     @property
     def method(self) -> str:
         """The method read last."""
-        return self._parser.get_method().decode()
+        return self._method or self._parser.get_method().decode()
 
     def close(self) -> None:
         """Drop httptools' parser and the connection, which refer to this object: reference counts then free all."""
@@ -99,22 +160,16 @@ class RequestParser:
         """Begin a head."""
         if self._connection.phase is IDLE or self._connection.phase is NEW:
             self._connection.phase = HEAD
+            self._method = ""
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the request target."""
-        if self.exchange is None:
-            self._target += url
+        self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or a trailer behind a body."""
+        """Take a header."""
         # httptools leaves the white space behind a value.
-        pair = (name.lower(), value.rstrip())
-        if self.exchange is None:
-            self._headers.append(pair)
-        elif len(self.exchange.trailers) >= self._limits.max_headers:
-            self.refusal = malformed("a body has too many trailers")
-        elif not self.refusal:
-            self.exchange.trailers = [*self.exchange.trailers, pair]
+        self._headers.append((name.lower(), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         """Make an exchange of the head, or refuse it."""
@@ -124,37 +179,22 @@ class RequestParser:
         parser = self._parser
         version = parser.get_http_version()
         target, headers = self._target, self._headers
-        self._target, self._headers = b"", []
+        self._target, self._headers, self._method = b"", [], parser.get_method().decode()
         try:
             request, closes = check(parser.get_method(), target, headers, version, self._head_bytes, self._limits)
         except Refusal as refusal:
             self.refusal = refusal
-            self._refused = Request(self.method, target, headers, connection.peer, connection.scheme)
+            self._refused = Request(self._method, target, headers, connection.peer, connection.scheme)
             return
         request.client, request.scheme = connection.peer, connection.scheme
-        # Bytes of a body that came with the head count for the body, but only httptools finds where chunks begin.
-        self._head_bytes = max(0, self._head_bytes - head_size(target, headers)) if request.chunked else 0
-        if request.body:
-            connection.phase = AWAIT_CONTINUE if request.expects else BODY
-        self.exchange = connection.add_exchange(request, version, closes)
-
-    def on_body(self, piece: bytes) -> None:
-        """Take a piece of the body."""
-        self._head_bytes = overhead(self._head_bytes, len(piece))
-        if self.exchange and not self.refusal:
-            connection = self._connection
-            connection.phase = BODY
-            connection.body.received += len(piece)
-            self.exchange.feed(piece)
-
-    def on_message_complete(self) -> None:
-        """End the request."""
-        exchange = self.exchange
-        if exchange is None or self.refusal:
+        exchange = connection.add_exchange(request, version, closes)
+        if not request.body:
+            self._complete(exchange)
             return
-        if exchange.request.body and self._parser.should_upgrade():
-            return  # httptools takes no body after an Upgrade; see ``restart``.
-        self.exchange = None
-        self._head_bytes = 0
-        self._connection.phase = SWITCHING if exchange.request.upgrade else DONE if exchange.closes else IDLE
-        exchange.complete_request()
+        self._parser = httptools.HttpRequestParser(self)  # The old one expects the body.
+        connection.phase = AWAIT_CONTINUE if request.expects else BODY
+        self.exchange = exchange
+        if request.chunked:
+            self._chunks = ChunkedReader()
+        else:
+            self._left = content_length(request.headers)

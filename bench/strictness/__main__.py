@@ -23,7 +23,8 @@ from bench.strictness import report, timed
 from bench.strictness.client import PATIENCE, answer_case, request_case, settle
 from bench.strictness.member import Member
 from bench.upstreams import ALIAS, FIRST_MEMBER, Upstreams
-from tests.support.hostile import ANSWERS, CASES
+from tests.support.hostile import CASES
+from tests.support.hostile_answers import ANSWERS
 
 # How often a case is sent.
 TRIES = 5

@@ -9,7 +9,8 @@ from contextlib import suppress
 
 from bench.processes import Address, BenchError
 from bench.strictness.member import Member, Request
-from tests.support.hostile import ANSWERS, CUT, NEXT, PASSES, Answer, Case
+from tests.support.hostile import NEXT, Case
+from tests.support.hostile_answers import ANSWERS, CUT, PASSES, Answer
 
 # Nobody needs that long to answer what it has whole; who has not by then is waiting for more.
 PATIENCE = 2.0

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from bench.processes import Address
-from tests.support.hostile import ANSWERS
+from tests.support.hostile_answers import ANSWERS
 
 # What it sends of a response without end, before it waits for what becomes of it.
 ENDLESS = 16 * 1024 * 1024

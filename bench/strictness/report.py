@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from bench.processes import ROOT
 from bench.strictness.timed import DOCUMENTED, WATCH
-from tests.support.hostile import BOUNDS, CUT, OPEN, PASSES, REQUESTS, RESPONSES, Answer, Case
+from tests.support.hostile import OPEN, REQUESTS, Case
+from tests.support.hostile_answers import CUT, PASSES, RESPONSES, Answer
+from tests.support.hostile_bounds import BOUNDS
 
 DOC = ROOT / "docs" / "reference" / "strictness.md"
 

@@ -115,12 +115,12 @@ async def test_counts_are_added_up_and_those_of_the_dead_stay(fleet: Fleet) -> N
     assert pool.stats.total.count == 3 + 5
 
 
-async def test_a_report_that_does_not_begin_at_the_beginning_is_asked_for_anew(fleet: Fleet) -> None:
+async def test_report_that_does_not_begin_at_the_beginning_is_asked_for_anew(fleet: Fleet) -> None:
     fleet.report(0, 10, whole=False, members={ONE: row(ONE)})
     assert fleet.aggregator.current() == []
 
 
-async def test_a_member_is_as_bad_as_any_process_that_knows_it_says(fleet: Fleet) -> None:
+async def test_member_is_as_bad_as_any_process_that_knows_it_says(fleet: Fleet) -> None:
     fleet.report(0, 10, members={ONE: row(ONE), TWO: row(TWO)})
     fleet.report(1, 11, members={ONE: row(ONE, State.DOWN, reason="refused", since=95.0), TWO: row(TWO, State.JOINING)})
     members = fleet.pool.members
@@ -130,7 +130,7 @@ async def test_a_member_is_as_bad_as_any_process_that_knows_it_says(fleet: Fleet
     assert (members[TWO].state, members[TWO].reason) == (State.UP, "up")
 
 
-async def test_who_has_not_reported_of_late_has_no_opinion_but_its_counts(fleet: Fleet) -> None:
+async def test_silent_process_has_no_opinion_but_its_counts(fleet: Fleet) -> None:
     fleet.report(0, 10, members={ONE: row(ONE, State.DOWN)}, stats=counted(ONE, 3), active=5)
     fleet.now += STALE
     fleet.report(1, 11, members={ONE: row(ONE)}, stats=counted(ONE, 4), active=1)
@@ -155,7 +155,7 @@ async def test_events_that_say_the_same_are_one_and_count_together(fleet: Fleet)
     assert len(fleet.pool.stats.events.recent) == 3
 
 
-async def test_what_a_process_that_comes_later_learns_is_no_news(fleet: Fleet) -> None:
+async def test_later_process_learns_what_is_known_without_an_event(fleet: Fleet) -> None:
     fleet.report(0, 10, events=[event(1, 100.0, "10.0.0.1 joined", EventKind.JOINED)])
     started = fleet.now = 100.0 + CATCH_UP + 1
     late = [event(1, started + 0.1, "10.0.0.1 joined", EventKind.JOINED), event(2, started + CATCH_UP + 1, "down")]
@@ -163,7 +163,7 @@ async def test_what_a_process_that_comes_later_learns_is_no_news(fleet: Fleet) -
     assert [it.words for it in fleet.pool.stats.events.recent] == ["10.0.0.1 joined", "down"]
 
 
-async def test_a_drain_reaches_those_that_do_not_know_of_it(fleet: Fleet) -> None:
+async def test_drain_reaches_those_that_do_not_know_of_it(fleet: Fleet) -> None:
     fleet.report(0, 10, members={ONE: row(ONE)})
     fleet.pool.drain(fleet.pool.members[ONE])
     fleet.report(1, 11, members={ONE: row(ONE)})
@@ -175,7 +175,7 @@ async def test_a_drain_reaches_those_that_do_not_know_of_it(fleet: Fleet) -> Non
             await asyncio.sleep(0.001)  # Twice to all, once more to the one that said otherwise.
 
 
-async def test_a_message_may_be_large_and_its_writer_may_die_in_the_midst_of_it() -> None:
+async def test_message_may_be_large_and_its_writer_may_die_in_the_midst_of_it() -> None:
     ours, theirs = pair()
     with ours, theirs:
         got: list[object] = []

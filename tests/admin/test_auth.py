@@ -25,18 +25,18 @@ def denied(settings: Settings, **headers: str | None) -> str:
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:9000", "127.0.0.1:9000", "127.8.8.8", "[::1]:9000", "LOCALHOST"]
 )
-def test_on_loopback_whoever_names_loopback_may_act(host: str) -> None:
+def test_request_to_loopback_that_names_loopback_may_act(host: str) -> None:
     assert denied(LOOPBACK, host=host) == ""
 
 
 @pytest.mark.parametrize(
     "host", ["rebound.example:9000", "127.0.0.1.example", "", None, "[::1", "10.0.0.1", "localhost@evil.example"]
 )
-def test_on_loopback_another_name_is_an_attackers(host: str | None) -> None:
+def test_request_to_loopback_under_another_name_is_refused(host: str | None) -> None:
     assert denied(LOOPBACK, host=host) == "foreign_host"
 
 
-def test_elsewhere_nobody_may_act_without_a_token_that_is_set() -> None:
+def test_request_beyond_loopback_may_not_act_unless_a_token_is_set() -> None:
     denial = deny(ANYWHERE, JSON)
     assert denial
     assert (denial.status, denial.error) == (403, "no_token_set")
@@ -44,19 +44,19 @@ def test_elsewhere_nobody_may_act_without_a_token_that_is_set() -> None:
 
 
 @pytest.mark.parametrize("given", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer  {TOKEN}"])
-def test_whoever_has_the_token_may_act_under_any_host(given: str) -> None:
+def test_request_with_the_token_may_act_under_any_host(given: str) -> None:
     assert denied(WITH_TOKEN, authorization=given, host="balancer.example") == ""
 
 
 @pytest.mark.parametrize("given", [None, "", TOKEN, f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", "Bearer é"])
-def test_nobody_else_may(given: str | None) -> None:
+def test_request_without_the_token_may_not_act(given: str | None) -> None:
     denial = deny(WITH_TOKEN, {**JSON, **({"authorization": given} if given is not None else {})})
     assert denial
     assert (denial.status, denial.error) == (401, "token_needed")
     assert TOKEN not in denial.reason
 
 
-def test_a_token_is_asked_for_on_loopback_too() -> None:
+def test_token_is_asked_for_on_loopback_too() -> None:
     assert denied(Settings(admin_bind=LOOPBACK.admin_bind, admin_token=TOKEN)) == "token_needed"
 
 
@@ -88,11 +88,11 @@ def test_our_own_page_may(headers: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"]
 )
-def test_what_a_form_can_send_is_refused(kind: str | None) -> None:
+def test_request_that_a_form_can_send_is_refused(kind: str | None) -> None:
     assert denied(LOOPBACK, content_type=kind) == "not_json"
 
 
-def test_a_content_type_may_have_parameters() -> None:
+def test_content_type_may_have_parameters() -> None:
     assert denied(LOOPBACK, content_type="Application/JSON; charset=utf-8") == ""
 
 
@@ -106,11 +106,11 @@ def test_a_content_type_may_have_parameters() -> None:
         (WITH_TOKEN, "token"),
     ],
 )
-def test_a_page_is_told_what_actions_need(settings: Settings, needs: str) -> None:
+def test_page_is_told_what_actions_need(settings: Settings, needs: str) -> None:
     assert access(settings) == needs
 
 
-def test_what_a_client_names_is_not_remembered() -> None:
+def test_host_that_a_client_names_is_not_remembered() -> None:
     before = urlsplit.cache_info()  # type: ignore[attr-defined]
     long = "a" * 10_000
     assert denied(LOOPBACK, host=long, origin=f"http://{long}") == "foreign_host"

@@ -87,7 +87,7 @@ def refused(address: Address = ONE) -> Attempt:
     return Attempt(address, "refused", "Connection refused")
 
 
-def test_a_name_is_asked_for_when_a_member_joins_and_on_every_rise_to_up() -> None:
+def test_name_is_asked_for_when_a_member_joins_and_on_every_rise_to_up() -> None:
     it = Cluster(ONE, TWO)
     assert it.asked == [ONE, TWO]
     events = [
@@ -120,7 +120,7 @@ def test_names_are_asked_for_again_in_turns_and_each_once_in_a_round(count: int,
     assert sorted(asked) == list(range(1, len(members) + 1))
 
 
-def test_an_event_keeps_the_name_of_its_moment() -> None:
+def test_event_keeps_the_name_of_its_moment() -> None:
     it = Cluster(ONE)
     it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
     assert it.names == [("joined", None), ("state", None)]
@@ -136,14 +136,14 @@ def test_an_event_keeps_the_name_of_its_moment() -> None:
     assert it.names[5:] == [("joined", None), ("left", "two")]
 
 
-def test_an_event_that_gets_its_name_is_given_to_the_reader_again() -> None:
+def test_event_that_gets_its_name_is_given_to_the_reader_again() -> None:
     it = Cluster(ONE)
     first = it.pool.pop_changes()
     it.name("one", 1.0)
     assert it.pool.pop_changes() == [event for event in first if event.member]
 
 
-def test_an_event_whose_container_stayed_unknown_does_not_get_the_name_of_the_next() -> None:
+def test_event_whose_container_stayed_unknown_does_not_get_the_name_of_the_next() -> None:
     it = Cluster(ONE)
     it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
     it.observe(ONE, HealthEvent.REFUSED, 2.0)
@@ -152,7 +152,7 @@ def test_an_event_whose_container_stayed_unknown_does_not_get_the_name_of_the_ne
     assert it.names == [("joined", ""), ("state", ""), ("state", ""), ("state", "two")]
 
 
-def test_what_a_member_fails_after_it_has_left_is_not_the_next_ones() -> None:
+def test_failure_after_a_member_has_left_is_not_counted_for_its_successor() -> None:
     it = Cluster(ONE, TWO)
     it.name("one", 0.1)
     it.request()
@@ -164,7 +164,7 @@ def test_what_a_member_fails_after_it_has_left_is_not_the_next_ones() -> None:
     assert it.names[-3:] == [("left", "one"), ("failed", "one"), ("joined", "another")]
 
 
-def test_no_answer_changes_nothing_and_the_same_answer_is_no_news() -> None:
+def test_name_without_an_answer_or_with_the_same_one_is_no_news() -> None:
     it = Cluster(ONE)
     assert it.name("one", 1.0)
     number = it.track().number
@@ -192,7 +192,7 @@ def test_another_container_at_an_address_is_another_row_with_figures_of_its_own(
     assert it.stats.total.count == 6
 
 
-def test_a_drain_ends_with_its_container_and_one_that_came_after_it_stays() -> None:
+def test_drain_ends_with_its_container_and_one_that_came_after_it_stays() -> None:
     for drained_at, stays in ((2.0, False), (6.0, True)):
         it = Cluster(ONE)
         it.name("one", 0.1)
@@ -205,7 +205,7 @@ def test_a_drain_ends_with_its_container_and_one_that_came_after_it_stays() -> N
         assert [kind for kind, _ in it.names].count("drained") == (1 if stays else 2)
 
 
-def test_a_drain_of_a_container_whose_name_was_seen_since_ends_without_a_rise() -> None:
+def test_drain_of_a_container_whose_name_was_seen_since_ends_without_a_rise() -> None:
     it = Cluster(ONE)
     it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
     it.name("one", 1.1)

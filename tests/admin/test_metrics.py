@@ -41,7 +41,7 @@ async def take(connection: Connection) -> None:
         await connection.send(OK)
 
 
-async def test_what_was_sent_is_what_is_counted() -> None:
+async def test_bytes_sent_are_the_bytes_counted() -> None:
     async with Member(take) as one, Member(take) as two, balance(one, two) as running, admin(running) as scrape:
         async with running.client() as client:
             for request in [*8 * [KEPT], *4 * [POST.replace(b"Connection: close\r\n", b"")]]:
@@ -69,7 +69,7 @@ async def test_what_was_sent_is_what_is_counted() -> None:
         assert lint(it.text) == []
 
 
-async def test_the_command_serves_them_on_its_admin_port() -> None:
+async def test_command_serves_them_on_its_admin_port() -> None:
     zone = Zone()
     zone.records["apps"] = [("A", "127.0.0.1")]
     port, admin_port = free_port(), free_port()
@@ -95,7 +95,7 @@ async def test_the_command_serves_them_on_its_admin_port() -> None:
     assert it.labels("balancer_build_info", "version") == {__version__}
 
 
-async def test_a_large_upload_is_counted_to_the_byte() -> None:
+async def test_large_upload_is_counted_to_the_byte() -> None:
     body = bytes(200_000)
 
     async def swallow(connection: Connection) -> None:
@@ -110,7 +110,7 @@ async def test_a_large_upload_is_counted_to_the_byte() -> None:
         assert (await scrape()).get("balancer_request_body_bytes_total", pool="apps") == len(body)
 
 
-async def test_a_request_that_waits_is_seen_waiting_and_counted_when_it_has_waited() -> None:
+async def test_request_that_waits_is_seen_waiting_and_counted_when_it_has_waited() -> None:
     resolver = ScriptedResolver()
     async with Member() as member, balance(resolve=resolver) as running, admin(running) as scrape:
         answer = asyncio.create_task(running.exchange(GET))
@@ -129,7 +129,7 @@ async def test_a_request_that_waits_is_seen_waiting_and_counted_when_it_has_wait
         assert it.get("balancer_queue_duration_seconds_sum", pool="apps") == pytest.approx(held)
 
 
-async def test_a_member_that_is_gone_is_a_retry_and_a_state_and_no_error() -> None:
+async def test_member_that_is_gone_is_a_retry_and_a_state_and_no_error() -> None:
     async with (
         Member() as one,
         Member() as two,
@@ -150,7 +150,7 @@ async def test_a_member_that_is_gone_is_a_retry_and_a_state_and_no_error() -> No
         assert it.sum("balancer_requests_total", pool="apps", code="2xx") == 3
 
 
-async def test_a_tunnel_is_a_request_and_no_latency() -> None:
+async def test_tunnel_is_a_request_and_no_latency() -> None:
     async def switch(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\nhello")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from playwright.async_api import Page, expect
 
 from balancer.admin.status_feed import StatusFeed
@@ -59,7 +61,7 @@ async def shown(
         await page.close()
 
 
-async def test_with_255_members_the_page_stays_readable() -> None:
+async def test_page_with_255_members_stays_readable() -> None:
     async with shown(MANY) as (page, _, probe, _):
         rows = page.locator("#rows tr")
         await expect(page.get_by_role("heading", name="255 members")).to_be_visible()
@@ -78,7 +80,7 @@ async def test_with_255_members_the_page_stays_readable() -> None:
         await expect(page.get_by_role("list", name="Events")).to_contain_text("10.0.0.7:80 down: connection refused")
 
 
-async def test_the_keyboard_sorts_reads_the_chart_and_drains() -> None:
+async def test_keyboard_sorts_reads_the_chart_and_drains() -> None:
     async with shown(MANY[:3]) as (page, running, _, _):
         for _ in range(9):
             answered(running.balancer.stats or Stats(), MANY[1])
@@ -99,7 +101,7 @@ async def test_the_keyboard_sorts_reads_the_chart_and_drains() -> None:
         await expect(page.locator("#announce")).to_contain_text("10.0.0.2:80 drained by hand")
 
 
-async def test_a_container_that_takes_the_address_of_another_is_a_row_of_its_own() -> None:
+async def test_container_that_takes_the_address_of_another_is_a_row_of_its_own() -> None:
     zone = Zone()
 
     def point(name: str) -> None:
@@ -127,25 +129,26 @@ async def test_a_container_that_takes_the_address_of_another_is_a_row_of_its_own
         await expect(log.get_by_text("10.0.0.1:80 down: connection refused (worker-2)")).to_be_visible()
 
 
-async def test_where_actions_are_refused_the_page_says_why() -> None:
+async def test_page_where_actions_are_refused_says_why() -> None:
     async with shown(MANY[:1], admin_bind=Address("0.0.0.0", 9000)) as (page, _, _, _):
         await expect(page.get_by_text("BALANCER_ADMIN_TOKEN is not set")).to_be_visible()
         await expect(page.get_by_role("button", name="Drain")).to_be_disabled()
 
 
-async def test_a_telephone_shows_everything_without_scrolling_sideways() -> None:
+async def test_telephone_shows_everything_without_scrolling_sideways() -> None:
     async with shown(MANY[:3], viewport=(360, 700)) as (page, _, _, _):
         await expect(page.locator("#rows tr")).to_have_count(3)
         assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         await expect(page.get_by_label("Sort by")).to_be_visible()
 
 
-async def test_when_nobody_is_available_the_page_says_so() -> None:
+async def test_page_without_available_members_says_so() -> None:
     async with shown(MANY[:2]) as (page, _, probe, _):
         probe.down = set(MANY)
         await expect(page.locator("#banner")).to_have_text("No member is available.", timeout=15_000)
 
 
+@pytest.mark.skipif(sys.gettrace() is not None, reason="coverage takes several times as long as what it measures")
 async def test_twenty_pages_over_255_busy_members_take_under_3_percent_of_a_core() -> None:
     """The CPU time of what is made for pages each second; to write it takes each socket one call more."""
     stats = Stats()

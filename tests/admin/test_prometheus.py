@@ -107,7 +107,7 @@ async def test_requests_are_counted_by_member_method_and_class_of_status() -> No
     assert it.get("balancer_member_request_body_bytes_total", pool="apps", member=one) == 5
 
 
-async def test_what_failed_and_what_waited_is_counted_with_its_reason() -> None:
+async def test_failures_and_waits_are_counted_with_their_reasons() -> None:
     it = Scrape((await scrape(busy())).text)
     assert it.get("balancer_errors_total", pool="apps", error="no_member") == 1
     assert it.get("balancer_errors_total", pool="apps", error="member_failed") == 0
@@ -136,7 +136,7 @@ async def test_members_have_one_state_each() -> None:
     assert it.get("balancer_member_state_changes_total", pool="apps", member=str(TWO), state="down") == 1
 
 
-async def test_what_dns_says_is_counted_and_what_it_does_not_say_makes_its_answer_old() -> None:
+async def test_dns_answers_are_counted_and_silence_makes_the_last_one_old() -> None:
     pool = Pool()
     assert Scrape((await scrape(pool)).text).get("balancer_dns_answer_age_seconds", pool="apps", record="A") == float(
         "inf"
@@ -157,7 +157,7 @@ async def test_what_dns_says_is_counted_and_what_it_does_not_say_makes_its_answe
     assert it.labels("balancer_dns_answers_total", "outcome") >= {"NXDOMAIN", "empty"}
 
 
-async def test_after_1000_members_there_are_as_many_series_as_the_living_need() -> None:
+async def test_series_after_1000_members_are_those_of_the_living() -> None:
     pool = busy()
     before = read([pool])
     for number in range(1000):
@@ -180,7 +180,7 @@ async def test_after_1000_members_there_are_as_many_series_as_the_living_need() 
     assert fallen == []
 
 
-async def test_nothing_that_others_make_up_becomes_a_series() -> None:
+async def test_series_are_not_made_of_what_others_make_up() -> None:
     pool = busy()
     before = len(read([pool]))
     for number in range(1000):
@@ -209,12 +209,12 @@ async def test_both_formats_say_the_same_and_both_parse() -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/plain;version=abc", "application/openmetrics-text;version=x.y", "*/*", ",;="])
-async def test_whoever_asks_for_what_there_is_not_gets_metrics_all_the_same(accept: str) -> None:
+async def test_metrics_in_an_unknown_format_are_sent_in_the_default_one(accept: str) -> None:
     response = await scrape(busy(), accept=accept)
     assert Scrape(response.text).sum("balancer_requests_total") == 4
 
 
-async def test_a_scrape_in_pieces_is_the_same_as_in_one() -> None:
+async def test_scrape_in_pieces_is_the_same_as_in_one() -> None:
     pool = Pool()
     addresses = [Address(f"10.0.0.{number}", 80) for number in range(1, 131)]
     pool.answer(*addresses)
@@ -251,11 +251,11 @@ async def test_promtool_would_have_nothing_to_say() -> None:
         ("b 1\n", "without TYPE"),
     ],
 )
-def test_the_lint_finds(text: str, problem: str) -> None:
+def test_lint_finds(text: str, problem: str) -> None:
     assert problem in "; ".join(lint(text))
 
 
-def test_a_series_that_comes_twice_is_found() -> None:
+def test_series_that_comes_twice_is_found() -> None:
     family = Metric("a", "b", "gauge")
     family.add_sample("a", {"c": "d"}, 1)
     family.add_sample("a", {"c": "d"}, 2)
@@ -280,7 +280,7 @@ def test_pools_are_told_apart_even_if_they_have_one_alias() -> None:
     assert read([one, two, three, one]).labels("balancer_members", "pool") == {"apps", "apps:8000", "apps:8000/2"}
 
 
-def test_a_pool_without_stats_still_says_how_it_is() -> None:
+def test_pool_without_stats_still_says_how_it_is() -> None:
     it = read([LoadBalancer(Settings())])
     assert it.get("balancer_members_available", pool="apps") == 0
     assert ("balancer_queued_requests", frozenset({("pool", "apps")})) in it.values

@@ -71,7 +71,7 @@ async def test_members_see_what_is_below_the_mount_byte_for_byte(http: str) -> N
 
 
 @pytest.mark.parametrize("behind_root", [True, False])
-async def test_the_prefix_is_what_clients_see(behind_root: bool) -> None:
+async def test_prefix_is_what_clients_see(behind_root: bool) -> None:
     """A proxy in front cuts off /shop, and the server knows it; or nobody does."""
     async with Member() as member:
         app = FastAPI()
@@ -83,7 +83,7 @@ async def test_the_prefix_is_what_clients_see(behind_root: bool) -> None:
         assert b"x-forwarded-prefix: " + prefix in lines(member.received[0])
 
 
-async def test_a_stranger_cannot_say_the_prefix() -> None:
+async def test_stranger_cannot_say_the_prefix() -> None:
     async with Member() as member:
         app = Starlette(routes=[Mount("/api", over(member)), Mount("/", over(member))])
         async with served(app) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
@@ -108,7 +108,7 @@ async def test_websockets_go_through_the_mount() -> None:
             assert refused.value.response.status_code == 403  # as Starlette, the worker's own, says it
 
 
-async def test_the_callers_middleware_comes_first() -> None:
+async def test_callers_middleware_comes_first() -> None:
     async with Member() as member:
         app = FastAPI()
 
@@ -128,7 +128,7 @@ async def test_the_callers_middleware_comes_first() -> None:
         assert len(member.received) == 1
 
 
-async def test_a_client_that_leaves_is_noticed_through_a_middleware() -> None:
+async def test_client_that_leaves_is_noticed_through_a_middleware() -> None:
     gone = asyncio.Event()
 
     async def endless(connection: Connection) -> None:
@@ -154,7 +154,7 @@ async def test_a_client_that_leaves_is_noticed_through_a_middleware() -> None:
                 await gone.wait()
 
 
-async def test_a_response_that_is_cut_is_not_ended_cleanly() -> None:
+async def test_response_that_is_cut_is_not_ended_cleanly() -> None:
     async def cut(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhal\r\n")
@@ -170,7 +170,7 @@ async def test_a_response_that_is_cut_is_not_ended_cleanly() -> None:
 # Its life.
 
 
-async def test_the_first_request_starts_it_and_waits_for_a_member() -> None:
+async def test_first_request_starts_it_and_waits_for_a_member() -> None:
     async with Member() as member:
         workers = over(member)
         assert not workers.membership.members
@@ -196,7 +196,7 @@ async def test_within_the_lifespan_members_are_known_before_the_first_request() 
         assert workers.upstream.idle == 0  # type: ignore[attr-defined]
 
 
-async def test_as_an_application_of_its_own_it_hears_of_its_lifespan() -> None:
+async def test_mount_as_an_application_of_its_own_hears_of_its_lifespan() -> None:
     async with Member() as member:
         workers = over(member)
         async with served(workers, lifespan="on") as address:
@@ -206,7 +206,7 @@ async def test_as_an_application_of_its_own_it_hears_of_its_lifespan() -> None:
         assert not [it for it in asyncio.all_tasks() if "Discovery" in repr(it)]
 
 
-async def test_to_close_it_ends_requests_and_leaves_no_task() -> None:
+async def test_mount_that_closes_ends_requests_and_leaves_no_task() -> None:
     async def hang(connection: Connection) -> None:
         await connection.to_end()
 
@@ -223,7 +223,7 @@ async def test_to_close_it_ends_requests_and_leaves_no_task() -> None:
         await workers.aclose()  # once more does no harm
 
 
-async def test_after_its_end_it_begins_anew() -> None:
+async def test_mount_that_has_ended_begins_anew() -> None:
     class Changes(Observer):
         seen: list[tuple[int, int]] = []  # noqa: RUF012
 
@@ -309,7 +309,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> bool:
     return not [it for it in caplog.records if it.levelno >= logging.WARNING]
 
 
-def test_it_ends_with_its_loop_and_lives_again_in_the_next(
+def test_mount_ends_with_its_loop_and_lives_again_in_the_next(
     factory: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Outside() as outside:
@@ -331,7 +331,7 @@ def test_it_ends_with_its_loop_and_lives_again_in_the_next(
         assert quiet(caplog)
 
 
-def test_a_loop_that_ends_at_once_leaves_nothing(
+def test_loop_that_ends_at_once_leaves_nothing(
     factory: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Outside() as outside:
@@ -353,7 +353,7 @@ def test_a_loop_that_ends_at_once_leaves_nothing(
         assert quiet(caplog)
 
 
-def test_a_loop_that_was_only_stopped_is_left_for_the_next(caplog: pytest.LogCaptureFixture) -> None:
+def test_loop_that_was_only_stopped_is_left_for_the_next(caplog: pytest.LogCaptureFixture) -> None:
     with Outside() as outside:
         workers = outside.balancer()
 
@@ -392,7 +392,7 @@ def test_two_loops_at_a_time_are_refused() -> None:
         assert refused == ["this LoadBalancer is in use in another event loop; make one for each"]
 
 
-def test_a_loop_that_ends_in_mid_request_takes_nothing_with_it() -> None:
+def test_loop_that_ends_in_mid_request_takes_nothing_with_it() -> None:
     async def hang(connection: Connection) -> None:
         await connection.head()
         await connection.to_end()

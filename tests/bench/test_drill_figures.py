@@ -39,7 +39,7 @@ from bench.drill.websocket import Crowd, problems
         ([Life("a", 0.0, 4.0), Life("b", 12.0)], 6.0),
     ],
 )
-def test_the_gap_is_the_longest_time_without_a_worker(lives: list[Life], expected: float) -> None:
+def test_gap_is_the_longest_time_without_a_worker(lives: list[Life], expected: float) -> None:
     assert gap(reversed(lives), 0.0, 10.0) == expected
 
 
@@ -76,7 +76,7 @@ def test_every_phase_that_takes_all_workers_away_has_to_end_half_a_second_after_
     assert (limits["pause of one, 5 s"], limits["disconnect of one, 5 s"]) == (7.0, 4.0)
 
 
-def test_a_rolling_restart_is_judged_by_what_workers_recorded() -> None:
+def test_rolling_restart_is_judged_by_what_workers_recorded() -> None:
     outcomes = [
         Outcome("GET", 0.0, 0.5, "a", ""),
         Outcome("POST", 0.0, 0.1, "a", "", "once"),
@@ -122,7 +122,7 @@ class Echoes:
             del self.here[connection]
 
 
-async def test_a_websocket_that_is_told_to_leave_is_no_problem_and_comes_back_elsewhere() -> None:
+async def test_websocket_that_is_told_to_leave_is_no_problem_and_comes_back_elsewhere() -> None:
     async with (echoes := Echoes()).serving() as url:
         crowd = Crowd(url)
         async with crowd.running():
@@ -141,7 +141,7 @@ async def test_a_websocket_that_is_told_to_leave_is_no_problem_and_comes_back_el
         assert not crowd.open
 
 
-async def test_a_websocket_that_is_reset_or_left_hanging_or_told_lies_is_a_problem() -> None:
+async def test_websocket_that_is_reset_or_left_hanging_or_told_lies_is_a_problem() -> None:
     async with (echoes := Echoes()).serving() as url:
         crowd = Crowd(url)
         async with crowd.running():
@@ -160,7 +160,7 @@ async def test_a_websocket_that_is_reset_or_left_hanging_or_told_lies_is_a_probl
     assert any("on a worker that stayed: sent" in it and "received 'nobody asked'" in it for it in found)
 
 
-async def test_a_handshake_that_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_handshake_that_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "PATIENCE", 0.5)
     crowd = Crowd(f"ws://127.0.0.1:{free_port()}/echo")
     with pytest.raises(ExceptionGroup):

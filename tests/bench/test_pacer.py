@@ -57,7 +57,7 @@ async def test_connections_are_kept_or_fresh(fresh: bool, expected: int | None) 
     assert not any(figures["errors"].values())
 
 
-async def test_what_is_not_an_answer_is_an_error() -> None:
+async def test_pacer_counts_what_is_no_answer_as_an_error() -> None:
     number = 0
 
     async def fail_in_turn(connection: Connection) -> None:

@@ -47,7 +47,7 @@ def printed_elsewhere(chart: Path, seed: int) -> tuple[str, str]:
     return words, chart.read_text()
 
 
-def test_the_seed_decides_every_byte(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_seed_decides_every_byte(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     once = printed(capsys, tmp_path / "once.svg", 1)
     other = printed(capsys, tmp_path / "other.svg", 2)
     assert once == printed_elsewhere(tmp_path / "again.svg", 1)
@@ -137,7 +137,7 @@ async def kill_one(world: World) -> None:
     await leave(world, Farewell.DIES)
 
 
-def test_who_dies_wastes_tries_and_who_drains_does_not() -> None:
+def test_members_that_die_waste_tries_and_those_that_drain_do_not() -> None:
     drained, killed = (run(with_policy("round_robin"), it) for it in (drain_one, kill_one))
     assert (drained.wasted, drained.failed) == (0, {})
     assert killed.wasted > 0
@@ -146,7 +146,7 @@ def test_who_dies_wastes_tries_and_who_drains_does_not() -> None:
     assert sum(killed.failed.values()) <= killed.wasted
 
 
-def test_who_finds_nobody_is_held() -> None:
+def test_request_that_finds_no_member_is_held() -> None:
     setup = with_policy("round_robin", queue_max=100_000)
     all_held = run(setup, SCENARIOS["restart"].events)
     assert all_held.queued > 100
@@ -155,7 +155,7 @@ def test_who_finds_nobody_is_held() -> None:
     assert few_held.failed["queue_full"] > 100
 
 
-def test_a_run_is_done_once_for_all_who_ask() -> None:
+def test_run_is_done_once_for_all_who_ask() -> None:
     case = Case("equal", ROUND_ROBIN, members=4, balancers=1, requests=100, seed=1)
     other = replace(case, settings=LEAST_REQUESTS)
     found = simulate.run_all([case, other, case], jobs=1)
@@ -163,7 +163,7 @@ def test_a_run_is_done_once_for_all_who_ask() -> None:
     assert found[case] == case.run() != found[other]
 
 
-def test_an_error_in_what_happens_ends_the_run() -> None:
+def test_error_in_what_happens_ends_the_run() -> None:
     async def wrong(world: World) -> None:
         raise LookupError("in the scenario")
 

@@ -46,7 +46,7 @@ def processes_with(text: str) -> list[str]:
     return found
 
 
-async def test_the_demo_scales_and_leaves_nothing_behind() -> None:
+async def test_demo_scales_and_leaves_nothing_behind() -> None:
     mark = f"DEMO_TEST_{free_port()}"
     status, out, err = await run("demo", "--seconds", "6", "--port", str(free_port()), **{mark: "1"})
     assert (status, err) == (0, "")
@@ -56,7 +56,7 @@ async def test_the_demo_scales_and_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_an_endless_demo_ends_on_a_signal_and_leaves_nothing_behind(number: signal.Signals) -> None:
+async def test_endless_demo_ends_on_a_signal_and_leaves_nothing_behind(number: signal.Signals) -> None:
     mark = f"DEMO_TEST_{free_port()}"
     process = await start("demo", "--seconds", "0", "--port", str(free_port()), **{mark: "1", "PYTHONUNBUFFERED": "1"})
     assert process.stdout
@@ -77,7 +77,7 @@ def test_demo_without_its_extra_names_the_command_that_installs_it(
     assert capsys.readouterr().err == error
 
 
-async def test_the_demo_says_so_when_its_port_is_taken() -> None:
+async def test_demo_says_so_when_its_port_is_taken() -> None:
     async with Member() as member:
         status, _, err = await run("demo", "--port", str(member.address.port))
     assert status == 1
@@ -87,7 +87,7 @@ async def test_the_demo_says_so_when_its_port_is_taken() -> None:
     )
 
 
-async def test_where_loopback_has_one_address_workers_are_found_by_srv() -> None:
+async def test_workers_where_loopback_has_one_address_are_found_by_srv() -> None:
     async with System(free_port(), own_addresses=False) as demo:
         await demo.scale(2)
         tally = Tally()
@@ -97,7 +97,7 @@ async def test_where_loopback_has_one_address_workers_are_found_by_srv() -> None
     assert set(tally.shares) == {"worker-1", "worker-2"}
 
 
-def test_this_machine_has_a_loopback_network() -> None:
+def test_loopback_of_this_machine_is_a_network() -> None:
     assert system.has_loopback_network() == sys.platform.startswith("linux")
 
 
@@ -197,7 +197,7 @@ async def test_serve_has_more_clients_than_the_soft_limit_on_open_files() -> Non
             await client.until(b"\r\n\r\nok")
 
 
-async def test_a_request_that_outlasts_the_drain_is_told_so() -> None:
+async def test_request_that_outlasts_the_drain_is_told_so() -> None:
     zone = Zone()
     port = free_port()
     async with DnsServer(zone) as server:

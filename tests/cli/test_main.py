@@ -31,7 +31,7 @@ def taken() -> Iterator[str]:
         yield f"127.0.0.1:{sock.getsockname()[1]}"
 
 
-def test_a_bad_variable_stops_the_start_with_one_line(
+def test_bad_variable_stops_the_start_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BALANCER_RESOLVE_INTERVAL", "fast")
@@ -50,7 +50,7 @@ def test_every_bad_value_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert [it.split("=")[0] for it in lines] == ["--dns-record", "BALANCER_RESOLVE_INTERVAL", "BALANCER_QUEUE_MAX"]
 
 
-def test_a_taken_port_stops_the_start_with_one_line(
+def test_taken_port_stops_the_start_with_one_line(
     taken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BALANCER_BIND", taken)
@@ -58,7 +58,7 @@ def test_a_taken_port_stops_the_start_with_one_line(
     assert capsys.readouterr().err == f"BALANCER_BIND={taken} cannot be listened on: Address already in use\n"
 
 
-def test_a_flag_wins_over_its_variable(
+def test_flag_wins_over_its_variable(
     taken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BALANCER_BIND", "nonsense")
@@ -66,7 +66,7 @@ def test_a_flag_wins_over_its_variable(
     assert taken in capsys.readouterr().err
 
 
-def test_a_misspelt_variable_is_reported_and_the_start_goes_on(
+def test_misspelt_variable_is_reported_and_the_start_goes_on(
     taken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BALANCER_RESOLVE_INTERVALL", "fast")
@@ -163,7 +163,7 @@ def test_help_names_the_flag_and_the_variable_of_every_setting(
     assert {flag(it.name) for it in fields(Settings)} | {variable(it.name) for it in fields(Settings)} <= words
 
 
-def test_the_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert (caught.value.code, capsys.readouterr().out) == (0, f"{__version__}\n")
@@ -195,7 +195,7 @@ def test_the_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) 
         (["demo", "--port", "http"], "--port: 'http' cannot be used: it takes a whole number from 1 to 65535"),
     ],
 )
-def test_a_command_line_that_cannot_be_used_is_explained(
+def test_command_line_that_cannot_be_used_is_explained(
     arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:

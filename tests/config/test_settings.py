@@ -15,7 +15,7 @@ from balancer.types import Address, UnixSocket
 NAMES = [variable(it.name) for it in fields(Settings)]
 
 
-def test_the_defaults_are_those_of_the_contract() -> None:
+def test_defaults_are_those_of_the_contract() -> None:
     contract = {
         "BALANCER_ALIAS": "apps",
         "BALANCER_UPSTREAM_PORT": "80",
@@ -62,7 +62,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("access_log", "text", "text"),
     ],
 )
-def test_a_value_is_read(name: str, text: str, value: object) -> None:
+def test_value_is_read(name: str, text: str, value: object) -> None:
     assert getattr(Settings.load({variable(name): text}), name) == value
 
 
@@ -98,7 +98,7 @@ def test_a_value_is_read(name: str, text: str, value: object) -> None:
         ("http2", "yes", "on or off"),
     ],
 )
-def test_a_bad_value_is_named_with_its_variable_and_what_is_accepted(name: str, text: str, accepted: str) -> None:
+def test_bad_value_is_named_with_its_variable_and_what_is_accepted(name: str, text: str, accepted: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.load({variable(name): text})
     (problem,) = caught.value.problems
@@ -112,15 +112,15 @@ def test_every_bad_value_is_reported_at_once() -> None:
     assert [it.partition("=")[0] for it in caught.value.problems] == ["BALANCER_BIND", "BALANCER_QUEUE_MAX"]
 
 
-def test_an_empty_variable_counts_as_unset() -> None:
+def test_empty_variable_counts_as_unset() -> None:
     assert Settings.load(dict.fromkeys(NAMES, "")) == Settings()
 
 
-def test_a_flag_wins_over_a_variable_even_over_a_bad_one() -> None:
+def test_flag_wins_over_a_variable_even_over_a_bad_one() -> None:
     assert Settings.load({"BALANCER_QUEUE_MAX": "many"}, {"queue_max": "5"}).queue_max == 5
 
 
-def test_a_bad_flag_is_named_as_a_flag() -> None:
+def test_bad_flag_is_named_as_a_flag() -> None:
     with pytest.raises(SettingsError, match=r"^--queue-max='many' cannot be used"):
         Settings.load({"BALANCER_QUEUE_MAX": "5"}, {"queue_max": "many"})
 
@@ -135,18 +135,18 @@ def test_any_text_is_either_used_or_one_line_about_its_variable(name: str, text:
 
 
 @given(ip=st.ip_addresses(), port=st.integers(1, 65535))
-def test_an_address_is_read_as_it_is_shown(ip: IPv4Address | IPv6Address, port: int) -> None:
+def test_address_is_read_as_it_is_shown(ip: IPv4Address | IPv6Address, port: int) -> None:
     address = Address(str(ip), port)
     assert Settings.load({"BALANCER_BIND": str(address)}).bind == address
 
 
-def test_a_unix_socket_is_read_as_it_is_shown() -> None:
+def test_unix_socket_is_read_as_it_is_shown() -> None:
     settings = Settings.load({"BALANCER_BIND": "unix:/run/balancer.sock"})
     assert ("BALANCER_BIND", "unix:/run/balancer.sock", "where clients connect") in settings.rows()
 
 
 @pytest.mark.parametrize("name", [it.name for it in fields(Settings)])
-def test_a_default_is_shown_as_one_would_write_it(name: str) -> None:
+def test_default_is_shown_as_one_would_write_it(name: str) -> None:
     (item,) = (it for it in fields(Settings) if it.name == name)
     shown = show(item.default, item.metadata["kind"])
     if not shown.startswith("("):
@@ -161,7 +161,7 @@ def test_a_default_is_shown_as_one_would_write_it(name: str) -> None:
         ("BALANCER_TRUSTED_PROXY", "BALANCER_TRUSTED_PROXIES"),
     ],
 )
-def test_a_misspelt_variable_is_reported_with_the_one_that_was_meant(name: str, meant: str) -> None:
+def test_misspelt_variable_is_reported_with_the_one_that_was_meant(name: str, meant: str) -> None:
     (line,) = misspelt({name: "1", meant: "1", "PATH": "/bin"})
     assert line == f"{name} is not a setting and is ignored; did you mean {meant}?"
 
@@ -189,7 +189,7 @@ TLS = {"BALANCER_TLS_CERT": "/cert.pem", "BALANCER_TLS_KEY": "/key.pem"}
         ),
     ],
 )
-def test_a_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str], line: str) -> None:
+def test_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str], line: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.load(environ)
     assert caught.value.problems == [line]
@@ -205,12 +205,12 @@ def test_a_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str
         {"BALANCER_PROXY_PROTOCOL": "on", "BALANCER_BIND": "unix:/run/balancer.sock"},
     ],
 )
-def test_a_setting_with_what_it_needs_is_used(environ: dict[str, str]) -> None:
+def test_setting_with_what_it_needs_is_used(environ: dict[str, str]) -> None:
     assert Settings.load(environ).incomplete() == []
 
 
 @pytest.mark.parametrize("text", ["12345678", "dGVzdC10b2tlbg==", "a" * 256])
-def test_a_token_is_used_and_never_shown(text: str) -> None:
+def test_token_is_used_and_never_shown(text: str) -> None:
     settings = Settings.load({"BALANCER_ADMIN_TOKEN": text})
     assert settings.admin_token == text
     shown = {name: value for name, value, _ in settings.rows()}
@@ -218,7 +218,7 @@ def test_a_token_is_used_and_never_shown(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1234567", "a" * 257, "with space", "é" * 8, "=" * 8, "12345678\n", "a=bcdefgh"])
-def test_a_bad_token_is_not_shown_either(text: str) -> None:
+def test_bad_token_is_not_shown_either(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.load({"BALANCER_ADMIN_TOKEN": text})
     (problem,) = caught.value.problems

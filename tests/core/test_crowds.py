@@ -23,7 +23,7 @@ def members(count: int, state: State = State.UP, since: float = 0.0) -> list[Mem
     return [Member(it, since, state=state) for it in endpoints]
 
 
-def test_a_log_line_names_the_first_of_many() -> None:
+def test_log_line_names_the_first_of_many() -> None:
     assert named(members(2)) == "10.0.0.0:80, 10.0.0.1:80"
     assert named(members(5000)).endswith(f"10.0.0.{NAMED - 1}:80 and {5000 - NAMED} more")
     assert len(named(members(5000))) < 400

@@ -44,7 +44,7 @@ def run_all(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("shard", range(2))
-def test_nothing_that_must_not_be_ever_is(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+def test_invariants_hold_under_any_schedule(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     run_all(range(shard, SCHEDULES, 2), monkeypatch)
 
 
@@ -64,7 +64,7 @@ class _Overtaking(Policy):
         return self._members[0] if self._members else None
 
 
-def test_the_checks_can_fail(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+def test_checks_can_fail(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     monkeypatch.setattr("balancer.loadbalancer.make_policy", lambda *_: _Overtaking())
     loop = VirtualLoop()
     failures = 0

@@ -58,7 +58,7 @@ def send_request(loop: PipeLoop, pieces: Sequence[bytes]) -> Outcome:
 
 
 @pytest.mark.parametrize("request_bytes", REQUESTS.values(), ids=REQUESTS)
-def test_a_request_is_the_same_wherever_it_is_cut(request_bytes: bytes, loop: PipeLoop) -> None:
+def test_request_is_the_same_wherever_it_is_cut(request_bytes: bytes, loop: PipeLoop) -> None:
     reference = Requests()
     reference.feed(request_bytes)
     seen, got, _ = assert_the_same(lambda pieces: send_request(loop, pieces), request_bytes)
@@ -70,7 +70,7 @@ def test_a_request_is_the_same_wherever_it_is_cut(request_bytes: bytes, loop: Pi
 
 
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_request_is_refused_wherever_it_is_cut(request_bytes: bytes, loop: PipeLoop) -> None:
+def test_malformed_request_is_refused_wherever_it_is_cut(request_bytes: bytes, loop: PipeLoop) -> None:
     seen, got, ended = assert_the_same(lambda pieces: send_request(loop, pieces), request_bytes)
     before = request_bytes.count(b"HTTP/1.1\r\n") > 1
     assert len(seen) == before
@@ -109,6 +109,6 @@ def answer(loop: PipeLoop, method: bytes, pieces: Sequence[bytes], closes: bool)
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"], ids=bytes.decode)
 @pytest.mark.parametrize("name", RESPONSES)
-def test_a_response_is_the_same_wherever_it_is_cut(name: str, method: bytes, loop: PipeLoop) -> None:
+def test_response_is_the_same_wherever_it_is_cut(name: str, method: bytes, loop: PipeLoop) -> None:
     response, closes = RESPONSES[name]
     assert_the_same(lambda pieces: answer(loop, method, pieces, closes), response)

@@ -92,7 +92,7 @@ def selected(selector: Object) -> set[str]:
     return found
 
 
-def test_the_kustomization_names_every_file() -> None:
+def test_kustomization_names_every_file() -> None:
     assert {it.name for it in FILES.iterdir()} == {"kustomization.yaml", *KUSTOMIZATION["resources"]}
 
 
@@ -102,7 +102,7 @@ def test_every_object_is_valid(thing: Object, release: str) -> None:
     kubernetes_validate.validate(thing, release, strict=True)
 
 
-def test_the_validator_sees_a_field_that_is_none() -> None:
+def test_validator_sees_a_field_that_is_none() -> None:
     wrong = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"clusterIp": "None"}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, RELEASES[-1], strict=True)
@@ -134,7 +134,7 @@ def test_kustomize_builds_valid_objects_for_any_namespace(built: list[Object]) -
         assert thing["kind"] != "Namespace" and "namespace" not in thing["metadata"]
 
 
-def test_the_guide_s_overlay_builds(tmp_path: Path) -> None:
+def test_guide_s_overlay_builds(tmp_path: Path) -> None:
     """Names the images and a namespace, and finds members by SRV."""
     base = os.path.relpath(FILES, tmp_path)
     text = files("guides/kubernetes.md")["kustomization.yaml"].replace("../balancer/deploy/kubernetes", base)
@@ -186,7 +186,7 @@ def test_every_setting_is_one() -> None:
     assert set(environment()) <= known
 
 
-def test_the_balancer_finds_the_workers() -> None:
+def test_balancer_finds_the_workers() -> None:
     service = named("Service", SETTINGS.alias)
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
@@ -197,7 +197,7 @@ def test_the_balancer_finds_the_workers() -> None:
     assert SETTINGS.health_path == container("worker")["readinessProbe"]["httpGet"]["path"]
 
 
-def test_the_workers_get_what_they_read() -> None:
+def test_workers_get_what_they_read() -> None:
     given = {it["name"]: it["value"] for it in container("worker")["env"]}
     assert int(given["PORT"]) == ports("worker")["http"]
     redis = named("Service", given["HOST_REDIS"])
@@ -247,7 +247,7 @@ def test_probes_and_services_use_ports_that_the_container_has(name: str) -> None
     assert min(has.values()) >= 1024
 
 
-def test_the_balancer_listens_where_it_is_reached() -> None:
+def test_balancer_listens_where_it_is_reached() -> None:
     assert str(SETTINGS.bind) == f"0.0.0.0:{ports('balancer')['http']}"
     assert str(SETTINGS.admin_bind) == f"0.0.0.0:{ports('balancer')['admin']}"
     it = container("balancer")
@@ -274,7 +274,7 @@ def test_grace_periods_add_up() -> None:
     assert (probe["failureThreshold"] - 1) * probe["periodSeconds"] > needs
 
 
-def test_rollouts_take_nobody_away_before_somebody_else_is_there() -> None:
+def test_rollouts_take_no_pod_away_before_another_is_there() -> None:
     for it in of("Deployment"):
         assert it["spec"]["strategy"] == {
             "type": "RollingUpdate",
@@ -285,7 +285,7 @@ def test_rollouts_take_nobody_away_before_somebody_else_is_there() -> None:
     assert named("Deployment", "balancer")["spec"]["replicas"] == 2
 
 
-def test_who_is_scaled_has_no_number_of_its_own() -> None:
+def test_deployment_that_is_scaled_has_no_number_of_its_own() -> None:
     (scaler,) = of("HorizontalPodAutoscaler")
     target = scaler["spec"]["scaleTargetRef"]
     deployment = named(target["kind"], target["name"])

@@ -143,7 +143,7 @@ async def test_requests_go_on_while_dns_fails_and_members_are_found_afterwards(f
 
 
 @pytest.mark.parametrize("fail", BLIND, ids=lambda it: it.__name__)
-async def test_a_member_that_dies_while_dns_fails_is_left_out_until_dns_names_it_again(fail: Failure) -> None:
+async def test_member_that_dies_while_dns_fails_is_left_out_until_dns_names_it_again(fail: Failure) -> None:
     """Whatever answers at its address meanwhile may be another service."""
     async with site() as it:
         one, _, _ = it.members
@@ -233,7 +233,7 @@ async def test_alias_without_members_is_asked_for_less_often_until_a_request_com
 
 
 @pytest.mark.parametrize("fail", SIGHTED, ids=lambda it: it.__name__)
-async def test_a_new_member_is_found_while_dns_is_slow_or_answers_over_tcp_only(fail: Failure) -> None:
+async def test_new_member_is_found_while_dns_is_slow_or_answers_over_tcp_only(fail: Failure) -> None:
     async with site() as it:
         async with steady_requests(it.running) as answers:
             await fail(it)
@@ -245,7 +245,7 @@ async def test_a_new_member_is_found_while_dns_is_slow_or_answers_over_tcp_only(
 
 @pytest.mark.parametrize("rcode", [dns.rcode.NOERROR, dns.rcode.NXDOMAIN], ids=dns.rcode.to_text)
 @pytest.mark.parametrize("times", [1, 2])
-async def test_nobody_said_once_or_twice_is_not_believed(rcode: dns.rcode.Rcode, times: int) -> None:
+async def test_empty_answer_once_or_twice_is_not_believed(rcode: dns.rcode.Rcode, times: int) -> None:
     left = times
 
     async def say_nobody(query: dns.message.Message, response: dns.message.Message) -> None:
@@ -269,7 +269,7 @@ async def test_nobody_said_once_or_twice_is_not_believed(rcode: dns.rcode.Rcode,
 
 
 @pytest.mark.parametrize("fail", [killed, servfail, truncated_and_tcp_refused], ids=lambda it: it.__name__)
-async def test_a_balancer_that_starts_while_dns_fails_serves_as_soon_as_it_is_back(fail: Failure) -> None:
+async def test_balancer_that_starts_while_dns_fails_serves_as_soon_as_it_is_back(fail: Failure) -> None:
     async with Member(host="127.0.2.1") as member, DnsServer(zone := Zone()) as server:
         zone.records["apps"] = [("A", "127.0.2.1")]
         resolve = DnsResolver(Settings(resolver=server.address, upstream_port=member.address.port))

@@ -58,7 +58,7 @@ def test_addresses_are_those_that_dnspython_finds(answer: list[tuple[str, str, s
 
 
 @pytest.mark.parametrize(("record", "first"), [("A", "10.0.0.1"), ("AAAA", "fd00::1")])
-def test_the_short_way_for_many_addresses_finds_what_the_long_way_does(record: str, first: str) -> None:
+def test_short_way_for_many_addresses_finds_what_the_long_way_does(record: str, first: str) -> None:
     many = [("apps.", record, first)] * 50
     family = dns.rdatatype.from_text(record)
     assert len(Reply(message(record, many).to_wire(max_size=65535), True).packed(family)) == 50
@@ -96,7 +96,7 @@ def service(target: bytes) -> bytes:
     return HEADER + b"\xc0\x0c\0\x21\0\1\0\0\2\x58" + struct.pack("!4H", 6 + len(target), 0, 0, 80) + target
 
 
-def test_compressed_targets_are_read_although_nobody_should_send_them() -> None:
+def test_compressed_targets_are_read_although_the_rfc_forbids_them() -> None:
     found, _ = Reply(service(b"\2w1\xc0\x0c"), True).services()
     assert found == [Service(0, 0, 80, b"\2w1\4apps\0")]
 
@@ -119,7 +119,7 @@ def test_targets_that_are_no_names_are_refused(target: bytes) -> None:
 
 
 @given(st.data())
-def test_whatever_comes_is_read_or_refused(data: st.DataObject) -> None:
+def test_dns_message_of_any_bytes_is_read_or_refused(data: st.DataObject) -> None:
     whole = message(
         "SRV", [("apps.", "SRV", f"0 1 80 w{it}.apps.") for it in range(3)], [("w1.apps.", "A", "10.0.0.1")]
     ).to_wire()

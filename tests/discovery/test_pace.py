@@ -42,7 +42,7 @@ def test_members_that_are_named_and_not_up_are_asked_for_at_the_interval() -> No
     assert pace.delay(False, False, 200.0) == 1.0
 
 
-def test_with_members_the_interval_alone_counts() -> None:
+def test_interval_with_members_is_the_setting() -> None:
     pace = Pace(30.0)
     pace.speed_up(0.0)
     assert pace.delay(True, True, 0.0) == 30.0

@@ -64,7 +64,7 @@ async def test_both_families_at_once() -> None:
         assert addresses(await resolve()) == {"[fd00::1]:8000", "10.0.0.1:8000"}
 
 
-async def test_an_nxdomain_for_aaaa_does_not_void_a() -> None:
+async def test_nxdomain_for_aaaa_does_not_void_a() -> None:
     """Podman's DNS answers so for an IPv4-only name; Docker's sends an empty answer."""
 
     async def podman(query: dns.message.Message, response: dns.message.Message) -> None:
@@ -96,20 +96,20 @@ async def test_srv_brings_ports_priorities_and_weights() -> None:
     }
 
 
-async def test_an_unknown_name_is_nobody() -> None:
+async def test_unknown_name_is_empty() -> None:
     async with resolver(zone()) as resolve:
         (answer,) = (await resolve()).answers
     assert (answer.outcome, answer.rcode) == (Outcome.EMPTY, "NXDOMAIN")
 
 
-async def test_an_empty_answer_is_nobody() -> None:
+async def test_empty_answer_is_empty() -> None:
     async with resolver(zone(apps=[])) as resolve:
         (answer,) = (await resolve()).answers
     assert (answer.outcome, answer.rcode) == (Outcome.EMPTY, "NOERROR")
 
 
 @pytest.mark.parametrize("rcode", [dns.rcode.SERVFAIL, dns.rcode.REFUSED])
-async def test_a_failing_server_is_no_news(rcode: dns.rcode.Rcode) -> None:
+async def test_failing_server_is_no_news(rcode: dns.rcode.Rcode) -> None:
     async def fail(query: dns.message.Message, response: dns.message.Message) -> None:
         response.set_rcode(rcode)
 
@@ -118,7 +118,7 @@ async def test_a_failing_server_is_no_news(rcode: dns.rcode.Rcode) -> None:
     assert (answer.outcome, answer.rcode) == (Outcome.UNKNOWN, dns.rcode.to_text(rcode))
 
 
-async def test_a_server_that_does_not_answer_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_that_does_not_answer_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("balancer.discovery.dns_client.QUERY_TIMEOUT", 0.1)
 
     async def hang(query: dns.message.Message, response: dns.message.Message) -> None:
@@ -129,7 +129,7 @@ async def test_a_server_that_does_not_answer_is_no_news(monkeypatch: pytest.Monk
     assert (answer.outcome, answer.rcode) == (Outcome.UNKNOWN, "timeout")
 
 
-async def test_a_query_that_is_given_up_at_any_moment_leaves_no_socket_behind() -> None:
+async def test_query_that_is_given_up_at_any_moment_leaves_no_socket_behind() -> None:
     async def hang(query: dns.message.Message, response: dns.message.Message) -> None:
         await asyncio.Event().wait()
 
@@ -144,7 +144,7 @@ async def test_a_query_that_is_given_up_at_any_moment_leaves_no_socket_behind() 
         await eventually(lambda: descriptors() == before)
 
 
-async def test_a_slow_answer_does_not_hide_the_next() -> None:
+async def test_slow_answer_does_not_hide_the_next() -> None:
     """While the first query hangs, a later one finds the member; the late answer then changes nothing."""
     release, asked = asyncio.Event(), 0
 
@@ -187,7 +187,7 @@ def many(count: int) -> list[str]:
     return [f"10.{number // 62500}.{number // 250 % 250}.{number % 250 + 1}" for number in range(count)]
 
 
-async def test_the_largest_answer_that_there_can_be_is_read_and_one_more_address_takes_nobody_away() -> None:
+async def test_largest_answer_is_read_and_one_more_address_takes_no_member_away() -> None:
     records = zone(apps=[("A", host) for host in many(LARGEST_A)])
     membership = Membership()
     async with resolver(records) as resolve:
@@ -201,7 +201,7 @@ async def test_the_largest_answer_that_there_can_be_is_read_and_one_more_address
     assert len(membership.members) == LARGEST_A
 
 
-async def test_the_largest_answer_with_ipv6_addresses() -> None:
+async def test_largest_answer_with_ipv6_addresses() -> None:
     hosts = [("AAAA", f"fd00::{number:x}") for number in range(1, LARGEST_AAAA + 1)]
     async with resolver(records := zone(apps=hosts), record="aaaa") as resolve:
         assert len(addresses(await resolve())) == LARGEST_AAAA
@@ -228,7 +228,7 @@ async def test_five_thousand_members_by_srv_with_two_targets() -> None:
         assert len(membership.reconcile(await resolve()).left) == 1
 
 
-async def test_a_thousand_srv_targets_are_resolved_a_few_at_a_time_and_then_in_turn() -> None:
+async def test_thousand_srv_targets_are_resolved_a_few_at_a_time_and_then_in_turn() -> None:
     count = 1000
     records = zone(**{f"w{number}.apps": [("A", host)] for number, host in enumerate(many(count))})
     records.records["_http._tcp.apps"] = [("SRV", f"0 1 80 w{number}.apps.") for number in range(count)]
@@ -247,7 +247,7 @@ async def test_a_thousand_srv_targets_are_resolved_a_few_at_a_time_and_then_in_t
         assert server.udp_queries - before <= rounds * (1 + REFRESHED)
 
 
-async def test_srv_targets_that_fail_take_nobody_away() -> None:
+async def test_srv_targets_that_fail_take_no_member_away() -> None:
     records = zone(
         **{
             "_http._tcp.apps": [("SRV", "0 1 80 one.apps."), ("SRV", "0 1 80 two.apps.")],

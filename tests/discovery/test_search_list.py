@@ -32,15 +32,15 @@ def test_names_are_in_the_order_of_resolv_conf(alias: str, ndots: int, names: li
     assert candidates(alias, CLUSTER, ndots) == names
 
 
-def test_without_a_search_list_there_is_the_alias_alone() -> None:
+def test_names_without_a_search_list_are_the_alias_alone() -> None:
     assert candidates("apps", [], 1) == ["apps."]
 
 
-def test_the_root_in_a_search_list_is_the_alias_as_it_is() -> None:
+def test_root_in_a_search_list_is_the_alias_as_it_is() -> None:
     assert candidates("apps", [".", "x.example"], 5) == ["apps.", "apps.x.example."]
 
 
-def test_a_name_that_is_too_long_is_none() -> None:
+def test_name_that_is_too_long_is_none() -> None:
     alias = ".".join(["a" * 60] * 4)
     assert candidates(alias, ["b" * 20], 5) == [alias + "."]
 
@@ -69,23 +69,23 @@ class Dns:
         return [self.round() for _ in range(number)]
 
 
-def test_the_first_name_that_has_addresses_costs_one_query_a_round() -> None:
+def test_first_name_that_has_addresses_costs_one_query_a_round() -> None:
     dns = Dns(FOUND, NOBODY, NOBODY)
     assert set(dns.rounds(100)) == {FOUND}
     assert dns.asked == [[0]] * 100
 
 
-def test_a_later_name_is_found_in_the_first_round_and_asked_for_alone_thereafter() -> None:
+def test_later_name_is_found_in_the_first_round_and_asked_for_alone_thereafter() -> None:
     dns = Dns(NOBODY, NOBODY, FOUND)
     assert set(dns.rounds(1 + 2 * RECHECK_ROUNDS)) == {FOUND}
     assert dns.asked == [[0, 1, 2], *[*[[2]] * (RECHECK_ROUNDS - 1), [0, 1, 2]] * 2]
 
 
-def test_a_failure_leads_on_to_the_next_name_where_nothing_was_found_yet() -> None:
+def test_failure_leads_on_to_the_next_name_where_nothing_was_found_yet() -> None:
     assert Dns(UNKNOWN, FOUND).round() is FOUND
 
 
-def test_a_name_that_would_have_been_preferred_is_noticed() -> None:
+def test_name_that_would_have_been_preferred_is_noticed() -> None:
     dns = Dns(NOBODY, FOUND)
     dns.round()
     dns.says[0] = FOUND
@@ -94,7 +94,7 @@ def test_a_name_that_would_have_been_preferred_is_noticed() -> None:
     assert dns.asked[-1] == [0]
 
 
-def test_nobody_is_said_once_all_names_have_been_asked_since() -> None:
+def test_emptiness_is_said_once_all_names_have_been_asked_since() -> None:
     dns = Dns(FOUND, NOBODY, NOBODY)
     dns.rounds(5)
     dns.says[0] = NOBODY
@@ -102,7 +102,7 @@ def test_nobody_is_said_once_all_names_have_been_asked_since() -> None:
     assert dns.asked[5:] == [[0], [0, 1, 2], [0]]
 
 
-def test_what_was_said_before_the_name_in_use_answered_does_not_count() -> None:
+def test_answers_before_the_name_in_use_answered_do_not_count() -> None:
     dns = Dns(NOBODY, FOUND)
     dns.rounds(2)
     dns.says = [UNKNOWN, NOBODY]
@@ -116,13 +116,13 @@ def test_addresses_that_move_to_another_name_are_found_in_the_next_round() -> No
     assert dns.rounds(2) == [UNKNOWN, FOUND]
 
 
-def test_while_nobody_is_there_the_others_are_asked_for_now_and_then() -> None:
+def test_other_names_while_there_are_no_members_are_asked_for_now_and_then() -> None:
     dns = Dns(NOBODY, NOBODY, NOBODY)
     assert set(dns.rounds(2 * LOOK_ROUNDS)) == {NOBODY}
     assert dns.asked == [[0, 1, 2], *[[0]] * (LOOK_ROUNDS - 1)] * 2
 
 
-def test_a_failure_of_the_name_in_use_is_no_news_and_leads_nowhere() -> None:
+def test_failure_of_the_name_in_use_is_no_news_and_leads_nowhere() -> None:
     """The cluster's zone fails, and a wildcard in the company's domain would answer."""
     dns = Dns(FOUND, FOUND)
     dns.round()
@@ -132,12 +132,12 @@ def test_a_failure_of_the_name_in_use_is_no_news_and_leads_nowhere() -> None:
     assert all(it == [0] for it in dns.asked)
 
 
-def test_a_name_that_could_not_be_asked_for_may_have_somebody() -> None:
+def test_name_that_could_not_be_asked_for_may_have_members() -> None:
     dns = Dns(NOBODY, UNKNOWN)
     assert set(dns.rounds(2 * LOOK_ROUNDS)) == {UNKNOWN}
 
 
-def test_a_name_that_was_never_answered_does_not_hide_that_nobody_is_there_any_more() -> None:
+def test_name_that_was_never_answered_does_not_hide_emptiness() -> None:
     """A cluster without a way out: the alias as it is has always failed."""
     dns = Dns(FOUND, NOBODY, UNKNOWN)
     dns.round()
@@ -145,7 +145,7 @@ def test_a_name_that_was_never_answered_does_not_hide_that_nobody_is_there_any_m
     assert dns.rounds(3) == [UNKNOWN, NOBODY, NOBODY]
 
 
-def test_a_name_that_was_answered_once_and_fails_now_may_have_somebody() -> None:
+def test_name_that_was_answered_once_and_fails_now_may_have_members() -> None:
     dns = Dns(NOBODY, FOUND)
     dns.rounds(1)
     dns.says = [FOUND, NOBODY]
@@ -155,7 +155,7 @@ def test_a_name_that_was_answered_once_and_fails_now_may_have_somebody() -> None
     assert set(dns.rounds(3)) == {UNKNOWN}
 
 
-def test_a_late_answer_of_a_name_behind_the_one_in_use_changes_nothing() -> None:
+def test_late_answer_of_a_name_behind_the_one_in_use_changes_nothing() -> None:
     search = SearchList(3)
     search.begin()
     search.on_outcome(0, FOUND)
@@ -168,7 +168,7 @@ OUTCOMES = st.sampled_from([FOUND, NOBODY, UNKNOWN])
 
 
 @given(st.lists(st.lists(OUTCOMES, min_size=3, max_size=3), max_size=60))
-def test_nobody_is_never_said_while_a_name_has_addresses_that_was_answered_for_so(history: list[list[Outcome]]) -> None:
+def test_emptiness_is_never_said_while_an_answered_name_has_addresses(history: list[list[Outcome]]) -> None:
     """Whatever happened before: once things stay as they are, what is there is found, and only then."""
     dns = Dns(NOBODY, NOBODY, NOBODY)
     for says in history:

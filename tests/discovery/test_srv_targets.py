@@ -68,7 +68,7 @@ def test_many_names_are_asked_for_a_few_at_a_time_however_many_rounds_overlap() 
     assert set(server.asked.values()) == {1}
 
 
-def test_a_few_names_are_asked_for_in_every_round_and_of_many_some_in_turn() -> None:
+def test_few_names_are_asked_for_in_every_round_and_of_many_some_in_turn() -> None:
     async def script(server: Server) -> None:
         for _ in range(4):
             await server.resolve(range(REFRESHED))
@@ -82,7 +82,7 @@ def test_a_few_names_are_asked_for_in_every_round_and_of_many_some_in_turn() -> 
     play(script)
 
 
-def test_a_new_name_is_asked_for_at_once_among_many() -> None:
+def test_new_name_is_asked_for_at_once_among_many() -> None:
     async def script(server: Server) -> None:
         await server.resolve(range(300))
         found = await server.resolve(range(301))
@@ -91,7 +91,7 @@ def test_a_new_name_is_asked_for_at_once_among_many() -> None:
     play(script)
 
 
-def test_a_failure_leaves_what_is_known() -> None:
+def test_failure_leaves_what_is_known() -> None:
     async def script(server: Server) -> None:
         await server.resolve(range(2))
         server.failing = {"w1.", "w2."}
@@ -103,7 +103,7 @@ def test_a_failure_leaves_what_is_known() -> None:
     play(script)
 
 
-def test_where_nothing_can_be_resolved_that_is_no_word_of_nobody() -> None:
+def test_targets_that_cannot_be_resolved_are_no_empty_answer() -> None:
     async def script(server: Server) -> None:
         server.failing = {"*"}
         for _ in range(3):
@@ -120,7 +120,7 @@ def test_addresses_that_came_along_need_no_query() -> None:
     assert not play(script).asked
 
 
-def test_a_round_that_was_broken_off_does_not_keep_the_next_waiting() -> None:
+def test_round_that_was_broken_off_does_not_keep_the_next_waiting() -> None:
     async def script(server: Server) -> None:
         first = asyncio.ensure_future(server.resolve(range(100)))
         await asyncio.sleep(0.005)

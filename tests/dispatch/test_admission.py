@@ -79,7 +79,7 @@ class System:
         return queued
 
 
-def test_a_member_is_given_no_more_than_its_limit() -> None:
+def test_member_is_given_no_more_than_its_limit() -> None:
     system = System(2, limit=3)
     taken = [system.take() for _ in range(6)]
     assert [it.in_flight for it in system.members] == [3, 3]
@@ -88,14 +88,14 @@ def test_a_member_is_given_no_more_than_its_limit() -> None:
     assert system.take() is taken[0]
 
 
-def test_without_a_limit_nobody_waits() -> None:
+def test_request_without_a_limit_does_not_wait() -> None:
     system = System(1)
     for _ in range(1000):
         system.take()
     assert system.members[0].in_flight == 1000
 
 
-def test_a_freed_slot_goes_to_the_request_that_has_waited_longest() -> None:
+def test_freed_slot_goes_to_the_request_that_has_waited_longest() -> None:
     system = System(2, limit=1)
     one, other = system.take(), system.take()
     system.wait("first")
@@ -106,7 +106,7 @@ def test_a_freed_slot_goes_to_the_request_that_has_waited_longest() -> None:
     assert (one.in_flight, other.in_flight, len(system.queue)) == (1, 1, 0)
 
 
-def test_nobody_slips_in_before_those_who_wait() -> None:
+def test_new_request_does_not_overtake_those_that_wait() -> None:
     system = System(1)
     (member,) = system.members
     system.down(member)
@@ -118,7 +118,7 @@ def test_nobody_slips_in_before_those_who_wait() -> None:
     assert system.take() is member
 
 
-def test_who_has_stopped_waiting_is_passed_over() -> None:
+def test_request_that_has_stopped_waiting_is_passed_over() -> None:
     system = System(1, limit=1)
     member = system.take()
     system.wait("left", gone=True)
@@ -128,7 +128,7 @@ def test_who_has_stopped_waiting_is_passed_over() -> None:
     assert (member.in_flight, member.requests) == (1, 2)
 
 
-def test_when_everybody_has_stopped_waiting_the_slot_is_free() -> None:
+def test_slot_is_free_when_all_have_stopped_waiting() -> None:
     system = System(1, limit=1)
     member = system.take()
     system.wait("left", gone=True)
@@ -137,7 +137,7 @@ def test_when_everybody_has_stopped_waiting_the_slot_is_free() -> None:
     assert system.take() is member
 
 
-def test_everybody_gets_a_member_when_one_comes_up() -> None:
+def test_requests_get_a_member_when_one_comes_up() -> None:
     system = System(1)
     (member,) = system.members
     system.down(member)
@@ -149,7 +149,7 @@ def test_everybody_gets_a_member_when_one_comes_up() -> None:
     assert member.in_flight == 3
 
 
-def test_as_many_get_a_member_as_it_may_have() -> None:
+def test_requests_get_a_member_up_to_its_limit() -> None:
     system = System(1, limit=2)
     (member,) = system.members
     system.down(member)
@@ -161,7 +161,7 @@ def test_as_many_get_a_member_as_it_may_have() -> None:
     assert len(system.queue) == 1
 
 
-def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
+def test_slot_of_a_member_that_went_down_is_not_given_away() -> None:
     system = System(2, limit=1)
     one, other = system.take(), system.take()
     system.wait("first")
@@ -172,7 +172,7 @@ def test_a_slot_of_a_member_that_went_down_is_given_to_nobody() -> None:
     assert system.given == [("first", other)]
 
 
-def test_a_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -> None:
+def test_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -> None:
     system = System(2, limit=1)
     a, b = system.members
     assert system.admission.acquire(REQUEST, {a}) is b
@@ -183,7 +183,7 @@ def test_a_member_that_failed_the_request_gets_it_again_only_if_no_other_can() -
     assert system.given == [("tried a", a)]
 
 
-def test_a_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
+def test_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
     system = System(2)
     a, b = system.members
     queued = QueuedRequest(REQUEST)
@@ -198,7 +198,7 @@ def test_a_member_down_by_failed_requests_alone_is_the_last_resort() -> None:
     assert system.admission.fallback(QueuedRequest(REQUEST)) is None, "a probe has confirmed it"
 
 
-def test_the_last_resort_has_a_limit_too() -> None:
+def test_last_resort_has_a_limit_too() -> None:
     system = System(1, limit=1)
     (member,) = system.members
     system.down(member)
@@ -207,7 +207,7 @@ def test_the_last_resort_has_a_limit_too() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1])
-def test_a_member_that_left_takes_nothing_with_it(limit: int) -> None:
+def test_member_that_left_takes_nothing_with_it(limit: int) -> None:
     system = System(2, limit)
     a, b = system.take(), system.take()
     system.resolve(1)
@@ -217,7 +217,7 @@ def test_a_member_that_left_takes_nothing_with_it(limit: int) -> None:
     assert system.take() is a
 
 
-def test_the_first_member_back_gets_its_share_of_those_who_wait() -> None:
+def test_first_member_back_gets_its_share_of_those_who_wait() -> None:
     system = System(3)
     system.crowd(90)
     first, *others = system.members
@@ -227,7 +227,7 @@ def test_the_first_member_back_gets_its_share_of_those_who_wait() -> None:
     assert system.in_flight == [30, 30, 30]
 
 
-def test_who_comes_while_others_wait_to_be_shared_out_waits_behind_them() -> None:
+def test_request_that_comes_while_others_are_shared_out_waits_behind_them() -> None:
     system = System(2)
     system.crowd(20)
     first, second = system.members
@@ -239,7 +239,7 @@ def test_who_comes_while_others_wait_to_be_shared_out_waits_behind_them() -> Non
     assert system.given[-1] == ("late", first)
 
 
-def test_a_member_that_does_not_come_back_is_not_waited_for_long() -> None:
+def test_member_that_does_not_come_back_is_not_waited_for_long() -> None:
     system = System(3)
     system.crowd(90)
     system.come_up(system.members[0])
@@ -247,7 +247,7 @@ def test_a_member_that_does_not_come_back_is_not_waited_for_long() -> None:
     assert system.in_flight == [90, 0, 0]
 
 
-def test_a_slot_that_becomes_free_goes_on_to_those_who_wait_to_be_shared_out() -> None:
+def test_slot_that_becomes_free_goes_on_to_those_who_wait_to_be_shared_out() -> None:
     system = System(2)
     system.crowd(20)
     first, _ = system.members
@@ -257,21 +257,21 @@ def test_a_slot_that_becomes_free_goes_on_to_those_who_wait_to_be_shared_out() -
     assert (system.in_flight, len(system.given)) == ([10, 0], 20)
 
 
-def test_a_few_who_wait_are_not_shared_out() -> None:
+def test_few_who_wait_are_not_shared_out() -> None:
     system = System(3)
     system.crowd(GATHER_MIN)
     system.come_up(system.members[0])
     assert system.in_flight == [GATHER_MIN, 0, 0]
 
 
-def test_where_all_are_back_at_once_nobody_waits() -> None:
+def test_requests_do_not_wait_where_all_members_are_back_at_once() -> None:
     system = System(1)
     system.crowd(90)
     system.come_up(*system.members)
     assert system.in_flight == [90]
 
 
-def test_once_nobody_waits_nobody_is_held_back() -> None:
+def test_requests_are_not_held_back_once_none_waits() -> None:
     system = System(2)
     system.crowd(2 * GATHER_MIN)
     first, _ = system.members
@@ -281,7 +281,7 @@ def test_once_nobody_waits_nobody_is_held_back() -> None:
     assert [system.take() for _ in range(100)] == [first] * 100
 
 
-def test_nobody_is_refused_so_that_others_can_be_shared_out() -> None:
+def test_request_is_not_refused_so_that_others_can_be_shared_out() -> None:
     system = System(2)
     system.crowd(100)
     first, second = system.members
@@ -293,7 +293,7 @@ def test_nobody_is_refused_so_that_others_can_be_shared_out() -> None:
     assert (system.in_flight, len(system.queue)) == ([70, 70], 30)
 
 
-def test_where_no_room_can_be_made_a_request_is_refused() -> None:
+def test_request_is_refused_where_no_room_can_be_made() -> None:
     system = System(2, limit=10)
     system.crowd(100)
     system.come_up(system.members[0])
@@ -303,7 +303,7 @@ def test_where_no_room_can_be_made_a_request_is_refused() -> None:
         system.wait("too late")
 
 
-def test_a_limit_holds_while_those_who_wait_are_shared_out() -> None:
+def test_limit_holds_while_those_who_wait_are_shared_out() -> None:
     system = System(2, limit=3)
     system.crowd(40)
     system.come_up(*system.members)

@@ -22,7 +22,7 @@ def refusal(hold: PendingQueue, queued: QueuedRequest, patience: float = 10.0, m
     return caught.value
 
 
-def test_who_has_waited_longest_is_first() -> None:
+def test_request_that_has_waited_longest_is_first() -> None:
     hold = PendingQueue(10, 0)
     a, b, c = waiting(hold, 3)
     assert hold.head() is a
@@ -34,7 +34,7 @@ def test_who_has_waited_longest_is_first() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3])
-def test_a_full_queue_refuses_and_says_when_to_come_back(limit: int) -> None:
+def test_full_queue_refuses_and_says_when_to_come_back(limit: int) -> None:
     hold = PendingQueue(limit, 0)
     waiting(hold, limit)
     told = refusal(hold, QueuedRequest(ANY))
@@ -43,7 +43,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(limit: int) -> None:
     assert len(hold) == limit
 
 
-def test_the_bytes_in_hand_are_bounded() -> None:
+def test_bytes_in_hand_are_bounded() -> None:
     hold = PendingQueue(10, 100)
     first, _ = waiting(hold, 2, in_hand=50)
     told = refusal(hold, QueuedRequest(ANY, in_hand=1))
@@ -54,7 +54,7 @@ def test_the_bytes_in_hand_are_bounded() -> None:
     waiting(hold, 1, in_hand=50)
 
 
-def test_a_place_is_free_again_once_its_request_has_left() -> None:
+def test_place_is_free_again_once_its_request_has_left() -> None:
     hold = PendingQueue(1, 0)
     (queued,) = waiting(hold, 1)
     hold.discard(queued)
@@ -64,7 +64,7 @@ def test_a_place_is_free_again_once_its_request_has_left() -> None:
     assert len(hold) == 1
 
 
-def test_who_would_not_have_a_turn_in_time_is_told_so_at_once() -> None:
+def test_request_without_a_turn_in_time_is_refused_at_once() -> None:
     hold = PendingQueue(100, 0)
     queued_requests = waiting(hold, 20)
     for queued in queued_requests[:11]:
@@ -76,7 +76,7 @@ def test_who_would_not_have_a_turn_in_time_is_told_so_at_once() -> None:
     hold.push(QueuedRequest(ANY), 5.0, moving=True)
 
 
-def test_while_nobody_is_available_the_pace_of_before_says_nothing() -> None:
+def test_pace_of_before_says_nothing_while_no_member_is_available() -> None:
     hold = PendingQueue(100, 0)
     queued_requests = waiting(hold, 20)
     for queued in queued_requests[:11]:
@@ -85,7 +85,7 @@ def test_while_nobody_is_available_the_pace_of_before_says_nothing() -> None:
     hold.push(QueuedRequest(ANY), 1.0, moving=False)
 
 
-def test_the_pace_is_forgotten_with_the_queue() -> None:
+def test_pace_is_forgotten_with_the_queue() -> None:
     hold = PendingQueue(100, 0)
     queued_requests = waiting(hold, 3)
     hold.discard(queued_requests[0])

@@ -40,7 +40,7 @@ async def rest(body: ReplayableBody) -> bytes:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=9), max_size=9), st.lists(st.integers(0, 10), max_size=4))
-async def test_a_small_body_is_the_same_each_time_it_is_sent(pieces: list[bytes], tries: list[int]) -> None:
+async def test_small_body_is_the_same_each_time_it_is_sent(pieces: list[bytes], tries: list[int]) -> None:
     body = ReplayableBody(Pieces(pieces))
     for reads in tries:
         assert b"".join(pieces).startswith(await take(body, reads))
@@ -49,7 +49,7 @@ async def test_a_small_body_is_the_same_each_time_it_is_sent(pieces: list[bytes]
     assert body.in_hand
 
 
-async def test_a_source_that_has_ended_is_not_asked_again() -> None:
+async def test_source_that_has_ended_is_not_asked_again() -> None:
     source = Pieces([b"a", b"b"])
     body = ReplayableBody(source)
     for _ in range(2):
@@ -60,14 +60,14 @@ async def test_a_source_that_has_ended_is_not_asked_again() -> None:
 
 
 @pytest.mark.parametrize(("size", "in_hand"), [(REPLAY_BYTES, True), (REPLAY_BYTES + 1, False)])
-async def test_a_body_stays_in_hand_up_to_64_kib(size: int, in_hand: bool) -> None:
+async def test_body_stays_in_hand_up_to_64_kib(size: int, in_hand: bool) -> None:
     body = ReplayableBody(Pieces([b"x" * (size - 1), b"x"]))
     assert len(await rest(body)) == size
     assert body.in_hand is in_hand
 
 
 @given(st.lists(st.integers(1, 40_000), min_size=2, max_size=8), st.integers(0, 2))
-async def test_a_body_of_any_size_passes_whole_once(sizes: list[int], reads: int) -> None:
+async def test_body_of_any_size_passes_whole_once(sizes: list[int], reads: int) -> None:
     pieces = [bytes([index]) * size for index, size in enumerate(sizes)]
     body = ReplayableBody(Pieces(pieces))
     begun = await take(body, reads)
@@ -75,7 +75,7 @@ async def test_a_body_of_any_size_passes_whole_once(sizes: list[int], reads: int
     assert body.in_hand is (sum(sizes) <= REPLAY_BYTES)
 
 
-async def test_a_body_that_outgrows_the_limit_on_its_second_try_is_sent_whole_by_that_try() -> None:
+async def test_body_that_outgrows_the_limit_on_its_second_try_is_sent_whole_by_that_try() -> None:
     pieces = [b"a" * 60_000, b"b" * 60_000, b"c"]
     body = ReplayableBody(Pieces(pieces))
     await body.read()

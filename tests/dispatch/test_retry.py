@@ -46,7 +46,7 @@ methods = st.sampled_from(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "
         (GARBLED, "POST", True, 0, (502, "bad_response")),
     ],
 )
-def test_what_becomes_of_a_failed_request(
+def test_failed_request_is_retried_or_answered_by_the_rules(
     fault: UpstreamError, method: str, in_hand: bool, repeats: int, told: tuple[int, str] | None
 ) -> None:
     refusal = decide(fault, method, in_hand, repeats)
@@ -55,14 +55,14 @@ def test_what_becomes_of_a_failed_request(
 
 
 @given(st.sampled_from([DIED, SILENT, GARBLED]), methods, st.booleans(), st.integers(0, 3))
-def test_a_request_that_a_member_may_have_seen_is_repeated_twice_at_most_and_only_if_idempotent(
+def test_request_that_a_member_may_have_seen_is_repeated_twice_at_most_and_only_if_idempotent(
     fault: UpstreamError, method: str, in_hand: bool, repeats: int
 ) -> None:
     if decide(fault, method, in_hand, repeats) is None:
         assert method in IDEMPOTENT and in_hand and repeats < MAX_REPEATS == 2
 
 
-def test_a_repeat_that_the_budget_does_not_allow_is_told_the_client() -> None:
+def test_repeat_that_the_budget_does_not_allow_is_told_the_client() -> None:
     refusal = decide(DIED, "GET", True, 0, afford=lambda: False)
     assert refusal
     assert (refusal.status, refusal.token, refusal.retry_after) == (502, "member_failed", 1)
@@ -84,7 +84,7 @@ def spent(budget: Budget, now: float) -> int:
     return count
 
 
-def test_the_budget_is_a_fifth_of_the_requests_and_a_floor() -> None:
+def test_budget_is_a_fifth_of_the_requests_and_a_floor() -> None:
     budget = Budget()
     for _ in range(1000):
         budget.count_request(100.5)
@@ -92,7 +92,7 @@ def test_the_budget_is_a_fifth_of_the_requests_and_a_floor() -> None:
     assert not budget.spend(109.9)
 
 
-def test_what_is_long_ago_neither_gives_nor_takes() -> None:
+def test_retry_budget_ignores_what_is_long_ago() -> None:
     budget = Budget()
     for _ in range(1000):
         budget.count_request(100.0)

@@ -67,13 +67,13 @@ def query(text: str) -> Query:
 # The table.
 
 
-def test_the_table_has_every_metric_with_its_type_and_its_labels() -> None:
+def test_table_has_every_metric_with_its_type_and_its_labels() -> None:
     rows = re.findall(r"^\| `(balancer_\w+)` \| (\w+) \| (.*?) \| ", TABLE, re.MULTILINE)
     said = [(name, kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows]
     assert said == [(it.name, it.kind, it.labels) for it in METRICS]
 
 
-def test_no_document_names_a_metric_that_there_is_not() -> None:
+def test_documents_name_only_metrics_that_exist() -> None:
     for name in ("reference/metrics.md", "reference/errors.md"):
         named = re.findall(r"\b(?:balancer|process)_[a-z_]+[a-z]\b(?!/|\.)", (ROOT / "docs" / name).read_text())
         assert named
@@ -89,7 +89,7 @@ def test_every_value_that_the_docs_give_a_label_is_one_that_it_can_have() -> Non
 # The dashboard.
 
 
-def test_the_dashboard_is_a_model_that_grafana_10_takes() -> None:
+def test_dashboard_is_a_model_that_grafana_10_takes() -> None:
     assert DASHBOARD["schemaVersion"] >= 38
     assert DASHBOARD["title"] and DASHBOARD["uid"]
     assert "id" not in DASHBOARD, "an id belongs to one Grafana"
@@ -104,7 +104,7 @@ def test_the_dashboard_is_a_model_that_grafana_10_takes() -> None:
             assert len(set(references)) == len(references)
 
 
-def test_no_panel_covers_another_or_sticks_out() -> None:
+def test_panels_neither_overlap_nor_stick_out() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in panels():
         place = panel["gridPos"]
@@ -120,7 +120,7 @@ def test_no_panel_covers_another_or_sticks_out() -> None:
     assert {y for _, y in taken} == set(range(max(y for _, y in taken) + 1))
 
 
-def test_the_dashboard_asks_for_its_data_source_and_its_pools() -> None:
+def test_dashboard_asks_for_its_data_source_and_its_pools() -> None:
     variables = {it["name"]: it for it in DASHBOARD["templating"]["list"]}
     assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
     asked = re.fullmatch(r"label_values\((\w+), (\w+)\)", variables["pool"]["query"]["query"])
@@ -148,7 +148,7 @@ def test_every_query_of_the_dashboard_finds_what_it_asks_for(target: dict[str, A
     )
 
 
-def test_the_queries_of_the_annotations_find_what_they_ask_for() -> None:
+def test_queries_of_the_annotations_find_what_they_ask_for() -> None:
     asked = [it for it in DASHBOARD["annotations"]["list"] if "expr" in it]
     assert [query(it["expr"]).labels for it in asked] == [frozenset({"pool"})]
 
@@ -167,7 +167,7 @@ def test_the_queries_of_the_annotations_find_what_they_ask_for() -> None:
         "balancer_response_body_bytes_total",
     ],
 )
-def test_the_dashboard_shows(topic: str) -> None:
+def test_dashboard_shows(topic: str) -> None:
     asked = [target["expr"] for panel in panels() for target in panel.get("targets", [])]
     assert any(topic in query(it).names for it in asked)
 
@@ -194,7 +194,7 @@ def test_every_alert_can_fire_and_says_what_it_is_about(rule: dict[str, Any]) ->
     assert set(re.findall(r"\b(?:50[234]) (\w+)", words)) <= TOKENS
 
 
-def test_no_two_alerts_have_one_name() -> None:
+def test_alerts_have_names_of_their_own() -> None:
     names = [it["alert"] for it in RULES]
     assert len(set(names)) == len(names)
 
@@ -217,12 +217,12 @@ def test_no_two_alerts_have_one_name() -> None:
         ("balancer_members * on (pool) balancer_member_state", "many to one"),
     ],
 )
-def test_a_query_that_can_find_nothing_is_found_out(text: str, problem: str) -> None:
+def test_query_that_can_find_nothing_is_found_out(text: str, problem: str) -> None:
     with pytest.raises(Wrong, match=problem):
         query(text)
 
 
-def test_what_is_no_promql_is_found_out() -> None:
+def test_expression_that_is_no_promql_is_found_out() -> None:
     with pytest.raises(ValueError, match="invalid promql"):
         query("sum by (pool (x))")
 

@@ -114,7 +114,7 @@ def test_links_are_found_in_prose_alone() -> None:
     assert links(text) == ["b.md", "d.svg", "i.md#j", "o.md"]
 
 
-def test_a_link_that_leads_nowhere_is_told() -> None:
+def test_link_that_leads_nowhere_is_told() -> None:
     assert problem(ENGLISH, "docs/nothing.md") == "docs/nothing.md is not there"
     assert problem(ENGLISH, "#nothing") == "#nothing: no such heading"
     assert problem(ENGLISH, "docs/reference/tls.md#nothing") == "docs/reference/tls.md#nothing: no such heading"
@@ -126,7 +126,7 @@ def code_lines(*documents: Path) -> set[str]:
     return {line.strip() for it in documents for line in split(it.read_text())[1] if line.strip()}
 
 
-def test_what_portuguese_readers_type_stands_in_english_too() -> None:
+def test_commands_in_portuguese_stand_in_english_too() -> None:
     there = code_lines(PORTUGUESE, DRILL_PORTUGUESE)
     assert len(there) > 10
     assert sorted(there - code_lines(ENGLISH, *ENGLISH_PAGES)) == []
@@ -158,14 +158,14 @@ def figures(document: Path, heading: int) -> list[list[str]]:
     return [re.findall(r"\d+(?:\.\d+)?", re.sub(r"(\d),(\d)", r"\1.\2", row)) for row in rows]
 
 
-def test_the_drill_has_the_same_figures_in_both() -> None:
+def test_drill_has_the_same_figures_in_both() -> None:
     there = figures(DRILL_PORTUGUESE, 0)
     assert len(there) == 14
     # (A row says of how many, or for how long, in words in the one and in digits in the other.)
     assert [row[-5:] for row in there] == [row[-5:] for row in figures(DRILL, 0)]
 
 
-def test_the_readmes_lead_to_each_other() -> None:
+def test_readmes_lead_to_each_other() -> None:
     assert "README.pt-BR.md" in links("\n".join(ENGLISH.read_text().splitlines()[:4]))
     assert "README.md" in links("\n".join(PORTUGUESE.read_text().splitlines()[:4]))
 

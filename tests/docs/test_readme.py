@@ -19,13 +19,13 @@ SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text()
 
 
 @pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
-def test_the_settings_table_has(field) -> None:  # type: ignore[no-untyped-def]
+def test_settings_table_has(field) -> None:  # type: ignore[no-untyped-def]
     kind = field.metadata["kind"]
     default = show(field.default, kind)
     assert f"| `{variable(field.name)}` | {default} | {kind.accepts} | {field.metadata['meaning']} |\n" in SETTINGS
 
 
-def test_the_settings_table_has_nothing_else() -> None:
+def test_settings_table_has_nothing_else() -> None:
     assert SETTINGS.count("\n| `BALANCER_") == len(fields(Settings))
 
 
@@ -44,14 +44,14 @@ def test_every_token_that_the_balancer_can_answer_is_explained() -> None:
     assert {token for _, token in explained} == TOKENS
 
 
-def test_the_examples_in_python_are_parts_of_those_that_tests_run() -> None:
+def test_examples_in_python_are_parts_of_those_that_tests_run() -> None:
     sources = [path.read_text() for path in (ROOT / "examples").glob("*.py")]
     blocks = re.findall(r"^```python\n(.*?)^```", README + LIBRARY, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     assert all(any(block.strip() in source for source in sources) for block in blocks)
 
 
-def test_the_readme_is_short_and_its_blocks_have_languages() -> None:
+def test_readme_is_short_and_its_blocks_have_languages() -> None:
     assert len(README.splitlines()) <= 150
     fences = re.findall(r"^```(\w*)$", README, re.MULTILINE)
     assert set(fences[::2]) == {"sh", "console", "yaml", "python"}

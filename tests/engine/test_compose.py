@@ -53,7 +53,7 @@ async def test_recreating_every_worker_under_load_loses_nothing(compose: Compose
     assert not tally.failures
 
 
-async def test_a_container_started_by_hand_joins_and_leaves_unnoticed(compose: Compose) -> None:
+async def test_container_started_by_hand_joins_and_leaves_unnoticed(compose: Compose) -> None:
     await compose.scale(1)
     assert len(await compose.hostnames(1, NOTICED)) == 1
     async with compose.load() as tally:
@@ -72,7 +72,7 @@ async def test_a_container_started_by_hand_joins_and_leaves_unnoticed(compose: C
 
 
 @pytest.mark.parametrize("service", ["worker", "balancer"])
-async def test_a_request_in_flight_survives_the_stop_of(compose: Compose, service: str) -> None:
+async def test_request_in_flight_survives_the_stop_of(compose: Compose, service: str) -> None:
     await compose.scale(1)
     await compose.hostnames(1, NOTICED)
     request = asyncio.create_task(compose.get("/work?seconds=3"))
@@ -83,7 +83,7 @@ async def test_a_request_in_flight_survives_the_stop_of(compose: Compose, servic
     await compose("up", "--detach", "--wait")
 
 
-async def test_an_idle_stop_is_quick_and_clean(compose: Compose) -> None:
+async def test_idle_stop_is_quick_and_clean(compose: Compose) -> None:
     await compose.scale(2)
     await compose.hostnames(2, NOTICED)
     began = time.monotonic()
@@ -95,7 +95,7 @@ async def test_an_idle_stop_is_quick_and_clean(compose: Compose) -> None:
     await compose("up", "--detach", "--wait")
 
 
-async def test_the_count_outlives_the_containers_and_a_killed_redis(compose: Compose) -> None:
+async def test_count_outlives_the_containers_and_a_killed_redis(compose: Compose) -> None:
     await compose.scale(1)
     before = (await compose.greetings(1))[0][1]
     await compose("down")
@@ -106,7 +106,7 @@ async def test_the_count_outlives_the_containers_and_a_killed_redis(compose: Com
     assert (await _recovered(compose)) == before + 2
 
 
-async def test_without_redis_the_worker_says_so_and_recovers_by_itself(compose: Compose) -> None:
+async def test_worker_without_redis_says_so_and_recovers_by_itself(compose: Compose) -> None:
     await compose.scale(1)
     before = (await compose.greetings(1))[0][1]
     await compose("stop", "redis")
@@ -119,7 +119,7 @@ async def test_without_redis_the_worker_says_so_and_recovers_by_itself(compose: 
     assert "Traceback" not in await compose("logs", "worker")
 
 
-async def test_without_workers_requests_wait_and_then_learn_why(compose: Compose) -> None:
+async def test_requests_without_workers_wait_and_then_learn_why(compose: Compose) -> None:
     await compose.scale(1)
     await compose("stop", "worker")
     held = asyncio.create_task(compose.get())
@@ -137,7 +137,7 @@ async def test_without_workers_requests_wait_and_then_learn_why(compose: Compose
     await compose("start", "worker")
 
 
-async def test_images_run_as_nobody_in_particular(compose: Compose) -> None:
+async def test_images_run_as_an_unprivileged_user(compose: Compose) -> None:
     for service in ("balancer", "worker"):
         uid = await compose("exec", "--no-TTY", service, "python", "-c", "import os; print(os.getuid())")
         assert uid.strip() == "10001"

@@ -22,7 +22,7 @@ SETTLE = 1.5
 @pytest.mark.engine
 @pytest.mark.long
 @pytest.mark.parametrize("plain", [False, True], ids=["draining", "plain"])
-async def test_nothing_is_lost_and_nothing_runs_twice(plain: bool) -> None:
+async def test_requests_of_the_drill_are_not_lost_and_run_once(plain: bool) -> None:
     compose, phases = project(plain)
     # To what the balancer and Redis do, it is the same what workers run.
     same = (reload, restart_redis) if plain else ()
@@ -36,7 +36,7 @@ async def test_nothing_is_lost_and_nothing_runs_twice(plain: bool) -> None:
 
 @pytest.mark.engine
 @pytest.mark.long
-async def test_a_rolling_restart_loses_nothing() -> None:
+async def test_rolling_restart_loses_nothing() -> None:
     compose, _ = project(plain=False)
     async with running(compose):
         rolled = await roll(compose, 4000)

@@ -67,7 +67,7 @@ async def test_workers_that_start_are_on_the_page_within_two_seconds_of_dns(syst
         await expect(rows.filter(has_text=f"{system.project}-worker-{number}")).to_have_count(1, timeout=PATIENCE)
 
 
-async def test_a_drain_by_the_button_stops_traffic_to_that_member(system: Compose, page: Page) -> None:
+async def test_drain_by_the_button_stops_traffic_to_that_member(system: Compose, page: Page) -> None:
     await system.scale(2)
     row = page.locator("#rows tr").filter(has_text="worker-1")
     await expect(page.locator("#rows .badge", has_text="up")).to_have_count(2, timeout=PATIENCE)
@@ -94,7 +94,7 @@ async def test_a_drain_by_the_button_stops_traffic_to_that_member(system: Compos
     assert len(await system.hostnames(2, 5.0)) == 2
 
 
-async def test_the_event_log_says_why_a_member_went_and_what_it_cost(system: Compose, page: Page) -> None:
+async def test_event_log_says_why_a_member_went_and_what_it_cost(system: Compose, page: Page) -> None:
     await system.scale(2)
     await expect(page.locator("#rows .badge", has_text="up")).to_have_count(2, timeout=PATIENCE)
     victim, _ = await system.containers("worker")
@@ -123,7 +123,7 @@ async def requests(system: Compose) -> dict[str, int]:
     return {it["address"]: it["requests"] for it in pool["members"]}
 
 
-async def test_without_a_browser_actions_take_the_token_too(system: Compose) -> None:
+async def test_actions_without_a_browser_take_the_token_too(system: Compose) -> None:
     await system.scale(1)
     async with httpx.AsyncClient(trust_env=False) as client:
         (pool,) = (await client.get(system.admin + "/api/status")).json()["pools"]

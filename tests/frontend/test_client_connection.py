@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from math import inf
 
 import pytest
 
 from balancer.config.settings import Settings
+from balancer.frontend import registry
 from balancer.frontend.client_connection import (
     ACTIVE,
     HEAD,
@@ -20,6 +22,8 @@ from balancer.frontend.client_connection import (
     timeout,
     unread_timeout,
 )
+from tests.support.messages import GET
+from tests.support.wire import Member, answer_all, balance
 
 LIMITS = Settings(header_timeout=10, keepalive_timeout=75, stream_idle_timeout=60)
 
@@ -162,3 +166,24 @@ def test_body_that_is_slower_than_the_least_rate_is_refused() -> None:
     refusal = rate.check(30.1, 130.1, limits)
     assert refusal
     assert (refusal.status, refusal.reason) == (408, "the body came with less than 100 bytes/s")
+
+
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+
+
+@pytest.mark.parametrize("between", [b"\r\n", b"\r\n" * 5])
+@pytest.mark.parametrize("request_bytes", [GET, POST], ids=["GET", "POST"])
+async def test_empty_lines_between_requests_are_no_request(
+    request_bytes: bytes, between: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some clients send one behind a body; a 408 to that would look like the answer to the next request."""
+    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
+    async with Member(answer_all) as member, balance(member, header_timeout=0.2) as running, running.client() as client:
+        for _ in range(2):
+            await client.send(request_bytes)
+            assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+            assert await client.exactly(2) == b"ok"
+            await client.send(between)
+            await asyncio.sleep(0.6)
+        await client.send(request_bytes)
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")

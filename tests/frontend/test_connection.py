@@ -54,7 +54,7 @@ async def untouched() -> AsyncIterator[tuple[Running, Member]]:
 @pytest.mark.asyncio(loop_scope="module")
 @each(it for it in CASES if it.status and not it.in_body)
 @in_pieces
-async def test_what_is_ambiguous_is_refused_and_nobody_sees_it(
+async def test_ambiguous_request_is_refused_and_reaches_no_member(
     case: Case, cut: bool, untouched: tuple[Running, Member]
 ) -> None:
     running, member = untouched
@@ -72,7 +72,7 @@ async def test_what_is_ambiguous_is_refused_and_nobody_sees_it(
 
 @each(it for it in CASES if it.status and it.in_body)
 @in_pieces
-async def test_a_body_that_cannot_be_framed_ends_in_400_and_no_second_request(case: Case, cut: bool) -> None:
+async def test_body_that_cannot_be_framed_ends_in_400_and_no_second_request(case: Case, cut: bool) -> None:
     async with Member(answer_all) as member, balance(member) as running, running.client() as client:
         await send(client, case.request + (b"" if case.unfinished else NEXT), cut)
         answer = await client.to_end()
@@ -84,7 +84,7 @@ async def test_a_body_that_cannot_be_framed_ends_in_400_and_no_second_request(ca
 
 @each(it for it in CASES if not it.status)
 @in_pieces
-async def test_what_is_sound_passes(case: Case, cut: bool) -> None:
+async def test_sound_request_passes(case: Case, cut: bool) -> None:
     async with Member(answer_all) as member, balance(member) as running, running.client() as client:
         for _ in range(2):
             await send(client, case.request, cut)
@@ -110,7 +110,7 @@ async def test_requests_in_one_packet_are_answered_in_order() -> None:
             assert await client.exactly(2) == b"/%d" % number
 
 
-async def test_a_body_may_follow_while_the_request_before_it_is_answered() -> None:
+async def test_body_may_follow_while_the_request_before_it_is_answered() -> None:
     async def slow(connection: Connection) -> None:
         while True:
             head = await connection.head()
@@ -130,7 +130,7 @@ async def test_a_body_may_follow_while_the_request_before_it_is_answered() -> No
 
 
 @pytest.mark.parametrize("asks", [b"", b"Expect: 100-continue\r\n"])
-async def test_a_client_that_asks_is_told_to_go_on(asks: bytes) -> None:
+async def test_client_that_asks_is_told_to_go_on(asks: bytes) -> None:
     async with Member(answer_all) as member, balance(member) as running, running.client() as client:
         await client.send(POST + asks + b"Content-Length: 3\r\n\r\n")
         if asks:
@@ -139,14 +139,14 @@ async def test_a_client_that_asks_is_told_to_go_on(asks: bytes) -> None:
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_what_came_before_a_malformed_request_is_answered_first() -> None:
+async def test_requests_before_a_malformed_one_are_answered_first() -> None:
     async with Member() as member, balance(member) as running:
         answer = await running.exchange(GET + GET + b"GET / HTTP/1.1\r\n\r\n" + GET)
         statuses = [part.split(b" ")[0] for part in answer.split(b"HTTP/1.1 ")[1:]]
         assert statuses == [b"200", b"200", b"400"]
 
 
-async def test_nothing_that_follows_connection_close_is_served() -> None:
+async def test_request_behind_connection_close_is_not_served() -> None:
     async with Member() as member, balance(member) as running:
         answer = await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + GET)
         assert answer.count(b"HTTP/1.1 ") == 1
@@ -179,14 +179,14 @@ async def test_http_1_0_gets_a_body_of_unknown_length_until_close() -> None:
         assert b"chunked" not in answer
 
 
-async def test_a_client_that_has_closed_its_side_gets_its_answer() -> None:
+async def test_client_that_has_closed_its_side_gets_its_answer() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         await client.send(GET)
         client.writer.write_eof()
         assert (await client.to_end()).endswith(b"ok")
 
 
-async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client() -> None:
+async def test_refusal_in_the_middle_of_an_upload_is_read_by_the_client() -> None:
     async def refuse(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -199,7 +199,7 @@ async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client() -> N
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("begun", [b"G", b"GET / HTTP/1.1\r\nHost: a\r\nX: "])
-async def test_a_head_has_to_come_in_time(begun: bytes) -> None:
+async def test_head_has_to_come_in_time(begun: bytes) -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         await client.send(begun)
         answer = await client.to_end()
@@ -208,7 +208,7 @@ async def test_a_head_has_to_come_in_time(begun: bytes) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_head_that_trickles_in_has_no_more_time() -> None:
+async def test_head_that_trickles_in_has_no_more_time() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         await client.send(b"GET /")
         answering = asyncio.create_task(client.to_end())
@@ -221,7 +221,7 @@ async def test_a_head_that_trickles_in_has_no_more_time() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_an_idle_connection_is_closed_without_a_word() -> None:
+async def test_idle_connection_is_closed_without_a_word() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         assert await client.to_end() == b""
     async with Member() as member, balance(member) as running, running.client() as client:
@@ -230,7 +230,7 @@ async def test_an_idle_connection_is_closed_without_a_word() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_body_has_to_go_on() -> None:
+async def test_body_has_to_go_on() -> None:
     async with Member(answer_all) as member, balance(member) as running, running.client() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
         answer = await client.to_end()
@@ -239,7 +239,7 @@ async def test_a_body_has_to_go_on() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_client_that_does_not_read_is_cut_off() -> None:
+async def test_client_that_does_not_read_is_cut_off() -> None:
     async def flood(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
@@ -254,7 +254,7 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_an_answer_that_takes_long_is_waited_for() -> None:
+async def test_answer_that_takes_long_is_waited_for() -> None:
     async def slow(connection: Connection) -> None:
         await connection.head()
         await asyncio.sleep(1)
@@ -266,7 +266,7 @@ async def test_an_answer_that_takes_long_is_waited_for() -> None:
         assert await client.exactly(2) == b"ok"
 
 
-async def test_what_is_refused_is_in_the_log() -> None:
+async def test_refused_request_is_in_the_log() -> None:
     async with Member() as member, balance(member) as running:
         await running.exchange(b"GET /x HTTP/1.1\r\nHost: a b\r\n\r\n")
         await running.exchange(b"\x16\x03\x01")
@@ -275,7 +275,7 @@ async def test_what_is_refused_is_in_the_log() -> None:
         assert (unknown.request.target, unknown.status, unknown.error) == (b"", 400, "malformed_request")
 
 
-async def test_a_request_that_is_refused_has_an_id_too() -> None:
+async def test_request_that_is_refused_has_an_id_too() -> None:
     async with balance() as running:
         await running.exchange(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
         (record,) = running.records

@@ -61,7 +61,7 @@ def refused(received: bytes, status: int, token: bytes) -> bool:
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("asks", [b"", b"Expect: 100-continue\r\n"], ids=["", "Expect"])
-async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(asks: bytes) -> None:
+async def test_body_that_is_announced_too_large_is_refused_before_it_comes(asks: bytes) -> None:
     async with Member(take) as member, balance(member, max_body_bytes=ENOUGH) as running, running.client() as client:
         await client.send(announced(ENOUGH + 1, asks))
         assert refused(await answer(client), 413, b"body_too_large")
@@ -72,7 +72,7 @@ async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(ask
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
-async def test_a_body_that_is_announced_too_large_and_comes_at_once_is_refused(warm: bool) -> None:
+async def test_body_that_is_announced_too_large_and_comes_at_once_is_refused(warm: bool) -> None:
     async with Member(take) as member, balance(member, max_body_bytes=ENOUGH) as running:
         if warm:  # There is a connection to the member, so that nothing has to be waited for.
             await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -84,7 +84,7 @@ async def test_a_body_that_is_announced_too_large_and_comes_at_once_is_refused(w
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("limit", [ENOUGH, LARGE])
-async def test_a_body_that_grows_too_large_is_cut_off(limit: int) -> None:
+async def test_body_that_grows_too_large_is_cut_off(limit: int) -> None:
     async with Member(take) as member, balance(member, max_body_bytes=limit) as running:
         async with running.client() as client:
             await client.send(CHUNKED)
@@ -104,7 +104,7 @@ async def test_a_body_that_grows_too_large_is_cut_off(limit: int) -> None:
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "later"])
 @pytest.mark.parametrize("limit", [ENOUGH, 30_000])
-async def test_a_body_that_is_too_large_and_comes_at_once_is_refused(limit: int, warm: bool) -> None:
+async def test_body_that_is_too_large_and_comes_at_once_is_refused(limit: int, warm: bool) -> None:
     async with Member(take) as member, balance(member, max_body_bytes=limit) as running:
         if warm:
             await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -117,7 +117,7 @@ async def test_a_body_that_is_too_large_and_comes_at_once_is_refused(limit: int,
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("limit", [ENOUGH, LARGE])
-async def test_a_body_that_is_just_not_too_large_passes(limit: int) -> None:
+async def test_body_that_is_just_not_too_large_passes(limit: int) -> None:
     async with Member(take) as member, balance(member, max_body_bytes=limit) as running, running.client() as client:
         for request in (announced(limit) + b"a" * limit, CHUNKED + b"".join(chunks(limit // 2, limit // 2)) + END):
             for _ in range(2):
@@ -125,7 +125,7 @@ async def test_a_body_that_is_just_not_too_large_passes(limit: int) -> None:
                 assert (await answer(client)).endswith(b"ok")
 
 
-async def test_a_body_larger_than_any_buffer_passes_where_there_is_no_limit() -> None:
+async def test_body_larger_than_any_buffer_passes_where_there_is_no_limit() -> None:
     async with Member(take) as member, balance(member) as running, running.client() as client:
         await client.send(announced(5_000_000) + b"a" * 5_000_000)
         assert (await answer(client)).endswith(b"ok")
@@ -200,7 +200,7 @@ async def test_connections_of_one_client_beyond_its_limit_are_refused_until_one_
 
 
 @pytest.mark.parametrize("name", ["max_connections", "max_connections_per_client"])
-async def test_a_connection_that_was_refused_takes_nobodys_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_that_was_refused_takes_no_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or those who are refused, and try again, would keep everybody out."""
     monkeypatch.setattr(client_connection, "LINGER_SECONDS", LIMIT)
     limit: dict[str, Any] = {name: 1}
@@ -213,7 +213,7 @@ async def test_a_connection_that_was_refused_takes_nobodys_place(name: str, monk
                 await is_served_in_the_end(running, "127.0.0.1")
 
 
-async def test_a_client_is_told_that_there_are_too_many_connections_before_it_asks() -> None:
+async def test_client_is_told_that_there_are_too_many_connections_before_it_asks() -> None:
     async with Member() as member, balance(member, max_connections=1) as running, running.client() as one:
         assert await is_served(one)
         async with running.client() as beyond:
@@ -261,7 +261,7 @@ def with_target(size: int) -> bytes:
     ],
     ids=["max_header_bytes", "max_headers", "max_uri_bytes"],
 )
-async def test_the_limits_of_a_head_are_the_settings(
+async def test_limits_of_a_head_are_the_settings(
     name: str,
     request_of: Callable[[int], bytes],
     limits: tuple[int, int],
@@ -321,7 +321,7 @@ async def trickling(client: Connection, piece: bytes) -> AsyncIterator[None]:
 @pytest.mark.parametrize(
     ("head", "piece"), [(announced(100_000_000), b"a"), (CHUNKED, b"1\r\na\r\n")], ids=["length", "chunks"]
 )
-async def test_a_body_that_trickles_in_is_cut_off(head: bytes, piece: bytes) -> None:
+async def test_body_that_trickles_in_is_cut_off(head: bytes, piece: bytes) -> None:
     async with Member(take) as member, balance(member, min_body_rate=1_000_000) as running, running.client() as client:
         await client.send(head)
         async with trickling(client, piece):
@@ -334,7 +334,7 @@ async def test_a_body_that_trickles_in_is_cut_off(head: bytes, piece: bytes) -> 
 
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("rate", [0, 1000])
-async def test_a_body_that_comes_fast_enough_is_not_cut_off(rate: int) -> None:
+async def test_body_that_comes_fast_enough_is_not_cut_off(rate: int) -> None:
     # No rate at all is asked for, or a hundredth of what comes, however slow the machine.
     piece = b"a" if rate == 0 else b"a" * 10_000
     async with Member(take) as member, balance(member, min_body_rate=rate) as running, running.client() as client:
@@ -346,7 +346,7 @@ async def test_a_body_that_comes_fast_enough_is_not_cut_off(rate: int) -> None:
 
 
 @pytest.mark.usefixtures("hurried")
-async def test_a_body_that_the_member_does_not_take_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_body_that_the_member_does_not_take_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     taking = asyncio.Event()
     size = 30_000_000
 
@@ -406,7 +406,7 @@ async def test_requests_ahead_of_their_answers_are_bounded(cut: bool) -> None:
     assert b"".join(member.received).count(b"GET /") == len(answers)
 
 
-async def test_as_many_requests_as_may_come_ahead_do_not_end_the_connection() -> None:
+async def test_requests_ahead_up_to_the_bound_do_not_end_the_connection() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         for _ in range(3):
             await client.send(numbered(http1_connection.PIPELINE_MAX))
@@ -429,7 +429,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize(("request_", "status"), HEADS.values(), ids=HEADS.keys())
-async def test_the_refusal_of_head_has_no_body(request_: bytes, status: int) -> None:
+async def test_refusal_of_head_has_no_body(request_: bytes, status: int) -> None:
     async with balance(wait=False, queue_timeout=0, max_body_bytes=ENOUGH) as running, running.client() as client:
         await client.send(request_)
         client.writer.write_eof()

@@ -38,7 +38,7 @@ UNKNOWN = b"PROXY UNKNOWN\r\n"
     ids=["v1", "v1 IPv6", "v2", "LOCAL", "UNKNOWN"],
 )
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "in pieces"])
-async def test_the_client_is_whom_the_header_names(header: bytes, source: str, cut: bool) -> None:
+async def test_client_is_whom_the_header_names(header: bytes, source: str, cut: bool) -> None:
     async with Member() as member, announced(member) as running, running.client() as client:
         if cut:
             for byte in header:
@@ -58,7 +58,7 @@ async def test_the_client_is_whom_the_header_names(header: bytes, source: str, c
         assert member.received[0].count(f"\r\nforwarded: for={node};".encode()) == 2
 
 
-async def test_what_the_named_client_claims_of_others_is_not_believed() -> None:
+async def test_claims_of_the_named_client_are_not_believed() -> None:
     claim = GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n")
     async with Member() as member, announced(member) as running:
         for header in (V1, LOCAL):
@@ -81,13 +81,13 @@ async def test_what_the_named_client_claims_of_others_is_not_believed() -> None:
     ],
     ids=["no header", "a bad line", "a bare LF", "a bad version", "a line without an end"],
 )
-async def test_a_trusted_proxy_without_a_sound_header_gets_no_answer(sent: bytes) -> None:
+async def test_trusted_proxy_without_a_sound_header_gets_no_answer(sent: bytes) -> None:
     async with Member() as member, announced(member) as running:
         assert await running.exchange(sent) == b""
         assert (member.received, running.records) == ([], [])
 
 
-async def test_a_header_that_does_not_end_is_cut() -> None:
+async def test_header_that_does_not_end_is_cut() -> None:
     for begun in (b"", V1[:20], V2[:20]):
         async with Member() as member, announced(member, header_timeout=0.3) as running, running.client() as client:
             await client.send(begun)
@@ -98,7 +98,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_a_client_that_leaves_within_its_header_leaves_nothing_behind() -> None:
+async def test_client_that_leaves_within_its_header_leaves_nothing_behind() -> None:
     async with Member() as member, announced(member) as running, running.client() as client:
         await client.send(V1 + GET)
         await client.head()
@@ -109,7 +109,7 @@ async def test_a_client_that_leaves_within_its_header_leaves_nothing_behind() ->
         await eventually(lambda: open_files() <= before)
 
 
-async def test_who_is_not_a_trusted_proxy_is_served_as_itself() -> None:
+async def test_client_that_is_no_trusted_proxy_is_served_as_itself() -> None:
     async with Member() as member, announced(member, trusted_proxies=(ip_network("10.0.0.0/8"),)) as running:
         async with running.client() as client:
             await client.send(GET)
@@ -120,12 +120,12 @@ async def test_who_is_not_a_trusted_proxy_is_served_as_itself() -> None:
         assert len(member.received) == 1
 
 
-async def test_without_the_setting_a_header_is_malformed() -> None:
+async def test_proxy_header_without_the_setting_is_malformed() -> None:
     async with Member() as member, balance(member, trusted_proxies=LOOPBACK) as running:
         assert (await running.exchange(V1 + GET)).startswith(b"HTTP/1.1 400 ")
 
 
-async def test_a_websockets_client_is_whom_the_header_names() -> None:
+async def test_websockets_client_is_whom_the_header_names() -> None:
     async with (
         websocket_member() as address,
         balance(address, proxy_protocol=True, trusted_proxies=LOOPBACK) as running,
@@ -166,7 +166,7 @@ async def test_http_2_begins_after_the_header(tmp_path: Path) -> None:
         assert running.records[0].request.client == "192.0.2.7"
 
 
-async def test_on_a_unix_socket_everybody_sends_a_header(tmp_path: Path) -> None:
+async def test_proxy_header_on_a_unix_socket_is_taken_from_all(tmp_path: Path) -> None:
     path = tmp_path / "balancer.sock"
     async with Member() as member, serving(member, bind=f"unix:{path}", proxy_protocol="on") as serve:
         async with serve.client() as client:

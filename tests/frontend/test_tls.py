@@ -64,7 +64,7 @@ async def test_https_is_served_and_the_member_told(files: dict[str, Any]) -> Non
     ("offered", "chosen"),
     [(["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1"), ([], None), (["spdy/3"], None)],
 )
-async def test_without_http2_every_client_speaks_http_1_1(
+async def test_clients_without_http2_speak_http_1_1(
     offered: list[str], chosen: str | None, files: dict[str, Any]
 ) -> None:
     async with Member() as member, balance(member, **files) as running, running.client(trusting(*offered)) as client:
@@ -94,7 +94,7 @@ async def test_tls_1_1_is_not_spoken(files: dict[str, Any]) -> None:
                 pass
 
 
-async def test_a_large_body_crosses_each_way(files: dict[str, Any]) -> None:
+async def test_large_body_crosses_each_way(files: dict[str, Any]) -> None:
     async def swallow(connection: Connection) -> None:
         while True:
             head = await connection.head()
@@ -113,7 +113,7 @@ async def test_a_large_body_crosses_each_way(files: dict[str, Any]) -> None:
         assert response.content == bytes(SIZE)
 
 
-async def test_a_websocket_is_served_over_tls(files: dict[str, Any]) -> None:
+async def test_websocket_is_served_over_tls(files: dict[str, Any]) -> None:
     async with (
         websocket_member() as address,
         balance(address, **files) as running,
@@ -128,7 +128,7 @@ async def test_a_websocket_is_served_over_tls(files: dict[str, Any]) -> None:
     [GET, b"\x16\x03\x01\xff\xff" + bytes(100), bytes(1000), b"\x80\x2e\x01\x00\x02" + bytes(100)],
     ids=["plain HTTP", "a record too long", "zeros", "SSL 2"],
 )
-async def test_what_is_not_tls_is_closed_without_a_word(
+async def test_connection_that_speaks_no_tls_is_closed_without_a_word(
     garbage: bytes, files: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Member() as member, balance(member, **files) as running:
@@ -142,13 +142,13 @@ async def test_what_is_not_tls_is_closed_without_a_word(
 
 
 @pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01"])
-async def test_a_handshake_that_does_not_end_is_cut(begun: bytes, files: dict[str, Any]) -> None:
+async def test_handshake_that_does_not_end_is_cut(begun: bytes, files: dict[str, Any]) -> None:
     async with Member() as member, balance(member, header_timeout=0.3, **files) as running, running.client() as client:
         await client.send(begun)
         assert await client.to_end() == b""
 
 
-async def test_a_client_that_closes_its_side_has_left(files: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+async def test_client_that_closes_its_side_has_left(files: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     asked = asyncio.Event()
 
     async def silent(connection: Connection) -> None:
@@ -174,7 +174,7 @@ async def test_a_client_that_closes_its_side_has_left(files: dict[str, Any], cap
     assert not [it for it in caplog.records if it.name == "asyncio"]
 
 
-async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client(files: dict[str, Any]) -> None:
+async def test_refusal_in_the_middle_of_an_upload_is_read_by_the_client(files: dict[str, Any]) -> None:
     async def refuse(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -185,7 +185,7 @@ async def test_a_refusal_in_the_middle_of_an_upload_is_read_by_the_client(files:
         assert (await client.to_end()).endswith(b"\r\n\r\nno")
 
 
-async def test_a_client_that_does_not_read_is_waited_for_with_little_in_memory(files: dict[str, Any]) -> None:
+async def test_client_that_does_not_read_is_waited_for_with_little_in_memory(files: dict[str, Any]) -> None:
     sent = 0
 
     async def flood(connection: Connection) -> None:
@@ -214,7 +214,7 @@ def names(connection: Connection) -> list[str]:
     return [name for _, name in certificate["subjectAltName"]]
 
 
-async def test_a_new_certificate_is_for_new_connections(files: dict[str, Any], tmp_path: Path) -> None:
+async def test_new_certificate_is_for_new_connections(files: dict[str, Any], tmp_path: Path) -> None:
     async with Member() as member, balance(member, **files) as running, running.client(trusting()) as old:
         assert running.certificate
         issue(tmp_path, "127.0.0.1", "renewed")
@@ -227,7 +227,7 @@ async def test_a_new_certificate_is_for_new_connections(files: dict[str, Any], t
                 assert (await client.head()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_bad_pair_changes_nothing(
+async def test_bad_pair_changes_nothing(
     files: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Member() as member, balance(member, **files) as running:
@@ -256,7 +256,7 @@ async def test_sighup_renews_the_certificate(files: dict[str, Any], tmp_path: Pa
         assert (await old.head()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_stop_does_not_wait_for_clients_that_do_not_read(files: dict[str, Any]) -> None:
+async def test_stop_does_not_wait_for_clients_that_do_not_read(files: dict[str, Any]) -> None:
     async with Member() as member, serving(member, **files) as serve, serve.client(trusting()) as client:
         await client.send(GET)
         await client.head()
@@ -298,7 +298,7 @@ def test_check_tells_of_files_that_cannot_be_used(capsys: pytest.CaptureFixture[
     assert capsys.readouterr() == ("", "BALANCER_TLS_CERT=/nowhere cannot be used: No such file or directory\n")
 
 
-async def test_a_key_that_cannot_be_used_stops_the_start_with_one_line(files: dict[str, Any]) -> None:
+async def test_key_that_cannot_be_used_stops_the_start_with_one_line(files: dict[str, Any]) -> None:
     async with Member() as member:
         with pytest.raises(AssertionError, match=r"^it ended: BALANCER_TLS_KEY=/nowhere cannot be used: No such file"):
             async with serving(member, **files | {"tls_key": "/nowhere"}):
@@ -312,7 +312,7 @@ def test_http2_without_its_package_is_refused(files: dict[str, Any], monkeypatch
     )
 
 
-def test_a_key_with_a_password_is_refused_rather_than_asked_for(files: dict[str, Any]) -> None:
+def test_key_with_a_password_is_refused_rather_than_asked_for(files: dict[str, Any]) -> None:
     key = load_pem_private_key(Path(files["tls_key"]).read_bytes(), None)
     Path(files["tls_key"]).write_bytes(
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
@@ -320,7 +320,7 @@ def test_a_key_with_a_password_is_refused_rather_than_asked_for(files: dict[str,
     assert "it is encrypted" in cannot(files)
 
 
-async def test_the_health_check_finds_a_listener_that_speaks_tls(files: dict[str, Any]) -> None:
+async def test_health_check_finds_a_listener_that_speaks_tls(files: dict[str, Any]) -> None:
     async with Member() as member, serving(member, **files) as serve:
         for environ in ({"BALANCER_ADMIN_BIND": "off"}, {"BALANCER_ADMIN_BIND": serve.bind}):
             process = await asyncio.create_subprocess_exec(

@@ -58,7 +58,7 @@ async def test_bytes_that_come_with_the_switch_are_not_lost() -> None:
         assert await client.exactly(5) == b"hello"
 
 
-async def test_a_member_may_ignore_the_upgrade() -> None:
+async def test_member_may_ignore_the_upgrade() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         for _ in range(3):
             await client.send(ASKS + GET)
@@ -67,14 +67,14 @@ async def test_a_member_may_ignore_the_upgrade() -> None:
                 assert await client.exactly(2) == b"ok"
 
 
-async def test_a_switch_that_nobody_asked_for_is_a_bad_response() -> None:
+async def test_switch_without_a_request_for_it_is_a_bad_response() -> None:
     async with Member(accept) as member, balance(member) as running, running.client() as client:
         await client.send(GET)
         assert b"x-balancer-error: bad_response\r\n" in await client.head()
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"HTTP/2.0", b"TLS/1.0", b"websocket, h2c"])
-async def test_a_protocol_that_carries_requests_is_not_asked_for(protocol: bytes) -> None:
+async def test_protocol_that_carries_requests_is_not_asked_for(protocol: bytes) -> None:
     """Else its requests would all go to one member, and nobody would check them (h2c smuggling)."""
     async with Member() as member, balance(member) as running, running.client() as client:
         await client.send(ASKS.replace(b"Rot13/1", protocol))
@@ -83,7 +83,7 @@ async def test_a_protocol_that_carries_requests_is_not_asked_for(protocol: bytes
 
 
 @pytest.mark.parametrize("who", ["client", "member"])
-async def test_who_is_cut_off_takes_the_tunnel_with_him(who: str) -> None:
+async def test_client_that_is_cut_off_takes_its_tunnel_along(who: str) -> None:
     async def accept(connection: Connection) -> None:
         await connection.head()
         await connection.send(SWITCHES)
@@ -104,7 +104,7 @@ async def test_who_is_cut_off_takes_the_tunnel_with_him(who: str) -> None:
         assert [it.in_flight for it in running.balancer.membership.members.values()] == [0]
 
 
-async def test_a_websocket_that_dies_in_mid_frame_is_not_closed_as_if_it_were_whole() -> None:
+async def test_websocket_that_dies_in_mid_frame_is_not_closed_as_if_it_were_whole() -> None:
     whole, half = Frame(Opcode.BINARY, bytes(300)).serialize(mask=False), b"\x82\x7e\x01"
 
     async def die(connection: Connection) -> None:
@@ -121,7 +121,7 @@ async def test_a_websocket_that_dies_in_mid_frame_is_not_closed_as_if_it_were_wh
         assert (await client.to_end()).endswith(whole + half)
 
 
-async def test_an_upgrade_behind_another_request_waits_for_its_turn() -> None:
+async def test_upgrade_behind_another_request_waits_for_its_turn() -> None:
     async def script(connection: Connection) -> None:
         while True:
             head = await connection.head()
@@ -141,7 +141,7 @@ async def test_an_upgrade_behind_another_request_waits_for_its_turn() -> None:
         assert await client.exactly(3) == b"END"
 
 
-async def test_a_client_that_comes_back_while_the_balancer_stops_is_sent_on_as_well() -> None:
+async def test_client_that_comes_back_while_the_balancer_stops_is_sent_on_as_well() -> None:
     """The listener is open until those who were there have been told, and some connect again at once."""
     asks = ASKS.replace(b"Rot13/1", b"websocket")
 

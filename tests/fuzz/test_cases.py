@@ -15,11 +15,11 @@ CASES = sorted((Path(__file__).parent / "cases").iterdir())
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
-def test_what_was_found_does_not_happen_again(path: Path, loop: PipeLoop, request: pytest.FixtureRequest) -> None:
+def test_cases_that_were_found_do_not_happen_again(path: Path, loop: PipeLoop, request: pytest.FixtureRequest) -> None:
     if path.name in OPEN:
         request.applymarker(pytest.mark.xfail(reason=OPEN[path.name][1]))
     assert run(path.read_bytes(), loop) == []
 
 
-def test_nothing_is_found_in_what_the_fuzzer_begins_with(loop: PipeLoop) -> None:
+def test_seeds_of_the_fuzzer_pass_the_judge(loop: PipeLoop) -> None:
     assert [(seed, found) for seed in seeds() if (found := unknown(run(seed, loop)))] == []

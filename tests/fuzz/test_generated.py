@@ -102,7 +102,7 @@ def opened(**options: Any) -> Iterator[World]:
 
 @generated(100)
 @given(st.data())
-def test_whoever_sends_sound_requests_in_any_pieces_gets_their_answers(data: st.DataObject) -> None:
+def test_sound_requests_in_any_pieces_get_their_answers(data: st.DataObject) -> None:
     with opened(limit=data.draw(st.sampled_from([0, 1]))) as world:
         streams: dict[Client, list[bytes]] = {}
         for _ in range(data.draw(st.integers(1, 3))):
@@ -124,7 +124,7 @@ def test_whoever_sends_sound_requests_in_any_pieces_gets_their_answers(data: st.
 
 @generated(100)
 @given(st.data())
-def test_whatever_pieces_a_sound_response_comes_in_its_own_client_gets_it(data: st.DataObject) -> None:
+def test_sound_response_in_any_pieces_reaches_its_own_client(data: st.DataObject) -> None:
     with opened(answering=False) as world:
         for number in range(data.draw(st.integers(1, 3))):
             # In each round the connections that the last one left are used again.
@@ -174,7 +174,7 @@ def broken(draw: st.DrawFn) -> bytes:
 
 @generated(400)
 @given(broken())
-def test_nothing_that_is_broken_does_harm(loop: PipeLoop, case_bytes: bytes) -> None:
+def test_broken_messages_do_no_harm(loop: PipeLoop, case_bytes: bytes) -> None:
     assert unknown(case.run(case_bytes, loop)) == []
 
 

@@ -113,7 +113,7 @@ DEEDS: dict[Callable[[World], None], str] = {
 
 
 @pytest.mark.parametrize(("deed", "words"), DEEDS.items(), ids=[it.__name__ for it in DEEDS])
-def test_what_must_not_be_is_found(deed: Callable[[World], None], words: str, loop: PipeLoop) -> None:
+def test_judge_finds_what_must_not_be(deed: Callable[[World], None], words: str, loop: PipeLoop) -> None:
     world = World(loop, answering=False).open()
     world.client().send(GET)
     world.settle()
@@ -123,7 +123,7 @@ def test_what_must_not_be_is_found(deed: Callable[[World], None], words: str, lo
     assert any(words in it for it in found), found
 
 
-def test_nothing_is_found_where_nothing_is_wrong(loop: PipeLoop) -> None:
+def test_judge_finds_nothing_where_nothing_is_wrong(loop: PipeLoop) -> None:
     world = World(loop, answering=False).open()
     world.client().send(GET)
     world.settle()

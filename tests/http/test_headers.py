@@ -65,7 +65,7 @@ def test_connection_cannot_take_away_the_forwarding_fields() -> None:
     assert sent([HOST, (b"connection", b"x-forwarded-for, forwarded")]).keys() >= FORWARDING
 
 
-def test_the_member_learns_who_the_client_is_and_what_it_asked_for() -> None:
+def test_member_learns_who_the_client_is_and_what_it_asked_for() -> None:
     assert sent([HOST], "192.0.2.1", "https") == {
         b"host": [b"shop.example"],
         b"x-forwarded-for": [b"192.0.2.1"],
@@ -84,18 +84,18 @@ def test_the_member_learns_who_the_client_is_and_what_it_asked_for() -> None:
         ("192.0.2.1", b"a, for=evil", b"for=192.0.2.1;proto=http"),
     ],
 )
-def test_a_forwarded_element_is_well_formed_whatever_the_host(client: str, host: bytes, element: bytes) -> None:
+def test_forwarded_element_is_well_formed_whatever_the_host(client: str, host: bytes, element: bytes) -> None:
     assert sent([(b"host", host)], client)[b"forwarded"] == [element]
 
 
 @pytest.mark.parametrize("client", ["192.0.2.1", "::ffff:192.0.2.1", "", "not an address"])
-def test_what_a_stranger_says_of_itself_is_replaced(client: str) -> None:
+def test_forwarding_headers_of_a_stranger_are_replaced(client: str) -> None:
     claims = [(name, b"claim") for name in (*sorted(FORWARDING), b"x-forwarded-port")]
     assert sent([HOST, *claims], client) == sent([HOST], client)
 
 
 @pytest.mark.parametrize("client", ["10.1.2.3", "::ffff:10.1.2.3", "fd00::1"])
-def test_what_a_trusted_proxy_says_is_kept_and_extended(client: str) -> None:
+def test_forwarding_headers_of_a_trusted_proxy_are_kept_and_extended(client: str) -> None:
     said = [
         (b"x-forwarded-for", b"192.0.2.1"),
         (b"x-forwarded-for", b"192.0.2.2"),
@@ -111,11 +111,11 @@ def test_what_a_trusted_proxy_says_is_kept_and_extended(client: str) -> None:
     assert values[b"forwarded"][0].startswith(b"for=192.0.2.1, for=")
 
 
-def test_nobody_is_trusted_unless_a_network_is_named() -> None:
+def test_proxy_is_not_trusted_unless_a_network_is_named() -> None:
     assert not RequestHeaders().trusts("127.0.0.1")
 
 
-def test_a_body_of_unknown_length_goes_on_in_chunks() -> None:
+def test_body_of_unknown_length_goes_on_in_chunks() -> None:
     headers = trusting([HOST, (b"transfer-encoding", b"gzip")], "", "http", b"", chunked=True)
     assert [value for name, value in headers if name == b"transfer-encoding"] == [b"chunked"]
 
@@ -131,7 +131,7 @@ def test_a_body_of_unknown_length_goes_on_in_chunks() -> None:
         ([], False),
     ],
 )
-def test_an_announced_close_is_seen(headers: Headers, closes: bool) -> None:
+def test_announced_close_is_seen(headers: Headers, closes: bool) -> None:
     assert announces_close(headers) is closes
 
 
@@ -144,5 +144,5 @@ def test_an_announced_close_is_seen(headers: Headers, closes: bool) -> None:
         ([(b"content-type", b"text/plain")], False),
     ],
 )
-def test_a_request_has_a_body_if_its_framing_says_so(headers: Headers, body: bool) -> None:
+def test_request_has_a_body_if_its_framing_says_so(headers: Headers, body: bool) -> None:
     assert has_body(headers) is body

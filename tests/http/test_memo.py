@@ -18,13 +18,13 @@ GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
-def test_what_comes_once_is_not_kept() -> None:
+def test_memo_does_not_keep_what_comes_once() -> None:
     memo: Memo[bytes, int] = Memo()
     assert not any(memo.seen_before(b"%d" % number) for number in range(100))
     assert memo.seen_before(b"99")
 
 
-def test_it_never_has_more_than_its_entries() -> None:
+def test_memo_never_has_more_than_its_entries() -> None:
     memo: Memo[bytes, int] = Memo()
     for number in range(3 * ENTRIES):
         memo.put(b"%d" % number, number)
@@ -32,7 +32,7 @@ def test_it_never_has_more_than_its_entries() -> None:
         assert len(memo) <= ENTRIES
 
 
-def test_what_is_made_of_a_short_key_is_made_once() -> None:
+def test_value_of_a_short_key_is_made_once() -> None:
     made = []
 
     @cached(10)
@@ -44,28 +44,28 @@ def test_what_is_made_of_a_short_key_is_made_once() -> None:
     assert made == [b"a", b"b"]
 
 
-def test_what_is_made_of_a_long_key_is_made_each_time() -> None:
+def test_value_of_a_long_key_is_made_each_time() -> None:
     known: ValueCache[bytes, int] = ValueCache(len, 10)
     for size in (KEY_MAX, KEY_MAX + 1, 100 * KEY_MAX):
         assert known[b"a" * size] == size
     assert list(known) == [b"a" * KEY_MAX]
 
 
-def test_the_size_of_a_key_may_be_that_of_its_parts() -> None:
+def test_size_of_a_key_may_be_that_of_its_parts() -> None:
     known: ValueCache[tuple[str, bytes], int] = ValueCache(len, 10, size=lambda key: sum(map(len, key)))
     for size in (KEY_MAX - 1, KEY_MAX):
         assert known["a", b"a" * size] == 2
     assert list(known) == [("a", b"a" * (KEY_MAX - 1))]
 
 
-def test_no_more_keys_are_known_than_there_is_room_for() -> None:
+def test_known_keys_are_no_more_than_there_is_room_for() -> None:
     known: ValueCache[str, int] = ValueCache(int, 10)
     for number in range(100):
         assert known[str(number)] == number
         assert 1 <= len(known) <= 10
 
 
-def test_what_cannot_be_made_is_not_known() -> None:
+def test_value_that_cannot_be_made_is_not_known() -> None:
     known: ValueCache[str, int] = ValueCache(int, 10)
     for _ in range(2):
         with pytest.raises(ValueError, match="invalid literal"):
@@ -93,7 +93,7 @@ def exchange(world: World, client: Client, pieces: Sequence[bytes]) -> list[Any]
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_request_is_the_same_every_time(name: str, loop: PipeLoop) -> None:
+def test_request_is_the_same_every_time(name: str, loop: PipeLoop) -> None:
     request = REQUESTS[name]
     world = World(loop).open()
     client = world.client()
@@ -108,7 +108,7 @@ def test_a_request_is_the_same_every_time(name: str, loop: PipeLoop) -> None:
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_request_is_refused_after_sound_ones_that_are_known(name: str, loop: PipeLoop) -> None:
+def test_malformed_request_is_refused_after_sound_ones_that_are_known(name: str, loop: PipeLoop) -> None:
     world = World(loop).open()
     client = world.client()
     for _ in range(3):
@@ -123,7 +123,7 @@ def test_a_malformed_request_is_refused_after_sound_ones_that_are_known(name: st
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"], ids=bytes.decode)
 @pytest.mark.parametrize("name", [name for name, (_, closes) in RESPONSES.items() if not closes])
-def test_a_response_is_the_same_every_time(name: str, method: bytes, loop: PipeLoop) -> None:
+def test_response_is_the_same_every_time(name: str, method: bytes, loop: PipeLoop) -> None:
     response, _ = RESPONSES[name]
     world = World(loop, answering=False).open()
     outcomes = []
@@ -156,7 +156,7 @@ def test_heads_that_come_again_are_known(loop: PipeLoop) -> None:
     check(world)
 
 
-def test_a_request_is_known_for_its_client_alone(loop: PipeLoop) -> None:
+def test_request_is_known_for_its_client_alone(loop: PipeLoop) -> None:
     world = World(loop).open()
     clients = [world.client(), world.client()]
     for _ in range(3):
@@ -168,7 +168,7 @@ def test_a_request_is_known_for_its_client_alone(loop: PipeLoop) -> None:
     check(world)
 
 
-def test_what_is_long_is_not_looked_up(loop: PipeLoop) -> None:
+def test_head_that_is_long_is_not_looked_up(loop: PipeLoop) -> None:
     world = World(loop).open()
     client = world.client()
     for _ in range(3):
@@ -178,7 +178,7 @@ def test_what_is_long_is_not_looked_up(loop: PipeLoop) -> None:
 
 
 @pytest.mark.parametrize("before", [b"\r\n", b"\r\n\r\n", b"GET /0 HTTP/1.1\r\nX: y\r\n"])
-def test_a_known_request_is_not_taken_for_one_behind_the_beginning_of_another(before: bytes, loop: PipeLoop) -> None:
+def test_known_request_is_not_taken_for_one_behind_the_beginning_of_another(before: bytes, loop: PipeLoop) -> None:
     request = b"Host: a\r\n\r\n" if before.startswith(b"GET") else b""
     world = World(loop).open()
     client = world.client()
@@ -193,7 +193,7 @@ def test_a_known_request_is_not_taken_for_one_behind_the_beginning_of_another(be
     check(world)
 
 
-def test_a_request_behind_another_in_one_piece_waits_for_its_turn(loop: PipeLoop) -> None:
+def test_request_behind_another_in_one_piece_waits_for_its_turn(loop: PipeLoop) -> None:
     world = World(loop, answering=False).open()
     client = world.client()
     world.answering = True
@@ -210,7 +210,7 @@ def test_a_request_behind_another_in_one_piece_waits_for_its_turn(loop: PipeLoop
     check(world)
 
 
-def test_more_than_the_body_of_a_known_response_is_nobodys(loop: PipeLoop) -> None:
+def test_bytes_behind_a_known_response_are_no_answer(loop: PipeLoop) -> None:
     world = World(loop, answering=False).open()
     client = world.client()
     for extra in (b"", b"", b"", b"evil"):

@@ -98,18 +98,18 @@ def read(pieces: list[bytes]) -> str | tuple[str, int]:
 
 
 @pytest.mark.parametrize(("header", "source"), WHOLE.values(), ids=WHOLE.keys())
-def test_a_header_is_read_and_what_follows_is_left(header: bytes, source: str) -> None:
+def test_header_is_read_and_what_follows_is_left(header: bytes, source: str) -> None:
     for rest in (b"", b"GET / HTTP/1.1\r\n", b"\r\n", header):
         assert parse(header + rest) == Header(source, len(header))
 
 
 @pytest.mark.parametrize(("header", "source"), WHOLE.values(), ids=WHOLE.keys())
-def test_a_header_that_is_not_whole_is_waited_for(header: bytes, source: str) -> None:
+def test_header_that_is_not_whole_is_waited_for(header: bytes, source: str) -> None:
     assert all(parse(header[:size]) is None for size in range(len(header)))
 
 
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
-def test_what_is_not_a_header_is_malformed_however_it_comes(data: bytes) -> None:
+def test_proxy_header_that_is_none_is_malformed_however_it_comes(data: bytes) -> None:
     with pytest.raises(Malformed, match=r"^[a-z ]"):
         parse(data)
     assert read([bytes([byte]) for byte in data]) == "malformed"
@@ -133,7 +133,7 @@ def test_every_split_has_the_same_outcome(data: bytes, rest: bytes, cuts: list[i
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_do_anything_else_than_be_a_header_or_not(data: bytes) -> None:
+def test_proxy_header_of_any_bytes_is_a_header_or_malformed(data: bytes) -> None:
     try:
         header = parse(data)
     except Malformed:
@@ -149,6 +149,6 @@ def test_every_address_is_read(address: ipaddress.IPv4Address | ipaddress.IPv6Ad
     assert parse(v2(block, 0x11 if address.version == 4 else 0x21)) == Header(str(address), FIXED + len(block))
 
 
-def test_nobody_needs_to_hold_more_than_the_bounds() -> None:
+def test_proxy_header_holds_no_more_than_the_bounds() -> None:
     assert parse(v2(b"x" * REST_MAX, command=0x20)[:-1]) is None
     assert read([b"PROXY UNKNOWN ".ljust(LINE_MAX, b"x")]) == "malformed"

@@ -8,7 +8,7 @@ from balancer.http.validation import OPTIONS_MAX, check, check_passed
 
 
 @pytest.mark.parametrize(("method", "status"), [(b"CONNECT", 501), (b"TRACE", 405)])
-def test_a_refused_method_leaves_nothing_behind(method: bytes, status: int) -> None:
+def test_refused_method_leaves_nothing_behind(method: bytes, status: int) -> None:
     refusals = []
     for _ in range(2):
         with pytest.raises(Refusal) as caught:

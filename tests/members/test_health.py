@@ -23,7 +23,7 @@ def test_every_state_has_a_row_and_every_living_one_can_leave() -> None:
     assert all(TRANSITIONS[it].get(HealthEvent.LEFT_DNS) is State.LEAVING for it in State if it is not State.LEAVING)
 
 
-def test_a_row_names_no_event_that_changes_nothing() -> None:
+def test_row_names_no_event_that_changes_nothing() -> None:
     assert not [(state, event) for state, row in TRANSITIONS.items() for event, to in row.items() if to is state]
 
 
@@ -52,12 +52,12 @@ def test_a_row_names_no_event_that_changes_nothing() -> None:
         (State.DOWN, [HealthEvent.PROBE_OK], State.UP),
     ],
 )
-def test_a_member_changes_state(state: State, happened: list[HealthEvent], after: State) -> None:
+def test_member_changes_state(state: State, happened: list[HealthEvent], after: State) -> None:
     assert run(state, *happened) is after
 
 
 @given(st.lists(events), st.lists(events))
-def test_nothing_brings_back_a_member_that_has_left(before: list[HealthEvent], after: list[HealthEvent]) -> None:
+def test_member_that_has_left_does_not_come_back(before: list[HealthEvent], after: list[HealthEvent]) -> None:
     assert run(State.JOINING, *before, HealthEvent.LEFT_DNS, *after) is State.LEAVING
 
 
@@ -75,7 +75,7 @@ def test_only_the_last_of_so_many_failures_in_a_row_takes_a_member_down(event: H
 
 
 @given(st.sampled_from(State), st.integers(0, 10**6), st.floats(0.1, 3600), st.booleans(), st.randoms())
-def test_a_probe_comes_between_urgent_and_the_interval_or_a_little_early(
+def test_probe_comes_between_urgent_and_the_interval_or_a_little_early(
     state: State, failures: int, interval: float, urgent: bool, rng: Random
 ) -> None:
     delay = next_probe(state, failures, interval, urgent, rng)
@@ -102,7 +102,7 @@ def test_each_failure_makes_the_next_probe_no_sooner(state: State, failures: int
         (State.UP, 0, True, 0.1),
     ],
 )
-def test_the_time_to_the_next_probe(state: State, failures: int, urgent: bool, delay: float) -> None:
+def test_time_to_the_next_probe(state: State, failures: int, urgent: bool, delay: float) -> None:
     class Latest(Random):
         def random(self) -> float:
             return 0.0

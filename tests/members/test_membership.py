@@ -37,7 +37,7 @@ def all_up(*endpoints: Endpoint | int) -> tuple[Membership, list[Member]]:
     return membership, joined
 
 
-def test_a_new_member_is_not_available_before_a_probe_succeeds() -> None:
+def test_new_member_is_not_available_before_a_probe_succeeds() -> None:
     membership = Membership()
     (member,) = learn(membership, found(1), now=5.0).joined
     assert (member.state, member.since, membership.available) == (State.JOINING, 5.0, ())
@@ -45,14 +45,14 @@ def test_a_new_member_is_not_available_before_a_probe_succeeds() -> None:
     assert (member.state, member.since, membership.available) == (State.UP, 6.0, (member,))
 
 
-def test_the_same_answer_again_changes_nothing() -> None:
+def test_same_answer_again_changes_nothing() -> None:
     membership, _ = all_up(1, 2)
     generation = membership.generation
     assert not learn(membership, found(2, 1))
     assert membership.generation == generation
 
 
-def test_an_address_that_leaves_dns_leaves_at_once_while_others_stay() -> None:
+def test_address_that_leaves_dns_leaves_at_once_while_others_stay() -> None:
     membership, (one, two) = all_up(1, 2)
     change = learn(membership, found(2), now=9.0)
     assert (change.joined, change.left) == ([], [one])
@@ -60,7 +60,7 @@ def test_an_address_that_leaves_dns_leaves_at_once_while_others_stay() -> None:
     assert membership.available == (two,)
 
 
-def test_an_address_that_returns_is_a_new_member() -> None:
+def test_address_that_returns_is_a_new_member() -> None:
     membership, (one, _) = all_up(1, 2)
     learn(membership, found(2))
     (again,) = learn(membership, found(1, 2)).joined
@@ -75,19 +75,19 @@ def test_nxdomain_drops_the_last_members_only_after_three_polls() -> None:
     assert one.state is State.LEAVING
 
 
-def test_a_good_answer_starts_the_count_of_empty_polls_again() -> None:
+def test_good_answer_starts_the_count_of_empty_polls_again() -> None:
     membership, _ = all_up(1)
     for answer in (NXDOMAIN, NXDOMAIN, found(1), NXDOMAIN, NXDOMAIN):
         assert not learn(membership, answer)
 
 
-def test_a_failing_dns_server_drops_nobody_ever() -> None:
+def test_failing_dns_server_never_drops_a_member() -> None:
     membership, members = all_up(1, 2)
     assert not any(learn(membership, SERVFAIL) for _ in range(50))
     assert membership.available == tuple(members)
 
 
-def test_an_empty_aaaa_answer_does_not_void_the_a_answer() -> None:
+def test_empty_aaaa_answer_does_not_void_the_a_answer() -> None:
     membership, members = all_up(1, 2)
     for _ in range(10):
         learn(membership, found(1, 2), Answer("AAAA", Outcome.EMPTY))
@@ -102,7 +102,7 @@ def test_record_types_lose_their_answers_one_by_one() -> None:
     assert membership.members.keys() == {at(6).address}
 
 
-def test_suspects_are_available_only_while_nobody_is_up() -> None:
+def test_suspects_are_available_only_while_no_member_is_up() -> None:
     membership, (one, two) = all_up(1, 2)
     membership.observe(one, HealthEvent.PROBE_FAILED, 1.0)
     assert list(membership.available) == [two]
@@ -112,19 +112,19 @@ def test_suspects_are_available_only_while_nobody_is_up() -> None:
     assert list(membership.available) == [one]
 
 
-def test_a_worse_srv_priority_is_available_only_while_the_better_one_is_out() -> None:
+def test_worse_srv_priority_is_available_only_while_the_better_one_is_out() -> None:
     membership, (best, worse) = all_up(at(1, priority=10), at(2, priority=20))
     assert membership.available == (best,)
     membership.observe(best, HealthEvent.UNREACHABLE, 1.0)
     assert membership.available == (worse,)
 
 
-def test_an_address_that_srv_names_twice_has_its_best_priority() -> None:
+def test_address_that_srv_names_twice_has_its_best_priority() -> None:
     _, (member,) = all_up(at(1, priority=20), at(1, priority=10))
     assert member.endpoint.priority == 10
 
 
-def test_a_new_weight_reaches_the_policy_and_keeps_the_member() -> None:
+def test_new_weight_reaches_the_policy_and_keeps_the_member() -> None:
     membership, (one,) = all_up(1)
     generation = membership.generation
     assert not learn(membership, found(at(1, weight=5)))
@@ -132,7 +132,7 @@ def test_a_new_weight_reaches_the_policy_and_keeps_the_member() -> None:
     assert membership.generation > generation
 
 
-def test_a_member_that_came_up_warms_up_in_tenths() -> None:
+def test_member_that_came_up_warms_up_in_tenths() -> None:
     membership, (old,) = all_up(1)
     membership.slow_start = 10.0
     (new,) = learn(membership, found(1, at(2, weight=4))).joined
@@ -164,7 +164,7 @@ def test_only_a_member_that_was_down_starts_slowly_again(events: list[HealthEven
     assert member.weight == (0.1 if starts_anew else 1)
 
 
-def test_a_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
+def test_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
     membership, (a, b) = all_up(1, 2)
     membership.observe(a, HealthEvent.REFUSED, 1.0, by_request=True)
     membership.observe(b, HealthEvent.REFUSED, 1.0)
@@ -173,7 +173,7 @@ def test_a_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
     assert list(membership.ejected()) == []
 
 
-def test_who_is_available_can_be_asked_of_each() -> None:
+def test_members_can_be_asked_whether_they_are_available() -> None:
     membership, (a, b) = all_up(1, 2)
     membership.observe(b, HealthEvent.PROBE_FAILED, 1.0)
     assert (membership.is_available(a), membership.is_available(b)) == (True, False)
@@ -297,7 +297,7 @@ def test_only_a_change_of_state_is_told() -> None:
         ([True, False, True, True], State.SUSPECT),
     ],
 )
-def test_a_member_that_starts_to_close_its_connections_is_suspect(closes: list[bool], state: State) -> None:
+def test_member_that_starts_to_close_its_connections_is_suspect(closes: list[bool], state: State) -> None:
     assert CLOSES_TO_SUSPECT == 2
     membership, (member,) = all_up(1)
     for close in closes:
@@ -305,7 +305,7 @@ def test_a_member_that_starts_to_close_its_connections_is_suspect(closes: list[b
     assert member.state is state
 
 
-def test_a_suspect_that_a_probe_clears_has_to_close_twice_again() -> None:
+def test_suspect_that_a_probe_clears_has_to_close_twice_again() -> None:
     membership, (member,) = all_up(1)
     for close in (False, True, True):
         membership.record_response(member, close, 1.0)
@@ -314,7 +314,7 @@ def test_a_suspect_that_a_probe_clears_has_to_close_twice_again() -> None:
     assert member.state is State.UP
 
 
-def test_a_snapshot_describes_itself_in_a_line() -> None:
+def test_snapshot_describes_itself_in_a_line() -> None:
     tcp = Answer("AAAA", Outcome.FOUND, frozenset({at(1)}), over_tcp=True)
     text = Snapshot((NXDOMAIN, tcp), 0.0).describe()
     assert text == "A: NXDOMAIN, 0 endpoints; AAAA: NOERROR, 1 endpoints, over TCP"
@@ -384,7 +384,7 @@ def test_any_schedule_of_answers_and_events_keeps_the_invariants(
             assert membership.generation > generation
 
 
-def test_a_member_drained_by_hand_is_not_available_whatever_its_probes_say() -> None:
+def test_member_drained_by_hand_is_not_available_whatever_its_probes_say() -> None:
     membership, (one, two) = all_up(1, 2)
     membership.drain(one)
     membership.observe(one, HealthEvent.PROBE_OK, 1.0)
@@ -403,14 +403,14 @@ def test_suspects_stand_in_for_members_that_are_drained() -> None:
     assert membership.available == (two,)
 
 
-def test_a_drained_member_is_nobodys_last_resort() -> None:
+def test_drained_member_is_no_last_resort() -> None:
     membership, (one,) = all_up(1)
     membership.observe(one, HealthEvent.REFUSED, 1.0, by_request=True)
     membership.drain(one)
     assert list(membership.ejected()) == []
 
 
-def test_an_address_that_returns_is_not_drained_any_more() -> None:
+def test_address_that_returns_is_not_drained_any_more() -> None:
     membership, (one, two) = all_up(1, 2)
     membership.drain(one)
     learn(membership, found(2))
@@ -423,7 +423,7 @@ def thousands(count: int, first: int = 0) -> list[Endpoint]:
     return [Endpoint(Address(f"10.1.{it // 250}.{it % 250}", 80)) for it in range(first, first + count)]
 
 
-def test_who_is_told_that_a_member_left_sees_none_of_those_that_left_with_it() -> None:
+def test_observer_of_a_departure_sees_no_member_that_left_with_it() -> None:
     membership, members = all_up(1, 2, 3)
     seen: list[tuple[Member, ...]] = []
     membership.on_flip = lambda member, before, event: seen.append(membership.available)
@@ -449,7 +449,7 @@ def test_changes_are_told_one_by_one_and_those_of_most_members_as_a_whole() -> N
     assert len(membership.available) == 297
 
 
-def test_who_may_be_chosen_by_another_rule_is_told_as_a_whole() -> None:
+def test_members_that_may_be_chosen_by_another_rule_are_told_as_a_whole() -> None:
     membership, (best, worse) = all_up(at(1, priority=10), at(2, priority=20))
     membership.pop_changes()
     membership.observe(worse, HealthEvent.PROBE_FAILED, 1.0)
@@ -475,7 +475,7 @@ def test_many_members_warm_up_in_small_steps() -> None:
     assert {it.weight for it in membership.available} == {1.0}
 
 
-def test_a_member_that_goes_down_while_it_warms_up_begins_anew() -> None:
+def test_member_that_goes_down_while_it_warms_up_begins_anew() -> None:
     membership = Membership(slow_start=10.0)
     (member,) = learn(membership, found(1)).joined
     membership.observe(member, HealthEvent.PROBE_OK, 0.0)

@@ -133,7 +133,7 @@ def test_members_up_to_the_rate_are_each_probed_once_an_interval(members: int) -
     assert min(counts.values()) >= 9 and max(counts.values()) <= 13
 
 
-def test_more_members_are_probed_less_often_in_turn_and_evenly_spread() -> None:
+def test_members_in_numbers_are_probed_less_often_in_turn_and_evenly_spread() -> None:
     async def script(system: System) -> None:
         await system.up(4000)
         await asyncio.sleep(5)
@@ -176,7 +176,7 @@ def test_thousands_that_come_up_at_once_are_asked_at_the_urgent_rate_the_first_o
     assert up < 1.5 * 5000 / URGENT_PER_SECOND
 
 
-def test_nobody_else_waits_behind_a_thousand_that_hang() -> None:
+def test_probes_do_not_wait_behind_a_thousand_that_hang() -> None:
     async def script(system: System) -> None:
         await system.up(50)
         fine = [it.address for it in system.membership.available]
@@ -202,7 +202,7 @@ def test_nobody_else_waits_behind_a_thousand_that_hang() -> None:
     assert system.most <= MAX_PROBES
 
 
-def test_a_member_that_starts_to_listen_late_is_found_quickly_among_thousands() -> None:
+def test_member_that_starts_to_listen_late_is_found_quickly_among_thousands() -> None:
     async def script(system: System) -> None:
         await system.up(5000)
         (late,) = new = system.join(1)

@@ -248,10 +248,10 @@ async def test_request_stays_with_a_member_that_gives_a_sign_of_life_within_hung
             await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     health = {"health_path": "/healthz", "health_interval": 0.1} if sign == "probe" else {}
-    async with Member(script) as one, balance(one, hung_timeout=1.5, **health) as running:  # type: ignore[arg-type]
+    async with Member(script) as one, balance(one, hung_timeout=0.6, **health) as running:  # type: ignore[arg-type]
         slow = await waiting(running, one, b"GET /slow HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         loop = asyncio.get_running_loop()
-        until = loop.time() + 4
+        until = loop.time() + 2.2  # Without a sign it is given up within 2 s: the limit is checked once a second.
         while loop.time() < until:
             if sign == "request":
                 assert (await running.exchange(GET)).endswith(b"ok")

@@ -60,7 +60,7 @@ def dispatcher() -> HookedDispatcher:
     return HookedDispatcher(chain, settings, Membership(), RoundRobin(Random(0)), HttpxUpstream(Timeouts(1, 1, 1)))
 
 
-def test_a_request_is_its_own(dispatcher: HookedDispatcher) -> None:
+def test_request_is_its_own(dispatcher: HookedDispatcher) -> None:
     shared = Request("GET", b"/x", [(b"host", b"a")], "192.0.2.1", "https", host=b"a", head=b"known")
     own = dispatcher.begin(shared).request
     assert own is not shared and own.head == b""
@@ -68,7 +68,7 @@ def test_a_request_is_its_own(dispatcher: HookedDispatcher) -> None:
     assert own == shared
 
 
-async def test_without_hooks_for_requests_equal_requests_stay_one() -> None:
+async def test_requests_that_are_equal_stay_one_without_hooks_for_requests() -> None:
     dispatcher = LoadBalancer("apps", resolver="127.0.0.1", policy=Turns()).dispatcher
     shared = Request("GET", b"/x", [(b"host", b"a")], "192.0.2.1")
     one, other = dispatcher.begin(shared), dispatcher.begin(shared)
@@ -77,20 +77,20 @@ async def test_without_hooks_for_requests_equal_requests_stay_one() -> None:
     assert one.hook_request.id != other.hook_request.id and one.hook_request.notes is not other.hook_request.notes
 
 
-async def test_without_plug_ins_nothing_is_made_for_them() -> None:
+async def test_objects_for_plug_ins_are_not_made_without_plug_ins() -> None:
     dispatcher = LoadBalancer("apps", resolver="127.0.0.1").dispatcher
     assert type(dispatcher) is Dispatcher
     assert dispatcher.begin(Request("GET", b"/x", [], "192.0.2.1")).hook_request is None
 
 
 @pytest.mark.parametrize(("target", "status"), [(b"/", 403), (b"/x", 503)])
-async def test_nothing_is_left_of_a_request(target: bytes, status: int, dispatcher: HookedDispatcher) -> None:
+async def test_request_leaves_nothing_behind(target: bytes, status: int, dispatcher: HookedDispatcher) -> None:
     async def left_after(requests: int) -> int:
         for _ in range(requests):
             sink = Recorded()
             await dispatcher.handle(Request("GET", target, [(b"host", b"a")], "192.0.2.1"), sink)
             assert sink.status == status
-        return sum(isinstance(it, RequestContext | HookRequest) for it in gc.get_objects())
+        return sum(issubclass(type(it), RequestContext | HookRequest) for it in gc.get_objects())
 
     gc.disable()
     try:

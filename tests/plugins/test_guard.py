@@ -57,13 +57,13 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [it.getMessage() for it in caplog.records]
 
 
-def test_a_policy_that_works_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_policy_that_works_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     policy = guarded(Scripted(C))
     assert [policy.choose(ANY) for _ in range(3)] == [C, C, C]
     assert not caplog.records
 
 
-def test_what_raises_is_logged_once_and_members_take_turns(caplog: pytest.LogCaptureFixture) -> None:
+def test_policy_that_raises_is_logged_once_and_members_take_turns(caplog: pytest.LogCaptureFixture) -> None:
     policy = guarded(Scripted(KeyError("tenant")))
     assert [policy.choose(ANY) for _ in range(4)] == [A, B, C, A]
     (line,) = lines(caplog)
@@ -88,7 +88,7 @@ def test_kinds_are_told_apart_by_exception_and_place(caplog: pytest.LogCaptureFi
     assert len(lines(caplog)) == 3
 
 
-def test_what_a_hook_says_wrong_is_placed_where_it_says_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_hook_that_says_something_wrong_is_named_at_its_line(caplog: pytest.LogCaptureFixture) -> None:
     class Careless(Hooks):
         def on_request(self, request: HookRequest) -> None:
             if "x-a" not in request.headers:
@@ -101,7 +101,7 @@ def test_what_a_hook_says_wrong_is_placed_where_it_says_it(caplog: pytest.LogCap
     assert ["test_guard.py, line " in it for it in lines(caplog)] == [True, True]
 
 
-def test_the_log_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     policy = Scripted(None)
     found = guarded(policy)
     for number in range(3 * KINDS_MAX):
@@ -111,20 +111,20 @@ def test_the_log_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["10.0.0.1:80", 1, [], {}, Member(A.endpoint, 0.0), object(), Member])
-def test_who_is_no_member_is_not_chosen(wrong: object, caplog: pytest.LogCaptureFixture) -> None:
+def test_choice_that_is_no_member_is_not_taken(wrong: object, caplog: pytest.LogCaptureFixture) -> None:
     policy = guarded(Scripted(wrong))
     assert [policy.choose(ANY) for _ in range(2)] == [A, B]
     assert len(lines(caplog)) == 1
 
 
-def test_a_member_that_has_left_since_is_not_chosen(caplog: pytest.LogCaptureFixture) -> None:
+def test_member_that_has_left_since_is_not_chosen(caplog: pytest.LogCaptureFixture) -> None:
     policy = guarded(Scripted(C))
     policy.build((A, B))
     assert [policy.choose(ANY) for _ in range(2)] == [A, B]
     assert "is not one of the members" in lines(caplog)[0]
 
 
-def test_a_member_that_is_excluded_is_not_chosen(caplog: pytest.LogCaptureFixture) -> None:
+def test_member_that_is_excluded_is_not_chosen(caplog: pytest.LogCaptureFixture) -> None:
     policy = guarded(Scripted(B))
     assert [policy.choose(ANY, {A, B}) for _ in range(2)] == [C, C]
     assert policy.choose(ANY, set(MEMBERS)) is None
@@ -137,7 +137,7 @@ def test_none_leaves_the_choice_to_turns(caplog: pytest.LogCaptureFixture) -> No
     assert not caplog.records
 
 
-def test_nobody_asks_where_there_is_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_policy_is_not_asked_where_there_is_no_member(caplog: pytest.LogCaptureFixture) -> None:
     policy = Scripted(ValueError("max() of nothing"))
     assert guarded(policy, ()).choose(ANY) is None
     assert policy.asked == 0 and not caplog.records
@@ -180,7 +180,7 @@ def test_marks_are_checked_like_the_fields_of_hooks(caplog: pytest.LogCaptureFix
     assert guarded(Scripted(B)).response_headers(ANY, B) == []
 
 
-def test_what_only_looks_like_a_policy_needs_no_mark() -> None:
+def test_policy_by_its_methods_alone_needs_no_mark() -> None:
     class Plain:
         def build(self, members: Sequence[Member]) -> None:
             self.members = members
@@ -217,7 +217,7 @@ def called(*hooks: Hooks) -> tuple[Refusal | None, list[tuple[str, str]]]:
     return HookChain(hooks, Reports()).request(request), list(request.headers)
 
 
-def test_what_a_hook_that_raises_has_changed_is_undone(caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_of_a_hook_that_raises_are_undone(caplog: pytest.LogCaptureFixture) -> None:
     hooks = Called("x-a"), Called("x-b", ValueError("no")), Called("x-c")
     assert called(*hooks) == (None, [("host", "a"), ("x-a", "1"), ("x-c", "1")])
     assert RAW.headers == [(b"host", b"a")]
@@ -229,7 +229,7 @@ def test_what_a_hook_that_raises_has_changed_is_undone(caplog: pytest.LogCapture
     assert "; the request goes on" in first and "; the response goes on" in second
 
 
-def test_a_refusal_ends_the_row_of_hooks() -> None:
+def test_refusal_ends_the_row_of_hooks() -> None:
     last = Called("x-b")
     refusal, fields = called(Called("x-a", Refusal(401, "no_key", "who?", 3, {"WWW-Authenticate": "Basic"})), last)
     assert refusal and (refusal.status, refusal.token, refusal.reason, refusal.retry_after) == (
@@ -242,7 +242,7 @@ def test_a_refusal_ends_the_row_of_hooks() -> None:
     assert ("x-b", "1") not in fields
 
 
-def test_the_same_refusal_raised_again_and_again_keeps_nothing_of_the_past() -> None:
+def test_same_refusal_raised_again_and_again_keeps_nothing_of_the_past() -> None:
     refusal = Refusal(403, "closed", "closed")
     for _ in range(3):
         called(Called("x-a", refusal))
@@ -280,13 +280,13 @@ WRONG: list[Any] = [
 
 
 @pytest.mark.parametrize("refusal", WRONG, ids=lambda it: f"{it.status}-{it.token}-{it.headers}")
-def test_a_refusal_that_cannot_be_sent_refuses_nothing(refusal: Refusal, caplog: pytest.LogCaptureFixture) -> None:
+def test_refusal_that_cannot_be_sent_refuses_nothing(refusal: Refusal, caplog: pytest.LogCaptureFixture) -> None:
     assert called(Called("x-a", refusal)) == (None, [("host", "a")])
     assert len(lines(caplog)) == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_refusal_may_send_the_client_elsewhere(status: int) -> None:
+def test_refusal_may_send_the_client_elsewhere(status: int) -> None:
     location = "https://login.example/?next=%2Fadmin&a=b#c"
     refusal, _ = called(Called("x-a", Refusal(status, "log_in", "log in first", headers={"LOCATION": location})))
     assert refusal and (refusal.status, refusal.headers) == (status, {"location": location})
@@ -305,7 +305,7 @@ def closed(refusal: Refusal | None) -> bool:
     [*WRONG, TypeError("startswith"), asyncio.CancelledError(), StopIteration(), TimeoutError(), ConnectFailed("no")],
     ids=repr,
 )
-def test_a_guard_that_fails_lets_nothing_through(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+def test_guard_that_fails_lets_nothing_through(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     chain = HookChain([Called("x-a"), Guard("x-b", error), Called("x-c")], Reports())
     for _ in range(3):
         request = HookRequest(RAW)
@@ -319,14 +319,14 @@ def test_a_guard_that_fails_lets_nothing_through(error: BaseException, caplog: p
     assert "; the client gets 503 hook_failed" in second
 
 
-def test_a_guard_that_works_refuses_or_not_as_it_says() -> None:
+def test_guard_that_works_refuses_or_not_as_it_says() -> None:
     assert called(Guard("x-a")) == (None, [("host", "a"), ("x-a", "1")])
     refusal, _ = called(Guard("x-a", Refusal(403, "closed", "closed")))
     assert refusal and refusal.token == "closed"
 
 
 @pytest.mark.parametrize("hook", [Called, Guard])
-def test_a_hook_that_returns_something_has_failed(hook: type[Called], caplog: pytest.LogCaptureFixture) -> None:
+def test_hook_that_returns_something_has_failed(hook: type[Called], caplog: pytest.LogCaptureFixture) -> None:
     """It returns the refusal that it should raise, or it is a coroutine function behind a decorator."""
 
     class Returning(hook):  # type: ignore[valid-type, misc]
@@ -351,7 +351,7 @@ def test_a_hook_that_returns_something_has_failed(hook: type[Called], caplog: py
     assert "returned the class Future, and None is expected" in second
 
 
-def test_a_response_cannot_be_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_response_cannot_be_refused(caplog: pytest.LogCaptureFixture) -> None:
     response = HookResponse(200, [], A.address)
     chain = HookChain([Called("x-a", Refusal(503, "closed", "closed"))], Reports())
     assert chain.response(ANY, response) is None
@@ -369,7 +369,7 @@ def test_only_what_is_overridden_is_called() -> None:
     assert not HookChain([Hooks()], Reports()).has_hooks
 
 
-def test_an_exception_is_described_in_one_line() -> None:
+def test_exception_is_described_in_one_line() -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise ValueError

@@ -57,7 +57,7 @@ def test_fields_are_changed_without_touching_what_they_came_from() -> None:
 
 
 @pytest.mark.parametrize("name", OWN_HEADERS)
-def test_what_frames_and_routes_a_message_is_out_of_reach(name: str) -> None:
+def test_headers_that_frame_and_route_a_message_are_out_of_reach(name: str) -> None:
     found = HeaderFields([(name.encode(), b"1")])
     for change in CHANGES:
         with pytest.raises(ValueError, match="the balancer's own"):
@@ -66,26 +66,26 @@ def test_what_frames_and_routes_a_message_is_out_of_reach(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:", "a\r\n", "a\nb", "\u20ac", "a\0", " a", "a\t", "(a)", "\xe9"])
-def test_a_name_that_is_none_is_refused(name: str) -> None:
+def test_name_that_is_none_is_refused(name: str) -> None:
     for change in CHANGES:
         with pytest.raises(ValueError, match="not the name of a field"):
             change(fields(), name, "2")
 
 
 @pytest.mark.parametrize("value", ["a\r\nx: y", "a\n", "\r", "\0", "\x7f", "\x1b", b"\n"])
-def test_a_value_that_would_break_out_of_its_line_is_refused(value: str) -> None:
+def test_value_that_would_break_out_of_its_line_is_refused(value: str) -> None:
     for change in (HeaderFields.add, HeaderFields.set):
         with pytest.raises(ValueError, match="not the value of a field"):
             change(fields(), "x", value)
 
 
-def test_a_value_beyond_latin_1_is_refused() -> None:
+def test_value_beyond_latin_1_is_refused() -> None:
     with pytest.raises(ValueError, match="latin-1"):
         fields().add("x", "\u20ac")
 
 
 @given(st.lists(st.tuples(st.one_of(st.text(), st.binary()), st.one_of(st.text(), st.binary()))))
-def test_whatever_is_said_with_them_makes_one_line_each(said: list[tuple[str | bytes, str | bytes]]) -> None:
+def test_responses_of_hooks_make_one_line_a_header(said: list[tuple[str | bytes, str | bytes]]) -> None:
     found = fields()
     before = len(found)
     added = 0
@@ -99,7 +99,7 @@ def test_whatever_is_said_with_them_makes_one_line_each(said: list[tuple[str | b
     assert head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r") == 1 + before + added
 
 
-def test_a_request_is_shown_as_the_client_sent_it() -> None:
+def test_request_is_shown_as_the_client_sent_it() -> None:
     request = Request(
         "GET", b"/caf\xe9?x", [(b"host", b"a")], "192.0.2.1", "https", upgrade=b"WebSocket", host=b"a"
     )  # fmt: skip
@@ -123,7 +123,7 @@ def test_fields_that_are_frozen_are_read_and_not_changed() -> None:
     assert found.all("accept") == ["x", "y"]
 
 
-def test_the_status_of_a_response_is_what_it_is() -> None:
+def test_status_of_a_response_is_what_it_is() -> None:
     response = HookResponse(204, [], Address("10.0.0.1", 80))
     assert (response.status, str(response.member)) == (204, "10.0.0.1:80")
     response.headers.set("X-Request-ID", "one")

@@ -100,7 +100,7 @@ async def tenants_at(serve: Serving, members: Sequence[Member], tenants: range) 
 
 
 @pytest.mark.parametrize("name", ["tenants:TenantAffinity", "tenant_affinity"])
-async def test_a_policy_of_another_package_keeps_tenants_together(
+async def test_policy_of_another_package_keeps_tenants_together(
     name: str, installed: Path, members: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_path(monkeypatch, installed)
@@ -112,7 +112,7 @@ async def test_a_policy_of_another_package_keeps_tenants_together(
     assert one and other and not one & other and len(one | other) == 20
 
 
-async def test_the_hooks_of_the_guide_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hooks_of_the_guide_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "keys.py").write_text(GUIDE["keys.py"])
     on_path(monkeypatch, tmp_path)
     monkeypatch.setenv("API_KEYS", "s3cret=blue,t0ken=red")
@@ -134,7 +134,7 @@ async def test_the_hooks_of_the_guide_do_what_it_says(tmp_path: Path, monkeypatc
     assert received.index(b"x-tenant: blue\r\n") < received.index(b"x-tenant: red\r\n")
 
 
-async def test_the_ring_of_the_guide_keeps_tenants_together_but_for_the_status(
+async def test_ring_of_the_guide_keeps_tenants_together_but_for_the_status(
     tmp_path: Path, members: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ring.py").write_text(GUIDE["ring.py"])
@@ -170,7 +170,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("setting", "name", "words"), BROKEN, ids=[it[1] for it in BROKEN])
 @pytest.mark.parametrize("command", ["serve", "check"])
-async def test_a_broken_plug_in_stops_the_start_with_one_clear_line(
+async def test_broken_plug_in_stops_the_start_with_one_clear_line(
     command: str,
     setting: str,
     name: str,
@@ -190,7 +190,7 @@ async def test_a_broken_plug_in_stops_the_start_with_one_clear_line(
         assert err.endswith("; entry points that are installed: tenant_affinity\n")
 
 
-def test_the_guide_shows_lines_as_they_are() -> None:
+def test_guide_shows_lines_as_they_are() -> None:
     shown = next(it for it in guide.blocks("guides/plugins.md") if it.startswith("BALANCER_POLICY='tenant:"))
     expected = [f"BALANCER_{setting.upper()}={name!r} cannot be used: {words}" for setting, name, words in BROKEN[:3]]
     assert shown.splitlines() == expected
@@ -227,7 +227,7 @@ async def test_plug_ins_that_raise_later_are_logged_once_and_requests_go_on(
     assert f"({tmp_path / 'raising.py'}, line 9); members take turns" in said[1]
 
 
-async def test_a_program_gives_them_as_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_program_gives_them_as_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "s3cret=blue")
     names: dict[str, object] = {"settings": Settings(), "__name__": "guide"}
     for block in (GUIDE["tenants.py"], GUIDE["keys.py"]):
@@ -239,7 +239,7 @@ async def test_a_program_gives_them_as_objects(tmp_path: Path, monkeypatch: pyte
     assert isinstance(balancer.dispatcher, HookedDispatcher)
 
 
-def test_the_guide_shows_what_is_said_of_objects() -> None:
+def test_guide_shows_what_is_said_of_objects() -> None:
     names: dict[str, Any] = {"__name__": "tenants"}
     exec(GUIDE["tenants.py"], names)
 

@@ -169,12 +169,12 @@ def problem(**settings: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["round_robin", "least_requests", "random", "hash"])
-def test_the_balancers_own_policies_need_no_plug_in(name: str, tmp_path: Path) -> None:
+def test_balancers_own_policies_need_no_plug_in(name: str, tmp_path: Path) -> None:
     install(tmp_path, "taker", policies={name: "shop:Plain"})
     assert load(policy=name).policy is None
 
 
-def test_a_class_gets_what_it_has_parameters_for(shop: Any) -> None:
+def test_class_gets_what_it_has_parameters_for(shop: Any) -> None:
     settings, rng = Settings(policy="shop:Last"), Random(0)
     assert isinstance(loader.load(settings, rng).policy, GuardedPolicy)
     assert shop.Last.made == [(settings, rng, "x", {})]
@@ -190,19 +190,19 @@ def test_hooks_are_a_class_or_an_object(place: str) -> None:
     assert load(hooks=(place,)).hooks.has_request_hooks
 
 
-def test_an_entry_point_leads_to_its_place(tmp_path: Path) -> None:
+def test_entry_point_leads_to_its_place(tmp_path: Path) -> None:
     install(tmp_path, "shop", policies={"last": "shop:Last [extra]"}, hooks={"seeing": "shop:Seeing"})
     found = load(policy="last", hooks=("seeing", "shop:Seeing"))
     assert found.policy and found.hooks.has_request_hooks
 
 
-def test_the_same_entry_point_twice_is_one(tmp_path: Path) -> None:
+def test_same_entry_point_twice_is_one(tmp_path: Path) -> None:
     for name in ("one", "other"):
         install(tmp_path, name, policies={"last": "shop:Last"})
     assert load(policy="last").policy
 
 
-def test_an_entry_point_of_two_packages_is_refused(tmp_path: Path) -> None:
+def test_entry_point_of_two_packages_is_refused(tmp_path: Path) -> None:
     install(tmp_path, "one", policies={"last": "shop:Last"})
     install(tmp_path, "other", policies={"last": "shop:Plain"})
     assert problem(policy="last") == (
@@ -210,7 +210,7 @@ def test_an_entry_point_of_two_packages_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
+def test_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
     install(tmp_path, "shop", policies={"last": "shop:Last", "first": "shop:Plain"}, hooks={"fist": "shop:Seeing"})
     assert problem(policy="fist") == (
         "it takes round_robin, least_requests, random, hash, the name of an entry point in the group "
@@ -219,7 +219,7 @@ def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
     assert problem(hooks=("last",)).endswith("; entry points that are installed: fist")
 
 
-def test_an_entry_point_that_names_no_object_is_refused(tmp_path: Path) -> None:
+def test_entry_point_that_names_no_object_is_refused(tmp_path: Path) -> None:
     install(tmp_path, "shop", policies={"last": "shop"})
     assert problem(policy="last") == "its entry point names 'shop', which is not module:attribute"
 
@@ -258,7 +258,7 @@ NOT_RUN = "and a call would run nothing of it"
         ("shop:Leaving", "shop:Leaving raised SystemExit: no ("),
     ],
 )  # fmt: skip
-def test_a_policy_that_cannot_be_used_is_one_clear_line(place: str, words: str) -> None:
+def test_policy_that_cannot_be_used_is_one_clear_line(place: str, words: str) -> None:
     assert problem(policy=place).startswith(words)
 
 
@@ -288,7 +288,7 @@ def test_hooks_that_cannot_be_used_are_one_clear_line(place: str, words: str) ->
     assert problem(hooks=(place,)).startswith(words)
 
 
-def test_the_line_says_where_it_was_raised(tmp_path: Path) -> None:
+def test_line_says_where_it_was_raised(tmp_path: Path) -> None:
     assert problem(policy="failing:X").endswith(f"({tmp_path / 'failing.py'}, line 2)")
     assert problem(policy="needy:X").endswith(f"({tmp_path / 'needy.py'}, line 1)")
     assert problem(policy="twisted:X") == "to import twisted raised SyntaxError: invalid syntax (twisted.py, line 1)"
@@ -313,7 +313,7 @@ def refusal(**given: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["Nothing", "Half", "One", "Coroutine", "Generating", "Marking", "Updating"])
-def test_a_policy_that_is_given_is_checked_as_one_that_is_named(name: str, shop: Any) -> None:
+def test_policy_that_is_given_is_checked_as_one_that_is_named(name: str, shop: Any) -> None:
     words = problem(policy=f"shop:{name}").replace(f"shop:{name} makes", "it is")
     assert refusal(policy=getattr(shop, name)()) == f"policy=<shop:{name} object> cannot be used: {words}"
 
@@ -327,7 +327,7 @@ def test_hooks_that_are_given_are_checked_as_those_that_are_named(name: str, sho
     assert refusal(hooks=[getattr(shop, name)()]) == f"hooks=<shop:{name} object> cannot be used: {words}"
 
 
-def test_what_is_no_plug_in_at_all_is_refused(shop: Any) -> None:
+def test_object_that_is_no_plug_in_is_refused(shop: Any) -> None:
     words = "cannot be used: it is an object of type int, not one of balancer.hooks.Hooks"
     assert refusal(hooks=3) == refusal(hooks=[shop.seeing, 3]) == f"hooks=<int object> {words}"
     assert refusal(policy=object()) == (
@@ -335,7 +335,7 @@ def test_what_is_no_plug_in_at_all_is_refused(shop: Any) -> None:
     )
 
 
-def test_a_class_in_place_of_an_instance_is_refused_with_a_hint(shop: Any) -> None:
+def test_class_in_place_of_an_instance_is_refused_with_a_hint(shop: Any) -> None:
     assert refusal(policy=shop.Outer.Inner) == (
         "policy=<class shop:Outer.Inner> cannot be used: it is the class Inner; pass an instance: Inner()"
     )
@@ -354,7 +354,7 @@ def test_every_object_that_cannot_be_used_has_its_line(shop: Any) -> None:
     assert [it.partition("=")[0] for it in caught.value.problems] == ["policy", "BALANCER_HOOKS", "hooks"]
 
 
-def test_a_policy_that_counts_as_false_is_one_all_the_same(shop: Any) -> None:
+def test_policy_that_counts_as_false_is_one_all_the_same(shop: Any) -> None:
     shop.Plain.__len__ = lambda self: 0
     assert isinstance(loader.load(Settings(), Random(0), shop.Plain()).policy, GuardedPolicy)
 
@@ -409,24 +409,24 @@ def wrapping(function: Any) -> Any:
     ],
     ids=lambda it: next(iter(it)) if isinstance(it, dict) else None,
 )  # fmt: skip
-def test_a_collaborator_that_cannot_work_is_refused_at_once(given: dict[str, Any], words: str) -> None:
+def test_collaborator_that_cannot_work_is_refused_at_once(given: dict[str, Any], words: str) -> None:
     ((name, _),) = given.items()
     line = refusal(**given)
     assert line.startswith(f"{name}=<") and f"> cannot be used: {words}" in line
 
 
-def test_whatever_can_be_awaited_is_a_probe_and_a_resolver() -> None:
+def test_awaitable_callables_are_probes_and_resolvers() -> None:
     for resolve in (Finding(), Finding().__call__, wrapping(Finding().__call__), AsyncMock()):
         for probe in (judge, partial(judge), wrapping(judge), AsyncMock()):
             LoadBalancer("apps", resolver="127.0.0.1", resolve=resolve, probe=probe, trace=lambda record: None)
 
 
-def test_a_load_balancer_cannot_be_made_of_them() -> None:
+def test_load_balancer_cannot_be_made_of_them() -> None:
     with pytest.raises(SettingsError, match="BALANCER_POLICY='shop:Lost' cannot be used"):
         LoadBalancer(Settings(policy="shop:Lost"))
 
 
-def test_a_policy_that_is_given_takes_the_place_of_the_one_in_the_settings(shop: Any) -> None:
+def test_policy_that_is_given_takes_the_place_of_the_one_in_the_settings(shop: Any) -> None:
     found = loader.load(Settings(policy="shop:Lost"), Random(0), shop.Plain(), [shop.seeing])
     assert isinstance(found.policy, GuardedPolicy) and found.hooks.has_request_hooks
 
@@ -444,7 +444,7 @@ def test_hooks_are_called_in_the_order_of_their_names(shop: Any) -> None:
     assert order == ["named", "named", "given"]
 
 
-def test_a_sticky_cookie_works_on_top() -> None:
+def test_sticky_cookie_works_on_top() -> None:
     settings = Settings(policy="shop:Last", sticky_cookie="member")
     policy = make_policy(settings, Random(0), loader.load(settings, Random(0)).policy)
     assert isinstance(policy, Sticky)
@@ -454,13 +454,13 @@ def test_a_sticky_cookie_works_on_top() -> None:
 
 
 @pytest.mark.parametrize("text", ["a b", "a:", ":b", "a:b:c", "a-b:c", "a/b", "1a:b", "a:b()", "a.:b", "a..b:c", "a,b"])
-def test_what_is_no_name_of_a_policy_is_refused_by_the_settings(text: str) -> None:
+def test_policy_name_that_is_none_is_refused_by_the_settings(text: str) -> None:
     with pytest.raises(SettingsError, match="it takes round_robin, least_requests, random, hash, the name of an entry"):
         Settings.load({"BALANCER_POLICY": text})
 
 
 @pytest.mark.parametrize("text", ["a b", "a,", ",a", "a,,b", "a:b,c:", "a;b"])
-def test_what_are_no_names_of_hooks_is_refused_by_the_settings(text: str) -> None:
+def test_hook_names_that_are_none_are_refused_by_the_settings(text: str) -> None:
     with pytest.raises(
         SettingsError, match=r"it takes module:class or names of entry points in the group balancer\.hooks"
     ):

@@ -157,7 +157,7 @@ def test_plug_ins_lose_nothing_in_many_schedules(monkeypatch: pytest.MonkeyPatch
     run_all(range(SCHEDULES, MANY_SCHEDULES), monkeypatch)
 
 
-def test_without_the_guard_they_would(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
+def test_plug_ins_without_the_guard_lose_requests_and_slots(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     monkeypatch.setattr("balancer.plugins.loader.GuardedPolicy", lambda policy, *_: policy)
     loop = VirtualLoop()
     failures = 0

@@ -1,7 +1,9 @@
+"""The policies that count requests: turns, shares and the comparison of two."""
+
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -9,53 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Endpoint
 from balancer.hooks import HookRequest
-from balancer.http.headers import Headers
-from balancer.http.request import Request
 from balancer.members.member import Member
-from balancer.policies import HashRing, LeastRequests, Policy, RandomChoice, RoundRobin, make_policy
-from balancer.policies.hash_ring import PIECE_MAX, RING_POINTS
+from balancer.policies import HashRing, LeastRequests, Policy, RandomChoice, RoundRobin
 from balancer.policies.weights import TABLE_MAX, WEIGHT_STEPS
 from balancer.types import Address
 from tests.support.nought import Nought
+from tests.support.policies import ANY, built, given_cookie, keyed, members, of, one, owners, request, shares
 
 
-def request(*headers: tuple[bytes, bytes], client: str = "192.0.2.1", scheme: str = "http") -> Request:
-    return Request("GET", b"/", list(headers), client, scheme)
-
-
-ANY = request()
-
-
-def members(*weights: int) -> list[Member]:
-    return [
-        Member(Endpoint(Address(f"10.0.{it // 250}.{it % 250}", 80), weight=weight), 0.0)
-        for it, weight in enumerate(weights)
-    ]
-
-
-def built(fit: list[Member]) -> RoundRobin:
-    policy = RoundRobin(Nought())
-    policy.build(fit)
-    return policy
-
-
-def shares(policy: Policy, fit: list[Member], requests: int) -> list[int]:
-    chosen = Counter(policy.choose(ANY) for _ in range(requests))
-    return [chosen[it] for it in fit]
-
-
-def keyed(header: bytes = b"x-key") -> HashRing:
-    return HashRing(lambda it: dict(it.headers).get(header, b""), RoundRobin(Nought()))
-
-
-def owners(policy: Policy, keys: int = 4000) -> list[Member | None]:
-    return [policy.choose(request((b"x-key", b"%d" % key))) for key in range(keys)]
-
-
-def test_nobody_is_chosen_where_nobody_is() -> None:
+def test_policy_without_members_chooses_none() -> None:
     assert RoundRobin(Nought()).choose(ANY) is None
     assert built([]).choose(ANY, members(1)) is None
 
@@ -70,7 +36,7 @@ def test_balancers_that_start_together_begin_at_different_members() -> None:
     assert len(first) > 20
 
 
-def test_of_two_the_one_with_less_to_do_is_always_chosen() -> None:
+def test_member_with_less_to_do_of_two_is_always_chosen() -> None:
     fit = members(1, 1)
     policy = LeastRequests(Random(1))
     policy.build(fit)
@@ -115,7 +81,7 @@ def test_shares_are_in_proportion_to_weights(weights: list[int], factor: int, ro
         ([1000, 10, 1], [100, 1, 1]),
     ],
 )
-def test_a_round_keeps_weights_to_one_part_in_a_hundred(weights: list[int], turns: list[int]) -> None:
+def test_round_keeps_weights_to_one_part_in_a_hundred(weights: list[int], turns: list[int]) -> None:
     fit = members(*weights)
     policy = built(fit)
     assert [shares(policy, fit, sum(turns)) for _ in range(2)] == [turns, turns]
@@ -135,7 +101,7 @@ every_policy = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
     weights=st.lists(st.integers(0, 9), max_size=6),
     tries=st.lists(st.tuples(st.sets(st.integers(0, 5)), st.binary(max_size=3)), max_size=20),
 )
-def test_an_excluded_member_is_never_chosen_and_another_always(
+def test_excluded_member_is_never_chosen_and_another_always(
     make: Callable[[], Policy], weights: list[int], tries: list[tuple[set[int], bytes]]
 ) -> None:
     fit = members(*weights)
@@ -147,13 +113,13 @@ def test_an_excluded_member_is_never_chosen_and_another_always(
         assert (chosen is None) if excluded == set(fit) else (chosen in set(fit) - excluded)
 
 
-def test_the_turn_goes_on_behind_the_member_that_was_chosen_instead() -> None:
+def test_turn_goes_on_behind_the_member_that_was_chosen_instead() -> None:
     a, b, c = members(1, 1, 1)
     policy = built([a, b, c])
     assert [policy.choose(ANY, {a}), policy.choose(ANY), policy.choose(ANY)] == [b, c, a]
 
 
-def test_a_member_that_was_taken_out_is_not_chosen() -> None:
+def test_member_that_was_taken_out_is_not_chosen() -> None:
     a, b, c = members(1, 1, 1)
     policy = built([a, b, c])
     policy.choose(ANY)
@@ -161,7 +127,7 @@ def test_a_member_that_was_taken_out_is_not_chosen() -> None:
     assert {policy.choose(ANY) for _ in range(4)} == {a, c}
 
 
-def test_a_choice_among_a_thousand_members_looks_at_one() -> None:
+def test_choice_among_a_thousand_members_looks_at_one() -> None:
     class Counting(list[Member]):
         looks = 0
 
@@ -203,7 +169,7 @@ def test_idle_members_are_drawn_in_proportion_to_weights(make: Callable[[], Poli
         assert abs(got - requests * part) < 5 * (requests * part * (1 - part)) ** 0.5
 
 
-def test_draws_that_exclude_somebody_keep_the_proportions_of_the_rest() -> None:
+def test_draws_that_exclude_a_member_keep_the_proportions_of_the_rest() -> None:
     fit = members(1, 2, 3)
     policy = RandomChoice(Random(1))
     policy.build(fit)
@@ -230,7 +196,7 @@ def test_two_choices_keep_queues_shorter_than_one() -> None:
     assert longest(LeastRequests(Random(1))) < longest(RandomChoice(Random(1))) / 1.5
 
 
-def test_a_slow_member_gets_less_by_least_requests() -> None:
+def test_slow_member_gets_less_by_least_requests() -> None:
     """One of four takes four times as long: by turns it would get a quarter, here it gets about a thirteenth."""
     fit = members(1, 1, 1, 1)
     policy = LeastRequests(Random(1))
@@ -258,16 +224,6 @@ def test_weights_count_when_two_members_are_compared() -> None:
     assert Counter(policy.choose(ANY) for _ in range(100))[strong] > 80
 
 
-@pytest.mark.parametrize("size", [2, 3, 10, 50])
-def test_a_hash_spreads_keys_within_reason(size: int) -> None:
-    fit = members(*[1] * size)
-    policy = keyed()
-    policy.build(fit)
-    got = Counter(owners(policy, 20_000))
-    assert min(got[it] for it in fit) > 0.7 * 20_000 / size
-    assert max(got[it] for it in fit) < 1.35 * 20_000 / size
-
-
 Change = tuple[int, int]
 changes = st.lists(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 4)), max_size=90), min_size=1, max_size=5)
 
@@ -275,7 +231,7 @@ changes = st.lists(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 4)), ma
 @every_policy
 @given(changes)
 @settings(max_examples=60, deadline=None)
-def test_what_follows_changes_one_by_one_knows_what_is_built_at_once(
+def test_policy_that_follows_changes_knows_what_one_built_at_once_knows(
     make: Callable[[], Policy], changes: list[list[Change]]
 ) -> None:
     """Members come, go and change their weights (0: gone), few or many at a time, across the limits of size."""
@@ -308,7 +264,7 @@ def test_what_follows_changes_one_by_one_knows_what_is_built_at_once(
             assert all(abs(one - requests * it.weight / total) <= slack for one, it in zip(got, fit, strict=True))
 
 
-def test_a_turn_comes_neither_twice_nor_never_where_others_come_and_go() -> None:
+def test_turn_comes_neither_twice_nor_never_where_others_come_and_go() -> None:
     a, b, c, d, e = members(1, 1, 1, 1, 1)
     policy = built([b, d, e])
     assert policy.choose(ANY) is b
@@ -316,107 +272,6 @@ def test_a_turn_comes_neither_twice_nor_never_where_others_come_and_go() -> None
     assert policy.choose(ANY) is d
     policy.update([a, c, d, e], [c], [b])
     assert [policy.choose(ANY) for _ in range(4)] == [e, a, c, d]
-
-
-def test_a_ring_of_thousands_is_looked_at_in_one_small_piece() -> None:
-    fit = members(*[1] * 2000)
-    policy = keyed()
-    policy.build(fit)
-    sizes = [len(it) for it in policy._pieces]
-    assert sum(sizes) == 2000 * RING_POINTS
-    assert max(sizes) < 2 * PIECE_MAX
-    assert all(list(it) == sorted(it) for it in policy._pieces)
-
-
-def test_where_next_to_everybody_is_excluded_a_hash_does_not_search_the_whole_ring() -> None:
-    class Busy(set[Member]):
-        asked = 0
-
-        def __contains__(self, member: object) -> bool:
-            Busy.asked += 1
-            return super().__contains__(member)
-
-    fit = members(*[1] * 2000)
-    policy = keyed()
-    policy.build(fit)
-    assert policy.choose(request((b"x-key", b"k")), Busy(fit[:-1])) is fit[-1]
-    assert Busy.asked < 5000
-
-
-def test_a_hash_honours_weights() -> None:
-    fit = members(3, 1)
-    policy = keyed()
-    policy.build(fit)
-    assert 0.68 < owners(policy).count(fit[0]) / 4000 < 0.82
-
-
-@given(st.sets(st.integers(0, 19), min_size=1), st.integers(0, 19))
-def test_only_the_keys_of_a_member_that_comes_or_goes_move(present: set[int], other: int) -> None:
-    everybody = members(*[1] * 20)
-    policy = keyed()
-    policy.build([everybody[it] for it in sorted(present | {other})])
-    before = owners(policy, 300)
-    policy.build([everybody[it] for it in sorted(present - {other})])
-    after = owners(policy, 300)
-    assert all(old is new for old, new in zip(before, after, strict=True) if old is not everybody[other])
-
-
-def test_a_hash_is_the_same_in_every_process() -> None:
-    fit = members(1, 1, 1)
-    policy = keyed()
-    policy.build(fit)
-    assert [fit.index(it) for it in owners(policy, 12) if it] == [0, 1, 0, 0, 1, 2, 0, 0, 1, 2, 1, 2]
-
-
-def test_requests_without_a_key_take_turns() -> None:
-    fit = members(1, 1)
-    policy = keyed()
-    policy.build(fit)
-    assert [policy.choose(ANY) for _ in range(4)] == [*fit, *fit]
-
-
-def one(policy: Policy, it: Request | HookRequest, exclude: Container[Member] = ()) -> Member:
-    member = policy.choose(it, exclude)
-    assert member
-    return member
-
-
-def of(**settings: Any) -> Policy:
-    policy = make_policy(Settings(**settings), Random(1))
-    policy.build(members(*[1] * 20))
-    return policy
-
-
-@pytest.mark.parametrize(
-    ("settings", "same", "other"),
-    [
-        ({}, request(client="10.1.1.1"), request(client="10.1.1.2")),
-        ({"hash_key": ("header", "X-Tenant")}, request((b"x-tenant", b"a")), request((b"x-tenant", b"b"))),
-        (
-            {"hash_key": ("cookie", "session")},
-            request((b"cookie", b"a=b; session=1")),
-            request((b"cookie", b"session=2;a=b")),
-        ),
-    ],
-)
-def test_what_the_hash_goes_by(settings: dict[str, Any], same: Request, other: Request) -> None:
-    policy = of(policy="hash", **settings)
-    assert len({one(policy, same) for _ in range(9)}) == 1
-    assert one(policy, same) is not one(policy, other)
-
-
-def test_behind_a_trusted_proxy_the_client_is_who_it_says() -> None:
-    policy = of(
-        policy="hash", trusted_proxies=Settings.load({"BALANCER_TRUSTED_PROXIES": "10.0.0.0/8"}).trusted_proxies
-    )
-
-    def behind(proxy: str, hops: bytes) -> Member:
-        return one(policy, request((b"x-forwarded-for", hops), client=proxy))
-
-    direct = one(policy, request(client="192.0.2.7"))
-    assert behind("10.0.0.1", b"192.0.2.7") is direct
-    assert behind("10.0.0.9", b"1.2.3.4, 192.0.2.7, 10.0.0.3") is direct
-    assert behind("192.0.2.7", b"192.0.2.99") is direct
 
 
 BROWSER = request((b"host", b"a"), (b"cookie", b"member=0; session=\xe9"), (b"x-tenant", b"b\xe9"))
@@ -435,7 +290,7 @@ BROWSER = request((b"host", b"a"), (b"cookie", b"member=0; session=\xe9"), (b"x-
     ],
     ids=str,
 )
-def test_a_policy_decides_the_same_for_a_request_as_plug_ins_see_it(settings: dict[str, Any]) -> None:
+def test_policy_decides_the_same_for_a_request_as_plug_ins_see_it(settings: dict[str, Any]) -> None:
     raw, seen = of(**settings), of(**settings)
     for _ in range(9):
         member, other = one(raw, BROWSER), one(seen, HookRequest(BROWSER))
@@ -444,68 +299,3 @@ def test_a_policy_decides_the_same_for_a_request_as_plug_ins_see_it(settings: di
         assert seen.response_headers(HookRequest(BROWSER), other) == cookies
         returning = request(*map(given_cookie, [cookies] if cookies else []))
         assert one(raw, returning).address == one(seen, HookRequest(returning)).address
-
-
-def test_a_ring_goes_by_text_as_by_bytes() -> None:
-    text = HashRing(lambda it: it.headers.get("x-key"), RoundRobin(Nought()))
-    fit = members(*[1] * 20)
-    raw = keyed()
-    for policy in (text, raw):
-        policy.build(fit)
-    for key in range(50):
-        it = request((b"x-key", b"%d" % key))
-        assert text.choose(HookRequest(it)) is raw.choose(it)
-    assert [text.choose(HookRequest(ANY)) for _ in range(3)] == fit[:3]
-
-
-def sticky(name: str = "member") -> tuple[Policy, list[Member]]:
-    policy = make_policy(Settings(sticky_cookie=name), Nought())
-    fit = members(1, 1, 1)
-    policy.build(fit)
-    return policy, fit
-
-
-def given_cookie(fields: Headers) -> tuple[bytes, bytes]:
-    [(name, value)] = fields
-    assert name == b"set-cookie"
-    return (b"cookie", value.partition(b";")[0])
-
-
-def test_a_client_stays_where_its_cookie_says() -> None:
-    policy, _ = sticky()
-    first = one(policy, ANY)
-    returning = request((b"cookie", b"theme=dark"), given_cookie(policy.response_headers(ANY, first)))
-    assert {one(policy, returning) for _ in range(9)} == {first}
-    assert policy.response_headers(returning, first) == []
-
-
-def test_new_clients_are_spread_as_without_cookies() -> None:
-    policy, fit = sticky()
-    assert [policy.choose(ANY) for _ in range(6)] == [*fit, *fit]
-
-
-def test_while_its_member_is_busy_a_client_goes_elsewhere_and_keeps_its_cookie() -> None:
-    policy, fit = sticky()
-    returning = request(given_cookie(policy.response_headers(ANY, fit[1])))
-    other = one(policy, returning, {fit[1]})
-    assert other is not fit[1]
-    assert policy.response_headers(returning, other) == []
-    assert one(policy, returning) is fit[1]
-
-
-def test_once_its_member_is_gone_a_client_gets_a_new_cookie() -> None:
-    policy, fit = sticky()
-    returning = request(given_cookie(policy.response_headers(ANY, fit[1])))
-    policy.build([fit[0], fit[2]])
-    moved = one(policy, returning)
-    assert one(policy, request(given_cookie(policy.response_headers(returning, moved)))) is moved
-
-
-def test_the_cookie_tells_nobody_the_address_and_is_not_for_scripts() -> None:
-    policy, fit = sticky("srv")
-    [(_, plain)] = policy.response_headers(ANY, fit[0])
-    [(_, secure)] = policy.response_headers(request(scheme="https"), fit[0])
-    value, *attributes = plain.split(b"; ")
-    assert value.startswith(b"srv=") and b"10.0" not in value
-    assert attributes == [b"Path=/", b"HttpOnly", b"SameSite=Lax"]
-    assert secure == plain + b"; Secure"

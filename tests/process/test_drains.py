@@ -45,14 +45,14 @@ class Process:
         return [it.drained for it in self.members]
 
 
-def test_the_next_process_knows_who_is_drained(notes: int) -> None:
+def test_next_process_knows_who_is_drained(notes: int) -> None:
     first = Process(notes)
     first.drain(first.members[1])
     assert Process(notes).drained == [False, True]
     assert Process(notes).drained == [False, True]
 
 
-def test_who_is_no_longer_drained_stays_so(notes: int) -> None:
+def test_member_that_is_no_longer_drained_stays_so(notes: int) -> None:
     first = Process(notes)
     first.drain(first.members[0])
     second = Process(notes)
@@ -60,14 +60,14 @@ def test_who_is_no_longer_drained_stays_so(notes: int) -> None:
     assert Process(notes).drained == [False, False]
 
 
-def test_an_address_that_was_gone_is_another_containers(notes: int) -> None:
+def test_address_that_was_gone_is_another_containers(notes: int) -> None:
     first = Process(notes)
     first.drain(first.members[0])
     first.leave(first.members[0])
     assert Process(notes).drained == [False, False]
 
 
-def test_an_address_that_is_gone_when_a_process_starts_is_forgotten(notes: int) -> None:
+def test_address_that_is_gone_when_a_process_starts_is_forgotten(notes: int) -> None:
     first = Process(notes)
     first.drain(first.members[1])
     Process(notes, members=1)
@@ -82,7 +82,7 @@ def test_pools_are_told_apart(notes: int) -> None:
     assert Process(notes, alias="other").drained == [False, True]
 
 
-def test_what_somebody_had_no_time_to_write_stops_nobody(notes: int) -> None:
+def test_drains_half_written_stop_no_process(notes: int) -> None:
     os.pwrite(notes, b'{"apps:80": ["10.0.', 0)
     found = Process(notes)
     found.drain(found.members[0])

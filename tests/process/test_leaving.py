@@ -32,7 +32,7 @@ async def ended(serve: Serving) -> int | None:
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-async def test_while_it_leaves_it_serves_and_every_response_closes_its_connection(processes: str) -> None:
+async def test_balancer_that_leaves_serves_and_closes_connections_with_their_responses(processes: str) -> None:
     admin = f"127.0.0.1:{free_port()}"
     async with (
         Member() as member,
@@ -47,7 +47,8 @@ async def test_while_it_leaves_it_serves_and_every_response_closes_its_connectio
             while (await page.get(f"http://{admin}/readyz")).status_code != 200:
                 await asyncio.sleep(0.02)  # Of several processes each reports once a second.
         serve.process.terminate()
-        await serve.logged("leaving")
+        for _ in range(int(processes)):
+            await serve.logged("leaving")  # Each of them says so.
         assert b"\r\nconnection: close\r\n" in await ask(client)
         assert await client.reader.read() == b""
         async with serve.client() as new:
@@ -61,7 +62,7 @@ async def test_while_it_leaves_it_serves_and_every_response_closes_its_connectio
         assert await ended(serve) == 0
 
 
-async def test_the_delay_ends_by_itself() -> None:
+async def test_delay_ends_by_itself() -> None:
     async with Member() as member, serving(member, shutdown_delay="0.5") as serve:
         await serve.logged("apps on")
         began = time.monotonic()
@@ -70,7 +71,7 @@ async def test_the_delay_ends_by_itself() -> None:
         assert time.monotonic() - began >= 0.5
 
 
-async def test_a_request_in_flight_has_its_time_after_the_delay() -> None:
+async def test_request_in_flight_has_its_time_after_the_delay() -> None:
     arrived, gate = asyncio.Event(), asyncio.Event()
 
     async def slow(connection: Connection) -> None:

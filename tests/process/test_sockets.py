@@ -26,7 +26,7 @@ async def exchange(serve: Serving, request: bytes = GET) -> bytes:
         return await client.to_end()
 
 
-async def test_a_unix_socket_serves_and_is_gone_at_the_end(tmp_path: Path) -> None:
+async def test_unix_socket_serves_and_is_gone_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "balancer.sock"
     async with Member() as member, serving(member, bind=f"unix:{path}") as serve:
         mode = path.stat().st_mode
@@ -43,7 +43,7 @@ async def test_a_unix_socket_serves_and_is_gone_at_the_end(tmp_path: Path) -> No
     assert b"\r\nforwarded: for=unknown;" in member.received[0]
 
 
-async def test_the_health_check_finds_a_unix_socket(tmp_path: Path) -> None:
+async def test_health_check_finds_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "balancer.sock"
 
     async def check() -> int | None:
@@ -60,7 +60,7 @@ async def test_the_health_check_finds_a_unix_socket(tmp_path: Path) -> None:
         assert await check() == 0
 
 
-def test_the_socket_of_a_process_that_was_killed_is_replaced(tmp_path: Path) -> None:
+def test_socket_of_a_process_that_was_killed_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "balancer.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -70,7 +70,7 @@ def test_the_socket_of_a_process_that_was_killed_is_replaced(tmp_path: Path) -> 
     assert not path.exists()
 
 
-def test_a_socket_on_which_somebody_listens_is_taken(tmp_path: Path) -> None:
+def test_socket_on_which_a_process_listens_is_taken(tmp_path: Path) -> None:
     address = UnixSocket(str(tmp_path / "balancer.sock"))
     with listening("BIND", address):
         with pytest.raises(CannotListen, match=f"^BIND={address} cannot be listened on: Address already in use$"):
@@ -78,7 +78,7 @@ def test_a_socket_on_which_somebody_listens_is_taken(tmp_path: Path) -> None:
         assert Path(address.path).is_socket()
 
 
-def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("mine")
     with pytest.raises(CannotListen, match="Address already in use"):
@@ -86,13 +86,13 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     address = UnixSocket(str(tmp_path / "nowhere" / "balancer.sock"))
     with pytest.raises(CannotListen, match=f"^BIND={address} cannot be listened on: No such file or directory$"):
         listen("BIND", address)
 
 
-def test_what_a_successor_listens_on_is_not_taken_away_at_the_end(tmp_path: Path) -> None:
+def test_unix_socket_of_a_successor_is_not_taken_away_at_the_end(tmp_path: Path) -> None:
     address = UnixSocket(str(tmp_path / "balancer.sock"))
     with listening("BIND", address):
         Path(address.path).unlink()
@@ -112,7 +112,7 @@ def free_everywhere() -> int:
 
 
 @pytest.mark.parametrize(("bind", "client"), [("[::]", "::1"), ("[::1]", "::1"), ("[::]", "127.0.0.1")])
-async def test_an_ipv6_address_is_listened_on(bind: str, client: str) -> None:
+async def test_ipv6_address_is_listened_on(bind: str, client: str) -> None:
     port = free_everywhere()
     async with Member() as member, serving(member, bind=f"{bind}:{port}") as serve:
         reader, writer = await asyncio.open_connection(client, port)
@@ -124,7 +124,7 @@ async def test_an_ipv6_address_is_listened_on(bind: str, client: str) -> None:
     assert json.loads(out.splitlines()[-1])["client"] == client
 
 
-async def test_a_taken_unix_socket_stops_the_start_with_one_line(tmp_path: Path) -> None:
+async def test_taken_unix_socket_stops_the_start_with_one_line(tmp_path: Path) -> None:
     address = UnixSocket(str(tmp_path / "balancer.sock"))
     async with DnsServer(Zone()) as server:
         with listening("BIND", address):

@@ -34,10 +34,14 @@ class Fleet:
         self.zone = zone
 
     async def status(self) -> dict[str, Any]:
+        found = await self._status()
+        check("Status", found)
+        return found
+
+    async def _status(self) -> dict[str, Any]:
         response = await self.admin.get("/api/status")
         assert response.status_code == 200
         found: dict[str, Any] = response.json()
-        check("Status", found)
         return found
 
     async def until(self, wanted: Callable[[dict[str, Any]], object], limit: float = LIMIT) -> dict[str, Any]:
@@ -45,10 +49,11 @@ class Fleet:
         async with asyncio.timeout(limit):
             while True:
                 try:
-                    status = await self.status()
+                    status = await self._status()
                 except httpx.TransportError:
                     continue  # The admin listener is being replaced.
                 if wanted(status):
+                    check("Status", status)
                     return status
                 await asyncio.sleep(0.02)
 
@@ -152,13 +157,13 @@ async def test_round_robin_stays_even_over_processes_and_one_admin_port_shows_th
                 got[await connection.exactly(2)] += 1
             connection.close()
 
-        await asyncio.gather(*(client(500) for _ in range(20)))
-        assert sum(got.values()) == 10_000
-        assert all(abs(number - 5000) <= 250 for number in got.values()), got
-        status = await it.until(lambda status: status["pools"][0]["requests"] == 10_000)
-        assert sum(member["requests"] for member in status["pools"][0]["members"]) == 10_000
+        await asyncio.gather(*(client(200) for _ in range(20)))
+        assert sum(got.values()) == 4000
+        assert all(abs(number - 2000) <= 100 for number in got.values()), got
+        status = await it.until(lambda status: status["pools"][0]["requests"] == 4000)
+        assert sum(member["requests"] for member in status["pools"][0]["members"]) == 4000
         scrape = Scrape((await it.admin.get("/metrics")).text)
-        assert scrape.sum("balancer_requests_total") == 10_000
+        assert scrape.sum("balancer_requests_total") == 4000
         assert scrape.labels("balancer_process_cpu_seconds_total", "process") == {"0", "1"}
         # Both have had their part.
         assert all(scrape.get("balancer_process_cpu_seconds_total", process=number) > 0.02 for number in "01")
@@ -167,7 +172,7 @@ async def test_round_robin_stays_even_over_processes_and_one_admin_port_shows_th
         assert (await it.stop())[0] == 0
 
 
-async def test_a_killed_process_takes_only_its_own_connections_with_it_and_is_replaced() -> None:
+async def test_killed_process_takes_only_its_own_connections_with_it_and_is_replaced() -> None:
     async with pair_of_members() as members, fleet(*members, processes=4) as it:
         before = await it.pids()
         connections = [await it.open() for _ in range(40)]
@@ -198,7 +203,7 @@ async def test_a_killed_process_takes_only_its_own_connections_with_it_and_is_re
         assert "was killed (Killed) and is started again" in err
 
 
-async def test_a_drain_is_for_all_processes_and_for_those_that_come_later() -> None:
+async def test_drain_is_for_all_processes_and_for_those_that_come_later() -> None:
     async with pair_of_members() as members, fleet(*members) as it:
         one, _ = members
         path = f"/api/members/{one.address}/drain"
@@ -250,7 +255,7 @@ async def test_containers_that_swap_addresses_take_their_names_along_and_leave_d
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_a_drain_by_hand_outlives_a_reload_and_a_crash(processes: int) -> None:
+async def test_drain_by_hand_outlives_a_reload_and_a_crash(processes: int) -> None:
     async with pair_of_members() as members, fleet(*members, processes=processes) as it:
         one, _ = members
 
@@ -284,7 +289,7 @@ async def test_a_drain_by_hand_outlives_a_reload_and_a_crash(processes: int) -> 
         assert await answers() == {b"m1", b"m2"}
 
 
-async def test_a_unix_socket_is_shared_by_all_processes_through_a_reload(tmp_path: Path) -> None:
+async def test_unix_socket_is_shared_by_all_processes_through_a_reload(tmp_path: Path) -> None:
     path = tmp_path / "balancer.sock"
     async with Member() as member, fleet(member, bind=f"unix:{path}") as it:
         it.process.send_signal(signal.SIGUSR2)
@@ -299,7 +304,7 @@ async def test_a_unix_socket_is_shared_by_all_processes_through_a_reload(tmp_pat
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_a_reload_loses_no_request_and_lets_what_is_under_way_finish(processes: int) -> None:
+async def test_reload_loses_no_request_and_lets_what_is_under_way_finish(processes: int) -> None:
     release = asyncio.Event()
 
     async def slow(connection: Connection) -> None:
@@ -322,6 +327,7 @@ async def test_a_reload_loses_no_request_and_lets_what_is_under_way_finish(proce
         async def ask() -> None:
             while not done.is_set():
                 answers.append(await it.get())
+                await asyncio.sleep(0.01)  # Clients that take both cores would hold up the processes that start.
 
         clients = [asyncio.create_task(ask()) for _ in range(4)]
         for generation in (1, 2):
@@ -368,7 +374,7 @@ async def reload(*arguments: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_the_command_reload_waits_until_new_processes_serve() -> None:
+async def test_command_reload_waits_until_new_processes_serve() -> None:
     async with pair_of_members() as members, fleet(*members) as it:
         before = await it.pids()
         status, out, err = await reload(f"--admin-bind={it.admin.base_url.netloc.decode()}")
@@ -401,7 +407,7 @@ async def test_processes_end_with_a_supervisor_that_is_killed() -> None:
             await it.open()
 
 
-async def test_a_start_that_fails_in_a_process_ends_with_its_status() -> None:
+async def test_start_that_fails_in_a_process_ends_with_its_status() -> None:
     async with pair_of_members() as members, fleet(*members, ready=False, policy="no_such_policy:Policy") as it:
         async with asyncio.timeout(LIMIT):
             _, err = await it.process.communicate()
@@ -410,7 +416,7 @@ async def test_a_start_that_fails_in_a_process_ends_with_its_status() -> None:
         assert "Traceback" not in err.decode()
 
 
-async def test_a_limit_that_cannot_be_shared_out_is_refused() -> None:
+async def test_limit_that_cannot_be_shared_out_is_refused() -> None:
     async with pair_of_members() as members, fleet(*members, ready=False, max_requests_per_member="1") as it:
         _, err = await it.process.communicate()
         assert it.process.returncode == 2

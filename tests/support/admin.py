@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from balancer.config.settings import Settings
 from balancer.process.admin_listener import Admin
 from balancer.process.sockets import listen
 from balancer.types import Address
-from tests.support.wire import Running
+from tests.support.wire import LIMIT, Running
 
 OPENAPI = json.loads((Path(balancer.admin.__file__).parent / "openapi.json").read_text())
 JSON = {"Content-Type": "application/json"}
@@ -87,3 +87,12 @@ async def opened(port: AdminPort) -> AsyncIterator[Page]:
     async with port.stream("GET", "/api/stream") as response:
         assert response.status_code == 200, await response.aread()
         yield Page(response)
+
+
+async def until(page: Page, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """The first message of which ``wanted`` is true."""
+    async with asyncio.timeout(LIMIT):
+        while True:
+            _, message = await page.next()
+            if wanted(message):
+                return message

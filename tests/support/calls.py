@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from balancer import BalancedTransport, LoadBalancer
 from balancer.dispatch.context import RequestRecord
 from balancer.telemetry.observer import Observer
 from tests.support.scripted import ScriptedResolver
-from tests.support.wire import Member, eventually
+from tests.support.wire import Connection, Member, eventually
 
 
 class Records(Observer):
@@ -48,3 +48,28 @@ async def calling(*members: Member, timeout: Any = None, **settings: Any) -> Asy
     async with httpx.AsyncClient(transport=transport, base_url="http://shop.example", timeout=timeout) as client:
         await eventually(lambda: len(transport.balancer.membership.available) == len(members))
         yield Calls(client, transport.balancer, records.all)
+
+
+def scripted(play: Callable[[Connection], Awaitable[None]]) -> Member:
+    """A member that reads the head of a request and then plays."""
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            await play(connection)
+
+    return Member(script)
+
+
+def answering(response: bytes) -> Member:
+    async def answer(connection: Connection) -> None:
+        await connection.send(response)
+
+    return scripted(answer)
+
+
+async def hang(connection: Connection) -> None:
+    await connection.to_end()
+
+
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun"

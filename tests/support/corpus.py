@@ -87,6 +87,7 @@ MALFORMED = {
     "a chunk size that is none": _CHUNKED + b"\r\nx\r\nabc\r\n0\r\n\r\n",
     "a signed chunk size": _CHUNKED + b"\r\n+3\r\nabc\r\n0\r\n\r\n",
     "a chunk size beyond 64 bits": _CHUNKED + b"\r\n10000000000000003\r\nabc\r\n0\r\n\r\n",
+    "a chunk size of sixteen digits": _CHUNKED + b"\r\nFFFFFFFFFFFFFFFB\r\nabc\r\n0\r\n\r\n",
     "a chunk longer than its size": _CHUNKED + b"\r\n2\r\nabc\r\n0\r\n\r\n",
     "a chunk shorter than its size": _CHUNKED + b"\r\n4\r\nabc\r\n0\r\n\r\n",
     "a bare LF after a chunk size": _CHUNKED + b"\r\n3\nabc\r\n0\r\n\r\n",

@@ -1,30 +1,57 @@
-"""Find what requests leave behind: tasks that still run, and objects that live for one request."""
+"""Find what requests leave behind: tasks that still run, connections, and objects of the balancer that stay alive.
+
+No class is named here, so that the check outlives every renaming: it counts the instances of all classes that the
+balancer and the servers under it define, and the open descriptors of the process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections import Counter
 
-from balancer.dispatch.interfaces import ActiveRequest
-from balancer.upstream.response import Response
+from tests.support.wire import LIMIT
 
-# Each of these, subclasses included, is made for one request and is gone after it. The request's context is not among
-# them: it is the record that the observers of a test keep.
-PER_REQUEST = (ActiveRequest, Response)
+# The packages whose objects are counted: ours, and those that hold connections of clients and members for us.
+PACKAGES = frozenset({"balancer", "uvicorn", "websockets", "httptools", "httpx", "httpcore"})
 
 
 class Leaks:
-    """What there is more of than when this object was made. Make it while no request is in progress."""
+    """What there is more of than when this object was made. ``at_rest`` makes it at the right moment."""
 
     def __init__(self) -> None:
         self._tasks = asyncio.all_tasks()
         self._objects = _count()
+        self._descriptors = _descriptors()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Leaks) and vars(self) == vars(other)
 
     def found(self) -> list[str]:
-        """Return the names of coroutines whose tasks still run, then the names of classes with more objects."""
+        """Return the names of coroutines whose tasks still run, of classes with more instances, and of descriptors."""
         tasks = [_coroutine(it) for it in asyncio.all_tasks() - self._tasks]
-        return sorted(tasks) + sorted(_count() - self._objects)
+        objects = _count() - self._objects
+        descriptors = _descriptors() - self._descriptors
+        return sorted(tasks) + sorted(objects) + sorted(descriptors)
+
+
+async def at_rest() -> Leaks:
+    """Wait until what requests before this one have left is gone, and nothing changes for a while."""
+    async with asyncio.timeout(LIMIT):
+        while True:
+            leaks = Leaks()
+            await asyncio.sleep(0.3)
+            if leaks == Leaks():
+                return leaks
+
+
+async def nothing_left(leaks: Leaks) -> None:
+    """Wait until nothing is left; a failure names what is."""
+    deadline = asyncio.get_running_loop().time() + LIMIT
+    while (found := leaks.found()) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.05)
+    assert not found, f"left: {found}"
 
 
 def _coroutine(task: asyncio.Task[object]) -> str:
@@ -32,6 +59,24 @@ def _coroutine(task: asyncio.Task[object]) -> str:
 
 
 def _count() -> Counter[str]:
-    """Count the objects of classes in PER_REQUEST by the name of their class."""
+    """Count the instances of each class of PACKAGES, by the name of the class."""
     gc.collect()
-    return Counter(type(it).__name__ for it in gc.get_objects() if isinstance(it, PER_REQUEST))
+    classes = Counter(map(type, gc.get_objects()))
+    return Counter(
+        {it.__qualname__: count for it, count in classes.items() if it.__module__.partition(".")[0] in PACKAGES}
+    )
+
+
+def _descriptors() -> Counter[str]:
+    """Count the open descriptors of each kind: "socket", "pipe", and so on; none where /proc does not list them."""
+    kinds: Counter[str] = Counter()
+    try:
+        names = os.listdir("/proc/self/fd")  # noqa: PTH208 - iterdir takes a descriptor of its own for longer
+    except OSError:
+        return kinds
+    for name in names:
+        try:
+            kinds[os.readlink(f"/proc/self/fd/{name}").partition(":")[0]] += 1  # noqa: PTH115
+        except OSError:
+            continue  # The one that listed them.
+    return kinds

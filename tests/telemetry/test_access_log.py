@@ -25,7 +25,7 @@ def record(target: bytes = b"/a?b=1", id: bytes = b"abc-1", client: str = "192.0
     return made
 
 
-def test_an_entry_says_who_asked_for_what_and_what_came_of_it() -> None:
+def test_entry_says_who_asked_for_what_and_what_came_of_it() -> None:
     assert json.loads(as_json(record(), 1_700_000_000.25)) == {
         "time": "2023-11-14T22:13:20.250+00:00",
         "client": "192.0.2.1",
@@ -48,12 +48,12 @@ def test_an_entry_says_who_asked_for_what_and_what_came_of_it() -> None:
         ("reason", 'no member "x"', "reason", 'no member "x"'),
     ],
 )
-def test_an_entry_names_trouble_only_where_there_was_some(name: str, value: Any, field: str, logged: object) -> None:
+def test_entry_names_trouble_only_where_there_was_some(name: str, value: Any, field: str, logged: object) -> None:
     assert field not in json.loads(as_json(record(), 0.0))
     assert json.loads(as_json(record(b"/", **{name: value}), 0.0))[field] == logged
 
 
-def test_nobody_answered() -> None:
+def test_access_log_of_a_request_without_an_answer_says_so() -> None:
     assert json.loads(as_json(record(member=None), 0.0))["member"] == ""
 
 
@@ -72,7 +72,7 @@ async def test_lines_wait_for_each_other_until_there_is_much_of_them() -> None:
 
 
 @given(target=st.binary(), id=st.binary(max_size=2 * ID_MAX), client=st.text(), reason=st.text())
-def test_an_entry_is_one_line_of_json_whatever_the_client_sends(
+def test_entry_is_one_line_of_json_whatever_the_client_sends(
     target: bytes, id: bytes, client: str, reason: str
 ) -> None:
     line = as_json(record(target, id, client, reason=reason), 0.0)
@@ -83,7 +83,7 @@ def test_an_entry_is_one_line_of_json_whatever_the_client_sends(
     assert (read["client"], read.get("reason", "")) == (client, reason)
 
 
-def test_a_line_for_people_tells_the_same() -> None:
+def test_line_for_people_tells_the_same() -> None:
     line = as_text(record(attempts=[FAILED], queued=0.5, error="member_failed", reason="it died", status=502), 0.0)
     assert line.endswith(
         "502 GET /a?b=1 12.3 ms, 43 bytes from 10.0.0.2:80 to 192.0.2.1, queued 500 ms, member_failed: it died "
@@ -92,13 +92,13 @@ def test_a_line_for_people_tells_the_same() -> None:
     assert "\x1b" not in line
 
 
-def test_a_line_for_people_is_coloured_by_the_class_of_its_status() -> None:
+def test_line_for_people_is_coloured_by_the_class_of_its_status() -> None:
     assert " \x1b[32m200\x1b[0m GET " in as_text(record(), 0.0, coloured=True)
     assert " \x1b[31m503\x1b[0m GET " in as_text(record(status=503), 0.0, coloured=True)
 
 
 @given(target=st.binary())
-def test_a_line_for_people_has_nothing_in_it_that_moves_a_cursor(target: bytes) -> None:
+def test_line_for_people_has_nothing_in_it_that_moves_a_cursor(target: bytes) -> None:
     assert as_text(record(target), 0.0).isprintable()
 
 

@@ -50,7 +50,7 @@ def refused(address: Address = ONE) -> Attempt:
     return Attempt(address, "refused", "Connection refused")
 
 
-def test_a_member_that_comes_up_and_goes_down_is_told_with_its_reasons() -> None:
+def test_member_that_comes_up_and_goes_down_is_told_with_its_reasons() -> None:
     it = Cluster(ONE)
     it.observe(ONE, HealthEvent.PROBE_OK, 1.0, "accepts connections")
     it.observe(ONE, HealthEvent.REFUSED, 2.0, "Connection refused")
@@ -72,7 +72,7 @@ def test_requests_that_a_member_failed_are_told_with_its_going_down() -> None:
     assert texts(it.events)[-1] == "172.18.0.5:80 down: connection refused, 3 requests moved"
 
 
-def test_what_a_member_failed_long_after_its_flip_is_an_event_of_its_own() -> None:
+def test_failures_long_after_a_flip_are_an_event_of_their_own() -> None:
     it = Cluster(ONE)
     it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
     it.observe(ONE, HealthEvent.REFUSED, 2.0, "connection refused")
@@ -80,7 +80,7 @@ def test_what_a_member_failed_long_after_its_flip_is_an_event_of_its_own() -> No
     assert texts(it.events)[-1] == "172.18.0.5:80: closed without an answer, 1 request moved"
 
 
-def test_what_fails_after_a_member_is_up_again_is_not_told_with_its_going_down() -> None:
+def test_failures_after_a_member_is_up_again_are_not_told_with_its_going_down() -> None:
     it = Cluster(ONE)
     for event in (HealthEvent.PROBE_OK, HealthEvent.REFUSED):
         it.observe(ONE, event, 1.0)
@@ -102,7 +102,7 @@ def test_failed_tries_are_one_event_for_each_member_and_window() -> None:
     ]
 
 
-def test_a_request_that_ended_with_its_last_try_is_lost_and_refused() -> None:
+def test_request_that_ended_with_its_last_try_is_lost_and_refused() -> None:
     it = Events()
     it.failed(record(refused(ONE), Attempt(TWO, "died", "reset"), error="member_failed", status=502))
     assert texts(it) == [
@@ -148,7 +148,7 @@ def test_many_that_come_or_go_at_once_are_one_event() -> None:
     ]
 
 
-def test_a_drain_by_hand_is_told_at_its_time() -> None:
+def test_drain_by_hand_is_told_at_its_time() -> None:
     it = Events()
     member = Member(Endpoint(ONE), 0.0, drained=True, drained_since=7.0)
     it.drained(member)
@@ -158,7 +158,7 @@ def test_a_drain_by_hand_is_told_at_its_time() -> None:
     assert (it.recent[0].when, it.recent[0].kind) == (7.0, EventKind.DRAINED)
 
 
-def test_an_event_that_counts_on_is_given_to_the_reader_again() -> None:
+def test_event_that_counts_on_is_given_to_the_reader_again() -> None:
     it = Events()
     it.failed(record(refused()))
     (first,) = it.pop_changes()
@@ -169,7 +169,7 @@ def test_an_event_that_counts_on_is_given_to_the_reader_again() -> None:
 
 
 @pytest.mark.parametrize("read", [True, False])
-def test_a_flood_is_bounded_and_leaves_the_changes_of_dns_alone(read: bool) -> None:
+def test_flood_is_bounded_and_leaves_the_changes_of_dns_alone(read: bool) -> None:
     it = Events()
     it.resolved(found(ONE), Change())
     for number in range(5 * KEPT):
@@ -192,7 +192,7 @@ def test_changes_of_dns_are_bounded() -> None:
     assert len(it.dns) == KEPT_OF_DNS
 
 
-def test_a_change_of_members_is_news_and_a_request_is_not() -> None:
+def test_change_of_members_is_news_and_a_request_is_not() -> None:
     news: list[str] = []
     it = Events(on_change=lambda: news.append("!"))
     member = Member(Endpoint(ONE), 0.0)

@@ -45,14 +45,14 @@ def test_requests_are_counted_by_member_and_in_all() -> None:
     assert (it.members[ONE].failed, it.total.failed, it.total.count) == (1, 1, 3)
 
 
-def test_a_made_up_method_makes_no_entry_of_its_own() -> None:
+def test_made_up_method_makes_no_entry_of_its_own() -> None:
     it = stats(ONE)
     for number in range(100):
         it.done(record(f"X{number}"))
     assert dict(it.total.requests) == {("OTHER", 200): 100}
 
 
-def test_what_failed_a_request_is_counted_where_it_failed() -> None:
+def test_failures_are_counted_where_they_happened() -> None:
     it = stats(ONE, TWO)
     it.done(record(member=TWO, attempts=[Attempt(ONE, "refused", "connection refused")], queued=0.25, error=""))
     it.done(record(status=503, member=None, error="no_member"))
@@ -62,7 +62,7 @@ def test_what_failed_a_request_is_counted_where_it_failed() -> None:
     assert (it.queued, it.queued_seconds, dict(it.errors)) == (1, 0.25, {"no_member": 1})
 
 
-def test_nothing_is_left_of_members_that_have_left() -> None:
+def test_stats_of_members_that_have_left_are_gone() -> None:
     it = stats(ONE)
     it.done(record())
     for number in range(1000):
@@ -75,7 +75,7 @@ def test_nothing_is_left_of_members_that_have_left() -> None:
     assert it.total.count == 2001
 
 
-def test_a_tunnel_and_a_refusal_are_requests_and_no_latencies() -> None:
+def test_tunnel_and_a_refusal_are_requests_and_no_latencies() -> None:
     it = stats(ONE)
     it.done(record(status=101, duration=3600.0, body_bytes=5))
     it.done(record(status=400, member=None, error="malformed_request"))
@@ -85,7 +85,7 @@ def test_a_tunnel_and_a_refusal_are_requests_and_no_latencies() -> None:
     assert (total.sent, total.received) == (5, 3)
 
 
-def test_the_wait_of_requests_is_counted_by_its_length() -> None:
+def test_wait_of_requests_is_counted_by_its_length() -> None:
     it = stats(ONE)
     for held in (0.2, 0.2, 7.0):
         it.done(record(queued=held))
@@ -106,7 +106,7 @@ def test_changes_of_state_are_counted_by_event_and_by_member() -> None:
     assert it.total.flips == {State.UP: 2, State.DOWN: 1}
 
 
-def test_what_others_say_makes_no_entries_without_end() -> None:
+def test_stats_have_no_entries_without_end_of_what_others_say() -> None:
     it = stats(ONE)
     for number in range(1000):
         it.done(record(error=f"Cancelled via cancel scope {number:x}"))
@@ -128,12 +128,12 @@ def test_dns_is_counted_by_what_it_answers() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99, 1.0])
-def test_a_percentile_of_nothing_is_0(share: float) -> None:
+def test_percentile_of_nothing_is_0(share: float) -> None:
     assert percentile([0] * (len(BOUNDS) + 1), share) == 0.0
 
 
 @pytest.mark.parametrize("seconds", [0.00007, 0.0012, 0.0301, 0.9, 42.0])
-def test_a_percentile_is_right_to_its_class(seconds: float) -> None:
+def test_percentile_is_right_to_its_class(seconds: float) -> None:
     it = stats(ONE)
     for _ in range(99):
         it.done(record(duration=seconds))
@@ -142,7 +142,7 @@ def test_a_percentile_is_right_to_its_class(seconds: float) -> None:
     assert percentile(it.total.buckets, 1.0) == BOUNDS[-1]
 
 
-def test_a_histogram_has_what_is_up_to_each_bound() -> None:
+def test_histogram_has_what_is_up_to_each_bound() -> None:
     it = stats(ONE)
     for seconds in (0.001, 0.0011, 0.2, 100.0):
         it.done(record(duration=seconds))

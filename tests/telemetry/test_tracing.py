@@ -43,7 +43,7 @@ def told(member: Member) -> list[str]:
     return [it.decode() for it in re.findall(rb"(?i)\r\ntraceparent: (.*)\r\n", b"".join(member.received))]
 
 
-async def test_a_request_is_a_span_of_the_clients_trace_and_the_members_parent() -> None:
+async def test_request_is_a_span_of_the_clients_trace_and_the_members_parent() -> None:
     it = Traced()
     async with Member() as member, balance(member, observers=[it.tracing], trace=it.tracing.begin) as running:
         for _ in range(3):
@@ -84,7 +84,7 @@ async def test_long_values_are_cut_in_a_span() -> None:
     assert span.attributes["http.request.header.x-request-id"] == (long[:VALUE_MAX],)
 
 
-async def test_a_request_without_a_trace_begins_one() -> None:
+async def test_request_without_a_trace_begins_one() -> None:
     it = Traced()
     async with Member() as member, balance(member, observers=[it.tracing], trace=it.tracing.begin) as running:
         await ask(running)
@@ -95,7 +95,7 @@ async def test_a_request_without_a_trace_begins_one() -> None:
     assert told(member) == [f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-{flags}"]
 
 
-async def test_a_client_that_does_not_sample_its_trace_is_obeyed() -> None:
+async def test_client_that_does_not_sample_its_trace_is_obeyed() -> None:
     it = Traced()
     async with Member() as member, balance(member, observers=[it.tracing], trace=it.tracing.begin) as running:
         await ask(running, f"Traceparent: {UNSAMPLED}")
@@ -153,7 +153,7 @@ def collector() -> Iterator[HTTPServer]:
 
 
 @pytest.mark.parametrize("path", ["", "/", "/otlp/v1/traces"])
-async def test_a_collector_gets_spans_over_http(path: str, collector: HTTPServer) -> None:
+async def test_collector_gets_spans_over_http(path: str, collector: HTTPServer) -> None:
     tracing = Tracing.to(f"http://127.0.0.1:{collector.server_port}{path}")
     async with Member() as member, balance(member, observers=[tracing], trace=tracing.begin) as running:
         await ask(running)

@@ -54,7 +54,7 @@ class Failing:
 
 
 @exhausted
-async def test_a_connection_that_the_balancer_cannot_open_is_its_own_overload(
+async def test_connection_that_the_balancer_cannot_open_is_its_own_overload(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", Failing(number))
@@ -80,7 +80,7 @@ async def test_so_it_is_with_httpx(number: int, monkeypatch: pytest.MonkeyPatch)
 
 
 @theirs
-async def test_a_connection_that_a_member_does_not_take_is_its_fault(
+async def test_connection_that_a_member_does_not_take_is_its_fault(
     number: int, event: HealthEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", Failing(number))
@@ -93,7 +93,7 @@ async def test_a_connection_that_a_member_does_not_take_is_its_fault(
 
 @exhausted
 @pytest.mark.parametrize("path", [None, "/healthz"])
-async def test_a_probe_that_the_balancer_cannot_send_says_nothing(
+async def test_probe_that_the_balancer_cannot_send_says_nothing(
     number: int, path: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asyncio, "open_connection", Failing(number))
@@ -103,7 +103,7 @@ async def test_a_probe_that_the_balancer_cannot_send_says_nothing(
 
 
 @theirs
-async def test_a_probe_that_a_member_does_not_take_says_so(
+async def test_probe_that_a_member_does_not_take_says_so(
     number: int, event: HealthEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asyncio, "open_connection", Failing(number))

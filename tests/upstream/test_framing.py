@@ -110,7 +110,7 @@ CLOSING = {
 
 @pytest.mark.parametrize("wire", FRAMINGS.values(), ids=FRAMINGS)
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "byte by byte"])
-async def test_a_response_that_leaves_the_connection_open(wire: bytes, split: bool) -> None:
+async def test_response_that_leaves_the_connection_open(wire: bytes, split: bool) -> None:
     pieces = [wire[at : at + 1] for at in range(len(wire))] if split else [wire]
     async with answering(*pieces) as member, upstream() as up:
         for _ in range(3):
@@ -120,7 +120,7 @@ async def test_a_response_that_leaves_the_connection_open(wire: bytes, split: bo
 
 
 @pytest.mark.parametrize("wire", CLOSING.values(), ids=CLOSING)
-async def test_a_response_that_ends_with_its_connection(wire: bytes) -> None:
+async def test_response_that_ends_with_its_connection(wire: bytes) -> None:
     async with answering(wire, then_close=True) as member, upstream() as up:
         for _ in range(2):
             assert await body_of(up, member) == b"hello"
@@ -131,7 +131,7 @@ async def test_a_response_that_ends_with_its_connection(wire: bytes) -> None:
 @pytest.mark.parametrize(
     "fields", [b"Content-Length: 5", b"Transfer-Encoding: chunked", b"X: y"], ids=["length", "chunked", "neither"]
 )
-async def test_a_head_response_has_no_body_whatever_it_says(fields: bytes) -> None:
+async def test_head_response_has_no_body_whatever_it_says(fields: bytes) -> None:
     async with answering(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n\r\n") as member, upstream() as up:
         for _ in range(2):
             assert await body_of(up, member, HEAD) == b""
@@ -161,14 +161,14 @@ async def test_trailers_do_not_show_in_the_head() -> None:
     ],
     ids=["length", "chunked", "bad chunk"],
 )
-async def test_a_body_that_ends_early_is_told_apart(wire: bytes) -> None:
+async def test_body_that_ends_early_is_told_apart(wire: bytes) -> None:
     async with answering(wire, then_close=True) as member, upstream() as up:
         with pytest.raises(TruncatedResponse):
             await body_of(up, member)
         assert (up.active, up.idle) == (0, 0)
 
 
-async def test_a_reset_is_not_the_end_of_a_body_that_lasts_until_close() -> None:
+async def test_reset_is_not_the_end_of_a_body_that_lasts_until_close() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
@@ -192,7 +192,7 @@ async def test_a_reset_is_not_the_end_of_a_body_that_lasts_until_close() -> None
     ],
     ids=["not HTTP", "CL and TE", "two CL", "gzip, chunked", "bad CL", "101 unasked"],
 )
-async def test_what_cannot_be_framed_is_a_violation_and_the_connection_is_not_used_again(wire: bytes) -> None:
+async def test_response_that_cannot_be_framed_is_a_violation_and_ends_its_connection(wire: bytes) -> None:
     async with answering(wire) as member, upstream() as up:
         with pytest.raises(ProtocolViolation) as caught:
             await up.send(member.address, GET)
@@ -200,7 +200,7 @@ async def test_what_cannot_be_framed_is_a_violation_and_the_connection_is_not_us
         assert (up.active, up.idle) == (0, 0)
 
 
-async def test_bytes_after_a_complete_response_are_nobodys_answer() -> None:
+async def test_bytes_after_a_complete_response_are_no_answer() -> None:
     poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
     async with answering(OK + poison) as member, upstream() as up:
         for _ in range(2):
@@ -241,7 +241,7 @@ async def test_switch_that_names_no_protocol_gets_no_name_from_an_earlier_respon
         await response.close()
 
 
-async def test_a_connection_that_the_member_closes_while_idle_is_forgotten() -> None:
+async def test_connection_that_the_member_closes_while_idle_is_forgotten() -> None:
     async with answering(OK, then_close=True) as member, upstream() as up:
         for _ in range(3):
             assert await body_of(up, member) == b"ok"
@@ -257,7 +257,7 @@ async def test_idle_connections_expire_before_the_members_own_limit(monkeypatch:
         assert up._sweeper is None
 
 
-async def test_the_connection_used_last_is_used_next() -> None:
+async def test_connection_used_last_is_used_next() -> None:
     async with Member() as member, upstream() as up:
         await asyncio.gather(body_of(up, member), body_of(up, member))
         assert up.idle == 2
@@ -266,14 +266,14 @@ async def test_the_connection_used_last_is_used_next() -> None:
         assert sorted(it.received.count(b"GET") for it in member.connections) == [1, 4]
 
 
-async def test_a_repeat_asks_for_a_fresh_connection() -> None:
+async def test_repeat_asks_for_a_fresh_connection() -> None:
     async with Member() as member, upstream() as up:
         await body_of(up, member)
         await body_of(up, member, UpstreamRequest("GET", b"/", [], fresh=True))
         assert len(member.connections) == 2
 
 
-async def test_a_forgotten_member_loses_its_idle_connections_at_once_and_the_others_with_their_exchange() -> None:
+async def test_forgotten_member_loses_its_idle_connections_at_once_and_the_others_with_their_exchange() -> None:
     release = asyncio.Event()
 
     async def script(connection: Connection) -> None:
@@ -294,7 +294,7 @@ async def test_a_forgotten_member_loses_its_idle_connections_at_once_and_the_oth
         assert (up.active, up.idle) == (0, 0)
 
 
-async def test_an_answer_that_comes_before_the_upload_is_complete_is_delivered() -> None:
+async def test_answer_that_comes_before_the_upload_is_complete_is_delivered() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
@@ -316,7 +316,7 @@ async def test_an_answer_that_comes_before_the_upload_is_complete_is_delivered()
         ([], True, b"0\r\n\r\n"),
     ],
 )
-async def test_an_upload_in_pieces_is_framed_as_its_head_says(pieces: list[bytes], chunked: bool, wire: bytes) -> None:
+async def test_upload_in_pieces_is_framed_as_its_head_says(pieces: list[bytes], chunked: bool, wire: bytes) -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.exactly(len(wire))
@@ -329,7 +329,7 @@ async def test_an_upload_in_pieces_is_framed_as_its_head_says(pieces: list[bytes
         assert member.received[0].endswith(b"\r\n\r\n" + wire)
 
 
-async def test_the_request_is_written_to_the_letter() -> None:
+async def test_request_is_written_to_the_letter() -> None:
     headers = [(b"host", b"a"), (b"x-b", b"1"), (b"x-a", b"caf\xe9"), (b"x-b", b"2")]
     async with Member() as member, upstream() as up:
         await body_of(up, member, UpstreamRequest("GET", b"/a%2Fb/../c?x=%20", headers))
@@ -349,7 +349,7 @@ async def test_the_request_is_written_to_the_letter() -> None:
     ],
     ids=["target", "space", "CRLF", "LF", "NUL"],
 )
-async def test_a_field_cannot_break_out_of_its_line(request_: UpstreamRequest) -> None:
+async def test_field_cannot_break_out_of_its_line(request_: UpstreamRequest) -> None:
     async with Member() as member, upstream() as up:
         with pytest.raises(Refusal):
             await up.send(member.address, request_)
@@ -379,7 +379,7 @@ async def test_faults_say_whether_a_byte_was_sent() -> None:
         assert (up.active, up.idle) == (0, 0)
 
 
-async def test_a_member_that_does_not_accept_is_given_up_after_the_connect_timeout() -> None:
+async def test_member_that_does_not_accept_is_given_up_after_the_connect_timeout() -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -393,7 +393,7 @@ async def test_a_member_that_does_not_accept_is_given_up_after_the_connect_timeo
             writer.close()
 
 
-async def test_a_member_that_stops_reading_an_upload_is_given_up() -> None:
+async def test_member_that_stops_reading_an_upload_is_given_up() -> None:
     async def deaf(connection: Connection) -> None:
         await connection.head()
         await asyncio.Event().wait()
@@ -411,7 +411,7 @@ async def test_a_member_that_stops_reading_an_upload_is_given_up() -> None:
         assert up.active == 0
 
 
-async def test_a_slow_upload_is_not_the_members_fault() -> None:
+async def test_slow_upload_is_not_the_members_fault() -> None:
     """The response time-out does not run while it is the client that is waited for."""
 
     class Slow:
@@ -439,7 +439,7 @@ async def test_a_slow_upload_is_not_the_members_fault() -> None:
         assert await body_of(up, member, request) == b"ok"
 
 
-async def test_a_response_that_nobody_reads_stops_coming() -> None:
+async def test_response_that_is_not_read_stops_coming() -> None:
     sent = 0
 
     async def script(connection: Connection) -> None:
@@ -463,7 +463,7 @@ async def test_a_response_that_nobody_reads_stops_coming() -> None:
         await response.close()
 
 
-async def test_nothing_leaks_wherever_an_exchange_is_cancelled() -> None:
+async def test_exchange_cancelled_anywhere_leaks_nothing() -> None:
     body = b"x" * 100_000
 
     async def script(connection: Connection) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.hostile import ANSWERS, BAD_GATEWAY, CUT, NEXT, OPEN, PASSES, Answer
+from tests.support.hostile import NEXT, OPEN
+from tests.support.hostile_answers import ANSWERS, BAD_GATEWAY, CUT, PASSES, Answer
 from tests.support.wire import OK, Connection, Member, balance
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -17,7 +18,7 @@ ASK = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
         for it in ANSWERS
     ],
 )
-async def test_a_response_is_sound_or_nobody_takes_it_for_one(answer: Answer) -> None:
+async def test_response_is_sound_or_does_not_look_like_one(answer: Answer) -> None:
     async def script(connection: Connection) -> None:
         while True:
             if (await connection.head()).startswith(b"GET /next "):

@@ -63,7 +63,7 @@ async def test_members_take_turns(router: respx.Router) -> None:
         assert second == first
 
 
-async def test_a_new_member_takes_its_share(router: respx.Router) -> None:
+async def test_new_member_takes_its_share(router: respx.Router) -> None:
     resolver = ScriptedResolver(ONE)
     async with balanced(router, resolver) as (balancer, client):
         await size(balancer, 1)
@@ -73,7 +73,7 @@ async def test_a_new_member_takes_its_share(router: respx.Router) -> None:
         assert sorted(await answers(client, 4)) == [ONE.host] * 2 + [TWO.host] * 2
 
 
-async def test_a_member_that_left_gets_nothing_more(router: respx.Router) -> None:
+async def test_member_that_left_gets_nothing_more(router: respx.Router) -> None:
     resolver = ScriptedResolver(ONE, TWO)
     async with balanced(router, resolver) as (balancer, client):
         await size(balancer, 2)
@@ -82,7 +82,7 @@ async def test_a_member_that_left_gets_nothing_more(router: respx.Router) -> Non
         assert set(await answers(client, 3)) == {TWO.host}
 
 
-async def test_a_member_gets_no_request_before_its_first_successful_probe(router: respx.Router) -> None:
+async def test_member_gets_no_request_before_its_first_successful_probe(router: respx.Router) -> None:
     probe = ScriptedProbe(down=[TWO])
     async with balanced(router, ScriptedResolver(ONE, TWO), probe) as (balancer, client):
         await size(balancer, 1)
@@ -102,7 +102,7 @@ async def test_broken_dns_changes_nothing(router: respx.Router) -> None:
         assert set(await answers(client, 4)) == {ONE.host, TWO.host}
 
 
-async def test_when_everybody_vanished_a_request_waits_for_the_next_member(router: respx.Router) -> None:
+async def test_request_waits_for_the_next_member_when_all_have_vanished(router: respx.Router) -> None:
     resolver = ScriptedResolver(ONE)
     async with balanced(router, resolver) as (balancer, client):
         await size(balancer, 1)
@@ -114,7 +114,7 @@ async def test_when_everybody_vanished_a_request_waits_for_the_next_member(route
         assert (await waiting).text == TWO.host
 
 
-async def test_the_first_member_back_gets_no_more_than_its_share_until_the_others_have_had_their_time() -> None:
+async def test_first_member_back_gets_no_more_than_its_share_until_the_others_have_had_their_time() -> None:
     asked: list[httpx.Request] = []
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -138,7 +138,7 @@ async def test_the_first_member_back_gets_no_more_than_its_share_until_the_other
             it.cancel()
 
 
-async def test_a_wait_that_is_too_long_ends_with_the_reason(router: respx.Router) -> None:
+async def test_wait_that_is_too_long_ends_with_the_reason(router: respx.Router) -> None:
     async with balanced(router, ScriptedResolver(), queue_timeout=0.05) as (_, client):
         response = await client.get("/")
     assert response.status_code == 503
@@ -147,7 +147,7 @@ async def test_a_wait_that_is_too_long_ends_with_the_reason(router: respx.Router
     assert response.text.startswith("503 no member became available")
 
 
-async def test_a_refused_connection_moves_any_request_to_another_member(router: respx.Router) -> None:
+async def test_refused_connection_moves_any_request_to_another_member(router: respx.Router) -> None:
     router.routes.clear()
     router.route(host=ONE.host).mock(side_effect=httpx.ConnectError("connection refused"))
     router.route(host=TWO.host).respond(text=TWO.host)
@@ -157,7 +157,7 @@ async def test_a_refused_connection_moves_any_request_to_another_member(router: 
         assert router.calls.last.request.content == b"once"
 
 
-async def test_an_attempt_that_began_before_a_member_came_up_says_nothing_of_it(router: respx.Router) -> None:
+async def test_attempt_that_began_before_a_member_came_up_says_nothing_of_it(router: respx.Router) -> None:
     """A container's address is given to the next one at once, while connections to the first still time out."""
     attempts: list[asyncio.Future[httpx.Response]] = []
 
@@ -185,7 +185,7 @@ async def test_an_attempt_that_began_before_a_member_came_up_says_nothing_of_it(
         assert (await waiting).status_code == 200
 
 
-async def test_a_post_that_may_have_arrived_is_not_sent_again(router: respx.Router) -> None:
+async def test_post_that_may_have_arrived_is_not_sent_again(router: respx.Router) -> None:
     router.routes.clear()
     router.route().mock(side_effect=httpx.ReadError("reset"))
     async with balanced(router, ScriptedResolver(ONE, TWO)) as (balancer, client):
@@ -195,7 +195,7 @@ async def test_a_post_that_may_have_arrived_is_not_sent_again(router: respx.Rout
         assert router.calls.call_count == 1
 
 
-async def test_a_get_whose_connection_died_is_sent_once_more_elsewhere(router: respx.Router) -> None:
+async def test_get_whose_connection_died_is_sent_once_more_elsewhere(router: respx.Router) -> None:
     router.routes.clear()
     router.route(host=ONE.host).mock(side_effect=httpx.ReadError("reset"))
     router.route(host=TWO.host).respond(text=TWO.host)
@@ -230,7 +230,7 @@ async def test_httpx_errors_become_typed_faults(error: Exception, fault: type[Up
 
 
 @pytest.mark.parametrize("error", [httpx.RemoteProtocolError, httpx.ConnectError, httpx.ReadTimeout])
-async def test_of_what_a_member_has_sent_not_more_than_a_line_is_quoted(error: type[httpx.TransportError]) -> None:
+async def test_quote_of_what_a_member_has_sent_is_one_line(error: type[httpx.TransportError]) -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise error("illegal status line: " + "x" * 100_000)
 
@@ -241,7 +241,7 @@ async def test_of_what_a_member_has_sent_not_more_than_a_line_is_quoted(error: t
     await upstream.close()
 
 
-async def test_an_exception_that_is_the_cause_of_its_own_context_is_seen_through() -> None:
+async def test_exception_that_is_the_cause_of_its_own_context_is_seen_through() -> None:
     error, other = httpx.ConnectTimeout("too slow"), httpx.ConnectError("refused")
     error.__cause__, other.__cause__ = other, error
     router = respx.Router()
@@ -252,7 +252,7 @@ async def test_an_exception_that_is_the_cause_of_its_own_context_is_seen_through
     await upstream.close()
 
 
-async def test_a_request_that_cannot_be_written_is_the_clients_fault() -> None:
+async def test_request_that_cannot_be_written_is_the_clients_fault() -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise httpx.LocalProtocolError("Illegal header value")
 
@@ -263,7 +263,7 @@ async def test_a_request_that_cannot_be_written_is_the_clients_fault() -> None:
     await upstream.close()
 
 
-async def test_a_forgotten_members_transport_closes_after_its_last_exchange() -> None:
+async def test_forgotten_members_transport_closes_after_its_last_exchange() -> None:
     class Closable(httpx.MockTransport):
         closed = False
 

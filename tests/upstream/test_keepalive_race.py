@@ -41,7 +41,7 @@ async def reused() -> AsyncIterator[tuple[NativeUpstream, Address, socket.socket
     await upstream.close()
 
 
-async def test_a_post_that_the_members_kernel_never_took_may_go_elsewhere() -> None:
+async def test_post_that_the_members_kernel_never_took_may_go_elsewhere() -> None:
     async with reused() as (upstream, address, member):
         member.close()  # The balancer's event loop does not run between this and the next line.
         with pytest.raises(ConnectionDied) as caught:
@@ -50,7 +50,7 @@ async def test_a_post_that_the_members_kernel_never_took_may_go_elsewhere() -> N
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_a_post_that_the_member_has_read_may_not(reset: bool) -> None:
+async def test_post_that_the_member_has_read_may_not(reset: bool) -> None:
     async with reused() as (upstream, address, member):
         second = asyncio.create_task(upstream.send(address, POST))
         assert b"/pay" in await asyncio.get_running_loop().sock_recv(member, 65536)

@@ -160,7 +160,7 @@ async def nothing_left(here: Calls, member: Member) -> AsyncIterator[None]:
     [(it, begin_and_stop) for it in WAYS] + [(it, pour) for it in WAYS if "time_out" not in it.__name__],
     ids=lambda it: it.__name__,
 )
-async def test_a_call_ends_whichever_way_its_response_is_left(leave: Leave, script: Script) -> None:
+async def test_call_ends_whichever_way_its_response_is_left(leave: Leave, script: Script) -> None:
     async with Member(script) as member, calling(member, max_requests_per_member=SLOTS, queue_timeout=LIMIT) as here:
         async with nothing_left(here, member):
             for _ in range(SLOTS + 1):
@@ -168,7 +168,7 @@ async def test_a_call_ends_whichever_way_its_response_is_left(leave: Leave, scri
         assert [it.error for it in here.records] == ["client_gone"] * (SLOTS + 1)
 
 
-async def test_to_close_the_client_ends_the_calls_whose_bodies_are_being_read() -> None:
+async def test_client_that_is_closed_ends_the_calls_whose_bodies_are_read() -> None:
     async with Member(begin_and_stop) as member, calling(member) as here, nothing_left(here, member):
         waiting = asyncio.Event()
         taking = asyncio.create_task(take_all(await begun(here.client), waiting.set))
@@ -178,7 +178,7 @@ async def test_to_close_the_client_ends_the_calls_whose_bodies_are_being_read() 
             await taking
 
 
-async def test_a_body_is_taken_once_as_of_httpx_itself() -> None:
+async def test_body_is_taken_once_as_of_httpx_itself() -> None:
     async with Member(begin_and_stop) as member, calling(member) as here, nothing_left(here, member):
         response = await begun(here.client)
         async for _ in response.aiter_raw():
@@ -192,7 +192,7 @@ async def test_a_body_is_taken_once_as_of_httpx_itself() -> None:
 
 
 @pytest.mark.parametrize("script", [begin_and_stop, pour])
-async def test_a_call_ends_when_the_client_leaves_to_whom_its_response_is_passed_on(script: Script) -> None:
+async def test_call_ends_when_the_client_leaves_to_whom_its_response_is_passed_on(script: Script) -> None:
     app = FastAPI()
 
     @app.get("/")
@@ -264,7 +264,7 @@ async def through(transport: OwnTransport, **settings: Any) -> AsyncIterator[Run
 @pytest.mark.usefixtures("each_front")
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("pieces", [1, 1000])
-async def test_a_response_of_a_users_transport_is_closed_when_its_client_leaves(pieces: int, reset: bool) -> None:
+async def test_response_of_a_users_transport_is_closed_when_its_client_leaves(pieces: int, reset: bool) -> None:
     transport = OwnTransport(pieces)
     async with through(transport) as running:
         async with running.client() as client:
@@ -276,7 +276,7 @@ async def test_a_response_of_a_users_transport_is_closed_when_its_client_leaves(
 
 
 @pytest.mark.usefixtures("each_front")
-async def test_a_response_that_cannot_be_used_is_closed() -> None:
+async def test_response_that_cannot_be_used_is_closed() -> None:
     transport = OwnTransport(0, 101)
     async with through(transport) as running, running.client() as client:
         await client.send(GET)

@@ -159,7 +159,7 @@ async def test_switch_that_no_request_asks_for_closes_the_connection() -> None:
     assert (it.phase, it.transport.ended) == (CLOSED, "abort")
 
 
-async def test_nothing_of_one_exchange_is_left_for_the_next() -> None:
+async def test_exchange_leaves_nothing_for_the_next() -> None:
     it = Connected()
     it.begin()
     it.feed(

@@ -114,7 +114,7 @@ async def test_scripts_get_nothing_else_when_all_is_well() -> None:
     assert (status, len(requests), summary["failed"], summary["failures"]) == (0, 3, 0, [])
 
 
-async def test_a_stall_is_reported_with_its_length() -> None:
+async def test_stall_is_reported_with_its_length() -> None:
     async def late(connection: Connection) -> None:
         await connection.head()
         await asyncio.sleep(0.5)
@@ -128,7 +128,7 @@ async def test_a_stall_is_reported_with_its_length() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
-async def test_an_answer_that_trickles_is_given_up_like_one_that_does_not_come(sent: bytes) -> None:
+async def test_answer_that_trickles_is_given_up_like_one_that_does_not_come(sent: bytes) -> None:
     async def trickling(connection: Connection) -> None:
         await connection.head()
         await connection.send(sent)
@@ -142,7 +142,7 @@ async def test_an_answer_that_trickles_is_given_up_like_one_that_does_not_come(s
     assert "failed once: no complete answer within 0.3 s" in out
 
 
-async def test_nobody_there_is_a_failure() -> None:
+async def test_watch_of_an_address_without_a_server_counts_a_failure() -> None:
     status, (request,), summary = await objects(f"http://127.0.0.1:{free_port()}/", "--count", "1")
     assert status == 1
     assert request["failure"].startswith("Connect")
@@ -192,14 +192,14 @@ async def test_cookies_are_not_kept() -> None:
     assert not [it for it in member.received if b"cookie" in it.lower()]
 
 
-async def test_of_a_long_answer_only_the_beginning_is_kept() -> None:
+async def test_long_answer_is_kept_to_its_beginning() -> None:
     body = b"I am a!\n" + b"x" * 10_000_000
     async with Member(in_turn(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)) as member:
         status, (request,), _ = await objects(url(member), "--count", "1")
     assert (status, request["worker"]) == (0, "a")
 
 
-async def test_a_compressed_answer_is_read() -> None:
+async def test_compressed_answer_is_read() -> None:
     body = gzip.compress(b"I am a!")
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
     async with Member(in_turn(head + body)) as member:
@@ -209,7 +209,7 @@ async def test_a_compressed_answer_is_read() -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_it_with_the_summary(number: signal.Signals, arguments: list[str]) -> None:
+async def test_signal_ends_it_with_the_summary(number: signal.Signals, arguments: list[str]) -> None:
     async with Member() as member:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "balancer", "watch", url(member), *arguments, stdout=PIPE, stderr=PIPE
@@ -223,7 +223,7 @@ async def test_a_signal_ends_it_with_the_summary(number: signal.Signals, argumen
 
 
 @pytest.mark.parametrize("arguments", ["", "--json"])
-async def test_a_reader_that_leaves_ends_it_without_a_complaint(arguments: str) -> None:
+async def test_reader_that_leaves_ends_it_without_a_complaint(arguments: str) -> None:
     async with Member() as member:
         command = f'"$0" -m balancer watch {url(member)} --rate 50 {arguments} | head -n 2'
         process = await asyncio.create_subprocess_exec("sh", "-c", command, sys.executable, stdout=PIPE, stderr=PIPE)
@@ -231,7 +231,7 @@ async def test_a_reader_that_leaves_ends_it_without_a_complaint(arguments: str) 
     assert (len(out.splitlines()), err) == (2, b"")
 
 
-async def test_a_url_that_only_looks_like_one_is_refused() -> None:
+async def test_url_that_only_looks_like_one_is_refused() -> None:
     status, out, err = await watch("http://999.1.1.1/")
     assert (status, out) == (2, "")
     assert re.fullmatch(r"'http://999\.1\.1\.1/' cannot be used: .*\n", err)
@@ -277,7 +277,7 @@ async def test_sixty_workers_and_failures_are_drawn_on_a_terminal_without_scroll
     assert re.search(r"  failed \d+ times: 503 no_member, ", terminal.rest)
 
 
-async def test_a_worker_that_leaves_and_one_that_comes_are_seen_as_it_happens() -> None:
+async def test_worker_that_leaves_and_one_that_comes_are_seen_as_it_happens() -> None:
     script = in_turn(answer("I am a!"), answer("I am b!"))
 
     async def whatever_script_says(connection: Connection) -> None:
@@ -295,7 +295,7 @@ async def test_a_worker_that_leaves_and_one_that_comes_are_seen_as_it_happens() 
     assert re.search(r"\n  a: \d+ \([\d.]+%\), last seen \d\d:\d\d:\d\d\r\n", terminal.rest)
 
 
-async def test_a_stall_is_seen_while_it_lasts() -> None:
+async def test_stall_is_seen_while_it_lasts() -> None:
     script = keep_answering
 
     async def whatever_script_says(connection: Connection) -> None:
@@ -313,7 +313,7 @@ async def test_a_stall_is_seen_while_it_lasts() -> None:
         await terminal.shows(lambda text: re.search(r"; none for [1-9]\.\d s now$", text, re.M))
 
 
-async def test_the_demo_is_drawn_on_a_terminal_and_leaves_its_summary() -> None:
+async def test_demo_is_drawn_on_a_terminal_and_leaves_its_summary() -> None:
     async with Terminal.running("demo", "--seconds", "3", "--port", str(free_port())) as terminal:
         await terminal.shows(lambda text: "workers wanted" in text and "worker-2" in text)
         assert await terminal.ended() == 0

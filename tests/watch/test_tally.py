@@ -89,23 +89,21 @@ def line(lines: Sequence[str], start: str) -> str:
         (500, "\x1b]0;owned\x07", {}, "", f"500 {ESCAPE}]0;owned{ESCAPE}", ""),
     ],
 )
-def test_an_answer_is_judged(
-    status: int, text: str, headers: dict[str, str], who: str, failure: str, token: str
-) -> None:
+def test_answer_is_judged(status: int, text: str, headers: dict[str, str], who: str, failure: str, token: str) -> None:
     response = httpx.Response(status, text=text, headers=headers)
     assert judge(response) == Result(0.0, who, failure, status, token)
 
 
 @given(st.text())
-def test_what_a_server_says_cannot_be_a_command_to_a_terminal(text: str) -> None:
+def test_text_of_a_server_is_no_command_to_a_terminal(text: str) -> None:
     assert plain(text).isprintable()
 
 
-def test_the_title_keeps_a_password_to_itself() -> None:
+def test_title_keeps_a_password_to_itself() -> None:
     assert Loop("http://me:secret@localhost/a?b=c", 1, method="HEAD").title == "HEAD http://localhost/a?b=c"
 
 
-def test_a_tally_counts_answers_by_worker_and_failures_by_cause() -> None:
+def test_tally_counts_answers_by_worker_and_failures_by_cause() -> None:
     total = tally(answer("a", 1), answer("b", 2), failure("502 member_failed", 5, 3.0), answer("a", 6))
     assert (total.requests, total.answered, total.failed) == (4, 3, 1)
     assert total.shares == {"a": 2, "b": 1}
@@ -114,12 +112,12 @@ def test_a_tally_counts_answers_by_worker_and_failures_by_cause() -> None:
     assert total.longest == 3.0
 
 
-def test_a_failure_does_not_count_as_a_latency() -> None:
+def test_failure_does_not_count_as_a_latency() -> None:
     assert tally(answer("a", 1, 0.2), failure("late", 31, 30.0)).percentile(1.0) == pytest.approx(0.2, rel=0.01)
 
 
 @given(st.lists(st.floats(1e-6, 100), max_size=50), st.floats(0, 1))
-def test_a_percentile_is_to_one_per_cent_a_latency_that_its_share_of_answers_did_not_exceed(
+def test_percentile_is_to_one_per_cent_a_latency_that_its_share_of_answers_did_not_exceed(
     seconds: list[float], share: float
 ) -> None:
     percentile = tally(*(answer("a", 100.0 + number, it) for number, it in enumerate(seconds))).percentile(share)
@@ -129,7 +127,7 @@ def test_a_percentile_is_to_one_per_cent_a_latency_that_its_share_of_answers_did
 
 @settings(max_examples=10)
 @given(st.integers(0, 3 * MAX_HOSTS))
-def test_a_tally_of_a_long_watch_stays_small(requests: int) -> None:
+def test_tally_of_a_long_watch_stays_small(requests: int) -> None:
     total = tally(*(answer(str(it), float(it)) for it in range(requests)))
     assert list(total.rotation) == [str(it) for it in range(requests)][-ROTATION:]
     assert list(total.hosts) == [str(it) for it in range(requests)][-MAX_HOSTS:]
@@ -147,7 +145,7 @@ def test_kinds_of_failures_are_told_apart_up_to_a_limit() -> None:
     assert len(total.last_failures) == LAST_FAILURES
 
 
-def test_the_recent_share_is_that_of_the_last_seconds() -> None:
+def test_recent_share_is_that_of_the_last_seconds() -> None:
     total = tally(*turns("a", rate=10, start=100, end=120), *turns("a", "b", rate=10, start=120, end=125))
     assert total.recent(124.9) == {"a": 75, "b": 25}
     assert total.recent(128.0) == {"a": 35, "b": 25}
@@ -169,7 +167,7 @@ def test_latencies_are_known_by_the_second() -> None:
     assert found == [None, (0.2, 0.3, 3, 0), None, (0.0, 0.0, 0, 1), None, (1.0, 1.0, 1, 0)]
 
 
-def test_a_host_is_silent_soon_after_the_others_go_on_without_it() -> None:
+def test_host_is_silent_soon_after_the_others_go_on_without_it() -> None:
     total = tally(*turns("a", "b", "c", rate=20, start=100, end=110))
     assert total.silent(110) == frozenset()
     gone_for = []
@@ -181,7 +179,7 @@ def test_a_host_is_silent_soon_after_the_others_go_on_without_it() -> None:
     assert 1.5 < min(gone_for) < 3
 
 
-def test_of_sixty_hosts_none_is_silent_between_its_turns_and_all_are_that_were_stopped() -> None:
+def test_hosts_are_silent_once_stopped_and_not_between_their_turns() -> None:
     total = Tally()
     for result in turns(*workers(60), rate=5, start=100, end=160):
         total.add(result)
@@ -191,7 +189,7 @@ def test_of_sixty_hosts_none_is_silent_between_its_turns_and_all_are_that_were_s
     assert total.silent(170) == set(workers(60)) - {"worker-01", "worker-02"}
 
 
-def test_while_nobody_answers_nobody_is_silent_but_all_are_when_everything_fails() -> None:
+def test_hosts_are_not_silent_while_none_answers_but_when_everything_fails() -> None:
     total = tally(*turns("a", "b", rate=10, start=100, end=110))
     assert total.silent(200) == frozenset()
     for number in range(30):
@@ -199,7 +197,7 @@ def test_while_nobody_answers_nobody_is_silent_but_all_are_when_everything_fails
     assert total.silent(113) == {"a", "b"}
 
 
-def test_a_stall_is_the_time_in_which_requests_wait_and_none_is_answered() -> None:
+def test_stall_is_the_time_in_which_requests_wait_and_none_is_answered() -> None:
     total = Tally()
     for now in (10.0, 10.2, 10.4):
         total.sent(now)
@@ -213,7 +211,7 @@ def test_a_stall_is_the_time_in_which_requests_wait_and_none_is_answered() -> No
     assert total.longest_stall(20.0, NOON + 20) == (3.0, NOON + 13)
 
 
-def test_a_stall_goes_on_while_requests_fail_and_counts_before_it_has_ended() -> None:
+def test_stall_goes_on_while_requests_fail_and_counts_before_it_has_ended() -> None:
     total = Tally()
     for now in (10.0, 11.0, 12.0):
         total.sent(now)
@@ -236,7 +234,7 @@ def test_results_whose_sending_was_not_told_are_summed_up_as_well() -> None:
     assert tally(answer("a", 10.0, 2.0), answer("b", 10.5, 2.5)).longest_stall(11, NOON) == (2.0, NOON + 10)
 
 
-def test_the_summary_has_a_line_for_each_worker_and_each_cause() -> None:
+def test_summary_has_a_line_for_each_worker_and_each_cause() -> None:
     answers = turns("b", "b", "b", "a", rate=4, start=100.01, end=102.01)
     total = tally(*answers, failure("502 member_failed", 104, 2.0), *turns("b", rate=10, start=104, end=107.5))
     at = NOON + 107.5
@@ -253,7 +251,7 @@ def test_the_summary_has_a_line_for_each_worker_and_each_cause() -> None:
     )
 
 
-def test_the_report_for_scripts_says_the_same() -> None:
+def test_report_for_scripts_says_the_same() -> None:
     total = tally(*turns("a", "b", rate=4, start=100.01, end=102.01), failure("refused", 103, 1.0))
     report = total.report(104, NOON + 104)
     assert json.loads(json.dumps(report)) == report
@@ -280,7 +278,7 @@ def iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
-def test_the_report_counts_hosts_that_are_not_told_apart() -> None:
+def test_report_counts_hosts_that_are_not_told_apart() -> None:
     total = tally(*(answer(str(it), 100 + it / 10) for it in range(MAX_HOSTS + 7)))
     (others,) = (it for it in total.report(300, NOON)["workers"] if it["worker"] == OTHERS)  # type: ignore[attr-defined]
     assert others == {"worker": OTHERS, "requests": 7, "share": 0.007, "last": None, "silent": False}
@@ -295,20 +293,20 @@ def test_the_report_counts_hosts_that_are_not_told_apart() -> None:
         (failure("refused", 1.5), {"failure": "refused"}),
     ],
 )  # fmt: skip
-def test_a_request_is_one_object_for_scripts(result: Result, fields: dict[str, object]) -> None:
+def test_request_is_one_object_for_scripts(result: Result, fields: dict[str, object]) -> None:
     nothing = {"worker": None, "status": None, "error": None, "failure": None}
     assert entry(result) == nothing | {"time": iso(NOON + 1.5), "duration_ms": 10.0} | fields
     assert list(entry(result)) == ["time", "worker", "status", "duration_ms", "error", "failure"]
 
 
 @pytest.mark.parametrize("results", [(), (failure("refused", 1.0),)])
-def test_a_watch_without_an_answer_can_be_summed_up_and_drawn(results: tuple[Result, ...]) -> None:
+def test_watch_without_an_answer_can_be_summed_up_and_drawn(results: tuple[Result, ...]) -> None:
     total = tally(*results)
     assert total.summary(1, NOON)[0].startswith(f"{len(results)} requests, {len(results)} failed, median 0.0 ms")
     assert line(drawn(total), f"{len(results)} requests, {len(results)} failed")
 
 
-def test_the_picture_shows_rotation_shares_and_failures() -> None:
+def test_picture_shows_rotation_shares_and_failures() -> None:
     total = tally(*turns("b", "b", "b", "a", rate=4, start=100.01, end=102.01), failure("503 no_member", 103, 1.0))
     lines = drawn(total, 103.5)
     assert lines[0] == "GET http://localhost/"
@@ -321,7 +319,7 @@ def test_the_picture_shows_rotation_shares_and_failures() -> None:
     assert line(lines, f"  {clock(NOON + 103)}  503 no_member, after 1.00 s")
 
 
-def test_the_picture_says_who_is_new_and_who_was_last_seen_when() -> None:
+def test_picture_says_who_is_new_and_who_was_last_seen_when() -> None:
     total = tally(
         *turns("old", "stays", rate=10, start=100, end=110), *turns("stays", "young", rate=10, start=110, end=115)
     )
@@ -332,7 +330,7 @@ def test_the_picture_says_who_is_new_and_who_was_last_seen_when() -> None:
     assert [it.split()[0] for it in lines[3:6]] == ["stays", "young", "old"], "who is silent goes down"
 
 
-def test_the_chart_has_a_column_for_each_second_and_a_gap_where_nothing_was_answered() -> None:
+def test_chart_has_a_column_for_each_second_and_a_gap_where_nothing_was_answered() -> None:
     total = tally(
         *(answer("a", 100.5 + second, 0.1 * (second + 1)) for second in range(8)),
         failure("refused", 109.5), *[failure("refused", 111.5)] * 12, answer("a", 112.5, 0.1),
@@ -343,7 +341,7 @@ def test_the_chart_has_a_column_for_each_second_and_a_gap_where_nothing_was_answ
     assert line(lines, "failed  ") == "failed " + " " * 56 + "1 +"
 
 
-def test_the_picture_shows_an_answer_verbatim_even_if_it_looks_like_markup() -> None:
+def test_picture_shows_an_answer_verbatim_even_if_it_looks_like_markup() -> None:
     assert line(drawn(tally(answer("[red]a[/]", 1.0))), "[red]a[/]")
 
 
@@ -358,14 +356,14 @@ def test_sixty_workers_are_all_seen_on_the_smallest_usual_terminal() -> None:
     assert line(lines, "median  ")
 
 
-def test_where_there_is_no_room_for_all_workers_it_is_said_how_many_there_was_none_for() -> None:
+def test_workers_without_room_are_counted_in_a_line() -> None:
     text = "\n".join(drawn(tally(*turns(*workers(400), rate=400, start=100, end=102)), 102))
     shown = set(re.findall(r"worker-\d\d+", text))
     assert f"… {400 - len(shown)} more" in text
     assert len(shown) > 50
 
 
-def test_who_is_long_gone_makes_no_difference_to_the_lines_of_those_at_work() -> None:
+def test_workers_long_gone_do_not_change_the_lines_of_those_at_work() -> None:
     total = tally(
         *turns(*workers(60), rate=60, start=100, end=110), *turns("worker-01", "worker-02", rate=60, start=110, end=130)
     )
@@ -376,7 +374,7 @@ def test_who_is_long_gone_makes_no_difference_to_the_lines_of_those_at_work() ->
     assert sum("last seen" in it for it in lines) == 58 - int(more)
 
 
-def test_a_small_terminal_shows_the_hosts_and_the_figures_first() -> None:
+def test_small_terminal_shows_the_hosts_and_the_figures_first() -> None:
     total = tally(*turns("a", "b", rate=10, start=100, end=110), failure("502 member_failed", 110))
     lines = drawn(total, 110.5, width=60, height=10)
     assert len(lines) <= 10
@@ -393,7 +391,7 @@ RESULTS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(RESULTS, st.integers(20, 250), st.integers(4, 70), st.floats(0, 100))
-def test_the_picture_always_fits(
+def test_picture_always_fits(
     results: list[tuple[str, int, float, float, bool]], width: int, height: int, after: float
 ) -> None:
     total, now = Tally(), 1000.0

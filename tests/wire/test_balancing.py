@@ -44,7 +44,7 @@ class Gate:
             self._let.release()
 
 
-async def test_a_member_has_no_more_requests_than_its_limit_and_the_rest_get_their_turn() -> None:
+async def test_member_has_no_more_requests_than_its_limit_and_the_rest_get_their_turn() -> None:
     gate = Gate()
     async with Member(gate) as one, Member(gate) as two, balance(one, two, max_requests_per_member=2) as running:
         answers = [asyncio.create_task(running.exchange(GET)) for _ in range(20)]
@@ -74,7 +74,7 @@ async def test_turns_are_taken_in_order_of_arrival() -> None:
     assert ended == [0, 1, 2, 3, 4]
 
 
-async def test_a_client_that_leaves_the_queue_gives_its_turn_to_the_next() -> None:
+async def test_client_that_leaves_the_queue_gives_its_turn_to_the_next() -> None:
     gate = Gate()
     async with Member(gate) as one, balance(one, max_requests_per_member=1) as running:
         first = asyncio.create_task(running.exchange(GET))
@@ -102,7 +102,7 @@ async def test_whose_turn_does_not_come_is_told_that_all_were_busy() -> None:
         await first
 
 
-async def test_a_queue_that_moves_too_slowly_takes_nobody_in() -> None:
+async def test_queue_that_moves_too_slowly_refuses_at_once() -> None:
     async def slow(connection: Connection) -> None:
         while True:
             await connection.head()
@@ -121,7 +121,7 @@ async def test_a_queue_that_moves_too_slowly_takes_nobody_in() -> None:
         assert sorted(it.duration for it in told)[len(told) // 2] < 0.1
 
 
-async def test_a_cookie_keeps_a_client_at_its_member_until_that_is_gone() -> None:
+async def test_cookie_keeps_a_client_at_its_member_until_that_is_gone() -> None:
     async with Member() as one, Member() as two, balance(one, two, sticky_cookie="member") as running:
         first = await running.exchange(GET)
         found = re.search(rb"set-cookie: (member=[0-9a-f]{16}); Path=/; HttpOnly; SameSite=Lax\r\n", first)
@@ -138,7 +138,7 @@ async def test_a_cookie_keeps_a_client_at_its_member_until_that_is_gone() -> Non
         assert found[1] not in moved
 
 
-async def test_a_hash_keeps_a_key_at_its_member() -> None:
+async def test_hash_keeps_a_key_at_its_member() -> None:
     settings: dict[str, Any] = {"policy": "hash", "hash_key": ("header", "X-Tenant")}
     async with Member() as one, Member() as two, Member() as three, balance(one, two, three, **settings) as running:
         for tenant in range(30):
@@ -162,7 +162,7 @@ async def test_repeats_cannot_double_a_load() -> None:
         assert {it.status for it in running.records} == {502}
 
 
-async def test_where_failed_requests_alone_speak_against_a_member_it_is_tried_rather_than_refused() -> None:
+async def test_member_that_only_failed_requests_is_tried_rather_than_refused() -> None:
     """With QUEUE_TIMEOUT 0 nobody waits for a probe; a member that is back is found by the next request."""
     async with Member() as one, balance(one, health_interval=60, queue_timeout=0) as running:
         member = running.balancer.membership.members[one.address]
@@ -175,7 +175,7 @@ async def test_where_failed_requests_alone_speak_against_a_member_it_is_tried_ra
         assert (await running.exchange(GET)).endswith(b"ok")
 
 
-async def test_a_new_member_starts_slowly() -> None:
+async def test_new_member_starts_slowly() -> None:
     port = free_port()
     async with Member() as one, balance(one, Address("127.0.0.1", port), wait=False, slow_start=60) as running:
         await running.available(1)

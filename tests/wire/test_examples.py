@@ -80,7 +80,7 @@ def names(answers: list[httpx.Response]) -> list[str]:
     return [re.fullmatch(r"Hello World I am (\w+)! \d+ times\.\n", it.text)[1] for it in answers]  # type: ignore[index]
 
 
-async def test_the_fastapi_example(server: list[str]) -> None:
+async def test_fastapi_example(server: list[str]) -> None:
     async with system() as environ, serving(server, "fastapi_mount", EXAMPLES, environ) as app:
         url = f"http://127.0.0.1:{app.port}"
         token = {"Authorization": "Bearer secret"}
@@ -106,7 +106,7 @@ async def test_the_fastapi_example(server: list[str]) -> None:
         assert seconds < 3
 
 
-async def test_a_mount_without_a_lifespan_ends_cleanly_with_its_server(server: list[str], tmp_path: Path) -> None:
+async def test_mount_without_a_lifespan_ends_cleanly_with_its_server(server: list[str], tmp_path: Path) -> None:
     (tmp_path / "mounted.py").write_text(MOUNT_ONLY)
     async with system() as environ, serving(server, "mounted", tmp_path, environ) as app:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.port}", timeout=LIMIT) as client:
@@ -118,7 +118,7 @@ async def test_a_mount_without_a_lifespan_ends_cleanly_with_its_server(server: l
         assert seconds < 3
 
 
-async def test_the_client_example() -> None:
+async def test_client_example() -> None:
     assert readme_block("async def main() -> None:").text.strip() in (EXAMPLES / "balanced_client.py").read_text()
     async with system() as environ:
         process = await asyncio.create_subprocess_exec(
@@ -135,7 +135,7 @@ async def test_the_client_example() -> None:
         assert all(it.startswith(tuple(said)) for it in lines)
 
 
-async def test_a_caller_does_not_notice_that_members_come_and_go() -> None:
+async def test_caller_does_not_notice_that_members_come_and_go() -> None:
     async with AsyncExitStack() as stack:
         port = free_port(HOSTS["one"])
         one = await stack.enter_async_context(worker(1, "one", HOSTS["one"], port))

@@ -9,12 +9,13 @@ import pytest
 
 from balancer.config.settings import Settings
 from balancer.demo.system import free_port
+from balancer.dispatch import dispatcher
 from balancer.members.health import State
 from balancer.members.probe import health_request
 from balancer.types import Address
 from tests.support.messages import LAST_GET as GET
 from tests.support.scripted import ScriptedResolver
-from tests.support.wire import OK, Connection, Member, Script, balance, eventually
+from tests.support.wire import LIMIT, OK, Connection, Member, Script, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
@@ -36,7 +37,7 @@ async def test_requests_on_one_connection_go_to_members_in_turn() -> None:
 
 
 @pytest.mark.parametrize("request_bytes", [GET, POST])
-async def test_a_member_that_is_gone_is_found_out_by_a_request_that_does_not_notice(request_bytes: bytes) -> None:
+async def test_member_that_is_gone_is_found_out_by_a_request_that_does_not_notice(request_bytes: bytes) -> None:
     async def script(connection: Connection) -> None:
         head = await connection.head()
         if head.startswith(b"POST"):
@@ -51,7 +52,7 @@ async def test_a_member_that_is_gone_is_found_out_by_a_request_that_does_not_not
         assert sum(len(record.attempts) for record in running.records) == 1
 
 
-async def test_a_member_that_comes_back_is_used_again() -> None:
+async def test_member_that_comes_back_is_used_again() -> None:
     async with Member() as member, balance(member) as running:
         await member.stop()
         await running.available(0)
@@ -59,14 +60,14 @@ async def test_a_member_that_comes_back_is_used_again() -> None:
         assert (await running.exchange(GET)).endswith(b"ok")
 
 
-async def test_a_get_that_a_member_dropped_is_repeated_once_elsewhere() -> None:
+async def test_get_that_a_member_dropped_is_repeated_once_elsewhere() -> None:
     async with Member(hang_up) as bad, Member() as good, balance(bad, good) as running:
         for _ in range(4):
             assert (await running.exchange(GET)).endswith(b"ok")
         assert sum(len(record.attempts) for record in running.records) == len(bad.received) > 0
 
 
-async def test_a_get_that_a_member_dropped_late_is_repeated_all_the_same() -> None:
+async def test_get_that_a_member_dropped_late_is_repeated_all_the_same() -> None:
     async def drop_late(connection: Connection) -> None:
         await connection.head()
         await asyncio.sleep(0.4)
@@ -79,7 +80,7 @@ async def test_a_get_that_a_member_dropped_late_is_repeated_all_the_same() -> No
         assert bad.received
 
 
-async def test_a_get_is_repeated_twice_at_most() -> None:
+async def test_get_is_repeated_twice_at_most() -> None:
     async with (
         Member(hang_up) as one,
         Member(hang_up) as two,
@@ -93,14 +94,14 @@ async def test_a_get_is_repeated_twice_at_most() -> None:
         assert len(one.received + two.received + three.received + four.received) == 3
 
 
-async def test_a_post_that_a_member_dropped_is_not_repeated() -> None:
+async def test_post_that_a_member_dropped_is_not_repeated() -> None:
     async with Member(hang_up) as one, Member(hang_up) as two, balance(one, two) as running:
         answer = await running.exchange(POST)
         assert answer.startswith(b"HTTP/1.1 502")
         assert len(one.received + two.received) == 1
 
 
-async def test_a_small_put_is_repeated_with_its_whole_body() -> None:
+async def test_small_put_is_repeated_with_its_whole_body() -> None:
     async def take(connection: Connection) -> None:
         await connection.head()
         await connection.exactly(4)
@@ -127,6 +128,12 @@ NOTHING_TO_PASS_ON = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head waits longer for its body than a busy machine takes to say that the connection has ended."""
+    monkeypatch.setattr(dispatcher, "HEAD_DELAY", LIMIT)
+
+
 def fails_after(sent: bytes) -> Script:
     """A member that ends the connection behind these bytes of a response."""
 
@@ -138,6 +145,7 @@ def fails_after(sent: bytes) -> Script:
 
 
 @NOTHING_TO_PASS_ON
+@pytest.mark.usefixtures("patient")
 async def test_get_is_repeated_where_nothing_of_the_response_was_passed_on(sent: bytes) -> None:
     async with Member(fails_after(sent)) as bad, Member() as good, balance(bad, good) as running:
         for _ in range(4):
@@ -146,6 +154,7 @@ async def test_get_is_repeated_where_nothing_of_the_response_was_passed_on(sent:
 
 
 @NOTHING_TO_PASS_ON
+@pytest.mark.usefixtures("patient")
 async def test_post_is_told_where_nothing_of_the_response_was_passed_on(sent: bytes) -> None:
     async with Member(fails_after(sent)) as one, Member(fails_after(sent)) as two, balance(one, two) as running:
         answer = await running.exchange(POST)
@@ -169,7 +178,7 @@ async def test_head_of_a_response_whose_body_is_late_is_passed_on_before_it() ->
         assert await client.exactly(2) == b"ok"
 
 
-async def test_an_answer_that_is_not_http_is_a_502() -> None:
+async def test_answer_that_is_not_http_is_a_502() -> None:
     async def babble(connection: Connection) -> None:
         await connection.head()
         await connection.send(NOT_HTTP)
@@ -266,7 +275,7 @@ def test_probe_of_a_tls_listener_says_https() -> None:
     assert b"X-Forwarded-Proto: https\r\n" in health_request(Settings(tls_cert="a.pem", tls_key="a.key"))
 
 
-async def test_the_queue_of_held_requests_is_bounded_and_served_when_a_member_comes() -> None:
+async def test_queue_of_held_requests_is_bounded_and_served_when_a_member_comes() -> None:
     resolver = ScriptedResolver()
     async with Member() as member, balance(resolve=resolver, queue_timeout=30, queue_max=2) as running:
         held = [asyncio.create_task(running.exchange(GET)) for _ in range(2)]
@@ -277,7 +286,7 @@ async def test_the_queue_of_held_requests_is_bounded_and_served_when_a_member_co
         assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*held))
 
 
-async def test_a_health_path_decides_who_is_up() -> None:
+async def test_health_path_decides_who_is_up() -> None:
     statuses = {"one": b"204 No Content", "two": b"500 Oops"}
 
     def member(name: str) -> Member:
@@ -304,7 +313,7 @@ async def test_a_health_path_decides_who_is_up() -> None:
         assert members[one.address].reason == "GET /ready: 503"
 
 
-async def test_a_member_that_begins_to_close_its_connections_is_avoided() -> None:
+async def test_member_that_begins_to_close_its_connections_is_avoided() -> None:
     draining = asyncio.Event()
 
     async def script(connection: Connection) -> None:
@@ -324,7 +333,7 @@ async def test_a_member_that_begins_to_close_its_connections_is_avoided() -> Non
         assert running.balancer.membership.available == (running.balancer.membership.members[two.address],)
 
 
-async def test_a_member_that_always_closes_is_not_suspected() -> None:
+async def test_member_that_always_closes_is_not_suspected() -> None:
     async def once(connection: Connection) -> None:
         await connection.head()
         await connection.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))

@@ -27,7 +27,7 @@ def fields(head: bytes) -> list[bytes]:
     return head.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
 
 
-async def test_the_target_arrives_as_it_was_written() -> None:
+async def test_target_arrives_as_it_was_written() -> None:
     async with Member() as member, balance(member) as running:
         await running.exchange(GET.replace(b"GET / ", b"GET /a%2Fb/../c?x=%20&x=2&&y "))
         assert member.received[0].startswith(b"GET /a%2Fb/../c?x=%20&x=2&&y HTTP/1.1\r\n")
@@ -71,7 +71,7 @@ async def test_hop_by_hop_fields_and_those_that_connection_names_stay_behind() -
         assert (b"connection: te\r\nte: trailers\r\n" in member.received[0]) is wire.edge
 
 
-async def test_a_stranger_cannot_forge_forwarding_fields() -> None:
+async def test_stranger_cannot_forge_forwarding_fields() -> None:
     forged = GET.replace(
         b"\r\n\r\n",
         b"\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-User: root\r\nForwarded: for=6.6.6.6\r\n"
@@ -88,7 +88,7 @@ async def test_a_stranger_cannot_forge_forwarding_fields() -> None:
         }
 
 
-async def test_a_trusted_proxys_forwarding_fields_are_extended() -> None:
+async def test_trusted_proxys_forwarding_fields_are_extended() -> None:
     request = GET.replace(
         b"\r\n\r\n", b"\r\nX-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nForwarded: for=9.9.9.9\r\n\r\n"
     )
@@ -143,7 +143,7 @@ async def test_responses_without_a_body(method: bytes, response: bytes, status: 
         assert not running.records[0].error
 
 
-async def test_a_chunked_upload_arrives_in_chunks_with_its_bytes_intact() -> None:
+async def test_chunked_upload_arrives_in_chunks_with_its_bytes_intact() -> None:
     async def script(connection: Connection) -> None:
         await connection.until(b"0\r\n\r\n")
         await connection.send(OK)
@@ -159,7 +159,7 @@ async def test_a_chunked_upload_arrives_in_chunks_with_its_bytes_intact() -> Non
         assert body in (b"c\r\nhello, world\r\n0\r\n\r\n", b"5\r\nhello\r\n7\r\n, world\r\n0\r\n\r\n")
 
 
-async def test_an_upload_with_a_length_keeps_it() -> None:
+async def test_upload_with_a_length_keeps_it() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.exactly(5)

@@ -44,7 +44,7 @@ async def test_early_hints_that_cannot_be_passed_on_are_dropped() -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_client_of_http_1_0_gets_no_interim_response() -> None:
+async def test_client_of_http_1_0_gets_no_interim_response() -> None:
     async with Member(hint) as member, balance(member) as running:
         answer = await running.exchange(b"GET / HTTP/1.0\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
@@ -67,7 +67,7 @@ async def test_interim_responses_without_end_are_a_members_failure() -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_the_body_is_sent_once_the_member_says_so() -> None:
+async def test_body_is_sent_once_the_member_says_so() -> None:
     async def script(connection: Connection) -> None:
         head = await connection.head()
         assert b"expect: 100-continue\r\n" in head
@@ -83,7 +83,7 @@ async def test_the_body_is_sent_once_the_member_says_so() -> None:
         assert member.received[0].endswith(b"abc")
 
 
-async def test_a_member_refuses_before_the_body_is_sent() -> None:
+async def test_member_refuses_before_the_body_is_sent() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -99,7 +99,7 @@ async def test_a_member_refuses_before_the_body_is_sent() -> None:
 
 
 @pytest.mark.usefixtures("each_front")
-async def test_a_client_may_send_the_body_without_waiting() -> None:
+async def test_client_may_send_the_body_without_waiting() -> None:
     """RFC 9110 section 10.1.1: it does not have to wait for ever; then nobody needs to tell it to go on.
 
     An ASGI server does so itself, as soon as the application reads the body.
@@ -121,7 +121,7 @@ async def test_a_client_may_send_the_body_without_waiting() -> None:
         assert member.received[0].endswith(b"abc")
 
 
-async def test_a_member_that_never_says_go_on_is_not_waited_for_for_ever() -> None:
+async def test_member_that_never_says_go_on_is_not_waited_for_for_ever() -> None:
     async def silent(connection: Connection) -> None:
         await connection.to_end()
 
@@ -131,7 +131,7 @@ async def test_a_member_that_never_says_go_on_is_not_waited_for_for_ever() -> No
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_request_whose_body_was_not_sent_goes_to_another_member_if_the_first_cannot_be_reached() -> None:
+async def test_request_whose_body_was_not_sent_goes_to_another_member_if_the_first_cannot_be_reached() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(CONTINUE)
@@ -150,7 +150,7 @@ async def test_a_request_whose_body_was_not_sent_goes_to_another_member_if_the_f
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 2", b"Transfer-Encoding: chunked"])
 @pytest.mark.parametrize("status", [b"100 Continue", b"103 Early Hints", b"199 Odd"])
-async def test_a_body_of_an_interim_response_is_not_taken_for_one_of_the_final_response(
+async def test_body_of_an_interim_response_is_not_taken_for_one_of_the_final_response(
     status: bytes, framing: bytes
 ) -> None:
     body = b"2\r\nno\r\n0\r\n\r\n" if b"chunked" in framing else b"no"
@@ -165,7 +165,7 @@ async def test_a_body_of_an_interim_response_is_not_taken_for_one_of_the_final_r
         assert b"x-balancer-error: bad_response\r\n" in answer
 
 
-async def test_an_interim_response_passes_without_the_length_that_it_should_not_have() -> None:
+async def test_interim_response_passes_without_the_length_that_it_should_not_have() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\nLink: </a>\r\n\r\n" + OK)

@@ -8,6 +8,7 @@ import os
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -119,14 +120,14 @@ BEYOND = [[names(0, 33)], [names(0, 30), names(30, 3)], [names(0, 1)] * 33, [b",
 
 @pytest.mark.parametrize("values", WITHIN, ids=lambda it: f"{len(it)} fields")
 @pytest.mark.parametrize("door", PLAIN.values(), ids=PLAIN)
-async def test_as_many_options_as_may_be_pass(door: Door, values: list[bytes], tmp_path: Path) -> None:
+async def test_options_of_connection_up_to_the_bound_pass(door: Door, values: list[bytes], tmp_path: Path) -> None:
     async with Member() as member, door(member, tmp_path) as ask:
         assert await ask(values) == 200
 
 
 @pytest.mark.parametrize("values", BEYOND, ids=lambda it: f"{len(b','.join(it))} bytes in {len(it)} fields")
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-async def test_more_options_of_connection_are_refused_at_every_door(
+async def test_options_of_connection_beyond_the_bound_are_refused_at_every_door(
     door: Door, values: list[bytes], tmp_path: Path
 ) -> None:
     async with Member() as member, door(member, tmp_path) as ask:
@@ -135,7 +136,7 @@ async def test_more_options_of_connection_are_refused_at_every_door(
 
 
 @pytest.mark.usefixtures("each_front")
-async def test_a_websocket_with_two_hosts_is_refused() -> None:
+async def test_websocket_with_two_hosts_is_refused() -> None:
     async with Member() as member, balance(member) as running, running.client() as client:
         assert await ask_raw(client, [b"upgrade"], HANDSHAKE + b"Host: b\r\n") == 400
         assert member.received == []
@@ -143,10 +144,10 @@ async def test_a_websocket_with_two_hosts_is_refused() -> None:
 
 # Memory. Each request is another one, and as long as may be.
 
-REQUESTS = 270
+REQUESTS = 100
 LONG = HEAD_MAX - 1024
-# What may stay of all of them, in bytes: no more than of thirty.
-KEPT = 1024 * 1024
+# What may stay of all of them, in bytes: no more than of sixteen.
+KEPT = 512 * 1024
 
 
 def filled(number: int, size: int = LONG) -> bytes:
@@ -243,7 +244,7 @@ async def send_all(running: Running, make: Callable[[int], bytes], numbers: rang
 
 @pytest.mark.usefixtures("each_front", "traced")
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-async def test_what_clients_send_is_not_remembered(make: Callable[[int], bytes], nowhere: TextIO) -> None:
+async def test_long_parts_of_requests_are_not_remembered(make: Callable[[int], bytes], nowhere: TextIO) -> None:
     settings: dict[str, Any] = {"trusted_proxies": LOOPBACK, "policy": "hash", "sticky_cookie": "place"}
     async with (
         Member(forget_all) as member,
@@ -257,7 +258,7 @@ async def test_what_clients_send_is_not_remembered(make: Callable[[int], bytes],
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("field", [b":method", b":authority", b"x-"])
-async def test_what_clients_send_over_http2_is_not_remembered(field: bytes, tmp_path: Path) -> None:
+async def test_long_parts_of_http2_requests_are_not_remembered(field: bytes, tmp_path: Path) -> None:
     pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
     plain = {b":method": b"GET", b":scheme": b"https", b":authority": b"a", b":path": b"/"}
 
@@ -276,6 +277,7 @@ async def test_what_clients_send_over_http2_is_not_remembered(field: bytes, tmp_
         running.client(trusting("h2")) as connection,
     ):
         client = Http2Client(connection)
+        client.h2.encoder.encode = partial(client.h2.encoder.encode, huffman=False)  # type: ignore[method-assign]
         await client.begin()
         await send(client, range(100, 105))
         running.records.clear()
@@ -284,11 +286,11 @@ async def test_what_clients_send_over_http2_is_not_remembered(field: bytes, tmp_
         await send(client, range(40))
         running.records.clear()
         gc.collect()
-        assert tracemalloc.get_traced_memory()[0] - before < KEPT / 4
+        assert tracemalloc.get_traced_memory()[0] - before < KEPT / 2
 
 
 @pytest.mark.usefixtures("each_way", "traced")
-async def test_what_members_name_in_connection_counts_and_is_not_remembered() -> None:
+async def test_options_of_members_count_and_are_not_remembered() -> None:
     async def nominate(connection: Connection) -> None:
         number = 0
         while await skip_head(connection):
@@ -322,13 +324,13 @@ REFUSED: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize(("request_bytes", "status"), REFUSED.values(), ids=REFUSED)
-async def test_a_connection_whose_request_was_refused_is_freed_by_counting_references(
+async def test_connection_whose_request_was_refused_is_freed_by_counting_references(
     request_bytes: bytes, status: int
 ) -> None:
     """The garbage collector comes rarely, and each would wait for it with its head."""
 
     def left() -> int:
-        return sum(isinstance(it, Http1Connection | ClientExchange | Request) for it in gc.get_objects())
+        return sum(issubclass(type(it), Http1Connection | ClientExchange | Request) for it in gc.get_objects())
 
     async with Member(forget_all) as member, balance(member, max_body_bytes=100) as running:
         gc.collect()

@@ -26,7 +26,7 @@ async def ask(client: Connection, request: bytes, times: int = 1) -> None:
 
 
 @pytest.mark.parametrize("request_bytes", [GET, POST], ids=["GET", "POST"])
-async def test_a_request_without_an_id_gets_one_of_its_own(request_bytes: bytes) -> None:
+async def test_request_without_an_id_gets_one_of_its_own(request_bytes: bytes) -> None:
     async def script(connection: Connection) -> None:
         while True:
             head = await connection.head()
@@ -42,7 +42,7 @@ async def test_a_request_without_an_id_gets_one_of_its_own(request_bytes: bytes)
         assert [it.id for it in running.records] == found
 
 
-async def test_the_clients_id_is_passed_on_as_it_is() -> None:
+async def test_clients_id_is_passed_on_as_it_is() -> None:
     request = GET.replace(b"Host: a", b"Host: a\r\nX-Request-ID: it's \xe9 mine")
     async with Member() as member, balance(member) as running, running.client() as client:
         await ask(client, request, times=4)
@@ -54,7 +54,7 @@ async def test_the_clients_id_is_passed_on_as_it_is() -> None:
         assert [it.id for it in running.records] == found
 
 
-async def test_a_repeat_goes_by_the_same_id() -> None:
+async def test_repeat_goes_by_the_same_id() -> None:
     async def hang_up(connection: Connection) -> None:
         await connection.head()
 
@@ -69,7 +69,7 @@ async def test_a_repeat_goes_by_the_same_id() -> None:
         assert failed and set(failed) <= set(ids(b"".join(good.received)))
 
 
-async def test_the_context_of_a_trace_is_passed_on() -> None:
+async def test_context_of_a_trace_is_passed_on() -> None:
     trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     request = GET.replace(b"Host: a", b"Host: a\r\nTraceparent: %b\r\nTracestate: x=y" % trace)
     async with Member() as member, balance(member) as running, running.client() as client:

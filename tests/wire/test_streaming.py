@@ -12,7 +12,7 @@ from tests.support.wire import OK, Connection, Member, balance, eventually
 pytestmark = pytest.mark.usefixtures("each_way")
 
 
-async def test_an_event_reaches_the_client_before_the_next_is_made() -> None:
+async def test_event_reaches_the_client_before_the_next_is_made() -> None:
     seen = asyncio.Event()
 
     async def script(connection: Connection) -> None:
@@ -31,7 +31,7 @@ async def test_an_event_reaches_the_client_before_the_next_is_made() -> None:
         assert (await client.until(b"0\r\n\r\n")).count(b"data: 2\n\n") == 1
 
 
-async def test_an_upload_reaches_the_member_before_it_is_complete() -> None:
+async def test_upload_reaches_the_member_before_it_is_complete() -> None:
     arrived = asyncio.Event()
 
     async def script(connection: Connection) -> None:
@@ -49,7 +49,7 @@ async def test_an_upload_reaches_the_member_before_it_is_complete() -> None:
         assert (await client.head()).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_large_body_crosses_both_ways_unchanged() -> None:
+async def test_large_body_crosses_both_ways_unchanged() -> None:
     size = 4 * 1024 * 1024
 
     async def script(connection: Connection) -> None:
@@ -68,7 +68,7 @@ async def test_a_large_body_crosses_both_ways_unchanged() -> None:
         await sending
 
 
-async def test_a_truncated_response_breaks_the_clients_connection() -> None:
+async def test_truncated_response_breaks_the_clients_connection() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
@@ -81,7 +81,7 @@ async def test_a_truncated_response_breaks_the_clients_connection() -> None:
         assert running.records[0].error == "truncated"
 
 
-async def test_a_truncated_chunked_response_does_not_end_cleanly() -> None:
+async def test_truncated_chunked_response_does_not_end_cleanly() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
@@ -93,7 +93,7 @@ async def test_a_truncated_chunked_response_does_not_end_cleanly() -> None:
         assert not answer.endswith(b"0\r\n\r\n")
 
 
-async def test_a_client_that_leaves_takes_its_exchange_along() -> None:
+async def test_client_that_leaves_takes_its_exchange_along() -> None:
     asked, gone = asyncio.Event(), asyncio.Event()
 
     async def script(connection: Connection) -> None:
@@ -113,7 +113,7 @@ async def test_a_client_that_leaves_takes_its_exchange_along() -> None:
         assert all(it.in_flight == 0 for it in running.balancer.membership.members.values())
 
 
-async def test_a_client_that_leaves_while_it_is_held_leaves_the_queue() -> None:
+async def test_client_that_leaves_while_it_is_held_leaves_the_queue() -> None:
     async with balance(queue_timeout=30) as running:
         async with running.client() as client:
             await client.send(GET)
@@ -124,7 +124,7 @@ async def test_a_client_that_leaves_while_it_is_held_leaves_the_queue() -> None:
 EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-async def test_on_shutdown_events_end_as_a_complete_response() -> None:
+async def test_event_stream_on_shutdown_ends_as_a_complete_response() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(EVENTS + b"9\r\ndata: 1\n\n\r\n")
@@ -139,7 +139,7 @@ async def test_on_shutdown_events_end_as_a_complete_response() -> None:
         assert running.records[0].error == "shutting_down"
 
 
-async def test_on_shutdown_an_event_under_way_is_finished_first() -> None:
+async def test_event_under_way_on_shutdown_is_finished_first() -> None:
     half, go = asyncio.Event(), asyncio.Event()
 
     async def script(connection: Connection) -> None:
@@ -159,7 +159,7 @@ async def test_on_shutdown_an_event_under_way_is_finished_first() -> None:
         assert (await client.until(b"0\r\n\r\n")).endswith(b" 1\n\n\r\n0\r\n\r\n")
 
 
-async def test_on_shutdown_a_stream_that_may_end_by_itself_goes_on() -> None:
+async def test_stream_that_may_end_by_itself_goes_on_on_shutdown() -> None:
     go = asyncio.Event()
 
     async def script(connection: Connection) -> None:

@@ -15,7 +15,7 @@ FORBIDDEN = b"Host: b\r\nContent-Type: a/b\r\nIf-Match: c\r\nX-Forwarded-For: 6.
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in pieces"])
-async def test_a_requests_trailers_reach_the_member(at_once: bool) -> None:
+async def test_requests_trailers_reach_the_member(at_once: bool) -> None:
     async def script(connection: Connection) -> None:
         await connection.until(b"x-sum: 1\r\n\r\n")
         await connection.send(OK)
@@ -30,7 +30,7 @@ async def test_a_requests_trailers_reach_the_member(at_once: bool) -> None:
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in pieces"])
-async def test_a_responses_trailers_reach_the_client(at_once: bool) -> None:
+async def test_responses_trailers_reach_the_client(at_once: bool) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
 
     async def script(connection: Connection) -> None:
@@ -59,7 +59,7 @@ async def test_a_responses_trailers_reach_the_client(at_once: bool) -> None:
     ],
     ids=["at once", "in pieces"],
 )
-async def test_a_requests_trailers_that_cannot_be_passed_on_are_dropped(at_once: bool) -> None:
+async def test_requests_trailers_that_cannot_be_passed_on_are_dropped(at_once: bool) -> None:
     """ASGI has no message for them."""
     begun = asyncio.Event()
 
@@ -88,7 +88,7 @@ async def test_a_requests_trailers_that_cannot_be_passed_on_are_dropped(at_once:
 
 
 @pytest.mark.usefixtures("through_asgi")
-async def test_a_responses_trailers_that_cannot_be_passed_on_are_dropped() -> None:
+async def test_responses_trailers_that_cannot_be_passed_on_are_dropped() -> None:
     """And nobody is asked for any."""
 
     async def script(connection: Connection) -> None:
@@ -107,7 +107,7 @@ async def test_a_responses_trailers_that_cannot_be_passed_on_are_dropped() -> No
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_the_trailers_of_a_member_have_a_limit() -> None:
+async def test_trailers_of_a_member_have_a_limit() -> None:
     async def script(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
@@ -120,7 +120,7 @@ async def test_the_trailers_of_a_member_have_a_limit() -> None:
         assert running.records[0].error == "truncated"
 
 
-async def test_the_trailers_of_a_client_have_a_limit() -> None:
+async def test_trailers_of_a_client_have_a_limit() -> None:
     async with Member() as member, balance(member) as running:
         async with running.client() as client:
             await client.send(CHUNKED + b"0\r\n" + b"X: y\r\n" * (Settings().max_headers + 1) + b"\r\n")

@@ -64,7 +64,7 @@ async def test_handshakes_take_turns_and_count_as_in_flight() -> None:
         assert [record.status for record in running.records] == [101, 101]
 
 
-async def test_the_handshake_carries_path_headers_and_subprotocols() -> None:
+async def test_handshake_carries_path_headers_and_subprotocols() -> None:
     seen: list[Request] = []
 
     async def look(connection: ServerConnection) -> None:
@@ -98,7 +98,7 @@ async def test_the_handshake_carries_path_headers_and_subprotocols() -> None:
     assert request.headers["Host"] == str(running.address)
 
 
-async def test_a_members_refusal_is_what_the_client_gets() -> None:
+async def test_members_refusal_is_what_the_client_gets() -> None:
     def refuse(connection: ServerConnection, request: Request) -> Response:
         response = connection.respond(401, "who are you?\n")
         response.headers["WWW-Authenticate"] = "Basic"
@@ -112,7 +112,7 @@ async def test_a_members_refusal_is_what_the_client_gets() -> None:
         assert response.headers["WWW-Authenticate"] == "Basic"
 
 
-async def test_nobody_there_is_a_refusal_of_the_balancers_own() -> None:
+async def test_websocket_without_a_member_gets_a_refusal_of_the_balancers_own() -> None:
     gone = Address("127.0.0.1", free_port())
     async with balance(gone, wait=False, queue_timeout=0.1) as running:
         with pytest.raises(InvalidStatus) as caught:
@@ -121,7 +121,7 @@ async def test_nobody_there_is_a_refusal_of_the_balancers_own() -> None:
         assert (response.status_code, response.headers["X-Balancer-Error"]) == (503, "no_member")
 
 
-async def test_a_member_that_refuses_connections_is_passed_over() -> None:
+async def test_member_that_refuses_connections_is_passed_over() -> None:
     gone = Address("127.0.0.1", free_port())
     async with member() as one, balance(one, gone, wait=False, health_interval=60) as running:
         await running.available(1)
@@ -131,7 +131,7 @@ async def test_a_member_that_refuses_connections_is_passed_over() -> None:
                 assert await client.recv() == "hi"
 
 
-async def test_a_handshake_waits_for_a_member() -> None:
+async def test_handshake_waits_for_a_member() -> None:
     port = free_port()
     async with balance(Address("127.0.0.1", port), wait=False) as running:
         waiting = asyncio.create_task(dial(running).__aenter__())
@@ -143,7 +143,7 @@ async def test_a_handshake_waits_for_a_member() -> None:
             await client.close()
 
 
-async def test_a_client_that_leaves_while_it_waits_costs_nothing() -> None:
+async def test_client_that_leaves_while_it_waits_costs_nothing() -> None:
     async with balance(Address("127.0.0.1", free_port()), wait=False) as running:
         waiting = asyncio.create_task(dial(running).__aenter__())
         await eventually(lambda: len(running.balancer.dispatcher.queue) == 1)
@@ -153,7 +153,7 @@ async def test_a_client_that_leaves_while_it_waits_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "bye"), (4321, "of my own"), (1012, "restart")])
-async def test_a_members_close_reaches_the_client(code: int, reason: str) -> None:
+async def test_members_close_reaches_the_client(code: int, reason: str) -> None:
     async def leave(connection: ServerConnection) -> None:
         await connection.recv()
         await connection.close(code, reason)
@@ -164,7 +164,7 @@ async def test_a_members_close_reaches_the_client(code: int, reason: str) -> Non
 
 
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (3999, "enough")])
-async def test_a_clients_close_reaches_the_member(code: int, reason: str) -> None:
+async def test_clients_close_reaches_the_member(code: int, reason: str) -> None:
     closed: asyncio.Future[tuple[int | None, str | None]] = asyncio.get_running_loop().create_future()
 
     async def wait(connection: ServerConnection) -> None:
@@ -177,7 +177,7 @@ async def test_a_clients_close_reaches_the_member(code: int, reason: str) -> Non
         assert await asyncio.wait_for(closed, LIMIT) == (code, reason)
 
 
-async def test_a_client_that_vanishes_is_going_away_for_the_member() -> None:
+async def test_client_that_vanishes_is_going_away_for_the_member() -> None:
     closed: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
     async def wait(connection: ServerConnection) -> None:
@@ -190,7 +190,7 @@ async def test_a_client_that_vanishes_is_going_away_for_the_member() -> None:
         await running.idle()
 
 
-async def test_a_member_that_dies_is_a_close_with_a_code_for_the_client() -> None:
+async def test_member_that_dies_is_a_close_with_a_code_for_the_client() -> None:
     async def die(connection: ServerConnection) -> None:
         await connection.recv()
         connection.transport.abort()
@@ -227,7 +227,7 @@ async def test_large_and_fragmented_messages_cross() -> None:
         assert await client.recv() == large
 
 
-async def test_a_fragmented_message_of_a_member_arrives_whole() -> None:
+async def test_fragmented_message_of_a_member_arrives_whole() -> None:
     async def speak(connection: ServerConnection) -> None:
         async def words() -> AsyncIterator[str]:
             for word in ("ein", "é", "s"):
@@ -242,7 +242,7 @@ async def test_a_fragmented_message_of_a_member_arrives_whole() -> None:
 
 
 @pytest.mark.usefixtures("through_asgi")
-async def test_a_message_that_is_too_large_is_refused_with_1009() -> None:
+async def test_message_that_is_too_large_is_refused_with_1009() -> None:
     async def speak(connection: ServerConnection) -> None:
         await connection.send(bytes(MAX_MESSAGE + 1))
         await connection.wait_closed()
@@ -260,7 +260,7 @@ async def test_a_message_that_is_too_large_is_refused_with_1009() -> None:
             assert code == 1009
 
 
-async def test_a_client_that_does_not_read_holds_the_member_back() -> None:
+async def test_client_that_does_not_read_holds_the_member_back() -> None:
     sent = 0
 
     async def flood(connection: ServerConnection) -> None:
@@ -284,7 +284,7 @@ async def test_a_client_that_does_not_read_holds_the_member_back() -> None:
             assert await client.recv() == bytes(64 * 1024)
 
 
-async def test_a_member_that_does_not_read_holds_the_client_back() -> None:
+async def test_member_that_does_not_read_holds_the_client_back() -> None:
     go = asyncio.Event()
     received = 0
 
@@ -316,7 +316,7 @@ async def test_a_member_that_does_not_read_holds_the_client_back() -> None:
         await asyncio.gather(pumping, return_exceptions=True)
 
 
-async def test_a_frame_that_comes_with_the_members_handshake_is_not_lost() -> None:
+async def test_frame_that_comes_with_the_members_handshake_is_not_lost() -> None:
     async def greet(connection: Connection) -> None:
         head = await connection.head()
         key = next(line.split(b": ")[1] for line in head.split(b"\r\n") if line.startswith(b"sec-websocket-key"))
@@ -334,7 +334,7 @@ async def test_a_frame_that_comes_with_the_members_handshake_is_not_lost() -> No
 
 
 @pytest.mark.usefixtures("through_asgi")
-async def test_a_member_that_accepts_wrongly_is_a_bad_response() -> None:
+async def test_member_that_accepts_wrongly_is_a_bad_response() -> None:
     async def lie(connection: Connection) -> None:
         await connection.head()
         await connection.send(
@@ -351,7 +351,7 @@ async def test_a_member_that_accepts_wrongly_is_a_bad_response() -> None:
 
 
 @pytest.mark.usefixtures("through_asgi")
-async def test_a_member_that_breaks_the_protocol_is_closed_and_the_client_told() -> None:
+async def test_member_that_breaks_the_protocol_is_closed_and_the_client_told() -> None:
     async def babble(connection: ServerConnection) -> None:
         connection.transport.write(b"\xff\xff\xff\xff")
         await connection.wait_closed()
@@ -372,7 +372,7 @@ async def test_text_that_is_not_utf_8_is_closed_and_the_client_told() -> None:
         assert code == 1014
 
 
-async def test_on_shutdown_both_sides_get_1001() -> None:
+async def test_websocket_on_shutdown_gets_1001_on_both_sides() -> None:
     closed: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
     async def wait(connection: ServerConnection) -> None:

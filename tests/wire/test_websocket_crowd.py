@@ -90,7 +90,7 @@ async def echoes(client: Connection, payload: bytes) -> None:
 
 
 @pytest.mark.long
-async def test_a_thousand_connections_echo_large_messages(enough_files: None) -> None:
+async def test_thousand_connections_echo_large_messages(enough_files: None) -> None:
     opening, echoing = asyncio.Semaphore(OPENING), asyncio.Semaphore(ECHOING)
 
     async def opened(running: Running) -> Connection:

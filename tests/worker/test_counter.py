@@ -101,7 +101,7 @@ async def test_visits_wait_while_redis_restarts_and_none_is_counted_twice() -> N
         assert await asyncio.gather(*recording) == [1] * 150
 
 
-async def test_a_lost_answer_skips_a_number_and_records_nothing_twice() -> None:
+async def test_lost_answer_skips_a_number_and_records_nothing_twice() -> None:
     async with counting() as (way, visit):
         assert count(await visit()) == 1
         assert await visit.record(b"a") == 1
@@ -125,7 +125,7 @@ async def test_names_do_not_get_into_each_others_count() -> None:
 
 
 @pytest.mark.long
-async def test_a_longer_absence_costs_each_visit_a_bounded_wait() -> None:
+async def test_longer_absence_costs_each_visit_a_bounded_wait() -> None:
     async with counting() as (way, visit):
         assert count(await visit()) == 1
         async with way.interrupted():
@@ -138,7 +138,7 @@ async def test_a_longer_absence_costs_each_visit_a_bounded_wait() -> None:
         assert count(await visit()) == 2
 
 
-async def test_while_redis_hangs_a_visit_is_answered_in_time() -> None:
+async def test_visit_while_redis_hangs_is_answered_in_time() -> None:
     async def hang(connection: Connection) -> None:
         await connection.reader.read()
 

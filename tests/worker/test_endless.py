@@ -29,12 +29,12 @@ from worker.drain import end_of_event
         (b"\n\n\n", b"data", 0),
     ],
 )
-def test_an_event_ends_with_an_empty_line(sent: bytes, body: bytes, end: int | None) -> None:
+def test_event_ends_with_an_empty_line(sent: bytes, body: bytes, end: int | None) -> None:
     assert end_of_event(sent, body) == end
 
 
 @given(st.lists(st.sampled_from([b"a", b"\n", b"\r\n"])), st.data())
-def test_it_does_not_matter_how_a_stream_is_cut_nor_how_its_lines_end(lines: list[bytes], data: st.DataObject) -> None:
+def test_stream_is_read_however_it_is_cut_and_its_lines_end(lines: list[bytes], data: st.DataObject) -> None:
     stream = b"x" + b"".join(lines)
     cut = data.draw(st.integers(1, len(stream)))
     plain = stream.replace(b"\r\n", b"\n")

@@ -1,0 +1,47 @@
+"""Limits that take time, many clients or several doors to show, each with the test that keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A limit that takes time, many clients or several doors to show. ``test``: the wire test that keeps it."""
+
+    name: str
+    promise: str
+    test: str
+
+
+BOUNDS = (
+    Bound("a connection without a byte", "closed after 10 s",
+          "tests/frontend/test_connection.py::test_idle_connection_is_closed_without_a_word"),
+    Bound("a head that stops", "408, 10 s after its first byte",
+          "tests/frontend/test_connection.py::test_head_has_to_come_in_time"),
+    Bound("a head that trickles in", "408, 10 s after its first byte",
+          "tests/frontend/test_connection.py::test_head_that_trickles_in_has_no_more_time"),
+    Bound("an idle connection", "closed 75 s after the last response",
+          "tests/frontend/test_connection.py::test_idle_connection_is_closed_without_a_word"),
+    Bound("a body that stops", "408 after 20 s, or after 60 s if it was fast before",
+          "tests/frontend/test_connection.py::test_body_has_to_go_on"),
+    Bound("a client that does not read", "closed after 60 s",
+          "tests/frontend/test_connection.py::test_client_that_does_not_read_is_cut_off"),
+    Bound("a body that trickles in", "408 below 240 bytes/s, after 20 s",
+          "tests/frontend/test_limits.py::test_body_that_trickles_in_is_cut_off"),
+    Bound("300 requests ahead of their answers", "101 answered, then closed",
+          "tests/frontend/test_limits.py::test_requests_ahead_of_their_answers_are_bounded"),
+    Bound("HEAD without a host", "400 without a body",
+          "tests/frontend/test_limits.py::test_refusal_of_head_has_no_body"),
+    Bound("a body that is announced too large", "413 beyond `MAX_BODY_BYTES`, which is unlimited by default",
+          "tests/frontend/test_limits.py::test_body_that_is_announced_too_large_is_refused_before_it_comes"),
+    Bound("a body that grows too large", "413 beyond `MAX_BODY_BYTES`; the member does not get its end",
+          "tests/frontend/test_limits.py::test_body_that_grows_too_large_is_cut_off"),
+    Bound("too many connections", "503 beyond `MAX_CONNECTIONS`, which is unlimited by default",
+          "tests/frontend/test_limits.py::test_connections_beyond_the_limit_are_refused_until_one_leaves"),
+    Bound("too many connections of one client",
+          "503 beyond `MAX_CONNECTIONS_PER_CLIENT`, which is unlimited by default",
+          "tests/frontend/test_limits.py::test_connections_of_one_client_beyond_its_limit_are_refused_until_one_leaves"),
+    Bound("more than 32 options in `Connection`", "400, at every door",
+          "tests/wire/test_remembered.py::test_options_of_connection_beyond_the_bound_are_refused_at_every_door"),
+)  # fmt: skip
