@@ -1,7 +1,7 @@
 """An HTTP load balancer for Docker Compose that finds its members through DNS.
 
 As a library: ``LoadBalancer`` is an ASGI application to mount in one's own, ``BalancedTransport`` balances the calls of
-an ``httpx.AsyncClient``; see docs/guides/library.md. Both are imported when they are first asked for, because
+an ``httpx.AsyncClient``; see docs/guides/library.md. Both are imported at their first use, because
 ``balancer serve`` listens before it imports anything heavy.
 """
 
@@ -9,7 +9,7 @@ from balancer.version import __version__
 
 __all__ = ["BalancedTransport", "LoadBalancer", "Settings", "SettingsError", "__version__"]
 
-# Known to type checkers by its name; ``typing`` itself takes a while to import.
+# Type checkers recognize it by its name; ``typing`` itself takes a while to import.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from balancer.config.settings import Settings as Settings
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from balancer.loadbalancer import LoadBalancer as LoadBalancer
     from balancer.transport import BalancedTransport as BalancedTransport
 else:
-    # What is imported when it is first asked for, and whence.
+    # Names that are imported at their first use, with their modules.
     _LAZY = {
         "BalancedTransport": "balancer.transport",
         "LoadBalancer": "balancer.loadbalancer",

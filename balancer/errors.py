@@ -1,8 +1,8 @@
-"""Typed faults: what failed, whose fault it is, and whether the member may have seen the request.
+"""Typed errors: what failed, on which side, and whether the member may have received the request.
 
-``UpstreamError`` and its children are raised by an upstream (``balancer.upstream.base``) and never reach a
-client: ``balancer.dispatch.retry`` decides what becomes of them. ``Refusal`` is what the client is told
-instead of a member's answer. ``ClientGone`` ends a request whose client has left.
+``UpstreamError`` and its subclasses are raised by an upstream (``balancer.upstream.base``) and never reach a
+client: ``balancer.dispatch.retry`` decides what follows. ``Refusal`` goes to the client in place
+of a member's answer. ``ClientGone`` ends a request whose client has left.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import errno
 import os
 from collections.abc import Mapping
 
-# What the balancer itself has run out of: descriptors, memory, local ports. That is no evidence against a member.
+# Shortages of the balancer itself: descriptors, memory, local ports. These are no evidence against a member.
 LOCAL_RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
-# The tokens of ``X-Balancer-Error``, and the words of the log for what no client can be told.
+# The tokens of ``X-Balancer-Error``, and those of the log alone, for ends that no client receives.
 TOKENS = frozenset(
     {
         "malformed_request", "method_not_allowed", "request_timeout", "body_too_large", "uri_too_long",
@@ -22,14 +22,14 @@ TOKENS = frozenset(
         "overloaded", "shutting_down", "too_many_connections", "response_timeout", "no_route", "hook_failed",
     }
 )  # fmt: skip
-UNTOLD = frozenset({"client_gone", "truncated"})
+LOG_ONLY = frozenset({"client_gone", "truncated"})
 
 
 class UpstreamError(Exception):
     """An exchange with one member ended, and nothing of its response was passed on.
 
     ``reason``: one word for figures. ``sent``: whether any byte of the request may have reached the member. Only
-    while it is false may a request that is not idempotent be given to another member (DESIGN 3.1).
+    while it is false may a request that is not idempotent be given to another member.
     ``reused``: whether the connection had served an earlier exchange: the member may have closed it just before.
     """
 
@@ -51,7 +51,7 @@ class ConnectFailed(UpstreamError):
 
 
 def connect_failed(error: OSError, within: float) -> ConnectFailed:
-    """What an attempt to connect came to that raised ``error``, or TimeoutError after ``within`` seconds."""
+    """Return the error of a failed connection, which raised ``error``, or TimeoutError after ``within`` seconds."""
     if isinstance(error, ConnectionRefusedError):
         return ConnectFailed("connection refused", refused=True)
     if error.errno is None and isinstance(error, TimeoutError):
@@ -89,7 +89,7 @@ class SilentResponse(TruncatedResponse):
     reason = "silent"
 
 
-# What may be the ``reason`` of a UpstreamError, or of a response that broke off.
+# Values of the ``reason`` of an UpstreamError, or of a response that broke off.
 REASONS = frozenset({"refused", "unreachable", "died", "timeout", "not_http", "truncated", "silent"})
 
 
@@ -98,7 +98,7 @@ class ClientGone(Exception):
 
 
 class Refusal(Exception):
-    """What the balancer itself answers, in short plain text and with the header ``X-Balancer-Error``.
+    """A refusal in the balancer's own name: short plain text, with the header ``X-Balancer-Error``.
 
     Args:
         status: The status code.

@@ -1,4 +1,4 @@
-"""What hooks are made of: the public names of ``balancer.plugins.hook_api``."""
+"""The public names for hooks, from ``balancer.plugins.hook_api``."""
 
 from balancer.plugins.hook_api import HeaderFields, HookRequest, HookResponse, Hooks, Member, Refusal, State
 

@@ -43,11 +43,11 @@ class LoadBalancer:
     """An ASGI application that balances its requests over the members behind an alias; mounted, or by itself.
 
     It starts with ``async with``, its lifespan or its first request, and ends with its event loop. It lives in one
-    event loop at a time; in the next it knows nothing of the one before.
+    event loop at a time; in the next it starts anew.
 
     Args:
         alias: The name to resolve, or a ``Settings``; ``Settings.load(os.environ)`` reads the environment.
-        upstream: Talks to members, and is closed at the end. Default: HTTP/1.1 on connections that stay open.
+        upstream: Sends requests to members, and is closed at the end. Default: HTTP/1.1 on connections that stay open.
         resolve: Coroutine function that returns a ``Snapshot`` of DNS.
         probe: Coroutine function of an ``Address`` that returns an ``HealthEvent`` or None, and words for it.
         observers: One ``Observer``, or several.
@@ -56,7 +56,7 @@ class LoadBalancer:
         policy: A policy in place of the one of the settings, or its name; it runs guarded.
         hooks: Hooks, or their names, after those of the settings; they run guarded.
         clock: Returns seconds, from any moment on.
-        rng: Draws what is drawn at random.
+        rng: Makes the random choices.
         **settings: Settings by their names, such as ``upstream_port=8080``, if ``alias`` is a name.
 
     Raises:
@@ -64,7 +64,7 @@ class LoadBalancer:
         TypeError: A keyword is not the name of a setting.
     """
 
-    # What belongs to one event loop is made anew for the next.
+    # Parts of one event loop, which are made anew for the next.
     membership: Membership
     snapshot: Snapshot | None
     upstream: Upstream
@@ -88,26 +88,26 @@ class LoadBalancer:
         **settings: Any,
     ) -> None:
         listed = loader.each(hooks)
-        given = [it for it in listed if not isinstance(it, str)]
+        given_hooks = [entry for entry in listed if not isinstance(entry, str)]
         if isinstance(policy, str):
             settings["policy"] = policy
-        if names := [it for it in listed if isinstance(it, str)]:
+        if names := [entry for entry in listed if isinstance(entry, str)]:
             settings["hooks"] = ",".join(names)
         self.settings = settings_of(alias, settings)
-        watching = loader.each(observers)
-        loader.check(watching, trace, probe, resolve)
+        given_observers = loader.each(observers)
+        loader.check(given_observers, trace, probe, resolve)
         self.stats = stats
         self._rng = rng or Random()
-        self._plugged = loader.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given)
-        self._observers = [*watching, *([stats] if stats else []), *self._plugged.hooks.observers()]
+        self._plugged = loader.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given_hooks)
+        self._observers = [*given_observers, *([stats] if stats else []), *self._plugged.hooks.observers()]
         self._given_upstream = upstream
         self._resolve = resolve or DnsResolver(self.settings, clock)
         self._probe = probe or make_probe(self.settings)
         self._trace = trace
         self.clock = clock
-        # The front end that requests come by, where it is not this one's own.
+        # The front end of its requests, where that is another's.
         self.listener: Proxy | None = None
-        # The event loop that this lives in, and the task that ends it there.
+        # The event loop of this object, and the task that ends it there.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: asyncio.Task[None] | None = None
         self._build()
@@ -122,7 +122,7 @@ class LoadBalancer:
         )
         self.snapshot = None
         self.upstream = self._given_upstream or NativeUpstream(Timeouts.of(settings))
-        hooked = plugged.policy or plugged.hooks.wanted
+        hooked = plugged.policy or plugged.hooks.has_hooks
         make_dispatcher = partial(HookedDispatcher, plugged.hooks) if hooked else Dispatcher
         self.dispatcher = make_dispatcher(
             settings,
@@ -140,7 +140,7 @@ class LoadBalancer:
             settings.health_interval,
             clock,
             rng,
-            asks_path=settings.health_path is not None,
+            requests_path=settings.health_path is not None,
             fall=settings.health_fall,
             on_answer=self.upstream.on_member_answered,
         )
@@ -166,7 +166,7 @@ class LoadBalancer:
         await self.proxy(scope, receive, send)
 
     def start(self) -> None:
-        """Begin to look for members in the running event loop, unless that was done.
+        """Start discovery and probes in the running event loop, unless they run already.
 
         Raises:
             RuntimeError: No event loop runs, or another one still uses this.
@@ -178,7 +178,7 @@ class LoadBalancer:
             raise RuntimeError("this LoadBalancer is in use in another event loop; make one for each")
         if self._life:
             if self._loop and not self._loop.is_closed():
-                self._life.cancel()  # That loop was left as it was: should it go on, this ends there.
+                self._life.cancel()  # That loop was left as it was: if it goes on, the old parts end there.
             self._forget()
             self._build()
         self._loop = loop
@@ -186,7 +186,7 @@ class LoadBalancer:
         self._life = loop.create_task(self._live(loops, self.upstream))
 
     async def _live(self, loops: list[asyncio.Task[None]], upstream: Upstream) -> None:
-        """Until cancelled: by ``aclose``, or with the event loop, as ``asyncio.run`` and servers do."""
+        """Run the loops until cancelled: by ``aclose``, or with the event loop, as ``asyncio.run`` and servers do."""
         try:
             await asyncio.gather(*loops, return_exceptions=True)
         finally:
@@ -198,7 +198,7 @@ class LoadBalancer:
                 self._loop = None
 
     def _forget(self) -> None:
-        """Tell the observers that the members of an earlier event loop are known no more."""
+        """Report to observers that the members of an earlier event loop are gone."""
         gone = Change(left=list(self.membership.members.values()))
         if gone:
             for observer in self._observers:
@@ -223,7 +223,7 @@ class LoadBalancer:
         await self.aclose()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        """As an application of its own, without another around it, it is told when it begins and ends."""
+        """Start and end with the server, as an application of its own, without another around it."""
         await receive()
         self.start()
         await send({"type": "lifespan.startup.complete"})
@@ -242,17 +242,17 @@ class LoadBalancer:
 
     @property
     def available(self) -> int:
-        """How many members may be given requests."""
+        """Number of members that may be given requests."""
         return len(self.membership.available)
 
     @property
     def queued(self) -> int:
-        """Requests that wait for a member."""
+        """Number of requests that wait for a member."""
         return len(self.dispatcher.queue)
 
     @property
     def active(self) -> int:
-        """Requests in progress, with those that wait."""
+        """Number of requests in progress, with those that wait."""
         return self.proxy.active
 
     @property
@@ -281,15 +281,15 @@ class LoadBalancer:
         """Wait until DNS and each member have answered, at most ``limit`` seconds; return whether they have."""
         try:
             async with asyncio.timeout(limit):
-                while not self._knows_all():
+                while not self._has_all_answers():
                     await asyncio.sleep(TICK)
         except TimeoutError:
             return False
         return True
 
-    def _knows_all(self) -> bool:
-        known = self.snapshot and any(answer.outcome is not Outcome.UNKNOWN for answer in self.snapshot.answers)
-        return bool(known) and all(member.last_probe_answered for member in self.membership.members.values())
+    def _has_all_answers(self) -> bool:
+        resolved = self.snapshot and any(answer.outcome is not Outcome.UNKNOWN for answer in self.snapshot.answers)
+        return bool(resolved) and all(member.last_probe_answered for member in self.membership.members.values())
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or, with ``drained=False``, requests again; what it has is finished."""
@@ -320,7 +320,7 @@ class LoadBalancer:
                 self.upstream.check_network(member.address)
 
     def _availability_changed(self) -> None:
-        """Give members to requests that wait; where no member is available any more, look for some."""
+        """Give members to queued requests; where no member is available any more, search for some."""
         before, self._had_available = self._had_available, self.membership.has_available
         admission = self.dispatcher.admission
         if self._had_available and not before:
@@ -333,17 +333,17 @@ class LoadBalancer:
         admission.assign_queued()
         if before and not self._had_available:
             self._discovery.wake()
-            self._prober.wake(it for it in self.membership.members.values() if it.probes)
+            self._prober.wake(member for member in self.membership.members.values() if member.probes)
 
     def _flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         self._flip_log.flipped(member, before)
         for observer in self._observers:
             observer.flipped(member, before, event)
         if member.state is State.LEAVING:
-            return  # ``_deliver`` goes on, once all are told of.
+            return  # ``_deliver`` follows, once all flips are reported.
         self._availability_changed()
         if member.state is State.SUSPECT and self.settings.health_path:
-            self._prober.wake([member])  # It may say that it is draining; a TCP connect could not tell.
+            self._prober.wake([member])  # Its answer may be that it drains, which a TCP connect cannot show.
         elif member.state is State.DOWN:
             if event is HealthEvent.UNREACHABLE:
                 self.upstream.check_network(member.address)

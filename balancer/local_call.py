@@ -19,19 +19,19 @@ from balancer.http.request import Request
 from balancer.http.validation import check_passed
 from balancer.upstream.base import UpstreamResponse
 
-# RFC 9110 sections 5.1 and 5.5, RFC 9112 section 3.2: what cannot break out of its place in the head.
+# RFC 9110 sections 5.1 and 5.5, RFC 9112 section 3.2: parts that cannot break out of their place in the head.
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE = re.compile(rb"[^\0\r\n]*")
 _TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 
 
 class LocalCall(ActiveRequest):
-    """One call: the source of its body, and the sink of its response, whose body is read here.
+    """A call: the source of its body, and the sink of its response, whose body is read here.
 
-    ``running`` is the task that serves it.
+    ``running``: the task that serves it.
     """
 
-    # httpx has no words for them.
+    # httpx has no place for them.
     trailers = NO_FIELDS
     status = 0
     fields: Headers = NO_FIELDS
@@ -61,36 +61,37 @@ class LocalCall(ActiveRequest):
         self.context.is_local_call = True
         self._limits: Mapping[str, float | None] = request.extensions.get("timeout", {})
         self._began = self._loop.time()
-        # When the member was last given a piece of the body; the next is being waited for.
-        self._gave = self._began
-        self._asking = False
-        # What the caller's own body raised.
+        # When the caller's body last gave a piece: from then on, the member's time counts.
+        self._piece_at = self._began
+        self._awaits_source = False
+        # An error of the caller's own body.
         self._failure: Exception | None = None
         self._piece = b""
         self._whole = False
-        self._news: asyncio.Future[None] | None = None
+        self._progress: asyncio.Future[None] | None = None
         self._taken: asyncio.Future[None] | None = None
         self.running = self.task = self._loop.create_task(self._serve(proxy))
-        self.running.add_done_callback(self._over)
+        self.running.add_done_callback(self._clean_up)
 
     async def _serve(self, proxy: Proxy) -> None:
         task = self.running
         await proxy.serve(self, self.context, task)
 
-    def _over(self, running: asyncio.Task[None]) -> None:
+    def _clean_up(self, running: asyncio.Task[None]) -> None:
         self.task = None
         # Without these two, reference counts alone free all that the call was made of.
         self.context.body = self.context.request.body = None
-        self._tell()
+        self._report_progress()
 
     # The call's body.
 
     async def read(self) -> bytes:
+        """Return the next piece of the caller's body; see ``balancer.http.request.Body``."""
         if self.ended:
             return b""
         if self._pieces is None:
             self._pieces = aiter(self._source)
-        self._asking = True
+        self._awaits_source = True
         piece = b""
         try:
             async for piece in self._pieces:
@@ -102,17 +103,17 @@ class LocalCall(ActiveRequest):
             self._failure = error
             raise ClientGone from error
         finally:
-            self._asking = False
-            self._gave = self._loop.time()
-            self._tell()
+            self._awaits_source = False
+            self._piece_at = self._loop.time()
+            self._report_progress()
         return self._count(piece)
 
     def _count(self, piece: bytes) -> bytes:
-        """A body that is not as long as announced would be taken for part of the next request, or wait for it."""
+        """Count a piece. A body of another length than announced would spoil the next request, or wait for it."""
         self.ended = not piece
         if self._due is not None:
             self._due -= len(piece)
-            # Of any other stream, the end itself says that there is no more.
+            # The end of any other stream itself shows that there is no more.
             self.ended |= self._due == 0 and isinstance(self._source, httpx.ByteStream)
             if self._due < 0 or (not piece and self._due):
                 much = "little" if self._due > 0 else "much"
@@ -123,19 +124,19 @@ class LocalCall(ActiveRequest):
     # The response, as it comes from the balancer.
 
     def send_interim(self, status: int, headers: Headers) -> None:
-        """httpx has no words for interim responses."""
+        """Do nothing: httpx has no place for interim responses."""
 
     async def start(self, status: int, headers: Headers) -> None:
         self.state = STARTED
         self.status, self.fields = status, headers
-        self._tell()
+        self._report_progress()
 
     async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
         self._piece = data
         if not more:
             self._whole = True
             self.task = None
-        self._tell()
+        self._report_progress()
         if more and data:
             self._taken = self._loop.create_future()
             await self._taken
@@ -143,32 +144,32 @@ class LocalCall(ActiveRequest):
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         raise AssertionError("a call does not ask for another protocol")
 
-    def _tell(self) -> None:
-        if self._news and not self._news.done():
-            self._news.set_result(None)
+    def _report_progress(self) -> None:
+        if self._progress and not self._progress.done():
+            self._progress.set_result(None)
 
     # The response, as httpx reads it.
 
     async def wait_for_head(self) -> None:
-        """Raises what httpx should if the head does not come."""
-        look = min((it for it in self._limits.values() if it), default=inf)
+        """Wait for the head. Raises the errors of httpx if it does not come."""
+        interval = min((limit for limit in self._limits.values() if limit), default=inf)
         while self.state is PENDING and not self.running.done():
             due, error = self._deadline()
             now = self._loop.time()
             if due <= now:
                 raise error
-            # Nothing reports that a member was found: another look in time does not miss it.
-            await self._wait_until(min(due, now + look))
+            # Nothing reports that a member was found: a check after each interval does not miss it.
+            await self._wait_until(min(due, now + interval))
         if self.state is PENDING:
             raise self._broken()
 
     def _deadline(self) -> tuple[float, httpx.TimeoutException]:
-        """When patience is over, as things are, and what to say then."""
-        if self._asking:
-            return inf, httpx.WriteTimeout("")  # It is the caller that is waited for.
+        """Return the time at which the call fails unless it goes on, and the error for that."""
+        if self._awaits_source:
+            return inf, httpx.WriteTimeout("")  # The caller's time does not count.
         if self.context.member is None:
             return self._began + self._limit("pool"), httpx.PoolTimeout("no member became available in time")
-        since = max(self._gave, self._began + self.context.queued)
+        since = max(self._piece_at, self._began + self.context.queued)
         if not self.ended:
             return since + self._limit("write"), httpx.WriteTimeout("the member takes nothing more of the body")
         return since + self._limit("read"), httpx.ReadTimeout("no response in time")
@@ -178,17 +179,17 @@ class LocalCall(ActiveRequest):
         return inf if limit is None else limit
 
     async def _wait_until(self, when: float) -> bool:
-        """Whether there was news by then."""
-        self._news = self._loop.create_future()
+        """Wait for progress until ``when``; return whether there was any."""
+        self._progress = self._loop.create_future()
         try:
             async with asyncio.timeout_at(None if when == inf else when):
-                await self._news
+                await self._progress
         except TimeoutError:
             return False
         return True
 
     async def next_piece(self) -> bytes:
-        """The next piece of the response's body, or b"" at its end. Raises what httpx should if it does not come."""
+        """Return the next piece of the response's body, or b"" at its end. Raises the errors of httpx."""
         while True:
             piece, self._piece = self._piece, b""
             if self._taken and not self._taken.done():
@@ -201,7 +202,7 @@ class LocalCall(ActiveRequest):
                 raise httpx.ReadTimeout("nothing more of the response in time")
 
     def _broken(self) -> Exception:
-        """Why the response is not complete."""
+        """Return the error of a response that is not complete."""
         if self._failure:
             return self._failure
         if not self.running.cancelled() and (error := self.running.exception()):
@@ -216,11 +217,12 @@ class LocalCall(ActiveRequest):
         )
 
     async def aclose(self) -> None:
+        """End the call, and wait until it has ended."""
         self.end()
         if not self.running.done():
             await asyncio.wait([self.running])
 
-    def let_go(self) -> None:
+    def end_threadsafe(self) -> None:
         """End a call whose response the caller has dropped. The garbage collector may be at work in any thread."""
         if not self.running.done():
             with suppress(RuntimeError):  # A closed loop has ended its calls.
@@ -228,7 +230,7 @@ class LocalCall(ActiveRequest):
 
 
 def _checked(request: httpx.Request) -> tuple[str, bytes, Headers, int | None]:
-    """Method, target and fields of a call, and the length of its body, None where that is not known.
+    """Return method, target and fields of a call, and the length of its body, None where that is not known.
 
     Raises UnsupportedProtocol and LocalProtocolError as httpx's own transports do.
     """

@@ -1,4 +1,4 @@
-"""Gives memory that is not used any more back to the system."""
+"""Returns unused memory to the system."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ except (AttributeError, OSError):  # not glibc
 
 
 def trim() -> None:
-    """Return what was freed: after slow clients of large bodies glibc by itself keeps most of it. Takes about 1 ms."""
+    """Return freed memory: after slow clients of large bodies glibc by itself keeps most of it. Takes about 1 ms."""
     if _malloc_trim:
         _malloc_trim(0)

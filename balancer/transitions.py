@@ -46,5 +46,5 @@ class CheckedPhase:
 
 
 def check_phases(stateful: type, transitions: Mapping[Any, frozenset[Any]], first: Enum) -> None:
-    """Have every change of the slot ``phase`` of a class and of its subclasses checked from here on."""
+    """Check every change of the slot ``phase`` of a class and of its subclasses from here on."""
     setattr(stateful, "phase", CheckedPhase(vars(stateful)["phase"], transitions, first))  # noqa: B010

@@ -1,18 +1,18 @@
 """An ``httpx`` transport that balances a client's own calls over the members behind an alias.
 
-A call goes the way of every request: ``balancer.dispatch`` chooses a member, holds the call while none is available,
-and gives it to another where that is safe. Members get the fields as httpx made them: the call is its sender's own, so
-there is no client to name in ``X-Forwarded-*``.
+A call goes the way of every request: ``balancer.dispatch`` chooses a member, queues the call while none is available,
+and repeats it at another where that is safe. Members get the fields as httpx made them: the call is its sender's own,
+so there is no client to name in ``X-Forwarded-*``.
 
 Rules:
-* What the balancer answers in its own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``: code
-  that works behind ``balancer serve`` works here. What no response can say is an exception of httpx.
+* An answer in the balancer's own name (502, 503, 504) is a response here as well, with ``X-Balancer-Error``. Code that
+  works behind ``balancer serve`` works here. A failure that no response can carry is an exception of httpx.
 * A body is read from the member no faster than it is read here, by one piece. A response that is left before its end
   ends the exchange with it: closed, cancelled, timed out, no longer iterated, or dropped unread.
 * httpx's time-outs count beside the balancer's: whichever is over first. ``pool``: until a member is found. ``read``:
   from then on until the response begins (however many members are tried), and for each piece of its body. ``write``:
-  for the member to take the next piece of the call's body. ``connect`` is not looked at: how long a member may take to
-  be connected to, before the next is tried, is the setting ``connect_timeout``.
+  for the member to take the next piece of the call's body. ``connect`` is not used: the setting
+  ``connect_timeout`` limits a connection to a member, before the next one is tried.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
         Raises:
             httpx.UnsupportedProtocol: The URL is not ``http://``.
             httpx.LocalProtocolError: The call cannot be put into HTTP (RFC 9110, RFC 9112).
-            httpx.TimeoutException: A time-out of httpx is over: pool, read or write. ``connect`` is not looked at.
+            httpx.TimeoutException: A time-out of httpx is over: pool, read or write. ``connect`` is not used.
             httpx.ReadError: The transport was closed.
         """
         self.balancer.start()
@@ -95,7 +95,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response, as its caller holds it. The call has no reference to it, and ends when it is freed."""
+    """The body of a response, in its caller's hands. The call does not refer to it, and ends when it is freed."""
 
     def __init__(self, call: LocalCall) -> None:
         self._call = call
@@ -111,4 +111,4 @@ class _Body(httpx.AsyncByteStream):
         await self._call.aclose()
 
     def __del__(self) -> None:
-        self._call.let_go()
+        self._call.end_threadsafe()

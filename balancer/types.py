@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
 
-# Gives the time in seconds, from any moment on; tests have one that stands still.
+# Returns the time in seconds, from any moment on; tests have one that stands still.
 Clock = Callable[[], float]
 
 # ASGI (version 3).
@@ -19,7 +19,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Address(NamedTuple):
-    """Where to connect or listen.
+    """An address to connect to, or to listen on.
 
     Attributes:
         host: An IP address or a host name.
@@ -34,7 +34,7 @@ class Address(NamedTuple):
 
 
 class UnixSocket(NamedTuple):
-    """Where to listen for clients of this machine only: a path in the file system."""
+    """A path in the file system, to listen on for clients of this machine only."""
 
     path: str
 

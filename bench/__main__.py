@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import members, memory, peers, report, steady
-from bench.candidates import CANDIDATES, LOCAL_RESOURCE_ERRNOS, VARIANTS, Candidate
+from bench.candidates import BALANCER, CANDIDATES, VARIANTS, Candidate
 from bench.loads import LOADS
 from bench.processes import ROOT, BenchError, cores, ended_by_signals
 from bench.rounds import run_load
@@ -50,10 +50,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--only",
-        type=_names([it.name for it in [*CANDIDATES, *VARIANTS]]),
+        type=_names([candidate.name for candidate in [*CANDIDATES, *VARIANTS]]),
         default=None,
         metavar="CANDIDATE,…",
-        help=f"some of {', '.join(it.name for it in [*CANDIDATES, *VARIANTS])} "
+        help=f"some of {', '.join(candidate.name for candidate in [*CANDIDATES, *VARIANTS])} "
         f"(default all but the variants of the balancer; for {', '.join(MEMORY)} the balancer alone)",
     )
     parser.add_argument(
@@ -117,7 +117,9 @@ class Run:
         self._directory = directory
         self._cores = cores()
         self._candidates = [
-            it for it in [*CANDIDATES, *VARIANTS] if it.name in (arguments.only or [one.name for one in CANDIDATES])
+            candidate
+            for candidate in [*CANDIDATES, *VARIANTS]
+            if candidate.name in (arguments.only or [one.name for one in CANDIDATES])
         ]
         sizes = {
             memory.IDLE: arguments.idle,
@@ -144,13 +146,16 @@ class Run:
             "rounds": self._arguments.rounds,
             "seconds": self._arguments.seconds,
             "machine": peers.machine(),
-            "candidates": {it.name: {"version": it.version(), "what": it.what} for it in self._candidates},
+            "candidates": {
+                candidate.name: {"version": candidate.version(), "what": candidate.what}
+                for candidate in self._candidates
+            },
             "loads": {},
             "memory": {},
         }
         rounds, seconds = self._arguments.rounds, self._arguments.seconds
         with running_upstreams(self._directory, self._cores[1]) as upstreams:
-            runs = {it.name: partial(run_load, it) for it in LOADS} | {steady.NAME: steady.run_steady}
+            runs = {load.name: partial(run_load, load) for load in LOADS} | {steady.NAME: steady.run_steady}
             for name, run in runs.items():
                 if name in self._loads:
                     results["loads"][name] = run(
@@ -169,11 +174,15 @@ class Run:
 
     def _memory(self, upstreams: Upstreams, results: report.Results) -> None:
         wanted = (
-            self._candidates if self._arguments.only else [it for it in CANDIDATES if it.name == LOCAL_RESOURCE_ERRNOS]
+            self._candidates
+            if self._arguments.only
+            else [candidate for candidate in CANDIDATES if candidate.name == BALANCER]
         )
         for name in MEMORY:
             if name in self._loads:
-                results["memory"][name] = {it.name: self._memory_of(name, it, upstreams) for it in wanted}
+                results["memory"][name] = {
+                    candidate.name: self._memory_of(name, candidate, upstreams) for candidate in wanted
+                }
         for line in report.memory_lines(results):
             _say(line)
 
@@ -215,7 +224,7 @@ class Run:
         if self._arguments.publish and not self._complete:
             # The parts that were measured take the place of the older ones.
             known = json.loads(report.RESULTS_JSON.read_text())
-            results = results | {it: known[it] | results[it] for it in ("candidates", "loads", "memory")}
+            results = results | {part: known[part] | results[part] for part in ("candidates", "loads", "memory")}
         if self._complete or self._arguments.publish:
             report.write(results, report.RESULTS_JSON, report.RESULTS_MD, report.CHART)
         else:
@@ -224,11 +233,11 @@ class Run:
 
 def _ours_failed(results: report.Results) -> bool:
     for load in results["loads"].values():
-        ours = load["candidates"].get(LOCAL_RESOURCE_ERRNOS, {"errors": {}})
-        if LOCAL_RESOURCE_ERRNOS in load["failures"] or ours["errors"]:
+        ours = load["candidates"].get(BALANCER, {"errors": {}})
+        if BALANCER in load["failures"] or ours["errors"]:
             return True
-    ours = [it[LOCAL_RESOURCE_ERRNOS] for it in results["memory"].values() if LOCAL_RESOURCE_ERRNOS in it]
-    return any("failed" in it or it.get("beside", {}).get("errors") for it in ours)
+    ours = [figures[BALANCER] for figures in results["memory"].values() if BALANCER in figures]
+    return any("failed" in figures or figures.get("beside", {}).get("errors") for figures in ours)
 
 
 def _raise_file_limit() -> None:

@@ -142,7 +142,7 @@ def nginx_resolve(site: Site) -> Command:
 
 
 def haproxy(site: Site) -> Command:
-    servers = "\n".join(f"    server member{number} {it}" for number, it in enumerate(site.members))
+    servers = "\n".join(f"    server member{number} {member}" for number, member in enumerate(site.members))
     config = f"""
 global
     nbthread 1
@@ -326,4 +326,4 @@ VARIANTS = [
     ),
 ]
 BASELINE = "nginx-keepalive"
-LOCAL_RESOURCE_ERRNOS = "balancer"
+BALANCER = "balancer"

@@ -36,7 +36,7 @@ STYLE = """
 
 def draw(title: str, subtitle: str, bars: Sequence[tuple[str, float, bool]]) -> str:
     """An SVG of horizontal bars, the shortest first; each is (name, value in µs, whether it is ours)."""
-    ordered = sorted(bars, key=lambda it: it[1])
+    ordered = sorted(bars, key=lambda bar: bar[1])
     limit = _limit([value for _, value, _ in ordered])
     room = WIDTH - LEFT - RIGHT
     height = TOP + ROW * len(ordered) + 12

@@ -74,7 +74,7 @@ class Load:
         )
         cpu = server.cpu_seconds() - before
         foreign = max(0.0, busy_seconds(server.core) - busy_before - cpu)
-        line = next((it for it in reversed(done.stdout.splitlines()) if it.startswith("{")), None)
+        line = next((line for line in reversed(done.stdout.splitlines()) if line.startswith("{")), None)
         if done.returncode or line is None:
             raise BenchError(f"the load did not run: {done.stdout[-500:]}{done.stderr[-500:]}")
         figures = json.loads(line)

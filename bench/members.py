@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from balancer.demo.system import free_port
-from bench.candidates import LOCAL_RESOURCE_ERRNOS, Candidate, Command, Site, balancer, nginx_keepalive
+from bench.candidates import BALANCER, Candidate, Command, Site, balancer, nginx_keepalive
 from bench.loads import LOADS
 from bench.peers import balancer_version
 from bench.processes import START_SECONDS, Address, BenchError, Server
@@ -60,7 +60,7 @@ def run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: Pa
         return _run_members(rounds, seconds, cores, directory, say)
     except (BenchError, OSError) as error:
         say(f"{NAME} failed: {error}")
-        failures = {LOCAL_RESOURCE_ERRNOS: str(error)}
+        failures = {BALANCER: str(error)}
         return {
             "description": "",
             "unit": "CPU µs/request",
@@ -71,7 +71,7 @@ def run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: Pa
 
 
 def _run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: Path, say: Say) -> dict[str, Any]:
-    load = replace(next(it for it in LOADS if it.name == "get-32"), name=NAME)
+    load = replace(next(load for load in LOADS if load.name == "get-32"), name=NAME)
     directory = directory / NAME
     directory.mkdir()
     with ExitStack() as stack, ExitStack() as idle_only:
@@ -83,7 +83,7 @@ def _run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: P
             def command(site: Site, variant: Variant = variant, admin: Address = admin) -> Command:
                 return balancer(site, *variant.flags(), f"--admin-bind={admin}")
 
-            candidate = Candidate(LOCAL_RESOURCE_ERRNOS, variant.name, command, balancer_version)
+            candidate = Candidate(BALANCER, variant.name, command, balancer_version)
             running[variant.name] = (stack if variant.loaded else idle_only).enter_context(
                 candidate.running(upstreams, directory / f"variant{number}", cores[0])
             )
@@ -93,7 +93,7 @@ def _run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: P
         idle = _idle({name: server for name, (server, _) in running.items()})
         idle_only.close()
         failures: dict[str, str] = {}
-        loaded = {it.name: running[it.name] for it in VARIANTS if it.loaded}
+        loaded = {variant.name: running[variant.name] for variant in VARIANTS if variant.loaded}
         for count in (2, MANY):
 
             def nginx(site: Site, count: int = count) -> Command:

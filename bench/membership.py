@@ -59,7 +59,8 @@ def endpoints(count: int, first: str = "127.1.0.0", port: int = 80, weights: int
     """``count`` consecutive addresses, with weights from 1 to ``weights`` in turn."""
     start = int(ipaddress.ip_address(first))
     return frozenset(
-        Endpoint(Address(str(ipaddress.ip_address(start + it)), port), weight=1 + it % weights) for it in range(count)
+        Endpoint(Address(str(ipaddress.ip_address(start + offset)), port), weight=1 + offset % weights)
+        for offset in range(count)
     )
 
 
@@ -73,7 +74,7 @@ class Pool:
         for member in self.membership.members.values():
             self.membership.observe(member, HealthEvent.PROBE_OK, 0.0)
         # ClientRegistry that differ, so that a hash is asked for different places.
-        self.requests = [Request("GET", b"/", [], f"192.0.2.{it}") for it in range(256)]
+        self.requests = [Request("GET", b"/", [], f"192.0.2.{number}") for number in range(256)]
         self.choose(CHOICES)
 
     def choose(self, count: int) -> float:
@@ -109,7 +110,7 @@ def choices(sizes: list[int]) -> dict[str, dict[str, list[float]]]:
     """
     found = {}
     kinds = {name: (settings, 1) for name, settings in POLICIES.items()}
-    kinds |= {f"{it}, five weights": (POLICIES[it], 5) for it in ("round_robin", "random", "hash")}
+    kinds |= {f"{policy}, five weights": (POLICIES[policy], 5) for policy in ("round_robin", "random", "hash")}
     for name, (settings, weights) in kinds.items():
         pools = [Pool(settings, size, weights) for size in sizes]
         gc.collect()
@@ -267,13 +268,13 @@ def largest(name: str, record: str, data: Callable[[int], str], glue: Callable[[
     while low < high:
         middle = (low + high + 1) // 2
         try:
-            texts = [data(it) for it in range(middle)]
+            texts = [data(number) for number in range(middle)]
             query = dns.message.make_query(name, record, use_edns=0)
             response = dns.message.make_response(query)
             response.answer.append(dns.rrset.from_text_list(name, 600, "IN", record, texts))
-            for it in range(middle if glue else 0):
+            for number in range(middle if glue else 0):
                 assert glue
-                target, address = glue(it)
+                target, address = glue(number)
                 response.additional.append(dns.rrset.from_text(target, 600, "IN", "A", address))
             response.to_wire(max_size=65535)
             low = middle
@@ -290,14 +291,14 @@ SRV_NAME = "_http._tcp.apps."
 ANSWERS: dict[str, tuple[str, str, Callable[[int], str], Callable[[int], tuple[str, str]] | None]] = {
     "A": ("apps.", "A", address, None),
     "SRV, short targets, with their addresses": (
-        SRV_NAME, "SRV", lambda it: f"0 1 80 w{it}.", lambda it: (f"w{it}.", address(it)),
+        SRV_NAME, "SRV", lambda number: f"0 1 80 w{number}.", lambda number: (f"w{number}.", address(number)),
     ),
     "SRV, targets as Kubernetes names them, with their addresses": (
         SRV_NAME, "SRV",
-        lambda it: f"0 1 80 {address(it).replace('.', '-')}.apps.default.svc.cluster.local.",
-        lambda it: (f"{address(it).replace('.', '-')}.apps.default.svc.cluster.local.", address(it)),
+        lambda number: f"0 1 80 {address(number).replace('.', '-')}.apps.default.svc.cluster.local.",
+        lambda number: (f"{address(number).replace('.', '-')}.apps.default.svc.cluster.local.", address(number)),
     ),
-    "SRV, short targets, without addresses": (SRV_NAME, "SRV", lambda it: f"0 1 80 w{it}.", None),
+    "SRV, short targets, without addresses": (SRV_NAME, "SRV", lambda number: f"0 1 80 w{number}.", None),
 }  # fmt: skip
 
 
@@ -305,7 +306,12 @@ async def serve_dns(kind: str) -> None:
     """A name server of its own process that knows one name, and an address for every other."""
     name, record, data, glue = ANSWERS[kind]
     count = largest(*ANSWERS[kind])
-    wires = rendered(name, record, [data(it) for it in range(count)], [glue(it) for it in range(count)] if glue else [])
+    wires = rendered(
+        name,
+        record,
+        [data(number) for number in range(count)],
+        [glue(number) for number in range(count)] if glue else [],
+    )
     rng = Random(2)
 
     def answer(query: bytes) -> bytes:
@@ -437,7 +443,9 @@ def measure(members: int, only: str) -> dict[str, Any]:
         found["resolutions"] = {kind: uvloop.run(resolutions(kind)) for kind in ANSWERS}
     with everybody() as port:
         if only in ("", "replaced"):
-            found["replaced"] = {it: uvloop.run(replaced(members, port, it)) for it in ("round_robin", "hash")}
+            found["replaced"] = {
+                policy: uvloop.run(replaced(members, port, policy)) for policy in ("round_robin", "hash")
+            }
         if only in ("", "probing"):
             watch = uvloop.run(watching())
             found["probing"] = {count: uvloop.run(probing(count, port)) for count in (2, 1000, members)}
@@ -454,7 +462,9 @@ def say(members: int, found: dict[str, Any]) -> None:
         for name, one in found["choices"].items():
             times = one["choice"]
             cells = (
-                [f"{it:.3f}" for it in times] + [f"{times[-1] / times[0]:.2f}"] + [f"{it:.0f}" for it in one["flip"]]
+                [f"{time:.3f}" for time in times]
+                + [f"{times[-1] / times[0]:.2f}"]
+                + [f"{flip:.0f}" for flip in one["flip"]]
             )
             print(f"  {name:28} {'  '.join(cells)}")
     for part in ("resolutions", "replaced", "probing"):

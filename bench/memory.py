@@ -46,7 +46,7 @@ AFTER_SECONDS = 10
 
 def warm_up(server: Server, address: Address, core: int) -> None:
     """Memory that a process takes once, on its first requests, is not a client's."""
-    next(it for it in LOADS if it.name == "get-32").measure(server, address, 2, core)
+    next(load for load in LOADS if load.name == "get-32").measure(server, address, 2, core)
     time.sleep(1)
 
 
@@ -195,7 +195,7 @@ async def _crowd(server: Server, address: Address, core: int, seconds: int) -> d
 
 @contextmanager
 def _crowding(address: Address, core: int) -> Iterator[subprocess.Popen[str]]:
-    numbers = [str(it) for it in (address.port, HEADS, BODIES, READERS)]
+    numbers = [str(number) for number in (address.port, HEADS, BODIES, READERS)]
     argv = pinned(core, [sys.executable, "-m", "bench.crowd", address.host, *numbers])
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:

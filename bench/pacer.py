@@ -106,7 +106,7 @@ class Pacer:
             for fd, _ in self._epoll.poll():
                 if fd != timer.fd:
                     self._ready(fd)
-        unanswered = [*waiting, *(it.due for it in self._busy.values())]
+        unanswered = [*waiting, *(connection.due for connection in self._busy.values())]
         for connection in (*self._busy.values(), *idle):
             if connection.sock:
                 self._close(connection)
@@ -154,7 +154,7 @@ class Pacer:
     def _ready(self, fd: int) -> None:
         connection = self._busy.get(fd)
         if connection is None:  # The server has closed a connection that nobody used.
-            idle = next(it for it in self._idle if it.sock and it.sock.fileno() == fd)
+            idle = next(connection for connection in self._idle if connection.sock and connection.sock.fileno() == fd)
             self._close(idle)
             return
         sock = connection.sock

@@ -120,7 +120,7 @@ class Server:
 
     def peak_kib(self) -> int:
         """The sum of the peaks of the tree's processes, less what they share now."""
-        peaks, resident = (sum(_kib(pid, "status", it) for pid in self._tree()) for it in ("VmHWM", "VmRSS"))
+        peaks, resident = (sum(_kib(pid, "status", field) for pid in self._tree()) for field in ("VmHWM", "VmRSS"))
         return peaks - (resident - self.memory_kib())
 
     def _tree(self) -> list[int]:
@@ -170,7 +170,7 @@ def _kib(pid: int, file: str, field: str) -> int:
 
 def busy_seconds(core: int) -> float:
     """CPU time that everybody has used on a core, time stolen by a hypervisor included."""
-    line = next(it for it in Path("/proc/stat").read_text().splitlines() if it.startswith(f"cpu{core} "))
+    line = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith(f"cpu{core} "))
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
     return (user + nice + system + irq + softirq + steal) / _TICKS
 
@@ -192,8 +192,8 @@ def ended_by_signals() -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT)
 
     def stop(number: int, frame: object) -> None:
-        for it in numbers:
-            signal.signal(it, signal.SIG_IGN)
+        for ended_by in numbers:
+            signal.signal(ended_by, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, stop) for number in numbers}

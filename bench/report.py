@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.candidates import BASELINE, LOCAL_RESOURCE_ERRNOS
+from bench.candidates import BALANCER, BASELINE
 from bench.chart import draw
 from bench.members import NAME as MEMBERS
 from bench.memory import CROWD, HUGE, IDLE, SLOW
@@ -49,24 +49,24 @@ def rows(load: dict[str, Any]) -> list[list[str]]:
     """A row for each candidate; those with errors are marked."""
     found = []
     per_mib = load["unit"].endswith("MiB")
-    for name, it in load["candidates"].items():
-        errors = ", ".join(f"{number} {kind}" for kind, number in it["errors"].items())
+    for name, figures in load["candidates"].items():
+        errors = ", ".join(f"{number} {kind}" for kind, number in figures["errors"].items())
         if "rate" in load:
-            found.append(_steady_row(name, it, errors))
+            found.append(_steady_row(name, figures, errors))
             continue
         found.append(
             [
                 f"{name} (!)" if errors else name,
-                _short(it["cpu"]),
-                f"{_short(it['cpu_min'])}-{_short(it['cpu_max'])}",
-                f"{it['ratio']:.2f}" if it["ratio"] else "",
-                f"{it['mib_per_second']:.0f}" if per_mib else f"{it['requests_per_second']:.0f}",
-                f"{it['p50_ms']:.2f}",
-                f"{it['p99_ms']:.2f}",
-                f"{it['peak_mib']:.0f}",
-                f"{it['core_percent']:.0f}",
-                f"{it['foreign_percent']:.0f}",
-                f"{errors} of {it['requests']}" if errors else "0",
+                _short(figures["cpu"]),
+                f"{_short(figures['cpu_min'])}-{_short(figures['cpu_max'])}",
+                f"{figures['ratio']:.2f}" if figures["ratio"] else "",
+                f"{figures['mib_per_second']:.0f}" if per_mib else f"{figures['requests_per_second']:.0f}",
+                f"{figures['p50_ms']:.2f}",
+                f"{figures['p99_ms']:.2f}",
+                f"{figures['peak_mib']:.0f}",
+                f"{figures['core_percent']:.0f}",
+                f"{figures['foreign_percent']:.0f}",
+                f"{errors} of {figures['requests']}" if errors else "0",
             ]
         )
     for name, reason in load["failures"].items():
@@ -74,17 +74,17 @@ def rows(load: dict[str, Any]) -> list[list[str]]:
     return found
 
 
-def _steady_row(name: str, it: dict[str, Any], errors: str) -> list[str]:
+def _steady_row(name: str, figures: dict[str, Any], errors: str) -> list[str]:
     return [
         f"{name} (!)" if errors else name,
-        f"{it['p50_ms']:.2f}",
-        f"{it['p99_ms']:.2f}",
-        f"{it['p99_min_ms']:.2f}-{it['p99_max_ms']:.2f}",
-        f"{it['p99_ratio']:.2f}" if it["p99_ratio"] else "",
-        f"{it['requests_per_second']:.0f}",
-        f"{it['core_percent']:.0f}",
-        f"{it['foreign_percent']:.0f}",
-        f"{errors} of {it['requests']}" if errors else "0",
+        f"{figures['p50_ms']:.2f}",
+        f"{figures['p99_ms']:.2f}",
+        f"{figures['p99_min_ms']:.2f}-{figures['p99_max_ms']:.2f}",
+        f"{figures['p99_ratio']:.2f}" if figures["p99_ratio"] else "",
+        f"{figures['requests_per_second']:.0f}",
+        f"{figures['core_percent']:.0f}",
+        f"{figures['foreign_percent']:.0f}",
+        f"{errors} of {figures['requests']}" if errors else "0",
     ]
 
 
@@ -115,44 +115,46 @@ def memory_lines(results: Results) -> list[str]:
     """A sentence for each measurement of memory."""
     lines = []
     for load, by_candidate in results["memory"].items():
-        for name, it in by_candidate.items():
-            if "failed" in it:
-                lines.append(f"{name}, {load}: failed: {it['failed'].splitlines()[0]}")
+        for name, run in by_candidate.items():
+            if "failed" in run:
+                lines.append(f"{name}, {load}: failed: {run['failed'].splitlines()[0]}")
             elif load == IDLE:
                 lines.append(
-                    f"{name}, {it['clients']} idle keep-alive clients: {it['kib_per_client']:.1f} KiB each "
-                    f"(memory {it['before_kib']} KiB before, {it['during_kib']} with them, {it['after_kib']} after)"
-                    + (f"; {it['load']}: {_beside(it)}" if "beside" in it else "")
+                    f"{name}, {run['clients']} idle keep-alive clients: {run['kib_per_client']:.1f} KiB each "
+                    f"(memory {run['before_kib']} KiB before, {run['during_kib']} with them, {run['after_kib']} after)"
+                    + (f"; {run['load']}: {_beside(run)}" if "beside" in run else "")
                 )
             elif load == SLOW:
                 lines.append(
-                    f"{name}, {it['clients']} clients that read 16 MiB answers at 64 KiB/s for {it['seconds']:.0f} s: "
-                    f"{it['kib_per_client']:.1f} KiB each at the peak "
-                    f"(memory {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
+                    f"{name}, {run['clients']} clients that read 16 MiB answers at 64 KiB/s "
+                    f"for {run['seconds']:.0f} s: "
+                    f"{run['kib_per_client']:.1f} KiB each at the peak "
+                    f"(memory {run['before_kib']} KiB before, {run['peak_kib']} at the peak, {run['after_kib']} after)"
                 )
             elif load == HUGE:
                 lines.append(
-                    f"{name}, {it['mib']:.0f} MiB through one client at {it['mib'] / it['seconds']:.1f} MiB/s: "
-                    f"grows by {it['growth_mib']:.1f} MiB "
-                    f"(memory {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after)"
+                    f"{name}, {run['mib']:.0f} MiB through one client at {run['mib'] / run['seconds']:.1f} MiB/s: "
+                    f"grows by {run['growth_mib']:.1f} MiB "
+                    f"(memory {run['before_kib']} KiB before, {run['peak_kib']} at the peak, {run['after_kib']} after)"
                 )
             elif load == CROWD:
                 fates = ", ".join(
                     f"{kind} {', '.join(f'{number} {fate}' for fate, number in found.items()) or 'none'}"
-                    for kind, found in it["crowd"]["fates"].items()
+                    for kind, found in run["crowd"]["fates"].items()
                 )
                 lines.append(
-                    f"{name}, {it['heads']} half-sent heads, {it['bodies']} slow bodies and {it['readers']} slow "
-                    f"readers together for {it['seconds']} s; {it['load']}: {_beside(it)}; "
-                    f"memory {it['before_kib']} KiB before, {it['peak_kib']} at the peak, {it['after_kib']} after they "
-                    f"have left and requests went on for {it['after_seconds']} s; cut off were of the {fates}"
+                    f"{name}, {run['heads']} half-sent heads, {run['bodies']} slow bodies and {run['readers']} slow "
+                    f"readers together for {run['seconds']} s; {run['load']}: {_beside(run)}; "
+                    f"memory {run['before_kib']} KiB before, {run['peak_kib']} at the peak, "
+                    f"{run['after_kib']} after they have left and requests went on for {run['after_seconds']} s; "
+                    f"cut off were of the {fates}"
                 )
     return lines
 
 
-def _beside(it: dict[str, Any]) -> str:
+def _beside(run: dict[str, Any]) -> str:
     """What requests waited without others and beside them."""
-    alone, beside = it["alone"], it["beside"]
+    alone, beside = run["alone"], run["beside"]
     errors = ", ".join(f"{number} {kind}" for kind, number in beside["errors"].items())
     return (
         f"p50 {beside['p50_ms']:.2f} ms, p99 {beside['p99_ms']:.2f}, slowest {beside['max_ms']:.1f}, "
@@ -176,7 +178,10 @@ def markdown(results: Results) -> str:
         "",
         "| candidate | version | is |",
         "| --- | --- | --- |",
-        *(f"| {name} | {it['version']} | {it['what']} |" for name, it in results["candidates"].items()),
+        *(
+            f"| {name} | {candidate['version']} | {candidate['what']} |"
+            for name, candidate in results["candidates"].items()
+        ),
         "",
         *HOW_TO_READ.splitlines(),
     ]
@@ -200,7 +205,7 @@ def chart(results: Results) -> str | None:
     return draw(
         "CPU time per proxied request, µs (less is better)",
         f"{load['description']}; one core; medians of {results['rounds']} alternated rounds; {results['date'][:10]}",
-        [(name, it["cpu"], name == LOCAL_RESOURCE_ERRNOS) for name, it in load["candidates"].items()],
+        [(name, figures["cpu"], name == BALANCER) for name, figures in load["candidates"].items()],
     )
 
 

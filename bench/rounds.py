@@ -56,7 +56,9 @@ def run_load(
     return {
         "description": load.description,
         "unit": "CPU ms/MiB" if load.per_mib else "CPU µs/request",
-        "candidates": {it.name: figures[it.name] for it in candidates if it.name in figures},
+        "candidates": {
+            candidate.name: figures[candidate.name] for candidate in candidates if candidate.name in figures
+        },
         "failures": failures,
     }
 
@@ -113,7 +115,7 @@ def cost(load: Load, sample: Sample) -> float:
 
 def summarize(load: Load, samples: Sequence[Sample], peak_mib: float) -> dict[str, Any]:
     """Medians over the rounds; errors are summed."""
-    costs = [cost(load, it) for it in samples]
+    costs = [cost(load, sample) for sample in samples]
     errors: dict[str, int] = {}
     for sample in samples:
         for kind, number in sample.errors.items():
@@ -122,13 +124,13 @@ def summarize(load: Load, samples: Sequence[Sample], peak_mib: float) -> dict[st
         "cpu": median(costs),
         "cpu_min": min(costs),
         "cpu_max": max(costs),
-        "requests_per_second": median(it.requests / it.seconds for it in samples),
-        "mib_per_second": median(it.mib / it.seconds for it in samples),
-        "p50_ms": median(it.p50_ms for it in samples),
-        "p99_ms": median(it.p99_ms for it in samples),
-        "core_percent": median(100 * it.cpu_seconds / it.seconds for it in samples),
-        "foreign_percent": median(100 * it.foreign_seconds / it.seconds for it in samples),
+        "requests_per_second": median(sample.requests / sample.seconds for sample in samples),
+        "mib_per_second": median(sample.mib / sample.seconds for sample in samples),
+        "p50_ms": median(sample.p50_ms for sample in samples),
+        "p99_ms": median(sample.p99_ms for sample in samples),
+        "core_percent": median(100 * sample.cpu_seconds / sample.seconds for sample in samples),
+        "foreign_percent": median(100 * sample.foreign_seconds / sample.seconds for sample in samples),
         "peak_mib": peak_mib,
-        "requests": sum(it.requests for it in samples),
+        "requests": sum(sample.requests for sample in samples),
         "errors": errors,
     }

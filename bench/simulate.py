@@ -45,15 +45,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--chart", type=Path, help="an SVG to write as well")
     given = parser.parse_args(arguments)
     names = given.only.split(",")
-    if unknown := [it for it in names if it not in NAMES]:
+    if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"--only {','.join(unknown)}: there are {', '.join(NAMES)}")
     for name in ("members", "balancers", "requests", "jobs"):
         if getattr(given, name) < 1:
             parser.error(f"--{name} takes a number from 1 up")
 
     compared = sections(names, given.members, given.balancers, given.requests, given.seed)
-    figures = run_all((case for it in compared for case in it.cases.values()), given.jobs)
-    results = [(it.title, {label: figures[case] for label, case in it.cases.items()}) for it in compared]
+    figures = run_all((case for comparison in compared for case in comparison.cases.values()), given.jobs)
+    results = [
+        (comparison.title, {label: figures[case] for label, case in comparison.cases.items()})
+        for comparison in compared
+    ]
     what = (
         f"Simulated, seed {given.seed}: {given.members:,} members, {given.requests:,} requests a run "
         f"(unless it says otherwise), of which the first {100 * WARM_UP:.0f} % are not counted"

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.candidates import BASELINE, CANDIDATES, LOCAL_RESOURCE_ERRNOS, Candidate
+from bench.candidates import BALANCER, BASELINE, CANDIDATES, Candidate
 from bench.loads import LOADS, Load, Sample
 from bench.processes import BenchError
 from bench.rounds import Entrants, Say, alternate, summarize
@@ -34,9 +34,11 @@ def run_steady(
     say: Say,
 ) -> dict[str, Any]:
     """The balancer's most with 32 connections; then everybody at 70 % of that, as results.json has them."""
-    full = next(it for it in LOADS if it.name == "get-32")
+    full = next(load for load in LOADS if load.name == "get-32")
     wanted = [
-        it for it in CANDIDATES if it.name == LOCAL_RESOURCE_ERRNOS or (it in candidates and it.name not in TOO_SLOW)
+        candidate
+        for candidate in CANDIDATES
+        if candidate.name == BALANCER or (candidate in candidates and candidate.name not in TOO_SLOW)
     ]
     failures: dict[str, str] = {}
     entrants: Entrants = {DIRECT: (upstreams.server, upstreams.members[0])}
@@ -50,11 +52,9 @@ def run_steady(
                 say(f"{candidate.name} cannot take part in {NAME}: {error}")
         load = replace(full, name=NAME, description="")
         most = 0.0
-        if LOCAL_RESOURCE_ERRNOS in entrants:
-            alone = alternate(
-                full, {LOCAL_RESOURCE_ERRNOS: entrants[LOCAL_RESOURCE_ERRNOS]}, rounds, seconds, cores[1], failures, say
-            )
-            most = median(it.requests / it.seconds for it in alone[LOCAL_RESOURCE_ERRNOS]) if alone else 0.0
+        if BALANCER in entrants:
+            alone = alternate(full, {BALANCER: entrants[BALANCER]}, rounds, seconds, cores[1], failures, say)
+            most = median(sample.requests / sample.seconds for sample in alone[BALANCER]) if alone else 0.0
             load = _load(full, most)
         samples = alternate(load, entrants, rounds, seconds, cores[1], failures, say) if most else {}
         peaks = {name: server.peak_kib() / 1024 for name, (server, _) in entrants.items()}
@@ -85,7 +85,7 @@ def _load(full: Load, most: float) -> Load:
 
 def _summarize(load: Load, samples: Sequence[Sample], peak_mib: float) -> dict[str, Any]:
     return summarize(load, samples, peak_mib) | {
-        "p99_min_ms": min(it.p99_ms for it in samples),
-        "p99_max_ms": max(it.p99_ms for it in samples),
-        "late_p99_ms": median(it.late_p99_ms for it in samples),
+        "p99_min_ms": min(sample.p99_ms for sample in samples),
+        "p99_max_ms": max(sample.p99_ms for sample in samples),
+        "late_p99_ms": median(sample.late_p99_ms for sample in samples),
     }

@@ -3,8 +3,8 @@
 import signal
 import sys
 
-# A container's first process ignores SIGTERM until it installs a handler, so a stop that
-# arrives while modules are still being imported would otherwise last until SIGKILL.
+# A container's first process ignores SIGTERM until it installs a handler. A stop that arrives while modules are still
+# being imported would otherwise last until SIGKILL.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 import os  # noqa: E402
@@ -16,6 +16,7 @@ from .counter import Counter  # noqa: E402
 
 
 def main() -> int:
+    """Serve by the environment's settings; return the exit status."""
     ports = {}
     for name, default in (("PORT", "80"), ("PORT_REDIS", "6379")):
         text = os.environ.get(name) or default
@@ -33,5 +34,5 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Python takes 50 ms to take itself apart. While all workers are replaced at once, clients wait for that.
+    # Python's own end takes 50 ms. While all workers are replaced together, clients wait for that.
     os._exit(status)

@@ -24,17 +24,16 @@ MAX_NAME_BYTES = 100
 
 
 def make_app(counter: Counter, hostname: str) -> Starlette:  # noqa: C901 - a function for each route
-    """``/`` greets and counts, ``/work`` takes its time, ``/healthz`` says that the worker takes requests.
+    """Return the application: ``/`` greets and counts, ``/work`` takes its time, ``/healthz`` shows readiness.
 
-    ``POST /record`` counts how often it was sent the name in its body: more than once means that
-    a server between here and the client repeated it.
+    ``POST /record`` counts how often the name in its body has come. More than once means that a server between here and
+    the client repeated it.
 
-    ``/events`` sends an event every so many seconds without end, and the WebSocket ``/echo`` sends
-    back what it is sent; its handshake says in ``x-worker`` who does so.
+    ``/events`` sends an event every so many seconds without end. The WebSocket ``/echo`` returns its messages;
+    its handshake has the hostname in ``x-worker``.
 
-    Redis does not enter into ``/healthz``: without it every worker is as good as any other, and a
-    client is better served by the reason, after the counter's own patience, than by a wait for a
-    worker that is not coming.
+    Redis does not enter into ``/healthz``, because without it all workers are alike. A client is better served by the
+    reason, after PATIENCE seconds, than by a wait for a worker that does not come.
     """
 
     async def hello(request: Request) -> Response:
@@ -95,11 +94,11 @@ def make_app(counter: Counter, hostname: str) -> Starlette:  # noqa: C901 - a fu
 
 
 class Unusable(Exception):
-    """A parameter of a request that cannot be used; the message says what can be."""
+    """A parameter of a request cannot be used; the message has the accepted values."""
 
 
 def _seconds(request: Request, least: float) -> float:
-    """The parameter ``seconds``, 1 if there is none. Raises Unusable."""
+    """Return the parameter ``seconds``, 1 if there is none. Raises Unusable."""
     text = request.query_params.get("seconds", "1")
     try:
         seconds = float(text)

@@ -12,17 +12,17 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-# How many seconds a visit waits for Redis. Measured: `docker compose restart redis` takes up to 1.2 of them,
+# Seconds that a visit waits for Redis. Measured: `docker compose restart redis` takes up to 1.2 of them,
 # `stop`, 1 s, `start` 2.3, since a look-up of the unknown name has to fail first.
 PATIENCE = 3.0
 # Limits in seconds for a connection to Redis and for its answer.
 CONNECT_TIMEOUT = 2.0
 ANSWER_TIMEOUT = 1.0
-# Seconds between two tries while Redis is away.
-REST = 0.1
-# So many commands at a time, so that those who waited do not all come with a new connection each.
+# Seconds between two attempts to reach Redis.
+PAUSE_SECONDS = 0.1
+# Commands at a time, so that visits that waited do not all come with a new connection each.
 CONNECTIONS = 20
-# The sorted set of what was recorded. A member is the quoted name, a space, the id of the visit.
+# The sorted set of recorded names. A member is the quoted name, a space, the id of the visit.
 RECORDED = "recorded"
 
 
@@ -44,24 +44,24 @@ class Counter:
             port=port,
             socket_connect_timeout=CONNECT_TIMEOUT,
             socket_timeout=ANSWER_TIMEOUT,
-            max_connections=CONNECTIONS + 1,  # one more to look for Redis
+            max_connections=CONNECTIONS + 1,  # one more to find Redis again
             retry=Retry(NoBackoff(), 0),
         )
         self._turns = asyncio.Semaphore(CONNECTIONS)
-        self._there = asyncio.Event()
-        self._there.set()
+        self._available = asyncio.Event()
+        self._available.set()
         self._problem: Exception = TimeoutError("too many visits at a time")
-        self._looking: asyncio.Task[None] | None = None
+        self._search: asyncio.Task[None] | None = None
 
     async def hit(self) -> int:
-        """Count one visit; returns the value that this very increment made. Raises CounterDown.
+        """Count one visit; return the value that this very increment made. Raises CounterDown.
 
         Sent twice, it skips a number. No number is ever given to two visits.
         """
         return await self._run(lambda: self._redis.incr(self._key))
 
     async def record(self, name: str) -> int:
-        """Count how many visits recorded ``name``; returns that. Raises CounterDown.
+        """Count the visits that recorded ``name``; return their number. Raises CounterDown.
 
         Sent twice, it adds the same member again, which changes nothing.
         """
@@ -78,19 +78,20 @@ class Counter:
         return await self._run(add_and_count)
 
     async def close(self) -> None:
-        if self._looking:
-            self._looking.cancel()
+        """Close the connections to Redis."""
+        if self._search:
+            self._search.cancel()
         await self._redis.aclose()
 
     async def _run(self, command: Callable[[], Awaitable[int]]) -> int:
-        """Have ``command`` answered, however often it takes to send it within PATIENCE."""
+        """Send ``command`` until it is answered, PATIENCE seconds at most."""
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while True:
             # Only waits are cut short. A command has limits of its own, and one that is cancelled
             # would leave redis-py a connection to clean up.
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._there.wait()
+                    await self._available.wait()
                     await self._turns.acquire()
             except TimeoutError:
                 raise CounterDown(f"{type(self._problem).__name__}: {self._problem}") from None
@@ -98,16 +99,16 @@ class Counter:
                 return await command()
             except (RedisError, OSError) as error:
                 self._problem = error
-                if self._there.is_set():
-                    self._there.clear()
-                    self._looking = asyncio.create_task(self._look())
+                if self._available.is_set():
+                    self._available.clear()
+                    self._search = asyncio.create_task(self._wait_for_redis())
             finally:
                 self._turns.release()
 
-    async def _look(self) -> None:
-        """Find out when Redis is there again: on behalf of all visits that wait, so that they do not all try."""
-        while not self._there.is_set():
-            await asyncio.sleep(REST)
+    async def _wait_for_redis(self) -> None:
+        """Wait until Redis is there again, on behalf of all visits that wait, so that they do not all try."""
+        while not self._available.is_set():
+            await asyncio.sleep(PAUSE_SECONDS)
             try:
                 # Idle connections are from before; redis-py would not notice until a command on each has failed.
                 await self._redis.connection_pool.disconnect(inuse_connections=False)
@@ -115,4 +116,4 @@ class Counter:
             except (RedisError, OSError) as error:
                 self._problem = error
             else:
-                self._there.set()
+                self._available.set()

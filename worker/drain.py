@@ -4,8 +4,8 @@
 
 1. the health path answers 503, and every response carries ``Connection: close``, so that a
    balancer takes its requests elsewhere;
-2. the listener stays open until no request has come for QUIET_SECONDS, QUIET_LIMIT_SECONDS at most:
-   uvicorn by itself closes it first thing, while clients are still on their way;
+2. the listener stays open until no request has come for QUIET_SECONDS, QUIET_LIMIT_SECONDS at most; uvicorn by itself
+   closes it first thing, while clients are still on their way;
 3. then what never ends by itself is ended so that the client notices and comes back to another worker:
    server-sent events after a whole event and with a complete body, WebSockets with code 1012;
 4. what else is in flight is finished, until LIMIT_SECONDS after the signal: what is going on even then
@@ -39,9 +39,9 @@ END_SECONDS = 1.5
 LIMIT_SECONDS = 8.0
 # After LIMIT_SECONDS, for applications to notice that they were cut off, and to end.
 NOTICE_SECONDS = 0.5
-# A pause after each piece of what an application sends in vain, so that other tasks have their turns.
+# Seconds of pause after each piece that an application sends in vain, so that other tasks have their turns.
 DROP_SECONDS = 0.01
-# How often it is looked whether there is anything left to wait for.
+# Seconds between two checks whether there is anything left to wait for.
 POLL_SECONDS = 0.01
 # "Service restart": browsers and libraries connect again.
 CLOSE_CODE = 1012
@@ -73,7 +73,7 @@ class EventStream:
                 await self._send(message)
 
     async def end(self) -> None:
-        """Complete the body after a whole event; uvicorn then tells the application that its client has left."""
+        """Complete the body after a whole event; to the application, its client has then left."""
         self._ending = True
         async with self._turn:
             await self._pass_on(b"", more_body=True)
@@ -98,7 +98,7 @@ _EMPTY_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 
 
 def end_of_event(sent: bytes, body: bytes) -> int | None:
-    """The first place in ``body`` where no event is incomplete, if ``sent`` was sent before it; None without one."""
+    """Return the first place in ``body`` where no event is incomplete, if ``sent`` came before it, or None."""
     data = sent + body
     for start in range(len(sent) + 1):
         if (found := _EMPTY_LINE.search(data, start)) and found.end() >= len(sent):
@@ -124,7 +124,7 @@ class WebSocket:
                 raise ConnectionAbortedError("the WebSocket was closed: the server stops")
 
     async def end(self) -> None:
-        """Begin the closing handshake. uvicorn sees to the client's part of it, and tells the application."""
+        """Begin the closing handshake; uvicorn handles the client's part of it."""
         async with self._turn:
             if not self._closed:
                 self.ended = True
@@ -135,7 +135,7 @@ class WebSocket:
 
 
 class Drain:
-    """Middleware that tells every client of the coming end, once ``draining`` is set."""
+    """Middleware that announces the coming end to every client, once ``draining`` is set."""
 
     def __init__(self, app: App, health_path: str = "/healthz") -> None:
         self._app = app
@@ -191,7 +191,7 @@ class Drain:
                 self._streams.discard(stream)
 
     async def wait_until_quiet(self) -> None:
-        """Begin to drain; returns when clients have had their chance to notice."""
+        """Begin to drain; return once clients have had their chance to notice."""
         self.draining = True
         self.last_request = time.monotonic()
         limit = self.last_request + QUIET_LIMIT_SECONDS
@@ -199,15 +199,15 @@ class Drain:
             await asyncio.sleep(left)
 
     async def end_streams(self) -> None:
-        """End server-sent events and WebSockets; returns when that is done, after END_SECONDS at most."""
+        """End server-sent events and WebSockets; return when that is done, after END_SECONDS at most."""
         self.draining = True
-        self._ending = {asyncio.create_task(it.end()) for it in self._streams}
+        self._ending = {asyncio.create_task(stream.end()) for stream in self._streams}
         if self._ending:
             await asyncio.wait(self._ending, timeout=END_SECONDS)
 
 
 def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a response is server-sent events whose ends can be seen, which takes them uncompressed."""
+    """Whether a response is server-sent events whose ends can be found: they are not compressed."""
     found = {name.lower(): value for name, value in headers}
     return found.get(b"content-type", b"").startswith(b"text/event-stream") and b"content-encoding" not in found
 
@@ -215,8 +215,8 @@ def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains on the first signal and exits with 0.
 
-    uvicorn's own way is to close the listener at once, to wait without a limit for what is in
-    flight, and to die of the signal in the end (exit status 143).
+    By itself, uvicorn closes the listener at once, and waits without a limit for what is in
+    flight. In the end it dies of the signal (exit status 143).
     """
 
     def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
@@ -226,6 +226,7 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Have SIGTERM and SIGINT begin the drain."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
@@ -250,13 +251,16 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def main_loop(self) -> None:
-        # uvicorn looks ten times a second whether to exit. While no other worker takes requests, clients wait for that.
+        """Run until it is time to exit."""
+        # uvicorn checks ten times a second whether to exit. While no other worker takes requests, clients wait for
+        # that.
         ticks = 0
         while not await self.on_tick(ticks % 10):
             await asyncio.sleep(POLL_SECONDS if self._draining else 0.1)
             ticks += 1
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish connections and streams, then stop the application."""
         # A client that is to connect again must not come back here.
         for server in self.servers:
             server.close()
@@ -266,7 +270,7 @@ class DrainingServer(uvicorn.Server):
         # client yet unread the kernel then sends a reset, which takes the close code along.
         while self._has_websockets() and time.monotonic() < until:
             await asyncio.sleep(POLL_SECONDS)
-        # What uvicorn does here, without its tenths of a second.
+        # As uvicorn does here, without its tenths of a second.
         for connection in list(self.server_state.connections):
             connection.shutdown()
         while self.server_state.connections or self.server_state.tasks:
@@ -275,7 +279,7 @@ class DrainingServer(uvicorn.Server):
 
     def _has_websockets(self) -> bool:
         kind = self.config.ws_protocol_class
-        return kind is not None and any(isinstance(it, kind) for it in self.server_state.connections)
+        return kind is not None and any(isinstance(connection, kind) for connection in self.server_state.connections)
 
     def _cut_off(self) -> None:
         self._drain.cut_off = True
@@ -291,7 +295,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def run(app: App, *, host: str, port: int, health_path: str = "/healthz", **options: Any) -> int:
-    """Serve ``app`` until a signal, then drain; returns the exit status. ``options`` go to ``uvicorn.Config``."""
+    """Serve ``app`` until a signal, then drain; return the exit status. ``options`` go to ``uvicorn.Config``."""
     drain = Drain(app, health_path)
     settings: dict[str, Any] = {"access_log": False, "log_level": "warning"} | options
     server = DrainingServer(uvicorn.Config(drain, host=host, port=port, **settings), drain)

@@ -1,1 +1,1 @@
-"""What the balancer says of itself, on a port of its own: the data port belongs to the workers."""
+"""The admin port: status page, API and metrics. Every path of the data port belongs to the workers."""

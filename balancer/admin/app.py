@@ -36,7 +36,7 @@ MAX_PAGES = 200
 # Bytes that the body of an action may have.
 MAX_BODY_BYTES = 4096
 
-# No page but our own may run, frame or feed anything here.
+# No page but the balancer's own may run, frame or feed anything here.
 SECURITY = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -56,17 +56,17 @@ class Supervised(NamedTuple):
 def admin_app(
     pools: Callable[[], Sequence[View]],
     settings: Settings,
-    board: StatusFeed,
+    feed: StatusFeed,
     unrouted: Callable[[], Stats | None] = lambda: None,
     processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
     supervised: Supervised | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Starlette:
-    """Everything on the admin port.
+    """Return the application of the admin port.
 
-    ``pools``: those that the data listener gives requests to just now. ``board``: runs beside it. ``unrouted``: of
+    ``pools``: those that the data listener gives requests to. ``feed``: runs beside it. ``unrouted``: figures of
     requests that no route led to a pool. ``processes``: those that serve. ``supervised``: their supervisor.
-    ``stopping``: whether the balancer has been told to stop.
+    ``stopping``: whether the balancer is about to stop.
     """
 
     async def healthz(request: Request) -> Response:
@@ -77,7 +77,7 @@ def admin_app(
     async def readyz(request: Request) -> Response:
         if stopping():
             return PlainTextResponse("the balancer stops\n", 503)
-        counts = {name: it.available for name, it in by_name(pools()).items()}
+        counts = {name: pool.available for name, pool in by_name(pools()).items()}
         empty = [name for name, available in counts.items() if not available]
         if empty or not counts:
             where = f" in {', '.join(empty)}" if len(counts) > 1 else ""
@@ -95,7 +95,7 @@ def admin_app(
         Route("/readyz", readyz),
         Route("/members", members),
         Route("/metrics", metrics_endpoint(pools, unrouted, processes)),
-        *_api(settings, board, processes, supervised),
+        *_api(settings, feed, processes, supervised),
         *_page(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _in_json})
@@ -104,46 +104,46 @@ def admin_app(
 
 
 def _api(
-    settings: Settings, board: StatusFeed, processes: Callable[[], Sequence[Usage]], supervised: Supervised | None
+    settings: Settings, feed: StatusFeed, processes: Callable[[], Sequence[Usage]], supervised: Supervised | None
 ) -> list[BaseRoute]:
     async def state(request: Request) -> Response:
         running = {
             "supervisor": supervised.pid if supervised else None,
             "generation": supervised.generation if supervised else 0,
             "proof": await _proof(request.query_params.get("challenge"), settings.admin_token, supervised),
-            "processes": [it._asdict() for it in processes()],
+            "processes": [process._asdict() for process in processes()],
         }
-        return JSONResponse(board.status() | running, headers=FRESH)
+        return JSONResponse(feed.status() | running, headers=FRESH)
 
     async def events(request: Request) -> Response:
-        return JSONResponse({"events": board.events()}, headers=FRESH)
+        return JSONResponse({"events": feed.events()}, headers=FRESH)
 
-    async def in_effect(request: Request) -> Response:
+    async def settings_in_effect(request: Request) -> Response:
         rows = [{"name": name, "value": value, "meaning": meaning} for name, value, meaning in settings.rows()]
         return JSONResponse({"settings": rows}, headers=FRESH)
 
     return [
         Route("/api/status", state),
         Route("/api/events", events),
-        Route("/api/settings", in_effect),
-        Route("/api/stream", Stream(board)),
-        Route("/api/members/{address}/drain", _action(settings, board, True), methods=["POST"]),
-        Route("/api/members/{address}/undrain", _action(settings, board, False), methods=["POST"]),
+        Route("/api/settings", settings_in_effect),
+        Route("/api/stream", Stream(feed)),
+        Route("/api/members/{address}/drain", _action(settings, feed, True), methods=["POST"]),
+        Route("/api/members/{address}/undrain", _action(settings, feed, False), methods=["POST"]),
     ]
 
 
-def _action(settings: Settings, board: StatusFeed, drained: bool) -> Callable[[Request], Any]:
-    """What drains a member, or undrains it."""
+def _action(settings: Settings, feed: StatusFeed, drained: bool) -> Callable[[Request], Any]:
+    """Return the endpoint that drains a member, or undrains it."""
 
     async def act(request: Request) -> Response:
         if denial := deny(settings, {name.lower(): value for name, value in request.headers.items()}):
             headers = {"www-authenticate": "Bearer"} if denial.status == 401 else None
             return problem(denial.status, denial.error, denial.reason, headers)
-        asked, address = await _read_action(request), request.path_params["address"]
-        if asked.name is not None:
-            for pool, member in _members(board.pools(), address, asked.pool):
-                _check_name(member, asked.name, await board.confirm(pool, member))
-        found = _members(board.pools(), address, asked.pool)
+        action, address = await _read_action(request), request.path_params["address"]
+        if action.name is not None:
+            for pool, member in _members(feed.pools(), address, action.pool):
+                _check_name(member, action.name, await feed.confirm(pool, member))
+        found = _members(feed.pools(), address, action.pool)
         for pool, member in found:
             pool.view.drain(member, drained)
         return JSONResponse(
@@ -171,12 +171,12 @@ FRESH = {"cache-control": "no-store"}
 
 
 def problem(status: int, error: str, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """What the API says where it cannot do what it is asked: one word for programs, a sentence for people."""
+    """Return an error of the API: one word for programs, a sentence for people."""
     return JSONResponse({"error": error, "reason": reason}, status, FRESH | (headers or {}))
 
 
 class Unusable(HTTPException):
-    """A request that makes no sense; ``error`` is one word for it."""
+    """A request that cannot be served; ``error`` is one word for it."""
 
     def __init__(self, status: int, error: str, reason: str) -> None:
         super().__init__(status, reason)
@@ -194,7 +194,7 @@ async def _in_json(request: Request, error: Exception) -> Response:
 
 
 class Action(NamedTuple):
-    """What the body of an action may say: the pool, and the name that the member's container should have."""
+    """The body of an action: the pool, and the name that the member's container should have."""
 
     pool: str | None = None
     name: str | None = None
@@ -214,7 +214,9 @@ async def _read_action(request: Request) -> Action:
     except (ValueError, RecursionError):
         body = None
     fields = body if isinstance(body, dict) else {"": body}
-    if not fields.keys() <= {*Action._fields} or not all(it is None or isinstance(it, str) for it in fields.values()):
+    if not fields.keys() <= {*Action._fields} or not all(
+        value is None or isinstance(value, str) for value in fields.values()
+    ):
         example = '{"pool": "apps", "name": "shop-worker-1"}'
         takes = f"the body may be empty or a JSON object with the pool, the container's name or both, such as {example}"
         raise Unusable(400, "bad_body", takes)
@@ -222,44 +224,44 @@ async def _read_action(request: Request) -> Action:
 
 
 def _check_name(member: Member, wanted: str, now: str) -> None:
-    """Raises Unusable where the address is another container's by now."""
+    """Raise Unusable where the address is another container's by now."""
     if now != wanted:
         words = f"{member.address} is {now or 'a container without a known name'} by now, not {wanted}: nothing changes"
         raise Unusable(409, "another_name", words)
 
 
 def _members(pools: Sequence[Pool], text: str, name: str | None) -> list[tuple[Pool, Member]]:
-    """The members of that address, in the pool of that name or in all. Raises Unusable if there is none."""
-    asked = [it for it in pools if name in (None, it.name)]
-    if not asked:
-        known = ", ".join(it.name for it in pools)
+    """Return the members of an address, in the pool of that name or in all. Raises Unusable if there is none."""
+    named = [pool for pool in pools if name in (None, pool.name)]
+    if not named:
+        known = ", ".join(pool.name for pool in pools)
         raise Unusable(404, "no_such_pool", f"there is no pool {name!r}; there is {known}")
-    everybody = [(pool, member) for pool in asked for member in pool.view.members.values()]
-    found = [(balancer, member) for balancer, member in everybody if str(member.address) == text]
+    candidates = [(pool, member) for pool in named for member in pool.view.members.values()]
+    found = [(pool, member) for pool, member in candidates if str(member.address) == text]
     if not found:
-        some = ", ".join(sorted(str(member.address) for _, member in everybody)[:5]) or "none just now"
+        some = ", ".join(sorted(str(member.address) for _, member in candidates)[:5]) or "none just now"
         raise Unusable(404, "no_such_member", f"{text!r} is no member; members are named by ip:port: {some}")
     return found
 
 
 class Stream:
-    """Server-sent events: the whole picture once, then what changes."""
+    """Server-sent events: the whole state once, then its changes."""
 
-    def __init__(self, board: StatusFeed) -> None:
-        self._board = board
+    def __init__(self, feed: StatusFeed) -> None:
+        self._feed = feed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
             raise HTTPException(405, headers={"Allow": "GET"})
-        if self._board.viewers >= MAX_PAGES:
+        if self._feed.page_count >= MAX_PAGES:
             await problem(503, "too_many_pages", f"{MAX_PAGES} pages are open already")(scope, receive, send)
             return
-        with Subscriber(self._board) as viewer:
-            watcher = asyncio.get_running_loop().create_task(_watch(receive, viewer))
+        with Subscriber(self._feed) as subscriber:
+            watcher = asyncio.get_running_loop().create_task(_watch(receive, subscriber))
             try:
                 headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
-                while piece := await viewer.next():
+                while piece := await subscriber.next():
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
             finally:
@@ -267,15 +269,15 @@ class Stream:
                 await asyncio.gather(watcher, return_exceptions=True)
 
 
-async def _watch(receive: Receive, viewer: Subscriber) -> None:
-    """uvicorn's ``send`` does nothing once the client has left, so a task has to wait for the message."""
+async def _watch(receive: Receive, subscriber: Subscriber) -> None:
+    """Wait for the client to leave: uvicorn's ``send`` does nothing once it has, so only this message shows it."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    viewer.leave()
+    subscriber.close()
 
 
 def _page() -> list[BaseRoute]:
-    """The files of the page, read once: few and small."""
+    """Return the files of the page, read once: few and small."""
     files = {f"/static/{path.name}": path for path in sorted((HERE / "static").iterdir())}
     index = files.pop("/static/index.html")
     return [_file(name, path) for name, path in ({"/": index, "/openapi.json": HERE / "openapi.json"} | files).items()]
@@ -310,7 +312,7 @@ class Secured:
 
 
 def status(pool: View, now: float) -> dict[str, object]:
-    """The members and the DNS answer they come from; ages and durations in seconds."""
+    """Return the members and the DNS answer they come from; ages and durations in seconds."""
     snapshot = pool.snapshot
     return {
         "alias": pool.settings.alias,
@@ -319,24 +321,24 @@ def status(pool: View, now: float) -> dict[str, object]:
             "age": round(now - snapshot.when, 3),
             "answers": [
                 {
-                    "record": it.record,
-                    "rcode": it.rcode,
-                    "endpoints": len(it.endpoints),
-                    "over_tcp": it.over_tcp,
+                    "record": answer.record,
+                    "rcode": answer.rcode,
+                    "endpoints": len(answer.endpoints),
+                    "over_tcp": answer.over_tcp,
                 }
-                for it in snapshot.answers
+                for answer in snapshot.answers
             ],
         },
         "queued": pool.queued,
         "members": [
             {
-                "address": str(it.address),
-                "state": it.state.value,
-                "reason": it.reason,
-                "since": round(now - it.since, 3),
-                "in_flight": it.in_flight,
-                "requests": it.requests,
+                "address": str(member.address),
+                "state": member.state.value,
+                "reason": member.reason,
+                "since": round(now - member.since, 3),
+                "in_flight": member.in_flight,
+                "requests": member.requests,
             }
-            for it in sorted(pool.members.values(), key=lambda member: member.address)
+            for member in sorted(pool.members.values(), key=lambda member: member.address)
         ],
     }

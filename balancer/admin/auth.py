@@ -1,11 +1,11 @@
-"""Who may do something: the rules for requests that change anything. No I/O.
+"""Rules for requests that change anything. No I/O.
 
-* A page of another site must not act with what a browser of ours can reach: requests from another site are refused,
-  by ``Sec-Fetch-Site`` (W3C Fetch Metadata) and ``Origin`` (RFC 6454), and so is what a form could send without asking,
+* A page of another site must not act through a browser that reaches the balancer. Requests from another site are
+  refused by ``Sec-Fetch-Site`` (W3C Fetch Metadata) and ``Origin`` (RFC 6454). So are those that a form could send,
   because the content type has to be JSON.
 * With a token set, its holders may act.
-* Without one, only clients of this machine may: the listener has to be on loopback, and ``Host`` has to say so, or
-  a name that an attacker points at 127.0.0.1 (DNS rebinding) would make his page one of ours.
+* Without one, only clients of this machine may: the listener has to be on loopback, and ``Host`` has to name it.
+  Else a name that an attacker points at 127.0.0.1 (DNS rebinding) would make his page one of the balancer's.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from balancer.config.settings import Settings
 
 TOKEN = variable("admin_token")
 
-# A host without its port. (``urlsplit`` would remember it, however long a client has made it.)
+# A host without its port. (``urlsplit`` would cache it, however long a client has made it.)
 _HOST = re.compile(r"(\[[^]]*\]|[^][:@]*)(?::[0-9]*)?")
 
 
 class Denial(NamedTuple):
-    """Why not: a status, one word for programs and a sentence for people."""
+    """A refusal: a status, one word for programs and a sentence for people."""
 
     status: int
     error: str
@@ -46,16 +46,16 @@ def is_loopback(host: str) -> bool:
 
 
 def access(settings: Settings) -> str:
-    """What actions need: ``token``, nothing (``open``), or that they are ``refused``."""
+    """Return the condition for actions: ``token``, none (``open``), or ``refused`` where there are none."""
     if settings.admin_token:
         return "token"
     return "open" if settings.admin_bind and is_loopback(settings.admin_bind.host) else "refused"
 
 
 def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
-    """Why a request that changes something is refused, or None. ``headers``: by name in lower case."""
+    """Return the refusal of a request that changes something, or None. ``headers``: by name in lower case."""
     site, origin, host = headers.get("sec-fetch-site"), headers.get("origin"), headers.get("host", "")
-    # An opaque origin, "null", has no host and so is not ours either.
+    # An opaque origin, "null", has no host and so is not the balancer's.
     own = origin is None or origin.partition("://")[2] == host
     if site not in (None, "same-origin", "none") or not own:
         return Denial(403, "cross_site", "this may be asked for by the balancer's own pages and by programs only")
@@ -63,32 +63,32 @@ def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
         return Denial(415, "not_json", "this takes Content-Type: application/json, and an empty body or a JSON object")
     match access(settings):
         case "token":
-            scheme, _, given = headers.get("authorization", "").partition(" ")
+            scheme, _, presented = headers.get("authorization", "").partition(" ")
             expected = (settings.admin_token or "").encode()
-            right = hmac.compare_digest(given.strip().encode(), expected)
+            right = hmac.compare_digest(presented.strip().encode(), expected)
             if scheme.lower() != "bearer" or not right:
                 return Denial(401, "token_needed", f"this takes Authorization: Bearer and the value of {TOKEN}")
         case "refused":
             words = f"{settings.admin_bind} is not on loopback, so this needs {TOKEN}, and it is not set"
             return Denial(403, "no_token_set", words)
         case _:
-            named = _HOST.fullmatch(host)
-            if not (named and is_loopback(named[1].lower())):
+            parts = _HOST.fullmatch(host)
+            if not (parts and is_loopback(parts[1].lower())):
                 words = f"without {TOKEN} the Host has to be localhost or a loopback address"
                 return Denial(403, "foreign_host", words)
     return None
 
 
-# What is to be proved anew each time: 32 random bytes.
+# The text to be proved, new each time: 32 random bytes.
 CHALLENGE = re.compile("[0-9a-f]{64}")
 # 0.1 s, once a process: a reader of the status could try tokens against a proof.
 _ROUNDS = 200_000
 
 
 def prove(token: str, challenge: str, supervisor: int, generation: int) -> str:
-    """The proof that belongs to an answer with this supervisor and generation."""
-    said = f"{challenge} {supervisor} {generation}"
-    return hmac.new(_key(token), said.encode(), "sha256").hexdigest()
+    """Return the proof that belongs to an answer with this supervisor and generation."""
+    message = f"{challenge} {supervisor} {generation}"
+    return hmac.new(_key(token), message.encode(), "sha256").hexdigest()
 
 
 @cache

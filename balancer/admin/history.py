@@ -1,10 +1,10 @@
-"""What the status page knows of members beyond what the pool knows itself: a name, a number, how figures move.
+"""The history of members for the status page: a name, a number, rates.
 
 Rules, because an address may go from one container to another between two answers of DNS:
 * A track is of one container. Where the name of an address changes, another track begins, with figures of its own.
-* Names are asked for when a member joins, on every rise to up, and then once in EVERY samples. No answer changes
+* Names are looked up when a member joins, on every rise to up, and then once in EVERY samples. No answer changes
   nothing.
-* An event has the name that its member had then. Since a rise that is the next name that DNS says.
+* An event has the name that its member had then. After a rise that is the next name in DNS.
 * A drain by hand was meant for the container of its time, and ends with it.
 """
 
@@ -27,19 +27,19 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-# Samples of the chart; samples that latencies and shares are made of; samples after which a name is asked for again,
-# where that makes no more than so many questions a sample. (A question costs 0.4 ms of CPU time.)
+# Samples of the chart; samples of latencies and shares; samples after which a name is looked up again, where that
+# makes no more than LOOKUPS a sample. (A lookup costs 0.4 ms of CPU time.)
 CHART = 120
 LATELY = 10
 EVERY = 30
-QUESTIONS = 32
+LOOKUPS = 32
 
 NOTHING = (0,) * (len(BOUNDS) + 1)
 NO_TALLY = Tally()
 
 
 class RateWindow:
-    """How one tally moves. ``rates``: requests a second, one for each of the last CHART samples."""
+    """Changes of one tally. ``rates``: requests a second, one for each of the last CHART samples."""
 
     __slots__ = ("_past", "rates")
 
@@ -49,7 +49,7 @@ class RateWindow:
         self._past: deque[tuple[tuple[int, ...], int]] = deque([begin], maxlen=LATELY + 1)
 
     def sample(self, tally: Tally | None, elapsed: float) -> None:
-        """Take in what the tally says, ``elapsed`` seconds after the last time."""
+        """Take in the tally, ``elapsed`` seconds after the last time."""
         last = self._past[-1]
         count = tally.count if tally else last[1]
         now = last if tally is None or count == last[1] else (tuple(tally.buckets), count)
@@ -58,27 +58,28 @@ class RateWindow:
 
     @property
     def rate(self) -> float:
+        """Requests a second in the last sample."""
         return self.rates[-1] if self.rates else 0
 
     def lately(self) -> tuple[int, float | None, float | None]:
-        """Requests of the last LATELY samples, and their median and p99 in milliseconds."""
+        """Return the requests of the last LATELY samples, and their median and p99 in milliseconds."""
         (before, count_before), (now, count_now) = self._past[0], self._past[-1]
         if count_now == count_before:
             return 0, None, None
         buckets = [b - a for a, b in zip(before, now, strict=True)]
-        p50, p99 = (rounded(percentile(buckets, it) * 1000, 2) for it in (0.5, 0.99))
+        p50, p99 = (rounded(percentile(buckets, share) * 1000, 2) for share in (0.5, 0.99))
         return count_now - count_before, p50, p99
 
 
 class MemberHistory:
-    """One container as pages know it: ``number`` is never used again, as addresses are.
+    """A container on pages: ``number`` is never used again, as addresses are.
 
-    ``earlier``: what had been counted at its address before it came. ``name``: the last that DNS said, as of
-    ``named_at``, and ``sure``: whether it is that of the container which has come up last. ``seen``: the last state of
+    ``earlier``: counts of its address before it came. ``name``: the last one in DNS, as of ``named_at``, and
+    ``is_current``: whether it is that of the container which has come up last. ``seen``: the last state of
     the member, and its beginning.
     """
 
-    __slots__ = ("earlier", "gauge", "gone_at", "member", "name", "named_at", "number", "seen", "sure")
+    __slots__ = ("earlier", "gauge", "gone_at", "is_current", "member", "name", "named_at", "number", "seen")
 
     def __init__(self, number: int, member: Member, tally: Tally | None = None) -> None:
         self.number = number
@@ -90,12 +91,12 @@ class MemberHistory:
             self.earlier.add(tally)
         self.name = ""
         self.named_at = 0.0
-        self.sure = False
+        self.is_current = False
         self.seen = member.state, member.since
-        self.gone_at = 0  # the sample at which it was no longer there
+        self.gone_at = 0  # the sample by which it had gone
 
     def counted(self, tally: Tally | None) -> tuple[int, int, dict[str, int]]:
-        """Its requests, those that failed, and its failed attempts by reason, of what is counted for its address."""
+        """Return its requests, those that failed, and its failed attempts by reason, of the counts of its address."""
         if tally is None:
             return 0, 0, {}
         before = self.earlier
@@ -108,7 +109,7 @@ class MemberHistory:
 
 
 class Pool:
-    """What is known of a pool beyond what it knows itself. ``name``: what it is called."""
+    """A pool with its history. ``name``: for display."""
 
     def __init__(self, name: str, view: View, stats: Stats, now: float) -> None:
         self.name = name
@@ -118,16 +119,17 @@ class Pool:
         self.refused: deque[float] = deque(maxlen=CHART)
         self.tracks: dict[Member, MemberHistory] = {}
         self.gone: list[MemberHistory] = []
-        # The events that pages have yet to see, by their numbers.
+        # Events that pages have yet to get, by their numbers.
         self._changed: dict[int, Event] = {}
         self.samples = 0
         self._refused_before = refusals(stats)
         self._sampled = now
-        # What pages were last sent, by the member's number.
+        # Rows that pages were last sent, by the member's number.
         self.sent_members: dict[int, list[Any]] = {}
         self.sent_values: dict[int, list[Any]] = {}
 
     def sample(self, now: float) -> None:
+        """Take a sample of all figures. ``now``: a reading of the clock in seconds."""
         elapsed = max(now - self._sampled, 0.001)
         self._sampled = now
         self.samples += 1
@@ -137,53 +139,53 @@ class Pool:
         self._refused_before = refused
         for track in self.tracks.values():
             track.gauge.sample(self.stats.members.get(track.member.address), elapsed)
-        # What is gone stays in the chart until it has moved out of it.
-        self.gone = [it for it in self.gone if self.samples - it.gone_at < CHART]
+        # Members that are gone stay in the chart until they have moved out of it.
+        self.gone = [track for track in self.gone if self.samples - track.gone_at < CHART]
 
-    def follow(self, numbers: Iterator[int]) -> list[MemberHistory]:
-        """Take up what members have done; returns those whose containers are to be asked for their names."""
+    def take_changes(self, numbers: Iterator[int]) -> list[MemberHistory]:
+        """Take over changes of members; return those whose containers' names are to be looked up."""
         unnamed = self._take_events()
         members = self.view.members
-        for member in [it for it in self.tracks if members.get(it.address) is not it]:
+        for member in [member for member in self.tracks if members.get(member.address) is not member]:
             track = self.tracks.pop(member)
             successor = members.get(member.address)
             self._name_events(unnamed.get(member.address, ()), track, successor.since if successor else inf)
             self._put_away(track)
-        asked = []
+        unnamed_tracks = []
         for member in members.values():
-            known = self.tracks.get(member)
-            if known is None:
-                known = self.tracks[member] = MemberHistory(next(numbers), member)
-                asked.append(known)
-            elif known.seen != (member.state, member.since):
-                before, known.seen = known.seen[0], (member.state, member.since)
+            current = self.tracks.get(member)
+            if current is None:
+                current = self.tracks[member] = MemberHistory(next(numbers), member)
+                unnamed_tracks.append(current)
+            elif current.seen != (member.state, member.since):
+                before, current.seen = current.seen[0], (member.state, member.since)
                 if member.state is State.UP:
-                    asked.append(known)
+                    unnamed_tracks.append(current)
                     if before is not State.JOINING:
-                        self._name_events(unnamed.get(member.address, ()), known, member.since)
-                        known.sure = False
+                        self._name_events(unnamed.get(member.address, ()), current, member.since)
+                        current.is_current = False
         for address, events in unnamed.items():
             if address not in members:
                 self._name_events(events, self._last_of(address), inf)
-            elif (track := self.tracks[members[address]]).sure:
+            elif (track := self.tracks[members[address]]).is_current:
                 self._name_events(events, track, inf)
-        return asked
+        return unnamed_tracks
 
     def due(self) -> list[MemberHistory]:
-        """Those whose names are to be asked for again with this sample: each in its turn, so that there is no burst."""
-        every = max(EVERY, len(self.tracks) // QUESTIONS)
-        return [it for it in self.tracks.values() if (it.number + self.samples) % every == 0]
+        """Return those whose names are to be looked up again now: each in its turn, so that there is no burst."""
+        every = max(EVERY, len(self.tracks) // LOOKUPS)
+        return [track for track in self.tracks.values() if (track.number + self.samples) % every == 0]
 
-    def take_name(self, track: MemberHistory, name: str, asked_at: float, numbers: Iterator[int]) -> bool:
-        """DNS has said whose the address is, ``asked_at`` or later; whether that is news."""
-        news = not track.sure or track.name != name
+    def take_name(self, track: MemberHistory, name: str, looked_up_at: float, numbers: Iterator[int]) -> bool:
+        """Take in a name from DNS, looked up at ``looked_up_at`` or later; return whether it is new."""
+        is_new = not track.is_current or track.name != name
         if track.name and track.name != name:
             track = self._replace(track, name, next(numbers))
-        track.name, track.named_at, track.sure = name, asked_at, True
-        return news
+        track.name, track.named_at, track.is_current = name, looked_up_at, True
+        return is_new
 
     def pop_changes(self) -> list[Event]:
-        """The events that are new, have counted on or have got a name since the last call, the oldest first."""
+        """Return the events that are new, have counted on or have got a name since the last call, the oldest first."""
         changed, self._changed = self._changed, {}
         return [changed[number] for number in sorted(changed)]
 
@@ -202,9 +204,9 @@ class Pool:
             self.gone.append(track)
 
     def _take_events(self) -> Mapping[Address, list[Event]]:
-        """Those that have no name yet, by their members."""
+        """Return events without a name, by their members."""
         events = self.stats.events
-        self._changed |= {it.number: it for it in events.pop_changes()}
+        self._changed |= {change.number: change for change in events.pop_changes()}
         unnamed: defaultdict[Address, list[Event]] = defaultdict(list)
         for event in events.recent:
             if event.member and event.name is None:
@@ -212,18 +214,18 @@ class Pool:
         return unnamed
 
     def _last_of(self, address: Address) -> MemberHistory | None:
-        return next((it for it in reversed(self.gone) if it.member.address == address), None)
+        return next((track for track in reversed(self.gone) if track.member.address == address), None)
 
     def _name_events(self, events: Iterable[Event], track: MemberHistory | None, end: float) -> None:
         """Give the events of a container, which are those before ``end``, its name, or none for good."""
         for event in events:
             if event.name is None and event.when < end:
-                event.name = track.name if track and track.sure else ""
+                event.name = track.name if track and track.is_current else ""
                 if event.name:
                     self._changed[event.number] = event
 
     def member_rows(self, wall: Callable[[float], float]) -> dict[int, list[Any]]:
-        """Who is there: number, address, name, state, reason, since, drained since (0: not)."""
+        """Return rows of members: number, address, name, state, reason, since, drained since (0: not)."""
         return {
             track.number: [
                 track.number,
@@ -238,7 +240,7 @@ class Pool:
         }
 
     def value_rows(self) -> dict[int, list[Any]]:
-        """Number, in flight, requests a second, requests of late, p50, p99, in all, failed, failed attempts."""
+        """Return rows: number, in flight, requests a second, recent ones, p50, p99, in all, failed, failed attempts."""
         rows = {}
         for member, track in self.tracks.items():
             requests, failed, failed_attempts = track.counted(self.stats.members.get(member.address))
@@ -254,6 +256,7 @@ class Pool:
         return rows
 
     def summary(self) -> Json:
+        """Return the figures of the whole pool."""
         total = self.stats.total
         recent, p50, p99 = self.total.lately()
         return {
@@ -262,7 +265,7 @@ class Pool:
             "recent": recent,
             "p50_ms": p50,
             "p99_ms": p99,
-            "in_flight": sum(it.in_flight for it in self.tracks),
+            "in_flight": sum(member.in_flight for member in self.tracks),
             "queued": self.view.queued,
             "queued_ever": self.stats.queued,
             "requests": total.count,
@@ -275,11 +278,11 @@ class Pool:
 
 
 def refusals(stats: Stats) -> int:
-    """Requests that the balancer answered itself or broke off; not those whose client left."""
+    """Return the requests that the balancer answered itself or broke off; not those whose client left."""
     return sum(stats.errors.values()) - stats.errors["client_gone"]
 
 
 def rounded(number: float, digits: int = 1) -> float:
-    """Without a fraction where there is none, so that it takes few bytes."""
+    """Return a rounded number, without a fraction where there is none, so that it takes few bytes."""
     number = round(number, digits)
     return int(number) if number == int(number) else number

@@ -1,4 +1,4 @@
-"""What the admin listener needs to know of a pool: of the one in its own process, or of the sum of several."""
+"""The interface of a pool for the admin listener: of the one in its own process, or of the sum of several."""
 
 from __future__ import annotations
 
@@ -18,35 +18,51 @@ from balancer.upstream.base import Connections
 
 
 class View(Protocol):
-    """A pool as others see it: a ``LoadBalancer``, or several of different processes taken together.
-
-    ``available``: how many members may be given requests. ``queued``: requests that wait for a member, and ``active``:
-    requests in progress, with those. ``clients``: open connections of the listener that requests come by; the same
-    object for all pools that share one. ``connections``: those to members. Both are None where they are not counted.
-    """
+    """A pool for the admin port: a ``LoadBalancer``, or the sum of several of different processes."""
 
     @property
-    def settings(self) -> Settings: ...
+    def settings(self) -> Settings:
+        """Settings of the pool."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the pool where there are several, else ""."""
+
     @property
-    def stats(self) -> Stats | None: ...
+    def stats(self) -> Stats | None:
+        """Figures, or None where nothing is counted."""
+
     @property
-    def clock(self) -> Clock: ...
+    def clock(self) -> Clock:
+        """Clock of its readings, in seconds."""
+
     @property
-    def snapshot(self) -> Snapshot | None: ...
+    def snapshot(self) -> Snapshot | None:
+        """Last DNS answers, or None before there were any."""
+
     @property
-    def members(self) -> Mapping[Address, Member]: ...
+    def members(self) -> Mapping[Address, Member]:
+        """Members by address."""
+
     @property
-    def available(self) -> int: ...
+    def available(self) -> int:
+        """Number of members that may be given requests."""
+
     @property
-    def queued(self) -> int: ...
+    def queued(self) -> int:
+        """Number of requests that wait for a member."""
+
     @property
-    def active(self) -> int: ...
+    def active(self) -> int:
+        """Number of requests in progress, with those that wait."""
+
     @property
-    def clients(self) -> Collection[object] | None: ...
+    def clients(self) -> Collection[object] | None:
+        """Open client connections of its listener, or None; one object for all pools of a listener."""
+
     @property
-    def connections(self) -> Connections | None: ...
+    def connections(self) -> Connections | None:
+        """Connections to members, or None where they are not counted."""
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or requests again; those that it has are finished."""
@@ -62,12 +78,12 @@ class Usage(NamedTuple):
 
     @classmethod
     def own(cls, number: int = 0) -> Usage:
-        """That of this process."""
+        """Return the usage of this process."""
         return cls(number, os.getpid(), time.process_time(), _resident_memory())
 
 
 def _resident_memory() -> int:
-    """0 where the system does not say so (it is not Linux)."""
+    """Return resident bytes; 0 where the system does not report them (not Linux)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -78,11 +94,11 @@ V = TypeVar("V", bound=View)
 
 
 def by_name(pools: Iterable[V]) -> dict[str, V]:
-    """The pools by what they are called: as their routes say, else by their alias; with more to it where needed."""
+    """Return the pools by display name: by their routes, else by their alias; with more to it where needed."""
     found: dict[str, V] = {}
     for pool in dict.fromkeys(pools):
         name = pool.name or pool.settings.alias
         precise = f"{name}:{pool.settings.upstream_port}"
         names = chain([name, precise], (f"{precise}/{number}" for number in count(2)))
-        found[next(it for it in names if it not in found)] = pool
+        found[next(name for name in names if name not in found)] = pool
     return found

@@ -1,4 +1,4 @@
-"""What a process that serves tells the one that shows what all of them do, and what it is asked to do by that."""
+"""Reports of a process that serves, and the messages to it from the process that shows all of them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from balancer.upstream.base import Connections
 
-# Seconds between two reports; news of members do not wait for so long, but come no more often than AT_ONCE.
+# Seconds between two reports. A change of members is reported earlier, MIN_REPORT_INTERVAL after the last at least.
 INTERVAL = 1.0
-AT_ONCE = 0.1
+MIN_REPORT_INTERVAL = 0.1
 
 K = TypeVar("K")
 T = TypeVar("T")
 
 
-class Row(NamedTuple):
-    """A member, as far as it is shown; the fields are those of ``Member``."""
+class MemberRow(NamedTuple):
+    """A member in a report; the fields are those of ``Member``."""
 
     endpoint: Endpoint
     since: float
@@ -42,7 +42,8 @@ class Row(NamedTuple):
     drained_since: float
 
     @classmethod
-    def of(cls, member: Member) -> Row:
+    def of(cls, member: Member) -> MemberRow:
+        """Return the row of a member."""
         return cls(
             member.endpoint, member.since, member.state, member.reason, member.in_flight, member.requests,
             member.drained, member.drained_since,
@@ -51,15 +52,15 @@ class Row(NamedTuple):
 
 @dataclass
 class PoolReport:
-    """What one process knows of a pool. ``members`` and those of ``stats``: which have changed since the last report.
+    """The report of one process on a pool. ``members`` and those of ``stats``: changed since the last report.
 
-    ``left``: whom there is no more. ``snapshot``: None if it says what the one before said, which was at ``resolved``.
-    ``events``: those that are new or have counted on.
+    ``left``: members that are gone. ``snapshot``: None if its answers are those of the one before; taken at
+    ``resolved``. ``events``: those that are new or have counted on.
     """
 
     name: str
     settings: Settings
-    members: dict[Address, Row]
+    members: dict[Address, MemberRow]
     left: list[Address]
     stats: Stats
     events: list[Event]
@@ -73,9 +74,10 @@ class PoolReport:
 
 @dataclass
 class Report:
-    """``whole``: all there is to know, not what has changed. ``clients``: open connections of clients.
+    """A report of one process. ``whole``: with all figures, not changes alone. ``clients``: open connections of
+    clients.
 
-    ``unrouted``: of requests that no route led to a pool. ``started``: when the process began, a reading of the
+    ``unrouted``: figures of requests that no route led to a pool. ``started``: when the process began, a reading of the
     monotonic clock, which is the same for all processes.
     """
 
@@ -88,13 +90,13 @@ class Report:
 
 
 @dataclass
-class Ask:
-    """A whole report is wanted."""
+class FullReportRequest:
+    """A request for a whole report."""
 
 
 @dataclass
 class Drain:
-    """The member is to be given no more requests, or requests again."""
+    """An order to give a member no more requests, or requests again."""
 
     pool: str
     address: Address
@@ -102,50 +104,50 @@ class Drain:
 
 
 @dataclass
-class _Told:
-    """What has been told of a pool."""
+class _LastReport:
+    """The last report on a pool, with the fingerprints of its tallies."""
 
-    members: dict[Address, Row] = field(default_factory=dict)
-    marks: dict[Address, tuple[float, ...]] = field(default_factory=dict)
+    members: dict[Address, MemberRow] = field(default_factory=dict)
+    fingerprints: dict[Address, tuple[float, ...]] = field(default_factory=dict)
     snapshot: Snapshot | None = None
 
 
 class Reporter:
-    """Reports on ``channel`` what process ``number`` does: ``run`` until cancelled."""
+    """Reports on process ``number`` through a channel: ``run`` until cancelled."""
 
     def __init__(self, number: int, sock: socket.socket, balancer: LoadBalancer | Pools) -> None:
         self._number = number
         self._balancer = balancer
-        self._channel = Channel(sock, self._asked)
-        self._news = asyncio.Event()
-        self._told: dict[LoadBalancer, _Told] = {}
+        self._channel = Channel(sock, self._receive)
+        self._due = asyncio.Event()
+        self._last: dict[LoadBalancer, _LastReport] = {}
         self._whole = True
         self._started = time.monotonic()
 
     async def run(self) -> None:
-        """Reports come whenever the clock shows a whole INTERVAL, the same in all processes."""
+        """Report whenever the clock shows a whole INTERVAL, the same in all processes, and after changes of members."""
         try:
             while True:
                 for pool in self._balancer.current():
                     if pool.stats:
-                        pool.stats.events.on_change = self._news.set
-                if not self._channel.busy:
+                        pool.stats.events.on_change = self._due.set
+                if not self._channel.is_busy:
                     self._report()
-                self._news.clear()
-                await asyncio.sleep(AT_ONCE)
+                self._due.clear()
+                await asyncio.sleep(MIN_REPORT_INTERVAL)
                 now = time.monotonic()
                 try:
                     async with asyncio.timeout(INTERVAL - now % INTERVAL):
-                        await self._news.wait()
+                        await self._due.wait()
                 except TimeoutError:
                     pass
         finally:
             self._channel.close()
 
-    def _asked(self, message: Ask | Drain) -> None:
-        if isinstance(message, Ask):
+    def _receive(self, message: FullReportRequest | Drain) -> None:
+        if isinstance(message, FullReportRequest):
             self._whole = True
-            self._news.set()
+            self._due.set()
             return
         for pool in self._balancer.current():
             if display_name(pool) == message.pool and (member := pool.members.get(message.address)):
@@ -153,16 +155,16 @@ class Reporter:
 
     def _report(self) -> None:
         if self._whole:
-            self._told.clear()
+            self._last.clear()
         pools = self._balancer.current()
-        self._told = {it: self._told.get(it, _Told()) for it in pools}
+        self._last = {pool: self._last.get(pool, _LastReport()) for pool in pools}
         unrouted = self._balancer.stats if isinstance(self._balancer, Pools) else None
         clients = self._balancer.proxy.connections
         report = Report(
             Usage.own(self._number),
             self._started,
             self._whole,
-            [_pool_report(it, it.stats, self._told[it], self._whole) for it in pools if it.stats],
+            [_pool_report(pool, pool.stats, self._last[pool], self._whole) for pool in pools if pool.stats],
             unrouted,
             None if clients is None else len(clients),
         )
@@ -171,23 +173,23 @@ class Reporter:
 
 
 def display_name(pool: LoadBalancer) -> str:
-    """What tells a pool from others in all processes."""
+    """Return the name of a pool that is the same in all processes."""
     return pool.name or pool.settings.alias
 
 
-def _pool_report(pool: LoadBalancer, stats: Stats, told: _Told, whole: bool) -> PoolReport:
-    rows = {address: Row.of(it) for address, it in pool.members.items()}
-    marks = {address: it.mark for address, it in stats.members.items()}
+def _pool_report(pool: LoadBalancer, stats: Stats, last: _LastReport, whole: bool) -> PoolReport:
+    rows = {address: MemberRow.of(member) for address, member in pool.members.items()}
+    fingerprints = {address: tally.fingerprint for address, tally in stats.members.items()}
     snapshot = pool.snapshot
-    same = bool(snapshot and told.snapshot and snapshot.answers == told.snapshot.answers)
+    same = bool(snapshot and last.snapshot and snapshot.answers == last.snapshot.answers)
     counted = stats.without_members()
-    counted.members = {address: stats.members[address] for address in changed(marks, told.marks)}
+    counted.members = {address: stats.members[address] for address in changed(fingerprints, last.fingerprints)}
     taken = stats.events.pop_changes()
     report = PoolReport(
         name=display_name(pool),
         settings=pool.settings,
-        members={address: rows[address] for address in changed(rows, told.members)},
-        left=[it for it in told.members if it not in rows],
+        members={address: rows[address] for address in changed(rows, last.members)},
+        left=[address for address in last.members if address not in rows],
         stats=counted,
         events=list(stats.events.recent) if whole else taken,
         snapshot=None if same else snapshot,
@@ -197,10 +199,10 @@ def _pool_report(pool: LoadBalancer, stats: Stats, told: _Told, whole: bool) -> 
         active=pool.active,
         connections=pool.connections,
     )
-    told.members, told.marks, told.snapshot = rows, marks, snapshot
+    last.members, last.fingerprints, last.snapshot = rows, fingerprints, snapshot
     return report
 
 
 def changed(now: dict[K, T], before: dict[K, T]) -> list[K]:
-    """The keys whose values are not what they were."""
+    """Return the keys whose values have changed."""
     return [key for key, value in now.items() if before.get(key) != value]

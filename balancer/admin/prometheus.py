@@ -1,14 +1,14 @@
-"""Metrics for Prometheus: read from what the balancer counts anyway, at the time of a scrape.
+"""Metrics for Prometheus: read from figures that the balancer keeps anyway, at the time of a scrape.
 
 Nothing here is on the path of a request, and there is no global state: every admin application has a registry of its
-own. ContainerNames and units follow Prometheus' conventions; ``docs/reference/metrics.md`` has a row for each.
+own. Names and units follow Prometheus' conventions; ``docs/reference/metrics.md`` has a row for each.
 
 Rules:
-* What is by member goes when the member goes, so that there are no more series than living members need. What they
-  counted stays in the figures of their pool, which therefore never fall.
+* Series by member go when the member goes, so that there are no more of them than living members need. Counts of
+  members that are gone stay in the figures of their pool, which therefore never fall.
 * No label has a value that clients or members can make up.
 * Latencies by member are a sum and a count; the histogram, with twenty series, is by pool.
-* What comes of a scrape is one moment's figures. They are put into words a piece at a time, because a thousand lines
+* A scrape has the figures of one moment. They are rendered a piece at a time, because a thousand lines
   take longer than a request should wait.
 """
 
@@ -29,19 +29,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from balancer.admin.pool_view import Usage, View, by_name
-from balancer.errors import REASONS, TOKENS, UNTOLD
+from balancer.errors import LOG_ONLY, REASONS, TOKENS
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.stats import BOUNDS, Stats, Tally, by_class, cumulated
 from balancer.version import __version__
 
 # A member that is leaving is no member any more.
-STATES = tuple(it for it in State if it is not State.LEAVING)
+STATES = tuple(state for state in State if state is not State.LEAVING)
 # Upper bounds of the histograms' buckets, in seconds: those of Stats that are 1, 2.5 or 5 in their decade.
-BUCKETS = tuple(it for it in BOUNDS if f"{it:e}".startswith(("1.0", "2.5", "5.0")))
-# How many lines are made in one go, of the 5 to 9 us that each takes.
+BUCKETS = tuple(bound for bound in BOUNDS if f"{bound:e}".startswith(("1.0", "2.5", "5.0")))
+# Lines that are made in one turn of the event loop; each takes 5 to 9 us.
 BATCH = 100
-# What ends a body in the OpenMetrics format.
+# End of a body in the OpenMetrics format.
 EOF = b"# EOF\n"
 
 Labels = dict[str, str]
@@ -52,9 +52,9 @@ def metrics_endpoint(
     unrouted: Callable[[], Stats | None] = lambda: None,
     processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
 ) -> Callable[[Request], Awaitable[Response]]:
-    """What answers ``/metrics``, in Prometheus' text format or OpenMetrics, as the request asks.
+    """Return the endpoint of ``/metrics``, which answers in Prometheus' text format or OpenMetrics, by the request.
 
-    ``pools``: those that requests are given to just now. ``unrouted``: of requests that no route led to a pool.
+    ``pools``: those that get requests now. ``unrouted``: figures of requests that no route led to a pool.
     """
     registry = CollectorRegistry()
     registry.register(PoolCollector(pools, unrouted, processes))
@@ -71,7 +71,7 @@ def metrics_endpoint(
 
 
 async def _render(encode: Callable[[Collector], bytes], families: Iterable[Metric]) -> bytes:
-    """The families in the words of a format, in pieces, so that the event loop goes on between them."""
+    """Render the families in a format, in pieces, so that the event loop goes on between them."""
     parts = []
     end = b""
     for family in families:
@@ -95,7 +95,7 @@ def _with(family: Metric, samples: Sequence[Sample]) -> Metric:
 
 
 class _Family(Collector):
-    """One family, as what encodes it wants to have it."""
+    """A family in the form that encoders take."""
 
     def __init__(self, family: Metric) -> None:
         self._family = family
@@ -105,7 +105,7 @@ class _Family(Collector):
 
 
 class Spec(NamedTuple):
-    """A metric. ``kind``: Prometheus' word for its type; ``labels``: what tells its series apart."""
+    """A metric. ``kind``: Prometheus' word for its type; ``labels``: names that distinguish its series."""
 
     name: str
     kind: str
@@ -188,9 +188,11 @@ class PoolCollector(Collector):
         self._processes = processes
 
     def describe(self) -> Iterable[Metric]:
+        """Return all metrics without samples."""
         return _Families()
 
     def collect(self) -> Iterable[Metric]:
+        """Return all metrics with the samples of this moment."""
         found = _Families()
         found.add("balancer_build_info", {"version": __version__, "python_version": platform.python_version()}, 1)
         for usage in self._processes():
@@ -199,7 +201,7 @@ class PoolCollector(Collector):
             found.add("balancer_process_resident_memory_bytes", of_process, usage.memory)
         pools = by_name(self._pools())
         # Pools may have one listener, and its clients, in common.
-        known = {id(it): len(it) for pool in pools.values() if (it := pool.clients) is not None}
+        known = {id(clients): len(clients) for pool in pools.values() if (clients := pool.clients) is not None}
         if known:
             found.add("balancer_client_connections", {}, sum(known.values()))
         if unrouted := self._unrouted():
@@ -211,10 +213,10 @@ class PoolCollector(Collector):
 
 
 class _Families:
-    """The metrics of METRICS, in that order, that are filled in."""
+    """The metrics of METRICS, in that order, to be filled in."""
 
     def __init__(self) -> None:
-        self._families = {it.name: _empty(it) for it in METRICS}
+        self._families = {metric.name: _empty(metric) for metric in METRICS}
 
     def __iter__(self) -> Iterator[Metric]:
         return iter(self._families.values())
@@ -239,7 +241,7 @@ def _empty(spec: Spec) -> Metric:
 
 def _add_pool(found: _Families, labels: Labels, pool: View) -> None:
     members = pool.members
-    states = Counter(it.state for it in members.values())
+    states = Counter(member.state for member in members.values())
     for state in STATES:
         found.add("balancer_members", {**labels, "state": state}, states[state])
     found.add("balancer_members_available", labels, pool.available)
@@ -258,10 +260,10 @@ def _add_pool(found: _Families, labels: Labels, pool: View) -> None:
         _add_stats(found, labels, pool.stats)
         _add_dns(found, labels, pool, pool.stats)
     for address in sorted(members):
-        named = {**labels, "member": str(address)}
-        _add_member(found, named, members[address])
+        of_member = {**labels, "member": str(address)}
+        _add_member(found, of_member, members[address])
         if pool.stats and (tally := pool.stats.members.get(address)):
-            _add_tally(found, named, tally)
+            _add_tally(found, of_member, tally)
 
 
 def _add_stats(found: _Families, labels: Labels, stats: Stats) -> None:
@@ -271,8 +273,8 @@ def _add_stats(found: _Families, labels: Labels, stats: Stats) -> None:
     found.add_histogram("balancer_request_duration_seconds", labels, total.buckets, total.seconds)
     found.add("balancer_request_body_bytes_total", labels, total.received)
     found.add("balancer_response_body_bytes_total", labels, total.sent)
-    # What has not happened yet is there as 0, so that the first time is an increase.
-    for error in sorted(TOKENS | UNTOLD | stats.errors.keys()):
+    # Errors that have not happened yet are there as 0, so that the first one is an increase.
+    for error in sorted(TOKENS | LOG_ONLY | stats.errors.keys()):
         found.add("balancer_errors_total", {**labels, "error": error}, stats.errors[error])
     found.add("balancer_retries_total", labels, stats.retries)
     for reason in sorted(REASONS | total.failed_attempts.keys()):

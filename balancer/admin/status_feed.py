@@ -1,6 +1,6 @@
-"""What the status page shows: takes samples once a second, keeps two minutes of them, makes what open pages are sent.
+"""The data of the status page: samples once a second, kept for two minutes, and messages for open pages.
 
-A page is given the whole picture once and then, once a second, the rows that have changed; both are made once for all
+A page gets the whole state once and then, once a second, the rows that have changed; both are made once for all
 pages. A change of members does not wait for the second. Requests pay nothing for this: all figures are differences
 of what ``Stats`` counts.
 """
@@ -29,9 +29,9 @@ Pools = Callable[[], Sequence[View]]
 
 # Seconds between two samples.
 INTERVAL = 1.0
-# Changes of members are sent at once, but not more often than this, in seconds.
-AT_ONCE = 0.2
-# How long an action that names a container waits for DNS to say whose its address is now, in seconds.
+# Seconds between two messages at least: changes of members do not wait for the next sample.
+MIN_MESSAGE_INTERVAL = 0.2
+# Seconds that an action that names a container waits for DNS to confirm its address.
 CONFIRM_SECONDS = 2.0
 
 
@@ -54,92 +54,92 @@ class StatusFeed:
         self._pools: dict[View, Pool] = {}
         self._numbers = itertools.count(1)
         self._offset = wall_clock() - clock()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self.subscribers: set[Subscriber] = set()
         self.closed = False
-        # Counts what was made for pages; who has not seen the one before needs the whole picture.
+        # Number of the last message; a page that has not had the one before needs the whole state.
         self.number = 0
         self._delta = b""
         self._delta_from = -1
         self._whole: bytes | None = None
-        # The message up to which the pools know what pages were sent.
-        self._known = -1
+        # The last message that the rows in ``_pools`` agree with.
+        self._rows_number = -1
 
     def pools(self) -> list[Pool]:
-        """One for each that counts what it does."""
-        wanted = {name: it for name, it in by_name(self._views()).items() if it.stats}
-        if [(it.name, it.view) for it in self._pools.values()] != list(wanted.items()):
-            known = self._pools
+        """Return the pools with figures, each with its history."""
+        views = {name: view for name, view in by_name(self._views()).items() if view.stats}
+        if [(pool.name, pool.view) for pool in self._pools.values()] != list(views.items()):
+            before = self._pools
             now = self._clock()
             self._pools = {}
-            for name, view in wanted.items():
+            for name, view in views.items():
                 assert view.stats
-                self._pools[view] = pool = known.get(view) or Pool(name, view, view.stats, now)
+                self._pools[view] = pool = before.get(view) or Pool(name, view, view.stats, now)
                 pool.name = name
-                pool.stats.events.on_change = self._news.set
+                pool.stats.events.on_change = self._changed.set
             self._whole = None
-            self._known = -1
+            self._rows_number = -1
         return list(self._pools.values())
 
     async def run(self) -> None:
-        """Take a sample every INTERVAL, and look at members when some have changed."""
+        """Take a sample every INTERVAL, and send changes of members in between."""
         due = self._clock()
         try:
-            self._look(sample=False)
+            self._update(sample=False)
             while True:
                 due = max(due + INTERVAL, self._clock())
                 while (left := due - self._clock()) > 0:
                     try:
                         async with asyncio.timeout(left):
-                            await self._news.wait()
+                            await self._changed.wait()
                     except TimeoutError:
                         break
-                    # Whatever else changes with it goes into the same message.
-                    await asyncio.sleep(min(AT_ONCE, max(0.0, due - self._clock())))
-                    self._look(sample=False)
-                self._look(sample=True)
+                    # Other changes within the interval go into the same message.
+                    await asyncio.sleep(min(MIN_MESSAGE_INTERVAL, max(0.0, due - self._clock())))
+                    self._update(sample=False)
+                self._update(sample=True)
         finally:
             await self._names.close()
 
-    def _look(self, sample: bool) -> None:
-        self._news.clear()
+    def _update(self, sample: bool) -> None:
+        self._changed.clear()
         try:
-            self._follow()
+            self._take_changes()
             if sample:
                 self._sample(self._clock())
             self._publish(sample)
         except Exception:
-            # The balancer is worth more than its status page.
+            # A fault here must not stop the balancer.
             log.exception("the status page could not be brought up to date")
 
     def _sample(self, now: float) -> None:
         for pool in self.pools():
             pool.sample(now)
             for track in pool.due():
-                if not self._names.asks(track.member):
+                if not self._names.is_looking_up(track.member):
                     self._look_up(pool, track)
-        # Times that were told stay the same, but for a step of the machine's clock.
+        # Times that were sent stay the same, but for a step of the machine's clock.
         offset = self._wall_clock() - now
         if abs(offset - self._offset) > 0.5:
             self._offset = offset
 
     def close(self) -> None:
-        """End the streams."""
+        """End the streams of open pages."""
         self.closed = True
-        for viewer in self.subscribers:
-            viewer.wake.set()
+        for subscriber in self.subscribers:
+            subscriber.wake.set()
 
     @property
-    def viewers(self) -> int:
-        """How many pages are open."""
+    def page_count(self) -> int:
+        """Number of open pages."""
         return len(self.subscribers)
 
     def wall(self, reading: float) -> float:
-        """Seconds since 1970 of a reading of the clock."""
+        """Return the seconds since 1970 of a reading of the clock."""
         return reading + self._offset
 
     def event_json(self, event: Event, pool: str) -> Json:
-        """An event as the API tells it."""
+        """Return an event as the API shows it."""
         return {
             "id": f"{pool}-{event.number}",
             "time": iso(self.wall(event.when)),
@@ -155,55 +155,55 @@ class StatusFeed:
         }
 
     def events(self) -> list[Json]:
-        """What happened lately in all pools, the oldest first."""
-        self._follow()
+        """Return the recent events of all pools, the oldest first."""
+        self._take_changes()
         found = [
             (event.when, event.number, self.event_json(event, pool.name))
             for pool in self.pools()
             for event in pool.stats.events.recent
         ]
-        return [told for _, _, told in sorted(found, key=lambda it: it[:2])]
+        return [event for _, _, event in sorted(found, key=lambda entry: entry[:2])]
 
-    def _follow(self) -> None:
+    def _take_changes(self) -> None:
         for pool in self.pools():
-            for track in pool.follow(self._numbers):
+            for track in pool.take_changes(self._numbers):
                 self._look_up(pool, track)
 
     def _look_up(self, pool: Pool, track: MemberHistory) -> None:
-        asked_at = self._clock()
+        looked_up_at = self._clock()
 
         def found(name: str) -> None:
-            if pool.take_name(track, name, asked_at, self._numbers):
-                self._news.set()
+            if pool.take_name(track, name, looked_up_at, self._numbers):
+                self._changed.set()
 
         self._names.look_up(
             track.member, track.member.address.host, found, lambda: pool.tracks.get(track.member) is track
         )
 
     async def confirm(self, pool: Pool, member: Member) -> str:
-        """The name of the container that has a member's address now; what was known last where DNS does not say."""
-        self._follow()
+        """Return the name of the container at a member's address now; the last one where DNS has no answer."""
+        self._take_changes()
         if not (track := pool.tracks.get(member)):
             return ""
-        asked_at = self._clock()
+        looked_up_at = self._clock()
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
                 name = await self._names.find(member.address.host)
         except TimeoutError:
             name = ""
-        if name and pool.tracks.get(member) is track and pool.take_name(track, name, asked_at, self._numbers):
-            self._news.set()
+        if name and pool.tracks.get(member) is track and pool.take_name(track, name, looked_up_at, self._numbers):
+            self._changed.set()
         return name or track.name
 
     def _publish(self, sampled: bool) -> None:
-        """Make the delta to what pages have, if there is any page."""
+        """Make the message with the changes since the last, if a page is open."""
         pools = self.pools()
         events = [self.event_json(event, pool.name) for pool in pools for event in pool.pop_changes()]
-        usable = self._known == self.number
+        usable = self._rows_number == self.number
         self._whole = None
         self.number += 1
-        for viewer in self.subscribers:
-            viewer.wake.set()
+        for subscriber in self.subscribers:
+            subscriber.wake.set()
         if not self.subscribers or not usable:
             return
         message = {
@@ -213,7 +213,7 @@ class StatusFeed:
             "pools": [self._pool_delta(pool, sampled) for pool in pools],
             "events": events,
         }
-        self._delta, self._delta_from, self._known = sse("delta", message), self.number - 1, self.number
+        self._delta, self._delta_from, self._rows_number = sse("delta", message), self.number - 1, self.number
 
     def _pool_delta(self, pool: Pool, sampled: bool) -> Json:
         members = pool.member_rows(self.wall)
@@ -233,21 +233,21 @@ class StatusFeed:
         return delta
 
     def full_state(self) -> bytes:
-        """The whole picture as of the last message; the same bytes for all who ask until the next."""
+        """Return the whole state as of the last message; the same bytes for all pages until the next."""
         if self._whole is None:
             self._whole = sse("whole", self._everything())
         return self._whole
 
     def _everything(self) -> Json:
-        if self._known != self.number:
-            self._follow()
+        if self._rows_number != self.number:
+            self._take_changes()
         pools = []
         for pool in self.pools():
-            if self._known != self.number:
+            if self._rows_number != self.number:
                 pool.sent_members = pool.member_rows(self.wall)
                 pool.sent_values = pool.value_rows()
-            tracks = [(it, 0) for it in pool.tracks.values()]
-            tracks += [(it, pool.samples - it.gone_at) for it in pool.gone]
+            tracks = [(track, 0) for track in pool.tracks.values()]
+            tracks += [(track, pool.samples - track.gone_at) for track in pool.gone]
             pools.append(
                 {
                     "name": pool.name,
@@ -255,7 +255,7 @@ class StatusFeed:
                     "policy": pool.view.settings.policy,
                     "members": list(pool.sent_members.values()),
                     "values": list(pool.sent_values.values()),
-                    # Rates, the latest last, and how many samples ago that was.
+                    # Rates, the latest last, and the number of samples since then.
                     "chart": [
                         [track.number, str(track.member.address), track.name, ago, list(track.gauge.rates)]
                         for track, ago in tracks
@@ -263,10 +263,10 @@ class StatusFeed:
                     "refused": list(pool.refused),
                     "summary": pool.summary(),
                     "dns": self.dns(pool),
-                    "changes": [self.event_json(it, pool.name) for it in pool.stats.events.dns],
+                    "changes": [self.event_json(change, pool.name) for change in pool.stats.events.dns],
                 }
             )
-        self._known = self.number
+        self._rows_number = self.number
         return {
             "number": self.number,
             "time": self._now(),
@@ -279,7 +279,7 @@ class StatusFeed:
         }
 
     def dns(self, pool: Pool) -> Json | None:
-        """The last answer; None before there was one."""
+        """Return the last answer; None before there was one."""
         snapshot = pool.view.snapshot
         if snapshot is None:
             return None
@@ -287,20 +287,24 @@ class StatusFeed:
             "time": iso(self.wall(snapshot.when)),
             "answers": [
                 {
-                    "record": it.record,
-                    "rcode": it.rcode,
-                    "outcome": it.outcome.value,
-                    "addresses": len(it.endpoints),
-                    "truncated": it.over_tcp,
+                    "record": answer.record,
+                    "rcode": answer.rcode,
+                    "outcome": answer.outcome.value,
+                    "addresses": len(answer.endpoints),
+                    "truncated": answer.over_tcp,
                 }
-                for it in snapshot.answers
+                for answer in snapshot.answers
             ],
         }
 
     def status(self) -> Json:
-        """All there is to know of the pools and their members."""
-        self._follow()
-        return {"version": __version__, "time": iso(self._now()), "pools": [self._status(it) for it in self.pools()]}
+        """Return all figures of the pools and their members."""
+        self._take_changes()
+        return {
+            "version": __version__,
+            "time": iso(self._now()),
+            "pools": [self._status(pool) for pool in self.pools()],
+        }
 
     def _status(self, pool: Pool) -> Json:
         summary = pool.summary()
@@ -313,7 +317,7 @@ class StatusFeed:
             "dns": self.dns(pool),
             "members": [
                 self._member(pool, member, values[pool.tracks[member].number], summary["recent"])
-                for member in sorted(pool.tracks, key=lambda it: it.address)
+                for member in sorted(pool.tracks, key=lambda member: member.address)
             ],
         }
 

@@ -1,4 +1,4 @@
-"""One open status page, and what it is sent as server-sent events."""
+"""An open status page, and its stream of server-sent events."""
 
 from __future__ import annotations
 
@@ -14,46 +14,47 @@ if TYPE_CHECKING:
 
 
 class Subscriber:
-    """One open page: use it within ``with``, and await ``next`` for what to send it."""
+    """An open page: use it within ``with``, and await ``next`` for the bytes to send."""
 
-    def __init__(self, board: StatusFeed) -> None:
-        self._board = board
+    def __init__(self, feed: StatusFeed) -> None:
+        self._feed = feed
         self._seen = -1
         self.wake = asyncio.Event()
         self.gone = False
 
     def __enter__(self) -> Subscriber:
-        self._board.subscribers.add(self)
+        self._feed.subscribers.add(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._board.subscribers.discard(self)
+        self._feed.subscribers.discard(self)
 
-    def leave(self) -> None:
+    def close(self) -> None:
+        """End the stream: the page has gone."""
         self.gone = True
         self.wake.set()
 
     async def next(self) -> bytes:
-        """What the page has not seen, as server-sent events; nothing at the end.
+        """Return what the page has not got, as server-sent events; b"" at the end.
 
-        A page that reads more slowly than there is news misses some, and gets the whole picture anew.
+        A page that reads too slowly misses some messages, and gets the whole state again.
         """
-        board = self._board
-        while self._seen == board.number and not (self.gone or board.closed):
+        feed = self._feed
+        while self._seen == feed.number and not (self.gone or feed.closed):
             self.wake.clear()
             await self.wake.wait()
-        if self.gone or board.closed:
+        if self.gone or feed.closed:
             return b""
-        piece = board._delta if self._seen == board._delta_from >= 0 else board.full_state()
-        self._seen = board.number
+        piece = feed._delta if self._seen == feed._delta_from >= 0 else feed.full_state()
+        self._seen = feed.number
         return piece
 
 
 def iso(wall: float) -> str:
-    """ISO 8601 in UTC, to the millisecond."""
+    """Return a time in ISO 8601, in UTC, to the millisecond. ``wall``: seconds since 1970."""
     return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def sse(event: str, message: Json) -> bytes:
-    """One server-sent event (WHATWG HTML, section 9.2)."""
+    """Return one server-sent event (WHATWG HTML, section 9.2)."""
     return f"event: {event}\ndata: {json.dumps(message, separators=(',', ':'))}\n\n".encode()

@@ -1,8 +1,8 @@
 """The ASGI front end: a plain ASGI callable on top of ``dispatch``.
 
 It uses no Starlette request, response or middleware: a ``StreamingResponse`` alone costs more than
-the rest of a request. Two facts about ASGI servers shape it: ``send()`` after the client has left
-does nothing and says nothing, so a task has to wait for ``http.disconnect``; and a task for that
+the rest of a request. Two facts about ASGI servers shape it. ``send()`` after the client has left
+does nothing and reports nothing, so a task has to wait for ``http.disconnect``. And such a task
 on every request would cost more than most requests take, so only requests that have lasted for
 WATCH_SECONDS get one.
 """

@@ -1,4 +1,4 @@
-"""A plain request that an ASGI server brought."""
+"""A plain request from an ASGI server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from balancer.upstream.base import UpstreamResponse
 
 
 class AsgiRequest(ActiveRequest):
-    """A request that an ASGI server brought."""
+    """A request from an ASGI server."""
 
     def __init__(self, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
         self.task = task
@@ -28,19 +28,20 @@ class AsgiRequest(ActiveRequest):
         self.began = time.monotonic()
 
     @property
-    def watchable(self) -> bool:
+    def is_watchable(self) -> bool:
+        """Whether nothing else reads from the client now."""
         """Whether nothing else reads from the client just now."""
         raise NotImplementedError
 
     def send_interim(self, status: int, headers: Headers) -> None:
-        """ASGI has no message for interim responses."""
+        """Do nothing: ASGI has no message for interim responses."""
 
     async def _await_disconnect(self) -> None:
         raise NotImplementedError
 
     def watch(self, began_before: float) -> None:
-        """Have a client that leaves noticed, if the request has lasted since ``began_before``."""
-        if self._watcher is None and self.task and self.watchable and self.began <= began_before:
+        """Watch for the client to leave, if the request has lasted since ``began_before``, a clock reading."""
+        if self._watcher is None and self.task and self.is_watchable and self.began <= began_before:
             self._watcher = asyncio.get_running_loop().create_task(self._await_disconnect())
 
     def unwatch(self) -> None:
@@ -60,7 +61,7 @@ class HttpRequest(AsgiRequest):
         self.ended = not _carries_body(scope)
 
     @property
-    def watchable(self) -> bool:
+    def is_watchable(self) -> bool:
         return self.ended
 
     async def read(self) -> bytes:
@@ -110,13 +111,14 @@ class HttpRequest(AsgiRequest):
 
 
 def _carries_body(scope: Scope) -> bool:
-    # HTTP/2 and later need no header field to say that a body follows.
+    # In HTTP/2 and later, a body may follow without a header field that announces it.
     return has_body(scope["headers"]) or not scope.get("http_version", "1.1").startswith("1")
 
 
 def make_request(scope: Scope, active: HttpRequest) -> Request:
-    # ASGI has no message for trailers, so members do not learn that they are welcome.
-    headers: Headers = [it for it in scope["headers"] if it[0] != b"te"]
+    """Return the request of an ASGI scope."""
+    # ASGI has no message for trailers, so members must not send any.
+    headers: Headers = [pair for pair in scope["headers"] if pair[0] != b"te"]
     return Request(
         method=scope["method"],
         target=target(scope),

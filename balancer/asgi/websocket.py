@@ -1,10 +1,10 @@
-"""WebSockets through ASGI: the member is dialled first, and only once it has accepted is the client accepted.
+"""WebSockets through ASGI: the client is accepted only once the member has accepted.
 
-The server speaks the protocol with the client, and ``websockets`` speaks it with the member, so that each
-side's pings are answered on its own connection, and what crosses are messages and close codes.
+The server handles the protocol with the client, and ``websockets`` handles it with the member. So each side's pings
+are answered on its own connection, and messages and close codes cross.
 
 Rules (RFC 6455):
-* A member that refuses is the one who answers: its status, its fields, its body.
+* The client of a member that refuses gets its answer: its status, its fields, its body.
 * A message is passed on before the next is read, both ways, so that a slow side slows the other down.
 * Each side gets the close code and reason of the other. Where one vanishes without, its peer gets a code for that:
   1001 for a client that left, 1014 for a member whose connection died.
@@ -33,30 +33,30 @@ from balancer.upstream.base import UpstreamResponse
 # The largest message that passes, in bytes: a message is whole before it is passed on.
 MAX_MESSAGE = 16 * 1024 * 1024
 
-# How long the other side may take to answer a close, in seconds.
+# Seconds that the other side may take to answer a close.
 CLOSE_SECONDS = 1.0
 
 INVALID_DATA, TOO_BIG = 1007, 1009
-# What an ASGI server reports, but neither side may send (RFC 6455 section 7.4.1).
+# Codes that an ASGI server reports, but neither side may send (RFC 6455 section 7.4.1).
 NO_CODE, ABNORMAL = 1005, 1006
 
-# What is between the balancer and one side alone.
+# Fields between the balancer and one side alone.
 _HOP = frozenset({b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-accept"})
 
 
 class WebSocketRequest(AsgiRequest):
-    """One WebSocket, from handshake to close: the sink of its request."""
+    """A WebSocket, from handshake to close: the sink of its request."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
         super().__init__(receive, send, task)
         self._scope = scope
         self._key = generate_key()
-        # What the client sent before it was accepted.
+        # Messages of the client from before it was accepted.
         self._early: list[Message] = []
         self._relay: _Relay | None = None
 
     async def request(self) -> Request:
-        """The handshake as a request to a member (RFC 6455 section 4.1)."""
+        """Return the handshake as a request to a member (RFC 6455 section 4.1)."""
         await self._receive()  # websocket.connect
         headers = [pair for pair in self._scope["headers"] if pair[0] not in _HOP]
         headers += [(b"sec-websocket-key", self._key.encode()), (b"sec-websocket-version", b"13")]
@@ -67,7 +67,7 @@ class WebSocketRequest(AsgiRequest):
         )  # fmt: skip
 
     @property
-    def watchable(self) -> bool:
+    def is_watchable(self) -> bool:
         return self.state is PENDING and not self._early
 
     async def _await_disconnect(self) -> None:
@@ -78,16 +78,16 @@ class WebSocketRequest(AsgiRequest):
             self._early.append(message)
 
     async def start(self, status: int, headers: Headers) -> None:
-        """The member's refusal. A server without the extension for it can only say 403."""
+        """Send the member's refusal. A server without the extension for it can only send 403."""
         self.state = STARTED
         if "websocket.http.response" in self._scope.get("extensions", {}):
-            await self._tell({"type": "websocket.http.response.start", "status": status, "headers": headers})
+            await self._send_message({"type": "websocket.http.response.start", "status": status, "headers": headers})
         else:
-            await self._tell({"type": "websocket.close"})
+            await self._send_message({"type": "websocket.close"})
 
     async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:
         if "websocket.http.response" in self._scope.get("extensions", {}):
-            await self._tell({"type": "websocket.http.response.body", "body": data, "more_body": more})
+            await self._send_message({"type": "websocket.http.response.body", "body": data, "more_body": more})
 
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         fields = dict(headers)
@@ -97,29 +97,29 @@ class WebSocketRequest(AsgiRequest):
         passed = [pair for pair in headers if pair[0] not in _HOP and pair[0] != b"sec-websocket-protocol"]
         self.unwatch()
         self.state = STARTED
-        await self._tell(
+        await self._send_message(
             {
                 "type": "websocket.accept",
                 "subprotocol": subprotocol.decode("latin-1") if subprotocol else None,
                 "headers": passed,
             }
         )
-        self._relay = _Relay(response, self._next, self._tell, count)
+        self._relay = _Relay(response, self._next, self._send_message, count)
         await self._relay.run()
 
     async def begin_shutdown(self) -> None:
         """Close both sides with 1001; returns when that is done, or CLOSE_SECONDS have passed."""
         if self._relay and self.task:
-            await self._relay.leave(GOING_AWAY, "the balancer is shutting down")
+            await self._relay.close(GOING_AWAY, "the balancer is shutting down")
             await asyncio.wait([self.task], timeout=CLOSE_SECONDS)
 
     async def _next(self) -> Message:
         return self._early.pop(0) if self._early else await self._receive()
 
-    async def _tell(self, message: Message) -> None:
+    async def _send_message(self, message: Message) -> None:
         try:
             await self._send(message)
-        except OSError as error:  # so says the ASGI specification of a client that has left
+        except OSError as error:  # as the ASGI specification has it for a client that has left
             raise ClientGone from error
 
 
@@ -130,12 +130,12 @@ class _Relay:
         self,
         response: UpstreamResponse,
         receive: Receive,
-        tell: Send,
+        send: Send,
         count: Callable[[int], None],
     ) -> None:
         self._response = response
         self._receive = receive
-        self._tell = tell
+        self._send_message = send
         self._count = count
         self._member = Protocol(Side.CLIENT, state=State.OPEN, max_size=MAX_MESSAGE)
         self._fragments: list[bytes] = []
@@ -143,7 +143,7 @@ class _Relay:
         self._client_open = True
         # Runs once either side has begun to close.
         self._limit = asyncio.timeout(None)
-        self._over = False
+        self._is_over = False
 
     async def run(self) -> None:
         upward = asyncio.get_running_loop().create_task(self._upward())
@@ -153,17 +153,17 @@ class _Relay:
         except TimeoutError:
             pass  # The member does not answer a close.
         finally:
-            self._over = True
+            self._is_over = True
             upward.cancel()
             await asyncio.gather(upward, return_exceptions=True)
 
-    async def leave(self, code: int, reason: str) -> None:
+    async def close(self, code: int, reason: str) -> None:
         """Close both sides in the balancer's own name."""
         await self._close_member(code, reason)
         await self._close_client(code, reason)
 
     async def _downward(self) -> None:
-        """From the member to the client, until the member's end of file."""
+        """Pass messages from the member to the client, until the member's end of file."""
         more = True
         while more:
             try:
@@ -178,7 +178,7 @@ class _Relay:
             await self._flush()
             if self._member.close_sent and not self._limit.when():
                 # Either the member began to close, or it broke the rules: it has a moment to finish.
-                self._expect_end()
+                self._limit_close()
                 if not self._member.close_rcvd:
                     code = self._member.close_sent.code
                     await self._close_client(code if code == TOO_BIG else BAD_GATEWAY, self._member.close_sent.reason)
@@ -209,14 +209,14 @@ class _Relay:
                 self._member.fail(INVALID_DATA, "invalid UTF-8 in a text message")
                 return
         try:
-            await self._tell(message)
+            await self._send_message(message)
         except ClientGone:
             self._client_open = False
         else:
             self._count(len(data))
 
     async def _upward(self) -> None:
-        """From the client to the member, until the client closes."""
+        """Pass messages from the client to the member, until the client closes."""
         while True:
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
@@ -236,24 +236,24 @@ class _Relay:
         if self._client_open:
             self._client_open = False
             try:
-                await self._tell({"type": "websocket.close", "code": code, "reason": reason})
+                await self._send_message({"type": "websocket.close", "code": code, "reason": reason})
             except ClientGone:
                 pass
 
     async def _close_member(self, code: int, reason: str | None) -> None:
         if self._member.state is State.OPEN:
             self._member.send_close(code, reason or "")
-            self._expect_end()
+            self._limit_close()
             await self._flush()
 
-    def _expect_end(self) -> None:
-        if not self._over:
+    def _limit_close(self) -> None:
+        if not self._is_over:
             self._limit.reschedule(asyncio.get_running_loop().time() + CLOSE_SECONDS)
 
     async def _flush(self) -> None:
-        """Send what the protocol has to say to the member: messages, pongs, closes."""
+        """Send the protocol's output to the member: messages, pongs, closes."""
         try:
             if data := b"".join(self._member.data_to_send()):
                 await self._response.write(data)
         except TruncatedResponse:
-            pass  # The other direction will learn it, too.
+            pass  # The other direction fails, too.

@@ -1,4 +1,4 @@
-"""The flags of each command, and how their values are read."""
+"""The flags of each command, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from balancer.config.display import flag, show, variable
 from balancer.config.settings import Settings
-
-if TYPE_CHECKING:
-    pass
-
 
 # The setting with which each group of ``balancer serve --help`` begins: groups follow the order of the settings.
 GROUPS = {
@@ -32,7 +27,7 @@ GROUPS = {
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:
-    """A flag for each setting."""
+    """Add a flag for each setting."""
     group: argparse._ActionsContainer = command
     for item in fields(Settings):
         if item.name in GROUPS:
@@ -43,7 +38,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def add_demo(demo: argparse.ArgumentParser) -> None:
-    """The flags of ``balancer demo``."""
+    """Add the flags of ``balancer demo``."""
     demo.add_argument("--workers", type=_number(int, 1, 100), default=3, help="workers at the peak (default 3)")
     demo.add_argument(
         "--seconds",
@@ -55,7 +50,7 @@ def add_demo(demo: argparse.ArgumentParser) -> None:
 
 
 def add_watch(watch: argparse.ArgumentParser) -> None:
-    """The flags of ``balancer watch``."""
+    """Add the flags of ``balancer watch``."""
     watch.add_argument("url", metavar="URL", type=_url)
     watch.add_argument("--rate", type=_number(float, 0.1, 1000), default=5.0, help="requests a second (default 5)")
     watch.add_argument(
@@ -78,7 +73,7 @@ def add_watch(watch: argparse.ArgumentParser) -> None:
 
 
 def add_reload(reload: argparse.ArgumentParser) -> None:
-    """The flags of ``balancer reload``."""
+    """Add the flags of ``balancer reload``."""
     reload.add_argument(
         "--admin-bind", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN_BIND)"
     )
@@ -120,7 +115,7 @@ def _url(text: str) -> str:
 
 
 def _method(text: str) -> str:
-    # CONNECT asks for a tunnel, not for an answer.
+    # CONNECT is for a tunnel, not for an answer.
     if not (text.isascii() and text.isalpha()) or text.upper() == "CONNECT":
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used: it takes a method such as GET, HEAD or POST")
     return text.upper()

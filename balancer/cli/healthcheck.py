@@ -1,6 +1,6 @@
 """``python -m balancer.cli.healthcheck``: exit status 0 if the balancer in this container is at work.
 
-It asks the admin listener; where that is off, it only sees whether the data listener accepts.
+It sends a request to the admin listener; where that is off, it only connects to the data listener.
 """
 
 import http.client
@@ -15,11 +15,12 @@ LIMIT_SECONDS = 2
 
 
 def reachable(address: Address) -> tuple[str, int]:
-    """Where to reach a listener from within its own container."""
+    """Return the address of a listener from within its own container."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host), address.port
 
 
 def main() -> int:
+    """Check the balancer; return the exit status."""
     try:
         settings = Settings.load(os.environ)
         if settings.admin_bind is None:

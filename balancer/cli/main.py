@@ -1,6 +1,6 @@
 """The commands: ``serve``, ``reload``, ``demo``, ``watch``, ``check``.
 
-What a command alone needs it imports itself, so that ``serve`` listens as early as it can.
+Modules for one command alone are imported by that command, so that ``serve`` listens as early as it can.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command; return its exit status."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -68,10 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    given = {it.name: value for it in fields(Settings) if (value := getattr(arguments, it.name)) is not None}
+    flags_given = {
+        field.name: value for field in fields(Settings) if (value := getattr(arguments, field.name)) is not None
+    }
     for line in misspelt(os.environ):
         print(line, file=sys.stderr)
-    settings = Settings.load(os.environ, given)
+    settings = Settings.load(os.environ, flags_given)
     if settings.otel_endpoint and not find_spec("opentelemetry"):
         name = variable("otel_endpoint")
         raise SettingsError([f"{name}={settings.otel_endpoint} cannot be used: install balancer[otel]"])
@@ -88,7 +90,7 @@ def _certificate(settings: Settings) -> Certificate | None:
 
 @contextmanager
 def held_back(number: signal.Signals) -> Iterator[None]:
-    """This signal has to wait, unless it is unblocked in the meantime."""
+    """Block this signal, unless it is unblocked in the meantime."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
@@ -111,7 +113,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         for pool in [settings, *(routes.pools.values() if routes else ())]:
             pool.part(0, processes)
         if os.environ.pop(TRIAL, None):
-            # What a reload has to know before anything changes: whether all of it is there.
+            # A trial for a reload: find out before anything changes whether all of the code is there.
             from balancer.plugins import loader
             from balancer.process import worker
 
@@ -142,10 +144,10 @@ def _reload(arguments: argparse.Namespace) -> int:
     from balancer.cli.reload import run
 
     names = ("admin_bind", "admin_token")
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    flags_given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     read = {*map(variable, names), variable("admin")}  # The old name has to be noticed.
     environ = {name: value for name, value in os.environ.items() if name in read}
-    settings = Settings.load(environ, given)
+    settings = Settings.load(environ, flags_given)
     return run(settings.admin_bind, None if arguments.pid is None else int(arguments.pid), settings.admin_token)
 
 
@@ -165,29 +167,29 @@ def _check(arguments: argparse.Namespace) -> int:
     pools = list(routes.pools.values()) if routes else [settings]
     import asyncio
 
-    usable = [asyncio.run(_look(pool)) for pool in pools]
+    usable = [asyncio.run(_check_pool(pool)) for pool in pools]
     return 0 if all(usable) else FAILED
 
 
-async def _look(settings: Settings) -> bool:
-    """Print what DNS answers and what a probe of each member comes to; whether any of them may be given requests."""
+async def _check_pool(settings: Settings) -> bool:
+    """Print the DNS answers and the result of a probe of each member; return whether any member may get requests."""
     import asyncio
 
     from balancer.discovery.resolver import DnsResolver
     from balancer.members.health import HealthEvent
     from balancer.members.probe import Verdict, make_probe
-    from balancer.members.probe_scheduler import PROBES_AT_ONCE
+    from balancer.members.probe_scheduler import MAX_PROBES
 
     snapshot = await DnsResolver(settings)()
-    addresses = sorted({it.address for answer in snapshot.answers for it in answer.endpoints})
+    addresses = sorted({endpoint.address for answer in snapshot.answers for endpoint in answer.endpoints})
     print(f"\nDNS for {settings.alias}: {snapshot.describe()}")
-    probe, places = make_probe(settings), asyncio.Semaphore(PROBES_AT_ONCE)
+    probe, places = make_probe(settings), asyncio.Semaphore(MAX_PROBES)
 
-    async def ask(address: Address) -> Verdict:
+    async def probe_one(address: Address) -> Verdict:
         async with places:
             return await probe(address)
 
-    verdicts = await asyncio.gather(*map(ask, addresses))
+    verdicts = await asyncio.gather(*map(probe_one, addresses))
     for address, (event, words) in zip(addresses, verdicts, strict=True):
         hint = ": nothing listens there, or on 127.0.0.1 only" if event is HealthEvent.REFUSED else ""
         print(f"  {address}  {words}{hint}")

@@ -1,9 +1,9 @@
-"""``balancer reload``: has a running balancer replaced by the code, and the files, that are there now.
+"""``balancer reload``: replaces a running balancer by the code, and the files, that are there now.
 
-Rules, because anything may answer on the address of the admin listener:
+Rules, because any program may answer on the address of the admin listener:
 * A process is signalled only if it is a supervisor of this user's, whatever names it
   (``balancer.process.supervisor_mark``).
-* With a token, an answer counts only with the proof that its sender knows it. The token itself is not sent.
+* With a token, an answer counts only with a proof made with it. The token itself is not sent.
 * An answer is bounded, in bytes and in seconds, and has the types that it should have.
 """
 
@@ -28,25 +28,25 @@ from balancer.exit_codes import FAILED
 from balancer.process.supervisor_mark import objection
 from balancer.types import Address
 
-# Seconds for a trial, a new supervisor, and new processes that know their members.
+# Seconds for a trial, a new supervisor, and new processes that have found their members.
 LIMIT = 60.0
 STEP = 0.1
 # Seconds and bytes that one answer may take: that of 5000 members has 2 MB.
 ANSWER_SECONDS = 5.0
 ANSWER_BYTES = 32 * 2**20
-# What an answer is quoted with, in characters.
+# Characters of an answer that a message quotes.
 QUOTED = 200
 
 _MAX = 2**31 - 1
 
 
 class CannotReload(Exception):
-    """Why, in one line."""
+    """A reload is not possible; the text has the reason, in one line."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a reload needs of a status. ``serving``: the processes that serve."""
+class Status:
+    """The part of a status that a reload needs. ``serving``: the processes that serve."""
 
     supervisor: int
     generation: int
@@ -54,9 +54,9 @@ class Answer:
 
 
 def run(admin: Address | None, pid: int | None, token: str | None) -> int:
-    """Signal the supervisor, found by the admin listener unless ``pid`` is given, and wait for what comes of it.
+    """Signal the supervisor, found by the admin listener unless ``pid`` is given, and wait for the outcome.
 
-    Returns the exit status: 0 once new processes serve. The log of the balancer says why they do not.
+    Returns the exit status: 0 once new processes serve. The log of the balancer has the reason for any other.
     """
     try:
         if admin:
@@ -72,13 +72,13 @@ def run(admin: Address | None, pid: int | None, token: str | None) -> int:
 
 
 def _reload(admin: Address, pid: int | None, token: str | None) -> None:
-    before = _ask(admin, token)
+    before = _fetch_status(admin, token)
     _signal(pid or before.supervisor)
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         time.sleep(STEP)
         try:
-            now = _ask(admin, token)
+            now = _fetch_status(admin, token)
         except CannotReload:
             continue  # The listener changes hands.
         if now.generation > before.generation and len(now.serving) == len(before.serving):
@@ -97,8 +97,8 @@ def _signal(pid: int) -> None:
         raise CannotReload(f"process {pid} cannot be signalled: {error.strerror}") from None
 
 
-def _ask(admin: Address, token: str | None) -> Answer:
-    """What the admin listener says. Raises CannotReload where it does not answer as a balancer with the token does."""
+def _fetch_status(admin: Address, token: str | None) -> Status:
+    """Return the status from the admin listener. Raises CannotReload unless a balancer with the token answers."""
     challenge = secrets.token_hex(32)
     try:
         text = asyncio.run(_fetch(f"http://{Address(*reachable(admin))}/api/status?challenge={challenge}"))
@@ -111,19 +111,19 @@ def _ask(admin: Address, token: str | None) -> Answer:
         found = json.loads(text)
         if not isinstance(found, dict) or not isinstance(found.get("processes"), list):
             raise ValueError("it takes a JSON object with a list of processes")
-        serving = [_number(it, "pid", 1) for it in found["processes"]]
-        answer = Answer(_number(found, "supervisor", 1), _number(found, "generation", 0), serving)
+        serving = [_number(process, "pid", 1) for process in found["processes"]]
+        status = Status(_number(found, "supervisor", 1), _number(found, "generation", 0), serving)
         proof = str(found.get("proof")).encode()
     except (ValueError, RecursionError) as error:
         raise CannotReload(f"what answers on {admin} is no balancer: {error}") from None
-    if token and not hmac.compare_digest(proof, prove(token, challenge, answer.supervisor, answer.generation).encode()):
+    if token and not hmac.compare_digest(proof, prove(token, challenge, status.supervisor, status.generation).encode()):
         wanted = f"the balancer with this {variable('admin_token')}"
         raise CannotReload(f"what answers on {admin} does not prove that it is {wanted}; nothing is signalled")
-    return answer
+    return status
 
 
 async def _fetch(url: str) -> bytes:
-    """The body as it comes: what is compressed could become large."""
+    """Return the body as it comes: a compressed one could become large."""
     async with (
         asyncio.timeout(ANSWER_SECONDS),
         httpx.AsyncClient(trust_env=False, timeout=None) as client,

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use."""
+"""The number of processor cores that this process may use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    """Those of the CPU affinity, but no more than the quota of the control group pays for, rounded up; at least one.
+    """Return the cores of the CPU affinity, at most the quota of the control group, rounded up; at least one.
 
     ``docker run --cpus 1.5`` and a CPU limit of Kubernetes are such quotas.
     """
@@ -21,7 +21,7 @@ def usable_cores() -> int:
 
 
 def _quotas(root: Path, own: Path) -> Iterator[float]:
-    """In cores, of this process's control group and of those around it, as far as they can be seen from here."""
+    """Yield the quotas, in cores, of this process's control group and of those around it, as far as readable."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -30,7 +30,7 @@ def _quotas(root: Path, own: Path) -> Iterator[float]:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # Within a container the path may be the host's, while what is mounted is the container's own: its root counts.
+        # Within a container the path may be the host's, while the mounted tree is the container's own: its root counts.
         inner = PurePosixPath(path.lstrip("/"))
         for place in (inner, *inner.parents):
             group = root / controllers / place
@@ -40,7 +40,7 @@ def _quotas(root: Path, own: Path) -> Iterator[float]:
 
 
 def _second_version(group: Path) -> float | None:
-    """``cpu.max``: the quota and the period in microseconds, or "max" (Linux, cgroup-v2.rst)."""
+    """Return the quota in ``cpu.max``: quota and period in microseconds, or "max" (Linux, cgroup-v2.rst)."""
     try:
         quota, period = (group / "cpu.max").read_text().split()
         return int(quota) / int(period)
@@ -49,7 +49,7 @@ def _second_version(group: Path) -> float | None:
 
 
 def _first_version(group: Path) -> float | None:
-    """``cpu.cfs_quota_us``, which is -1 where there is no limit (Linux, sched-bwc.rst)."""
+    """Return the quota in ``cpu.cfs_quota_us``, which is -1 where there is no limit (Linux, sched-bwc.rst)."""
     try:
         quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         return quota / period if quota > 0 else None

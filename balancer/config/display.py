@@ -1,28 +1,25 @@
-"""How settings read for people."""
+"""Settings as text for people."""
 
 from __future__ import annotations
 
-from balancer.config.parsers import (
-    HASH_KEY,
-    Kind,
-)
+from balancer.config.parsers import HASH_KEY, Kind
 from balancer.types import Address, UnixSocket
 
 PREFIX = "BALANCER_"
 
 
 def variable(name: str) -> str:
-    """The environment variable of a field: ``BALANCER_RESOLVE_INTERVAL``."""
+    """Return the environment variable of a field: ``BALANCER_RESOLVE_INTERVAL``."""
     return PREFIX + name.upper()
 
 
 def flag(name: str) -> str:
-    """The command-line flag of a field: ``--resolve-interval``."""
+    """Return the command-line flag of a field: ``--resolve-interval``."""
     return "--" + name.replace("_", "-")
 
 
 def show(value: object, kind: Kind) -> str:
-    """A setting's value as one would write it."""
+    """Return a setting's value in the form of a variable."""
     if kind.secret and value is not None:
         return "(set)"
     match value:
@@ -44,7 +41,7 @@ def show(value: object, kind: Kind) -> str:
 
 
 def as_text(value: object, kind: Kind) -> str:
-    """A value as one would write it, to the last digit."""
+    """Return a value in the form of a variable, to the last digit."""
     if isinstance(value, list | tuple) and not isinstance(value, Address | UnixSocket) and kind is not HASH_KEY:
         return ",".join(map(str, value))
     return str(value) if isinstance(value, float) else show(value, kind)

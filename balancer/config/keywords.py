@@ -1,4 +1,4 @@
-"""Settings as a program gives them, with keywords. No I/O."""
+"""Settings from keywords of a program. No I/O."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from balancer.config.settings import Settings, SettingsError
 
-# What a keyword of these names would do nothing for: who mounts a LoadBalancer has listeners of their own.
+# Keywords without effect: a mounted LoadBalancer has the listeners of its server.
 SERVE_ONLY = frozenset(
     {
         "bind", "admin_bind", "max_header_bytes", "max_headers", "max_uri_bytes", "header_timeout", "keepalive_timeout",
@@ -17,16 +17,17 @@ SERVE_ONLY = frozenset(
 )  # fmt: skip
 
 
-def settings_of(alias: str | Settings, given: dict[str, Any]) -> Settings:
+def settings_of(alias: str | Settings, values: dict[str, Any]) -> Settings:
+    """Return the settings of an alias and of keywords. Raises SettingsError, and TypeError for a name that is none."""
     if isinstance(alias, Settings):
-        if given:
-            raise TypeError(f"settings are one object, or keywords, and not both: {', '.join(given)}")
+        if values:
+            raise TypeError(f"settings are one object, or keywords, and not both: {', '.join(values)}")
         return alias
     useless = [
         f"{name}={value!r} cannot be used: it is for balancer serve, which listens by itself"
-        for name, value in given.items()
+        for name, value in values.items()
         if name in SERVE_ONLY
     ]
     if useless:
         raise SettingsError(useless)
-    return Settings.of(alias=alias, **given)
+    return Settings.of(alias=alias, **values)

@@ -1,4 +1,4 @@
-"""How the text of a setting is read, and what it takes. No I/O."""
+"""Parsers of settings, and words for the values that they take. No I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POLICIES = ("round_robin", "least_requests", "random", "hash")
 
 
 class Kind(NamedTuple):
-    """How a setting is read: ``parse`` raises ValueError unless the text is what ``accepts`` says."""
+    """A kind of setting. ``parse`` raises ValueError unless the text is what ``accepts`` describes."""
 
     parse: Callable[[str], Any]
     accepts: str
@@ -59,7 +59,9 @@ def _nameserver(text: str) -> Address:
 
 def _dns_name(text: str) -> str:
     labels = text.removesuffix(".").split(".")
-    if len(text) > 253 or not all(re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", it) for it in labels):
+    if len(text) > 253 or not all(
+        re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", label) for label in labels
+    ):
         raise ValueError("not a DNS name")
     return text
 
@@ -102,6 +104,8 @@ def _url(text: str) -> str:
 
 
 def seconds(low: float, high: float) -> Kind:
+    """Return the kind of a duration in seconds."""
+
     def parse(text: str) -> float:
         number = float(text)
         if not low <= number <= high:  # also refuses nan
@@ -112,6 +116,7 @@ def seconds(low: float, high: float) -> Kind:
 
 
 def count(low: int, high: int) -> Kind:
+    """Return the kind of a whole number."""
     return Kind(lambda text: _number(text, low, high), f"a whole number from {low} to {high}")
 
 
@@ -127,6 +132,8 @@ def _number(text: str, low: int, high: int) -> int:
 
 
 def choice(*accepted: str) -> Kind:
+    """Return the kind of one word out of several."""
+
     def parse(text: str) -> str:
         if text not in accepted:
             raise ValueError("not one of them")
@@ -157,7 +164,7 @@ def _plug_ins(text: str) -> tuple[str, ...]:
 
 
 def _secret(text: str) -> str:
-    # What a Bearer token is made of (RFC 6750 section 2.1), so that it needs no quoting in a header.
+    # Characters of a Bearer token (RFC 6750 section 2.1), so that it needs no quoting in a header.
     if not re.fullmatch(r"(?=.{8,256}$)[A-Za-z0-9._~+/-]+=*", text):
         raise ValueError("not a bearer token")
     return text
@@ -183,7 +190,7 @@ TOKEN = Kind(_token, "a cookie name such as member")
 SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
 URL = Kind(_url, "a URL such as http://collector:4318")
-# Whether there is such a plug-in, ``balancer.plugins.loader`` finds out.
+# ``balancer.plugins.loader`` checks whether there is such a plug-in.
 POLICY = Kind(
     _plug_in, f"{', '.join(POLICIES)}, the name of an entry point in the group balancer.policies, or module:class"
 )

@@ -1,7 +1,7 @@
 """The settings: one frozen object, read once from the environment and the command line.
 
 Every setting is the environment variable ``BALANCER_<NAME>`` and the flag ``--<name>``; a flag
-wins over the variable. The field table below is the only place that knows a setting: parsing,
+wins over the variable. The field table below is the only place of a setting: parsing,
 ``--help``, ``balancer check`` and the README's table all follow it.
 """
 
@@ -53,7 +53,7 @@ class SettingsError(ValueError):
         self.problems = problems
 
 
-# Names of settings, old to new. An old name stops the start: to ignore it would change what the balancer does.
+# Old names of settings, with the new ones. An old name stops the start: ignoring it would change the balancer.
 RENAMED = {
     "hold_seconds": "queue_timeout",
     "hold_max": "queue_max",
@@ -72,12 +72,13 @@ RENAMED = {
 
 
 def setting(default: Any, kind: Kind, meaning: str) -> Any:
+    """Return a field of ``Settings``, with its kind and its meaning."""
     return field(default=default, metadata={"kind": kind, "meaning": meaning})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What ``balancer serve`` runs with, as one frozen object. Durations are in seconds, sizes in bytes."""
+    """Settings of ``balancer serve``, as one frozen object. Durations are in seconds, sizes in bytes."""
 
     alias: str = setting("apps", DNS_NAME, "the name to resolve")
     upstream_port: int = setting(80, PORT, "port of the members that A and AAAA records name (SRV brings its own)")
@@ -222,7 +223,7 @@ class Settings:
             SettingsError: Values cannot be used; with a line for each.
             TypeError: A name is not that of a setting.
         """
-        known = {it.name: it for it in fields(cls)}
+        known = {field.name: field for field in fields(cls)}
         values: dict[str, Any] = {}
         written: dict[str, str] = {}
         problems: list[str] = []
@@ -246,7 +247,7 @@ class Settings:
     def _whole(
         cls, values: dict[str, Any], written: dict[str, str], problems: list[str], call: Callable[[str], str]
     ) -> Settings:
-        """The settings, if nothing is wrong with them; ``call`` says what a field is called where they come from."""
+        """Return the settings. Raises SettingsError for problems; ``call`` returns a field's name in their source."""
         if not problems:
             settings = cls(**values)
             problems = [
@@ -258,7 +259,7 @@ class Settings:
         return settings
 
     def incomplete(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Settings that would do nothing, or cannot be done, without others: each with those that it needs."""
+        """Return the settings that have no effect, or cannot be used, without others: each with those that it needs."""
         tls = bool(self.tls_cert and self.tls_key)
         found: list[tuple[str, tuple[str, ...]]] = []
         if self.tls_cert and not tls:
@@ -272,9 +273,9 @@ class Settings:
         return found
 
     def part(self, number: int, processes: int) -> Settings:
-        """What process ``number`` (from 0) serves with: its part of each limit that is meant for all of them together.
+        """Return the settings of process ``number`` (from 0): its part of each limit for all of them together.
 
-        Raises SettingsError where a limit does not give one to each.
+        Raises SettingsError where a limit cannot be shared out.
         """
         if processes == 1:
             return self
@@ -298,19 +299,19 @@ class Settings:
         return replace(self, **parts)
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(variable, value in effect, meaning) of every setting, for people to read."""
+        """Return (variable, value in effect, meaning) of every setting, for people to read."""
         return [
-            (variable(it.name), show(getattr(self, it.name), it.metadata["kind"]), it.metadata["meaning"])
-            for it in fields(self)
+            (variable(field.name), show(getattr(self, field.name), field.metadata["kind"]), field.metadata["meaning"])
+            for field in fields(self)
         ]
 
 
 def misspelt(environ: Mapping[str, str]) -> list[str]:
-    """A line for each ``BALANCER_*`` variable that is no setting and looks like one.
+    """Return a line for each ``BALANCER_*`` variable that is no setting and looks like one.
 
-    Others are let be: orchestrators inject names such as ``BALANCER_SERVICE_HOST`` on their own.
+    Others are left alone: orchestrators inject names such as ``BALANCER_SERVICE_HOST`` on their own.
     """
-    known = [variable(it.name) for it in fields(Settings)]
+    known = [variable(field.name) for field in fields(Settings)]
     lines = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known:

@@ -21,7 +21,7 @@ TTL = 600
 PLAIN_UDP = 512
 MAX_TCP = 65535
 
-# Answers a query in place: given the query and a response to fill.
+# Fills in the response to a query.
 Answerer = Callable[[dns.message.Message, dns.message.Message], Awaitable[None]]
 
 
@@ -33,22 +33,22 @@ class Zone:
 
     async def __call__(self, query: dns.message.Message, response: dns.message.Message) -> None:
         question = query.question[0]
-        known = self.records.get(question.name.to_text(omit_final_dot=True).lower())
-        if known is None:
+        records = self.records.get(question.name.to_text(omit_final_dot=True).lower())
+        if records is None:
             response.set_rcode(dns.rcode.NXDOMAIN)
             return
-        wanted = dns.rdatatype.to_text(question.rdtype)
-        found = [data for record, data in known if record == wanted]
+        record_type = dns.rdatatype.to_text(question.rdtype)
+        found = [data for record, data in records if record == record_type]
         if found:
             random.shuffle(found)
-            response.answer.append(dns.rrset.from_text_list(question.name, TTL, "IN", wanted, found))
+            response.answer.append(dns.rrset.from_text_list(question.name, TTL, "IN", record_type, found))
 
 
 class DnsServer:
     """Serves one answerer over UDP and TCP; use it within ``async with``.
 
-    It can also misbehave: ``answerer`` may be replaced, ``stop()`` leaves the port closed until ``start()``,
-    ``refuse_tcp()`` leaves UDP alone there, and ``truncates`` sends every answer over UDP empty and marked as cut (TC).
+    It can also misbehave: ``answerer`` may be replaced, ``stop()`` leaves the port closed until ``start()``, and
+    ``refuse_tcp()`` leaves UDP alone there. ``truncates`` sends every answer over UDP empty and marked as cut (TC).
     """
 
     def __init__(self, answerer: Answerer, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -75,11 +75,11 @@ class DnsServer:
         self._udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), local_addr=self.address)
 
     def refuse_tcp(self) -> None:
-        """Accept no connection any more."""
+        """Accept no more connections."""
         self._tcp.close()
 
     async def stop(self) -> None:
-        """Close both sockets and drop what is being answered."""
+        """Close both sockets and drop the queries under way."""
         self._udp.close()
         self._tcp.close()
         for task in list(self._tasks):
@@ -87,6 +87,8 @@ class DnsServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def datagram(self, transport: asyncio.DatagramTransport, wire: bytes, client: tuple[str, int]) -> None:
+        """Answer a query over UDP."""
+
         async def answer() -> None:
             self.udp_queries += 1
             query = dns.message.from_wire(wire)

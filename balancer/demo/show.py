@@ -1,4 +1,4 @@
-"""``balancer demo``: scales the system up and down and draws who answers."""
+"""``balancer demo``: scales the system up and down and draws the workers that answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS_IN_ROUND = 3
 
 
 def run(workers: int, seconds: float, port: int) -> int:
-    """One round of ``seconds`` (0: rounds until Ctrl-C); returns the exit status: 1 if any request failed."""
+    """Run one round of ``seconds`` (0: rounds until Ctrl-C); return the exit status: 1 if any request failed."""
     try:
         tally = asyncio.run(_demo(Console(), workers, seconds, port))
     except DemoError as error:
@@ -30,40 +30,42 @@ def run(workers: int, seconds: float, port: int) -> int:
 
 
 def steps(workers: int) -> list[int]:
-    """How many workers run in each third of a round: one, all, and in between."""
+    """Return the number of workers in each third of a round: one, all, and in between."""
     return [1, workers, (workers + 2) // 2 if workers > 1 else 1]
 
 
 class Stage:
-    """What the demo shows: a live picture on a terminal, elsewhere a plain line for every change."""
+    """The display of the demo: a live picture on a terminal, elsewhere a plain line for every change."""
 
     def __init__(self, url: str, draws: bool) -> None:
         self.tally = Tally()
         self._url = url
-        self._doing = "starting"
+        self._activity = "starting"
         self._began = time.monotonic()
         self._answering: frozenset[str] = frozenset()
         self._draws = draws
 
-    def announce(self, doing: str) -> None:
-        self._doing = doing
-        self._say(doing)
+    def announce(self, activity: str) -> None:
+        """Show what the demo does from now on."""
+        self._activity = activity
+        self._print_line(activity)
 
     def add_result(self, failure: str) -> None:
-        """After a result was tallied: say if it failed or the rotation changed."""
+        """Print a failure, or a change of the rotation, once the result is in the tally."""
         if failure:
-            self._say(f"failed: {failure}")
-        # Over so many answers everybody had a turn, twice.
+            self._print_line(f"failed: {failure}")
+        # In so many answers, each worker had a turn, twice.
         window = 2 * max(len(self._answering), len(set(self.tally.rotation)), 1)
         answering = frozenset(list(self.tally.rotation)[-window:])
         if answering != self._answering:
             self._answering = answering
-            self._say("answering: " + ", ".join(sorted(answering)))
+            self._print_line("answering: " + ", ".join(sorted(answering)))
 
     def draw(self, width: int, height: int) -> RenderableType:
-        return picture(f"{self._url}   {self._doing}", self.tally, time.monotonic(), width, height)
+        """Return the picture of this moment."""
+        return picture(f"{self._url}   {self._activity}", self.tally, time.monotonic(), width, height)
 
-    def _say(self, text: str) -> None:
+    def _print_line(self, text: str) -> None:
         if not self._draws:
             print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
 

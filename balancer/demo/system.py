@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from balancer.demo.dns_server import DnsServer, Zone
 
 ALIAS = "apps"
-# Where workers listen that have an address of their own: 127.0.1.1, 127.0.1.2, …
+# Network of workers with addresses of their own: 127.0.1.1, 127.0.1.2, …
 WORKER_NETWORK = "127.0.1."
 # The package ``worker/`` under the name that an installation of the balancer gives it (setup.py).
 WORKER_MODULE = "balancer.demo.worker"
@@ -33,13 +33,13 @@ TcpFakeServer(("127.0.0.1", int(sys.argv[1]))).serve_forever()
 
 
 class DemoError(Exception):
-    """The demo cannot run; the message says why."""
+    """The demo cannot run; the message has the reason."""
 
 
 class System:
     """The running system; use it within ``async with``. Leaving the context stops every process.
 
-    ``own_addresses``: each worker gets a loopback address; otherwise a port, and DNS says so by SRV.
+    ``own_addresses``: each worker gets a loopback address; otherwise a port, and SRV records in DNS.
     """
 
     def __init__(self, port: int, own_addresses: bool | None = None) -> None:
@@ -91,7 +91,9 @@ class System:
         """Start or stop workers until ``count`` of them run. The newest goes first."""
         stopping = [self.workers.pop() for _ in range(len(self.workers) - count)]
         starting = [self._new_worker() for _ in range(count - len(self.workers))]
-        await asyncio.gather(*(self._start_worker(it) for it in starting), *(self._stop_worker(it) for it in stopping))
+        await asyncio.gather(
+            *(self._start_worker(name) for name in starting), *(self._stop_worker(name) for name in stopping)
+        )
 
     def _new_worker(self) -> str:
         self._started += 1
@@ -100,7 +102,7 @@ class System:
         taken = {host for host, _ in self._places.values()}
         hosts = (f"{WORKER_NETWORK}{number}" for number in range(1, 255))
         if self.own_addresses:
-            self._places[name] = (next(it for it in hosts if it not in taken), self._worker_port)
+            self._places[name] = (next(host for host in hosts if host not in taken), self._worker_port)
         else:
             self._places[name] = ("127.0.0.1", free_port())
         return name
@@ -139,7 +141,7 @@ class System:
         )
 
     async def _listening(self, name: str, host: str, port: int) -> None:
-        """Wait until the process accepts connections. Raises DemoError with its last words if it does not."""
+        """Wait until the process accepts connections. Raises DemoError with its last line of output if it does not."""
         process = self._processes[name]
         try:
             async with asyncio.timeout(START_LIMIT):
@@ -182,9 +184,9 @@ def require_packages(*names: str) -> None:
 
 
 def free_port(*hosts: str) -> int:
-    """A port that is free on each of these addresses (by default 127.0.0.1), neither for TCP nor for UDP.
+    """Return a port that is free on each of these addresses (by default 127.0.0.1), for TCP and for UDP.
 
-    Below 32768: from there up Linux gives ports to sockets that ask for none, between this answer and its use.
+    Below 32768: from there up Linux gives ports to sockets that name none, between this call and the port's use.
     """
     for _ in range(1000):
         port = random.randrange(20000, 32000)

@@ -1,4 +1,4 @@
-"""The names of containers, by PTR queries off the path of requests. Docker's DNS answers ``name.network``."""
+"""Names of containers, by PTR queries off the path of requests. Docker's DNS answers ``name.network``."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from balancer.types import Address
 
 Ask = Callable[[Address, dns.name.Name, str], Awaitable[Reply]]
 
-# Queries that may be under way at a time: a name is no hurry, and 255 members may join at once.
-AT_A_TIME = 8
+# Queries that may be under way: a name is not urgent, and 255 members may join together.
+MAX_QUERIES = 8
 
 
 class ContainerNames:
-    """Looks names up: the first server that knows one has the word; ``close`` ends what is under way."""
+    """Looks names up: the first server that has one decides; ``close`` ends queries under way."""
 
     def __init__(self, servers: Sequence[Address], ask: Ask = ask) -> None:
         self._servers = servers
         self._ask = ask
-        self._turn = asyncio.Semaphore(AT_A_TIME)
+        self._turn = asyncio.Semaphore(MAX_QUERIES)
         self._tasks: dict[Hashable, asyncio.Task[None]] = {}
 
     def look_up(self, member: Hashable, host: str, found: Callable[[str], None], wanted: Callable[[], bool]) -> None:
-        """Call ``found`` with the name of the member at the address ``host``, if DNS knows one.
+        """Call ``found`` with the name of the member at the address ``host``, if DNS has one.
 
-        ``wanted``: whether to ask once it is its turn.
-        An earlier question for the member is given up: its answer may be of an earlier container.
+        ``wanted``: returns whether the name is still needed once its turn has come.
+        An earlier query for the member is cancelled: its answer may be of an earlier container.
         """
         if self._servers:
             if earlier := self._tasks.get(member):
                 earlier.cancel()
             self._tasks[member] = asyncio.get_running_loop().create_task(self._look_up(member, host, found, wanted))
 
-    def asks(self, member: Hashable) -> bool:
+    def is_looking_up(self, member: Hashable) -> bool:
         """Whether the member's name is being looked up."""
         return member in self._tasks
 
     async def find(self, host: str) -> str:
-        """The name of the container at an address; "" where no server knows one, or answers."""
+        """Return the name of the container at an address; "" where no server has one, or answers."""
         try:
             reverse = dns.reversename.from_address(host)
         except dns.exception.DNSException:
@@ -56,6 +56,7 @@ class ContainerNames:
         return ""
 
     async def close(self) -> None:
+        """Cancel all queries."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -80,12 +81,12 @@ class ContainerNames:
             return ""
         for rrset in message.answer:
             if rrset.rdtype == dns.rdatatype.PTR:
-                return shown(rrset[0].target)
+                return display_name(rrset[0].target)
         return ""
 
 
-def shown(name: dns.name.Name) -> str:
-    """``shop-worker-1.shop_backend.`` is the container ``shop-worker-1``; longer names are shown whole."""
+def display_name(name: dns.name.Name) -> str:
+    """Return ``shop-worker-1`` for ``shop-worker-1.shop_backend.``, the container's part; longer names stay whole."""
     text = name.to_text(omit_final_dot=True)
     first, _, rest = text.partition(".")
     return text if "." in rest else first

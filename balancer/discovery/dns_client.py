@@ -1,4 +1,4 @@
-"""Asks one name server one question: over UDP with EDNS, over TCP where the answer would not fit.
+"""Sends one question to one name server: over UDP with EDNS, over TCP where the answer would not fit.
 
 ``balancer.discovery.dns_message`` parses the answer.
 """
@@ -13,18 +13,18 @@ import dns.name
 from balancer.discovery.dns_message import Reply, answers, is_truncated
 from balancer.types import Address
 
-# Docker's DNS cuts an answer to the size asked for: without EDNS to 512 bytes, some 24 addresses.
+# Docker's DNS cuts an answer to the size in the query: without EDNS to 512 bytes, some 24 addresses.
 EDNS_PAYLOAD = 4096
-# What two bytes of length can say (RFC 1035 section 4.2.2).
+# Limit of a length in two bytes (RFC 1035 section 4.2.2).
 MAX_MESSAGE = 65535
-# Limit for one query, in seconds: Docker forwards unknown names and may take that long to give up.
+# Seconds for one query: Docker forwards unknown names and may take that long to give up.
 QUERY_TIMEOUT = 5.0
 
 
 async def ask(server: Address, name: dns.name.Name, record: str, by_tcp: bool = False) -> Reply:
-    """The server's reply. ``by_tcp``: do not try UDP first.
+    """Send a query, and return the server's reply. ``by_tcp``: do not try UDP first.
 
-    Raises TimeoutError after QUERY_TIMEOUT seconds, OSError if the server cannot be asked or makes no sense.
+    Raises TimeoutError after QUERY_TIMEOUT seconds, OSError if the server cannot be reached or answers nonsense.
     """
     query = dns.message.make_query(name, record, use_edns=0, payload=EDNS_PAYLOAD).to_wire()
     async with asyncio.timeout(QUERY_TIMEOUT):
@@ -34,12 +34,14 @@ async def ask(server: Address, name: dns.name.Name, record: str, by_tcp: bool = 
                 return Reply(wire, over_tcp=False)
         wire = await _over_tcp(server, query)
         if is_truncated(wire):
-            # A member that is missing from it would be taken for gone.
+            # A member that is missing from it would count as gone.
             raise OSError(f"the answer is cut short even over TCP, where {MAX_MESSAGE} bytes are the limit")
         return Reply(wire, over_tcp=True)
 
 
 class _Datagrams(asyncio.DatagramProtocol):
+    """The datagrams of one query. ``reply``: the first that answers it."""
+
     def __init__(self, query: bytes) -> None:
         self._query = query
         self._transport: asyncio.BaseTransport | None = None
@@ -52,13 +54,13 @@ class _Datagrams(asyncio.DatagramProtocol):
             transport.close()
 
     def close(self) -> None:
-        """Close, also where the transport is yet to come."""
+        """Close, now or as soon as there is a transport."""
         self._closed = True
         if self._transport:
             self._transport.close()
 
     def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
-        # Anything else is a stray or forged packet: go on waiting.
+        # Any other packet is stray or forged: go on waiting.
         if answers(data, self._query) and not self.reply.done():
             self.reply.set_result(data)
 

@@ -1,7 +1,7 @@
 """A DNS answer, parsed (RFC 1035 section 4, RFC 2782). No I/O.
 
 dnspython makes several objects of each record, 22 µs apiece. At a thousand members, once a second, that alone is 2 % of
-a core: so the records that name members are read here, and only what is rare goes to dnspython.
+a core. So the records that name members are read here, and only rare ones go to dnspython.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ ADDRESS_SIZES: dict[int, int] = {dns.rdatatype.A: 4, dns.rdatatype.AAAA: 16}
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A complete answer on the wire, and whether it took TCP to get it."""
+    """A complete answer on the wire. ``over_tcp``: it took TCP to get it."""
 
     wire: bytes
     over_tcp: bool
 
     @property
     def rcode(self) -> int:
+        """Response code (RFC 1035 section 4.1.1)."""
         return int.from_bytes(self.wire[2:4]) & _RCODE
 
     def message(self) -> dns.message.Message:
+        """Return the answer as dnspython parses it. Raises DNSException if it is malformed."""
         return dns.message.from_wire(self.wire)
 
     def packed(self, record: dns.rdatatype.RdataType) -> list[bytes]:
-        """The addresses in the answer section's A or AAAA records, whatever name they belong to. Raises OSError."""
+        """Return the addresses in A or AAAA records of the answer section, whatever their names. Raises OSError."""
         wire, size = self.wire, ADDRESS_SIZES[record]
         try:
             answers, at = self._sections()
@@ -47,19 +49,19 @@ class Reply:
                 found = [wire[start : start + length] for _, kind, start, length in records if kind == record]
         except (struct.error, IndexError, ValueError) as error:
             raise OSError(f"malformed answer: {error}") from error
-        if any(len(it) != size for it in found):
+        if any(len(data) != size for data in found):
             raise OSError("malformed answer: an address of another length")
         return found
 
     def services(self) -> tuple[list[Service], dict[bytes, tuple[str, ...]]]:
-        """The SRV records of the answer section, and the addresses of their targets in the additional one.
+        """Return the SRV records of the answer section, and the addresses of their targets in the additional one.
 
         Raises OSError.
         """
         wire = self.wire
         names: dict[int, bytes] = {}
         found: list[Service] = []
-        given: dict[bytes, list[str]] = {}
+        glue: dict[bytes, list[str]] = {}
         try:
             counts, at = self._sections()
             last = counts[0] + counts[1]
@@ -68,14 +70,14 @@ class Reply:
                     priority, weight, port = _SERVICE.unpack_from(wire, start)
                     found.append(Service(priority, weight, port, _name(wire, start + _SERVICE.size, names)))
                 elif number >= last and ADDRESS_SIZES.get(kind) == length:
-                    given.setdefault(_name(wire, name, names), []).append(unpack(wire[start : start + length]))
+                    glue.setdefault(_name(wire, name, names), []).append(unpack(wire[start : start + length]))
         except (struct.error, IndexError, ValueError) as error:
             raise OSError(f"malformed answer: {error}") from error
-        targets = {it.target for it in found}
-        return found, {name: tuple(sorted(hosts)) for name, hosts in given.items() if name in targets}
+        targets = {service.target for service in found}
+        return found, {name: tuple(sorted(hosts)) for name, hosts in glue.items() if name in targets}
 
     def _sections(self) -> tuple[tuple[int, int, int], int]:
-        """How many records answer, authority and additional section have, and where the first one begins."""
+        """Return the numbers of answer, authority and additional records, and where the first one begins."""
         _, _, questions, *counts = _HEADER.unpack_from(self.wire)
         at = _HEADER.size
         for _ in range(questions):
@@ -93,12 +95,12 @@ class Service(NamedTuple):
 
 
 def unpack(address: bytes) -> str:
-    """The text of an address of 4 or 16 bytes."""
+    """Return the text of an address of 4 or 16 bytes."""
     return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
 def _records(wire: bytes, at: int, count: int) -> Iterator[tuple[int, int, int, int]]:
-    """Where the name of each record begins, its type, where its data begin, and their length."""
+    """Yield where the name of each record begins, its type, where its data begin, and their length."""
     for _ in range(count):
         name, at = at, _after_name(wire, at)
         kind, _, _, length = _RECORD.unpack_from(wire, at)
@@ -110,9 +112,9 @@ def _records(wire: bytes, at: int, count: int) -> Iterator[tuple[int, int, int, 
 
 
 def _uniform(wire: bytes, at: int, count: int, record: int, size: int) -> list[bytes] | None:
-    """The data of all records, if each has a name of two bytes (a pointer), this type and data of this size.
+    """Return the data of all records, if each has a name of two bytes (a pointer), this type and data of this size.
 
-    So have the records of an answer with thousands, unless there is something special about it.
+    The records of an answer with thousands do, as a rule.
     """
     step = 12 + size
     end = at + step * count
@@ -128,7 +130,7 @@ def _uniform(wire: bytes, at: int, count: int, record: int, size: int) -> list[b
 
 
 def _after_name(wire: bytes, at: int) -> int:
-    """Where a name that begins at ``at`` ends (RFC 1035 section 4.1.4)."""
+    """Return where a name that begins at ``at`` ends (RFC 1035 section 4.1.4)."""
     while length := wire[at]:
         if length >= 0xC0:
             return at + 2
@@ -137,9 +139,9 @@ def _after_name(wire: bytes, at: int) -> int:
 
 
 def _name(wire: bytes, at: int, known: dict[int, bytes]) -> bytes:
-    """The name that begins at ``at``, in lower case and whole. ``known``: those that were read before, by their place.
+    """Return the name that begins at ``at``, in lower case and whole. ``known``: names read before, by their place.
 
-    Raises ValueError or IndexError where it is none.
+    Raises ValueError or IndexError where there is none.
     """
     begin, pieces, size = at, [], 0
     while begin not in known:

@@ -1,4 +1,4 @@
-"""Asks DNS who is behind the alias, all the time, off the path of requests."""
+"""Resolves the alias at all times, off the path of requests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Resolve = Callable[[], Awaitable[Snapshot]]
 
 
 class Discovery:
-    """Resolves as often as ``discovery.pace`` says. ``available``, ``waiting``: whether members are, and requests do.
+    """Resolves at the pace of ``discovery.pace``. ``available``, ``waiting``: whether members are, and requests do.
 
-    A query that takes long does not keep the next from being sent, so that one slow answer cannot
-    hide a new member; an answer that is older than one that was delivered already is dropped.
+    A slow query does not delay the next, so that one slow answer cannot hide a new member. An answer older than one
+    that was delivered before is dropped.
     """
 
     def __init__(
@@ -38,28 +38,28 @@ class Discovery:
         self._waiting = waiting
         self._deliver = deliver
         self._pace = Pace(interval)
-        self._asked = 0
+        self._rounds = 0
         self._delivered = 0
-        self._hurry = asyncio.Event()
+        self._wakened = asyncio.Event()
 
     def wake(self) -> None:
-        """What DNS says is wanted now: ask as soon as URGENT_INTERVAL since the last round allows."""
-        self._pace.wanted(self._clock())
-        self._hurry.set()
+        """Query DNS as soon as URGENT_INTERVAL since the last round allows."""
+        self._pace.speed_up(self._clock())
+        self._wakened.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
-        self._pace.wanted(self._clock())
+        """Query DNS until cancelled."""
+        self._pace.speed_up(self._clock())
         async with asyncio.TaskGroup() as queries:
             while True:
-                self._asked += 1
-                queries.create_task(self._round(self._asked))
-                self._hurry.clear()
+                self._rounds += 1
+                queries.create_task(self._round(self._rounds))
+                self._wakened.clear()
                 await asyncio.sleep(self._closest)
                 delay = self._pace.delay(self._available(), self._waiting(), self._clock())
                 try:
                     async with asyncio.timeout(delay - self._closest):
-                        await self._hurry.wait()
+                        await self._wakened.wait()
                 except TimeoutError:
                     pass
 
@@ -71,5 +71,5 @@ class Discovery:
             return
         if number > self._delivered:
             self._delivered = number
-            self._pace.answered(any(it.endpoints for it in snapshot.answers), self._clock())
+            self._pace.record_answer(any(answer.endpoints for answer in snapshot.answers), self._clock())
             self._deliver(snapshot)

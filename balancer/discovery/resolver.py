@@ -1,4 +1,4 @@
-"""Asks DNS who is behind the alias, all the time, off the path of requests."""
+"""Resolves the alias: a query for each record type, through the system's search list where there is one."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from balancer.types import Address, Clock
 log = logging.getLogger(__name__)
 
 EMPTY_RCODES = frozenset({dns.rcode.NXDOMAIN, dns.rcode.NOERROR})
-# Answers after which the next name server is asked, as the system's own resolver does.
+# Answers after which the next name server gets the query, as from the system's own resolver.
 NO_ANSWER_RCODES = frozenset({dns.rcode.SERVFAIL, dns.rcode.REFUSED, dns.rcode.NOTIMP})
 
-# Docker's DNS in a container. Aliases are known there as they are, whatever search list comes from the host: a query
-# with a domain behind it would only go on to the host's name servers, which may take seconds to say no.
+# Docker's DNS in a container. It has aliases as they are, whatever search list comes from the host. A query with a
+# domain behind it would only go on to the host's name servers, which may take seconds.
 DOCKER_DNS = "127.0.0.11"
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 
 
-class System(NamedTuple):
-    """How names are resolved here: the name servers, and the search list with its ``ndots`` (resolv.conf(5))."""
+class ResolverConfig(NamedTuple):
+    """Resolution of names on a system: name servers, and the search list with its ``ndots`` (resolv.conf(5))."""
 
     servers: list[Address]
     search: Sequence[str] = ()
@@ -46,28 +46,29 @@ class System(NamedTuple):
 
 
 class DnsResolver:
-    """Resolves the alias: a call asks once for each record type and returns the answers as a snapshot.
+    """Resolves the alias: a call sends a query for each record type and returns the answers as a snapshot.
 
-    Where the name server is the system's, so is the search list: then ``discovery.search_list`` says which to ask for.
-    ``system``: in place of this system's.
+    With the system's name servers, its search list applies too: see ``discovery.search_list``.
+    ``system``: in place of this system's own.
     """
 
-    def __init__(self, settings: Settings, clock: Clock = time.monotonic, system: System | None = None) -> None:
-        how = System([settings.resolver]) if settings.resolver else system or read_system()
-        self._servers = how.servers
-        self._names = [dns.name.from_text(it) for it in candidates(settings.alias, how.search, how.ndots)]
+    def __init__(self, settings: Settings, clock: Clock = time.monotonic, system: ResolverConfig | None = None) -> None:
+        config = ResolverConfig([settings.resolver]) if settings.resolver else system or read_system()
+        self._servers = config.servers
+        self._names = [dns.name.from_text(name) for name in candidates(settings.alias, config.search, config.ndots)]
         self._search = SearchList(len(self._names))
         self._port = settings.upstream_port
         self._records = settings.dns_record.upper().split("+")
         self._clock = clock
-        # The record types whose last answer did not fit into UDP: ask for the next over TCP at once.
+        # Record types whose last answer did not fit into UDP: the next query goes over TCP.
         self._large: set[str] = set()
-        # The last answer of each record type, by what was on the wire: the same again costs next to nothing.
+        # The last answer of each record type, by its bytes on the wire: the same again costs next to nothing.
         self._last: dict[str, tuple[dict[bytes, Endpoint], frozenset[Endpoint]]] = {}
         self._last_services: tuple[frozenset[Service], dict[bytes, Hosts], frozenset[Endpoint]] | None = None
         self._targets = SrvTargets(self._hosts)
 
     async def __call__(self) -> Snapshot:
+        """Query DNS for one round."""
         asked = self._clock()
         if len(self._names) == 1:
             return Snapshot(await self._ask_all(self._names[0]), self._clock(), asked=asked)
@@ -78,14 +79,14 @@ class DnsResolver:
             self._search.on_outcome(number, outcome)
             if outcome is Outcome.FOUND:
                 return Snapshot(found, self._clock(), self._names[number].to_text(), asked)
-        said = answers.get(self._search.in_use) or found
+        result = answers.get(self._search.in_use) or found
         if not self._search.is_empty():
             # Members may be there under another name.
-            said = tuple(replace(it, outcome=Outcome.UNKNOWN) for it in said)
-        return Snapshot(said, self._clock(), asked=asked)
+            result = tuple(replace(answer, outcome=Outcome.UNKNOWN) for answer in result)
+        return Snapshot(result, self._clock(), asked=asked)
 
     async def _ask_all(self, name: dns.name.Name) -> tuple[Answer, ...]:
-        return tuple(await asyncio.gather(*(self._ask(name, it) for it in self._records)))
+        return tuple(await asyncio.gather(*(self._ask(name, record) for record in self._records)))
 
     async def _ask(self, name: dns.name.Name, record: str) -> Answer:
         try:
@@ -104,7 +105,7 @@ class DnsResolver:
         return Answer(record, outcome, endpoints, dns.rcode.to_text(dns.rcode.Rcode(reply.rcode)), reply.over_tcp)
 
     async def _query(self, name: dns.name.Name, record: str) -> Reply:
-        """The reply of the first server that knows, else the last one's. Raises the last error if none replies."""
+        """Return the reply of the first server with an answer, else the last one. Raises the last error without any."""
         error: Exception = OSError("no name server to ask")
         last: Reply | None = None
         for server in self._servers:
@@ -129,27 +130,27 @@ class DnsResolver:
         found = reply.packed(dns.rdatatype.from_text(record))
         known, endpoints = self._last.get(record, ({}, frozenset()))
         if known.keys() != set(found):
-            places = {it: known.get(it) or Endpoint(Address(unpack(it), self._port)) for it in found}
+            places = {packed: known.get(packed) or Endpoint(Address(unpack(packed), self._port)) for packed in found}
             endpoints = frozenset(places.values())
             self._last[record] = places, endpoints
-        return endpoints  # The very same set is recognized as no news further on.
+        return endpoints  # Further on, the very same set counts as unchanged.
 
     async def _services(self, reply: Reply) -> frozenset[Endpoint]:
-        found, given = reply.services()
+        found, glue = reply.services()
         services = frozenset(found)
-        hosts = await self._targets.resolve({it.target for it in services}, given)
+        hosts = await self._targets.resolve({service.target for service in services}, glue)
         if self._last_services and self._last_services[:2] == (services, hosts):
             return self._last_services[2]
         endpoints = frozenset(
-            Endpoint(Address(host, it.port), it.priority, it.weight)
-            for it in services
-            for host in hosts.get(it.target, ())
+            Endpoint(Address(host, service.port), service.priority, service.weight)
+            for service in services
+            for host in hosts.get(service.target, ())
         )
         self._last_services = services, hosts, endpoints
         return endpoints
 
     async def _hosts(self, target: dns.name.Name) -> Hosts:
-        """The addresses of an SRV target. Raises OSError where the server does not say."""
+        """Return the addresses of an SRV target. Raises OSError where the server gives no answer."""
         for record in (dns.rdatatype.A, dns.rdatatype.AAAA):
             reply = await self._query(target, record.name)
             if reply.rcode not in EMPTY_RCODES:
@@ -159,8 +160,8 @@ class DnsResolver:
         return ()
 
 
-def read_system(path: Path | None = None) -> System:
-    """What resolv.conf says. Raises SettingsError if it has no name server.
+def read_system(path: Path | None = None) -> ResolverConfig:
+    """Return the configuration in resolv.conf. Raises SettingsError if it has no name server.
 
     Docker's DNS has no search list, and neither has a system with ``ndots:0``, which Docker sets.
     """
@@ -173,17 +174,17 @@ def read_system(path: Path | None = None) -> System:
         ) from error
     servers = [Address(str(server), resolver.port) for server in resolver.nameservers]
     ndots = 1 if resolver.ndots is None else resolver.ndots
-    if not ndots or any(it.host == DOCKER_DNS for it in servers):
-        return System(servers)
-    return System(servers, [it.to_text() for it in resolver.search], ndots)
+    if not ndots or any(server.host == DOCKER_DNS for server in servers):
+        return ResolverConfig(servers)
+    return ResolverConfig(servers, [domain.to_text() for domain in resolver.search], ndots)
 
 
 def system_nameservers() -> list[Address]:
-    """The name servers of this system (in a container 127.0.0.11). Raises SettingsError if it has none."""
+    """Return the name servers of this system (in a container 127.0.0.11). Raises SettingsError if it has none."""
     return read_system().servers
 
 
 def _overall(answers: Sequence[Answer]) -> Outcome:
-    """What a name has said in all: a record type that it has nothing of does not take anything from the others."""
-    outcomes = {it.outcome for it in answers}
-    return next(it for it in (Outcome.FOUND, Outcome.UNKNOWN, Outcome.EMPTY) if it in outcomes)
+    """Return the outcome for a name: a record type without addresses takes nothing from the others."""
+    outcomes = {answer.outcome for answer in answers}
+    return next(outcome for outcome in (Outcome.FOUND, Outcome.UNKNOWN, Outcome.EMPTY) if outcome in outcomes)

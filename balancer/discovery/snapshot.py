@@ -1,4 +1,4 @@
-"""What DNS has said: endpoints, answers by record type, and one round of answers as a snapshot. No I/O."""
+"""Results of DNS queries: endpoints, answers by record type, and one round of answers as a snapshot. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from balancer.types import Address
 
 
 class Outcome(Enum):
-    """What a DNS query came to.
+    """The outcome of a DNS query.
 
     ``FOUND``: there are addresses. ``EMPTY``: NXDOMAIN or none, which counts once a few rounds confirm it. ``UNKNOWN``:
     no answer, or SERVFAIL or REFUSED, which changes nothing.
@@ -41,9 +41,9 @@ class Answer:
 
     Attributes:
         record: The record type: ``A``, ``AAAA`` or ``SRV``.
-        outcome: What the query came to.
+        outcome: Whether it has addresses.
         endpoints: The places that the answer names, in no order.
-        rcode: DNS's word for the outcome (RFC 1035 section 4.1.1), or ``timeout`` or another reason.
+        rcode: Response code in words (RFC 1035 section 4.1.1), or ``timeout`` or another reason.
         over_tcp: Whether the answer came over TCP.
     """
 
@@ -72,8 +72,9 @@ class Snapshot:
 
     def describe(self) -> str:
         """Return words for a log line: ``A: NOERROR, 3 endpoints``."""
-        said = "; ".join(
-            f"{it.record}: {it.rcode}, {len(it.endpoints)} endpoints{', over TCP' if it.over_tcp else ''}"
-            for it in self.answers
+        text = "; ".join(
+            f"{answer.record}: {answer.rcode}, {len(answer.endpoints)} endpoints"
+            + (", over TCP" if answer.over_tcp else "")
+            for answer in self.answers
         )
-        return f"{said} ({self.name})" if self.name else said
+        return f"{text} ({self.name})" if self.name else text

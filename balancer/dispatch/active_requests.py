@@ -1,4 +1,4 @@
-"""The requests of clients that are in flight, by whatever front end they came."""
+"""Requests of clients in flight, from every front end."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from balancer.http.request import Request
 
 
 class ActiveRequests:
-    """The requests of all front ends that are in flight, and the dispatcher that they go to.
+    """The requests in flight of all front ends, and the dispatcher that serves them.
 
-    ``connections``: the clients' that are open, where the front end knows them: through ASGI they are the server's
-    business. ``dispatcher``: the one that has all requests, or None where ``choose`` has to be called for each.
-    ``on_switch``: called when that has changed its mind.
+    ``connections``: the open client connections, or None where a server beneath ASGI has them. ``dispatcher``: the one
+    for all requests, or None where ``choose`` has to be called for each. ``on_switch``: called after it has changed.
     """
 
     connections: Collection[object] | None = None
@@ -31,17 +30,17 @@ class ActiveRequests:
         self.in_flight: set[ActiveRequest] = set()
 
     def choose(self, request: Request) -> RequestHandler:
-        """The handler of a request; called within the step that begins it."""
+        """Return the handler of a request; called in the step that begins it."""
         assert self.dispatcher
         return self.dispatcher
 
     def refused(self, request: Request, refusal: Refusal) -> None:
-        """Record a request that a front end has answered by itself, because nothing could be made of it."""
+        """Record a request that a front end has refused before any dispatcher had it."""
         assert self.dispatcher
         self.dispatcher.refused(request, refusal)
 
     async def serve(self, active: ActiveRequest, context: RequestContext, task: asyncio.Task[Any]) -> None:
-        """Answer a client's request, whatever front end it came by. ``task`` is the one that runs this."""
+        """Serve a request of any front end. ``task`` is the task that runs this."""
         active.context = context
         self.in_flight.add(active)
         try:
@@ -62,11 +61,11 @@ class ActiveRequests:
 
     @property
     def active(self) -> int:
-        """Requests in flight."""
+        """Number of requests in flight."""
         return len(self.in_flight)
 
     async def end_streams(self) -> None:
-        """The balancer is about to exit: end what would not end by itself, so that its client goes elsewhere.
+        """End endless responses before the balancer exits, so that their clients connect to another one.
 
         WebSockets are closed with 1001; server-sent events end as a complete response, after an event.
         """
@@ -74,7 +73,7 @@ class ActiveRequests:
         await asyncio.gather(*(end for end in ends if end))
 
     def abort_all(self) -> None:
-        """The balancer is about to exit: end every request still in flight, those without a response by a 503."""
+        """End every request still in flight before the balancer exits; one without a response gets a 503."""
         for active in list(self.in_flight):
             active.end(SHUTTING_DOWN)
 
@@ -87,7 +86,7 @@ async def end_event_stream(active: ActiveRequest) -> None:
 
 
 async def end_between_events(active: ActiveRequest) -> None:
-    """End server-sent events, if what was sent last ends an event."""
+    """End server-sent events if the last bytes sent end an event."""
     if active.task and active.is_between_events:
         await active.finish()
         active.end(SHUTTING_DOWN)

@@ -1,4 +1,4 @@
-"""A request under way, and what became of it, for logs, figures and hooks. No I/O."""
+"""A request in progress and its outcome, for logs, figures and hooks. No I/O."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def request_ids() -> Callable[[], bytes]:
-    """Gives an id for each request that comes without one: the start of the process, drawn at random, and a number."""
-    form = b"%b-%%08x" % secrets.token_hex(8).encode()
-    return map(form.__mod__, itertools.count(1)).__next__
+    """Return a function that makes request ids: a random prefix for each process, and a number."""
+    pattern = b"%b-%%08x" % secrets.token_hex(8).encode()
+    return map(pattern.__mod__, itertools.count(1)).__next__
 
 
 class Attempt(NamedTuple):
-    """An attempt at a member that failed.
+    """A failed attempt at a member.
 
     Attributes:
         member: The member's address.
         reason: One of the words ``refused``, ``unreachable``, ``died``, ``timeout``, ``not_http``, ``truncated``,
             ``silent`` (docs/reference/errors.md).
-        words: All that is known, for people to read.
+        words: The whole reason, for people to read.
     """
 
     member: Address
@@ -44,26 +44,26 @@ class Attempt(NamedTuple):
 
 
 class RequestRecord:
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
         request: The request as the client sent it.
-        started: When it came, a clock reading in seconds.
+        started: Clock reading in seconds at its arrival.
         id: Its ``X-Request-ID``, the client's or one that the balancer made.
         status: The status that the client got, or 0 if it got none.
         body_bytes: Bytes of the response's body that went to the client.
         received: Bytes of the request's body that came from the client.
         member: The address of the member that answered, or None.
         attempts: The attempts that failed, in order.
-        retries: How many attempts came after the first, failed or not.
+        retries: Attempts after the first, failed or not.
         queued: Seconds that it waited for a member.
         duration: Seconds from its start to its end.
         error: The token of ``X-Balancer-Error``; ``client_gone`` or ``truncated`` for a response that is not complete;
             or "".
-        reason: What the balancer said in its own name, or "".
+        reason: The balancer's own words in its response, or "".
     """
 
-    # Most requests leave most of these alone.
+    # Defaults of the class, because most requests change few of them.
     status = 0
     body_bytes = 0
     received = 0
@@ -82,27 +82,27 @@ class RequestRecord:
 
     @property
     def pool(self) -> str:
-        """The name of the pool that served the request, or "" where there is only one, or none did."""
+        """Name of the pool that served the request; "" where there is only one, or none did."""
         return ""
 
     def tried(self, member: Address, failure: UpstreamError | TruncatedResponse) -> None:
-        """Add an attempt that failed; the dispatcher alone calls this."""
+        """Add a failed attempt; only the dispatcher calls this."""
         self.attempts = [*self.attempts, Attempt(member, failure.reason, str(failure))]
 
 
 class Span:
-    """A request's part of a trace. ``fields``: those that tell the member of it (W3C Trace Context)."""
+    """A request's part of a trace. ``fields``: headers that pass it on to the member (W3C Trace Context)."""
 
     fields: Headers
 
 
 class RequestContext(RequestRecord):
-    """A request under way. ``span``: its part of a trace, where it is traced.
+    """A request in progress. ``span``: its part of a trace, if it is traced.
 
-    ``dispatcher``: the one that has begun it and does all that follows. ``acquired`` and ``response``: the member that
-    it was sent to without waiting, if it was. ``hook_request``: the request as plug-ins know it, if there are any;
-    ``refusal``: what a hook has refused it, or its response, with. ``is_local_call``: it is a call of this program, and
-    came from no client. ``prefix``: the path of the mount that it came through, or b"".
+    ``dispatcher``: the handler that has begun it. ``acquired`` and ``response``: the member that it was sent to without
+    waiting, and that member's response, or None. ``hook_request``: the request as plug-ins see it, or None.
+    ``refusal``: a hook's refusal of the request or of its response. ``is_local_call``: this program made it, no client.
+    ``prefix``: the path of the mount that it came through, or b"".
     """
 
     dispatcher: RequestHandler
@@ -120,6 +120,6 @@ class RequestContext(RequestRecord):
         return self.dispatcher.name
 
     def stop_listening(self) -> None:
-        """``Dispatcher.run`` takes over."""
+        """End the progress calls of the response: ``Dispatcher.run`` takes over."""
         if self.response:
             self.response.listener = None

@@ -1,7 +1,7 @@
-"""One request, from the choice of a member to the last byte of the response.
+"""The course of a request, from the choice of a member to the last byte of the response.
 
-This module knows nothing of ASGI: it takes a request and a sink for the response. What to do after
-a failure is ``balancer.dispatch.retry``'s decision; which members may be chosen is ``balancer.members.membership``'s.
+This module is independent of ASGI: it takes a request and a sink for the response. ``balancer.dispatch.retry`` decides
+what follows a failure, and ``balancer.members.membership`` which members may be chosen.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.upstream.base import UpstreamRequest, UpstreamResponse
 
-# What the log gives as the status of a request whose client left before there was one (nginx's number).
+# Status in the log of a request whose client left before there was one (nginx's number).
 CLIENT_GONE = 499
 
 SWITCHING_PROTOCOLS = 101
 
-# Seconds for which a response head waits for the first piece of its body. Servers write the two one right after the
-# other; a member that is killed between them costs no request, because nothing has been passed on.
+# Seconds for which a response head is_queued for the first piece of its body. Servers write the two in a row; a member
+# that is killed between them costs no request, because nothing has been passed on.
 HEAD_DELAY = 0.01
 
 
 @dataclass(slots=True)
 class _Attempts:
-    """What a request has left. ``until``: the clock reading up to which it may wait for a member.
+    """The attempts that a request has left. ``until``: the clock reading up to which it may wait for a member.
 
-    ``repeats``: how often it was sent again after a member had it. ``pause``: the next attempt comes after a pause.
+    ``repeats``: repeats after a member had the request. ``pause``: the next attempt comes after a pause.
     """
 
     queued: QueuedRequest
@@ -47,14 +47,14 @@ class _Attempts:
 
 
 class Dispatcher(NowaitDispatcher):
-    """Hands requests to members, and waits where that takes waiting."""
+    """Hands requests to members, and is_queued where needed."""
 
     async def handle(self, request: Request, sink: Sink) -> None:
         """Answer the request; see ``run``."""
         await self.run(self.begin(request), sink)
 
     async def run(self, context: RequestContext, sink: Sink) -> None:
-        """Answer the request, whatever it takes.
+        """Answer the request, with all waiting and retries.
 
         Raises TruncatedResponse when the response has begun and cannot be completed: the caller
         must break the client's connection rather than end it cleanly.
@@ -70,12 +70,12 @@ class Dispatcher(NowaitDispatcher):
                 context.tried(context.member, error)
             raise
         except (ClientGone, asyncio.CancelledError) as error:
-            # The canceller of a request says why in the message.
+            # The message of a cancellation is the token of its reason.
             context.error = str(error) or "client_gone"
-            told = CLIENT_GONE
+            status = CLIENT_GONE
             if context.error == SHUTTING_DOWN.token:
-                told, context.reason = SHUTTING_DOWN.status, SHUTTING_DOWN.reason
-            context.status = context.status or told
+                status, context.reason = SHUTTING_DOWN.status, SHUTTING_DOWN.reason
+            context.status = context.status or status
             raise
         finally:
             if context.body:
@@ -84,13 +84,13 @@ class Dispatcher(NowaitDispatcher):
             self._on_done(context)
 
     def _on_response_head(self, context: RequestContext, response: UpstreamResponse) -> None:
-        """Called with a response of which nothing has been passed on; plug-ins may change its headers.
+        """Let plug-ins change the headers of a response before any of it is passed on.
 
         Raises Refusal where the client must not get the response.
         """
 
     def _outgoing(self, context: RequestContext, sink: Sink) -> UpstreamRequest:
-        """The request as members get it. Raises Refusal where they must not."""
+        """Return the request as members get it. Raises Refusal where no member must get it."""
         request = context.request
         if context.body and content_length(request.headers) > context.body.limit:
             raise too_large(context.body.limit)
@@ -116,7 +116,7 @@ class Dispatcher(NowaitDispatcher):
         )
 
     async def _exchange(self, context: RequestContext, sink: Sink) -> None:
-        """Try members until one answers, and pass its response on. Raises Refusal where none will."""
+        """Send the request to members until one answers, and pass its response on. Raises Refusal where none does."""
         outgoing = self._outgoing(context, sink)
         attempts = _Attempts(QueuedRequest(context.hook_request or context.request))
         attempts.until = context.started + self._settings.queue_timeout
@@ -138,7 +138,7 @@ class Dispatcher(NowaitDispatcher):
                 await asyncio.sleep(retry.PAUSE_SECONDS)
 
     async def _find_member(self, context: RequestContext, attempts: _Attempts) -> Member:
-        """The member that was acquired for the request, or one that is now, or that the queue gives it."""
+        """Return the member acquired before, one that is free now, or one from the queue."""
         member, context.acquired = context.acquired, None
         member = member or self.admission.acquire(attempts.queued.request, attempts.queued.tried)
         if member is None:
@@ -161,11 +161,11 @@ class Dispatcher(NowaitDispatcher):
     def _after_failure(
         self, fault: UpstreamError, member: Member, began: float, context: RequestContext, attempts: _Attempts
     ) -> None:
-        """Prepare another attempt, after one that ``began`` then. Raises Refusal where there must be none."""
+        """Prepare another attempt after one that began at ``began``. Raises Refusal where there must be none."""
         now = self._clock()
         context.tried(member.address, fault)
         attempts.queued.tried |= {member}
-        # Of a member that has come up since, perhaps as another container, an attempt says nothing.
+        # An attempt is no evidence against a member that has come up since, perhaps as another container.
         if isinstance(fault, ConnectFailed) and (member.state is not State.UP or member.since <= began):
             event = HealthEvent.REFUSED if fault.refused else HealthEvent.UNREACHABLE
             self._membership.observe(member, event, now, str(fault), by_request=True)
@@ -175,12 +175,12 @@ class Dispatcher(NowaitDispatcher):
             raise refusal from fault
         attempts.pause = False
         if fault.sent:
-            # The time that a member had the request for was not spent waiting for a member.
+            # The time in which a member had the request was not spent waiting for a member.
             attempts.until = now + self._settings.queue_timeout
             attempts.repeats += 1
             attempts.pause = attempts.repeats == retry.MAX_REPEATS
         elif now > attempts.until + self._settings.connect_timeout:
-            # The last try began while the request might still have waited, and failed slowly.
+            # The last attempt began while the request might still have waited, and failed slowly.
             raise self._no_member(context) from fault
         if context.body:
             context.body.rewind()
@@ -188,11 +188,11 @@ class Dispatcher(NowaitDispatcher):
     async def _pass_on(self, response: UpstreamResponse, member: Member, context: RequestContext, sink: Sink) -> None:
         """Pass a member's response on to its end. Raises TruncatedResponse, ClientGone, or a hook's Refusal."""
         if response.status != SWITCHING_PROTOCOLS:
-            self._membership.answered(member, response.closes, self._clock())
+            self._membership.record_response(member, response.closes, self._clock())
         try:
             self._on_response_head(context, response)
-            marks = self._policy.response_headers(context.hook_request or context.request, member)
-            await _relay(response, sink, context, marks)
+            policy_headers = self._policy.response_headers(context.hook_request or context.request, member)
+            await _relay(response, sink, context, policy_headers)
         finally:
             await response.close()
 
@@ -207,46 +207,47 @@ class Dispatcher(NowaitDispatcher):
     async def _wait_for_member(
         self, queued: QueuedRequest, body: ReplayableBody | None, until: float, record: RequestRecord
     ) -> Member:
-        """Hold the request, in order of arrival, until a member can take it. Raises Refusal if none can."""
+        """Queue the request, in order of arrival, until a member can take it. Raises Refusal if none can."""
         began = self._clock()
-        given: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+        assigned: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
 
         def give(member: Member) -> bool:
-            if given.done():
+            if assigned.done():
                 return False
-            given.set_result(member)
+            assigned.set_result(member)
             return True
 
         queued.give = give
         queued.in_hand = body.size if body else 0
-        waits = False
+        is_queued = False
         try:
             self.admission.wait(queued, until - began)
-            waits = True
+            is_queued = True
             async with asyncio.timeout(max(0.0, until - began)):
-                await given
+                await assigned
         except (Refusal, TimeoutError) as error:
-            if not given.done() or given.cancelled():
+            if not assigned.done() or assigned.cancelled():
                 if member := self.admission.fallback(queued):
                     return member
                 if isinstance(error, Refusal):
                     raise
                 raise (overloaded() if self._membership.has_available else self._no_member(record)) from None
         except asyncio.CancelledError:
-            if given.done() and not given.cancelled():
-                self.admission.release(given.result())
+            if assigned.done() and not assigned.cancelled():
+                self.admission.release(assigned.result())
             raise
         finally:
             self.queue.discard(queued)
-            if waits:
+            if is_queued:
                 record.queued += self._clock() - began
         self.queue.record_wait(queued, self._clock() - began)
-        return given.result()
+        return assigned.result()
 
 
-async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, marks: Headers) -> None:
+async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, policy_headers: Headers) -> None:
+    """Pass a response on to its end, with the policy's headers added."""
     record.status = response.status
-    headers = response.headers + marks if marks else response.headers
+    headers = response.headers + policy_headers if policy_headers else response.headers
     if response.status == SWITCHING_PROTOCOLS:
 
         def count(passed: int) -> None:

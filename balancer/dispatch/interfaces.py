@@ -1,4 +1,4 @@
-"""What a dispatcher needs of those around it: sinks for responses, spans of traces, and its own callers.
+"""The seams around a dispatcher: sinks of responses, spans of traces, and handlers of requests.
 
 Base classes, because every request crosses them: a call through a Protocol cannot be compiled. This module has no
 coroutine.
@@ -24,10 +24,10 @@ Trace = Callable[[RequestRecord], Span | None]
 
 
 class Sink:
-    """Where a response goes. ``start`` and ``write`` wait while the client cannot take more, and raise ClientGone."""
+    """The receiver of a response. ``start`` and ``write`` wait while the client takes no more, and raise ClientGone."""
 
     def send_interim(self, status: int, headers: Headers) -> None:
-        """Pass an interim response on (RFC 9110 section 15.2); a sink that cannot drops it."""
+        """Pass an interim response on (RFC 9110 section 15.2), or drop it where the sink cannot."""
         raise NotImplementedError
 
     def start(self, status: int, headers: Headers) -> Coroutine[Any, Any, None]:
@@ -41,7 +41,7 @@ class Sink:
     def switch(
         self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]
     ) -> Coroutine[Any, Any, None]:
-        """Pass everything on, both ways, to the end: the member has switched protocols, as the request asked.
+        """Pass bytes on both ways to the end: the member has switched protocols, as requested.
 
         ``count`` is called with the number of bytes that went to the client.
         """
@@ -49,7 +49,7 @@ class Sink:
 
 
 class ResponseState(Enum):
-    """How much of a response has been sent."""
+    """The part of a response that has been sent."""
 
     PENDING = "pending"  # nothing, but for interim responses
     STARTED = "started"
@@ -60,12 +60,12 @@ PENDING, STARTED, COMPLETE = ResponseState
 
 
 class ActiveRequest(Sink):
-    """One request of one client, by whatever front end it came: the sink of its response.
+    """A client request of any front end: the sink of its response.
 
-    ``context``: what the dispatcher makes of it, while it is under way. ``task`` serves it, until there is nothing left
-    to cancel. ``state``: of its response. ``close_reason``: why it was ended early, or None: a Refusal that the client
-    is told if its response has not begun, or ClientGone. ``ends_after_event``: its response, server-sent events, ends
-    with the event that comes next.
+    ``context``: the dispatcher's, while the request is in progress. ``task`` serves it, and is None once nothing is
+    left to cancel. ``state``: of its response. ``close_reason``: why it was ended early, or None: ClientGone, or a
+    Refusal, which the client receives if its response has not begun. ``ends_after_event``: its response, server-sent
+    events, ends with the next event.
     """
 
     context: RequestContext
@@ -89,7 +89,7 @@ class ActiveRequest(Sink):
             self.task.cancel(self.close_reason.token if isinstance(self.close_reason, Refusal) else "client_gone")
 
     def begin_shutdown(self) -> Coroutine[Any, Any, None] | None:
-        """What ends a response that would not end by itself, or None: the balancer is about to exit."""
+        """Return a coroutine that ends an endless response before the balancer exits; None for other responses."""
         return None
 
     @property
@@ -101,7 +101,7 @@ class ActiveRequest(Sink):
 
     @property
     def is_between_events(self) -> bool:
-        """Whether what was sent last ends an event."""
+        """Whether the last bytes sent end an event."""
         return self._sent.endswith(END_OF_EVENT)
 
     def finish(self) -> Coroutine[Any, Any, None]:
@@ -109,7 +109,7 @@ class ActiveRequest(Sink):
         raise NotImplementedError
 
     def watch(self, began_before: float) -> None:
-        """Have a client that leaves noticed, if the request has lasted since ``began_before``."""
+        """Watch for the client to leave, if the request has lasted since ``began_before``, a clock reading."""
 
     def unwatch(self) -> None:
         """Stop watching for the client to leave."""
@@ -119,28 +119,28 @@ class DirectSink(Sink):
     """A sink that takes a complete response without waiting."""
 
     def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
-        """Send all of a response, with these headers in place of its own.
+        """Send a whole response, with these headers in place of its own.
 
-        A client that has left is not an error here: nothing more is done for it.
+        A client that has left is no error here.
         """
         raise NotImplementedError
 
     def on_response_progress(self) -> None:
-        """Have ``Dispatcher.on_response_progress`` called."""
+        """Call ``Dispatcher.on_response_progress`` with the context of this request."""
         raise NotImplementedError
 
     def continue_in_task(self) -> None:
-        """Have ``Dispatcher.run`` awaited: the rest takes waiting."""
+        """Await ``Dispatcher.run`` in a task: the rest takes waiting."""
         raise NotImplementedError
 
 
 class RequestHandler:
-    """What a front end gives requests to: a ``Dispatcher``, or what stands for one. ``name``: of the pool, or ""."""
+    """A handler of requests for front ends, such as a ``Dispatcher``. ``name``: of the pool, or ""."""
 
     name = ""
 
     def begin(self, request: Request) -> RequestContext:
-        """The context of a request that has come."""
+        """Return the context of a new request."""
         raise NotImplementedError
 
     def try_send_nowait(self, context: RequestContext, sink: DirectSink, body: bytes) -> bool:

@@ -1,7 +1,7 @@
-"""A request that is sent, and answered, without waiting: one step of the event loop for each way.
+"""Requests that are sent and answered without waiting: one step of the event loop for each way.
 
-Where a member and an idle connection are at hand and the whole response comes in one piece, there is no task, no future
-and no coroutine. ``balancer.dispatch.dispatcher`` does what takes waiting. This module has no coroutine.
+A request that finds a member and an idle connection, and a response in one piece, need no task, future or coroutine.
+``balancer.dispatch.dispatcher`` has what waits. This module has no coroutine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NONE: frozenset[Member] = frozenset()
 class NowaitDispatcher(RequestHandler):
     """Hands requests to members. ``on_done`` is called once for every request, with its record.
 
-    ``name``: of the pool that these members are, where there are several.
+    ``name``: of the pool that these members form, where there are several.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class NowaitDispatcher(RequestHandler):
         self.admission = Admission(membership, policy, self.queue, settings.max_requests_per_member)
 
     def begin(self, request: Request) -> RequestContext:
-        """The context of a request that has come."""
+        """Return the context of a new request."""
         now = self._clock()
-        self._budget.request(now)
+        self._budget.count_request(now)
         context = RequestContext(request, now, request.id or self._new_id())
         context.dispatcher = self
         if request.body:
@@ -75,19 +75,19 @@ class NowaitDispatcher(RequestHandler):
     def try_send_nowait(
         self, context: RequestContext, sink: DirectSink, body: bytes, hook_request: AnyRequest = None
     ) -> bool:
-        """Send a request whose ``body`` is at hand without waiting for anything, if that can be.
+        """Send a request whose ``body`` is at hand, if that takes no waiting; return whether it was sent.
 
-        ``hook_request``: that of the context. (To look for it there costs every request, and most have none.)
-        Then ``sink`` is told as soon as there is news of the response. If it cannot be (no member is available, no
-        connection is idle, the request may be sent only once), ``run`` has to be awaited.
+        ``hook_request``: that of the context. (Looking it up here would cost every request, and most have none.)
+        ``sink.on_response_progress`` is called at each progress of the response. After False (no member or idle
+        connection is available, or the request may be sent only once), ``run`` has to be awaited.
         """
         request = context.request
         if context.body:
             context.body.keep(body)
             context.received = len(body)
         if request.method not in retry.IDEMPOTENT or len(body) > self._max_body or context.span:
-            # What may be sent only once waits for a turn of the event loop, in which it is learnt which connections
-            # members have closed meanwhile. What is too large, ``run`` refuses. What is traced differs in its head.
+            # A request that may be sent only once waits for one turn of the event loop, in which closed connections are
+            # noticed. ``run`` refuses a body that is too large. A traced request differs in its head.
             return False
         member = context.acquired = self.admission.acquire(hook_request or request, _NONE)
         if member is None:
@@ -105,7 +105,7 @@ class NowaitDispatcher(RequestHandler):
         return True
 
     def on_response_progress(self, context: RequestContext, sink: DirectSink, hook_request: AnyRequest = None) -> None:
-        """There is news of the response to a request that was sent at once: pass it on, if it has come whole."""
+        """Pass the response to a request sent without waiting on, if all of it is there; else continue in a task."""
         response, member = context.response, context.acquired
         assert response and member
         response.listener = None
@@ -113,11 +113,11 @@ class NowaitDispatcher(RequestHandler):
             sink.continue_in_task()
             return
         now = self._clock()
-        self._membership.answered(member, response.closes, now)
+        self._membership.record_response(member, response.closes, now)
         headers = response.headers
-        marks = self._policy.response_headers(hook_request or context.request, member)
-        if marks:
-            headers = headers + marks
+        policy_headers = self._policy.response_headers(hook_request or context.request, member)
+        if policy_headers:
+            headers = headers + policy_headers
         body = response.take()
         context.status = response.status
         context.body_bytes = len(body)
@@ -127,13 +127,13 @@ class NowaitDispatcher(RequestHandler):
         self._on_done(context)
 
     def refused(self, request: Request, refusal: Refusal) -> None:
-        """A request that a front end has answered by itself, because nothing could be made of it."""
+        """Record a request that a front end has refused before any dispatcher had it."""
         record = RequestRecord(request, self._clock(), request.id or self._new_id())
         record.status, record.error, record.reason = refusal.status, refusal.token, refusal.reason
         self._on_done(record)
 
     def _headers(self, request: Request) -> Headers:
-        """The fields as members get them."""
+        """Return the headers as members get them."""
         headers = self._request_headers(
             request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
         )

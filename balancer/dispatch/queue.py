@@ -1,8 +1,7 @@
-"""The queue of requests that wait for a member. No I/O: the caller brings the waking.
+"""The queue of requests that wait for a member. No I/O: the caller wakes them.
 
-Bounded three ways, so that neither patience nor memory runs out: by the number of requests, by the
-bytes of their bodies that are in hand, and (while the queue moves) by the wait that the pace of the
-last ones promises: a request that would time out in the queue is rejected immediately.
+It has three bounds: the number of requests, the bytes of their bodies in hand, and the wait. The pace of the last ones
+promises that wait, while the queue moves. A request that would time out in the queue is rejected immediately.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from balancer.members.member import Member
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """A request that waits for a member. ``tried``: those that failed it, which get it again only if no other can.
+    """A request that waits for a member. ``tried``: members that failed it, which get it again only if no other can.
 
     ``give``: called with the member when the wait is over; returns False if the request waits no more.
-    ``place``: how many waited in front when it joined the queue.
+    ``in_hand``: bytes of its body that are kept. ``place``: the number of requests in front of it when it joined the
+    queue.
     """
 
     request: AnyRequest
@@ -32,25 +32,25 @@ class QueuedRequest:
 
 
 class PendingQueue:
-    """First come, first served."""
+    """A first-in, first-out queue of at most ``limit`` requests whose kept bodies have ``bytes_limit`` bytes."""
 
     def __init__(self, limit: int, bytes_limit: int) -> None:
         self._limit = limit
         self._bytes_limit = bytes_limit
-        # Every request asks here whether others wait. (To find the first entry of a plain
-        # dictionary takes time for each that was deleted before it.)
+        # Every request checks this. (To find the first entry of a plain dictionary takes time for each that was
+        # deleted before it.)
         self.waiting: OrderedDict[QueuedRequest, None] = OrderedDict()
         self._bytes = 0
-        # Seconds that each place in front cost the one served last; 0 while that is not known.
+        # Seconds of waiting for each place in front, by the request served last; 0 while that is not known.
         self._pace = 0.0
 
     def __len__(self) -> int:
         return len(self.waiting)
 
     def push(self, queued: QueuedRequest, patience: float, moving: bool) -> None:
-        """Join the queue. Raises Refusal where there is no use or no room.
+        """Add a request. Raises Refusal where there is no use or no room.
 
-        ``patience``: seconds that the request can wait. ``moving``: it waits for a turn, not for a member to come up.
+        ``patience``: seconds that the request can wait. ``moving``: it waits for its turn, not for a member to come up.
         """
         place = len(self.waiting)
         if place >= self._limit:
@@ -65,7 +65,7 @@ class PendingQueue:
         self._bytes += queued.in_hand
 
     def discard(self, queued: QueuedRequest) -> None:
-        """Take a request out of the queue, if it is in it."""
+        """Remove a request, if it is in the queue."""
         if queued in self.waiting:
             del self.waiting[queued]
             self._bytes -= queued.in_hand
@@ -73,10 +73,10 @@ class PendingQueue:
                 self._pace = 0.0
 
     def head(self) -> QueuedRequest | None:
-        """The one that has waited longest."""
+        """Return the request that has waited longest, or None."""
         return next(iter(self.waiting), None)
 
     def record_wait(self, queued: QueuedRequest, waited: float) -> None:
-        """Note that a request had its turn after so many seconds."""
+        """Note that a request had its turn after ``waited`` seconds."""
         if self.waiting and queued.place:
             self._pace = waited / queued.place

@@ -1,25 +1,25 @@
-"""What the balancer answers in its own name."""
+"""Responses in the balancer's own name."""
 
 from __future__ import annotations
 
 from balancer.dispatch.context import RequestRecord
 from balancer.dispatch.interfaces import Sink
 from balancer.errors import Refusal
-from balancer.http.headers import (
-    Headers,
-)
+from balancer.http.headers import Headers
 
 
 def too_large(limit: float) -> Refusal:
+    """Return the refusal of a body with more than ``limit`` bytes."""
     return Refusal(413, "body_too_large", f"the body of a request may have {limit:.0f} bytes")
 
 
 def overloaded() -> Refusal:
+    """Return the refusal of a request that waited in vain for a slot at a member."""
     return Refusal(503, "overloaded", "every member was busy all the time", retry_after=1)
 
 
 def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
-    """What the balancer says in its own name: short plain text with the reason."""
+    """Return status, headers and body of a refusal: short plain text with the reason."""
     text = f"{refusal.status} {refusal.reason}\n".encode()
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
@@ -35,7 +35,7 @@ def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
 
 
 async def refuse(refusal: Refusal, sink: Sink, record: RequestRecord | None = None) -> None:
-    """Answer in the balancer's own name."""
+    """Send a refusal as the response, and note it on the record."""
     status, headers, text = refusal_response(refusal)
     if record:
         record.status, record.body_bytes = status, len(text)

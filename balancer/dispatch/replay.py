@@ -5,9 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from balancer.dispatch.refusals import too_large
-from balancer.http.headers import (
-    Headers,
-)
+from balancer.http.headers import Headers
 from balancer.http.request import Body
 
 # A request body up to this size stays in hand, so that the request can be sent again.
@@ -17,7 +15,7 @@ REPLAY_BYTES = 64 * 1024
 class ReplayableBody:
     """A request body that can be sent again from its beginning, while it is small.
 
-    ``limit``: bytes that it may have at most.
+    ``limit``: bytes that it may have at most. ``in_hand``: all that has been read is kept.
     """
 
     def __init__(self, source: Body, limit: float = inf) -> None:
@@ -31,10 +29,11 @@ class ReplayableBody:
 
     @property
     def trailers(self) -> Headers:
+        """Trailers of the source, once all of the body has been read."""
         return self._source.trailers
 
     def keep(self, whole: bytes) -> None:
-        """All of it, which the source has given at once."""
+        """Take all of the body, which the source has given at once."""
         self._kept, self._size, self._source_ended = [whole] if whole else [], len(whole), True
 
     @property
@@ -44,17 +43,20 @@ class ReplayableBody:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept."""
+        """Bytes of the body that are kept."""
         return self._size if self.in_hand else 0
 
     def rewind(self) -> None:
+        """Read from the beginning again."""
         self._position = 0
 
     @property
     def ended(self) -> bool:
+        """Whether all of the body has been read."""
         return self._source_ended and self._position == len(self._kept)
 
     async def read(self) -> bytes:
+        """Return the next piece, or b"" at the end. Raises Refusal beyond ``limit`` bytes."""
         if self._size > self.limit:
             raise too_large(self.limit)
         if self._position < len(self._kept):

@@ -1,16 +1,15 @@
-"""What becomes of a request whose exchange with a member failed. No I/O.
+"""Decisions after a failed exchange with a member. No I/O.
 
-Rules (DESIGN 3.1), in this order:
+Rules, in this order:
 1. No byte of the request was sent: another member, any method.
-2. No byte of a response was passed on, and the connection died or what came is not HTTP: repeat, only if the method
-   is idempotent (RFC 9110 section 9.2.2) and the body is still in hand; and once more after a pause, because
-   members that stop together drop what they have one right after the other.
+2. No byte of a response was passed on, and the connection died or what came is not HTTP: repeat. That is done only if
+   the method is idempotent (RFC 9110 section 9.2.2) and the body is still in hand. It is done once more after a pause,
+   because members that stop together drop what they have within the same tenth of a second.
 3. A response byte has reached the client, or the client left: never (such a failure does not come here).
-4. Otherwise the client is told. A request that is not idempotent is never sent twice.
+4. Otherwise the client receives an error. A request that is not idempotent is never sent twice.
 
-Repeats (rule 2) have a budget: whatever makes members drop requests, load is not what they need more
-of. Other attempts (rule 1) have none and need none: what was not sent was no load for a member, and a
-member that cannot be connected to is not tried again until a probe has succeeded.
+Repeats (rule 2) have a budget: more load does not help members that drop requests. Other attempts (rule 1) need none:
+an unsent request is no load. A member without a connection is not tried again until a probe has succeeded.
 """
 
 from __future__ import annotations
@@ -25,29 +24,29 @@ MAX_REPEATS = 2
 # The pause before the last repeat, in seconds.
 PAUSE_SECONDS = 0.1
 
-# The repeats of the last BUDGET_SECONDS may be this share of the requests, and so many on top: one
-# member's worth of requests in flight where traffic is light.
+# The repeats of the last BUDGET_SECONDS may be this share of the requests, plus BUDGET_FLOOR: one member's worth of
+# requests in flight where traffic is light.
 BUDGET_SHARE = 0.2
 BUDGET_FLOOR = 100
 BUDGET_SECONDS = 10
 
 
 class Budget:
-    """How many repeats there may be. Times are clock readings in seconds."""
+    """A limit on repeats by the number of recent requests. Times are clock readings in seconds."""
 
     def __init__(self) -> None:
         self._second = 0
         self._requests = [0] * BUDGET_SECONDS
         self._repeats = [0] * BUDGET_SECONDS
 
-    def request(self, now: float) -> None:
-        """A request has come."""
+    def count_request(self, now: float) -> None:
+        """Count a new request."""
         if int(now) != self._second:
             self._advance(int(now))
         self._requests[self._second % BUDGET_SECONDS] += 1
 
     def spend(self, now: float) -> bool:
-        """Whether one more request may be repeated; if so, it is counted."""
+        """Count a repeat if the budget allows it; return whether it does."""
         self._advance(int(now))
         if sum(self._repeats) >= BUDGET_FLOOR + BUDGET_SHARE * sum(self._requests):
             return False
@@ -55,7 +54,7 @@ class Budget:
         return True
 
     def _advance(self, second: int) -> None:
-        """Forget the seconds that are too long ago."""
+        """Forget the seconds before the window."""
         for past in range(max(self._second + 1, second - BUDGET_SECONDS + 1), second + 1):
             self._requests[past % BUDGET_SECONDS] = self._repeats[past % BUDGET_SECONDS] = 0
         self._second = second
@@ -64,11 +63,11 @@ class Budget:
 def decide(
     fault: UpstreamError, method: str, body_in_hand: bool, repeats: int, afford: Callable[[], bool] = lambda: True
 ) -> Refusal | None:
-    """None to try again with another member, or what to tell the client.
+    """Return None to try another member, or the refusal that the client receives.
 
     ``body_in_hand``: every body byte taken from the client so far can be sent again.
-    ``repeats``: how often the request has been sent again after it had been sent already.
-    ``afford``: asked last, whether the budget allows a repeat.
+    ``repeats``: how often the request has been repeated so far.
+    ``afford``: called last; returns whether the budget allows a repeat.
     """
     if not fault.sent:
         if body_in_hand:

@@ -1,7 +1,7 @@
-"""Takes up connections that begin with something before HTTP: a PROXY header, a TLS handshake, or both in this order.
+"""Accepts connections that begin with something before HTTP: a PROXY header, a TLS handshake, or both in this order.
 
-asyncio's own listener knows neither the first nor a limit for the second, so here connections are accepted one by one,
-and each is handed to the protocol that it turns out to speak.
+asyncio's listener has no PROXY headers and no time limit for TLS, so connections are accepted here. Each
+is handed to the protocol that its client speaks.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
 
 log = logging.getLogger(__name__)
 
-# Seconds without accepting after the process has run out of files, and connections that are accepted in one go.
+# Seconds without accepting after the process has run out of files.
 PAUSE_SECONDS = 1.0
-AT_ONCE = 100
+# Sockets accepted in one turn of the event loop.
+ACCEPTS_PER_TURN = 100
 
-# A protocol for a new connection; the argument says whether it speaks HTTP/2.
+# Makes a protocol for a new connection; its argument: whether the client speaks HTTP/2.
 Make = Callable[[bool], asyncio.Protocol]
 
 
 class Acceptor:
     """Accepts on ``sock`` until it is closed.
 
-    ``limits``: a PROXY header and a TLS handshake have ``header_timeout`` each; once the last byte has been sent, a
+    ``limits``: a PROXY header and a TLS handshake have ``header_timeout`` each. Once the last byte has been sent, a
     client has ``stream_idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
-    ``announced``: tells by a peer's IP address ("" on a Unix socket) whether its connections have to begin with a
-    PROXY header; those of others must not, and are served as their own.
+    ``has_proxy_header``: called with a peer's IP address ("" on a Unix socket); returns whether its connections must
+    begin with a PROXY header. Those of other peers must not, and are served as their own.
     """
 
     def __init__(
@@ -47,13 +48,13 @@ class Acceptor:
         make: Make,
         limits: Settings,
         certificate: Certificate | None = None,
-        announced: Callable[[str], bool] = lambda peer: False,
+        has_proxy_header: Callable[[str], bool] = lambda peer: False,
     ) -> None:
         self._sock = sock
         self._make = make
         self._limits = limits
         self._certificate = certificate
-        self._announced = announced
+        self._has_proxy_header = has_proxy_header
         self._loop = asyncio.get_running_loop()
         self._arriving: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
@@ -61,7 +62,7 @@ class Acceptor:
         self._loop.add_reader(sock, self._accept)
 
     async def close(self) -> None:
-        """Accept no more, and drop who has not come to ask for anything yet."""
+        """Stop accepting, and drop connections that have not come to a protocol."""
         if self._resume:
             self._resume.cancel()
         self._loop.remove_reader(self._sock)
@@ -71,7 +72,7 @@ class Acceptor:
         await asyncio.gather(*self._arriving, return_exceptions=True)
 
     def _accept(self) -> None:
-        for _ in range(AT_ONCE):
+        for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, peer = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -91,9 +92,9 @@ class Acceptor:
     async def _arrive(self, sock: socket.socket, peer: str) -> None:
         try:
             source = ""
-            if self._announced(peer):
+            if self._has_proxy_header(peer):
                 async with asyncio.timeout(timeout(Phase.HANDSHAKE, self._limits)):
-                    source = await self._source(sock)
+                    source = await self._read_source(sock)
             tls: dict[str, Any] = {}
             if self._certificate:
                 tls = {
@@ -101,7 +102,7 @@ class Acceptor:
                     "ssl_handshake_timeout": timeout(Phase.HANDSHAKE, self._limits),
                     "ssl_shutdown_timeout": unread_timeout(self._limits),
                 }
-            await self._loop.connect_accepted_socket(lambda: _Arrival(self._make, source), sock, **tls)
+            await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(self._make, source), sock, **tls)
         except (Malformed, TimeoutError, OSError) as error:
             # There is no request yet that could be answered.
             log.debug("a connection from %s came to nothing: %s", peer or "a Unix socket", error)
@@ -110,21 +111,21 @@ class Acceptor:
             sock.close()
             raise
 
-    async def _source(self, sock: socket.socket) -> str:
-        """Read a PROXY header, and no byte of what follows: that is the TLS handshake's, or HTTP's."""
+    async def _read_source(self, sock: socket.socket) -> str:
+        """Read a PROXY header, and no byte behind it: that belongs to the TLS handshake, or to HTTP."""
         data = b""
         while True:
-            await self._readable(sock)
+            await self._wait_readable(sock)
             peeked = sock.recv(FIXED + REST_MAX, socket.MSG_PEEK)
             if not peeked:
                 raise Malformed("it ends before its header")
             header = parse(data + peeked)
-            # What has been seen of a header is taken, or the socket would be readable all the time.
+            # Bytes of a header are taken as they come, or the socket would be readable all the time.
             data += sock.recv(header.size - len(data) if header else len(peeked))
             if header:
                 return header.source
 
-    async def _readable(self, sock: socket.socket) -> None:
+    async def _wait_readable(self, sock: socket.socket) -> None:
         ready = asyncio.Event()
         self._loop.add_reader(sock, ready.set)
         try:
@@ -134,15 +135,15 @@ class Acceptor:
 
 
 def drop_finished(connections: Iterable[Any]) -> None:
-    """Drop those of a server's connections that only wait for the client to end TLS from its side."""
+    """Drop connections that only wait for the client to end TLS from its side."""
     for connection in list(connections):
         transport = connection.transport
-        if transport.is_closing() and not transport.get_write_buffer_size() and _has_got_all(transport):
+        if transport.is_closing() and not transport.get_write_buffer_size() and _is_acknowledged(transport):
             transport.abort()
 
 
-def _has_got_all(transport: asyncio.Transport) -> bool:
-    """Whether the peer's kernel has acknowledged every byte. Says so where the kernel cannot tell (it is not Linux)."""
+def _is_acknowledged(transport: asyncio.Transport) -> bool:
+    """Whether the peer's kernel has acknowledged every byte; True where the kernel does not report it (not Linux)."""
     unread = bytearray(4)
     try:
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unread)
@@ -151,8 +152,8 @@ def _has_got_all(transport: asyncio.Transport) -> bool:
     return not any(unread)
 
 
-class _Arrival(asyncio.Protocol):
-    """Stands in until it is known which protocol is spoken, and hands over to it."""
+class _ProtocolSelector(asyncio.Protocol):
+    """Stands in until the protocol of a connection is known, and hands over to it."""
 
     def __init__(self, make: Make, source: str) -> None:
         self._make = make
@@ -166,12 +167,12 @@ class _Arrival(asyncio.Protocol):
             transport.set_write_buffer_limits(high=HIGH_WATER)
         protocol = self._make(tls is not None and tls.selected_alpn_protocol() == HTTP2)
         transport.set_protocol(protocol)
-        named = cast(asyncio.Transport, _Named(transport, self._source)) if self._source else transport
-        protocol.connection_made(named)
+        proxied = cast(asyncio.Transport, _ProxiedTransport(transport, self._source)) if self._source else transport
+        protocol.connection_made(proxied)
 
 
-class _Named:
-    """A transport whose peer is who a PROXY header named."""
+class _ProxiedTransport:
+    """A transport whose peer is the one that a PROXY header names."""
 
     __slots__ = ("_source", "_transport")
 
@@ -182,7 +183,7 @@ class _Named:
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "peername":
             return self._source, 0
-        # uvicorn asks the socket itself for its peer's address, if it is given one.
+        # Given a socket, uvicorn reads the peer's address from it.
         return default if name == "socket" else self._transport.get_extra_info(name, default)
 
     def __getattr__(self, name: str) -> Any:
@@ -192,7 +193,7 @@ class _Named:
 class TlsConnection(Http1Connection):
     """HTTP/1.1 over TLS, where a client that closes its side has left.
 
-    asyncio knows no half-closed TLS connection: once the client has closed its side, nothing reaches it any more.
+    asyncio has no half-closed TLS connection: once the client has closed its side, nothing reaches it any more.
     """
 
     __slots__ = ()

@@ -1,11 +1,11 @@
-"""A connection from a client, whatever it speaks: its phase, and how long each phase may last. No I/O.
+"""A connection from a client in any protocol: its phase, and how long each phase may last. No I/O.
 
 HTTP/1.1 (plain, over TLS, behind a PROXY header) and HTTP/2 share the table of transitions and that of time-outs.
 
 Rules:
-* There is no timer for a connection, and no clock is read for it: ``ClientRegistry`` has all of them checked once a
-  second. A connection in the same phase on two checks has been in it the whole time between.
-* The time in which a request is answered, or in which the balancer does not read, is not the client's.
+* No connection has a timer or reads a clock: ``ClientRegistry`` checks all of them once a second. A connection in the
+  same phase on two checks has been in it the whole time between.
+* Time in which a request is answered, or in which the balancer does not read, does not count against the client.
 * Bytes that the client has not read for STREAM_IDLE_TIMEOUT end the connection in any phase.
 """
 
@@ -27,7 +27,7 @@ RATE_SECONDS = 20.0
 
 
 class Phase(Enum):
-    """What the balancer expects of the client."""
+    """The client's next move, as the balancer expects it."""
 
     HANDSHAKE = "handshake"  # a PROXY header, or TLS: there is no HTTP yet
     NEW = "new"  # the first request
@@ -36,10 +36,10 @@ class Phase(Enum):
     AWAIT_CONTINUE = "await continue"  # nothing: the client waits for 100 (Continue) before it sends a body
     ACTIVE = "active"  # nothing in particular: streams of HTTP/2 are under way
     IDLE = "idle"  # the next request
-    SWITCHING = "switching"  # nothing: a member is asked for another protocol (RFC 9110 section 7.8)
+    SWITCHING = "switching"  # nothing: a member has a request for another protocol (RFC 9110 section 7.8)
     TUNNEL = "tunnel"  # bytes of that protocol
     DONE = "done"  # nothing more: the answers under way are the last
-    REJECTED = "rejected"  # nothing more: what it sent cannot be served, which it is told once its turn has come
+    REJECTED = "rejected"  # nothing more: its bytes cannot be served, and the refusal follows the answers before it
     LINGERING = "lingering"  # its side of the connection to be closed
     CLOSED = "closed"
 
@@ -60,7 +60,7 @@ CLOSED: Final = Phase.CLOSED
 # Nothing more is read in these.
 ENDING: Final = frozenset({DONE, REJECTED, LINGERING})
 
-# Every phase but CLOSED may end by the client's leaving, and every one in which HTTP is expected by a refusal.
+# Any phase but CLOSED may end because the client leaves, and any in which HTTP is expected by a refusal.
 _ENDS = frozenset({REJECTED, LINGERING, CLOSED})
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
@@ -97,27 +97,27 @@ TIMEOUTS: dict[Phase, Callable[[Settings], float]] = {
 
 
 def timeout(phase: Phase, settings: Settings) -> float:
-    """Seconds that a client may keep a connection in this phase."""
+    """Return the seconds that a client may keep a connection in this phase."""
     return TIMEOUTS[phase](settings)
 
 
 def unread_timeout(settings: Settings) -> float:
-    """Seconds in which a client has to read a byte of what it was sent, whatever the phase."""
+    """Return the seconds in which a client has to read a byte of what it was sent, in any phase."""
     return settings.stream_idle_timeout
 
 
 class BodyRate:
-    """How a request's body comes. ``received``: bytes of it since the phase was noticed."""
+    """Progress of a request's body. ``received``: bytes since the check that noticed the phase."""
 
     __slots__ = ("_last_piece", "received")
 
     def __init__(self) -> None:
         self.received = 0
-        # Bytes at the last check that found more of them than the one before, and when that was.
+        # Bytes at the last check that found more of them than the one before, and its time.
         self._last_piece = (0, 0.0)
 
     def check(self, waited: float, now: float, limits: Settings) -> Refusal | None:
-        """The refusal of a body of which no byte comes, or too few a second. It has taken ``waited`` seconds so far."""
+        """Return the refusal of a body that has stopped or is too slow. ``waited``: seconds since its phase began."""
         if self.received != self._last_piece[0]:
             self._last_piece = (self.received, now)
         if now - max(self._last_piece[1], now - waited) > (limit := timeout(BODY, limits)):
@@ -129,9 +129,9 @@ class BodyRate:
 
 
 class ClientConnection:
-    """One connection. ``peer``: the client's IP address, or "" where there is none. ``messages``: requests so far.
+    """A client connection. ``peer``: the client's IP address, or "" without one. ``messages``: requests so far.
 
-    ``body``: how the body comes, where a phase is one body's.
+    ``body``: progress of the body, in the phase BODY.
     """
 
     __slots__ = ("_checked", "_since", "_unread", "body", "limits", "messages", "peer", "phase")
@@ -142,17 +142,17 @@ class ClientConnection:
         self.phase: Phase = NEW
         self.messages = 0
         self.body = BodyRate()
-        # The phase and the number of messages at the last check, if the client had to act then, and since when.
+        # Phase and number of messages at the last check, None unless the client had to act then; and since when.
         self._checked: tuple[Phase, int] | None = (NEW, 0)
         self._since = 0.0
-        # Bytes that the client had not read at the last check, and since when there are so many.
+        # Bytes unread by the client at the last check, and since when there are so many.
         self._unread = (0, 0.0)
 
-    # A front end says these.
+    # Each protocol defines these.
 
     @property
     def unread(self) -> int:
-        """Bytes that were sent and that wait for the client; 0 while it reads fast enough."""
+        """Bytes that wait for the client to read them; 0 while it reads fast enough."""
         raise NotImplementedError
 
     @property
@@ -165,11 +165,11 @@ class ClientConnection:
         raise NotImplementedError
 
     def shutdown(self) -> None:
-        """Finish what has been asked for, then close: the server stops."""
+        """Finish the requests that have come, then close: the server stops."""
         raise NotImplementedError
 
     def reject(self, refusal: Refusal) -> None:
-        """End the connection with this answer: the client has sent what cannot be served, or too slowly."""
+        """End the connection with this refusal: the client's bytes cannot be served, or come too slowly."""
         raise NotImplementedError
 
     def time_out(self, limit: float) -> None:
@@ -179,11 +179,11 @@ class ClientConnection:
     # The check.
 
     def begin_checks(self, now: float) -> None:
-        """Count the time of the first phase from ``now`` on, a reading of the loop's clock."""
+        """Count the time of the first phase from ``now``, a reading of the loop's clock."""
         self._since = now
 
     def check_timeouts(self, now: float) -> None:
-        """End the connection if the client has been waited for too long. ``now``: a reading of the loop's clock."""
+        """End the connection if the client has taken too long. ``now``: a reading of the loop's clock."""
         unread = self.unread
         if unread != self._unread[0]:
             self._unread = (unread, now)
@@ -203,11 +203,11 @@ class ClientConnection:
             self._check_phase(now - self._since, now)
 
     def stop_waiting(self) -> None:
-        """Leave out the time from here on: it is the balancer's, until the phase is checked again."""
+        """Leave out the time from here to the next check: it is the balancer's."""
         self._checked = None
 
     def _check_phase(self, waited: float, now: float) -> None:
-        """End the phase if it may not have lasted for ``waited`` seconds."""
+        """End the phase if it may not last for ``waited`` seconds."""
         if self.phase is BODY:
             if refusal := self.body.check(waited, now, self.limits):
                 self.reject(refusal)

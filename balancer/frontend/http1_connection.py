@@ -5,9 +5,9 @@ Rules (RFC 9110, RFC 9112):
   goes to a member.
 * Responses leave in the order of their requests; the next request of a connection is not begun
   before the last is answered.
-* What a client sends is held only up to a high-water mark, and what it does not read up to the transport's.
-* ``phase`` says what the client is expected to do, ``balancer.frontend.client_connection`` which may follow, and how
-  long each may last. What belongs to one request lives on its exchange.
+* Bytes of a client wait up to a high-water mark, and bytes for it up to the transport's.
+* ``phase`` is what the client is expected to do. ``balancer.frontend.client_connection`` has the order of phases, and
+  how long each may last. State of one request is on its exchange.
 
 This module has no coroutine: those of an exchange are in ``balancer.frontend.http1_coroutines``.
 """
@@ -48,15 +48,15 @@ if TYPE_CHECKING:
 
 # Seconds in which a client that has closed its side may still get its answers.
 HALF_CLOSED_SECONDS = 0.5
-# Seconds that a client may take for its first request when the listener closes: it may be on its way.
+# Seconds for the first request of a client when the listener closes: it may be on its way.
 NEW_SECONDS = 1.0
-# Requests that a client may send without waiting for the answer to the first. After these the connection ends,
-# which is how a client learns to send the rest again (RFC 9112 section 9.3.2).
+# Requests that a client may send without waiting for the first answer. After these the connection ends, and the
+# client sends the rest again (RFC 9112 section 9.3.2).
 PIPELINE_MAX = 100
 
 
 class Http1Connection(ClientConnection, asyncio.Protocol):
-    """One client connection that speaks HTTP/1.1.
+    """A client connection that speaks HTTP/1.1.
 
     ``scheme``: http or https. ``writable``: set while the client takes what it is sent.
     """
@@ -75,14 +75,14 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         # Per connection.
         self.transport: asyncio.Transport
         self.scheme = "http"
-        # Client and scheme: what a request is made of besides its bytes.
+        # Client and scheme: a request is made of these and of its bytes.
         self._origin = ""
         self._parser = RequestParser(self, registry.settings)
         self._reading = True
         self.writable = asyncio.Event()
         self.writable.set()
 
-        # Per request: the one that is answered now, those behind it, and what came behind one for another protocol.
+        # Per request: the exchange in progress, those behind it, and the bytes behind one for another protocol.
         self._current: Http1Exchange | None = None
         self._queue: deque[Http1Exchange] = deque()
         self._rest = b""
@@ -112,12 +112,12 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         self.writable.set()
         self.phase = CLOSED
         self._parser.close()
-        self._leave()
+        self._end_requests()
 
     def eof_received(self) -> bool:
-        """The client has closed its side: it has left, or it only has nothing more to ask (RFC 9112 section 9.6).
+        """Give a client that has closed its side HALF_CLOSED_SECONDS to get its answers, unless it owes a body.
 
-        These cannot be told apart, so it has HALF_CLOSED_SECONDS to get its answers, unless it owes a body.
+        It has left, or it only sends no more (RFC 9112 section 9.6): nothing distinguishes the two.
         """
         receiving = self._parser.exchange
         if self.phase not in ENDING:
@@ -126,10 +126,10 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             receiving.client_left()
             return False
         if self._current:
-            self.loop.call_later(HALF_CLOSED_SECONDS, self._leave)
+            self.loop.call_later(HALF_CLOSED_SECONDS, self._end_requests)
         return self._current is not None
 
-    def _leave(self) -> None:
+    def _end_requests(self) -> None:
         self._queue.clear()
         if self._current:
             self._current.client_left()
@@ -139,8 +139,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         if phase is IDLE or phase is NEW:
             if self._current is None and len(data) <= HEAD_MAX and not self.registry.stopping:
                 key = data, self._origin
-                if known := self.registry.requests.get(key):
-                    self._begin_known(known)
+                if cached := self.registry.requests.get(key):
+                    self._begin_cached(cached)
                 else:
                     self._parse(data, key)
             else:
@@ -160,8 +160,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
 
     # Requests.
 
-    def _begin_known(self, request: Request) -> None:
-        """Begin a request that has come before, to the byte. The parser would be after it as it was before."""
+    def _begin_cached(self, request: Request) -> None:
+        """Begin a request whose bytes have come before. The parser would be in the same state after it."""
         self.phase = IDLE
         self.messages += 1
         exchange = self._current = Http1Exchange(self, request, "1.1", False)
@@ -169,7 +169,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         exchange.begin()
 
     def _parse(self, data: bytes, key: tuple[bytes, str] | None = None) -> None:
-        """Parse, and begin what has come if nothing is before it. ``key``: what a request is remembered by."""
+        """Parse, and begin a request if none is in progress. ``key``: of the request in the cache."""
         rest = self._parser.feed(data)
         if self._parser.refusal:
             self.reject(self._parser.refusal)
@@ -184,7 +184,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
                 self.pause()
 
     def _cache_request(self, key: tuple[bytes, str]) -> None:
-        """Remember a request that came alone and whole, if it has no body and the connection goes on behind it."""
+        """Cache a request that came alone and whole, if it has no body and the connection goes on behind it."""
         exchange = self._queue[0]
         whole = self.phase is IDLE and exchange.complete and len(self._queue) == 1
         if (
@@ -195,8 +195,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         ):
             self.registry.requests.put(key, exchange.request)
 
-    def request_received(self, request: Request, version: str, closes: bool) -> Http1Exchange:
-        """The parser has read a head. ``closes``: the connection ends with its response, by the client's word."""
+    def add_exchange(self, request: Request, version: str, closes: bool) -> Http1Exchange:
+        """Queue an exchange for a head. ``closes``: the connection ends with its response, by the client's word."""
         self.messages += 1
         closes = closes or len(self._queue) >= PIPELINE_MAX or self.registry.stopping
         exchange = Http1Exchange(self, request, version, closes)
@@ -209,15 +209,15 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             self.pause()
         exchange.begin()
 
-    def answered(self, exchange: ClientExchange) -> None:
-        """A request is over: go on with the next, or end the connection."""
+    def exchange_ended(self, exchange: ClientExchange) -> None:
+        """Begin the next exchange after one that has ended, or end the connection."""
         self._current = None
         if self.phase is CLOSED:
             return
         if exchange.state is not ResponseState.COMPLETE:
-            self._break(exchange)
+            self._break_off(exchange)
         elif self._parser.exchange is exchange or exchange.closes:
-            self._linger()  # The client sends a body that is not read, or has read that the connection ends.
+            self._linger()  # The client sends a body that is not read, or has received the end of the connection.
         elif self._queue:
             self._begin()
         elif self.phase is SWITCHING:
@@ -234,9 +234,9 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     # The end of a connection.
 
     def shutdown(self) -> None:
-        """The server stops: finish what has been asked for, then close."""
+        """Finish the requests that have come, then close: the server stops."""
         if self._current is not None:
-            # The client is told, unless it has the head of its answer already: then it may ask once more.
+            # The answer says so, unless its head has been sent: then the client may send one more request.
             self._current.closes = self._current.closes or self._current.state is ResponseState.PENDING
         elif grace := max(NEW_SECONDS, self.registry.idle_grace) if self.phase is NEW else self.registry.idle_grace:
             self.loop.call_later(grace, self._close_if_idle)
@@ -250,8 +250,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     def abort(self) -> None:
         self.transport.abort()
 
-    def _break(self, exchange: ClientExchange) -> None:
-        """The client must not take what it has for the whole."""
+    def _break_off(self, exchange: ClientExchange) -> None:
+        """Break off a response, so that the client does not take it for the whole."""
         if exchange.framing is Framing.CLOSE:
             self.transport.abort()
         else:
@@ -259,8 +259,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             self.transport.close()
 
     def reject(self, refusal: Refusal) -> None:
-        """The client has sent something that cannot be served: say so once everything before has been answered."""
-        # With its traceback it would keep alive what it came through, which is this connection, with its head.
+        """Send a refusal once everything before has been answered: the client's bytes cannot be served."""
+        # Its traceback would keep this connection alive, and the head of the request.
         self._parser.refusal = refusal.with_traceback(None)
         self.phase = REJECTED
         receiving = self._parser.exchange
@@ -282,7 +282,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close, but give the client a moment to read the answer: a close with bytes unread resets the connection."""
+        """Close after a moment for the client to read the answer: a close with bytes unread resets the connection."""
         self.phase = LINGERING
         self._parser.drop_body()
         self._queue.clear()
@@ -295,7 +295,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     # Other protocols.
 
     def _decline_upgrade(self) -> None:
-        """The member has answered as if it had not been asked for another protocol (RFC 9110 section 7.8)."""
+        """Go on with HTTP: the member has answered without switching protocols (RFC 9110 section 7.8)."""
         rest, self._rest = self._rest, b""
         self.phase = IDLE
         self.resume()
@@ -303,7 +303,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             self.data_received(rest)
 
     def become_tunnel(self, tunnel: Tunnel) -> None:
-        """Hand over: the member has switched protocols, and from here on the connection is not HTTP's."""
+        """Hand the connection over to a tunnel: the member has switched protocols."""
         self.phase = TUNNEL
         self.transport.set_protocol(tunnel)
         if self._rest:
@@ -313,14 +313,14 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     # Limits.
 
     def pause(self) -> None:
-        """Read nothing more from the client for now."""
+        """Stop reading from the client for now."""
         if self._reading:
             self._reading = False
             self.transport.pause_reading()
             self.stop_waiting()
 
     def resume(self) -> None:
-        """Read on."""
+        """Read from the client again."""
         if not self._reading and not self.transport.is_closing():
             self._reading = True
             self.transport.resume_reading()

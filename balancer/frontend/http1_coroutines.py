@@ -1,4 +1,4 @@
-"""The coroutines of an HTTP/1.1 exchange: reading its body, and a response that does not come whole."""
+"""The coroutines of an HTTP/1.1 exchange: reading its body, and a response that comes in pieces."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from balancer.upstream.base import UpstreamResponse
 
 
 class Http1Exchange(ClientExchange):
-    """One request of an HTTP/1.1 client; see ``ClientExchange``."""
+    """A request of an HTTP/1.1 client; see ``ClientExchange``."""
 
     _tunnel: Tunnel | None = None
 
@@ -28,7 +28,7 @@ class Http1Exchange(ClientExchange):
         while not self._pieces and not self.complete:
             if self._error:
                 raise self._error
-            self._connection.resume()  # It may have been paused for the sake of a request before.
+            self._connection.resume()  # A request before may have paused it.
             self._waiter = self._connection.loop.create_future()
             try:
                 await self._waiter
@@ -44,7 +44,7 @@ class Http1Exchange(ClientExchange):
         try:
             await self._connection.registry.proxy.serve(self, self.context, self.task)
         finally:
-            self._over()
+            self._clean_up()
 
     async def start(self, status: int, headers: Headers) -> None:
         if self.state is not PENDING:
@@ -61,7 +61,7 @@ class Http1Exchange(ClientExchange):
         if connection.transport.is_closing():
             raise ClientGone
         if self.state is COMPLETE:
-            # It was ended between two events, and the task has not come to the point where it learns that.
+            # It was ended between two events, before the task came to this point.
             raise ClientGone(SHUTTING_DOWN.token)
         self._write_piece(data, more, trailers)
         if not more:
@@ -76,7 +76,7 @@ class Http1Exchange(ClientExchange):
             await end_between_events(self)
 
     def _write_piece(self, data: bytes, more: bool, trailers: Headers) -> None:
-        """Write a piece as the framing wants it, with the head if that still waits."""
+        """Write a piece in the framing of the response, with the head if that still waits."""
         head, self._head = self._head, b""
         tail = b""
         if self.framing is NONE:
@@ -102,9 +102,9 @@ class Http1Exchange(ClientExchange):
         upgrade = response.upgrade or self.request.upgrade
         head = response_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
         self._connection.transport.write(head)
-        # A member that names a protocol that was not asked for does not make the client speak it.
-        asked = [name.strip() for name in self.request.upgrade.lower().split(b",")]
-        websocket = upgrade.lower() == b"websocket" and b"websocket" in asked
+        # Only a client whose request names WebSocket speaks it, whatever protocol the member names.
+        requested = [name.strip() for name in self.request.upgrade.lower().split(b",")]
+        websocket = upgrade.lower() == b"websocket" and b"websocket" in requested
         connection = self._connection
         silence, ended = timeout(TUNNEL, connection.limits), partial(connection.registry.remove, connection)
         self._tunnel = Tunnel(connection.transport, response, websocket, silence, ended)
@@ -115,5 +115,5 @@ class Http1Exchange(ClientExchange):
         return self._end_tunnel(self._tunnel) if self._tunnel else end_event_stream(self)
 
     async def _end_tunnel(self, tunnel: Tunnel) -> None:
-        if self.task and tunnel.leave():
+        if self.task and tunnel.send_close():
             await asyncio.wait([self.task], timeout=CLOSE_SECONDS)

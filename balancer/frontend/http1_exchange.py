@@ -1,4 +1,4 @@
-"""One request of an HTTP/1.1 client: the source of its body and the sink of its response, as far as these do not wait.
+"""A request of an HTTP/1.1 client, as far as it does not wait: the source of its body and the sink of its response.
 
 An exchange is made for one request and never used again, so that nothing of it reaches the next one on its connection.
 ``balancer.frontend.http1_coroutines`` adds what waits; this module has no coroutine.
@@ -25,12 +25,12 @@ from balancer.upstream.base import PendingResponse
 if TYPE_CHECKING:
     from balancer.frontend.http1_connection import Http1Connection
 
-# Pieces from here on are handed to the kernel beside the head rather than copied behind it.
+# Bytes from which a piece is handed to the kernel beside the head rather than copied behind it.
 LARGE = 8 * 1024
 
 
 class Framing(Enum):
-    """What tells the client where the response ends (RFC 9112 section 6.3)."""
+    """The sign by which a client finds the end of the response (RFC 9112 section 6.3)."""
 
     NONE = "none"  # there is no body
     LENGTH = "length"
@@ -45,11 +45,11 @@ class ClientExchange(ActiveRequest, DirectSink):
     """A request and its response.
 
     ``version``: the HTTP that the client speaks. ``closes``: the connection has to end with this response.
-    ``complete``: all of the request has come. ``trailers``: the fields that came after its body. ``framing``: of the
-    response, from its head on.
+    ``complete``: all of the request has come. ``trailers``: the headers behind its body. ``framing``: of the response,
+    from its head on.
     """
 
-    # Most requests leave these alone. Of the body: what has not been taken yet, and the future of a reader that waits.
+    # Defaults, because most requests change few of them. Of the body: bytes that wait, the reader's future, its error.
     complete = False
     trailers = NO_FIELDS
     _size = 0
@@ -88,7 +88,7 @@ class ClientExchange(ActiveRequest, DirectSink):
         self._wake()
 
     def fail(self, error: Exception) -> None:
-        """End the body early; ``error`` is raised to its reader."""
+        """End the body early; its reader receives ``error``."""
         self._error = error
         self.closes = True
         self._wake()
@@ -104,11 +104,11 @@ class ClientExchange(ActiveRequest, DirectSink):
         return self.complete and not self._pieces
 
     def read(self) -> Coroutine[Any, Any, bytes]:
-        """The next piece of the body, or b"" at its end; see ``balancer.http.request.Body``."""
+        """Return the next piece of the body, or b"" at its end; see ``balancer.http.request.Body``."""
         raise NotImplementedError
 
-    def _at_hand(self) -> bytes | None:
-        """The whole body, if it has come and is small enough to be sent again; else None."""
+    def _take_whole(self) -> bytes | None:
+        """Take the whole body, if it has come and is small enough to be sent again; else return None."""
         if not self.complete or self._size > REPLAY_BYTES:
             return None
         return self._take()
@@ -124,12 +124,12 @@ class ClientExchange(ActiveRequest, DirectSink):
     # The course of the exchange.
 
     def begin(self) -> None:
-        """Send the request on: its turn has come."""
+        """Pass the request to its handler: its turn has come."""
         request, proxy = self.request, self._connection.registry.proxy
         proxy.in_flight.add(self)
         handler = proxy.dispatcher or request.pool or proxy.choose(request)
         context = self.context = handler.begin(request)
-        body = b"" if request.body is None else self._at_hand()
+        body = b"" if request.body is None else self._take_whole()
         if body is None or not handler.try_send_nowait(context, self, body):
             self.continue_in_task()
 
@@ -137,7 +137,7 @@ class ClientExchange(ActiveRequest, DirectSink):
         self.task = self._connection.loop.create_task(self._serve())
 
     def _serve(self) -> Coroutine[Any, Any, None]:
-        """Have the dispatcher do what takes waiting; then ``_over``."""
+        """Await the dispatcher, then ``_clean_up``."""
         raise NotImplementedError
 
     def on_response_progress(self) -> None:
@@ -145,21 +145,21 @@ class ClientExchange(ActiveRequest, DirectSink):
         context.dispatcher.on_response_progress(context, self)
         if self.state is COMPLETE:
             self._connection.registry.proxy.in_flight.discard(self)
-            self._over()
+            self._clean_up()
 
-    def _over(self) -> None:
+    def _clean_up(self) -> None:
         # Without these, reference counts alone free all that a request was made of.
         del self.context
         self.request.body = None
         if self._error:
             self._error.__traceback__ = None
-        self._connection.answered(self)
+        self._connection.exchange_ended(self)
 
     def end(self, refusal: Refusal | None = None) -> None:
         if self.close_reason or (self.state is COMPLETE and self.task is None):
             return
         if self.task is None:
-            # What waits for its response without a task gets one, so that it ends like any other.
+            # A request without a task gets one, so that it ends like any other.
             self.context.stop_listening()
             self.continue_in_task()
         self.close_reason = refusal or ClientGone()
@@ -193,7 +193,7 @@ class ClientExchange(ActiveRequest, DirectSink):
             transport.writelines([head, body])
 
     def _render(self, status: int, headers: Headers, lines: bytes = b"") -> bytes:
-        """The head as bytes; decides ``framing``, and by it perhaps ``closes``."""
+        """Return the head as bytes; set ``framing``, and ``closes`` where the framing needs it."""
         if status in NO_BODY:
             self.framing = NONE
             if status == 204:  # RFC 9110 section 8.6

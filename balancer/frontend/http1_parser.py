@@ -184,7 +184,7 @@ class RequestParser:
             self._refused = Request(self._method, target, headers, connection.peer, connection.scheme)
             return
         request.client, request.scheme = connection.peer, connection.scheme
-        exchange = connection.request_received(request, version, closes)
+        exchange = connection.add_exchange(request, version, closes)
         if not request.body:
             self._complete(exchange)
             return

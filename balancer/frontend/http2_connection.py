@@ -1,17 +1,17 @@
-"""HTTP/2 with clients, by uvicorn's own protocol on zttp: what that leaves open is closed here.
+"""HTTP/2 with clients, on uvicorn's protocol for zttp, and the bounds that the two leave open.
 
 Requests go to the ASGI application as they do from any server. This module needs the extra ``http2`` and is imported
-only where HTTP/2 is on. zttp parses, and bounds what one connection may do (streams, resets, field
-blocks); uvicorn makes requests of it. Neither has a clock, and neither waits for a client that does not read.
+only where HTTP/2 is on. zttp parses, and bounds what one connection may do (streams, resets, field blocks). uvicorn
+makes requests of it. Neither has a clock, and neither waits for a client that does not read.
 
-Rules (RFC 9113, where nothing else is said):
-* A request is held to the same limits as one of HTTP/1.1, and refused with the same tokens.
-* A piece of a response is taken from the member once the last has left for the client: the window of a client that does
-  not read holds up the member, not memory.
-* A stream that is reset is a client that has left: its request is cancelled at once.
-* Before zttp would break a connection off because of its age, it is closed in a moment without requests. A client
-  that leaves it none, or asks for more while the server stops, is told to open another (GOAWAY, section 6.8). The
-  h2 package, and so httpx, takes that for the end of the requests under way: GOAWAY is sent only when needed.
+Rules (RFC 9113 unless noted):
+* A request has the limits of one of HTTP/1.1, and is refused with the same tokens.
+* A piece of a response is taken from the member once the last has left for the client. So a client that does not read
+  holds up the member, and takes no memory.
+* The reset of a stream means that its client has left: its request is cancelled immediately.
+* Before zttp would break a connection off because of its age, it is closed in a moment without requests. Without such
+  a moment, or for requests while the server stops, GOAWAY has the client open another (section 6.8). The h2
+  package, and so httpx, takes GOAWAY for the end of the requests under way: it is sent only when needed.
 * WebSocket (RFC 8441) is not on offer, so that browsers open a connection of HTTP/1.1 for it.
 """
 
@@ -44,8 +44,8 @@ from balancer.http.headers import Headers
 from balancer.http.http2 import check_http2, join_cookies, server_settings
 from balancer.types import Message, Receive, Scope, Send
 
-# zttp breaks a connection off after 4096 streams, and after 256 resets by the client. Well before, it is retired when
-# it is next idle, and at the latest so long before that as many streams as may be under way (128) are still served.
+# zttp breaks a connection off after 4096 streams, and after 256 resets by the client. A connection is closed when
+# idle after the first of these numbers, and retired at the last, with 128 streams under way in mind.
 STREAMS_MAX, STREAMS_LAST = 3072, 3840
 RESETS_MAX, RESETS_LAST = 128, 192
 
@@ -54,7 +54,7 @@ _NO_ERROR, _CANCEL = 0x0, 0x8
 
 
 class Http2Connection(ClientConnection, ZttpH2Protocol):
-    """One client connection that speaks HTTP/2."""
+    """A client connection that speaks HTTP/2."""
 
     def __init__(self, registry: ClientRegistry, config: uvicorn.Config) -> None:
         ClientConnection.__init__(self, registry.settings)
@@ -64,10 +64,10 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         self._streams: dict[int, _Stream] = {}
         self._opened = 0
         self._resets = 0
-        self._greeted = False
+        self._settings_sent = False
         self._retiring = False
         self._stopping = False
-        # Set for a moment when the client may have made room for more.
+        # Set for a moment when the client may have granted credit for more bytes.
         self.credit = asyncio.Event()
 
     # asyncio's side.
@@ -86,7 +86,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         self.phase = CLOSED
         self._registry.remove(self)
         for stream in self._streams.values():
-            stream.leave()
+            stream.client_left()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -95,7 +95,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        # Every frame may want an answer, and who reads none gets no more of them.
+        # Every frame may need an answer, and a client that reads none must not send more.
         self.flow.pause_reading()
 
     def resume_writing(self) -> None:
@@ -103,18 +103,20 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         self.resume_reading_if_idle()
 
     def resume_reading_if_idle(self) -> None:
+        """Read again, unless the client reads nothing."""
         if not self.flow.write_paused:
             super().resume_reading_if_idle()
 
     def shutdown(self) -> None:
-        """The server stops: finish what has been asked for, then close."""
+        """Finish the requests that have come, then close: the server stops."""
         self._stopping = True
         self._close_connection()
 
     def flush(self) -> None:
+        """Write what zttp has to send, after the settings of this server."""
         data = self.conn.data_to_send()
-        if data and not self._greeted:
-            self._greeted = True
+        if data and not self._settings_sent:
+            self._settings_sent = True
             data = server_settings(data, self.limits.max_header_bytes)
         if data:
             self.transport.write(data)
@@ -122,12 +124,13 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
     # uvicorn's side.
 
     def handle_request(self, event: zttp.Request) -> None:
+        """Serve a request on a new stream, or refuse it."""
         self._opened += 1
         if self._stopping or self._opened >= STREAMS_LAST or self._resets >= RESETS_LAST:
             self._retire()
         fields = [(name.lower(), value) for name, value in event.headers]
         if self.shutdown_requested:
-            self._reject(event, SHUTTING_DOWN)  # The client itself has said that it ends this connection.
+            self._reject(event, SHUTTING_DOWN)  # The client itself ends this connection.
             return
         try:
             check_http2(event.method, event.target, fields, self.limits)
@@ -143,15 +146,16 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         super().handle_request(event)
         stream.cycle = cycle = self.cycles[event.stream_id]
         if event.end_stream:
-            # zttp says it with the head, and uvicorn 0.54 waits to be told.
+            # zttp reports it with the head, and uvicorn 0.54 waits for a separate event.
             cycle.more_body = False
             cycle.message_event.set()
 
     def handle_rst_stream(self, event: zttp.RstStream) -> None:
+        """Cancel a request whose stream the client has reset."""
         self._resets += 1
         super().handle_rst_stream(event)
         if stream := self._streams.get(event.stream_id):
-            stream.leave()
+            stream.client_left()
 
     def _close_connection(self) -> None:
         # uvicorn counts a stream as closed although bytes of it are still waiting for the client.
@@ -173,7 +177,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         if self.phase is CLOSED:
             return
         if self._retiring:
-            # Requests that were on their way when the client was told to send no more are still served.
+            # Requests that were on their way before GOAWAY are still served.
             self.phase = LINGERING
         elif self._stopping or self.shutdown_requested or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
             self._close_connection()
@@ -191,7 +195,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
             self.loop.call_later(timeout(LINGERING, self.limits), self.reset, event.stream_id, _NO_ERROR)
 
     def _retire(self) -> None:
-        """Ask the client to open another connection for what comes next (RFC 9113 section 6.8)."""
+        """Have the client open another connection for further requests (RFC 9113 section 6.8)."""
         if not self._retiring:
             self._retiring = True
             self.conn.close(_NO_ERROR, _MAX_STREAM_ID)
@@ -216,7 +220,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
 
 
 class _Stream:
-    """One request. ``gone``: its client has left."""
+    """A request. ``gone``: its client has left."""
 
     def __init__(self, connection: Http2Connection, event: zttp.Request, fields: Headers) -> None:
         self._connection = connection
@@ -233,7 +237,8 @@ class _Stream:
         self.event = event
         self.gone = False
 
-    def leave(self) -> None:
+    def client_left(self) -> None:
+        """Cancel the request: its client has left."""
         self.gone = True
         if self._task:
             self._task.cancel("client_gone")
@@ -241,6 +246,7 @@ class _Stream:
     async def serve(
         self, app: Callable[[Any, Any, Any], Awaitable[None]], scope: Scope, receive: Receive, send: Send
     ) -> None:
+        """Serve the request by an ASGI application."""
         self._task = asyncio.current_task()
         self._receive, self._send = receive, send
         scope["headers"] = self._fields
@@ -250,7 +256,7 @@ class _Stream:
         try:
             await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
-            # Of a client that has left, or by a server whose time is up: no answer is due.
+            # The client has left, or the server's time is up: no answer is due.
             self._break_off()
         finally:
             self._task = None
@@ -289,18 +295,18 @@ class _Stream:
         try:
             await self._send(message)
         except zttp.LocalProtocolError as error:
-            await self._send_again(message, error)
-        while parked := self._handle.pending_bytes:
+            await self._send_without_tabs(message, error)
+        while pending := self._handle.pending_bytes:
             try:
                 async with asyncio.timeout(unread_timeout(self._limits)):
-                    while self._handle.pending_bytes == parked:
+                    while self._handle.pending_bytes == pending:
                         await self._connection.credit.wait()
             except TimeoutError:
                 self._break_off()
                 raise ClientGone from None
 
-    async def _send_again(self, message: Message, error: zttp.LocalProtocolError) -> None:
-        """zttp says no tab, which RFC 9110 section 5.5 lets a value have: a space means the same."""
+    async def _send_without_tabs(self, message: Message, error: zttp.LocalProtocolError) -> None:
+        """Send again with a space for each tab, which zttp refuses and RFC 9110 section 5.5 allows in a value."""
         fields = [(name, value.replace(b"\t", b" ")) for name, value in message.get("headers", ())]
         self.cycle.response_started = False
         if fields == list(message.get("headers", ())):

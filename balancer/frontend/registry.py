@@ -1,4 +1,4 @@
-"""The connections of a listener, and the limits that they have to keep."""
+"""The connections of a listener, and their limits."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from balancer.frontend.client_connection import ClientConnection
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 
-# How often limits are checked, in seconds, and how many connections are looked at in one go.
+# Seconds between checks of limits, and connections that are checked in one turn of the event loop.
 SWEEP_SECONDS = 1.0
 SWEEP_BATCH = 500
-# How many connections are a crowd.
-CROWD = 100
+# Connections at their peak from which on memory is given back once half of them have left.
+TRIM_PEAK = 100
 
 
 class ClientRegistry:
-    """The connections of a listener, and the limits that they have to keep."""
+    """The connections of a listener, and their limits."""
 
     def __init__(self, proxy: ActiveRequests, settings: Settings) -> None:
         self.proxy = proxy
         self.settings = settings
         self.connections: set[ClientConnection] = set()
         proxy.connections = self.connections
-        # Those of them that only wait for the answer that there are too many: they do not count.
-        self._turned_away: set[ClientConnection] = set()
-        self._crowd = 0
+        # Connections that only wait for the answer that there are too many: they do not count.
+        self._rejected: set[ClientConnection] = set()
+        self._peak = 0
         self._per_address: Counter[str] = Counter()
         self._sweeper: asyncio.TimerHandle | None = None
-        # Set once the last connection has ended, where that is waited for.
+        # Set once the last connection has ended; None where nothing waits for that.
         self._emptied: asyncio.Event | None = None
         # Requests without a body that have come before, by their bytes and their origin.
         self.requests: Memo[tuple[bytes, str], Request] = Memo()
-        proxy.on_switch.append(self._forget)
-        # Each answer is the last of its connection from now on; how long those may idle that have had one.
+        proxy.on_switch.append(self._clear_requests)
+        # Each answer is the last of its connection; seconds that a connection may idle after an answer.
         self.stopping = False
         self.idle_grace = 0.0
 
-    def _forget(self) -> None:
-        """Routes have changed: each request, also one that has come before, has to find its own anew."""
+    def _clear_requests(self) -> None:
+        """Empty the cache: routes have changed, and each request has to find its own anew."""
         self.requests = Memo()
 
     def stop(self, idle_grace: float) -> None:
-        """The listener is about to close: what clients have asked for, or are just asking for, is answered.
+        """Make each answer the last of its connection: the listener is about to close.
 
-        A client that has its answer may be sending the next request; it is given ``idle_grace`` seconds to do so.
+        A client that has its answer may be sending the next request: its connection idles for ``idle_grace`` seconds.
         """
         self.idle_grace = idle_grace
         self.stopping = True
 
     def shut_down_connections(self) -> None:
-        """Have every connection finish what it has been asked for, and close."""
+        """Have every connection finish its requests, and close."""
         for connection in list(self.connections):
             connection.shutdown()
 
@@ -73,40 +73,41 @@ class ClientRegistry:
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep, [])
         limit, each = self.settings.max_connections, self.settings.max_connections_per_client
-        full = limit and len(self.connections) - len(self._turned_away) > limit
+        full = limit and len(self.connections) - len(self._rejected) > limit
         if full or (each and self._per_address[connection.peer] >= each):
-            self._turned_away.add(connection)
+            self._rejected.add(connection)
             words = f"there are {limit} connections already" if full else f"you have {each} connections already"
             raise Refusal(503, "too_many_connections", words, retry_after=1)
         self._per_address[connection.peer] += 1
 
     def remove(self, connection: ClientConnection) -> None:
+        """Remove a connection that has ended."""
         if connection in self.connections:
             self.connections.remove(connection)
             if self._emptied and not self.connections:
                 self._emptied.set()
-            if connection in self._turned_away:
-                self._turned_away.remove(connection)
+            if connection in self._rejected:
+                self._rejected.remove(connection)
                 return
             self._per_address[connection.peer] -= 1
             if not self._per_address[connection.peer]:
                 del self._per_address[connection.peer]
 
-    def _round(self) -> list[ClientConnection]:
-        """All connections. A crowd leaves its memory behind: have that given back whenever half of it has left."""
+    def _start_round(self) -> list[ClientConnection]:
+        """Return all connections; give memory back whenever half of a peak has left."""
         connections = list(self.connections)
-        self._crowd = max(self._crowd, len(connections))
-        if self._crowd > CROWD and len(connections) < self._crowd / 2:
-            self._crowd = len(connections)
+        self._peak = max(self._peak, len(connections))
+        if self._peak > TRIM_PEAK and len(connections) < self._peak / 2:
+            self._peak = len(connections)
             gc.collect()
             malloc.trim()
         return connections
 
     def _sweep(self, left: list[ClientConnection]) -> None:
-        """Look at all connections, a batch at a time, so that requests pass in between."""
+        """Check all connections, a batch a turn, so that requests pass in between."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        left = left or self._round()
+        left = left or self._start_round()
         batch, left = left[:SWEEP_BATCH], left[SWEEP_BATCH:]
         for connection in batch:
             connection.check_timeouts(now)

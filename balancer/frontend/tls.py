@@ -1,4 +1,4 @@
-"""The balancer's certificate: read at the start, read again on request, given to every new connection."""
+"""The balancer's certificate: read at the start and again on request, used by every new connection."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from balancer.config.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
-# What a client may choose by ALPN (RFC 7301), in the order of preference.
+# Protocols that a client may choose by ALPN (RFC 7301), in the order of preference.
 HTTP1, HTTP2 = "http/1.1", "h2"
 
 
 class Certificate:
-    """``context`` is what new connections use; those that are open keep what they began with."""
+    """A certificate and its key. ``context``: for new connections; open ones keep the one that they began with."""
 
     def __init__(self, certificate: str, key: str, http2: bool) -> None:
-        """Raises SettingsError with a line for what cannot be used."""
+        """Read the files. Raises SettingsError with a line for what cannot be used."""
         if http2 and not find_spec("zttp"):
             raise SettingsError(
                 [f"{variable('http2')}=on cannot be used: the package zttp is missing; install balancer[http2]"]
@@ -31,13 +31,13 @@ class Certificate:
 
     @classmethod
     def of(cls, settings: Settings) -> Certificate | None:
-        """The certificate that the settings name, or None without TLS. Raises SettingsError."""
+        """Return the certificate of the settings, or None without TLS. Raises SettingsError."""
         if settings.tls_cert and settings.tls_key:
             return cls(settings.tls_cert, settings.tls_key, settings.http2)
         return None
 
     def reload(self) -> None:
-        """Read the files again. If they cannot be used, everything stays as it is, and the log says why."""
+        """Read the files again. If they cannot be used, keep the certificate, and log the reason."""
         try:
             self.context = self._load()
         except SettingsError as error:

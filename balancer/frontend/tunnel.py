@@ -1,9 +1,9 @@
-"""A connection that does not speak HTTP any more: a member has answered 101, and bytes go both ways as they are.
+"""A connection that no longer speaks HTTP: a member has answered 101, and bytes go both ways as they are.
 
 Rules:
-* Nothing is looked into or changed, except that the frames of a WebSocket are counted, so that a side that ends
-  without a close frame can be followed by one: 1014 for a member that died, 1001 for a client that left or a
-  balancer that stops (RFC 6455 section 7.4.1). The client's answer to 1001 goes on to the member, who closes too.
+* Bytes pass unchanged. The frames of a WebSocket are counted, so that a close frame can follow a side that ends
+  without one: 1014 for a member that died, 1001 for a client that left or a balancer that stops (RFC 6455 section
+  7.4.1). The client's answer to 1001 goes on to the member, which closes too.
 * What one side does not take is not read from the other.
 * Either side may end its direction first; the other then has ``silence`` seconds between two pieces. A side
   that is cut off cuts off the other.
@@ -18,39 +18,42 @@ from balancer.errors import TruncatedResponse
 from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY, Frames, close_frame
 from balancer.upstream.base import UpstreamResponse
 
-# How long a WebSocket's side may take to answer a close, in seconds.
+# Seconds that a WebSocket's side may take to answer a close.
 CLOSE_SECONDS = 1.0
-# Bytes from a client that may wait to be taken.
+# Bytes from a client that may wait for the member.
 HIGH_WATER = 64 * 1024
 
 
 class Tunnel(asyncio.Protocol):
-    """``silence``: seconds that one direction may pause once the other has ended. ``lost`` is called at the end."""
+    """Bytes between a client and a member. ``silence``: seconds that one direction may pause once the other has ended.
+
+    ``on_lost``: called at the end of the client's connection.
+    """
 
     def __init__(
         self, transport: asyncio.Transport, response: UpstreamResponse, websocket: bool, silence: float,
-        lost: Callable[[], None],
+        on_lost: Callable[[], None],
     ) -> None:  # fmt: skip
         self._transport = transport
         self._response = response
         self._silence = silence
-        self._lost = lost
-        self._client = Frames() if websocket else None
-        self._member = Frames() if websocket else None
+        self._on_lost = on_lost
+        self._client_frames = Frames() if websocket else None
+        self._member_frames = Frames() if websocket else None
         self._pieces: list[bytes] = []
         self._size = 0
         self._reading = True
         self._client_ended = False
-        self._news = asyncio.Event()
+        self._client_progress = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
-        # Runs once a side has begun to end; with ``_renewed``, anew with every piece of the other.
+        # Runs once a side has begun to end; with ``_renewed``, again from each piece of the other.
         self._limit = asyncio.timeout(None)
         self._renewed = False
-        self._over = False
-        # The balancer stops, and (``_left``) has told the client so.
-        self._leaving = False
-        self._left = False
+        self._is_over = False
+        # A close frame is due to the client, and (``_close_sent``) has been sent.
+        self._close_due = False
+        self._close_sent = False
 
     # asyncio's side.
 
@@ -60,11 +63,11 @@ class Tunnel(asyncio.Protocol):
         if self._size > HIGH_WATER and self._reading:
             self._reading = False
             self._transport.pause_reading()
-        self._news.set()
+        self._client_progress.set()
 
     def eof_received(self) -> bool:
         self._client_ended = True
-        self._news.set()
+        self._client_progress.set()
         return True
 
     def pause_writing(self) -> None:
@@ -75,15 +78,15 @@ class Tunnel(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._client_ended = True
-        self._news.set()
+        self._client_progress.set()
         self._writable.set()
-        self._expect(CLOSE_SECONDS)
-        self._lost()
+        self._set_limit(CLOSE_SECONDS)
+        self._on_lost()
 
     # The course of a tunnel.
 
     async def run(self, count: Callable[[int], None]) -> None:
-        """Pass everything on until both directions have ended. ``count`` is told of bytes to the client."""
+        """Pass everything on until both directions have ended. ``count``: called with bytes to the client."""
         try:
             async with self._limit, asyncio.TaskGroup() as directions:
                 directions.create_task(self._upward())
@@ -91,63 +94,63 @@ class Tunnel(asyncio.Protocol):
         except TimeoutError:
             pass  # One direction had ended, and the other does not.
         finally:
-            self._over = True
+            self._is_over = True
 
-    def leave(self) -> bool:
-        """The balancer stops: close a WebSocket, as soon as a frame may be put in. False for what cannot be closed."""
-        if not self._member:
+    def send_close(self) -> bool:
+        """Close a WebSocket as soon as a frame may be put in. Returns False for what cannot be closed."""
+        if not self._member_frames:
             return False
-        self._leaving = True
-        self._send_close()
+        self._close_due = True
+        self._send_due_close()
         return True
 
-    def _send_close(self) -> None:
-        if self._leaving and self._member and self._member.between:
-            self._left = True
+    def _send_due_close(self) -> None:
+        if self._close_due and self._member_frames and self._member_frames.is_between:
+            self._close_sent = True
             self._close_client(GOING_AWAY, "the balancer is shutting down")
 
     def _close_client(self, code: int, reason: str) -> None:
-        assert self._member
-        self._member.closed = True
+        assert self._member_frames
+        self._member_frames.closed = True
         if self._transport.is_closing():
             return
         self._transport.write(close_frame(code, reason, masked=False))
-        self._expect(CLOSE_SECONDS)
+        self._set_limit(CLOSE_SECONDS)
 
-    def _expect(self, within: float, renewed: bool = False) -> None:
-        if not self._over:
+    def _set_limit(self, within: float, renewed: bool = False) -> None:
+        if not self._is_over:
             self._renewed = renewed
             self._limit.reschedule(asyncio.get_running_loop().time() + within)
 
     def _progress(self) -> None:
         if self._renewed:
-            self._expect(self._silence, renewed=True)
+            self._set_limit(self._silence, renewed=True)
 
     async def _upward(self) -> None:
         """From the client to the member."""
         try:
             while self._pieces or not self._client_ended:
                 if not self._pieces:
-                    self._news.clear()
-                    await self._news.wait()
+                    self._client_progress.clear()
+                    await self._client_progress.wait()
                     continue
                 data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
                 self._pieces.clear()
                 self._size = 0
-                if self._client:
-                    self._client.feed(data)
+                if self._client_frames:
+                    self._client_frames.feed(data)
                 await self._response.write(data)
                 if not self._reading and not self._transport.is_closing():
                     self._reading = True
                     self._transport.resume_reading()
                 self._progress()
-            if self._client and self._client.between:
-                self._client.closed = True
+            if self._client_frames and self._client_frames.is_between:
+                self._client_frames.closed = True
                 await self._response.write(close_frame(GOING_AWAY, "", masked=True))
             await self._response.write_eof()
         except TruncatedResponse:
-            pass  # The other direction learns it, too.
-        self._ended()
+            pass  # The other direction fails, too.
+        self._end_direction()
 
     async def _downward(self, count: Callable[[int], None]) -> None:
         """From the member to the client."""
@@ -156,28 +159,28 @@ class Tunnel(asyncio.Protocol):
             try:
                 data, more = await self._response.read()
             except TruncatedResponse:
-                if not self._member:
+                if not self._member_frames:
                     self._transport.abort()  # The client must not take what it has for the whole.
                 break
             if self._transport.is_closing():
                 break
-            if data and not self._left:
-                if self._member:
-                    self._member.feed(data)
+            if data and not self._close_sent:
+                if self._member_frames:
+                    self._member_frames.feed(data)
                 self._transport.write(data)
                 count(len(data))
-                self._send_close()
+                self._send_due_close()
                 self._progress()
             await self._writable.wait()
-        if self._member and self._member.between:
+        if self._member_frames and self._member_frames.is_between:
             self._close_client(BAD_GATEWAY, "the member's connection died")
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
-        self._ended()
+        self._end_direction()
 
-    def _ended(self) -> None:
-        """One direction is over."""
-        if self._client:
-            self._expect(CLOSE_SECONDS)
+    def _end_direction(self) -> None:
+        """Limit the time of the other direction: this one is over."""
+        if self._client_frames:
+            self._set_limit(CLOSE_SECONDS)
         elif not self._transport.is_closing():
-            self._expect(self._silence, renewed=True)
+            self._set_limit(self._silence, renewed=True)

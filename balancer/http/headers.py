@@ -1,7 +1,7 @@
-"""Which header fields cross the balancer, and which it writes itself.
+"""Header fields that cross the balancer, and those that it writes itself.
 
-Header fields are raw pairs ``list[tuple[bytes, bytes]]`` with lower-case names, in the order in
-which they came; what is not named here passes untouched, duplicates included.
+Header fields are raw pairs ``list[tuple[bytes, bytes]]`` with lower-case names, in the order in which they came. Fields
+that are not named here pass untouched, duplicates included.
 
 Rules: RFC 9110 section 7.6.1 (hop-by-hop fields, and those that ``Connection`` names), RFC 7239
 (``Forwarded``), and the de-facto ``X-Forwarded-*``.
@@ -13,12 +13,12 @@ import ipaddress
 import re
 from collections.abc import Set
 
-from balancer.http.memo import Known, remembering
+from balancer.http.memo import ValueCache, cached
 from balancer.types import IPNetwork
 
 Headers = list[tuple[bytes, bytes]]
 
-# It is never added to.
+# Never added to.
 NO_FIELDS: Headers = []
 
 HOP_BY_HOP = frozenset(
@@ -45,8 +45,8 @@ _NEVER_NOMINATED = HOP_BY_HOP | {
     b"",
 }
 
-# What a trailer must not say (RFC 9110 section 6.5.1): how the message is framed, routed or authorized, and what
-# its content is. A server that merges trailers into the head would believe what no proxy has checked.
+# Fields that a trailer must not have (RFC 9110 section 6.5.1): framing, routing and authorization of the message, and
+# the nature of its content. A server that merges trailers into the head would take over what no proxy has checked.
 NO_TRAILERS = HOP_BY_HOP | {
     b"authorization",
     b"cache-control",
@@ -69,7 +69,7 @@ _X_FORWARDED = b"x-forwarded-"
 PREFIX_FIELD = b"x-forwarded-prefix"
 
 
-# What tells of a trace (W3C Trace Context). A proxy that takes part in it writes the first anew.
+# Fields of a trace (W3C Trace Context). A proxy that takes part in it writes the first anew.
 TRACE_FIELDS = frozenset({b"traceparent"})
 
 
@@ -77,24 +77,24 @@ _TOKEN_LIKE = re.compile(rb"[A-Za-z0-9.:_\[\]-]+")
 
 
 def connection(headers: Headers) -> bytes:
-    """All values of ``Connection`` as one list (RFC 9110 section 5.3), or b"". Header names are in lower case."""
+    """Return all values of ``Connection`` as one list (RFC 9110 section 5.3), or b"". Names are in lower case."""
     return b",".join([value for name, value in headers if name == b"connection"])
 
 
-@remembering(256)
+@cached(256)
 def connection_options(connection: bytes) -> frozenset[bytes]:
-    """The options in a list of ``Connection``, in lower case (RFC 9110 section 7.6.1)."""
+    """Return the options in a list of ``Connection``, in lower case (RFC 9110 section 7.6.1)."""
     return frozenset(map(bytes.strip, connection.lower().split(b",")))
 
 
-@remembering(256)
+@cached(256)
 def nominated(connection: bytes) -> frozenset[bytes]:
-    """The fields that would pass but for ``Connection``, which declares them to be for this hop only; lower case."""
+    """Return the fields that only ``Connection`` declares to be for this hop, in lower case."""
     return connection_options(connection) - _NEVER_NOMINATED
 
 
 def response_headers(headers: Headers) -> Headers:
-    """The fields of a member's response that go on to the client."""
+    """Return the fields of a member's response that go on to the client."""
     passed = [pair for pair in headers if pair[0] not in HOP_BY_HOP]
     if len(passed) != len(headers) and (gone := nominated(connection(headers))):
         passed = [pair for pair in passed if pair[0] not in gone]
@@ -102,12 +102,12 @@ def response_headers(headers: Headers) -> Headers:
 
 
 def trailers(fields: Headers) -> Headers:
-    """The fields after a body that go on."""
-    return [it for it in fields if it[0] not in NO_TRAILERS and not it[0].startswith((_X_FORWARDED, b"if-"))]
+    """Return the fields after a body that go on."""
+    return [pair for pair in fields if pair[0] not in NO_TRAILERS and not pair[0].startswith((_X_FORWARDED, b"if-"))]
 
 
 def announces_close(headers: Headers) -> bool:
-    """Whether the sender says that it closes the connection after this message."""
+    """Whether the sender announces that it closes the connection after this message."""
     return b"close" in connection_options(connection(headers))
 
 
@@ -120,7 +120,7 @@ def has_body(headers: Headers) -> bool:
 
 
 def host(headers: Headers) -> bytes:
-    """The value of Host, or b""."""
+    """Return the value of Host, or b""."""
     for name, value in headers:
         if name == b"host":
             return value
@@ -128,7 +128,7 @@ def host(headers: Headers) -> bytes:
 
 
 def request_id(headers: Headers) -> bytes:
-    """The value of X-Request-ID, or b""."""
+    """Return the value of X-Request-ID, or b""."""
     for name, value in headers:
         if name == b"x-request-id":
             return value
@@ -136,7 +136,7 @@ def request_id(headers: Headers) -> bytes:
 
 
 def content_length(headers: Headers) -> int:
-    """The announced length of a body; 0 where there is none."""
+    """Return the announced length of a body; 0 where there is none."""
     for name, value in headers:
         if name == b"content-length":
             return int(value)
@@ -144,22 +144,22 @@ def content_length(headers: Headers) -> int:
 
 
 def plain_address(address: str) -> str:
-    """An IPv4 client of an IPv6 socket by the address that everybody knows it by (RFC 4291 section 2.5.5.2)."""
+    """Return the plain IPv4 address of an IPv4 client of an IPv6 socket (RFC 4291 section 2.5.5.2)."""
     return address.removeprefix("::ffff:") if "." in address else address
 
 
 class RequestHeaders:
-    """Turns a client's request fields into those that a member gets.
+    """Turns a client's request fields into those for a member.
 
     ``trusted``: networks whose ``X-Forwarded-*`` and ``Forwarded`` are kept and extended. From
-    others they are replaced, so that a member can rely on them. ``own``: fields that the caller writes.
+    other peers they are replaced, so that a member can rely on them. ``own``: fields that the caller writes.
     """
 
     def __init__(self, trusted: tuple[IPNetwork, ...] = (), own: Set[bytes] = frozenset()) -> None:
         self._trusted = trusted
         self._own = own
-        self._dropped = Known(self._drops, 1024)
-        self.trusts = remembering(1024)(self._trusts)
+        self._dropped = ValueCache(self._drops, 1024)
+        self.trusts = cached(1024)(self._trusts)
 
     def _drops(self, name: bytes) -> bool:
         """Whether a field of a request does not go on as it is."""
@@ -176,7 +176,7 @@ class RequestHeaders:
     def __call__(
         self, headers: Headers, client: str, scheme: str, host: bytes, chunked: bool = False, upgrade: bytes = b""
     ) -> Headers:
-        """The fields for the member, without hop-by-hop ones and with the forwarding ones.
+        """Return the fields for the member, without hop-by-hop ones and with the forwarding ones.
 
         ``client``: the peer's IP address, or "" where there is none (a Unix socket). ``host``: the value of Host.
         ``chunked``: the body's length is unknown, so it goes on in chunks. ``upgrade``: the protocol to ask for.
@@ -208,12 +208,12 @@ class RequestHeaders:
         if upgrade:
             passed += [(b"connection", b"upgrade"), (b"upgrade", upgrade)]
         elif te:
-            # Trailers pass, so a client that takes them may say it does (RFC 9110 section 10.1.4).
+            # Trailers pass, so a client may announce that it takes them (RFC 9110 section 10.1.4).
             passed += [(b"connection", b"te"), (b"te", te)]
         return passed
 
     def origin(self, headers: Headers, client: str) -> str:
-        """The address that the request came from: beyond the trusted proxies, as far as they tell."""
+        """Return the address that the request came from: beyond the trusted proxies, as far as they name it."""
         if not self.trusts(client):
             return client
         hops = [hop.strip() for name, value in headers if name == b"x-forwarded-for" for hop in value.split(b",")]
@@ -223,7 +223,7 @@ class RequestHeaders:
 
 
 def local_call_headers(headers: Headers, chunked: bool) -> Headers:
-    """The fields for the member of a call of this program: as they are, but for those of this hop.
+    """Return the fields for the member of a call of this program: as they are, but for those of this hop.
 
     ``chunked``: the body's length is unknown, so it goes on in chunks.
     """
@@ -232,21 +232,21 @@ def local_call_headers(headers: Headers, chunked: bool) -> Headers:
 
 
 def with_prefix(headers: Headers, prefix: bytes) -> Headers:
-    """The fields for a member, which are told of the path ``prefix`` that its target has lost here.
+    """Return the fields for a member with the path ``prefix``, which its target has lost here.
 
-    ``X-Forwarded-Prefix`` is de facto: one path, which the maker of links puts in front of its own. What a trusted
-    proxy in front has cut off before comes first, unless ``prefix`` has it already.
+    ``X-Forwarded-Prefix`` is de facto: one path, to be put in front of the paths of links. A prefix that a trusted
+    proxy in front has cut off comes first, unless ``prefix`` has it already.
     """
-    known = b"".join(
+    before = b"".join(
         piece.strip().rstrip(b"/") for name, value in headers if name == PREFIX_FIELD for piece in value.split(b",")
     )
-    whole = prefix if prefix.startswith(known) else known + prefix
-    return [*(it for it in headers if it[0] != PREFIX_FIELD), (PREFIX_FIELD, whole)]
+    whole = prefix if prefix.startswith(before) else before + prefix
+    return [*(pair for pair in headers if pair[0] != PREFIX_FIELD), (PREFIX_FIELD, whole)]
 
 
-@remembering(1024, size=lambda hop: sum(map(len, hop)))
+@cached(1024, size=lambda hop: sum(map(len, hop)))
 def _first_hop(hop: tuple[str, str, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-    """The forwarding fields where no trusted proxy was before; a client's requests nearly always share them.
+    """Return the forwarding fields where no trusted proxy was before; a client's requests nearly always share them.
 
     ``hop``: the client's address, the scheme and the value of Host.
     """
@@ -254,10 +254,10 @@ def _first_hop(hop: tuple[str, str, bytes]) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _forwarding(known: dict[bytes, list[bytes]], client_address: str, scheme_name: str, host: bytes) -> Headers:
-    """The forwarding fields: what a trusted proxy said (``known``), extended by this hop.
+    """Return the forwarding fields: those of a trusted proxy (``known``), extended by this hop.
 
-    Of the two ways to name the client, a proxy that used one only is not put words of the other
-    into its mouth: a list that begins with the proxy itself would name the wrong client.
+    A proxy that named the client in one of the two ways is not extended in the other. A list that begins with the proxy
+    itself would name the wrong client.
     """
     client, scheme = client_address.encode("ascii", "replace"), scheme_name.encode("ascii")
     out: Headers = [(name, value) for name, values in known.items() if name not in _LISTS for value in values]
@@ -275,7 +275,7 @@ def _forwarding(known: dict[bytes, list[bytes]], client_address: str, scheme_nam
 
 
 def _forwarded_element(client: bytes, scheme: bytes, host: bytes) -> bytes:
-    """One element of ``Forwarded`` (RFC 7239 section 4); an odd Host is left out, not quoted into it."""
+    """Return one element of ``Forwarded`` (RFC 7239 section 4); an odd Host is left out, not quoted into it."""
     node = b'"[%s]"' % client if b":" in client else client or b"unknown"
     named = b';host="%s"' % host if _TOKEN_LIKE.fullmatch(host) else b""
     return b"for=%s%s;proto=%s" % (node, named, scheme)

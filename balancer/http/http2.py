@@ -1,4 +1,4 @@
-"""What HTTP/2 has of its own beside frames, which a library reads and writes (RFC 9113). No I/O."""
+"""Parts of HTTP/2 beside frames, which a library reads and writes (RFC 9113). No I/O."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _ASCII = re.compile(rb"[\x21-\x7e]+")
 
 
 def server_settings(data: bytes, max_header_bytes: int) -> bytes:
-    """The first bytes for a client, with the settings of zttp (section 6.5) made those of this server."""
+    """Return the first bytes for a client, with zttp's settings (section 6.5) made those of this server."""
     length = int.from_bytes(data[:3])
     if data[3] != _SETTINGS:
         return data
     settings = data[_FRAME_HEADER : _FRAME_HEADER + length]
-    ours = b""
+    own_settings = b""
     for index in range(0, length, 6):
         number = int.from_bytes(settings[index : index + 2])
         if number == _MAX_HEADER_LIST_SIZE:
-            ours += number.to_bytes(2) + max_header_bytes.to_bytes(4)
+            own_settings += number.to_bytes(2) + max_header_bytes.to_bytes(4)
         elif number != _ENABLE_CONNECT_PROTOCOL:
-            ours += settings[index : index + 6]
-    return len(ours).to_bytes(3) + data[3:_FRAME_HEADER] + ours + data[_FRAME_HEADER + length :]
+            own_settings += settings[index : index + 6]
+    return len(own_settings).to_bytes(3) + data[3:_FRAME_HEADER] + own_settings + data[_FRAME_HEADER + length :]
 
 
 def check_http2(method: bytes, target: bytes, fields: Headers, limits: Settings) -> None:
-    """Raise Refusal for a request that would be refused over HTTP/1.1, or that could not be said in it."""
+    """Raise Refusal for a request that would be refused over HTTP/1.1, or that HTTP/1.1 cannot carry."""
     if not _METHOD.fullmatch(method):
         raise malformed("the method is not one")
     check(method, target, fields.copy(), "1.1", limits.max_header_bytes + 1, limits)
@@ -46,7 +46,7 @@ def check_http2(method: bytes, target: bytes, fields: Headers, limits: Settings)
 
 
 def join_cookies(fields: Headers) -> Headers:
-    """What HTTP/2 may have split for the sake of compression, as one field (section 8.2.3)."""
+    """Join the cookies that HTTP/2 may have split for compression into one field (section 8.2.3)."""
     cookies = [value for name, value in fields if name == b"cookie"]
     if len(cookies) < 2:
         return fields

@@ -1,7 +1,7 @@
-"""The PROXY protocol, versions 1 and 2: who the client is, as a proxy in front says before the first byte. No I/O.
+"""The PROXY protocol, versions 1 and 2: the client's address, from a proxy in front, before the first byte. No I/O.
 
 Source: "The PROXY protocol, versions 1 & 2" by Willy Tarreau, HAProxy's ``doc/proxy-protocol.txt``; sections below are
-of that text. Only what a receiver of TCP connections needs is here, and nothing is guessed: a connection that does
+of that text. Only the part for a receiver of TCP connections is here, and nothing is guessed. A connection that does
 not begin with a header is Malformed and has to be closed, never served as if it were its sender's own (section 2).
 
 A header is taken from bytes that may hold more; what follows it belongs to the connection.
@@ -18,7 +18,7 @@ LINE_MAX = 107
 # Section 2.2: version 2's twelve bytes, then version and command, family, and the length of the rest.
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 FIXED = 16
-# What the rest may be long. Addresses take 216 bytes at most; type-length-value fields take what is left.
+# Bytes that the rest may have. Addresses take 216 at most; type-length-value fields take what is left.
 REST_MAX = 4096
 
 _LINE_BEGIN = b"PROXY "
@@ -34,14 +34,14 @@ _STREAM = 1
 
 
 class Malformed(ValueError):
-    """The connection does not begin with a header. The text says what is wrong."""
+    """The connection does not begin with a header; the text names the fault."""
 
 
 class Header(NamedTuple):
     """A whole header: ``source`` is the client's IP address, ``size`` the header's length in bytes.
 
-    ``source`` is "" where the sender names no address (UNKNOWN, LOCAL, a Unix socket): the connection's own
-    address is the only one there is (sections 2.1 and 2.2).
+    ``source`` is "" where the sender names no address (UNKNOWN, LOCAL, a Unix socket). The connection's own address is
+    the only one there is (sections 2.1 and 2.2).
     """
 
     source: str
@@ -49,7 +49,7 @@ class Header(NamedTuple):
 
 
 def parse(data: bytes) -> Header | None:
-    """The header that ``data`` begins with, or None while it is not whole. Raises Malformed."""
+    """Return the header that ``data`` begins with, or None while it is not whole. Raises Malformed."""
     if data.startswith(_LINE_BEGIN[: len(data)]):
         return _line(data)
     if data.startswith(SIGNATURE[: len(data)]):
@@ -58,7 +58,7 @@ def parse(data: bytes) -> Header | None:
 
 
 def _line(data: bytes) -> Header | None:
-    """Version 1 (section 2.1): ``PROXY TCP4 <source> <destination> <source port> <destination port>`` and CRLF."""
+    """Parse version 1 (section 2.1), ``PROXY TCP4 <source> <destination> <source port> <destination port>``, CRLF."""
     end = data.find(b"\r\n", 0, LINE_MAX)
     if end < 0:
         if len(data) >= LINE_MAX:
@@ -89,7 +89,7 @@ def _address(kind: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address], te
 
 
 def _binary(data: bytes) -> Header | None:
-    """Version 2 (section 2.2)."""
+    """Parse version 2 (section 2.2)."""
     if len(data) < FIXED:
         return None
     command, family = data[12], data[13]

@@ -1,4 +1,4 @@
-"""A client's request as every front end hands it over. No I/O."""
+"""A client's request, from any front end. No I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from balancer.http.headers import Headers
 
 
 class Body(Protocol):
-    """A request body as it arrives from the client. ``trailers`` are there once it has ended."""
+    """A request body as it arrives from the client. ``trailers``: complete once it has ended."""
 
     @property
     def ended(self) -> bool:
@@ -17,10 +17,10 @@ class Body(Protocol):
 
     @property
     def trailers(self) -> Headers:
-        """The fields that came after the last chunk (RFC 9112 section 7.1.2)."""
+        """Fields that came after the last chunk (RFC 9112 section 7.1.2)."""
 
     async def read(self) -> bytes:
-        """The next piece, or b"" at the end. Raises ClientGone if the client left before that."""
+        """Return the next piece, or b"" at the end. Raises ClientGone if the client left before that."""
 
 
 @dataclass(slots=True)
@@ -29,12 +29,12 @@ class Request:
 
     ``client``: the peer's IP address, or "" where there is none.
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
-    protocol that the client asks to switch to (RFC 9110 section 7.8), or b"". ``expects``: it sends the
-    body only once it is told to go on (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
-    ``stripped``: the target as members get it, if that is another one, and ``prefix`` what it lacks. ``pool``: what
-    serves it, once a route has been found (a ``RequestHandler`` of ``balancer.dispatch``).
-    ``id``: the client's X-Request-ID, or b"". Once rendered: ``head``, what members get of its head, but for the
-    end and for what is this request's alone; ``entry``, what the access log says of it.
+    protocol that it names to switch to (RFC 9110 section 7.8), or b"". ``expects``: its body waits for 100
+    (Continue) (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
+    ``stripped``: the target as members get it, if that is another one, and ``prefix`` what it lacks. ``pool``: its
+    ``RequestHandler`` of ``balancer.dispatch``, once a route has been found. ``id``: the client's X-Request-ID, or b"".
+    Once rendered: ``head``: its head for members, without the end and what is this request's alone; ``entry``: its part
+    of the access log.
     """
 
     method: str
@@ -55,12 +55,12 @@ class Request:
     pool: Any = None
 
 
-# A request as a policy gets it: a ``Request`` or, where there are plug-ins, the ``HookRequest`` of hooks that is
+# A request for a policy: a ``Request`` or, where there are plug-ins, the ``HookRequest`` of hooks that is
 # made of it. It is Any so that a plug-in may declare the second alone, whichever policy it extends.
 AnyRequest = Any
 
 
 def header_pairs(request: AnyRequest) -> Headers:
-    """The header fields of a request as they came, or as hooks have made them."""
+    """Return the header fields of a request as they came, or as hooks have changed them."""
     pairs: Headers = request.headers if isinstance(request, Request) else request.headers.pairs
     return pairs

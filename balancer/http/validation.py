@@ -1,12 +1,11 @@
-"""What the head of a request has to be, before anything of it goes to a member. No I/O.
+"""Rules for the head of a request, before any of it goes to a member. No I/O.
 
-httptools (llhttp) has parsed it by then: it refuses control characters, folded fields, spaces before a
-colon, bare LF, and lengths that are none. What it lets pass and a balancer must not is refused here,
-because two servers in a row that read the same bytes differently can be played off against each other
-(request smuggling).
+httptools (llhttp) has parsed it by then: it refuses control characters, folded fields, spaces before a colon, bare LF,
+and lengths that are none. What it lets pass and a balancer must not is refused here. Two servers in a row that read the
+same bytes differently can be played off against each other (request smuggling).
 
 Rules (RFC 9110, RFC 9112): one Host that is valid; the authority of a target in absolute form takes its
-place; a body is framed by one Content-Length or by ``chunked`` alone; HTTP/1.0 knows no chunks. Not of an RFC:
+place; a body is framed by one Content-Length or by ``chunked`` alone; HTTP/1.0 has no chunks. Not of an RFC:
 ``Connection`` has OPTIONS_MAX options at most, in all its fields together.
 """
 
@@ -17,7 +16,7 @@ import re
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.http.headers import Headers, connection, connection_options
-from balancer.http.memo import remembering
+from balancer.http.memo import cached
 from balancer.http.request import Request
 
 # RFC 9110 section 7.2 and RFC 3986 section 3.2.2: a host, perhaps with a port.
@@ -25,12 +24,12 @@ from balancer.http.request import Request
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})++)(?::[0-9]*+)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 
-# Requests have one or two: each names a field to be looked for, and costs as much as a field does.
+# Requests have one or two: each names a field to look for, and costs as much as a field does.
 OPTIONS_MAX = 32
 
 _SLASH = ord("/")
 
-# The fields that are looked at here.
+# The fields that are checked here.
 _NOTED = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", b"x-request-id"}
 )  # fmt: skip
@@ -44,20 +43,21 @@ _REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 
 
 def _method_refused(method: bytes) -> Refusal:
-    """Made anew each time: an exception keeps hold of every frame through which it was ever raised."""
+    """Return a new refusal each time: an exception keeps every frame through which it was ever raised."""
     if method == b"CONNECT":
         return Refusal(501, "method_not_allowed", "CONNECT is for proxies of another kind")
     return Refusal(405, "method_not_allowed", "TRACE is not passed on")
 
 
 def malformed(reason: str) -> Refusal:
+    """Return the refusal of a request that is malformed or ambiguous."""
     return Refusal(400, "malformed_request", reason)
 
 
 def check(  # noqa: C901, PLR0915 - one pass over the head of every request, without a call between
     method: bytes, target: bytes, fields: Headers, version: str, size: int, limits: Settings
 ) -> tuple[Request, bool]:
-    """The request that a head makes, and whether it is the last of its connection.
+    """Return the request that a head makes, and whether it is the last of its connection.
 
     ``size``: bytes that the head has at most. Raises Refusal where no request can, or should, be made of it.
     """
@@ -99,7 +99,7 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
     if hosts != 1:
         if hosts or version == "1.1":
             raise malformed("a request needs one Host")
-        # HTTP/1.0 may come without; members are spoken to in HTTP/1.1 (RFC 9112 section 3.3).
+        # HTTP/1.0 may come without; members get HTTP/1.1 (RFC 9112 section 3.3).
         host = limits.alias.encode("ascii")
         fields.insert(0, (b"host", host))
     elif not _is_host(host):
@@ -108,18 +108,18 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
         raise malformed("a request target has no fragment")
     if target[0] != _SLASH:
         target, host = _absolute(method, target, fields, host)
-    named = _within_bound(options) if options else _NO_OPTIONS
+    tokens = _within_bound(options) if options else _NO_OPTIONS
     request = Request(method.decode(), target, fields, "", host=host, id=id)
     if chunked or (length and length.strip(b"0")):
         request.body = _PENDING
         request.chunked = bool(chunked)
     if version == "1.0":
-        return request, b"keep-alive" not in named
+        return request, b"keep-alive" not in tokens
     if expect:
         request.expects = expect == b"100-continue" and request.body is not None
-    if upgrade and b"upgrade" in named and not request.body and not _carries_http(upgrade):
+    if upgrade and b"upgrade" in tokens and not request.body and not _carries_http(upgrade):
         request.upgrade = upgrade
-    return request, b"close" in named
+    return request, b"close" in tokens
 
 
 def check_passed(fields: Headers) -> None:
@@ -130,7 +130,7 @@ def check_passed(fields: Headers) -> None:
 
 
 def _within_bound(options: bytes) -> frozenset[bytes]:
-    """The options of ``Connection``. Raises Refusal where there are more than may be."""
+    """Return the options of ``Connection``. Raises Refusal where there are more than may be."""
     count = options.count(b",") + 1
     if count > OPTIONS_MAX:
         raise malformed(f"Connection has {count} options, and may have {OPTIONS_MAX}")
@@ -138,38 +138,39 @@ def _within_bound(options: bytes) -> frozenset[bytes]:
 
 
 def headers_too_large(limits: Settings) -> Refusal:
+    """Return the refusal of a head with too many bytes."""
     return Refusal(431, "headers_too_large", f"a request head may have {limits.max_header_bytes} bytes")
 
 
 def head_size(target: bytes, fields: Headers) -> int:
-    """The bytes of a head on the wire, but for its method and version."""
+    """Return the bytes of a head on the wire, without its method and version."""
     return len(target) + sum(len(name) + len(value) + 4 for name, value in fields)
 
 
 def _carries_http(upgrade: bytes) -> bool:
-    return any(it.strip().lower().startswith(_NOT_TUNNELLED) for it in upgrade.split(b","))
+    return any(protocol.strip().lower().startswith(_NOT_TUNNELLED) for protocol in upgrade.split(b","))
 
 
-@remembering(1024)
+@cached(1024)
 def _is_host(value: bytes) -> bool:
     return _HOST.fullmatch(value) is not None
 
 
 def _absolute(method: bytes, target: bytes, fields: Headers, host: bytes) -> tuple[bytes, bytes]:
-    """Path and authority of a target in absolute form; the latter takes the place of Host (RFC 9112 section 3.2.2)."""
+    """Return path and authority of a target in absolute form; the latter replaces Host (RFC 9112 section 3.2.2)."""
     if target == b"*" and method == b"OPTIONS":
         return target, host
     found = _ABSOLUTE.fullmatch(target)
     if not found or not _is_host(found[1]):
         raise malformed("the request target is neither a path nor a URL")
-    fields[:] = [(b"host", found[1]), *(it for it in fields if it[0] != b"host")]
+    fields[:] = [(b"host", found[1]), *(pair for pair in fields if pair[0] != b"host")]
     # Without a path, OPTIONS means the server itself (section 3.2.4).
     path = found[2] or (b"*" if method == b"OPTIONS" else b"/")
     return (b"/" + path if path.startswith(b"?") else path), found[1]
 
 
 class _Pending:
-    """Stands for the body of a request until its exchange takes that place."""
+    """A placeholder for the body of a request until its exchange begins."""
 
     ended = False
     trailers: Headers = []  # noqa: RUF012 - it is never changed

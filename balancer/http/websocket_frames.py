@@ -1,4 +1,4 @@
-"""Where the frames of a WebSocket end, so that a frame of the balancer's own can go between two. No I/O.
+"""The frames of a WebSocket, as far as to put a frame of the balancer's own between two. No I/O.
 
 Rules: RFC 6455 section 5.2 (frames), 5.5.1 (a close is the last frame of a side), 5.4 (control frames may
 stand between the fragments of a message).
@@ -15,7 +15,7 @@ _CLOSE = 0x8
 
 
 def close_frame(code: int, reason: str, masked: bool) -> bytes:
-    """A close frame; a client's (``masked``) has its payload masked (section 5.3)."""
+    """Return a close frame; a client's (``masked``) has its payload masked (section 5.3)."""
     payload = code.to_bytes(2) + reason.encode()
     if not masked:
         return bytes((0x80 | _CLOSE, len(payload))) + payload
@@ -30,16 +30,16 @@ class Frames:
     def __init__(self) -> None:
         self.closed = False
         self._head = b""
-        # Bytes of the frame under way that are still to come.
+        # Bytes still to come of the frame under way.
         self._left = 0
 
     @property
-    def between(self) -> bool:
+    def is_between(self) -> bool:
         """Whether a frame may be put in here."""
         return not (self._head or self._left or self.closed)
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the direction."""
+        """Take the next bytes of the direction."""
         if self._left >= len(data):  # most of a large message
             self._left -= len(data)
             return
@@ -58,7 +58,7 @@ class Frames:
 
 
 def _head_size(head: bytes) -> tuple[int, int]:
-    """The length of a frame's head, as far as it can be told, and of the payload behind it."""
+    """Return the length of a frame's head, as far as that is known, and of the payload behind it."""
     if len(head) < 2:
         return 2, 0
     length = head[1] & 0x7F

@@ -1,20 +1,20 @@
-"""The life of a member as a literal table, and when to probe it next. No I/O.
+"""The life of a member as a literal table, and the time of its next probe. No I/O.
 
 Rules:
 * A member that just appeared in DNS gets no user request before a probe has succeeded: Docker
   lists a container before its process listens.
 * A refused or unreachable connection takes a member out at once: Docker lists a stopping
-  container until it is gone, so this, not DNS, is how a departure is learnt.
-* Busy is not hung, and seconds cannot tell them apart: the answer to a probe queues behind the work of a member with
+  container until it is gone, so this, not DNS, shows a departure.
+* Busy is not hung, and no time separates them: the answer to a probe queues behind the work of a member with
   few threads. A probe unanswered for LATE_SECONDS makes a member a suspect, and nothing else.
 * A member goes down by probes only after HEALTH_FALL of them in a row have failed: by a bad status, or by no answer
   within HEALTH_TIMEOUT.
-* A suspect gets requests only while no member is up. A member becomes one by a late or failed probe, or when it
-  used to keep connections open and now announces ``Connection: close`` CLOSES_TO_SUSPECT times in a
-  row, as a draining one does; one that always closes, or that closes now and then, is not meant.
+* A suspect gets requests only while no member is up. A member becomes one by a late or failed probe. So does one that
+  used to keep connections open and now announces ``Connection: close`` CLOSES_TO_SUSPECT times in a row, as a draining
+  one does. One that always closes, or that closes now and then, does not count.
 * No state takes away what a member has in flight (``Upstream.check_network`` finds members that the network has lost).
-* A member that is new or down comes up only if DNS has named it since contact with it last failed. While DNS says
-  nothing, the address may belong to a container of another service by now.
+* A member that is new or down comes up only if DNS has named it since contact with it last failed. While DNS does
+  not answer, the address may belong to a container of another service by now.
 * LEAVING is final: an address that returns to DNS is a new member.
 """
 
@@ -27,7 +27,7 @@ from balancer.discovery.pace import URGENT_INTERVAL
 
 
 class State(StrEnum):
-    """The state of a member, which says whether it gets requests (docs/concepts/members.md).
+    """The state of a member, which decides whether it gets requests (docs/concepts/members.md).
 
     ``UP`` gets requests, and ``SUSPECT`` only while no member is up. ``JOINING``, ``DOWN``, ``DRAINING`` and
     ``LEAVING`` get none.
@@ -42,6 +42,8 @@ class State(StrEnum):
 
 
 class HealthEvent(StrEnum):
+    """An observation of a member that may change its state."""
+
     PROBE_OK = "probe succeeded"
     PROBE_UNANSWERED = "no answer to a probe"
     PROBE_FAILED = "probe failed"
@@ -67,7 +69,7 @@ CONTACT_LOST = frozenset(
 # Seconds after which an unanswered probe is late.
 LATE_SECONDS = 1.0
 
-# Successive responses with ``Connection: close`` after which a member is thought to drain.
+# Successive responses with ``Connection: close`` after which a member is a suspect.
 CLOSES_TO_SUSPECT = 2
 
 TRANSITIONS: dict[State, dict[HealthEvent, State]] = {
@@ -114,7 +116,7 @@ JITTER = 0.2
 
 
 def weigh(event: HealthEvent, failures: int, fall: int) -> HealthEvent:
-    """The event that the outcome of a probe amounts to: of failures, the ``fall``-th in a row is PROBES_FAILED.
+    """Return the event of a probe's outcome: of failures, the ``fall``-th in a row is PROBES_FAILED.
 
     ``failures``: probes in a row that have failed, this one included.
     """
@@ -123,11 +125,10 @@ def weigh(event: HealthEvent, failures: int, fall: int) -> HealthEvent:
 
 
 def next_probe(state: State, failures: int, interval: float, urgent: bool, rng: Random) -> float:
-    """Seconds until the next probe of a member.
+    """Return the seconds until the next probe of a member.
 
-    ``failures``: probes that failed in a row: a member that is new or down is probed every
-    URGENT_INTERVAL at first and ever less often, down to ``interval``, unless it is urgent
-    because no member is available.
+    ``failures``: probes that failed in a row. A member that is new or down is probed every URGENT_INTERVAL at first and
+    ever less often, down to ``interval``. ``urgent``: no member is available, so it is always URGENT_INTERVAL.
     """
     if urgent:
         delay = URGENT_INTERVAL

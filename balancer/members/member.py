@@ -10,7 +10,7 @@ from balancer.discovery.snapshot import Endpoint
 from balancer.members.health import State
 from balancer.types import Address
 
-# Where members who may be chosen stand: first those that are up, then suspects; of these, by SRV priority.
+# Place of a member among those that may be chosen: first those that are up, then suspects; of these, by SRV priority.
 Tier = tuple[int, int]
 
 
@@ -19,29 +19,29 @@ class Member:
     """A container behind the alias. Times (``…since``, ``…_at``) are clock readings in seconds.
 
     Attributes:
-        endpoint: What DNS says of it: address, and the priority and weight of SRV (RFC 2782).
+        endpoint: Its place in DNS: address, and the priority and weight of SRV (RFC 2782).
         since: When it came into its state.
         in_flight: Requests that it has and has not finished.
-        requests: Requests that it has been given.
+        requests: Requests that it has been given so far.
         state: Whether it gets requests (docs/concepts/members.md).
-        reason: Why it is in this state; unless it is up, the last probe's word.
+        reason: Cause of its state; unless it is up, the result of the last probe.
         weight: Its share of requests, in proportion to the weights of the others.
         drained: Whether it gets no more requests, by hand.
         drained_since: When that was last changed.
         failed_at: When contact with it last failed.
-        probes: How many probes were begun.
-        probing: How many probes are under way.
-        last_probe_answered: The number of the last probe that brought an answer.
+        probes: Probes begun so far.
+        probing: Probes under way.
+        last_probe_answered: Number of the last probe that brought an answer.
         answered: Whether it has answered a request since it was last due for a probe.
         keeps_alive: Whether it has let a connection stay open after a response.
         closes: Responses in a row that announced the end of their connection.
-        ejected: Whether it is down because requests failed to connect, and no probe has looked since.
+        ejected: Whether it is down because requests failed to connect, and no probe has ended since.
         tier: Its place among those that may be chosen, or None.
     """
 
     endpoint: Endpoint
     since: float
-    # What every request touches comes first, next to what Python itself touches: there may be thousands of these.
+    # Attributes of every request come first, next to those of Python itself: there may be thousands of members.
     in_flight: int = 0
     requests: int = 0
     state: State = State.JOINING
@@ -68,7 +68,7 @@ class Member:
 
     @property
     def address(self) -> Address:
-        """Where it listens: ``host`` and ``port``."""
+        """Address that it listens on: ``host`` and ``port``."""
         return self.endpoint.address
 
 
@@ -77,5 +77,6 @@ _RANKS = {State.UP: 0, State.SUSPECT: 1}
 
 
 def tier_of(member: Member) -> Tier | None:
+    """Return the member's place among those that may be chosen, or None."""
     rank = None if member.drained else _RANKS.get(member.state)
     return None if rank is None else (rank, member.endpoint.priority)

@@ -1,16 +1,16 @@
-"""Who is behind the alias: DNS answers in, members with their states out. No I/O.
+"""The members behind the alias: DNS answers in, members with their states out. No I/O.
 
-Rules (each measured on Docker's DNS, DESIGN 3.2):
+Rules (each measured on Docker's DNS):
 * An answer is a set: order and TTL carry no meaning.
 * NXDOMAIN and an empty answer mean that there is no member, once EMPTY_POLLS of them came with no address between.
-* SERVFAIL, REFUSED and silence mean "unknown": what is known stays.
+* SERVFAIL, REFUSED and silence mean "unknown": the last good answer stays.
 * Each record type keeps its own last good answer, so that AAAA cannot void A.
 * An address that leaves takes its state with it; when it comes back it is a new member.
-* A member that is new or down and answers a probe comes up once an answer that was asked for after the last failed
-  contact names it. (Seen with SERVFAIL in place of NXDOMAIN: 54 requests for one site answered by another.)
+* A member that is new or down and answers a probe comes up once DNS names it. The query for that has to be younger than
+  the last failed contact. (Seen with SERVFAIL in place of NXDOMAIN: 54 requests for one site answered by another.)
 
-There may be thousands of members, and all of them may change within a second, one by one. So what one change costs
-grows with the logarithm of their number, and what the members together cost is paid when DNS brings a change.
+There may be thousands of members, and all of them may change within a second, one by one. The cost of one change
+grows with the logarithm of their number; the cost for all members is paid when DNS brings a change.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from balancer.members.member import BY_ADDRESS, Member, Tier, tier_of
 from balancer.types import Address
 
 EMPTY_POLLS = 3
-# Members that a sentence names.
+# Members named in one sentence.
 NAMED = 3
 
 # Members whose weight rises in one step, so that thousands that came up together do not make a long one.
-WARMED_AT_ONCE = 100
-# More changes than this, and than half of the members, are not told one by one: to take over all costs no more.
-TOLD_ONE_BY_ONE = 128
-# After so many changes a policy follows, so that no request has to pay for thousands.
-FOLLOW_AFTER = 64
+WARMED_PER_STEP = 100
+# With more changes than this, and than half of the members, the policy is built anew, which costs no more.
+SINGLE_CHANGES_MAX = 128
+# Changes after which the policy is updated, so that no request has to pay for thousands.
+UPDATE_POLICY_AFTER = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a snapshot did to the membership."""
+    """Members that a snapshot has added or removed."""
 
     joined: Sequence[Member] = ()
     left: Sequence[Member] = ()
@@ -52,7 +52,7 @@ class Change:
 
 @dataclass(slots=True)
 class _RecordSet:
-    """The last good answer of one record type, when it was asked for, and how many empty ones came since."""
+    """The last good answer of one record type, the time of its query, and the number of empty ones since."""
 
     endpoints: frozenset[Endpoint] = frozenset()
     empty_polls: int = 0
@@ -67,7 +67,7 @@ class Membership:
     ``on_flip``: called with a member, its previous state and the event after every change of state.
     ``on_reason``: called with a member whose reason has changed while its state has not. ``on_unnamed``: called when a
     member would come up if DNS named it.
-    ``generation`` counts the changes of who may be chosen, so that a policy knows when to follow.
+    ``generation``: number of changes of the available members, so that a policy is updated in time.
     """
 
     on_flip: Callable[[Member, State, HealthEvent], None] = lambda member, before, event: None
@@ -76,19 +76,19 @@ class Membership:
     members: dict[Address, Member] = field(default_factory=dict)
     slow_start: float = 0.0
     generation: int = 0
-    _families: dict[str, _RecordSet] = field(default_factory=dict)
+    _record_sets: dict[str, _RecordSet] = field(default_factory=dict)
     _snapshot: Snapshot | None = None
-    # Members that answer and that DNS has not named since they failed, with what their last probe came to.
+    # Members that answer and that DNS has not named since they failed, with the outcome of their last probe.
     _unnamed: dict[Member, tuple[HealthEvent, str]] = field(default_factory=dict)
-    # Those who might be chosen, by tier, in order of address; no tier is empty. The best one is ``available``.
+    # Members that might be chosen, by tier, in order of address; no tier is empty. The best one is ``available``.
     _tiers: dict[Tier, list[Member]] = field(default_factory=dict)
     _best: Tier | None = None
     _available: tuple[Member, ...] | None = ()
-    # Who came to, left or changed on the best tier since the last ``pop_changes``; None for too many, or all.
+    # Members that came to, left or changed on the best tier since the last ``pop_changes``; None for too many, or all.
     _changed: dict[Member, None] | None = None
-    _accused: dict[Member, None] = field(default_factory=dict)
+    _ejected: dict[Member, None] = field(default_factory=dict)
     _warming: dict[Member, float] = field(default_factory=dict)
-    # The next step of each that warms up: when, a number that makes entries comparable, who, and which tenth.
+    # Next steps of members that warm up: when, a number that makes entries comparable, the member, and which tenth.
     _steps: list[tuple[float, int, Member, int]] = field(default_factory=list)
     _stepped: int = 0
 
@@ -96,8 +96,8 @@ class Membership:
     def available(self) -> tuple[Member, ...]:
         """The members that may be chosen, in order of address.
 
-        Those that are up, else the suspects; of these, the ones of the best SRV priority. The first look after a
-        change takes time for each; ``has_available`` says cheaply whether there are any.
+        Those that are up, else the suspects; of these, the ones of the best SRV priority. Reading it after a change
+        takes time for each member; ``has_available`` does not.
         """
         if self._available is None:
             self._available = tuple(self._tiers[self._best]) if self._best else ()
@@ -109,13 +109,13 @@ class Membership:
         return self._best is not None
 
     def is_available(self, member: Member) -> bool:
-        """Whether it is one of ``available``; costs the same however many there are."""
+        """Whether a member is one of ``available``, at the same cost for any number of them."""
         return self._best is not None and member.tier == self._best
 
     def pop_changes(self) -> Collection[Member] | None:
-        """Those who may be chosen, might have been, or have another weight since the last call.
+        """Return the members that may be chosen, might have been, or have another weight since the last call.
 
-        None if that is easier learnt from ``available``.
+        None if it is cheaper to read ``available``.
         """
         changed, self._changed = self._changed, {}
         return changed
@@ -123,47 +123,47 @@ class Membership:
     @property
     def much_changed(self) -> bool:
         """Whether so much has changed since ``pop_changes`` that a policy should not wait for the next request."""
-        return self._changed is None or len(self._changed) >= FOLLOW_AFTER
+        return self._changed is None or len(self._changed) >= UPDATE_POLICY_AFTER
 
     def ejected(self) -> Iterable[Member]:
-        """The members that are down by the evidence of failed requests alone."""
-        return (it for it in self._accused if not it.drained)
+        """Return the members that only failed requests have taken down."""
+        return (member for member in self._ejected if not member.drained)
 
     def shortage(self) -> str:
-        """Why no member is available: how many there are, and the reasons of the first NAMED."""
+        """Return words for the lack of members: how many there are, and the reasons of the first NAMED."""
         if not self.members:
             return f"no member, DNS says {self._snapshot.describe()}" if self._snapshot else "DNS has not answered yet"
         count = len(self.members)
         reasons = [
-            f"{it.address}: {'drained by hand' if it.drained else it.reason}"
-            for it in islice(self.members.values(), NAMED)
+            f"{member.address}: {'drained by hand' if member.drained else member.reason}"
+            for member in islice(self.members.values(), NAMED)
         ]
         more = [f"{count - NAMED} more"] if count > NAMED else []
         return f"{count} member{'' if count == 1 else 's'}, {'; '.join(reasons + more)}"
 
     def reconcile(self, snapshot: Snapshot) -> Change:
-        """Take in a snapshot; returns who joined and who left by it."""
+        """Take in a snapshot; return the members that joined and left by it."""
         self._snapshot = snapshot
         asked = snapshot.when if snapshot.asked is None else snapshot.asked
-        news = [self._learn(answer, asked) for answer in snapshot.answers]
-        change = self._apply(snapshot.when) if any(news) else Change()
+        changes = [self._take_answer(answer, asked) for answer in snapshot.answers]
+        change = self._apply(snapshot.when) if any(changes) else Change()
         for member, (event, reason) in list(self._unnamed.items()):
             if self._is_named(member):
                 self.observe(member, event, snapshot.when, reason)
         return change
 
     def _apply(self, now: float) -> Change:
-        """Have the members be those that the families name."""
+        """Make the members those that the record sets name."""
         wanted: dict[Address, Endpoint] = {}
-        for family in self._families.values():
-            for endpoint in family.endpoints:
-                known = wanted.get(endpoint.address)
-                if known is None or (endpoint.priority, -endpoint.weight) < (known.priority, -known.weight):
+        for records in self._record_sets.values():
+            for endpoint in records.endpoints:
+                current = wanted.get(endpoint.address)
+                if current is None or (endpoint.priority, -endpoint.weight) < (current.priority, -current.weight):
                     wanted[endpoint.address] = endpoint
         joined = [Member(wanted[address], since=now) for address in sorted(wanted.keys() - self.members)]
         left = [self.members.pop(address) for address in sorted(self.members.keys() - wanted)]
         states = [member.state for member in left]
-        self._leave(left, now)
+        self._remove(left, now)
         self._reweigh(wanted)
         for member in joined:
             self.members[member.address] = member
@@ -172,38 +172,38 @@ class Membership:
             self.on_flip(member, before, HealthEvent.LEFT_DNS)
         return Change(joined, left)
 
-    def _learn(self, answer: Answer, asked: float) -> bool:
-        """Whether the answer changes who is known by its record type."""
-        family = self._families.setdefault(answer.record, _RecordSet())
-        known = family.endpoints
+    def _take_answer(self, answer: Answer, asked: float) -> bool:
+        """Take in an answer; return whether it changes the endpoints of its record type."""
+        records = self._record_sets.setdefault(answer.record, _RecordSet())
+        known = records.endpoints
         if answer.outcome is Outcome.FOUND:
-            family.endpoints, family.empty_polls, family.asked = answer.endpoints, 0, asked
+            records.endpoints, records.empty_polls, records.asked = answer.endpoints, 0, asked
         elif answer.outcome is Outcome.EMPTY:
-            family.empty_polls += 1
-            if family.empty_polls >= EMPTY_POLLS:
-                family.endpoints = frozenset()
-        return family.endpoints is not known and family.endpoints != known
+            records.empty_polls += 1
+            if records.empty_polls >= EMPTY_POLLS:
+                records.endpoints = frozenset()
+        return records.endpoints is not known and records.endpoints != known
 
-    def _leave(self, left: Sequence[Member], now: float) -> None:
-        """Members left DNS. All at once: to take them out one by one would take longer with each."""
-        tiers = {it.tier for it in left if it.tier}
+    def _remove(self, left: Sequence[Member], now: float) -> None:
+        """Remove members, all together: one by one, each would take longer than the last."""
+        tiers = {member.tier for member in left if member.tier}
         for member in left:
             self._enter(member, State.LEAVING, HealthEvent.LEFT_DNS.value, now)
-            self._accused.pop(member, None)
+            self._ejected.pop(member, None)
             self._unnamed.pop(member, None)
         for tier in tiers:
-            if stay := [it for it in self._tiers[tier] if it.state is not State.LEAVING]:
+            if stay := [member for member in self._tiers[tier] if member.state is not State.LEAVING]:
                 self._tiers[tier] = stay
             else:
                 del self._tiers[tier]
         for member in left:
-            stood, member.tier = member.tier, None
-            if stood and stood == self._best:
+            previous, member.tier = member.tier, None
+            if previous and previous == self._best:
                 self._note(member)
-        self._look_for_best()
+        self._find_best()
 
     def _reweigh(self, endpoints: dict[Address, Endpoint]) -> None:
-        """SRV may change a member's priority or weight without touching the member."""
+        """Take over priorities and weights of SRV, which may change for a member that stays."""
         for address, member in self.members.items():
             endpoint = endpoints[address]
             if member.endpoint is not endpoint and member.endpoint != endpoint:
@@ -213,8 +213,8 @@ class Membership:
                 self._place(member)
 
     def warm_up(self, now: float) -> None:
-        """Raise the weights of the members that are new, a tenth at a time, and of WARMED_AT_ONCE members at most."""
-        for _ in range(WARMED_AT_ONCE):
+        """Raise the weights of new members, a tenth at a time, and of WARMED_PER_STEP members at most."""
+        for _ in range(WARMED_PER_STEP):
             if not (self._steps and self._steps[0][0] <= now):
                 break
             _, _, member, _ = heappop(self._steps)
@@ -222,7 +222,7 @@ class Membership:
                 self._warm(member, now)
 
     def warms_at(self) -> float:
-        """When ``warm_up`` has something to do next."""
+        """Return when ``warm_up`` has something to do next, a clock reading in seconds."""
         return self._steps[0][0] if self._steps else inf
 
     def _warm(self, member: Member, now: float) -> None:
@@ -242,13 +242,13 @@ class Membership:
     def observe(
         self, member: Member, event: HealthEvent, now: float, reason: str = "", *, by_request: bool = False
     ) -> None:
-        """Take in what happened to a member; ``reason`` is the event's own words where there are better ones.
+        """Take in an event of a member; ``reason``: better words for it than its own, or "".
 
-        ``by_request``: a user's request met with it, not a probe.
+        ``by_request``: a user's request brought it, not a probe.
         """
         if not by_request and member.ejected:
             member.ejected = False
-            self._accused.pop(member, None)
+            self._ejected.pop(member, None)
         if event in CONTACT_LOST:
             member.failed_at = now
         before = member.state
@@ -266,9 +266,9 @@ class Membership:
         self._enter(member, after, reason or event.value, now)
         member.ejected = by_request and after is State.DOWN
         if member.ejected:
-            self._accused[member] = None
+            self._ejected[member] = None
         else:
-            self._accused.pop(member, None)
+            self._ejected.pop(member, None)
         if after is State.UP and before in (State.JOINING, State.DOWN) and self.slow_start:
             member.warm_since = now
             self._warming[member] = now
@@ -278,10 +278,13 @@ class Membership:
 
     def _is_named(self, member: Member) -> bool:
         """Whether DNS has named it since contact with it failed."""
-        return any(it.asked >= member.failed_at and member.endpoint in it.endpoints for it in self._families.values())
+        return any(
+            records.asked >= member.failed_at and member.endpoint in records.endpoints
+            for records in self._record_sets.values()
+        )
 
     def _explain(self, member: Member, reason: str) -> None:
-        """Its state has not changed, but perhaps the reason for it."""
+        """Note a reason that has changed while the state has not."""
         if reason and reason != member.reason and member.state not in (State.UP, State.LEAVING):
             member.reason = reason
             self.on_reason(member)
@@ -293,13 +296,13 @@ class Membership:
             self._warming.pop(member, None)
 
     def drain(self, member: Member, drained: bool = True) -> None:
-        """Give a member no more requests, whatever its state; or (``drained`` is false) as many as that allows."""
+        """Give a member no more requests, whatever its state; or (``drained`` is false) as many as its state allows."""
         if member.drained != drained:
             member.drained = drained
             self._place(member)
 
-    def answered(self, member: Member, closes: bool, now: float) -> None:
-        """A member's response announced (``closes``) or did not announce that its connection ends with it."""
+    def record_response(self, member: Member, closes: bool, now: float) -> None:
+        """Note a response of a member. ``closes``: it announced the end of its connection."""
         member.answered = True
         if not closes:
             member.keeps_alive = True
@@ -310,7 +313,7 @@ class Membership:
                 self.observe(member, HealthEvent.CLOSE_ANNOUNCED, now, by_request=True)
 
     def _place(self, member: Member) -> None:
-        """State, priority or weight have changed, or whether it is drained: have a member stand where it belongs."""
+        """Move a member to its tier after a change of state, priority, weight or draining."""
         old, new = member.tier, tier_of(member)
         if old != new:
             if old:
@@ -323,19 +326,19 @@ class Membership:
             member.tier = new
         if self._best and self._best in (old, new):
             self._note(member)
-        self._look_for_best()
+        self._find_best()
 
     def _note(self, member: Member) -> None:
-        """A member of the best tier has changed."""
+        """Note a change of a member on the best tier."""
         self._available = None
         self.generation += 1
         if self._changed is not None:
             self._changed[member] = None
             size = len(self._tiers.get(self._best, ())) if self._best else 0
-            if len(self._changed) > TOLD_ONE_BY_ONE and 2 * len(self._changed) > size:
+            if len(self._changed) > SINGLE_CHANGES_MAX and 2 * len(self._changed) > size:
                 self._changed = None
 
-    def _look_for_best(self) -> None:
+    def _find_best(self) -> None:
         best = min(self._tiers, default=None)
         if best != self._best:
             self._best = best

@@ -1,4 +1,4 @@
-"""One probe of a member: a TCP connect, or a request for its readiness path."""
+"""A probe of a member: a TCP connect, or a request for its readiness path."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from balancer.errors import LOCAL_RESOURCE_ERRNOS, connect_failed
 from balancer.members.health import HealthEvent
 from balancer.types import Address
 
-# An event of the member's life, or None where nothing was learnt of it, and words for it.
+# An event of the member, or None where the probe shows none, and words for it.
 Verdict = tuple[HealthEvent | None, str]
 Probe = Callable[[Address], Awaitable[Verdict]]
 
 
 def make_probe(settings: Settings) -> Probe:
-    """A probe as the settings want it: HTTP where HEALTH_PATH is set, else a TCP connect."""
+    """Return the probe of the settings: HTTP where HEALTH_PATH is set, else a TCP connect."""
     path, within, limit = settings.health_path, settings.connect_timeout, settings.health_timeout
     request = b"" if path is None else health_request(settings)
 
@@ -46,9 +46,9 @@ def make_probe(settings: Settings) -> Probe:
 
 
 def health_request(settings: Settings) -> bytes:
-    """The request for the readiness path, as one that a user sends to the listener would reach the member.
+    """Return the request for the readiness path, in the form of a user's request when it reaches the member.
 
-    Frameworks refuse a ``Host`` that they do not know, and redirect what did not come by https.
+    Frameworks refuse an unknown ``Host``, and redirect requests that did not come by https.
     """
     host = settings.health_host or service_name(settings.alias)
     scheme = "https" if settings.tls_cert else "http"
@@ -59,12 +59,12 @@ def health_request(settings: Settings) -> bytes:
 
 
 def service_name(alias: str) -> str:
-    """An alias as a host: without a final dot, and without the ``_service._proto`` of SRV (RFC 2782)."""
-    return ".".join(it for it in alias.rstrip(".").split(".") if not it.startswith("_")) or alias
+    """Return an alias as a host: without a final dot, and without the ``_service._proto`` of SRV (RFC 2782)."""
+    return ".".join(label for label in alias.rstrip(".").split(".") if not label.startswith("_")) or alias
 
 
 def _judge(path: str, status_line: bytes) -> Verdict:
-    """What a member's answer to ``GET path`` says: 2xx is up, 503 is draining, the rest is a failure."""
+    """Judge a member's answer to ``GET path``: 2xx is up, 503 is draining, the rest is a failure."""
     parts = status_line.split(maxsplit=2)
     if not parts:
         return HealthEvent.PROBE_FAILED, f"GET {path}: the connection was closed without an answer"

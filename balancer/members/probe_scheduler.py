@@ -1,4 +1,4 @@
-"""Asks members whether they can take requests, all the time, off the path of requests."""
+"""Probes of the readiness of all members, at all times, off the path of requests."""
 
 from __future__ import annotations
 
@@ -17,41 +17,40 @@ from balancer.members.membership import Membership
 from balancer.members.probe import Probe
 from balancer.types import Address, Clock
 
-# How many probes of a member may be under way. A container is in DNS before its network is set up, and the
-# connection that is asked for too early hangs for a second; the next one, asked for a tenth of a second
-# later, may be there at once.
+# Probes of one member that may be under way. A container is in DNS before its network is set up. A connection tried too
+# early hangs for a second, and one tried a tenth of a second later may succeed.
 OVERLAP = 10
 
 # The finest step in which probes are scheduled, in seconds.
 TICK = 0.02
 
-# Probes under way at once; those of them whose member is new or down, so that it may not answer before a time-out;
-# and what members get of these that were asked before. However many hang, there is room for the others.
-PROBES_AT_ONCE = 256
-DOUBTFUL_AT_ONCE = 192
-FAILED_AT_ONCE = 144
-# A member that has not answered is asked once more only while fewer than this hang.
+# Probes that may be under way; those of members that are new or down, which may not answer before a time-out; and the
+# number of these at which a member that was probed before has to wait. However many hang, there is room for others.
+MAX_PROBES = 256
+MAX_DOUBTFUL = 192
+MAX_DOUBTFUL_BEFORE_RETRY = 144
+# A member that has not answered gets one more probe only while fewer than this hang.
 OVERLAP_WITHIN = 96
 # Probes begun in a second: of members that are well, or have failed for long, and of those in whose state something
-# has changed. A probe costs some 50 us (docs/performance/large-membership.md): more members than the first number are
+# is changing. A probe costs some 50 us (docs/performance/large-membership.md): more members than the first number are
 # each probed less often than every HEALTH_INTERVAL.
 PROBES_PER_SECOND = 1000
 URGENT_PER_SECOND = 2500
-# Those of either kind that are begun in one go: a few members need not wait for each other, and requests need not
+# Probes of either kind that are begun in one step: a few members need not wait for each other, and requests need not
 # wait for thousands.
 BURST = 50
 # Failures in a row after which a member that is new or down waits among those that have failed for long.
 RETRIES = 8
 
-# Events that a member's own answer brings.
+# Events of a member's own answer.
 ANSWERS = frozenset({HealthEvent.PROBE_OK, HealthEvent.PROBE_DRAINING, HealthEvent.PROBE_FAILED})
 
 
 class Urgency(IntEnum):
-    """Whose probe comes first.
+    """The order of probes, most urgent first.
 
-    ALARM: it was well a moment ago, and something has happened. NEW: it has never been asked. RETRY: it failed lately,
-    or is asked once more while it has not answered. REGULAR: it is well. FAILING: it has failed for a while.
+    ALARM: the member was well a moment ago, and something has happened. NEW: it has had no probe. RETRY: it failed
+    lately, or has not answered yet. REGULAR: it is well. FAILING: it has failed for a while.
     """
 
     ALARM = 0
@@ -66,7 +65,7 @@ PATIENT = [Urgency.REGULAR, Urgency.FAILING]
 
 
 class TokenBucket:
-    """A rate: so many ``per_second`` are there to be taken, and BURST at once where none were for a while."""
+    """A rate of ``per_second`` tokens, with BURST of them at once after a pause. ``left``: tokens to be taken."""
 
     def __init__(self, per_second: float) -> None:
         self._rate = per_second
@@ -74,18 +73,19 @@ class TokenBucket:
         self._filled = -inf
 
     def fill(self, now: float) -> None:
+        """Add the tokens of the time since the last call."""
         self.left = min(BURST, self.left + self._rate * (now - self._filled))
         self._filled = now
 
     def next_at(self, now: float) -> float:
-        """When there is one to be taken."""
+        """Return when there is a token to be taken."""
         return now + max(0.0, 1 - self.left) / self._rate
 
 
 class Prober:
     """Probes each member when it is due, or as soon after that as the bounds allow.
 
-    ``asks_path``: a probe can tell more than that connections are accepted. ``fall``: failed probes in a row after
+    ``requests_path``: a probe shows more than that connections are accepted. ``fall``: failed probes in a row after
     which a member is down. ``on_answer``: called with the address of a member whose process has answered.
     """
 
@@ -96,7 +96,7 @@ class Prober:
         interval: float,
         clock: Clock,
         rng: Random,
-        asks_path: bool,
+        requests_path: bool,
         fall: int = 2,
         on_answer: Callable[[Address], None] = lambda address: None,
     ) -> None:
@@ -105,31 +105,31 @@ class Prober:
         self._interval = interval
         self._clock = clock
         self._rng = rng
-        self._asks_path = asks_path
+        self._requests_path = requests_path
         self._fall = fall
         self._on_answer = on_answer
-        self._hurry = asyncio.Event()
-        # When who is due: entries that are true no longer are skipped when their time has come.
+        self._wakened = asyncio.Event()
+        # When members are due: entries that are out of date are skipped when their time has come.
         self._due: list[tuple[float, int, Member]] = []
         self._entries = 0
-        # Who is due and waits for a place, in the order in which they came to be due.
+        # Members that are due and wait for a place, in the order in which they came to be due.
         self._waiting: list[OrderedDict[Member, None]] = [OrderedDict() for _ in Urgency]
         self._queues: dict[Member, Urgency] = {}
         self._urgent = TokenBucket(URGENT_PER_SECOND)
         self._regular = TokenBucket(PROBES_PER_SECOND)
-        # Probes under way, and how many of them are of members that may well not answer.
+        # Probes under way, and those of them that may well get no answer.
         self.under_way = 0
         self._doubtful = 0
 
     def join(self, members: Sequence[Member]) -> None:
-        """These are new. In any order: several balancers must not all begin with the same ones."""
+        """Probe new members, in random order: several balancers must not all begin with the same ones."""
         for member in self._rng.sample(members, len(members)):
             self._waiting[Urgency.NEW][member] = None
             self._queues[member] = Urgency.NEW
-        self._hurry.set()
+        self._wakened.set()
 
     def wake(self, members: Iterable[Member]) -> None:
-        """Something happened to these members: probe them as soon as URGENT_INTERVAL since the last probe allows."""
+        """Probe members, to which something has happened, URGENT_INTERVAL after their last probe at the earliest."""
         now = self._clock()
         for member in members:
             member.probe_at = min(member.probe_at, max(now, member.probed_at + URGENT_INTERVAL))
@@ -137,13 +137,13 @@ class Prober:
                 self._wait(member)
             else:
                 self._schedule(member)
-        self._hurry.set()
+        self._wakened.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Probe members until cancelled."""
         async with asyncio.TaskGroup() as probes:
             while True:
-                self._hurry.clear()
+                self._wakened.clear()
                 now = self._clock()
                 self._membership.warm_up(now)
                 while self._due and self._due[0][0] <= now:
@@ -155,17 +155,17 @@ class Prober:
                 due = min(again, self._membership.warms_at(), self._due[0][0] if self._due else inf)
                 try:
                     async with asyncio.timeout(None if due == inf else max(0.0, due - self._clock())):
-                        await self._hurry.wait()
+                        await self._wakened.wait()
                 except TimeoutError:
                     pass
 
     def _schedule(self, member: Member) -> None:
-        """Its time has changed: the entry of before is not true any more."""
+        """Schedule a member, whose earlier entry is out of date."""
         self._entries += 1
         heappush(self._due, (member.probe_at, self._entries, member))
 
     def _wait(self, member: Member) -> None:
-        """It is due. One whose probe hangs comes back when that has ended."""
+        """Queue a member that is due. One whose probe hangs comes back when that has ended."""
         if member.state is State.LEAVING or (member.probing and not self._may_probe(member)):
             return
         urgency = self._urgency(member)
@@ -180,37 +180,37 @@ class Prober:
         if member.probing:
             return Urgency.RETRY
         match member.state:
-            case State.UP | State.DRAINING if not self._woken:
+            case State.UP | State.DRAINING if not self._is_urgent:
                 return Urgency.REGULAR
             case State.SUSPECT:
                 return Urgency.ALARM
             case State.JOINING if not member.probes:
                 return Urgency.NEW
-        return Urgency.RETRY if self._woken or member.probe_failures < RETRIES else Urgency.FAILING
+        return Urgency.RETRY if self._is_urgent or member.probe_failures < RETRIES else Urgency.FAILING
 
     @property
-    def _woken(self) -> bool:
+    def _is_urgent(self) -> bool:
         """Whether all members are probed as quickly as the bounds allow: while none is available."""
         return not self._membership.has_available
 
     def _start(self, now: float, probes: asyncio.TaskGroup) -> float:
-        """Probe those who wait, as far as the bounds allow; returns when to look again without other news."""
+        """Probe members that wait, as far as the bounds allow; return when to try again at the latest."""
         self._urgent.fill(now)
         self._regular.fill(now)
         for urgency in URGENT:
             while self._waiting[urgency] and self._urgent.left >= 1 and self._has_place(urgency):
                 self._urgent.left -= self._begin(self._next(urgency), now, probes)
-        # Neither those who are well nor those who fail keep the others waiting: they take turns.
+        # Members that are well and those that fail take turns, so that neither keep the other waiting.
         wanted = PATIENT
         while self._regular.left >= 1 and (
-            wanted := [it for it in wanted if self._waiting[it] and self._has_place(it)]
+            wanted := [kind for kind in wanted if self._waiting[kind] and self._has_place(kind)]
         ):
             for urgency in wanted:
                 self._regular.left -= self._begin(self._next(urgency), now, probes)
         again = inf
-        if any(self._waiting[it] and self._has_place(it) for it in URGENT):
+        if any(self._waiting[kind] and self._has_place(kind) for kind in URGENT):
             again = self._urgent.next_at(now)
-        if any(self._waiting[it] and self._has_place(it) for it in PATIENT):
+        if any(self._waiting[kind] and self._has_place(kind) for kind in PATIENT):
             again = min(again, self._regular.next_at(now))
         return again
 
@@ -220,14 +220,14 @@ class Prober:
         return member
 
     def _has_place(self, urgency: Urgency) -> bool:
-        """Whether a probe more may be under way. Those that may well hang leave some places to the others."""
+        """Whether one more probe may be under way. Those that may well hang leave some places to the others."""
         if urgency in (Urgency.ALARM, Urgency.REGULAR):
-            return self.under_way < PROBES_AT_ONCE
-        room = DOUBTFUL_AT_ONCE if urgency is Urgency.NEW else FAILED_AT_ONCE
-        return self._doubtful < room and self.under_way < PROBES_AT_ONCE
+            return self.under_way < MAX_PROBES
+        room = MAX_DOUBTFUL if urgency is Urgency.NEW else MAX_DOUBTFUL_BEFORE_RETRY
+        return self._doubtful < room and self.under_way < MAX_PROBES
 
     def _begin(self, member: Member, now: float, probes: asyncio.TaskGroup) -> int:
-        """Returns how many probes were begun: none where there is no need, or no member any more."""
+        """Return how many probes were begun: none where there is no need, or no member any more."""
         if member.state is State.LEAVING:
             return 0
         begun = 0
@@ -245,16 +245,16 @@ class Prober:
         return begun
 
     def _may_probe(self, member: Member) -> bool:
-        """Whether to ask one more time where an answer is still to come."""
-        hurry = member.state is State.JOINING or self._woken
-        return member.probing < OVERLAP and self._doubtful < OVERLAP_WITHIN if hurry else member.probing < 1
+        """Whether one more probe may be sent while an answer is still to come."""
+        urgent = member.state is State.JOINING or self._is_urgent
+        return member.probing < OVERLAP and self._doubtful < OVERLAP_WITHIN if urgent else member.probing < 1
 
     def _delay(self, member: Member) -> float:
-        return next_probe(member.state, member.probe_failures, self._interval, self._woken, self._rng)
+        return next_probe(member.state, member.probe_failures, self._interval, self._is_urgent, self._rng)
 
     def _is_redundant(self, member: Member) -> bool:
-        """Whether a probe would say nothing new: a member that answers requests accepts connections."""
-        return member.answered and member.state is State.UP and not self._asks_path
+        """Whether a probe would show nothing new: a member that answers requests accepts connections."""
+        return member.answered and member.state is State.UP and not self._requests_path
 
     async def _run_probe(self, member: Member, number: int, doubtful: bool) -> None:
         late = asyncio.get_running_loop().call_later(LATE_SECONDS, self._late, member, number)
@@ -265,13 +265,13 @@ class Prober:
             member.probing -= 1
             self.under_way -= 1
             self._doubtful -= doubtful
-            self._hurry.set()
-        if number >= member.last_probe_answered:  # Else a later one has told more.
+            self._wakened.set()
+        if number >= member.last_probe_answered:  # Else a later one has shown more.
             now = self._clock()
             member.last_probe_answered = number
             member.probed_at = now
             if event is not None:
-                if self._asks_path and event in ANSWERS:
+                if self._requests_path and event in ANSWERS:
                     self._on_answer(member.address)
                 answers = event in (HealthEvent.PROBE_OK, HealthEvent.PROBE_DRAINING)
                 member.probe_failures = 0 if answers else member.probe_failures + 1
@@ -283,7 +283,7 @@ class Prober:
             self._schedule(member)
 
     def _late(self, member: Member, number: int) -> None:
-        """A probe is still unanswered. It may be yet, so nothing is known but that the member is busy or hangs."""
+        """Note a late probe. It may still be answered, so the member may be busy as well as hung."""
         if member.state is State.UP and number > member.last_probe_answered:
             words = f"no answer to a probe for {LATE_SECONDS:g} s"
             self._membership.observe(member, HealthEvent.PROBE_UNANSWERED, self._clock(), words)

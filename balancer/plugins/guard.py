@@ -1,10 +1,10 @@
-"""What stands between plug-ins and requests: whatever a policy or a hook does, the request goes on, or is refused.
+"""The guard between plug-ins and requests: whatever a policy or a hook does, the request goes on, or is refused.
 
 Rules:
-* What raises is logged once for each kind (who, type of exception, place in the source), with its traceback.
-* Where a policy raises, or returns what may not be chosen, round robin chooses; where its ``build`` raises, round robin
-  chooses until one has succeeded.
-* What a hook that raises has changed until then is undone. Where it is to fail closed, the client gets a 503 instead.
+* A failure is logged once for each kind (plug-in, type of exception, place in the source), with its traceback.
+* Where a policy raises, or returns a member that may not be chosen, round robin chooses. Where its ``build`` raises,
+  round robin chooses until one has succeeded.
+* Changes of a hook that raises are undone. If it is to fail closed, the client gets a 503 instead.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from balancer.policies.round_robin import RoundRobin
 
 log = logging.getLogger(__name__)
 
-# What a plug-in may raise without a request being lost. It is called, not awaited: a CancelledError that comes
+# Exceptions of a plug-in that cost no request. It is called, not awaited: a CancelledError that comes
 # out of it is not for the task around it.
 FAILURES = (Exception, asyncio.CancelledError)
 
 # Where the balancer's own code is.
 _HERE = __file__.removesuffix("plugins/guard.py")
 
-# Kinds of failures that are told apart. Code that is made up as it goes could have any number of places.
+# Kinds of failures that are distinguished. Generated code could have any number of places.
 KINDS_MAX = 100
 
 
 class Reports:
-    """Says in the log what plug-ins do wrong, once for each kind."""
+    """Logs failures of plug-ins, once for each kind."""
 
     def __init__(self) -> None:
         self._kinds: set[Hashable] = set()
 
-    def failed(self, who: str, error: BaseException, outcome: str) -> None:
-        """``who`` has raised; ``outcome``: what became of it."""
-        if self._is_new((who, type(error), _place(error.__traceback__))):
-            log.error("%s raised %s; %s%s", who, describe(error), outcome, _ONCE, exc_info=error)
+    def failed(self, subject: str, error: BaseException, outcome: str) -> None:
+        """Log an exception that ``subject`` has raised; ``outcome``: its consequence."""
+        if self._is_new((subject, type(error), _place(error.__traceback__))):
+            log.error("%s raised %s; %s%s", subject, describe(error), outcome, _ONCE, exc_info=error)
 
-    def wrong(self, who: str, words: str, outcome: str) -> None:
-        """``who`` has done what ``words`` say."""
-        if self._is_new((who, words)):
-            log.error("%s %s; %s%s", who, words, outcome, _ONCE)
+    def wrong(self, subject: str, words: str, outcome: str) -> None:
+        """Log a fault of ``subject``, in ``words``."""
+        if self._is_new((subject, words)):
+            log.error("%s %s; %s%s", subject, words, outcome, _ONCE)
 
     def _is_new(self, kind: Hashable) -> bool:
         if kind in self._kinds or len(self._kinds) >= KINDS_MAX:
@@ -62,9 +62,9 @@ _ONCE = " (said once for each kind of failure)"
 
 
 def _place(trace: TracebackType | None) -> str:
-    """Where an exception was raised: file and line of the innermost frame that is not of the balancer's own code.
+    """Return where an exception was raised: file and line of the innermost frame outside the balancer's own code.
 
-    What a plug-in is refused by ``HeaderFields`` is raised here, and wrong there.
+    A refusal of ``HeaderFields`` is raised here, and its cause is there.
     """
     place = own = ""
     while trace:
@@ -79,22 +79,22 @@ def _place(trace: TracebackType | None) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line."""
+    """Return an exception in one line."""
     try:
         text = " ".join(str(error).split())
     except Exception:
         text = ""
-    place = "" if isinstance(error, SyntaxError) else _place(error.__traceback__)  # It has named its own.
+    place = "" if isinstance(error, SyntaxError) else _place(error.__traceback__)  # It names its own place.
     return f"{type(error).__name__}{': ' if text else ''}{text}{f' ({place})' if place else ''}"
 
 
 def name_of(plug_in: object) -> str:
-    """What a plug-in is called in the log."""
+    """Return the name of a plug-in in the log."""
     return f"{type(plug_in).__module__}:{type(plug_in).__qualname__}"
 
 
 def kind_of(thing: object) -> str:
-    """What something is, in words."""
+    """Return words for the kind of an object."""
     if ismodule(thing):
         return f"the module {thing.__name__}"
     if isclass(thing):
@@ -118,18 +118,18 @@ class GuardedPolicy(Policy):
     def build(self, members: Sequence[Member]) -> None:
         self._turns.build(members)
         self._members = set(members)
-        self._follow("build", members)
+        self._call_policy("build", members)
 
     def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
         self._turns.update(members, added, removed)
         self._members.difference_update(removed)
         self._members.update(added)
         if self._built and isinstance(self._policy, Policy):
-            self._follow("update", members, added, removed)
+            self._call_policy("update", members, added, removed)
         else:
-            self._follow("build", members)
+            self._call_policy("build", members)
 
-    def _follow(self, method: str, *changes: Collection[Member]) -> None:
+    def _call_policy(self, method: str, *changes: Collection[Member]) -> None:
         self._built = False
         try:
             getattr(self._policy, method)(*changes)

@@ -1,10 +1,10 @@
-"""What plug-ins see of requests and responses and may do to them, and how they learn of members. No I/O.
+"""Requests, responses and members as plug-ins see them. No I/O.
 
 Rules:
-* A hook sees and changes fields through ``HeaderFields``, which takes none that frames a message, routes it or ends its
-  connection, and none that would break out of its line: whatever a hook does, the next server in the row reads the
-  message as it was meant.
-* What a hook changes is for one request alone, although the balancer may share what many requests have in common:
+* A hook reads and changes fields through ``HeaderFields``. That takes none that frames a message, routes it, ends its
+  connection or would break out of its line. Whatever a hook does, the next server in the row reads the message as it
+  was meant.
+* A hook's changes are for one request alone, although the balancer may share what many requests have in common:
   ``HeaderFields`` never changes the list that it was made of.
 """
 
@@ -22,7 +22,7 @@ from balancer.types import Address
 
 __all__ = ["HeaderFields", "HookRequest", "HookResponse", "Hooks", "Member", "Refusal", "State"]
 
-# What the balancer alone says: how a message is framed and for whom it is, who it came from, and the handshake of a
+# Headers that the balancer alone writes: a message's framing, destination and origin, and the handshake of a
 # WebSocket, which either side would find broken.
 _OURS = HOP_BY_HOP | {b"content-length", b"host", b"expect", b"forwarded"}
 _OURS_BEGIN = (b"x-forwarded-", b"sec-websocket-")
@@ -71,18 +71,18 @@ class HeaderFields:
 
         Args:
             name: The name, in any case.
-            default: What is returned if there is no such header.
+            default: Value to return if there is no such header.
         """
         key = name.lower().encode("latin-1", "replace")
-        for known, value in self._pairs:
-            if known == key:
+        for field_name, value in self._pairs:
+            if field_name == key:
                 return value.decode("latin-1")
         return default
 
     def all(self, name: str) -> list[str]:
         """Return the values of all headers of a name, in order."""
         key = name.lower().encode("latin-1", "replace")
-        return [value.decode("latin-1") for known, value in self._pairs if known == key]
+        return [value.decode("latin-1") for field_name, value in self._pairs if field_name == key]
 
     def add(self, name: str | bytes, value: str | bytes) -> None:
         """Append a header.
@@ -100,16 +100,16 @@ class HeaderFields:
     def set(self, name: str | bytes, value: str | bytes) -> None:
         """Replace all headers of a name by one, at the end; arguments and errors are those of ``add``."""
         field = self._field(name, value)
-        self._pairs = [*(it for it in self._pairs if it[0] != field[0]), field]
+        self._pairs = [*(pair for pair in self._pairs if pair[0] != field[0]), field]
 
     def remove(self, name: str | bytes) -> None:
         """Remove all headers of a name; without one, nothing changes. Raises ValueError as ``add`` does."""
         key = self._name(name)
-        self._pairs = [it for it in self._pairs if it[0] != key]
+        self._pairs = [pair for pair in self._pairs if pair[0] != key]
 
     def __contains__(self, name: str) -> bool:
         key = name.lower().encode("latin-1", "replace")
-        return any(known == key for known, _ in self._pairs)
+        return any(field_name == key for field_name, _ in self._pairs)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in self._pairs)
@@ -138,8 +138,7 @@ class HookRequest:
     """A request as hooks and policies that are plug-ins see it: one object for all of them, from first to last.
 
     Attributes:
-        notes (dict[str, object]): Values of plug-ins, by name. What ``on_request`` puts there, ``choose`` and
-            ``on_response`` find.
+        notes (dict[str, object]): Values of plug-ins, by name, from ``on_request`` to ``choose`` and ``on_response``.
     """
 
     __slots__ = ("_headers", "_id", "_request", "notes")
@@ -147,7 +146,7 @@ class HookRequest:
     def __init__(self, request: Request, id: bytes = b"") -> None:
         self._request = request
         self._id = id
-        # The log goes by the id that the client gave.
+        # The log has the id that the client gave.
         self._headers = HeaderFields(request.headers, b"x-request-id")
         self.notes: dict[str, object] = {}
 
@@ -188,7 +187,7 @@ class HookRequest:
 
     @property
     def upgrade(self) -> str:
-        """The protocol that the client wants to switch to, such as ``websocket``, or ""."""
+        """The protocol that the request names to switch to, such as ``websocket``, or ""."""
         return self._request.upgrade.decode("latin-1").lower()
 
 
@@ -223,7 +222,7 @@ class Hooks:
 
     Hooks run in the event loop, between the bytes of all requests: they must be quick and must not wait.
     A hook that raises, or returns anything but None, is logged once for each kind of failure, and its changes are
-    undone. Then the request goes on, or it fails, as ``fail_closed`` says.
+    undone. Then the request goes on, or it fails, by ``fail_closed``.
 
     Attributes:
         fail_closed (bool): Whether a failure of the hook becomes a 503 ``hook_failed`` for the client. A hook that
@@ -261,7 +260,7 @@ class Hooks:
         """Take note of a change of state of a member in DNS.
 
         Args:
-            member: The member, in its new state; ``member.reason`` says why.
+            member: The member, in its new state; ``member.reason`` has the cause.
             before: The state that it had.
         """
 
@@ -275,10 +274,10 @@ METHODS = {
     "on_member_state_changed": 2,
 }
 
-# What methods were called before, with their present names: a hook that has one would never be called.
+# Earlier names of methods, with their present ones: a hook that has one would never be called.
 RENAMED = {"on_joined": "on_member_added", "on_left": "on_member_removed", "on_state": "on_member_state_changed"}
 
 
 def overrides(hooks: Hooks, method: str) -> bool:
-    """Whether a hook has something to do with that event."""
+    """Whether a hook handles that event."""
     return getattr(type(hooks), method) is not getattr(Hooks, method)

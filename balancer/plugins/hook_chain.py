@@ -17,49 +17,49 @@ from balancer.plugins.hook_api import METHODS, HeaderFields, HookRequest, HookRe
 from balancer.telemetry.observer import Observer
 
 _TOKEN = re.compile(r"[a-z][a-z0-9_]{0,39}")
-# The redirects that need a Location and nothing else (RFC 9110 section 15.4), and what may stand there: visible ASCII,
+# The redirects that need a Location and nothing else (RFC 9110 section 15.4), and its value: visible ASCII,
 # of which URIs consist (RFC 3986 section 2).
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LOCATION = re.compile(r"[\x21-\x7e]+")
 
 
 class _Hook(NamedTuple):
-    """A method of a plug-in that is called for some event. ``who``: what it is called in the log."""
+    """A method of a plug-in that is called for some event. ``subject``: its name in the log."""
 
-    who: str
+    subject: str
     method: Callable[..., object]
     fail_closed: bool
 
     def call(self, *arguments: object) -> None:
-        """Raises what the method raises, and TypeError where it returns something, such as a coroutine or a refusal."""
+        """Call the method. Raises its errors, and TypeError where it returns anything, such as a coroutine."""
         returned = self.method(*arguments)
         if returned is not None:
             raise TypeError(f"it returned {kind_of(returned)}, and None is expected")
 
 
 class HookChain:
-    """All hooks, in the order in which they were named; for each event those that have something to do with it.
+    """All hooks, in the order in which they were named; for each event those that handle it.
 
-    ``on_requests``, ``on_responses``: whether there are any for these; ``wanted``: for either.
+    ``has_request_hooks``, ``has_response_hooks``: whether there are any for these; ``has_hooks``: for either.
     """
 
     def __init__(self, hooks: Sequence[Hooks], reports: Reports) -> None:
         self._reports = reports
         self._called: dict[str, list[_Hook]] = {
             name: [
-                _Hook(f"{name} of {name_of(it)}", getattr(it, name), it.fail_closed)
-                for it in hooks
-                if overrides(it, name)
+                _Hook(f"{name} of {name_of(hook)}", getattr(hook, name), hook.fail_closed)
+                for hook in hooks
+                if overrides(hook, name)
             ]
             for name in METHODS
         }
-        self.on_requests = bool(self._called["on_request"])
-        self.on_responses = bool(self._called["on_response"])
-        self.wanted = self.on_requests or self.on_responses
+        self.has_request_hooks = bool(self._called["on_request"])
+        self.has_response_hooks = bool(self._called["on_response"])
+        self.has_hooks = self.has_request_hooks or self.has_response_hooks
 
     def observers(self) -> list[Observer]:
-        """Who has to be told of members."""
-        wanted = any(self._called[it] for it in ("on_member_added", "on_member_removed", "on_member_state_changed"))
+        """Return an observer that calls the hooks for members, if there are any."""
+        wanted = any(self._called[name] for name in ("on_member_added", "on_member_removed", "on_member_state_changed"))
         return [_MemberHooks(self)] if wanted else []
 
     def request(self, request: HookRequest) -> Refusal | None:
@@ -90,26 +90,26 @@ class HookChain:
         return None
 
     def _failed(self, hook: _Hook, error: BaseException, outcome: str) -> Refusal | None:
-        """What the client gets where the hook is to fail closed; else None, and ``outcome`` says what happens."""
+        """Return the client's refusal if the hook is to fail closed, else None. ``outcome``: its consequence then."""
         if not hook.fail_closed:
-            self._reports.failed(hook.who, error, outcome)
+            self._reports.failed(hook.subject, error, outcome)
             return None
-        self._reports.failed(hook.who, error, "the client gets 503 hook_failed")
+        self._reports.failed(hook.subject, error, "the client gets 503 hook_failed")
         return Refusal(503, "hook_failed", "a hook of the balancer has failed")
 
-    def tell(self, name: str, *arguments: Any) -> None:
-        """Call the hooks for something that has happened to a member."""
+    def call_all(self, name: str, *arguments: Any) -> None:
+        """Call the hooks for an event of a member."""
         for hook in self._called[name]:
             try:
                 hook.call(*arguments)
             except FAILURES as error:
-                self._reports.failed(hook.who, error, "nothing else changes")
+                self._reports.failed(hook.subject, error, "nothing else changes")
 
 
 def _sound(refusal: Refusal) -> Refusal:
-    """A refusal that can be sent to a client as it is. Raises ValueError or TypeError for others.
+    """Return a copy of a refusal that can be sent to a client. Raises ValueError or TypeError for others.
 
-    It is a new one: to raise the same exception again and again makes its traceback longer each time.
+    It is a copy because to raise the same exception again and again makes its traceback longer each time.
     """
     refusal.__traceback__ = None
     status, token, reason, retry_after = refusal.status, refusal.token, refusal.reason, refusal.retry_after
@@ -133,17 +133,17 @@ def _sound(refusal: Refusal) -> Refusal:
 
 
 class _MemberHooks(Observer):
-    """Tells hooks of members."""
+    """Calls the hooks for members."""
 
     def __init__(self, chain: HookChain) -> None:
         self._chain = chain
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
         for member in change.left:
-            self._chain.tell("on_member_removed", member)
+            self._chain.call_all("on_member_removed", member)
         for member in change.joined:
-            self._chain.tell("on_member_added", member)
+            self._chain.call_all("on_member_added", member)
 
     def flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         if member.state is not State.LEAVING:  # ``resolved`` follows.
-            self._chain.tell("on_member_state_changed", member, before)
+            self._chain.call_all("on_member_state_changed", member, before)

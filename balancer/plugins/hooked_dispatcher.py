@@ -1,9 +1,9 @@
-"""The dispatcher where there are plug-ins: its requests and responses pass hooks, and policies see what these see.
+"""The dispatcher where there are plug-ins: its requests and responses pass hooks, and policies see what hooks see.
 
 Rules:
 * Hooks and policies get one object for a request, whose fields only ``on_request`` may change.
-* Where there are hooks for requests, each request is an object of its own, with a head of its own for the member. What
-  is known by its bytes (``balancer.http.memo``) stays as it was, because a hook may decide otherwise the next time.
+* Where there are hooks for requests, each request is an object of its own, with a head of its own for the member.
+  Cached objects (``balancer.http.memo``) stay as they were, because a hook may decide otherwise the next time.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class HookedDispatcher(Dispatcher):
 
     def begin(self, request: Request) -> RequestContext:
         context = super().begin(request)
-        if self._chain.on_requests:
-            own = context.request = _own(request)
-            hook_request = context.hook_request = HookRequest(own, context.id)
+        if self._chain.has_request_hooks:
+            request_copy = context.request = _copy(request)
+            hook_request = context.hook_request = HookRequest(request_copy, context.id)
             context.refusal = self._chain.request(hook_request)
-            own.headers = hook_request.headers.pairs
+            request_copy.headers = hook_request.headers.pairs
         else:
             hook_request = context.hook_request = HookRequest(request, context.id)
         hook_request.headers.freeze()
@@ -55,7 +55,7 @@ class HookedDispatcher(Dispatcher):
         response = context.response
         if response and response.complete and response.started:
             before = response.headers
-            self._ask(context, response)
+            self._call_response_hooks(context, response)
             if context.refusal:
                 context.stop_listening()
                 sink.continue_in_task()  # ``_on_response_head`` follows.
@@ -66,15 +66,15 @@ class HookedDispatcher(Dispatcher):
 
     def _on_response_head(self, context: RequestContext, response: UpstreamResponse) -> None:
         if not context.refusal:
-            self._ask(context, response)
+            self._call_response_hooks(context, response)
         _raise(context)
 
-    def _ask(self, context: RequestContext, response: UpstreamResponse) -> None:
-        """Have the hooks see a response, once."""
-        if self._chain.on_responses and context.member and context.hook_request:
-            heard = HookResponse(response.status, response.headers, context.member)
-            context.refusal = self._chain.response(context.hook_request, heard)
-            response.headers = heard.headers.pairs
+    def _call_response_hooks(self, context: RequestContext, response: UpstreamResponse) -> None:
+        """Call the hooks for a response, once."""
+        if self._chain.has_response_hooks and context.member and context.hook_request:
+            hook_response = HookResponse(response.status, response.headers, context.member)
+            context.refusal = self._chain.response(context.hook_request, hook_response)
+            response.headers = hook_response.headers.pairs
 
 
 def _raise(context: RequestContext) -> None:
@@ -83,19 +83,19 @@ def _raise(context: RequestContext) -> None:
         if context.refusal:
             raise context.refusal
     finally:
-        context.refusal = None  # It knows this frame, and so the context: reference counts shall free them.
+        context.refusal = None  # It refers to this frame, and so to the context: reference counts shall free them.
 
 
-def _own(request: Request) -> Request:
-    """A request that is not shared, without the head that others may have.
+def _copy(request: Request) -> Request:
+    """Return a copy of a request that is not shared, without the head that others may have.
 
     Its client's ``Connection`` has done its work, but for the fields that it names. They are for this hop alone, and
-    go now: it must not take away what a hook puts there.
+    are left out: ``Connection`` must not take away what a hook adds.
     """
     headers = request.headers
     if options := connection(headers):
         gone = nominated(options) | {b"connection"}
-        headers = [it for it in headers if it[0] not in gone]
+        headers = [pair for pair in headers if pair[0] not in gone]
     return Request(
         request.method, request.target, headers, request.client, request.scheme, request.body, request.chunked,
         request.upgrade, request.expects, request.host, request.id,

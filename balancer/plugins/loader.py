@@ -1,9 +1,9 @@
-"""What is not the balancer's own: finds policies and hooks by name, makes them, and refuses what cannot work.
+"""Finds policies and hooks of others by name, makes them, and refuses those that cannot work.
 
 A plug-in is named by its place (``mypackage:TenantAffinity``) or by an entry point. It is called with no arguments,
-or with those of ``settings`` and ``rng`` that it has parameters for. Or a program gives it as an object, as it gives
-observers, a probe and the like: the same checks hold for both. Whatever is wrong by then stops the start with one line;
-what goes wrong later is ``balancer.plugins.guard``'s business.
+or with those of ``settings`` and ``rng`` that it has parameters for. Objects of a program, such as hooks, observers or
+a probe, pass the same checks. A fault that is found here stops the start with one line; later faults are for
+``balancer.plugins.guard``.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ _DEFERRED = (
 
 
 class Plugins(NamedTuple):
-    """``policy``: None where the settings name one of the balancer's own. Both are guarded."""
+    """The plug-ins in use. ``policy``: None where the settings name one of the balancer's own. Both are guarded."""
 
     policy: Policy | None
     hooks: HookChain
 
 
 class _Broken(Exception):
-    """A plug-in that cannot be used, and why."""
+    """A plug-in that cannot be used; the text has the reason."""
 
 
 class _Found(NamedTuple):
-    """What a name leads to. ``place``: where it was found, as ``module:attribute``."""
+    """The object that a name leads to. ``place``: where it was found, as ``module:attribute``."""
 
     place: str
     target: object
 
 
 class _Made(NamedTuple):
-    """What shall be used. ``place``: whose its methods are; ``origin``: how a sentence about it begins."""
+    """An object to use. ``place``: the owner of its methods; ``origin``: the beginning of a sentence about it."""
 
     place: str
     origin: str
@@ -70,9 +70,9 @@ class _Made(NamedTuple):
 
 
 def load(settings: Settings, rng: Random, policy: Policy | None = None, more: Iterable[Hooks] = ()) -> Plugins:
-    """The plug-ins that the settings name. Raises SettingsError with a line for each that cannot be used.
+    """Return the plug-ins of the settings. Raises SettingsError with a line for each that cannot be used.
 
-    ``policy`` takes the place of the one that they name, and ``more`` are hooks that come after theirs.
+    ``policy`` replaces that of the settings, and ``more`` are hooks that come after theirs.
     """
     problems: list[str] = []
     hooks: list[Hooks] = []
@@ -87,9 +87,9 @@ def load(settings: Settings, rng: Random, policy: Policy | None = None, more: It
             found = _find(name, HOOKS_GROUP, HOOKS)
             is_made = isinstance(found.target, Hooks)
             hooks.append(_check_hooks(_given(*found) if is_made else _make(found, settings, rng, "hooks")))
-    for it in more:
-        with _problem(_as_given("hooks", it), problems):
-            hooks.append(_check_hooks(_given(name_of(it), it)))
+    for hook in more:
+        with _problem(_as_given("hooks", hook), problems):
+            hooks.append(_check_hooks(_given(name_of(hook), hook)))
     if problems:
         raise SettingsError(problems)
     reports = Reports()
@@ -99,9 +99,9 @@ def load(settings: Settings, rng: Random, policy: Policy | None = None, more: It
 def check(observers: Iterable[object], trace: object, probe: object, resolve: object) -> None:
     """Raise SettingsError with a line for each collaborator that cannot work. None stands for the balancer's own."""
     problems: list[str] = []
-    for it in observers:
-        with _problem(_as_given("observers", it), problems):
-            _check_observer(_given(name_of(it), it))
+    for observer in observers:
+        with _problem(_as_given("observers", observer), problems):
+            _check_observer(_given(name_of(observer), observer))
     if trace is not None:
         with _problem(_as_given("trace", trace), problems):
             _check_call("it", trace, 1)
@@ -113,9 +113,9 @@ def check(observers: Iterable[object], trace: object, probe: object, resolve: ob
         raise SettingsError(problems)
 
 
-def each(given: object) -> list[Any]:
-    """What was given as several, or as one."""
-    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+def each(value: object) -> list[Any]:
+    """Return several values, or one, as a list."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def _as_named(setting: str, text: str) -> str:
 
 
 def _as_given(name: str, thing: object) -> str:
-    """Not by its ``repr``, which may have lines, raise, or say nothing of the kind of thing."""
+    """Return a name for an object without its ``repr``, which may have lines, raise, or hide its kind."""
     is_class, is_function = inspect.isclass(thing), inspect.isfunction(thing)
     kind: Any = thing if is_class or is_function else type(thing)
     place = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}:{kind.__qualname__}"
@@ -143,16 +143,25 @@ def _find(text: str, group: str, kind: Kind) -> _Found:
 
 
 def _entry_point(name: str, group: str, kind: Kind) -> str:
-    """The place that an entry point names."""
+    """Return the place that an entry point names."""
     from importlib import metadata  # takes a while, and most do without
 
     installed = metadata.entry_points(group=group)
-    found = {it.value.partition("[")[0].strip(): it for it in installed if it.name == name}
+    found = {
+        entry_point.value.partition("[")[0].strip(): entry_point
+        for entry_point in installed
+        if entry_point.name == name
+    }
     if not found:
-        names = ", ".join(sorted({it.name for it in installed})) or "none"
+        names = ", ".join(sorted({entry_point.name for entry_point in installed})) or "none"
         raise _Broken(f"it takes {kind.accepts}; entry points that are installed: {names}")
     if len(found) > 1:
-        packages = ", ".join(sorted(f"{place} of {it.dist.name if it.dist else '?'}" for place, it in found.items()))
+        packages = ", ".join(
+            sorted(
+                f"{place} of {entry_point.dist.name if entry_point.dist else '?'}"
+                for place, entry_point in found.items()
+            )
+        )
         raise _Broken(f"several packages have an entry point of that name ({packages}): say module:class")
     return next(iter(found))
 
@@ -181,27 +190,31 @@ def _import(place: str) -> _Found:
 
 
 def _make(found: _Found, settings: Settings, rng: Random, what: str) -> _Made:
-    """Call a class or function with what it asks for."""
+    """Call a class or function with the arguments that it has parameters for."""
     if not callable(found.target):
         raise _Broken(f"{found.place} is {kind_of(found.target)}, not a class of {what}")
     factory = cast(Callable[..., object], found.target)
     try:
         parameters = dict(inspect.signature(factory).parameters)
-    except (TypeError, ValueError):  # so it is with some that are written in C
+    except (TypeError, ValueError):  # as with some that are written in C
         parameters = {}
     named = {
-        it.name for it in parameters.values() if it.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, it.KEYWORD_ONLY)
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    given = {name: value for name, value in (("settings", settings), ("rng", rng)) if name in named}
+    arguments = {name: value for name, value in (("settings", settings), ("rng", rng)) if name in named}
     missing = [
-        it.name
-        for it in parameters.values()
-        if it.default is it.empty and it.kind not in (it.VAR_POSITIONAL, it.VAR_KEYWORD) and it.name not in given
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.name not in arguments
     ]
     if missing:
         raise _Broken(f"{found.place} asks for {', '.join(missing)}, and can get settings and rng")
     try:
-        return _Made(found.place, f"{found.place} makes", factory(**given))
+        return _Made(found.place, f"{found.place} makes", factory(**arguments))
     except (Exception, SystemExit) as error:
         raise _Broken(f"{found.place} raised {describe(error)}") from error
 
@@ -260,7 +273,7 @@ def _check_methods(made: _Made, methods: Mapping[str, int]) -> None:
 
 
 def _check_call(subject: str, function: object, arguments: int) -> None:
-    """Whether a function can be called as it will be, and runs then."""
+    """Check that a function can be called with so many arguments, and that a call runs it."""
     _check_arguments(subject, function, arguments)
     layers = list(_layers(function))
     for is_deferred, words in _DEFERRED:
@@ -269,12 +282,14 @@ def _check_call(subject: str, function: object, arguments: int) -> None:
 
 
 def _check_await(function: object, arguments: int) -> None:
-    """Whether a function can be called as it will be, and what it returns be awaited, as far as that is known."""
+    """Check that a function can be called with so many arguments, and awaited, as far as that is known."""
     _check_instance(_given("", function))
     _check_arguments("it", function, arguments)
     layers = list(_layers(function))
-    # Of what is not written in Python, this cannot be told.
-    if inspect.isfunction(layers[-1]) and not any(inspect.iscoroutinefunction(inspect.unwrap(it)) for it in layers):
+    # Only functions in Python show this.
+    if inspect.isfunction(layers[-1]) and not any(
+        inspect.iscoroutinefunction(inspect.unwrap(layer)) for layer in layers
+    ):
         raise _Broken("it is not a coroutine function, and the balancer awaits it")
 
 
@@ -283,7 +298,7 @@ def _check_arguments(subject: str, function: object, arguments: int) -> None:
         raise _Broken(f"{subject} is {kind_of(function)}, which cannot be called")
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # so it is with some that are written in C
+    except (TypeError, ValueError):  # as with some that are written in C
         return
     try:
         signature.bind(*[None] * arguments)
@@ -292,7 +307,7 @@ def _check_arguments(subject: str, function: object, arguments: int) -> None:
 
 
 def _layers(function: Any) -> Iterator[Any]:
-    """A callable and what it calls: behind partials, methods and ``__call__``, down to the function that runs."""
+    """Yield a callable and what it calls: behind partials, methods and ``__call__``, down to the function that runs."""
     while True:
         yield function
         if isinstance(function, partial):

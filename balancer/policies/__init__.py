@@ -1,4 +1,4 @@
-"""Which member gets a request: the interface of a policy, and the policies that need no plug-in."""
+"""The choice of a member for each request: the interface of a policy, and the policies that need no plug-in."""
 
 from balancer.policies.base import Policy
 from balancer.policies.factory import make_policy

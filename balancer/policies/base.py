@@ -1,8 +1,8 @@
-"""Which member gets a request. No I/O.
+"""The choice of a member for each request. No I/O.
 
-The cost of a choice does not grow with the members, except that members which may not be chosen have to be passed
-over. Nor does the cost of following a change of one member, but for copying a list: thousands may change within a
-second, one by one, while requests go on.
+The cost of a choice does not grow with the members, except that members which may not be chosen have to be passed over.
+Nor does the cost of a change of one member, but for copying a list. Thousands may change within a second, one by one,
+while requests go on.
 
 All policies give each member a share in proportion to ``Member.weight``, which comes from SRV
 (RFC 2782) and, while a member is new, from SLOW_START.
@@ -20,9 +20,9 @@ from balancer.members.member import Member
 class Policy:
     """Base class of policies: chooses among the members that it was last built with.
 
-    A policy runs in the event loop, in the middle of a request: it must be quick, must not wait, and must change
-    neither members nor requests, which others share. A plug-in gets each request as a ``HookRequest``, and so does
-    a policy of this package that it extends.
+    A policy runs in the event loop, in the middle of a request: it must be quick and must not wait. It must change
+    neither members nor requests, which others share. A plug-in gets each request as a ``HookRequest``, and so does a
+    policy of this package that it extends.
     """
 
     def build(self, members: Sequence[Member]) -> None:
@@ -50,8 +50,8 @@ class Policy:
 
         Args:
             request: The request; for a plug-in a ``HookRequest``.
-            exclude: Members that failed this request before, or have their limit of requests. It answers ``in``,
-                and cannot be iterated.
+            exclude: Members that failed this request before, or have their limit of requests. It supports ``in``, and
+                cannot be iterated.
 
         Returns:
             A member that is not in ``exclude``, or None where none is left. A plug-in returns None to leave the choice

@@ -1,4 +1,4 @@
-"""The policy that the settings ask for."""
+"""The policy of the settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from balancer.policies.sticky import Sticky, cookie_of
 
 
 def make_policy(settings: Settings, rng: Random, plug_in: Policy | None = None) -> Policy:
-    """The policy that the settings ask for; ``plug_in``: what takes the place of the ones here."""
+    """Return the policy of the settings; ``plug_in`` replaces those of this package."""
     policy: Policy
     match settings.policy:
         case _ if plug_in:
@@ -47,7 +47,7 @@ def _make_key(settings: Settings) -> Key:
 
 
 def _header(name: bytes, request: AnyRequest) -> bytes:
-    """The value of the first header field of that name, or b""."""
+    """Return the value of the first header field of that name, or b""."""
     for field, value in header_pairs(request):
         if field == name:
             return value

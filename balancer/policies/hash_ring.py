@@ -17,18 +17,18 @@ from balancer.policies.weights import WEIGHT_STEPS, Shares
 # Points of a member of full weight on the hash ring: a member's share of the keys is then within 8 % (one
 # standard deviation) of its due.
 RING_POINTS = 160
-# A point on the ring is 40 bits of a hash, and the number of its member: small integers, and there are 800,000 of them
-# with 5,000 members. The ring is cut so that a piece has no more than PIECE_MAX points, on average.
+# A point on the ring is 40 bits of a hash, and the number of its member. These are small integers, 800,000 of them with
+# 5,000 members. The ring is cut so that a piece has no more than PIECE_MAX points, on average.
 NUMBER_BITS = 20
 NUMBER = (1 << NUMBER_BITS) - 1
 PLACE_BITS = 40 + NUMBER_BITS
 CUT = 64 - 40
 PIECE_MAX = 64
-# Points that are looked at in search of a member that is not excluded.
+# Points that are checked in search of a member that is not excluded.
 WALK_MAX = 2000
 _EIGHT = Struct(">8Q")
 _SALTS = [number.to_bytes(8) for number in range((RING_POINTS + 7) // 8)]
-# What a request is told apart by, empty if it has no such thing.
+# Returns the key of a request, empty if it has none.
 Key = Callable[[AnyRequest], bytes | str]
 
 
@@ -52,10 +52,10 @@ class HashRing(Policy):
         # Not lists: of 800,000 points these take a quarter of the memory, and the garbage collector leaves them alone.
         self._pieces: list[array[int]] = [array("Q")]
         self._size = 0
-        # By number; numbers of those that are gone are given again.
+        # Members by number; numbers of those that are gone are used again.
         self._members: list[Member] = []
         self._free: list[int] = []
-        # Each member's number, and how many points it has.
+        # Each member's number, and its number of points.
         self._numbers: dict[Member, int] = {}
         self._counts: dict[Member, int] = {}
         self._shares = Shares()
@@ -65,7 +65,7 @@ class HashRing(Policy):
         self._fallback.build(members)
         self._shares.build(members)
         wanted = dict.fromkeys(members)
-        self._change(members, [it for it in self._counts if it not in wanted], members)
+        self._change(members, [member for member in self._counts if member not in wanted], members)
 
     def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
         self._fallback.update(members, added, removed)
@@ -75,10 +75,10 @@ class HashRing(Policy):
     def _change(self, members: Sequence[Member], removed: Collection[Member], added: Collection[Member]) -> None:
         full, self._full = self._full, self._shares.heaviest
         self._take_out(removed)
-        # If the heaviest is another one, everybody's share of the points is.
-        counts = ((it, self._count(it)) for it in (added if full == self._full else members))
-        changed = [(it, count) for it, count in counts if self._counts.get(it) != count]
-        self._resize(self._size + sum(count - self._counts.get(it, 0) for it, count in changed))
+        # If the heaviest member is another one, so is the share of each.
+        counts = ((member, self._count(member)) for member in (added if full == self._full else members))
+        changed = [(member, count) for member, count in counts if self._counts.get(member) != count]
+        self._resize(self._size + sum(count - self._counts.get(member, 0) for member, count in changed))
         many = len(changed) > len(self._pieces)
         for member, count in changed:
             self._set(member, count, in_order=not many)
@@ -90,7 +90,7 @@ class HashRing(Policy):
         return max(1, round(RING_POINTS * max(floor, member.weight) / (self._full or 1.0)))
 
     def _set(self, member: Member, count: int, in_order: bool) -> None:
-        """Give a member so many points; unless ``in_order``, those that it has not had are left to be sorted in."""
+        """Give a member ``count`` points; unless ``in_order``, new ones are left to be sorted in."""
         number = self._numbers.get(member)
         if number is None:
             if self._free:
@@ -118,25 +118,25 @@ class HashRing(Policy):
                 piece.remove(point)
 
     def _take_out(self, removed: Collection[Member]) -> None:
-        known = [it for it in removed if it in self._counts]
-        if len(known) == len(self._counts):
+        present = [member for member in removed if member in self._counts]
+        if len(present) == len(self._counts):
             self._pieces, self._shift, self._size = [array("Q")], PLACE_BITS, 0
             self._members, self._free, self._numbers, self._counts = [], [], {}, {}
             return
-        few = 8 * len(known) < len(self._counts)
-        for member in known:
+        few = 8 * len(present) < len(self._counts)
+        for member in present:
             if few:
                 self._set(member, 0, in_order=True)
             self._size -= self._counts.pop(member)
-        numbers = [self._numbers.pop(it) for it in known]
+        numbers = [self._numbers.pop(member) for member in present]
         self._free += numbers
         if not few:
             taken = frozenset(numbers)
-            left = ((it for it in piece if it & NUMBER not in taken) for piece in self._pieces)
+            left = ((point for point in piece if point & NUMBER not in taken) for piece in self._pieces)
             self._pieces = [array("Q", points) for points in left]
 
     def _resize(self, size: int) -> None:
-        """Have as many pieces as so many points need: twice or half as many at a time."""
+        """Have as many pieces as ``size`` points need: twice or half as many at a time."""
         while size > PIECE_MAX * len(self._pieces):
             self._shift -= 1
             halves = []
@@ -164,7 +164,7 @@ class HashRing(Policy):
         return self._walk(place >> self._shift, at, exclude) or self._fallback.choose(request, exclude)
 
     def _walk(self, number: int, at: int, exclude: Container[Member]) -> Member | None:
-        """The owner of the next point from the one at ``at`` of a piece on."""
+        """Return the owner of the next point from the one at ``at`` of a piece on."""
         pieces = self._pieces
         steps = min(WALK_MAX, self._size)
         for _ in range(len(pieces) + 1):
@@ -181,7 +181,7 @@ class HashRing(Policy):
 
 
 def _points(member: Member, count: int, number: int) -> list[int]:
-    """The first ``count`` of a member's points. Their places depend on its address alone."""
+    """Return the first ``count`` of a member's points. Their places depend on its address alone."""
     name = str(member.address).encode()
     wide = (blake2b(name, digest_size=64, salt=salt).digest() for salt in _SALTS[: (count + 7) // 8])
-    return [it >> CUT << NUMBER_BITS | number for data in wide for it in _EIGHT.unpack(data)][:count]
+    return [point >> CUT << NUMBER_BITS | number for data in wide for point in _EIGHT.unpack(data)][:count]

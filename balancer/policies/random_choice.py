@@ -26,7 +26,7 @@ class RandomChoice(Policy):
         self._members: Sequence[Member] = ()
         self._shares = Shares()
         self._equal = True
-        # The members' weights, added up one after the other; empty where groups take its place.
+        # Weights of the members, added up one after the other; empty where groups take their place.
         self._cumulated: list[float] = []
 
     def build(self, members: Sequence[Member]) -> None:
@@ -52,12 +52,12 @@ class RandomChoice(Policy):
         return member
 
     def _choose_other(self, exclude: Container[Member]) -> Member | None:
-        """The others keep their proportions to each other."""
+        """Draw again, so that the others keep their proportions to each other."""
         for _ in range(DRAWS):
             member = self._draw()
             if member not in exclude:
                 return member
-        left = [it for it in self._members if it not in exclude]
+        left = [member for member in self._members if member not in exclude]
         return self._rng.choices(left, weights_of(left))[0] if left else None
 
     def _draw(self) -> Member:

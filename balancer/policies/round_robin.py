@@ -22,7 +22,7 @@ class RoundRobin(Policy):
     Many members of unequal weight have no round, which each change would lay out anew. Groups of equals take turns
     by their weights, and in each group its members.
 
-    The first turn is drawn at random, so that balancers that start together do not walk in step: with twenty over
+    The first turn is drawn at random, so that balancers that start together do not walk in step. With twenty over
     10,000 members that more than doubled the median latency (docs/performance/simulation.md).
 
     Args:
@@ -80,4 +80,4 @@ class RoundRobin(Policy):
             group.turn += 1
             if not exclude or member not in exclude:
                 return member
-        return next((it for it in self._grouped if it not in exclude), None)
+        return next((member for member in self._grouped if member not in exclude), None)

@@ -12,8 +12,8 @@ from balancer.policies.base import Policy
 
 
 def cookie_of(name: bytes, request: AnyRequest) -> bytes:
-    """The value of the first cookie of that name (RFC 6265 section 4.2), or b""."""
-    # As ``header_pairs`` has it: to call that would make a choice by cookie a tenth slower.
+    """Return the value of the first cookie of that name (RFC 6265 section 4.2), or b""."""
+    # Inlined ``header_pairs``: a call would make a choice by cookie a tenth slower.
     for field, value in request.headers if type(request) is Request else request.headers.pairs:
         if field == b"cookie" and name in value:
             for pair in value.split(b";"):
@@ -24,11 +24,11 @@ def cookie_of(name: bytes, request: AnyRequest) -> bytes:
 
 
 class Sticky(Policy):
-    """A client's requests to the member that a cookie names; for those without, and for new clients, ``inner`` chooses.
+    """Sends a client's requests to the member that a cookie names; ``inner`` chooses without one and for new clients.
 
-    The cookie carries a digest of the member's address, so that it survives a restart of the
-    balancer and does not show the address. While its member is busy or has just failed, a request goes
-    elsewhere and the cookie stays; once the member is gone, the client gets a new one.
+    The cookie carries a digest of the member's address, so that it survives a restart of the balancer and does not show
+    the address. While its member is busy or has just failed, a request goes elsewhere and the cookie stays. Once the
+    member is gone, the client gets a new one.
     """
 
     def __init__(self, name: str, inner: Policy) -> None:
@@ -38,7 +38,7 @@ class Sticky(Policy):
 
     def build(self, members: Sequence[Member]) -> None:
         self._inner.build(members)
-        self._members = {_digest(it): it for it in members}
+        self._members = {_digest(member): member for member in members}
 
     def update(self, members: Sequence[Member], added: Collection[Member], removed: Collection[Member]) -> None:
         self._inner.update(members, added, removed)

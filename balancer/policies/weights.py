@@ -8,15 +8,15 @@ from itertools import accumulate
 
 from balancer.members.member import Member
 
-# A weight's share is kept to one part in so many, so that SRV's 65535 does not make a long round.
+# Parts of a weight's share that are distinguished, so that SRV's 65535 does not make a long round.
 WEIGHT_STEPS = 100
-# Unequal members up to this number are kept in a table, which is made anew for every change; more are kept in groups of
+# Unequal members up to this number are kept in a table, which is made anew for every change. More are kept in groups of
 # equals, which cost a choice a little more and a change next to nothing.
 TABLE_MAX = 64
 
 
 class Group:
-    """Members of equal weight. ``turn``: how often one of them was chosen in turn."""
+    """Members of equal weight. ``turn``: number of choices in turn."""
 
     __slots__ = ("members", "turn")
 
@@ -37,16 +37,18 @@ class Shares:
         self._ends: list[float] = [0.0]
 
     def build(self, members: Sequence[Member]) -> None:
+        """Take over all members."""
         self._groups = {}
         self._places = {}
         self.update(members, ())
 
     def update(self, added: Collection[Member], removed: Collection[Member]) -> None:
+        """Take over new members, and those with another weight, and drop those that are removed."""
         for member in removed:
             self._take_out(member)
         for member in added:
-            known = self._places.get(member)
-            if known is None or known[0] != member.weight:
+            place = self._places.get(member)
+            if place is None or place[0] != member.weight:
                 self._take_out(member)
                 group = self._groups.get(member.weight) or self._groups.setdefault(member.weight, Group())
                 self._places[member] = member.weight, len(group.members)
@@ -55,17 +57,17 @@ class Shares:
         if not self.equal:
             floor = self.heaviest / WEIGHT_STEPS
             self._order = list(self._groups.values())
-            self._ends = list(accumulate(max(floor, it) * len(one.members) for it, one in self._groups.items()))
+            self._ends = list(accumulate(max(floor, weight) * len(one.members) for weight, one in self._groups.items()))
 
     def _take_out(self, member: Member) -> None:
-        known = self._places.pop(member, None)
-        if known:
-            weight, place = known
+        previous = self._places.pop(member, None)
+        if previous:
+            weight, place = previous
             group = self._groups[weight].members
             last = group.pop()
             if last is not member:
                 group[place] = last
-                self._places[last] = known
+                self._places[last] = previous
             if not group:
                 del self._groups[weight]
 
@@ -75,7 +77,7 @@ class Shares:
         return max(self._groups, default=0.0)
 
     def at(self, turn: float) -> tuple[Group, float]:
-        """The group that a turn from 0 to 1 falls to by weight, and how far into its share, from 0 to 1."""
+        """Return the group that a turn from 0 to 1 falls to by weight, and how far into its share, from 0 to 1."""
         ends = self._ends
         point = turn * ends[-1]
         number = bisect(ends, point, 0, len(ends) - 1)
@@ -83,20 +85,21 @@ class Shares:
         return self._order[number], (point - start) / (ends[number] - start)
 
     def group_at(self, turn: float) -> Group:
-        """The group that a turn from 0 to 1 falls to by weight."""
+        """Return the group that a turn from 0 to 1 falls to by weight."""
         ends = self._ends
         return self._order[bisect(ends, turn * ends[-1], 0, len(ends) - 1)]
 
 
 def weights_of(members: Sequence[Member]) -> list[float]:
-    """Weights, none below 1 / WEIGHT_STEPS of the largest: RFC 2782 asks for little where it is 0, not for none."""
-    floor = max((it.weight for it in members), default=0.0) / WEIGHT_STEPS or 1.0
-    return [max(floor, it.weight) for it in members]
+    """Return weights, none below 1 / WEIGHT_STEPS of the largest: RFC 2782 gives a weight of 0 little, not nothing."""
+    floor = max((member.weight for member in members), default=0.0) / WEIGHT_STEPS or 1.0
+    return [max(floor, member.weight) for member in members]
 
 
 def weighted_round(members: Sequence[Member]) -> list[Member]:
-    top = max(it.weight for it in members)
-    whole = all(float(it.weight).is_integer() for it in members)
+    """Return a round in which each member has turns in proportion to its weight, spread over it."""
+    top = max(member.weight for member in members)
+    whole = all(float(member.weight).is_integer() for member in members)
     scale = 1.0 if whole and top <= WEIGHT_STEPS else WEIGHT_STEPS / top
     equals: dict[int, list[Member]] = {}
     for member in members:
@@ -111,5 +114,5 @@ def weighted_round(members: Sequence[Member]) -> list[Member]:
     return [member for *_, member in sorted(turns, key=lambda turn: turn[:3])]
 
 
-# Draws that may hit an excluded member before all others are looked at.
+# Draws that may hit an excluded member before all others are searched.
 DRAWS = 16

@@ -31,46 +31,48 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 async def serve_admin(
-    settings: Settings, sock: socket.socket, channels: Sequence[socket.socket], post: WorkerContext
+    settings: Settings, sock: socket.socket, channels: Sequence[socket.socket], context: WorkerContext
 ) -> None:
-    signals = Signals(post, lambda: None)
-    hub = Aggregator(channels)
-    admin = Admin(hub.current, settings, post, hub.unrouted, hub.processes, signals.stop.is_set)
+    """Serve the admin port with the sum of the reports of ``channels``, until a signal of the supervisor."""
+    signals = Signals(context, lambda: None)
+    aggregator = Aggregator(channels)
+    admin = Admin(aggregator.current, settings, context, aggregator.unrouted, aggregator.processes, signals.stop.is_set)
     log.info("admin on %s", settings.admin_bind)
     serving = asyncio.create_task(admin.serve(sock))
-    post.ready()
+    context.ready()
     await signals.either()
     if signals.stop.is_set():
         await signals.delay(settings.shutdown_delay)
     admin.stop()
     await serving
-    hub.close()
+    aggregator.close()
 
 
 class Listener(uvicorn.Server):
-    """A uvicorn server among others in this process: signals are not its business."""
+    """A uvicorn server among others in this process: it leaves signals alone."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._stopped = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """Wait for ``stop``. uvicorn's own looks ten times a second whether it has been told."""
+        """Wait for ``stop``. uvicorn's own loop checks a flag ten times a second."""
         await self.on_tick(0)
         await self._stopped.wait()
 
     def stop(self) -> None:
-        """Accept no connection any more, and end when those that are open have."""
+        """Accept no more connections, and end when the open ones have ended."""
         self.should_exit = True
         self._stopped.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leave the signals of this process as they are."""
         yield
 
 
 def make_listener(app: App, keepalive: float, drain_limit: int) -> Listener:
-    """An ASGI server for one socket; ``keepalive`` and ``drain_limit`` (for its shutdown) are in seconds."""
+    """Return an ASGI server for one socket; ``keepalive`` and ``drain_limit`` (for its shutdown) are in seconds."""
     return Listener(
         uvicorn.Config(
             app,
@@ -78,7 +80,7 @@ def make_listener(app: App, keepalive: float, drain_limit: int) -> Listener:
             http="httptools",
             ws="websockets-sansio",
             ws_max_size=MAX_MESSAGE,
-            # What members send is not compressed either: messages cross as they are.
+            # Messages of members are not compressed either: messages cross as they are.
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
@@ -93,36 +95,37 @@ def make_listener(app: App, keepalive: float, drain_limit: int) -> Listener:
 
 
 class Admin:
-    """The admin listener and what is kept for its page.
+    """The admin listener and the data of its page.
 
-    ``pools``: those that are given requests just now; ``unrouted``: of requests that no route led to a pool;
-    ``processes``: those that serve. ``stopping``: whether the balancer has been told to stop.
+    ``pools``: those that get requests now; ``unrouted``: figures of requests that no route led to a pool;
+    ``processes``: those that serve. ``stopping``: whether the balancer is about to stop.
     """
 
     def __init__(
         self,
         pools: Callable[[], Sequence[View]],
         settings: Settings,
-        post: WorkerContext | None = None,
+        context: WorkerContext | None = None,
         unrouted: Callable[[], Stats | None] = lambda: None,
         processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         names = ContainerNames([settings.resolver] if settings.resolver else system_nameservers())
-        self._board = StatusFeed(pools, names, access=access(settings))
-        supervised = Supervised(post.supervisor, post.generation) if post else None
-        app = admin_app(pools, settings, self._board, unrouted, processes, supervised, stopping)
+        self._feed = StatusFeed(pools, names, access=access(settings))
+        supervised = Supervised(context.supervisor, context.generation) if context else None
+        app = admin_app(pools, settings, self._feed, unrouted, processes, supervised, stopping)
         self._listener = make_listener(app, keepalive=5, drain_limit=1)
 
     async def serve(self, sock: socket.socket) -> None:
-        """Until it is stopped."""
-        board = asyncio.create_task(self._board.run())
+        """Serve until ``stop``."""
+        feed = asyncio.create_task(self._feed.run())
         try:
             await self._listener.serve(sockets=[sock])
         finally:
-            board.cancel()
-            await asyncio.gather(board, return_exceptions=True)
+            feed.cancel()
+            await asyncio.gather(feed, return_exceptions=True)
 
     def stop(self) -> None:
-        self._board.close()
+        """End the streams of open pages, and the listener."""
+        self._feed.close()
         self._listener.stop()

@@ -1,4 +1,4 @@
-"""The data listener: one listening socket, the connections that come by it, and their end."""
+"""The data listener: one listening socket, its connections, and their end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Connections that the kernel queues until they are accepted.
 BACKLOG = 2048
-# How often the end looks for TLS clients that have all that is theirs, in seconds.
+# Seconds between two checks, at the end, for TLS clients that have got everything.
 FINISHED_SECONDS = 0.2
 
 
@@ -29,7 +29,7 @@ class DataListener:
     """Accepts clients on ``sock``.
 
     ``app``: the ASGI application that requests over HTTP/2 go to; those over HTTP/1.1 go to the dispatcher.
-    ``certificate``: TLS is spoken.
+    ``certificate``: for TLS.
     """
 
     def __init__(
@@ -52,14 +52,16 @@ class DataListener:
     async def start(self) -> None:
         """Begin to accept."""
         if self._certificate or self._settings.proxy_protocol:
-            self._acceptor = Acceptor(self._sock, self._protocols(), self._settings, self._certificate, self._announced)
+            self._acceptor = Acceptor(
+                self._sock, self._protocols(), self._settings, self._certificate, self._has_proxy_header
+            )
         else:
             loop = asyncio.get_running_loop()
             make = partial(Http1Connection, self._registry)
             self._server = await loop.create_server(make, sock=self._sock, backlog=BACKLOG)
 
     def _protocols(self) -> Callable[[bool], asyncio.Protocol]:
-        """What makes a connection; its argument says whether HTTP/2 is spoken, which ALPN has found out."""
+        """Return a function that makes a connection; its argument: whether ALPN has found HTTP/2."""
         http1 = partial(TlsConnection if self._certificate else Http1Connection, self._registry)
         if not self._settings.http2:
             return lambda http2: http1()
@@ -79,12 +81,12 @@ class DataListener:
         http2 = partial(Http2Connection, self._registry, config)
         return lambda is_http2: http2() if is_http2 else http1()
 
-    def _announced(self, peer: str) -> bool:
-        """Whether a peer's connections begin with a PROXY header. A Unix socket's file mode decides who reaches it."""
+    def _has_proxy_header(self, peer: str) -> bool:
+        """Whether a peer's connections begin with a PROXY header. A Unix socket has its file mode for that."""
         return self._settings.proxy_protocol and (not peer or self._trusts(peer))
 
     async def close(self) -> None:
-        """Accept no client any more, and have every connection finish what it has been asked for."""
+        """Accept no more clients, and have every connection finish its requests."""
         if self._server:
             self._server.close()
         if self._acceptor:
@@ -92,7 +94,7 @@ class DataListener:
         self._registry.shut_down_connections()
 
     async def wait_closed(self, within: float) -> None:
-        """Wait until the last connection has ended; those that have not within so many seconds are aborted."""
+        """Wait until the last connection has ended; abort those that have not after ``within`` seconds."""
         try:
             async with asyncio.timeout(within):
                 if self._certificate:
@@ -103,7 +105,7 @@ class DataListener:
                 connection.abort()
 
     async def _wait_for_tls(self) -> None:
-        """Wait as ``wait_empty`` does, and drop clients that have all that is theirs and do not end TLS."""
+        """Wait as ``wait_empty`` does, and drop clients that have got everything and do not end TLS."""
         while self._registry.connections:
             drop_finished(self._registry.connections)
             await asyncio.sleep(FINISHED_SECONDS)

@@ -1,4 +1,4 @@
-"""What a process has of its supervisor, and what one supervisor leaves to the next."""
+"""State that a process gets from its supervisor, and that a supervisor leaves to its successor."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import socket
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
-# What tells a process that others have taken its place.
-LEAVE = signal.SIGUSR2
+# Signal to a process whose successors serve.
+REPLACED = signal.SIGUSR2
 HANDOVER = "_BALANCER_HANDOVER"
 TRIAL = "_BALANCER_TRIAL"
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a process has of its supervisor. ``ready``: to be called once it serves.
+    """State from the supervisor, for one process. ``ready``: to be called once it serves.
 
-    ``lifeline``: a descriptor that becomes readable when the supervisor is no more. ``drains``: that of the file of
-    ``process.drains``. ``succeeds``: there are processes that serve until this one is ready. ``generation``: how many
-    reloads came before, and ``supervisor``: the process id.
+    ``lifeline``: a descriptor that becomes readable when the supervisor ends. ``drains``: that of the file of
+    ``process.drains``. ``succeeds``: other processes serve until this one is ready. ``generation``: number of
+    reloads before, and ``supervisor``: the process id.
     """
 
     lifeline: int
@@ -34,7 +34,7 @@ class WorkerContext:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """A place for one process. ``run`` is what it does; ``sockets`` are the listening sockets that it needs."""
+    """A place for one process. ``run``: its function; ``sockets``: the listening sockets that it needs."""
 
     name: str
     run: Callable[[WorkerContext], None]
@@ -43,9 +43,9 @@ class WorkerSpec:
 
 @dataclass
 class Handover:
-    """What the supervisor hands over to the new code: descriptors, and processes by the names of their slots.
+    """State for the new code: descriptors, and processes by the names of their specs.
 
-    ``processes``: how many serve, which a reload does not change; 0 at a first start.
+    ``processes``: number of those that serve, which a reload does not change; 0 at a first start.
     """
 
     processes: int = 0
@@ -60,7 +60,7 @@ class Handover:
 
     @classmethod
     def received(cls, environ: MutableMapping[str, str]) -> Handover:
-        """What the code before has left in the environment; empty at a first start."""
+        """Return the state that the code before has left in the environment; empty at a first start."""
         text = environ.pop(HANDOVER, None)
         handover = cls(**json.loads(text)) if text else cls()
         for descriptor in handover.descriptors:
@@ -69,4 +69,5 @@ class Handover:
 
     @property
     def descriptors(self) -> list[int]:
+        """All descriptors that the new code inherits."""
         return [*self.data, *self.admin, *self.lifeline, *self.drains, *self.mark]

@@ -1,4 +1,4 @@
-"""How the balancer's own log is written."""
+"""Set-up of the balancer's own log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def configure_logging() -> None:
-    """Log lines go to standard error: standard output belongs to the access log."""
+    """Send log lines to standard error: standard output belongs to the access log."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=LOG_FORMAT)
     uvicorn_log = logging.getLogger("uvicorn.error")
     uvicorn_log.setLevel(logging.WARNING)
@@ -17,7 +17,7 @@ def configure_logging() -> None:
 
 
 def _expected(record: logging.LogRecord) -> bool:
-    """False for what uvicorn reports as a mistake and the balancer does on purpose or cannot help."""
+    """Return False for reports of uvicorn on what the balancer does on purpose or cannot help."""
     return not record.getMessage().startswith(
         (
             "ASGI callable returned without completing response",  # how a broken response is broken for the client

@@ -1,7 +1,7 @@
 """Opens the listening sockets, before the modules that serve them are imported.
 
 Those imports take half a second. From the moment a socket listens, the kernel queues connections
-instead of refusing them, so a client that comes during the start waits a little and is served.
+instead of refusing them. So a client that comes during the start waits a little and is served.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from pathlib import Path
 from balancer.types import Address, UnixSocket
 
 BACKLOG = 2048
-# What a Unix socket lets alone: clients of the same user and of the same group may connect.
+# Clients of the same user and of the same group may connect to a Unix socket.
 UMASK = 0o117
 
 
 class CannotListen(Exception):
-    """A listener's address is taken, or not ours to take."""
+    """A listener's address is taken, or not the balancer's to take; the text has the reason."""
 
 
 @contextmanager
 def listening(
     name: str, address: Address | UnixSocket, count: int = 1, inherited: Sequence[int] = ()
 ) -> Iterator[list[socket.socket]]:
-    """Listening sockets for the setting called ``name``, closed at the end; the file of a Unix socket goes with it.
+    """Open listening sockets for the setting ``name``, and close them at the end, with the file of a Unix socket.
 
-    ``count``: how many are wanted, among which the kernel shares out what clients connect to; of a Unix socket there
-    is only one. ``inherited``: descriptors of those that there are already. Raises CannotListen, which says why not.
+    ``count``: number of sockets, among which the kernel spreads clients; there is one Unix socket at most.
+    ``inherited``: descriptors of sockets to be used instead. Raises CannotListen with the reason.
     """
     with ExitStack() as stack:
         if inherited:
-            sockets = [stack.enter_context(socket.socket(fileno=it)) for it in inherited]
+            sockets = [stack.enter_context(socket.socket(fileno=descriptor)) for descriptor in inherited]
         else:
-            sockets = [stack.enter_context(it) for it in listen_all(name, address, count)]
+            sockets = [stack.enter_context(sock) for sock in listen_all(name, address, count)]
         made = _identity(address)
         try:
             yield sockets
@@ -48,7 +48,7 @@ def listening(
 
 
 def listen_all(name: str, address: Address | UnixSocket, count: int) -> list[socket.socket]:
-    """``count`` listening sockets that share an address, but one if it is a Unix socket's. Raises CannotListen."""
+    """Return ``count`` listening sockets that share an address, or one Unix socket. Raises CannotListen."""
     sock = listen(name, address)
     if count == 1 or isinstance(address, UnixSocket):
         return [sock]
@@ -59,14 +59,14 @@ def listen_all(name: str, address: Address | UnixSocket, count: int) -> list[soc
         for _ in range(count):
             sockets.append(_listen_tcp(address, shared=True))
     except OSError as error:
-        for it in sockets:
-            it.close()
+        for sock in sockets:
+            sock.close()
         raise _cannot(name, address, error) from error
     return sockets
 
 
 def listen(name: str, address: Address | UnixSocket) -> socket.socket:
-    """A listening socket for the setting called ``name``. Raises CannotListen, which says why not."""
+    """Return a listening socket for the setting ``name``. Raises CannotListen with the reason."""
     try:
         return _listen_unix(address.path) if isinstance(address, UnixSocket) else _listen_tcp(address)
     except OSError as error:
@@ -123,7 +123,7 @@ def _abandoned(path: str) -> bool:
 
 
 def _identity(address: Address | UnixSocket) -> tuple[int, int] | None:
-    """What tells a socket's file from another of the same name."""
+    """Return device and inode of a socket's file, which no other file of that name has."""
     if isinstance(address, UnixSocket):
         try:
             found = os.lstat(address.path)

@@ -1,4 +1,4 @@
-"""What tells a supervisor from every other process, for a command that is about to signal it.
+"""A mark that distinguishes a supervisor from other processes, for a command that is about to signal it.
 
 On Linux a supervisor alone has a file of the name MARK open. ``/proc`` shows that to processes of the same user, of
 any PID namespace. Elsewhere ``ps`` has the command line, which a supervisor shares with its children.
@@ -15,12 +15,12 @@ PROC = Path("/proc")
 
 
 def make_mark() -> list[int]:
-    """The descriptors that mark this process; its children have to close them."""
+    """Return the descriptors that mark this process; its children have to close them."""
     return [os.memfd_create(MARK)] if hasattr(os, "memfd_create") else []
 
 
 def objection(pid: int) -> str | None:
-    """Why a process is not to be signalled as a supervisor; None where it is one of this user's, or root asks."""
+    """Return why a process is not to be signalled as a supervisor; None for one of this user's, and for root."""
     try:
         owner, marked = _in_proc(pid) if PROC.is_dir() else _by_ps(pid)
     except (FileNotFoundError, ProcessLookupError):
@@ -34,12 +34,12 @@ def objection(pid: int) -> str | None:
 
 
 def _in_proc(pid: int) -> tuple[int, bool]:
-    """The owner of a process, and whether it has the mark. Raises OSError."""
+    """Return the owner of a process, and whether it has the mark. Raises OSError."""
     process = PROC / str(pid)
     owner = process.stat().st_uid
     if os.geteuid() not in (0, owner):
-        return owner, False  # Its files are not shown.
-    return owner, any(_leads_to(it) == f"/memfd:{MARK} (deleted)" for it in (process / "fd").iterdir())
+        return owner, False  # Its files cannot be read.
+    return owner, any(_leads_to(descriptor) == f"/memfd:{MARK} (deleted)" for descriptor in (process / "fd").iterdir())
 
 
 def _leads_to(descriptor: Path) -> str:
@@ -56,7 +56,7 @@ def _by_ps(pid: int) -> tuple[int, bool]:
 
 
 def _ps(pid: int) -> list[str]:
-    """The user, the parent and the command line of a process. Raises ProcessLookupError."""
+    """Return the user, the parent and the command line of a process. Raises ProcessLookupError."""
     found = subprocess.run(["ps", "-o", "uid=,ppid=,command=", "-p", str(pid)], capture_output=True, text=True)
     fields = found.stdout.split(None, 2)
     if len(fields) < 3:

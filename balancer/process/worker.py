@@ -1,4 +1,4 @@
-"""One process that serves, from start to drained."""
+"""A process that serves, from start to drained."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How often the stop ends streams: some clients connect again as soon as they have been told to leave.
+# Seconds between two rounds of ending streams: some clients connect again as soon as theirs has ended.
 END_STREAMS_SECONDS = 0.2
-# How long a process that others have replaced waits for one more request on connections that are idle, in seconds: to
-# close one while a request is on its way to it would lose that.
+# Seconds that a replaced process waits for one more request on idle connections: closing one while a request is on
+# its way would lose that request.
 LEAVE_SECONDS = 5.0
-# How long a process that is to take another's place waits for DNS and the first word of each member, in seconds.
+# Seconds that a successor waits for DNS and the first answer of each member.
 READY_LIMIT = 20.0
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What one process is to do. ``data``: the sockets that it accepts clients on; ``admin``: the admin listener's.
+    """The task of one process. ``data``: the socket that it accepts clients on; ``admin``: the admin listener's.
 
-    ``settings`` are those of all processes together, of which this is number ``number`` (from 0). ``channel``: where
-    the process that shows what all of them do is told of this one's part.
+    ``settings`` are those of all processes together, of which this is number ``number`` (from 0). ``channel``: for
+    reports to the admin process.
     """
 
     settings: Settings
@@ -75,7 +75,7 @@ def worker_specs(
     routes: Table | None,
     processes: int,
 ) -> list[WorkerSpec]:
-    """What is to run: so many processes that serve and, where they are several, one that shows what they do."""
+    """Return the processes to run: ``processes`` that serve and, if these are several, one for the admin listener."""
     own_admin = [admin] if admin else []
     if processes == 1:
         return [
@@ -88,36 +88,36 @@ def worker_specs(
     for number in range(processes):
         sock = data[number % len(data)]
         channel = channels[number][0] if channels else None
-        work = WorkerConfig(settings, sock, None, certificate, routes, number, processes, channel)
-        found.append(WorkerSpec(str(number), partial(serve, work), [sock]))
+        config = WorkerConfig(settings, sock, None, certificate, routes, number, processes, channel)
+        found.append(WorkerSpec(str(number), partial(serve, config), [sock]))
     if admin:
         ends = [end for _, end in channels]
-        found.append(WorkerSpec("admin", lambda post: _run(serve_admin(settings, admin, ends, post)), own_admin))
+        found.append(WorkerSpec("admin", lambda context: _run(serve_admin(settings, admin, ends, context)), own_admin))
     return found
 
 
 def prepare() -> None:
-    """What is done once, before there are processes."""
+    """Prepare this process once, before others are forked from it."""
     raise_file_limit()
-    # What start-up made stays for good: the collector need not look at it again, and need not look as
-    # often as by default, because what a request makes is freed by counting references.
+    # Objects of the start stay for good: the collector need not check them again. It need not run as often as by
+    # default, because objects of a request are freed by counting references.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
 
-def serve(work: WorkerConfig, post: WorkerContext) -> None:
-    """Run on the listening sockets until SIGTERM, or until others have taken their place; then drain."""
-    if work.processes > 1:
+def serve(config: WorkerConfig, context: WorkerContext) -> None:
+    """Serve on the listening sockets until SIGTERM, or until successors serve; then drain."""
+    if config.processes > 1:
         for handler in logging.getLogger().handlers:
-            handler.setFormatter(logging.Formatter(LOG_FORMAT.replace("%(message)", f"[{work.number}] %(message)")))
-    _run(_serve(work, post))
+            handler.setFormatter(logging.Formatter(LOG_FORMAT.replace("%(message)", f"[{config.number}] %(message)")))
+    _run(_serve(config, context))
 
 
-def _run(life: Coroutine[Any, Any, None]) -> None:
+def _run(main: Coroutine[Any, Any, None]) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(life)
+            runner.run(main)
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(UNUSABLE) from None
@@ -126,8 +126,8 @@ def _run(life: Coroutine[Any, Any, None]) -> None:
 def raise_file_limit() -> None:
     """Allow this process as many descriptors as it may have.
 
-    A request under way takes two, and a soft limit of 1024 is common: it is that low for the sake of programs
-    that use select(), which this is not.
+    A request under way takes two, and a soft limit of 1024 is common. It is that low for programs that use select(),
+    and the balancer does not.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -139,30 +139,30 @@ def raise_file_limit() -> None:
 class Worker:
     """A process that serves: the data listener, and the admin listener where no other process has it.
 
-    Its life: ``_start``, ``_wait`` for the supervisor's word, ``_drain`` or ``_hand_over``, ``_close``.
+    Its life: ``_start``, a signal of the supervisor, ``_announce`` or ``_hand_over``, ``_drain``, ``_close``.
     """
 
-    def __init__(self, work: WorkerConfig, post: WorkerContext) -> None:
-        self._work = work
-        self._post = post
-        self._settings = work.settings.part(work.number, work.processes)
-        form = partial(as_text, coloured=sys.stdout.isatty()) if self._settings.access_log == "text" else as_json
-        self._access_log = AccessLog(sys.stdout, form, shared=work.processes > 1)
+    def __init__(self, config: WorkerConfig, context: WorkerContext) -> None:
+        self._config = config
+        self._context = context
+        self._settings = config.settings.part(config.number, config.processes)
+        render = partial(as_text, coloured=sys.stdout.isatty()) if self._settings.access_log == "text" else as_json
+        self._access_log = AccessLog(sys.stdout, render, shared=config.processes > 1)
         self._tracing = self._make_tracing()
         self._observers: list[Observer] = [self._access_log] if self._settings.access_log else []
         if self._tracing:
             self._observers.append(self._tracing)
         self._balancer = self._make_balancer()
-        self._signals = Signals(post, partial(_read_again, self._balancer, work.certificate))
+        self._signals = Signals(context, partial(_read_again, self._balancer, config.certificate))
         # Requests are cut at SHUTDOWN_TIMEOUT; a second later, so are clients that do not read what was sent.
         self._limit = self._settings.shutdown_timeout + 1.0
         self._clients = ClientRegistry(self._balancer.proxy, self._settings)
-        self._listener = DataListener(self._settings, work.data, self._clients, self._balancer, work.certificate)
+        self._listener = DataListener(self._settings, config.data, self._clients, self._balancer, config.certificate)
         self._admin: Admin | None = None
         self._reports: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Until drained."""
+        """Serve until drained."""
         async with self._balancer, asyncio.TaskGroup() as tasks:
             await self._start(tasks)
             await self._signals.either()
@@ -185,65 +185,69 @@ class Worker:
         return Tracing.to(self._settings.otel_endpoint)
 
     def _make_balancer(self) -> LoadBalancer | Pools:
-        work = self._work
-        watched = work.admin or work.channel
+        config = self._config
+        has_stats = config.admin or config.channel
 
         def pool(settings: Settings) -> LoadBalancer:
-            drains = Drains(self._post.drains, settings, lambda member: made.drain(member))
+            drains = Drains(self._context.drains, settings, lambda member: made.drain(member))
             made = LoadBalancer(
-                settings.part(work.number, work.processes),
+                settings.part(config.number, config.processes),
                 observers=[*self._observers, drains],
-                stats=Stats() if watched else None,
+                stats=Stats() if has_stats else None,
                 trace=self._tracing.begin if self._tracing else None,
             )
             return made
 
-        if not work.routes:
-            return pool(work.settings)
-        stats = Stats() if watched else None
-        return Pools(work.settings, work.routes, pool, observers=self._observers, stats=stats)
+        if not config.routes:
+            return pool(config.settings)
+        stats = Stats() if has_stats else None
+        return Pools(config.settings, config.routes, pool, observers=self._observers, stats=stats)
 
     async def _start(self, tasks: asyncio.TaskGroup) -> None:
-        """Listen, and tell the supervisor."""
-        work, balancer = self._work, self._balancer
-        if self._post.succeeds and not all(await asyncio.gather(*(it.ready(READY_LIMIT) for it in balancer.current()))):
+        """Listen, and report that to the supervisor."""
+        config, balancer = self._config, self._balancer
+        if self._context.succeeds and not all(
+            await asyncio.gather(*(pool.ready(READY_LIMIT) for pool in balancer.current()))
+        ):
             log.error("DNS or members have not answered within %g s", READY_LIMIT)
             raise SystemExit(FAILED)
         await self._listener.start()
-        aliases = sorted({it.alias for it in work.routes.pools.values()}) if work.routes else [self._settings.alias]
+        aliases = (
+            sorted({pool.alias for pool in config.routes.pools.values()}) if config.routes else [self._settings.alias]
+        )
         log.info("balancer %s: %s on %s", __version__, ", ".join(aliases), self._settings.bind)
-        if work.admin:
+        if config.admin:
             unrouted = (lambda: balancer.stats) if isinstance(balancer, Pools) else (lambda: None)
             stopping = self._signals.stop.is_set
-            self._admin = Admin(balancer.current, self._settings, self._post, unrouted, stopping=stopping)
-            tasks.create_task(self._admin.serve(work.admin))
+            self._admin = Admin(balancer.current, self._settings, self._context, unrouted, stopping=stopping)
+            tasks.create_task(self._admin.serve(config.admin))
             log.info("admin on %s", self._settings.admin_bind)
-        if work.channel:
-            self._reports = tasks.create_task(Reporter(work.number, work.channel, balancer).run())
-        self._post.ready()
+        if config.channel:
+            self._reports = tasks.create_task(Reporter(config.number, config.channel, balancer).run())
+        self._context.ready()
 
     async def _announce(self) -> None:
-        """Go on for SHUTDOWN_DELAY: proxies in front learn to send clients elsewhere, and clients are told."""
+        """Go on for SHUTDOWN_DELAY, in which proxies in front and clients turn to other balancers."""
         if delay := self._settings.shutdown_delay:
             log.info("leaving: clients are sent elsewhere for %g s", delay)
             self._clients.stop(delay)
             await self._signals.delay(delay)
 
     async def _hand_over(self) -> None:
-        """Other processes have taken the place: finish what is here, within RELOAD_TIMEOUT."""
+        """Finish requests within RELOAD_TIMEOUT: successors serve."""
         limit = self._settings.reload_timeout
         log.info("replaced: %d requests in progress", self._balancer.proxy.active)
         if self._admin:
-            self._admin.stop()  # From now on the new one tells.
+            self._admin.stop()  # From now on the new one answers.
         self._clients.stop(min(LEAVE_SECONDS, limit))
         await self._listener.close()
-        waits = [asyncio.create_task(it) for it in (self._clients.wait_empty(), self._signals.stop.wait())]
-        await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        tasks = [asyncio.create_task(wait) for wait in (self._clients.wait_empty(), self._signals.stop.wait())]
+        await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
 
     async def _drain(self) -> None:
-        """Accept no client any more, and finish what is under way within SHUTDOWN_TIMEOUT."""
+        """Accept no more clients, and finish what is under way within SHUTDOWN_TIMEOUT."""
         proxy = self._balancer.proxy
         log.info("stopping: %d requests in progress", proxy.active)
         asyncio.get_running_loop().call_later(self._settings.shutdown_timeout, proxy.abort_all)
@@ -262,12 +266,12 @@ class Worker:
             self._reports.cancel()
 
 
-async def _serve(work: WorkerConfig, post: WorkerContext) -> None:
-    await Worker(work, post).run()
+async def _serve(config: WorkerConfig, context: WorkerContext) -> None:
+    await Worker(config, context).run()
 
 
 def _read_again(balancer: LoadBalancer | Pools, certificate: Certificate | None) -> None:
-    """SIGHUP: take over what has changed in files."""
+    """Read certificate and routes again, on SIGHUP."""
     if certificate:
         certificate.reload()
     if isinstance(balancer, Pools):

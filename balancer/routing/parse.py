@@ -1,4 +1,4 @@
-"""Routes as the setting has them: in one line, or in a TOML file."""
+"""Parsers of routes: in one line, or in a TOML file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from balancer.routing.table_builder import KINDS, PER_POOL, TableBuilder
 
 
 def inline(setting: str) -> bool:
-    """Whether the setting is the table itself, rather than the path of a file."""
+    """Whether the setting is the table itself, not the path of a file."""
     return "=" in setting
 
 
 def read(settings: Settings) -> Table | None:
-    """The table that the settings name, or None without one. Raises SettingsError with a line for all that is wrong."""
+    """Return the table of the settings, or None without one. Raises SettingsError with a line for each fault."""
     if settings.routes is None:
         return None
     if inline(settings.routes):
@@ -34,64 +34,65 @@ def read(settings: Settings) -> Table | None:
 
 
 def parse_inline(text: str, settings: Settings) -> Table:
-    """``shop.example=shop:8080,/api=api;policy=hash,=apps``: routes with commas between.
+    """Parse ``shop.example=shop:8080,/api=api;policy=hash,=apps``: routes with commas between.
 
-    Raises SettingsError with a line for all that is wrong.
+    Raises SettingsError with a line for each fault.
     """
     builder = TableBuilder(settings)
-    for entry in filter(None, (it.strip() for it in text.split(","))):
+    for entry in filter(None, (part.strip() for part in text.split(","))):
         where = f"{variable('routes')}: {entry!r}"
         match, equals, target = entry.partition("=")
         if not equals:
             builder.problems.append(f"{where} cannot be used: a route is written as host/path=alias:port")
             continue
         host, slash, path = match.strip().partition("/")
-        place, *options = (it.strip() for it in target.split(";"))
+        place, *options = (part.strip() for part in target.split(";"))
         alias, colon, port = place.partition(":")
-        given: dict[str, object] = {"alias": alias.strip()}
+        values: dict[str, object] = {"alias": alias.strip()}
         if colon:
-            given["upstream_port"] = port.strip() or ":"
+            values["upstream_port"] = port.strip() or ":"
         for option in filter(None, options):
-            name, equals, value = (it.strip() for it in option.partition("="))
-            if not equals or name in given or name in ("host", "path"):
+            name, equals, value = (part.strip() for part in option.partition("="))
+            if not equals or name in values or name in ("host", "path"):
                 builder.problems.append(f"{where} cannot be used: {option!r} is not a setting such as policy=hash")
             else:
-                given[name] = value
-        builder.add(where, [host], [slash + path], given, "", target.strip())
+                values[name] = value
+        builder.add(where, [host], [slash + path], values, "", target.strip())
     return builder.table(f"{variable('routes')}={text!r}")
 
 
 def parse_toml(text: str, settings: Settings, where: str) -> Table:
-    """A table for each route, named as its pool is.
+    """Parse a TOML table for each route, named as its pool is.
 
-    Raises SettingsError with a line, which begins with ``where``, for all that is wrong.
+    Raises SettingsError with a line, which begins with ``where``, for each fault.
     """
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError([f"{where} cannot be used: it is not TOML: {error}"]) from error
     builder = TableBuilder(settings)
-    for name, given in tables.items():
+    for name, values in tables.items():
         here = f"{where} [{name}]"
-        if not isinstance(given, dict):
+        if not isinstance(values, dict):
             builder.problems.append(f"{here} cannot be used: a route is a table such as [shop]")
             continue
-        given = dict(given)
-        hosts, paths = (builder.texts(here, key, given.pop(key, "")) for key in ("host", "path"))
-        builder.add(here, hosts, paths, {"alias": name} | given, name, name)
+        values = dict(values)
+        hosts, paths = (builder.texts(here, key, values.pop(key, "")) for key in ("host", "path"))
+        builder.add(here, hosts, paths, {"alias": name} | values, name, name)
     return builder.table(where)
 
 
 def describe(table: Table, settings: Settings) -> list[str]:
-    """A line for each route, in the order in which they win: where it leads, and what its pool has of its own."""
-    width = max(len(str(it)) for it in table.routes)
+    """Return a line for each route, in the order in which they win: its pool, and what that pool has of its own."""
+    width = max(len(str(route)) for route in table.routes)
     lines = []
     for route in table.routes:
         pool = table.pools[route.name]
         own = [
-            f"{it.name}={show(getattr(pool, it.name), it.metadata['kind'])}"
-            for it in fields(Settings)
-            if it.name in PER_POOL - {"alias", "upstream_port"} and getattr(pool, it.name) != getattr(settings, it.name)
+            f"{field.name}={show(getattr(pool, field.name), field.metadata['kind'])}"
+            for field in fields(Settings)
+            if field.name in PER_POOL - {"alias", "upstream_port"}
+            and getattr(pool, field.name) != getattr(settings, field.name)
         ]
         if route.strip_prefix:
             own.append("strip_prefix=on")

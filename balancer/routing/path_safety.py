@@ -6,12 +6,12 @@ import re
 
 from balancer.http.validation import malformed
 
-# Paths without any of these are read alike by everybody.
+# Paths without any of these have one reading.
 UNCLEAR = re.compile(rb"[%\\;]|//|/\.")
 ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
-# Where a segment ends for a program that knows parameters, or that looks for the end of the path in resolved escapes.
+# End of a segment for a program with parameters, or one that searches the end of the path in resolved escapes.
 _SEGMENT_END = re.compile(rb"[;?#\0]")
-# What is not the same once it is resolved, because it would separate.
+# Characters that change their meaning once they are resolved, because they would separate.
 _KEPT = frozenset(b"/\\;%?#\0")
 
 
@@ -20,14 +20,15 @@ def _resolve(escape: re.Match[bytes]) -> bytes:
 
 
 def resolve_harmless(escape: re.Match[bytes]) -> bytes:
+    """Return the character of an escape, or the escape itself where the character would separate."""
     byte = int(escape[1], 16)
     return escape[0] if byte in _KEPT else bytes((byte,))
 
 
 def most_permissive(path: bytes) -> bytes:
-    """The most permissive reading of a path: a separator is wherever some server sees one.
+    """Return the most permissive reading of a path: a separator is wherever some server sees one.
 
-    Raises Refusal where that depends on what one does first: for ``.`` and ``..``, for a parameter of nothing, and for
+    Raises Refusal where that depends on the order of steps: for ``.`` and ``..``, for a parameter of nothing, and for
     one with a separator in it.
     """
     segments = []

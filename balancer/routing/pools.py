@@ -1,12 +1,12 @@
-"""Several pools behind one listener: which of them serves a request, and how they change while requests are under way.
+"""Several pools behind one listener: the pool of each request, and changes of pools while requests are under way.
 
 Rules:
-* A pool is a ``LoadBalancer``, and its settings are what it is known by. Where the routes change and a pool's
+* A pool is a ``LoadBalancer``, which is identified by its settings. Where the routes change and a pool's
   settings do not, it goes on as it is: members, connections, counts.
-* A change takes effect in one step, once each new pool has had an answer from DNS and one from each of its members, or
+* A change takes effect in one step, once DNS and the members of each new pool have answered, or
   after READY_SECONDS.
-* A pool that no route leads to any more gets no new request. It goes on, with its probes, until those that it has, also
-  those that wait for a member, are over; then it is closed. Wanted again before that, it is taken back.
+* A pool that no route leads to any more gets no new request. It goes on, with its probes, until its requests, also
+  queued ones, are over; then it is closed. If it is wanted before that, it is taken back.
 * A file that cannot be used changes nothing.
 """
 
@@ -36,7 +36,7 @@ from balancer.types import Clock, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
-# How long a change of routes waits for new pools, and how often is looked whether an old one is idle, in seconds.
+# Seconds that a change of routes waits for new pools, and between two checks whether an old one is idle.
 READY_SECONDS = 3.0
 RETIRE_SECONDS = 0.1
 
@@ -44,7 +44,7 @@ Done = Callable[[RequestRecord], None]
 
 
 class RoutedProxy(Proxy):
-    """The front end of several dispatchers. ``switch`` says which; until then there is no route."""
+    """The front end of several dispatchers. ``switch`` sets them; until then there is no route."""
 
     def __init__(self, on_done: Done, clock: Clock) -> None:
         super().__init__(None)
@@ -55,34 +55,34 @@ class RoutedProxy(Proxy):
         self._pools: dict[str, Dispatcher] = {}
 
     def switch(self, table: Table, pools: dict[str, Dispatcher]) -> None:
-        """From the next request on, these routes lead to these pools, by their names."""
+        """Lead requests by these routes to these pools, by their names, from the next one on."""
         self._table, self._pools = table, pools
-        for tell in self.on_switch:
-            tell()
+        for on_switch in self.on_switch:
+            on_switch()
 
     def choose(self, request: Request) -> RequestHandler:
-        """Who serves a request; asked within the step that begins it."""
+        """Return the handler of a request; called in the step that begins it."""
         try:
             request.pool = self._pools[self._table.find(request).name]
         except Refusal as refusal:
-            # With its traceback it would keep alive what it came through.
+            # Its traceback would keep alive the frames that it came through.
             request.pool = NoRouteHandler(refusal.with_traceback(None), self._on_done, self._clock, self._new_id)
         pool: RequestHandler = request.pool
         return pool
 
     def refused(self, request: Request, refusal: Refusal) -> None:
-        """A request that a front end has answered by itself, because nothing could be made of it."""
+        """Record a request that a front end has refused before any dispatcher had it."""
         record = RequestRecord(request, self._clock(), request.id or self._new_id())
         record.status, record.error, record.reason = refusal.status, refusal.token, refusal.reason
         self._on_done(record)
 
     def serves(self, dispatcher: Dispatcher) -> bool:
         """Whether any request of this dispatcher is under way."""
-        return any(it.context.dispatcher is dispatcher for it in self.in_flight)
+        return any(active.context.dispatcher is dispatcher for active in self.in_flight)
 
 
 class NoRouteHandler(RequestHandler):
-    """Stands for a dispatcher where no route leads to one: answers every request with the same refusal."""
+    """A handler where no route leads to a dispatcher: it answers every request with the same refusal."""
 
     def __init__(self, refusal: Refusal, on_done: Done, clock: Clock, new_id: Callable[[], bytes]) -> None:
         self._refusal = refusal
@@ -113,7 +113,7 @@ class NoRouteHandler(RequestHandler):
 class Pools:
     """The pools of a table, an ASGI application over them, and their changes; use it within ``async with``.
 
-    ``make`` makes a pool of its settings. ``observers`` are told of requests that reach no pool, and so is ``stats``.
+    ``make``: makes a pool of its settings. ``observers`` and ``stats`` get the requests that reach no pool.
     Raises SettingsError where a pool cannot be made.
     """
 
@@ -131,14 +131,14 @@ class Pools:
         self.stats = stats
         self.proxy = RoutedProxy(all_done([*observers, stats] if stats else observers), clock)
         self._make = make
-        self._active = {it: make(it) for it in table.pools.values()}
-        # Those that still have requests, each with the task that waits for their end.
+        self._active = {settings: make(settings) for settings in table.pools.values()}
+        # Pools that still have requests, each with the task that waits for their end.
         self._retiring: dict[Settings, tuple[LoadBalancer, asyncio.Task[None]]] = {}
         self._retirements: set[asyncio.Task[None]] = set()
-        # All whose loops run.
+        # Pools whose loops run.
         self._running: set[LoadBalancer] = set()
         self._reloading: asyncio.Task[None] | None = None
-        self._asked_again = False
+        self._reload_again = False
         self._switch(table)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,15 +159,15 @@ class Pools:
         await asyncio.gather(*map(self._close, list(self._running)))
 
     def current(self) -> list[LoadBalancer]:
-        """Those that get requests now."""
+        """Return the pools that get requests now."""
         return list(self._active.values())
 
     def reload(self) -> None:
-        """Read the file again, soon. What comes of it, the log says."""
+        """Read the file again soon; the log has the outcome."""
         if inline(self.settings.routes or ""):
             log.info("the routes are those of %s itself, which cannot change", variable("routes"))
         elif self._reloading:
-            self._asked_again = True
+            self._reload_again = True
         else:
             self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
@@ -175,9 +175,9 @@ class Pools:
         try:
             again = True
             while again:
-                self._asked_again = False
+                self._reload_again = False
                 await self._read_again()
-                again = self._asked_again
+                again = self._reload_again
         finally:
             self._reloading = None
 
@@ -195,17 +195,22 @@ class Pools:
         except Exception as error:  # of a plug-in, for example
             log.error("the routes stay as they were: a pool cannot be made: %s: %s", type(error).__name__, error)
             return
-        back = {it: self._take_back(it) for it in table.pools.values() if it in self._retiring}
+        restored = {
+            settings: self._take_back(settings) for settings in table.pools.values() if settings in self._retiring
+        }
         await asyncio.gather(*map(self._start, new.values()))
-        await asyncio.gather(*(it.ready(READY_SECONDS) for it in new.values()))
+        await asyncio.gather(*(pool.ready(READY_SECONDS) for pool in new.values()))
         before = self._active
-        known = before | back | new
-        self._active = {it: known[it] for it in table.pools.values()}
+        known = before | restored | new
+        self._active = {settings: known[settings] for settings in table.pools.values()}
         self._switch(table)
-        gone = {settings: it for settings, it in before.items() if settings not in self._active}
+        gone = {settings: pool for settings, pool in before.items() if settings not in self._active}
         for settings, pool in gone.items():
             self._retire(settings, pool)
-        names = ("new", [it.name for it in (new | back).values()]), ("gone", [it.name for it in gone.values()])
+        names = (
+            ("new", [pool.name for pool in (new | restored).values()]),
+            ("gone", [pool.name for pool in gone.values()]),
+        )
         changes = "; ".join(f"{word}: {', '.join(found)}" for word, found in names if found) or "the same pools"
         log.info("routes read again: %d to %d pools; %s", len(table.routes), len(self._active), changes)
 
@@ -213,7 +218,7 @@ class Pools:
         for name, settings in table.pools.items():
             self._active[settings].name = name
             self._active[settings].listener = self.proxy
-        self.proxy.switch(table, {name: self._active[it].dispatcher for name, it in table.pools.items()})
+        self.proxy.switch(table, {name: self._active[settings].dispatcher for name, settings in table.pools.items()})
 
     async def _start(self, pool: LoadBalancer) -> None:
         self._running.add(pool)

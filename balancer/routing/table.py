@@ -1,9 +1,8 @@
-"""Which pool serves a request: several aliases behind one listener, by host and path prefix.
+"""The pool of a request: several aliases behind one listener, by host and path prefix.
 
-``Table`` is what the setting ROUTES says, whole and checked; ``Table.find`` chooses. No I/O, but that ``read`` reads
-the file.
+``Table`` is the setting ROUTES, whole and checked; ``Table.find`` chooses. No I/O.
 
-Of all routes that match a request, the one with the most specific host wins: an exact one before ``*.example``,
+Of all routes that match a request, the one with the most specific host wins. That is an exact one before ``*.example``,
 a longer ``*.`` before a shorter one, and any of them before none. Among those with the same host, the longest path
 prefix wins. So a request that no path of its host matches goes to the routes without a host.
 
@@ -11,8 +10,8 @@ A path is matched as the client wrote it, by whole segments, and goes to the mem
 is safe only where all servers read it alike, or a client gets past a prefix by writing it in another way:
 
 * An escape that stands for itself (``%61`` is ``a``, RFC 3986 section 6.2.2.2) counts as that character.
-* A path with a segment ``.`` or ``..`` is refused, also where that is written with escapes, or a parameter follows; and
-  one with a parameter (``;``) of an empty segment, or with an escaped slash in it.
+* A path with a segment ``.`` or ``..`` is refused, also where that is written with escapes, or a parameter follows. So
+  is one with a parameter (``;``) of an empty segment, or with an escaped slash in it.
 * ``//``, a backslash, a parameter, and the escapes of ``/ \\ ; % ? #`` and NUL mean different things to
   different programs. The path is read in two ways: as it stands, and as the laxest would (escapes resolved twice,
   backslashes as slashes, a segment's end at ``;``, ``?``, ``#`` and NUL, empty segments dropped). If these lead to
@@ -31,18 +30,18 @@ from urllib.parse import quote
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.http.memo import Known
+from balancer.http.memo import ValueCache
 from balancer.http.request import Request
 from balancer.http.validation import malformed
 from balancer.routing.path_safety import ESCAPE, UNCLEAR, most_permissive, resolve_harmless
 
-# Hosts whose routes are remembered: a client can make up hosts.
+# Hosts whose routes are cached: a client can make up hosts.
 _HOSTS_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """``host``: exact, ``*.example`` or "" for any; ``prefix``: a path prefix without a slash at its end, or "".
+    """A route. ``host``: exact, ``*.example`` or "" for any; ``prefix``: a path prefix without a final slash, or "".
 
     ``name``: of the pool that it leads to. ``strip_prefix``: members get the path without the prefix.
     """
@@ -63,7 +62,7 @@ class Paths(NamedTuple):
     depth: int
 
     def find(self, path: bytes) -> Route | None:
-        """The route with the longest prefix. Costs the same however many there are."""
+        """Return the route with the longest prefix, at the same cost for any number of routes."""
         segments = path.split(b"/", self.depth + 1)[: self.depth + 1]
         while segments:
             route = self.routes.get(b"/".join(segments))
@@ -74,7 +73,7 @@ class Paths(NamedTuple):
 
 
 class Table:
-    """``pools``: the settings of each pool by its name; ``routes``: in the order in which they win.
+    """All routes. ``pools``: the settings of each pool by its name; ``routes``: in the order in which they win.
 
     Routes with the same settings share a pool.
     """
@@ -84,18 +83,18 @@ class Table:
         self.routes = sorted(routes, key=_rank)
         self._by_host: dict[str, Paths] = {}
         for route in self.routes:
-            known = self._by_host.setdefault(route.host, Paths({}, 0))
-            known.routes[route.prefix.encode()] = route
-            self._by_host[route.host] = known._replace(depth=max(known.depth, route.prefix.count("/")))
+            paths = self._by_host.setdefault(route.host, Paths({}, 0))
+            paths.routes[route.prefix.encode()] = route
+            self._by_host[route.host] = paths._replace(depth=max(paths.depth, route.prefix.count("/")))
         # The most labels behind the asterisk of a route. A host may have thousands, which then need not be joined.
         self._labels = max((host.count(".") for host in self._by_host), default=0)
-        # Any host, as it was written, and the routes to look at for it in this order.
-        self._chains = Known(self._chain, _HOSTS_MAX)
+        # Routes to be searched for any host as it was written, in this order.
+        self._chains = ValueCache(self._chain, _HOSTS_MAX)
 
     def find(self, request: Request) -> Route:
-        """The route of a request, whose ``prefix`` and ``stripped`` are set if the route strips it.
+        """Return the route of a request, whose ``prefix`` and ``stripped`` are set if the route strips it.
 
-        Raises Refusal where there is none, and where it depends on who reads the path.
+        Raises Refusal where there is none, and where it depends on the reading of the path.
         """
         chain = self._chains[request.host]
         if len(chain) == 1 and not chain[0].depth:
@@ -117,7 +116,7 @@ class Table:
         return route
 
     def _chain(self, written: bytes) -> tuple[Paths, ...]:
-        """The routes that may be meant by a host; what comes behind one without a path never is."""
+        """Return the routes that a host may mean; those behind one without a path never apply."""
         host = _plain_host(written)
         labels = host.split(".")
         first = max(1, len(labels) - self._labels)
@@ -132,7 +131,7 @@ class Table:
 
 
 def _rank(route: Route) -> tuple[bool, bool, int, str, int, str]:
-    """Routes sorted by this come in the order in which they win, those that cannot meet by name."""
+    """Return a key that sorts routes in the order in which they win, and those that cannot meet by name."""
     host = route.host
     return not host, host.startswith("*"), -host.count("."), host, -route.prefix.count("/"), route.prefix
 
@@ -145,7 +144,7 @@ def _find(chain: Iterable[Paths], path: bytes) -> Route | None:
 
 
 def _plain_host(host: bytes) -> str:
-    """Without port, case and the dot of the root."""
+    """Return a host without port, case and the dot of the root."""
     name = host.decode("latin-1").lower()
     if not name.endswith("]"):
         name, colon, port = name.rpartition(":")
@@ -155,10 +154,7 @@ def _plain_host(host: bytes) -> str:
 
 
 def _strip(target: bytes, segments: int) -> bytes:
-    """A target without the first segments of its path. Of slashes it begins with one: two would announce a host."""
+    """Return a target without the first segments of its path. It has one slash in front: two would announce a host."""
     path, mark, query = target.partition(b"?")
     rest = path.split(b"/", segments + 1)[segments + 1 :]
     return b"/" + b"".join(rest).lstrip(b"/") + mark + query
-
-
-# What the setting says.

@@ -1,4 +1,4 @@
-"""A table of routes in the making, and what is wrong with it. No I/O."""
+"""A table of routes in the making, and its faults. No I/O."""
 
 from __future__ import annotations
 
@@ -22,47 +22,48 @@ PER_POOL = frozenset(
         "response_timeout", "stream_idle_timeout", "max_body_bytes",
     }
 )  # fmt: skip
-# What only a route has.
+# Keys that only a route has.
 _OWN = ("host", "path", "strip_prefix")
-KINDS: dict[str, Kind] = {it.name: it.metadata["kind"] for it in fields(Settings)}
-_DEFAULTS: dict[str, Any] = {it.name: it.default for it in fields(Settings)}
+KINDS: dict[str, Kind] = {field.name: field.metadata["kind"] for field in fields(Settings)}
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Settings)}
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
 _ACCEPTED_HOST = "a host such as shop.example or *.shop.example, without a port"
 _ACCEPTED_PATH = "a path prefix such as /api, without . and .., //, ; ? # % and \\"
 
 
 class TableBuilder:
-    """A table in the making, and what is wrong with it."""
+    """A table in the making, and its faults."""
 
     def __init__(self, settings: Settings) -> None:
         self.problems: list[str] = []
         self._settings = settings
-        # Of each set of settings, the name that it has, or might have.
+        # The name of each set of settings, or "" where it has none yet.
         self._names: dict[Settings, str] = {}
         self._places: dict[Settings, str] = {}
         self._routes: dict[tuple[str, str], tuple[Settings, bool, str]] = {}
 
     def texts(self, where: str, key: str, value: object) -> list[str]:
+        """Return a string or a list of strings as a list; note a fault for any other value."""
         values = value if isinstance(value, list) else [value]
-        texts = [it for it in values if isinstance(it, str)]
+        texts = [text for text in values if isinstance(text, str)]
         if not texts or len(texts) < len(values):
             self.problems.append(f"{where} {key}={value!r} cannot be used: it takes a string, or a list of some")
         return texts
 
     def add(
-        self, where: str, hosts: list[str], paths: list[str], given: dict[str, object], name: str, place: str
+        self, where: str, hosts: list[str], paths: list[str], own: dict[str, object], name: str, place: str
     ) -> None:
-        """A route from every host and path. ``place``: what tells its pool from others where ``name`` is not given."""
+        """Add a route from every host and path. ``place``: name of a pool without a name whose alias has several."""
         before = len(self.problems)
-        strip = given.pop("strip_prefix", False)
+        strip = own.pop("strip_prefix", False)
         if strip not in (True, False, "on", "off"):
             self.problems.append(f"{where} strip_prefix={strip!r} cannot be used: it takes true (on) or false (off)")
         strips = strip in (True, "on")
-        hosts = [it for it in (self._host(where, host) for host in hosts) if it is not None]
-        paths = [it for it in (self._path(where, path) for path in paths) if it is not None]
+        hosts = [checked for checked in (self._host(where, host) for host in hosts) if checked is not None]
+        paths = [checked for checked in (self._path(where, path) for path in paths) if checked is not None]
         if strips and "" in paths:
             self.problems.append(f"{where} strip_prefix cannot be used without a path")
-        values = self._values(where, given)
+        values = self._values(where, own)
         if len(self.problems) > before:
             return
         settings = replace(self._settings, **values)
@@ -91,9 +92,9 @@ class TableBuilder:
         self.problems.append(f"{where} path={text!r} cannot be used: it takes {_ACCEPTED_PATH}")
         return None
 
-    def _values(self, where: str, given: Mapping[str, object]) -> dict[str, Any]:
+    def _values(self, where: str, own: Mapping[str, object]) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in own.items():
             if name not in KINDS:
                 known = [*PER_POOL, *_OWN]
                 close = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
@@ -114,9 +115,10 @@ class TableBuilder:
         return values
 
     def table(self, where: str) -> Table:
+        """Return the table. Raises SettingsError with a line for each fault."""
         if not self._routes and not self.problems:
             self.problems.append(f"{where} cannot be used: there is no route in it")
-        names = self._named()
+        names = self._pool_names()
         routes = [
             Route(host, path, names[settings], strips) for (host, path), (settings, strips, _) in self._routes.items()
         ]
@@ -125,16 +127,16 @@ class TableBuilder:
             raise SettingsError(self.problems)
         return Table(routes, {name: settings for settings, name in names.items()})
 
-    def _named(self) -> dict[Settings, str]:
-        """A name for each pool: the one given, else its alias, or what was written where an alias has several."""
+    def _pool_names(self) -> dict[Settings, str]:
+        """Return a name for each pool: its own, else its alias, or its place where an alias has several."""
         names: dict[Settings, str] = {}
         for settings, name in self._names.items():
-            alone = sum(it.alias == settings.alias for it in self._names) == 1
+            alone = sum(pool.alias == settings.alias for pool in self._names) == 1
             names[settings] = name or (settings.alias if alone else self._places[settings])
         return names
 
     def _check_cookies(self, routes: list[Route], names: Mapping[Settings, str]) -> None:
-        """Two pools that set the same cookie for the same client would each undo what the other has set."""
+        """Note two pools with the same cookie for the same client: each would undo what the other has set."""
         cookies = {name: settings.sticky_cookie for settings, name in names.items() if settings.sticky_cookie}
         for number, one in enumerate(routes):
             for other in routes[:number]:
@@ -156,7 +158,7 @@ def _meet(one: Route, other: Route) -> bool:
 
 
 def _text(value: object) -> str:
-    """A value of TOML as it would stand in a variable. Raises ValueError for what could not."""
+    """Return a value of TOML as the text of a variable. Raises ValueError where there is none."""
     match value:
         case str():
             return value

@@ -1,4 +1,4 @@
-"""One line for every finished request: a JSON object, or words for people at a terminal."""
+"""The access log: a line for every finished request, a JSON object or words for people at a terminal."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from balancer.types import Address
 
 # Lines are written together: one write for each request would cost more than making its line.
 FLUSH_SECONDS = 0.2
-# Characters of lines that may wait for that: a client's target may make a line of a hundred thousand.
+# Characters that may wait to be written: a client's target may make a line of a hundred thousand.
 WAITING_MAX = 256 * 1024
-# Bytes of an X-Request-ID that are worth a place in a line.
+# Bytes of an X-Request-ID that a line holds.
 ID_MAX = 128
 
-# Makes a line of a record and of a reading of the wall clock.
+# Returns a line for a record and a reading of the wall clock.
 Format = Callable[[RequestRecord, float], str]
 
-# For terminals: what the classes of statuses look like.
+# For terminals: colours of the classes of statuses.
 _COLOURS = {2: "\x1b[32m", 3: "\x1b[36m", 4: "\x1b[33m", 5: "\x1b[31m"}
 _PLAIN = "\x1b[0m"
 
@@ -38,8 +38,8 @@ def _second(whole: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
-def _asked(request: Request) -> str:
-    """What the client asked for, as JSON."""
+def _request_fields(request: Request) -> str:
+    """Return client, method and target as JSON."""
     target = request.target.decode("latin-1")
     return f'"client":{_quote(request.client)},"method":{_quote(request.method)},"target":{_quote(target)}'
 
@@ -48,15 +48,15 @@ _member = lru_cache(maxsize=4096)(Address.__str__)
 
 
 def as_json(record: RequestRecord, wall_clock: float) -> str:
-    """A JSON object. Times are ISO 8601 in UTC, durations milliseconds, bytes those of the response's body.
+    """Return a JSON object. Times are ISO 8601 in UTC, durations milliseconds, bytes those of the response's body.
 
-    ``pool``, ``attempts``, ``queued_ms``, ``error`` and ``reason`` are there only where there is something of the kind.
-    Written by hand, because ``json.dumps`` of a dictionary takes several times as long; what comes from outside is
+    ``pool``, ``attempts``, ``queued_ms``, ``error`` and ``reason`` are there only where they have a value.
+    Built by hand, because ``json.dumps`` of a dictionary takes several times as long; values from outside are
     quoted.
     """
     request = record.request
     if not request.entry:
-        request.entry = _asked(request)
+        request.entry = _request_fields(request)
     milliseconds = int(wall_clock * 1000)
     member = record.member
     line = (
@@ -69,7 +69,7 @@ def as_json(record: RequestRecord, wall_clock: float) -> str:
     if record.pool:
         line += f',"pool":{_quote(record.pool)}'
     if record.attempts:
-        line += f',"attempts":{json.dumps([str(it) for it in record.attempts])}'
+        line += f',"attempts":{json.dumps([str(attempt) for attempt in record.attempts])}'
     if record.queued:
         line += f',"queued_ms":{record.queued * 1000:.2f}'
     if record.error:
@@ -80,7 +80,7 @@ def as_json(record: RequestRecord, wall_clock: float) -> str:
 
 
 def as_text(record: RequestRecord, wall_clock: float, coloured: bool = False) -> str:
-    """A line for people, in local time; whatever went wrong stands at its end."""
+    """Return a line for people, in local time; errors stand at its end."""
     request = record.request
     target = request.target.decode("latin-1")
     colour = _COLOURS.get(record.status // 100, "") if coloured else ""
@@ -107,9 +107,9 @@ class AccessLog(Observer):
     ``shared``: other processes write to the same pipe, so that no more is written at a time than a pipe takes as one.
     """
 
-    def __init__(self, stream: TextIO, form: Format = as_json, shared: bool = False) -> None:
+    def __init__(self, stream: TextIO, render: Format = as_json, shared: bool = False) -> None:
         self._stream = stream
-        self._form = form
+        self._render = render
         self._shared = shared
         self._lines: list[str] = []
         self._waiting = 0
@@ -117,13 +117,14 @@ class AccessLog(Observer):
     def done(self, record: RequestRecord) -> None:
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
-        line = self._form(record, time.time())
+        line = self._render(record, time.time())
         self._lines.append(line)
         self._waiting += len(line)
         if self._waiting > WAITING_MAX:
             self.flush()
 
     def flush(self) -> None:
+        """Write the lines that wait."""
         lines, self._lines, self._waiting = self._lines, [], 0
         for piece in _pieces(lines, PIPE_BUF) if self._shared else [lines]:
             if piece:
@@ -132,7 +133,7 @@ class AccessLog(Observer):
 
 
 def _pieces(lines: Sequence[str], limit: int) -> Iterator[list[str]]:
-    """The lines in groups of at most so many bytes; a line that is longer is alone."""
+    """Yield the lines in groups of at most ``limit`` bytes; a line that is longer is alone."""
     piece: list[str] = []
     size = 0
     for line in lines:

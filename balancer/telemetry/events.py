@@ -1,7 +1,7 @@
-"""What happened lately, one sentence each, for the status page and the API. No I/O.
+"""Recent events, one sentence each, for the status page and the API. No I/O.
 
-Bounded: the last KEPT. What comes by the thousand (requests that a member failed, refusals) makes one event for each
-member or token in WINDOW seconds, which counts on; what a member's flip brought with it is told in the same sentence.
+Bounded: the last KEPT. Events that come by the thousand (requests that a member failed, refusals) are one for each
+member or token in WINDOW seconds, which counts on. Consequences of a member's flip stand in the same sentence.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ KEPT = 500
 KEPT_OF_DNS = 100
 # Seconds for which an event goes on counting.
 WINDOW = 5.0
-# Members that are named where many come or go at once.
+# Members that are named where many come or go together.
 NAMED = 3
 
 
 class EventKind(StrEnum):
+    """The kind of an event."""
+
     DNS = "dns"
     JOINED = "joined"
     LEFT = "left"
@@ -39,6 +41,8 @@ class EventKind(StrEnum):
 
 
 class Level(StrEnum):
+    """The severity of an event, for its colour on the status page."""
+
     GOOD = "good"
     INFO = "info"
     WARNING = "warning"
@@ -50,9 +54,9 @@ LEVELS = {State.UP: Level.GOOD, State.SUSPECT: Level.WARNING, State.DRAINING: Le
 
 @dataclass(slots=True, eq=False)
 class Event:
-    """One event. ``when``: clock reading in seconds. ``moved``: requests that its member failed and that went on to
+    """An event. ``when``: clock reading in seconds. ``moved``: requests that its member failed and that went on to
     another; ``lost``: those that ended there; ``refused``: those that the balancer answered itself. ``name``: that of
-    the member's container at this moment, which the status page finds; None until then, "" if it stays unknown.
+    the member's container at this moment, which the status page finds; None until then, "" if event stays unknown.
     """
 
     number: int
@@ -68,6 +72,7 @@ class Event:
 
     @property
     def text(self) -> str:
+        """Sentence for people, with the counts."""
         parts = [self.words] if self.words else []
         if self.refused:
             parts = [f"{_requests(self.refused)} {self.words}"]
@@ -79,7 +84,7 @@ class Event:
 
 
 class Events(Observer):
-    """``recent`` and ``dns``: events in the order in which they began; ``pop_changes``: what is new, for one reader.
+    """The events of a pool. ``recent`` and ``dns``: in the order in which they began.
 
     ``on_change``: called when members came, went, changed their state or were drained.
     """
@@ -94,17 +99,17 @@ class Events(Observer):
         self._answers: dict[str, tuple[str, bool]] = {}
 
     def pop_changes(self) -> list[Event]:
-        """The events that are new or have counted on since the last call."""
-        changed = [it for it in self._changed.values() if it.number > self._number - KEPT]
+        """Return the events that are new or have counted on since the last call, for one reader."""
+        changed = [event for event in self._changed.values() if event.number > self._number - KEPT]
         self._changed.clear()
         return changed
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
         self._forget(snapshot.when)
         for answer in snapshot.answers:
-            says = answer.rcode, answer.over_tcp
-            if self._answers.get(answer.record) != says:
-                self._answers[answer.record] = says
+            result = answer.rcode, answer.over_tcp
+            if self._answers.get(answer.record) != result:
+                self._answers[answer.record] = result
                 words = f"DNS {answer.record}: {answer.rcode}, {_counted(len(answer.endpoints), 'address', 'es')}"
                 if answer.over_tcp:
                     words += ", too large for UDP"
@@ -138,30 +143,30 @@ class Events(Observer):
         self._add(member.drained_since, EventKind.DRAINED, level, f"{member.address} {words}", member.address)
         self.on_change()
 
-    def troubled(self, record: RequestRecord) -> None:
-        """A request is over that a member failed, or that was not answered as a member did."""
+    def failed(self, record: RequestRecord) -> None:
+        """Take note of a request that a member failed, or that ended with an error."""
         now = record.started + record.duration
         ended = len(record.attempts) - 1 if record.error and record.error != "client_gone" else -1
         for place, attempt in enumerate(record.attempts):
-            it = self._counting_on(attempt.member, now)
-            if it is None:
+            event = self._counting_on(attempt.member, now)
+            if event is None:
                 words = f"{attempt.member}: {attempt.words}"
-                it = self._add(now, EventKind.FAILED, Level.WARNING, words, attempt.member)
-                self._counting[attempt.member] = it
+                event = self._add(now, EventKind.FAILED, Level.WARNING, words, attempt.member)
+                self._counting[attempt.member] = event
             if place == ended:
-                it.lost += 1
-                it.level = Level.BAD
+                event.lost += 1
+                event.level = Level.BAD
             else:
-                it.moved += 1
-            self._changed[it.number] = it
+                event.moved += 1
+            self._changed[event.number] = event
         if record.error and record.error != "client_gone":
-            it = self._counting_on(record.error, now)
-            if it is None:
+            event = self._counting_on(record.error, now)
+            if event is None:
                 words = "broken off" if record.error == "truncated" else f"answered {record.status} {record.error}"
                 level = Level.WARNING if record.status < 500 and record.error != "truncated" else Level.BAD
-                it = self._counting[record.error] = self._add(now, EventKind.REFUSED, level, words)
-            it.refused += 1
-            self._changed[it.number] = it
+                event = self._counting[record.error] = self._add(now, EventKind.REFUSED, level, words)
+            event.refused += 1
+            self._changed[event.number] = event
 
     def _add(self, when: float, kind: EventKind, level: Level, words: str, member: Address | None = None) -> Event:
         self._number += 1
@@ -169,7 +174,7 @@ class Events(Observer):
         self.recent.append(made)
         self._changed[made.number] = made
         if len(self._changed) > 2 * KEPT:  # No page reads them.
-            self._changed = {it.number: it for it in self.recent}
+            self._changed = {event.number: event for event in self.recent}
         return made
 
     def _counting_on(self, key: Address | str, now: float) -> Event | None:
@@ -178,7 +183,7 @@ class Events(Observer):
 
     def _forget(self, now: float) -> None:
         if self._counting:
-            self._counting = {key: it for key, it in self._counting.items() if now - it.when < WINDOW}
+            self._counting = {key: event for key, event in self._counting.items() if now - event.when < WINDOW}
 
 
 def _counted(number: int, word: str, plural: str = "s") -> str:
@@ -190,7 +195,7 @@ def _requests(number: int) -> str:
 
 
 def _names(members: Sequence[Member]) -> str:
-    names = [str(it.address) for it in members[:NAMED]]
+    names = [str(member.address) for member in members[:NAMED]]
     rest = len(members) - len(names)
     if rest:
         return f"{', '.join(names)} and {rest} more"

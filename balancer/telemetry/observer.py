@@ -1,4 +1,4 @@
-"""Who is told of what happens: logs, figures, hooks. No I/O."""
+"""The interface of observers, such as logs, figures and hooks. No I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from balancer.members.membership import Change
 
 
 class Observer:
-    """Base class of observers: a subclass overrides what it wants to know.
+    """Base class of observers: a subclass overrides the methods that it needs.
 
     Each call comes in the event loop, in the middle of a request: it must be quick, must not wait and must not raise.
     """
@@ -21,7 +21,7 @@ class Observer:
         """Take note of a request that is over.
 
         Args:
-            record: What became of it. It does not change any more.
+            record: Its outcome, which does not change any more.
         """
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
@@ -38,21 +38,21 @@ class Observer:
         Args:
             member: The member, in its new state.
             before: The state that it had.
-            event: What led to the change.
+            event: The cause of the change.
         """
 
     def drained(self, member: Member) -> None:
-        """Take note of a member that was drained by hand, or undrained; ``member.drained`` says which."""
+        """Take note of a member that was drained by hand, or undrained: see ``member.drained``."""
 
 
 def all_done(observers: Sequence[Observer]) -> Callable[[RequestRecord], None]:
-    """One call for the ends of requests, to those of the observers that want to know."""
-    wanted = [it.done for it in observers if type(it).done is not Observer.done]
-    if len(wanted) == 1:
-        return wanted[0]
+    """Return one function that calls ``done`` of the observers that override it."""
+    functions = [observer.done for observer in observers if type(observer).done is not Observer.done]
+    if len(functions) == 1:
+        return functions[0]
 
     def done(record: RequestRecord) -> None:
-        for tell in wanted:
-            tell(record)
+        for function in functions:
+            function(record)
 
     return done

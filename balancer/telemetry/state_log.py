@@ -1,4 +1,4 @@
-"""The lines of the balancer's own log that say how members change."""
+"""Lines of the balancer's own log for changes of members."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from balancer.members.member import Member
 
 log = logging.getLogger(__name__)
 
-# Members that a log line names, and changes of state that are logged in a second, each.
+# Members named in a log line, and changes of state that are logged in a second.
 NAMED = 20
 FLIPS_LOGGED = 100
 
 
 class FlipLog:
-    """A line for each change of a member's state; of more than FLIPS_LOGGED in a second one line says how many."""
+    """A line for each change of a member's state; of more than FLIPS_LOGGED in a second, one line has the number."""
 
     def __init__(self) -> None:
         self._since = -inf
@@ -26,9 +26,10 @@ class FlipLog:
         self._others: Counter[State] = Counter()
 
     def flipped(self, member: Member, before: State) -> None:
+        """Log a change of state."""
         if member.since - self._since >= 1:
             self.flush(member.since)
-        # Suspicions come and go with single probes; what comes of them is worth a line.
+        # Suspicions come and go with single probes; their consequences are worth a line.
         passing = {before, member.state} == {State.UP, State.SUSPECT}
         level = logging.DEBUG if passing else logging.INFO
         if self._lines < FLIPS_LOGGED:
@@ -38,15 +39,17 @@ class FlipLog:
             self._others[member.state] += 1
 
     def flush(self, now: float) -> None:
-        """A second may be over. ``now``: a reading of the clock that members' times are of."""
+        """Log the changes left out of a second that is over. ``now``: a reading of the clock of members' times."""
         if now - self._since >= 1:
             if self._others:
-                log.info("more changes of state: %s", ", ".join(f"{n} {it.value}" for it, n in self._others.items()))
+                log.info(
+                    "more changes of state: %s", ", ".join(f"{n} {state.value}" for state, n in self._others.items())
+                )
                 self._others.clear()
             self._since, self._lines = now, 0
 
 
 def named(members: Sequence[Member]) -> str:
-    """Their addresses, for a log line; of very many, the first."""
-    names = ", ".join(str(it.address) for it in members[:NAMED])
+    """Return the addresses of members, for a log line; of very many, the first."""
+    names = ", ".join(str(member.address) for member in members[:NAMED])
     return names if len(members) <= NAMED else f"{names} and {len(members) - NAMED} more"

@@ -1,8 +1,8 @@
-"""Figures of what the balancer has done, for the status page and the metrics. No I/O.
+"""Figures of the balancer's work, for the status page and the metrics. No I/O.
 
-To count a request costs the same however many members there are. What is known by member goes when the member
-goes, so that what is kept does not grow as members come and go; the totals stay. No word that a client made up
-(a method, a reason, what an exception says) becomes a key of its own.
+Counting a request costs the same for any number of members. Figures by member go when the member
+goes, so that they do not grow as members come and go; the totals stay. No word that a client made up
+(a method, a reason, the text of an exception) becomes a key of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from balancer.discovery.snapshot import Answer, Outcome, Snapshot
 from balancer.dispatch.context import RequestRecord
-from balancer.errors import TOKENS, UNTOLD
+from balancer.errors import LOG_ONLY, TOKENS
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
@@ -28,24 +28,24 @@ from balancer.types import Address
 BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step in (1, 1.5, 2, 2.5, 3.5, 5, 7.5))
 
 # Tallies of members that have left, which are added up with each answer of DNS; all of them on request.
-LEFT_AT_ONCE = 500
+LEFT_PER_ANSWER = 500
 
 # Everything else is "OTHER", because a client can make up a method.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-# A request that was answered so lasts as long as what its connection became: that is no latency.
+# Status of a request that lasts as long as another protocol does: that is no latency.
 SWITCHING_PROTOCOLS = 101
 
-# More tokens than these are counted as "other": the canceller of a request gives the reason, and may make one up.
+# Tokens beyond these are counted as "other": the canceller of a request gives the reason, and may make one up.
 ERRORS_MAX = 100
 
 
 class Tally:
-    """Requests of one member, or of several. ``sent``, ``received``: bytes of their bodies to and from clients.
+    """Counts of requests of one member, or of several. ``sent``, ``received``: bytes of bodies to and from clients.
 
-    ``requests``: how many, by method and status. ``buckets``: by duration, one for each of BOUNDS and one beyond, and
+    ``requests``: by method and status. ``buckets``: by duration, one for each of BOUNDS and one beyond, and
     ``seconds``: of all durations, both without those that became a tunnel or were refused before they began.
-    ``failed_attempts``: how often it failed a request, by the reason. ``flips``: how often it came into a state.
+    ``failed_attempts``: by reason. ``flips``: changes into a state.
     """
 
     __slots__ = ("buckets", "failed_attempts", "flips", "received", "requests", "seconds", "sent")
@@ -56,12 +56,12 @@ class Tally:
         self.seconds = 0.0
         self.sent = 0
         self.received = 0
-        # Not Counter: thousands of members may come at once, and to make one takes longer than all of the rest.
+        # Not Counter: thousands of members may come together, and making one takes longer than all of the rest.
         self.failed_attempts: defaultdict[str, int] = defaultdict(int)
         self.flips: defaultdict[State, int] = defaultdict(int)
 
     def add(self, other: Tally) -> None:
-        """Count all that another has counted as well."""
+        """Add the counts of another tally."""
         for kind, number in other.requests.items():
             self.requests[kind] += number
         if other.requests:
@@ -76,11 +76,12 @@ class Tally:
 
     @property
     def count(self) -> int:
+        """Number of requests."""
         return sum(self.requests.values())
 
     @property
-    def mark(self) -> tuple[float, ...]:
-        """Something else whenever anything has been counted: counts only grow."""
+    def fingerprint(self) -> tuple[float, ...]:
+        """Value that changes with every count: counts only grow."""
         return (
             self.count, self.seconds, self.sent, self.received,
             sum(self.failed_attempts.values()), sum(self.flips.values()),
@@ -93,20 +94,20 @@ class Tally:
 
 
 class Stats(Observer):
-    """``members`` is of requests that members in DNS have answered or failed last.
+    """Figures of a pool. ``members``: of requests that members in DNS have answered or failed last.
 
-    ``errors``: how often each token ended a request. ``retries``: attempts after the first. ``queued``: requests that
+    ``errors``: requests ended by each token. ``retries``: attempts after the first. ``queued``: requests that
     waited for a member, ``queued_seconds`` for how long, and ``queued_buckets`` as those of a Tally. ``dns``: answers
     by record type and rcode, or "empty", "timeout" or "error". ``answered``: by record type, when (a reading of the
-    balancer's clock) DNS last gave a conclusive answer. ``flips``: how often a member came into a state, and by
-    which event. ``events``: what happened lately.
+    balancer's clock) DNS last gave a conclusive answer. ``flips``: changes of members into a state, by event.
+    ``events``: recent ones.
     """
 
     def __init__(self) -> None:
         self.members: dict[Address, Tally] = {}
         # Totals of members that are no longer in DNS, and of no member. A request is counted in one place only.
         self._others = Tally()
-        # Of members that have left, still to be added to it: thousands may leave at once.
+        # Of members that have left, still to be added to it: thousands may leave together.
         self._left: list[Tally] = []
         self.errors: Counter[str] = Counter()
         self.retries = 0
@@ -122,16 +123,16 @@ class Stats(Observer):
 
     @property
     def total(self) -> Tally:
-        """Of all requests: added up when it is asked for, which takes some microseconds for each member."""
+        """Tally of all requests: each reading adds up, which takes some microseconds for each member."""
         self._add_up(len(self._left))
         total = Tally()
         total.add(self._others)
-        for one in self.members.values():
-            total.add(one)
+        for tally in self.members.values():
+            total.add(tally)
         return total
 
     def add(self, other: Stats) -> None:
-        """Count all that another has counted as well, but for its events."""
+        """Add the counts of others, but for their events."""
         for address, tally in other.members.items():
             self.members.setdefault(address, Tally()).add(tally)
         for tally in (other._others, *other._left):
@@ -149,31 +150,31 @@ class Stats(Observer):
         self.flips.update(other.flips)
 
     def count_anew(self, parts: Iterable[Stats]) -> None:
-        """Have counted what all of these have, and nothing else; the events stay."""
+        """Replace all counts by the sum of these; the events stay."""
         total = Stats()
         for part in parts:
             total.add(part)
         self.__dict__.update(total.__dict__ | {"events": self.events})
 
     def forget(self, address: Address) -> None:
-        """A member is gone: its figures go into the totals of those that left."""
+        """Add the figures of a member that is gone to the totals of those that left."""
         self._others.add(self.members.pop(address, Tally()))
 
     def without_members(self) -> Stats:
-        """What is not counted by member; shares its counters with this."""
+        """Return the figures that are not by member; it shares its counters with this."""
         rest = Stats()
         rest.__dict__.update(self.__dict__ | {"members": {}, "events": rest.events})
         return rest
 
     def __getstate__(self) -> dict[str, Any]:
-        # Events are told one by one.
+        # Events are sent one by one.
         return {name: value for name, value in self.__dict__.items() if name != "events"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, events=Events())
 
     def _add_up(self, count: int) -> None:
-        """Add up so many of those whose members have left."""
+        """Add up ``count`` tallies of members that have left."""
         for _ in range(min(count, len(self._left))):
             self._others.add(self._left.pop())
 
@@ -181,32 +182,32 @@ class Stats(Observer):
         method = record.request.method
         status = record.status
         duration = record.duration
-        one = (self.members.get(record.member) if record.member else None) or self._others
-        one.requests[(method if method in METHODS else "OTHER"), status] += 1
+        tally = (self.members.get(record.member) if record.member else None) or self._others
+        tally.requests[(method if method in METHODS else "OTHER"), status] += 1
         if duration and status != SWITCHING_PROTOCOLS:
-            one.buckets[bisect_left(BOUNDS, duration)] += 1
-            one.seconds += duration
-        one.sent += record.body_bytes
+            tally.buckets[bisect_left(BOUNDS, duration)] += 1
+            tally.seconds += duration
+        tally.sent += record.body_bytes
         if record.received:
-            one.received += record.received
+            tally.received += record.received
         if record.queued:
             self.queued += 1
             self.queued_seconds += record.queued
             self.queued_buckets[bisect_left(BOUNDS, record.queued)] += 1
         if record.error or record.attempts:
-            self._troubled(record)
+            self._failed(record)
 
-    def _troubled(self, record: RequestRecord) -> None:
+    def _failed(self, record: RequestRecord) -> None:
         if record.error:
             self._count_error(record.error)
         self.retries += record.retries
         for attempt in record.attempts:
             (self.members.get(attempt.member) or self._others).failed_attempts[attempt.reason] += 1
-        self.events.troubled(record)
+        self.events.failed(record)
 
     def _count_error(self, token: str) -> None:
-        known = token in TOKENS or token in UNTOLD or token in self.errors
-        if not known and not (token.isidentifier() and len(self.errors) < ERRORS_MAX):
+        is_known = token in TOKENS or token in LOG_ONLY or token in self.errors
+        if not is_known and not (token.isidentifier() and len(self.errors) < ERRORS_MAX):
             token = "other"
         self.errors[token] += 1
 
@@ -223,7 +224,7 @@ class Stats(Observer):
                 self.answered[answer.record] = snapshot.when
         if change:
             self.changes += 1
-        self._add_up(LEFT_AT_ONCE)
+        self._add_up(LEFT_PER_ANSWER)
         for member in change.left:
             if tally := self.members.pop(member.address, None):
                 self._left.append(tally)
@@ -232,22 +233,22 @@ class Stats(Observer):
 
     def flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         self.flips[member.state, event] += 1
-        if one := self.members.get(member.address):
-            one.flips[member.state] += 1
+        if tally := self.members.get(member.address):
+            tally.flips[member.state] += 1
         self.events.flipped(member, before, event)
 
 
 def _outcome(answer: Answer) -> str:
-    """One of a few words: what an exception says has no end of variants."""
+    """Return one of a few words: texts of exceptions have no end of variants."""
     if answer.rcode == "NOERROR":
         return "NOERROR" if answer.endpoints else "empty"
     return answer.rcode if answer.rcode.isidentifier() else "error"
 
 
 def percentile(buckets: Sequence[int], share: float) -> float:
-    """The latency in seconds that ``share`` (0 to 1) of what is counted in ``buckets`` did not exceed; 0 for nothing.
+    """Return the latency in seconds that ``share`` (0 to 1) of the counts in ``buckets`` did not exceed; 0 for none.
 
-    Interpolated within its class; what is beyond the last bound counts as that.
+    Interpolated within its class; counts beyond the last bound have that latency.
     """
     left = share * sum(buckets)
     low = 0.0
@@ -260,7 +261,7 @@ def percentile(buckets: Sequence[int], share: float) -> float:
 
 
 def by_class(requests: Mapping[tuple[str, int], int]) -> dict[tuple[str, str], int]:
-    """Requests by method and class of status ("2xx")."""
+    """Return requests by method and class of status ("2xx")."""
     found: defaultdict[tuple[str, str], int] = defaultdict(int)
     for (method, status), number in requests.items():
         found[method, f"{status // 100}xx"] += number
@@ -268,7 +269,7 @@ def by_class(requests: Mapping[tuple[str, int], int]) -> dict[tuple[str, str], i
 
 
 def cumulated(buckets: Sequence[int], bounds: Iterable[float]) -> list[tuple[float, int]]:
-    """How many took no longer than each of some of BOUNDS."""
+    """Return the counts up to each of some of BOUNDS."""
     wanted = frozenset(bounds)
     found, so_far = [], 0
     for bound, number in zip(BOUNDS, buckets, strict=False):

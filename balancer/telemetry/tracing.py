@@ -1,9 +1,9 @@
 """Spans for OpenTelemetry (the extra ``otel``): the balancer's part of a trace, exported with OTLP over HTTP.
 
 A span begins when a request comes and ends with the last byte of its response. The trace is the client's, where it
-sends a ``traceparent`` (W3C Trace Context); members are told of our span in its place, so that theirs are its children.
-Whether a trace is sampled is the client's choice, where it made one. OpenTelemetry's own variables say the rest: the
-service's name (``OTEL_SERVICE_NAME``, "balancer" by default), the sampler, headers for the collector, batch sizes.
+sends a ``traceparent`` (W3C Trace Context). Members get the balancer's span in its place, so that theirs are its
+children. Whether a trace is sampled is the client's choice, where it made one. OpenTelemetry's own variables set the
+rest: the service's name (``OTEL_SERVICE_NAME``, "balancer" by default), the sampler, headers, batch sizes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from balancer.http.headers import Headers
 from balancer.telemetry.observer import Observer
 from balancer.version import __version__
 
-# Where collectors take spans, if the endpoint does not say (OTLP specification, "Endpoint URLs for OTLP/HTTP").
+# Path at a collector, if the endpoint has none (OTLP specification, "Endpoint URLs for OTLP/HTTP").
 DEFAULT_PATH = "/v1/traces"
 
 # Bytes of a client's value that go into a span: thousands of spans may wait for the collector.
@@ -33,7 +33,7 @@ _context = TraceContextTextMapPropagator()
 
 
 class RequestSpan(Span):
-    """A request's part of a trace, as OpenTelemetry has it."""
+    """A request's part of a trace, as a span of OpenTelemetry."""
 
     def __init__(self, span: trace.Span) -> None:
         self.span = span
@@ -43,7 +43,7 @@ class RequestSpan(Span):
 
 
 class Tracing(Observer):
-    """Begins a span for each request and ends it when the request is done; ``close`` sends what has not been sent."""
+    """Begins a span for each request and ends it when the request is done; ``close`` sends those that wait."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         names = Resource.create({} if "OTEL_SERVICE_NAME" in os.environ else {SERVICE_NAME: "balancer"})
@@ -59,7 +59,7 @@ class Tracing(Observer):
         return cls(OTLPSpanExporter(endpoint))
 
     def begin(self, record: RequestRecord) -> RequestSpan | None:
-        """A request has come."""
+        """Begin the span of a new request."""
         request = record.request
         carrier = {
             name.decode(): value.decode("latin-1")
@@ -82,10 +82,10 @@ class Tracing(Observer):
         return RequestSpan(span)
 
     def done(self, record: RequestRecord) -> None:
-        mine = getattr(record, "span", None)
-        if not isinstance(mine, RequestSpan):
+        request_span = getattr(record, "span", None)
+        if not isinstance(request_span, RequestSpan):
             return  # It was refused before it was a request.
-        span = mine.span
+        span = request_span.span
         span.set_attribute("http.response.status_code", record.status)
         span.set_attribute("http.response.body.size", record.body_bytes)
         if record.member:
@@ -102,5 +102,5 @@ class Tracing(Observer):
         span.end()
 
     def close(self) -> None:
-        """Send what has not been sent; takes as long as the collector lets it, 10 s at most by default."""
+        """Send the spans that wait; takes as long as the collector lets it, 10 s at most by default."""
         self._provider.shutdown()

@@ -1,10 +1,10 @@
-"""The seam between the balancer and whatever talks to members.
+"""The seam between the balancer and its connections to members.
 
-An upstream sends one request to one member and hands back the response as it arrives. It knows
-nothing of choice, retries or clients, and its failures are the faults of ``balancer.errors``.
+An upstream sends one request to one member and returns the response as it arrives. It is independent of choice,
+retries and clients, and raises the errors of ``balancer.errors``.
 
-The classes of the seam are base classes, which cost a request less than Protocols once they are compiled. What
-subclasses write with ``async def`` is declared here by its type, so that this module has no coroutine.
+Its classes are base classes, which cost a request less than Protocols once they are compiled. Coroutines of
+subclasses are declared here by their type, so that this module has none.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Timeouts:
 
 
 class Connections(NamedTuple):
-    """Connections to members: how many are in use, how many idle, and how many there have been.
+    """Numbers of connections to members: in use, idle, and opened so far.
 
-    ``requests``: how many have been sent on them.
+    ``requests``: sent on them so far.
     """
 
     active: int
@@ -57,7 +57,7 @@ class Connections(NamedTuple):
 
 @dataclass(slots=True)
 class UpstreamRequest:
-    """What a member gets, to the letter. ``target`` is the request target as the client wrote it.
+    """A request as a member gets it. ``target``: the request target as the client wrote it.
 
     ``headers`` say how the body is framed: by Content-Length, or (``chunked``) by ``Transfer-Encoding``.
     ``fresh``: do not use a connection that was used before. ``repeatable``: it may be sent to another
@@ -81,9 +81,9 @@ class UpstreamRequest:
 class UpstreamResponse:
     """A member's response, from its head on. Header names are in lower case; those of this hop are left out.
 
-    ``closes``: the member ends the connection with this response. ``trailers`` are there once all has been
-    read. With status 101 what follows is not a body but the other protocol, which ``upgrade`` names: ``read``
-    gives its bytes as they come, ``write`` sends some.
+    ``closes``: the member ends the connection with this response. ``trailers``: complete once all has been read. After
+    status 101 the bytes are not a body but those of the protocol ``upgrade``: ``read`` returns them as they come, and
+    ``write`` sends some.
     """
 
     status: int = 0
@@ -93,7 +93,7 @@ class UpstreamResponse:
     upgrade: bytes = b""
 
     def read(self) -> Coroutine[Any, Any, tuple[bytes, bool]]:
-        """The next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
+        """Return the next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
         raise NotImplementedError
 
     def wait_for_body(self, within: float) -> Coroutine[Any, Any, None]:
@@ -108,19 +108,19 @@ class UpstreamResponse:
         raise NotImplementedError
 
     def write_eof(self) -> Coroutine[Any, Any, None]:
-        """Nothing more will be written of the protocol switched to."""
+        """End the bytes of the protocol switched to."""
         raise NotImplementedError
 
     def close(self) -> Coroutine[Any, Any, None]:
-        """Let go of the response; unless it was read to its end, the connection goes with it."""
+        """Release the response; unless it was read to its end, its connection is closed."""
         raise NotImplementedError
 
 
 class PendingResponse(UpstreamResponse):
-    """A response that is not there yet. ``listener`` is called whenever there is news of it.
+    """A response that is still to come. ``listener``: called at each progress.
 
-    ``started``: its head is there. ``complete``: all of it is there, and ``take`` gives the body, or what has come of
-    it since. ``lines``: the head as HTTP/1.1 without its end, where it is at hand, else b"".
+    ``started``: its head is there. ``complete``: all of it is there; ``take`` returns the body, or the part since the
+    last call. ``lines``: the head as HTTP/1.1 without its end, where it is at hand, else b"".
     """
 
     listener: Callable[[], None] | None = None
@@ -129,11 +129,11 @@ class PendingResponse(UpstreamResponse):
     lines: bytes = b""
 
     def take(self) -> bytes:
-        """The body, as far as it has come and was not taken."""
+        """Return the part of the body that has come since the last call."""
         raise NotImplementedError
 
     def wait_for_head(self) -> Coroutine[Any, Any, None]:
-        """Raises what ``Upstream.send`` does."""
+        """Wait for the head. Raises the errors of ``Upstream.send``."""
         raise NotImplementedError
 
 
@@ -148,10 +148,10 @@ class Upstream:
         body: bytes,
         on_interim: Callable[[int, Headers], None],
     ) -> PendingResponse | None:
-        """Send a request that may be repeated, and all of its body, if that takes no waiting: on an idle connection.
+        """Send a request that may be repeated, and all of its body, if an idle connection takes them without waiting.
 
-        Else None. ``request`` is the client's, and ``head`` what members get of its head, which is sound: it comes from
-        one that was parsed as HTTP/1.1. For ``on_interim`` see ``UpstreamRequest``.
+        Return None otherwise. ``request`` is the client's. ``head`` is the request head for members, which is valid:
+        it comes from one that was parsed as HTTP/1.1. For ``on_interim`` see ``UpstreamRequest``.
         """
         raise NotImplementedError
 
@@ -164,18 +164,18 @@ class Upstream:
         raise NotImplementedError
 
     def forget(self, address: Address) -> None:
-        """The member has left: close its idle connections; those in use end with their exchange."""
+        """Close the idle connections of a member that has left; those in use end with their exchange."""
         raise NotImplementedError
 
     def on_member_answered(self, address: Address) -> None:
-        """The member has answered a probe: it does not hang."""
+        """Note that the member has answered a probe: it does not hang."""
         raise NotImplementedError
 
     def check_network(self, address: Address) -> None:
-        """No connection to the member can be made, or DNS names it no more: find out soon whether a network is there.
+        """Have the network checked soon: no connection to the member can be made, or DNS names it no more.
 
-        Requests that can go elsewhere do so where the network is silent. A member that is merely busy keeps
-        what it has, for its kernel answers.
+        Requests that can go elsewhere do so where the network is silent. A member that is merely busy keeps its
+        requests, for its kernel answers.
         """
         raise NotImplementedError
 

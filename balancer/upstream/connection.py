@@ -1,14 +1,14 @@
-"""One keep-alive connection to a member: HTTP/1.1 on ``asyncio.BufferedProtocol``.
+"""A keep-alive connection to a member: HTTP/1.1 on ``asyncio.BufferedProtocol``.
 
 Rules:
 * At most one exchange at a time. Bytes that arrive without one, or after a response is complete,
-  are no request's response: the connection is closed and never used again.
-* That a connection is dead is learnt from ``connection_lost``; no system call asks for it.
-* What an exchange needs lives on its ``MemberExchange``, which is made for it; ``phase`` says what the connection does.
-* After a 101 that was asked for, bytes are passed on as they are, both ways, and no limit of HTTP applies.
+  belong to no request: the connection is closed and never used again.
+* ``connection_lost`` alone shows that a connection is dead; no system call checks for it.
+* State of an exchange is on its ``MemberExchange``, which is made for it; ``phase`` is what the connection does.
+* After a 101 that the request allows, bytes are passed on as they are, both ways, and no limit of HTTP applies.
 * A head has HEAD_MAX bytes at most, and so has what comes between two pieces of a body.
-* Limits are kept by ``check_deadline``, which the pool calls a few times a second; there is no timer for
-  an exchange, let alone for a piece of body.
+* ``check_deadline``, which the pool calls a few times a second, keeps the limits. There is no timer for an exchange,
+  let alone for a piece of body.
 * All connections read into one buffer, whose size bounds what a single read can bring.
 
 This module has no coroutine: those of an exchange are in ``balancer.upstream.response``.
@@ -39,8 +39,8 @@ from balancer.upstream.exchange import KnownHead, MemberExchange
 from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, Phase
 from balancer.upstream.response_parser import ResponseParser
 
-# Bytes that are read at once. Reading pauses while what was read last waits for the client, so this is also
-# what a slow client costs here; it costs a few times as much in the server's own write buffer.
+# Bytes of one read. Reading pauses while the last bytes wait for the client, so this is also what a slow client costs
+# here. It costs a few times as much in the server's own write buffer.
 READ_SIZE = 32 * 1024
 
 # Bytes of a response's head, or of chunk sizes and trailers in a row.
@@ -51,28 +51,25 @@ _view = memoryview(_buffer)
 
 
 class PoolCallbacks:
-    """What keeps a connection while it is idle. ``heads``: those that members have sent before.
+    """The keeper of a connection while it is idle. ``heads``: response heads that have come before.
 
-    ``last_byte_at``: the loop's clock when the member last sent a byte, as far as that has been noticed.
+    ``last_byte_at``: the loop's clock at the last byte from the member, as far as that has been noticed.
     """
 
     heads: Memo[bytes, KnownHead]
     last_byte_at: float
 
     def ended(self, connection: MemberConnection) -> None:
-        """An exchange has ended, and the next may begin."""
+        """Take a connection back after its exchange."""
         raise NotImplementedError
 
     def lost(self, connection: MemberConnection) -> None:
-        """The connection is closed."""
+        """Drop a connection that is closed."""
         raise NotImplementedError
 
 
 class MemberConnection(asyncio.BufferedProtocol):
-    """One connection. ``writable``: None, or a future that is done once the member takes more.
-
-    ``idle_since``: the pool's.
-    """
+    """A connection. ``writable``: None, or a future, done once the member takes more. ``idle_since``: the pool's."""
 
     __slots__ = (
         "_callbacks", "_check_at", "_exchange", "_loop", "_parser", "_reused", "_silence", "_socket", "_transport",
@@ -93,7 +90,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self._parser = ResponseParser(timeouts.idle)
         self._reused = False
-        # When to check next whether the network is silent, and for how many seconds it must have been.
+        # When to check the silence of the network next, and the seconds of silence that count.
         self._check_at = 0.0
         self._silence = tcp.SILENCE
 
@@ -118,7 +115,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._transport.write(data)
 
     def resume(self) -> None:
-        """Read on: the client has caught up."""
+        """Read again: the client has caught up."""
         exchange = self._exchange
         if exchange:
             exchange.paused = False
@@ -137,12 +134,12 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def finish(self) -> None:
         """Close once everything has been written."""
-        if self._leave():
+        if self._detach():
             self._transport.close()
 
     def abort(self) -> None:
-        """Close immediately. What is still expected on this connection will not come."""
-        if self._leave():
+        """Close immediately. The exchange gets no more bytes."""
+        if self._detach():
             self._transport.abort()
 
     def fail(self, error: Exception) -> None:
@@ -152,8 +149,8 @@ class MemberConnection(asyncio.BufferedProtocol):
         if exchange:
             exchange.fail(error)
 
-    def _leave(self) -> bool:
-        """Let go of the exchange and of the pool. Returns whether the connection was open."""
+    def _detach(self) -> bool:
+        """Detach the exchange and leave the pool; return whether the connection was open."""
         exchange, self._exchange = self._exchange, None
         self._parser.exchange = None
         if exchange and exchange.upload_task:
@@ -176,7 +173,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         exchange.arrived()
 
     def _error(self, kind: type[UpstreamError], message: str) -> UpstreamError:
-        """An error of the exchange under way, whose request has been written at least in part."""
+        """Return an error of the exchange in progress, whose request has been written at least in part."""
         return kind(message, sent=True, reused=self._reused)
 
     # Limits.
@@ -213,13 +210,13 @@ class MemberConnection(asyncio.BufferedProtocol):
         """Whether a request that can go elsewhere waits for a member that has sent no byte for HUNG_TIMEOUT."""
         if exchange.deadline == inf or not exchange.may_go_elsewhere:
             return False
-        asked = exchange.deadline - exchange.timeout
-        return now - max(asked, self._callbacks.last_byte_at) > self.timeouts.hung
+        sent_at = exchange.deadline - exchange.timeout
+        return now - max(sent_at, self._callbacks.last_byte_at) > self.timeouts.hung
 
     def check_network(self) -> None:
-        """Have the kernel ask now whether this connection has a network: none to the member can be made.
+        """Have the kernel check the network of this connection: no other to the member can be made.
 
-        A request that may not be repeated gains nothing by that. It has the usual time for the network to come back.
+        A request that may not be repeated gains nothing by that. It waits as long as ever for the network to come back.
         """
         if self._exchange and self._exchange.may_go_elsewhere:
             self._silence, self._check_at = tcp.DOUBTED_SILENCE, 0.0
@@ -244,10 +241,11 @@ class MemberConnection(asyncio.BufferedProtocol):
         if not exchange.received and not exchange.is_head:
             end = _buffer.find(b"\r\n\r\n", 0, count if count < KNOWN_MAX else KNOWN_MAX) + 4
             head = bytes(_view[:end])
-            known = self._callbacks.heads.get(head)
-            if known and end + known.length == count:
-                # The parser has seen nothing since the response before was complete, and would be as it was then.
-                exchange.answer(known, bytes(_view[end:count]))
+            cached = self._callbacks.heads.get(head)
+            if cached and end + cached.length == count:
+                # The parser has had no bytes since the last complete response, and would be in the same state after
+                # these.
+                exchange.answer(cached, bytes(_view[end:count]))
                 self._end(exchange)
                 return
         exchange.progress = exchange.received = True
@@ -287,7 +285,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         if not exchange.awaited:
             self._transport.pause_reading()
             exchange.paused = True
-            exchange.deadline = inf  # The client is waited for, whose time is not the member's.
+            exchange.deadline = inf  # The client's time is not the member's.
         exchange.arrived()
 
     def _violate(self, exchange: MemberExchange, message: str) -> None:
@@ -322,10 +320,10 @@ class MemberConnection(asyncio.BufferedProtocol):
                 self._end(exchange)
             else:
                 self.fail(TruncatedResponse(_words(error)))
-        self._leave()
+        self._detach()
 
     def _died(self, exchange: MemberExchange, error: Exception | None) -> UpstreamError:
-        """The error of a connection that is closed before the response was there."""
+        """Return the error of a connection that is closed before the response was there."""
         # Only an orderly end carries the kernel's last word: after a reset, bytes may have been read all the same.
         orderly = error is None and exchange.acknowledged is not None and not exchange.received
         if orderly and tcp.acknowledged(self._socket) == exchange.acknowledged:

@@ -1,8 +1,7 @@
 """Connections to members while no coroutine waits for them: which are idle, which in use, and for how long.
 
-Each member has a stack of idle connections; the one used last is used next, so that those not
-needed any more expire. To take one and to give one back cost the same with one connection as with
-thousands; no lock is held, no list scanned, no system call made to learn whether one is alive.
+Each member has a stack of idle connections: the one used last is used next, so that surplus ones expire. Taking one
+and giving it back cost the same with one connection as with thousands: no lock, no scan of a list, no system call.
 
 ``balancer.upstream.native`` adds what waits: connecting, and sending a body.
 """
@@ -29,12 +28,12 @@ from balancer.upstream.response import Response
 KEEPALIVE_SECONDS = 4.0
 # Members whose idle connections are closed in one turn of the event loop; thousands would delay every request.
 CLOSES_PER_TICK = 50
-# How often limits are checked, in seconds: a quarter of the shortest, within these bounds.
+# Seconds between checks of limits: a quarter of the shortest, within these bounds.
 SWEEP_MIN, SWEEP_MAX = 0.01, 0.5
 
 
 class ConnectionPool(Upstream):
-    """Connections to members. ``opened``: how many there have been; ``requests``: how many were sent on them."""
+    """Connections to members. ``opened``: their number so far; ``requests``: sent on them so far."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
@@ -52,16 +51,16 @@ class ConnectionPool(Upstream):
 
     @property
     def active(self) -> int:
-        """Connections in use."""
+        """Number of connections in use."""
         return len(self._active)
 
     @property
     def idle(self) -> int:
-        """Connections that wait for a request."""
+        """Number of connections that wait for a request."""
         return sum(len(member_pool.idle) for member_pool in self._member_pools.values())
 
     def member_pool(self, address: Address) -> MemberPool:
-        """The connections to a member, of which there may be none."""
+        """Return the connections to a member, of which there may be none."""
         return self._member_pools.setdefault(address, MemberPool(self._active, self._heads))
 
     def send_nowait(
@@ -90,7 +89,7 @@ class ConnectionPool(Upstream):
         self.requests += 1
 
     def _sweep(self) -> None:
-        """Keep the limits: of exchanges under way, and of idle connections, oldest first."""
+        """Check the limits of exchanges in progress, and of idle connections, oldest first."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         for connection in list(self._active):
@@ -154,7 +153,7 @@ class MemberPool(PoolCallbacks):
         self.forgotten = False
 
     def take(self) -> MemberConnection | None:
-        """An idle connection, which is idle no more, or None."""
+        """Take an idle connection, or return None."""
         if self.idle:
             connection, _ = self.idle.popitem()
             if connection.idle_since > self._loop.time() - KEEPALIVE_SECONDS:
@@ -186,7 +185,7 @@ class MemberPool(PoolCallbacks):
 
 
 def frame(piece: bytes, body: Body, chunked: bool, last: bool) -> bytes:
-    """A piece of a body as it goes over the wire; with its end if it is the ``last``."""
+    """Return a piece of a body as it goes over the wire; with its end if it is the ``last``."""
     if not chunked:
         return piece
     return chunk(piece) + (last_chunk(trailers(body.trailers)) if last else b"")

@@ -1,4 +1,4 @@
-"""One request to a member and the response to it: what is known of them, without any waiting.
+"""A request to a member and its response, as far as nothing waits.
 
 An exchange is made for one request and is never used again, so that nothing of it reaches the next one on its
 connection. ``balancer.upstream.response`` adds what waits.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class KnownHead(NamedTuple):
-    """What a response head that comes again says. ``length``: bytes of the body; ``lines``: the head for a client."""
+    """The content of a response head that came before. ``length``: of the body; ``lines``: the head for a client."""
 
     status: int
     headers: Headers
@@ -31,22 +31,22 @@ class KnownHead(NamedTuple):
 class MemberExchange(PendingResponse):
     """A request and its response as it arrives.
 
-    ``is_head``: the method is HEAD. ``repeatable``: another member may be given the request. ``may_switch``: it asks
-    for another protocol. ``on_interim``: called with status and headers of each interim response.
+    ``is_head``: the method is HEAD. ``repeatable``: another member may get the request. ``may_switch``: it names
+    another protocol. ``on_interim``: called with status and headers of each interim response.
     """
 
-    # What most exchanges leave alone has its default here.
+    # Defaults of attributes that most exchanges leave alone.
 
-    # The request. Whether all of it has been written, and the task that writes the rest; whether the body waits for
-    # 100 (Continue); the kernel's count of acknowledged bytes before a request that must not run twice was written.
+    # The request. Whether all of it has been written, and the task that writes the rest. Whether the body waits for 100
+    # (Continue). The kernel's count of acknowledged bytes before a request that must not run twice was written.
     uploaded: bool = True
     upload_task: asyncio.Task[None] | None = None
     awaits_continue: bool = False
     acknowledged: int | None = None
 
     # The response. Whether any byte of it has come; interim responses so far; bytes since there was last something to
-    # pass on; whether its body lasts until the connection is closed; whether the member has switched protocols; why
-    # the bytes cannot be a response, or "".
+    # pass on. Whether its body lasts until the connection is closed; whether the member has switched protocols; why the
+    # bytes cannot be a response, or "".
     received: bool = False
     interim_count: int = 0
     unproductive: int = 0
@@ -54,13 +54,13 @@ class MemberExchange(PendingResponse):
     switched: bool = False
     protocol_error: str = ""
 
-    # Reading. Whether it waits for the client; the future that a reader waits for; what ended the exchange early.
+    # Reading. Whether it waits for the client; the future that a reader waits for; the error that ended the exchange.
     paused: bool = False
     _waiter: asyncio.Future[None] | None = None
     _error: Exception | None = None
 
-    # Time. When the member must have sent or taken a byte, as a reading of the loop's clock; how many seconds it gets;
-    # whether it has since the deadline was last checked.
+    # Time. When the member must have sent or taken a byte, as a reading of the loop's clock. The seconds that it has
+    # for that; whether it has done so since the last check.
     deadline: float = inf
     timeout: float = 0.0
     progress: bool = False
@@ -96,7 +96,7 @@ class MemberExchange(PendingResponse):
 
     @property
     def may_go_elsewhere(self) -> bool:
-        """Whether another member may be given the request: all of it was sent, and nothing has come back."""
+        """Whether another member may get the request: all of it was sent, and nothing has come back."""
         return self.repeatable and self.uploaded and not self.received
 
     @property
@@ -111,7 +111,7 @@ class MemberExchange(PendingResponse):
             self.deadline = now + timeout
 
     def answer(self, head: KnownHead, body: bytes) -> None:
-        """Complete the response, whose head is known."""
+        """Complete the response with a head that has come before."""
         self.status, self.headers, _, self.lines = head
         self.started = self.complete = True
         self.pieces.append(body)
@@ -121,7 +121,7 @@ class MemberExchange(PendingResponse):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def arrived(self) -> None:
-        """Report news: the head, a piece of the body, its end."""
+        """Report progress: the head, a piece of the body, its end."""
         if self.listener:
             self.listener()
         elif self._waiter and not self._waiter.done():

@@ -3,7 +3,7 @@
 The transport is called directly. An ``httpx.AsyncClient`` would add headers, keep one cookie jar
 for all users, follow redirects, decode bodies and rewrite URLs. Each member has a transport of its
 own, so that forgetting a member closes its connections and no request waits for a pool slot of
-another; its pool is unbounded, because httpcore 1.0.9 loses slots when a request is cancelled
+another. Its pool is unbounded, because httpcore 1.0.9 loses slots when a request is cancelled
 while it waits for one (encode/httpcore issue 1093).
 """
 
@@ -40,10 +40,10 @@ from balancer.upstream.base import Timeouts, Upstream, UpstreamRequest, Upstream
 # Below the 5 s after which a uvicorn member closes an idle connection.
 KEEPALIVE_SECONDS = 4.0
 
-# How much is read at once of a protocol that a member switched to.
+# Bytes of one read of a protocol that a member switched to.
 READ_SIZE = 32 * 1024
 
-# How much is kept of what an exception says: it may quote all that the member has sent.
+# Characters kept of an exception's text: it may quote all that the member has sent.
 WORDS_MAX = 200
 
 # h11's words for an end of file where a response head, or a body, was due.
@@ -67,7 +67,7 @@ class HttpxUpstream(Upstream):
         self._closing: set[asyncio.Task[None]] = set()
 
     def send_nowait(self, *request: object) -> None:
-        """A transport does not tell whether it would have to wait."""
+        """Return None: a transport does not show whether it would have to wait."""
 
     async def send(self, address: Address, request: UpstreamRequest) -> _Response:
         member = self._members.get(address)
@@ -102,15 +102,15 @@ class HttpxUpstream(Upstream):
         return answer
 
     async def _head(self, member: _Member, outgoing: httpx.Request, repeatable: bool) -> httpx.Response:
-        """The response, with its head. Raises ConnectionDied if the member hangs and the request can go elsewhere."""
+        """Return the response's head. Raises ConnectionDied if the member hangs and the request can go elsewhere."""
         loop = asyncio.get_running_loop()
         timeout = self._timeouts.hung if repeatable else inf
-        asked = loop.time()
+        sent_at = loop.time()
         timer: asyncio.TimerHandle | None = None
 
         def check() -> None:
             nonlocal timer
-            due = max(asked, member.last_byte_at) + timeout
+            due = max(sent_at, member.last_byte_at) + timeout
             if due <= loop.time():
                 scope.reschedule(due)
             else:
@@ -142,7 +142,7 @@ class HttpxUpstream(Upstream):
             member.last_byte_at = asyncio.get_running_loop().time()
 
     def check_network(self, address: Address) -> None:
-        """Sockets are the transport's own. Those of the default one have the kernel ask (``tcp.watch_silence``)."""
+        """Do nothing: sockets are the transport's own. Those of the default one have ``tcp.watch_silence``."""
 
     async def close(self) -> None:
         for address in list(self._members):
@@ -241,7 +241,7 @@ class _Response(UpstreamResponse):
             raise TruncatedResponse(_words(error)) from error
 
     async def write_eof(self) -> None:
-        """httpcore's streams cannot be closed one way: the other side learns it when the response is closed."""
+        """Do nothing: httpcore's streams cannot be closed one way. The end of the response closes both."""
 
     async def close(self) -> None:
         release, self._release = self._release, None
@@ -262,7 +262,7 @@ class _RequestStream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._request.expects and self._request.on_interim:
-            # httpcore sends the whole body before it reads anything, so that the member cannot say it.
+            # httpcore sends the whole body before it reads anything, such as the member's own 100 (Continue).
             self._request.on_interim(100, [])
         while piece := await self._body.read():
             yield piece
@@ -270,7 +270,7 @@ class _RequestStream(httpx.AsyncByteStream):
 
 @contextmanager
 def _faults() -> Iterator[None]:
-    """The one place where httpx's exceptions become the balancer's."""
+    """Turn httpx's exceptions into the balancer's."""
     try:
         yield
     except httpx.LocalProtocolError as error:
@@ -284,7 +284,7 @@ def _faults() -> Iterator[None]:
 
 
 def _errno(error: BaseException | None) -> int:
-    """The error of the operating system that is at the bottom of an exception, or 0."""
+    """Return the error number of the operating system at the bottom of an exception, or 0."""
     number = 0
     seen = set[int]()
     while error and id(error) not in seen:  # One that was raised twice may be its own context's cause.

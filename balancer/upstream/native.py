@@ -1,4 +1,4 @@
-"""The upstream that requests go through by default: keep-alive connections to members, and nothing else.
+"""The default upstream: keep-alive connections to members, and nothing else.
 
 This module has what waits; ``balancer.upstream.connection_pool`` has the connections themselves.
 """
@@ -20,9 +20,9 @@ from balancer.upstream.response import Response
 
 
 class NativeUpstream(ConnectionPool):
-    """HTTP/1.1 to members. ``active`` and ``idle`` count its connections, ``opened`` all that there have been.
+    """HTTP/1.1 to members. ``active`` and ``idle`` count its connections, ``opened`` all so far.
 
-    ``requests``: how many it has sent.
+    ``requests``: sent on them so far.
     """
 
     async def send(self, address: Address, request: UpstreamRequest) -> Response:
@@ -75,7 +75,7 @@ class NativeUpstream(ConnectionPool):
 
 
 def encode_head(method: str, target: bytes, headers: Headers) -> bytes:
-    """A request head on the wire (RFC 9112 section 3). Raises Refusal if a field would break out of its line.
+    """Return a request head as bytes (RFC 9112 section 3). Raises Refusal if a header would break out of its line.
 
     An HTTP/1.1 server never lets such a request in; one that speaks HTTP/2 may.
     """

@@ -7,7 +7,7 @@ from typing import Final
 
 
 class Phase(Enum):
-    """What a connection does."""
+    """The activity of a connection."""
 
     IDLE = "idle"  # no exchange is under way
     ACTIVE = "active"  # one exchange in HTTP

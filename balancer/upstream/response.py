@@ -16,7 +16,7 @@ class Response(MemberExchange):
     """A member's response as it arrives; see ``balancer.upstream.base.PendingResponse``."""
 
     async def wait_for_head(self) -> None:
-        """Raises UpstreamError if the head does not come, ClientGone or Refusal if the request body's source does."""
+        """Wait for the head. Raises UpstreamError without one, ClientGone or Refusal if the body's source does."""
         try:
             while not self.started:
                 if self._error:
@@ -85,7 +85,7 @@ class Response(MemberExchange):
     # The upload.
 
     def start_upload(self, body: Body, chunked: bool, awaits_continue: bool) -> None:
-        """Send what is left of the request's body. ``awaits_continue``: once the member has sent 100 (Continue)."""
+        """Send the rest of the request's body. ``awaits_continue``: once the member has sent 100 (Continue)."""
         self.awaits_continue = awaits_continue
         if awaits_continue:
             self._set_deadline(self._connection.timeouts.response)
@@ -113,7 +113,7 @@ class Response(MemberExchange):
             self._set_deadline(connection.timeouts.response)
             await connection.writable
         if not self.awaits_continue:
-            self.deadline = inf  # The client is waited for, whose time is not the member's.
+            self.deadline = inf  # The client's time is not the member's.
         piece = await body.read()
         self.awaits_continue = False
         return piece

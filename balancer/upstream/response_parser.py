@@ -1,8 +1,9 @@
 """The bytes of a connection to a member as responses: httptools, and the rules that it leaves to its user.
 
-* A response's end is where RFC 9112 section 6.3 says: nothing after HEAD, 204 and 304, else chunked, else
+* A response's end is that of RFC 9112 section 6.3: nothing after HEAD, 204 and 304, else chunked, else
   Content-Length, else the close of the connection. What cannot be framed is a protocol error.
-* A 101 that was asked for ends HTTP on the connection (RFC 9110 section 7.8). One that was not is a protocol error.
+* A 101 that the request allows ends HTTP on the connection (RFC 9110 section 7.8). One that was not is a protocol
+  error.
 * Other interim responses are passed on as they come (RFC 9110 section 15.2), up to INTERIM_MAX of them.
 * A protocol error is written on the exchange, and ends the connection. It leaves a response that is complete alone.
 """
@@ -52,20 +53,23 @@ class ResponseParser:
             exchange.protocol_error = str(error)
 
     def close(self) -> None:
-        """Free httptools' parser, which knows this object's methods: reference counts alone then free both."""
+        """Free httptools' parser, which refers to this object's methods: reference counts alone then free both."""
         del self._parser
 
     # httptools' side.
 
     def on_message_begin(self) -> None:
+        """Begin a head; after a complete response it is a protocol error."""
         exchange = self.exchange
         if exchange and exchange.complete:
             exchange.protocol_error = _BYTES_AFTER
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer behind a body."""
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        """Write the head on the exchange."""
         exchange = self.exchange
         if exchange is None or exchange.complete or exchange.protocol_error:
             return
@@ -88,7 +92,7 @@ class ResponseParser:
                 exchange.complete = True
                 self._parser = httptools.HttpResponseParser(self)
         elif chunked or (has_length and content_length(headers)):
-            # httptools reads a body here, and others do not: RFC 9110 section 8.6 forbids to announce one.
+            # httptools reads a body here, and other parsers do not: RFC 9110 section 8.6 forbids to announce one.
             exchange.protocol_error = _INTERIM_BODY
         else:
             if has_length:
@@ -100,6 +104,7 @@ class ResponseParser:
                 _pass_on_interim(exchange, status, headers)
 
     def on_body(self, piece: bytes) -> None:
+        """Take a piece of the body."""
         exchange = self.exchange
         if exchange is None:
             return
@@ -109,6 +114,7 @@ class ResponseParser:
             exchange.pieces.append(piece)
 
     def on_message_complete(self) -> None:
+        """End the response."""
         exchange = self.exchange
         if exchange and exchange.started and not (exchange.protocol_error or exchange.switched):
             exchange.complete = True
@@ -136,13 +142,13 @@ def _pass_on_interim(exchange: MemberExchange, status: int, headers: Headers) ->
         return
     if status == 100 and exchange.awaits_continue:
         exchange.awaits_continue = False
-        exchange.deadline = inf  # The client is waited for, whose time is not the member's.
+        exchange.deadline = inf  # The client's time is not the member's.
     if exchange.on_interim:
         exchange.on_interim(status, headers)
 
 
 def read_headers(received: Headers) -> tuple[Headers, bool, bool, str]:
-    """The headers of a response that go on, whether it has a length, whether it is chunked, and an error or "".
+    """Return the headers to pass on, whether the response has a length, whether it is chunked, and an error or "".
 
     Hop-by-hop headers and those that ``Connection`` names stay behind (RFC 9110 section 7.6.1).
     """

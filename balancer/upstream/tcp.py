@@ -1,6 +1,6 @@
-"""What the kernel can be told about a connection to a member, and what it knows.
+"""Options and state of a TCP connection to a member in the kernel.
 
-``acknowledged`` is how a request that met a closing connection is told from one that a member may
+``acknowledged`` separates a request that met a closing connection from one that a member may
 have carried out. A member that closes an idle connection just as a request is written to it
 answers with its kernel alone: the bytes are never acknowledged. Had the member read the request
 first, the end of the connection (FIN) would have acknowledged it. A reset proves nothing: it may
@@ -25,23 +25,23 @@ UNANSWERED = 2
 # Seconds of silence after which a network is gone: in general, and where there is a reason to doubt it.
 SILENCE, DOUBTED_SILENCE = 6.0, 1.5
 
-# What fits into one segment on any path: it is read by the member as a whole or not at all.
+# Bytes that fit into one segment on any path: the member reads them as a whole or not at all.
 ONE_SEGMENT = 1200
 
 
 def watch_silence(sock: Any, idle: int = 3, probes: int = 3) -> None:
     """Have the kernel find out when the network to the peer is gone.
 
-    A peer that the network was taken from cannot close its connections. The kernel asks for it after
-    ``idle`` seconds of silence, then each second, ``probes`` times. A peer that is only slow, or paused, has its
-    kernel answer. While bytes of ours wait to be acknowledged, the kernel does not ask: see ``is_silent``.
+    A peer whose network is gone cannot close its connections. The kernel sends a keep-alive probe after ``idle``
+    seconds of silence, then each second, ``probes`` times. The kernel of a peer that is only slow, or paused, answers.
+    While bytes wait to be acknowledged, there are no such probes: see ``is_silent``.
     """
     for level, option, value in keep_alive_options(idle, probes):
         sock.setsockopt(level, option, value)
 
 
 def keep_alive_options(idle: int = 3, probes: int = 3) -> list[tuple[int, int, int]]:
-    """What ``watch_silence`` sets: level, option and value of each."""
+    """Return the options that ``watch_silence`` sets: level, option and value of each."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if _LINUX:
         options += [
@@ -53,10 +53,10 @@ def keep_alive_options(idle: int = 3, probes: int = 3) -> list[tuple[int, int, i
 
 
 def is_silent(sock: Any, seconds: float) -> bool:
-    """Whether the peer's kernel has acknowledged nothing for so long, although it was sent something over and over.
+    """Whether the peer's kernel has acknowledged nothing for ``seconds``, although bytes were sent over and over.
 
     TCP_USER_TIMEOUT looks like the option for that. But it also ends a connection whose peer acknowledges everything
-    and has no room for more, as a busy worker has none while a large body waits for it (seen after 7 s, Linux 6.18).
+    and has no room for more. A busy worker has none while a large body waits for it (seen after 7 s, Linux 6.18).
     """
     info = _tcp_info(sock, _LAST_ACK_RECEIVED + 4)
     if info is None:
@@ -67,13 +67,13 @@ def is_silent(sock: Any, seconds: float) -> bool:
 
 
 def acknowledged(sock: Any) -> int | None:
-    """How many bytes the peer's kernel has acknowledged so far; None where the kernel does not tell."""
+    """Return the bytes that the peer's kernel has acknowledged so far; None where the kernel does not report them."""
     info = _tcp_info(sock, _BYTES_ACKED + 8)
     return None if info is None else int(struct.unpack_from("=Q", info, _BYTES_ACKED)[0])
 
 
 def _tcp_info(sock: Any, size: int) -> bytes | None:
-    """The first bytes of Linux's struct tcp_info; None where there is none."""
+    """Return the first bytes of Linux's struct tcp_info; None where there is none."""
     if not _LINUX:
         return None
     try:

@@ -1,6 +1,6 @@
-"""``balancer watch``: the curl loop. Sends requests at a steady rate and shows who answers, how fast, and what failed.
+"""``balancer watch``: the curl loop. Sends requests at a steady rate and shows answers by worker, times and failures.
 
-``loop.py`` sends, ``tally.py`` counts (no I/O), ``picture.py`` draws, ``command.py`` puts them together.
+``loop.py`` sends, ``tally.py`` counts (no I/O), ``render.py`` draws, ``command.py`` puts them together.
 """
 
 from balancer.watch.command import Options, on_terminal, run

@@ -1,4 +1,4 @@
-"""The command: what comes of the requests goes to a terminal as a picture, elsewhere as lines."""
+"""The command: results go to a terminal as a picture, elsewhere as lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNUSABLE = 2
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """As on the command line; ``count`` 0: until Ctrl-C. ``json``: objects for scripts in place of all else."""
+    """Options of the command line; ``count`` 0: until Ctrl-C. ``json``: objects for scripts in place of all else."""
 
     url: str
     rate: float = 5.0
@@ -37,9 +37,9 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Send requests until the count is reached or a signal comes; returns the exit status.
+    """Send requests until the count is reached or a signal comes; return the exit status.
 
-    1 if any request failed, 2 if the URL cannot be used. A reader that leaves (``| head``) ends it as a signal does.
+    1 if any request failed, 2 if the URL cannot be used. A closed pipe (``| head``) ends it as a signal does.
     """
     tally = Tally()
     try:
@@ -61,11 +61,11 @@ def run(options: Options) -> int:
             runner.run(_watch(loop, tally, options.json))
         now, at = time.monotonic(), time.time()
         if options.json:
-            _say_json({"summary": tally.report(now, at)})
+            _print_json({"summary": tally.report(now, at)})
         else:
             print("\n".join(tally.summary(now, at)), flush=True)
     except BrokenPipeError:
-        # Whatever is still buffered has nowhere to go, and the interpreter would complain of that as it ends.
+        # Buffered output has nowhere to go, and the interpreter would report that as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED if tally.failed else 0
 
@@ -83,9 +83,9 @@ async def _watch(loop: Loop, tally: Tally, as_json: bool) -> None:
         async for result in loop.results():
             tally.add(result)
             if as_json:
-                _say_json(entry(result))
+                _print_json(entry(result))
             elif not draws:
-                _say(result)
+                _print_line(result)
 
     async with interruptible() as stop:
         if draws:
@@ -97,9 +97,9 @@ async def _watch(loop: Loop, tally: Tally, as_json: bool) -> None:
             await first(count(), stop.wait())
 
 
-def _say(result: Result) -> None:
-    print(f"{result.seconds * 1000:8.1f} ms  {result.failure or result.who}", flush=True)
+def _print_line(result: Result) -> None:
+    print(f"{result.seconds * 1000:8.1f} ms  {result.failure or result.worker}", flush=True)
 
 
-def _say_json(line: dict[str, object]) -> None:
+def _print_json(line: dict[str, object]) -> None:
     print(json.dumps(line, separators=(",", ":")), flush=True)

@@ -1,4 +1,4 @@
-"""Requests to one URL at a steady rate, and who answered them."""
+"""Requests to one URL at a steady rate, and the workers that answer them."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ import httpx
 
 from balancer.watch.tally import Result
 
-# Where the example worker says who it is. Any other answer goes by its first line.
+# The hostname in an answer of the example worker. Any other answer goes by its first line.
 _HOSTNAME = re.compile(r"\bI am ([^\s!]+)!")
-# Requests that may wait at the same time: a stalled server is not piled upon without end.
+# Requests that may wait at the same time, so that they do not pile up without end at a stalled server.
 MAX_WAITING = 100
-# How much of a body is looked at, in bytes; the rest is read and dropped.
+# Bytes of a body that are examined; the rest is read and dropped.
 MAX_BODY_BYTES = 65536
 MAX_NAME = 60
 
 
 def judge(response: httpx.Response) -> Result:
-    """Who answered, or why the answer counts as a failure: a status of 400 or more. It is yet to be timed."""
+    """Return a result without its time: the worker, or the reason of a failure, which a status of 400 or more is."""
     text = response.text
     first_line = plain(text.strip().partition("\n")[0][:MAX_NAME])
     status = response.status_code
     token = plain(response.headers.get("X-Balancer-Error", ""))
     if response.is_error:
         return Result(0.0, failure=f"{status} {token or first_line}".strip(), status=status, token=token)
-    named = _HOSTNAME.search(text)
-    return Result(0.0, who=plain(named[1][:MAX_NAME]) if named else first_line or "(empty answer)", status=status)
+    match = _HOSTNAME.search(text)
+    worker = plain(match[1][:MAX_NAME]) if match else first_line or "(empty answer)"
+    return Result(0.0, worker=worker, status=status)
 
 
 def plain(text: str) -> str:
-    """One line without what a terminal would obey: servers are not to write to it."""
-    return "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in text.strip())
+    """Return one line without what a terminal would obey: servers must not write to it."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text.strip())
 
 
 def reason(error: BaseException) -> str:
-    """What the system said, where it did, rather than httpx's "All connection attempts failed"."""
+    """Return the system's words for an error, where there are any, rather than httpx's own."""
     link = error
     while cause := link.__cause__ or link.__context__:
         link = cause
@@ -85,11 +86,11 @@ class Loop:
 
     @property
     def title(self) -> str:
-        """What is sent, without a password that the URL may bring."""
+        """Method and URL, without a password that the URL may have."""
         return f"{self._method} {plain(str(self._url.copy_with(userinfo=b'')))}"
 
     async def results(self) -> AsyncIterator[Result]:
-        """The results as they come; ends after ``count`` requests, or never where it is 0."""
+        """Yield the results as they come; ends after ``count`` requests, or never where it is 0."""
         done: asyncio.Queue[Result] = asyncio.Queue()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=MAX_WAITING if self._keepalive else 0)
         # httpx loads the rest of anyio with its first request, which would be measured.
@@ -112,7 +113,7 @@ class Loop:
         places = asyncio.Semaphore(MAX_WAITING)
         due = time.monotonic()
 
-        async def one() -> None:
+        async def send_one() -> None:
             try:
                 await done.put(await self._request(client))
             finally:
@@ -123,7 +124,7 @@ class Loop:
             while not self._count or sent < self._count:
                 await places.acquire()
                 self._sending(time.monotonic())
-                requests.create_task(one())
+                requests.create_task(send_one())
                 sent += 1
                 due = max(due + 1 / self._rate, time.monotonic() - 1)
                 await asyncio.sleep(due - time.monotonic())
@@ -139,25 +140,26 @@ class Loop:
         except (httpx.HTTPError, OSError) as error:
             result = Result(0.0, failure=plain(reason(error)))
         except Exception as error:
-            # What a library lets slip is a failure as well; a sender that ended here would be waited for without end.
+            # An unexpected error of a library is a failure as well; without the sender, results would be awaited for
+            # ever.
             result = Result(0.0, failure=plain(f"{type(error).__name__}: {error}"))
         ended = time.monotonic()
         return replace(result, seconds=ended - began, ended=ended, at=time.time())
 
     async def _response(self, client: httpx.AsyncClient) -> httpx.Response:
-        """The response with the beginning of its body, once all of it has come."""
+        """Return the response with the beginning of its body, once all of it has come."""
         async with client.stream(self._method, self._url, headers=self._headers) as response:
             body = bytearray()
             async for piece in response.aiter_bytes():
                 body += piece[: MAX_BODY_BYTES - len(body)]
-        # What came decoded must not be decoded again.
+        # The body is decoded already, and must not be decoded again.
         headers = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-encoding"]
         return httpx.Response(response.status_code, headers=headers, content=bytes(body))
 
 
 @asynccontextmanager
 async def interruptible() -> AsyncIterator[asyncio.Event]:
-    """An event that Ctrl-C and SIGTERM set, while the context lasts."""
+    """Yield an event that Ctrl-C and SIGTERM set, while the context lasts."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -170,8 +172,8 @@ async def interruptible() -> AsyncIterator[asyncio.Event]:
 
 
 async def first(*awaitables: Awaitable[object]) -> None:
-    """Return when the first of them has ended, with the others cancelled."""
-    tasks = [asyncio.ensure_future(it) for it in awaitables]
+    """Return when the first awaitable has ended, with the others cancelled."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -1,4 +1,4 @@
-"""What a tally looks like on a terminal: as many lines as fit, none of them wider than it is."""
+"""A picture of a tally for a terminal: as many lines as fit, none of them wider than it is."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ GONE = "bright_black"
 # Cells: the longest name and bar that are drawn.
 MAX_NAME = 24
 MAX_BAR = 30
-# A stall is worth a word while it lasts, in seconds.
+# Seconds from which on a stall is shown while it lasts.
 STALL = 1.0
 
 
-class Row(NamedTuple):
+class HostRow(NamedTuple):
     """A host in the picture. ``seconds``: since its last answer."""
 
     name: str
@@ -37,11 +37,12 @@ class Row(NamedTuple):
 
     @property
     def colour(self) -> str:
+        """Colour of the host, or of silence."""
         return GONE if self.silent else COLOURS[self.host.colour % len(COLOURS)]
 
 
 def picture(title: str, tally: Tally, now: float, width: int = 80, height: int = 24) -> RenderableType:
-    """The rotation, the shares, the latencies and the failures, in ``height`` lines of ``width`` cells at most.
+    """Return the rotation, shares, latencies and failures, in ``height`` lines of ``width`` cells at most.
 
     ``now`` is the time on the clock of ``Result.ended``.
     """
@@ -52,9 +53,9 @@ def picture(title: str, tally: Tally, now: float, width: int = 80, height: int =
     rows = _rows(tally, now)
     # Room for some hosts comes before the chart and the list of failures, these before room for all of them.
     room = height - len(top) - len(figures) - 1
-    wanted = min(len(rows) + 1, 4)
-    failures = failures[: max(1 if failures else 0, room - wanted - len(chart))]
-    if room - len(failures) - len(chart) < wanted:
+    needed = min(len(rows) + 1, 4)
+    failures = failures[: max(1 if failures else 0, room - needed - len(chart))]
+    if room - len(failures) - len(chart) < needed:
         chart = []
     hosts = _hosts(rows, tally, width, room - len(failures) - len(chart))
     lines = [*top, *hosts, Text(), *chart, *figures, *failures]
@@ -80,19 +81,22 @@ def _rotation(tally: Tally, width: int) -> Text:
     return dots
 
 
-def _rows(tally: Tally, now: float) -> list[Row]:
-    """Those at work by name, then those that are silent, the latest first."""
+def _rows(tally: Tally, now: float) -> list[HostRow]:
+    """Return the hosts at work by name, then those that are silent, the latest first."""
     recent, silent = tally.recent(now), tally.silent(now)
-    rows = [Row(name, it, recent[name], max(0.0, now - it.last), name in silent) for name, it in tally.hosts.items()]
-    at_work = sorted((it for it in rows if not it.silent), key=lambda it: it.name)
-    return at_work + sorted((it for it in rows if it.silent), key=lambda it: it.seconds)
+    rows = [
+        HostRow(name, host, recent[name], max(0.0, now - host.last), name in silent)
+        for name, host in tally.hosts.items()
+    ]
+    at_work = sorted((row for row in rows if not row.silent), key=lambda row: row.name)
+    return at_work + sorted((row for row in rows if row.silent), key=lambda row: row.seconds)
 
 
-def _hosts(rows: list[Row], tally: Tally, width: int, room: int) -> list[Text]:
-    """A line for each host where they fit, with the silent ones as far as they do; otherwise several on a line."""
+def _hosts(rows: list[HostRow], tally: Tally, width: int, room: int) -> list[Text]:
+    """Return a line for each host where they fit, with silent ones as far as they do; otherwise several on a line."""
     if not rows or room < 2:
         return []
-    at_work = sum(not it.silent for it in rows)
+    at_work = sum(not row.silent for row in rows)
     if at_work > room - 1 - (len(rows) > at_work):
         return _grid(rows, width, room)
     shown = rows if len(rows) < room else rows[: room - 2]
@@ -102,15 +106,15 @@ def _hosts(rows: list[Row], tally: Tally, width: int, room: int) -> list[Text]:
     return lines
 
 
-def _table(rows: list[Row], tally: Tally, width: int) -> list[Text]:
-    name_width = min(MAX_NAME, max(8, *(cell_len(it.name) for it in rows)))
-    # Name, two shares with counts, and what there is to say at the end take their width; bars take the rest.
+def _table(rows: list[HostRow], tally: Tally, width: int) -> list[Text]:
+    name_width = min(MAX_NAME, max(8, *(cell_len(row.name) for row in rows)))
+    # Name, two shares with counts, and the last word take their width; bars take the rest.
     bar_width = max(0, min(MAX_BAR, width - name_width - 51))
-    recent = max(1, sum(it.recent for it in rows))
+    recent = max(1, sum(row.recent for row in rows))
     last = f"last {RECENT} s"
     head = f"{'worker':{name_width}} {last:>12}  {'':{bar_width}} {'in all':>9} {'share':>6}"
     lines = [Text(head, "bold")]
-    most = max(1, *(it.recent for it in rows))
+    most = max(1, *(row.recent for row in rows))
     for row in rows:
         name = Text(row.name, row.colour)
         name.truncate(name_width, overflow="ellipsis", pad=True)
@@ -128,7 +132,7 @@ def _table(rows: list[Row], tally: Tally, width: int) -> list[Text]:
     return lines
 
 
-def _word(row: Row, tally: Tally) -> str:
+def _word(row: HostRow, tally: Tally) -> str:
     if row.silent:
         return f"last seen {clock(row.host.last_at)}"
     began = tally.began or 0.0
@@ -136,14 +140,14 @@ def _word(row: Row, tally: Tally) -> str:
     return "new" if age < RECENT and row.host.first > began + RECENT / 2 else ""
 
 
-def _grid(rows: list[Row], width: int, room: int) -> list[Text]:
-    """Name and share of the last seconds, several hosts on a line; the last place says how many there was none for."""
-    name_width = min(14, max(cell_len(it.name) for it in rows))
+def _grid(rows: list[HostRow], width: int, room: int) -> list[Text]:
+    """Return names and shares of the last seconds, several hosts on a line; the last place has the number left out."""
+    name_width = min(14, max(cell_len(row.name) for row in rows))
     columns = max(1, (width + 2) // (name_width + 9))
     places = columns * (room - 1)
     shown = rows if len(rows) <= places else rows[: places - 1]
-    recent = max(1, sum(it.recent for it in rows))
-    at_work = sum(not it.silent for it in rows)
+    recent = max(1, sum(row.recent for row in rows))
+    at_work = sum(not row.silent for row in rows)
     gone = f", {len(rows) - at_work} silent" if at_work < len(rows) else ""
     lines = [Text(f"{at_work} workers{gone}; shares of the last {RECENT} s", "bold")]
     cells = []
@@ -161,22 +165,25 @@ def _grid(rows: list[Row], width: int, room: int) -> list[Text]:
 
 
 def _chart(tally: Tally, now: float, width: int) -> list[Text]:
-    """A column for each of the last seconds; where nothing was answered there is a gap."""
+    """Return a column for each of the last seconds; a second without an answer is a gap."""
     count = max(1, min(HISTORY, width - 18))
     seconds = tally.seconds(now, count)
     lines = []
     for name, values in (
-        ("median", [it.median if it and it.answered else None for it in seconds]),
-        ("worst", [it.worst if it and it.answered else None for it in seconds]),
+        ("median", [second.median if second and second.answered else None for second in seconds]),
+        ("worst", [second.worst if second and second.answered else None for second in seconds]),
     ):
-        known = [it for it in values if it is not None]
+        known = [value for value in values if value is not None]
         highest = max(known, default=0.0)
-        # What is steady is drawn at half the height, so that what is slower stands out.
+        # Steady values are drawn at half the height, so that slower ones stand out.
         full = max(highest, 2 * median(known)) if known else 0.0
-        blocks = "".join(" " if it is None else _bar(it, full) for it in values)
+        blocks = "".join(" " if value is None else _bar(value, full) for value in values)
         lines.append(Text.assemble(f"{name:7}", (blocks, "cyan"), f" ≤ {_ms(highest)}"))
-    if any(it and it.failed for it in seconds):
-        marks = "".join(" " if not it or not it.failed else str(it.failed) if it.failed < 10 else "+" for it in seconds)
+    if any(second and second.failed for second in seconds):
+        marks = "".join(
+            " " if not second or not second.failed else str(second.failed) if second.failed < 10 else "+"
+            for second in seconds
+        )
         lines.append(Text.assemble(f"{'failed':7}", (marks, "red")))
     return lines
 
@@ -201,12 +208,12 @@ def _figures(tally: Tally, now: float) -> list[Text]:
 
 
 def _failures(tally: Tally) -> list[Text]:
-    """The kinds, the most frequent first, then the latest, one by one."""
-    kinds = sorted(tally.kinds.items(), key=lambda it: -it[1].count)
+    """Return the kinds of failures, the most frequent first, then the latest failures, one by one."""
+    kinds = sorted(tally.kinds.items(), key=lambda entry: -entry[1].count)
     lines = [Text(f"failed {times(kind.count)}, {span(kind)}: {name}", "red") for name, kind in kinds[:3]]
     if len(kinds) > 3:
         lines.append(Text(f"… and {len(kinds) - 3} more kinds", "red"))
-    return lines + [_failure(it) for it in list(tally.last_failures)[-1:-4:-1]]
+    return lines + [_failure(failure) for failure in list(tally.last_failures)[-1:-4:-1]]
 
 
 def _failure(result: Result) -> Text:

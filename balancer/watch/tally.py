@@ -1,7 +1,7 @@
-"""What a loop of requests came to: shares, latencies, failures, stalls. No I/O, no clock.
+"""The results of a loop of requests: shares, latencies, failures, stalls. No I/O, no clock.
 
-Whatever the server says, a tally stays small: hosts and kinds of failures are known one by one up to a limit, and
-latencies are kept for a minute, after which they are counted in classes of one per cent.
+A tally stays small whatever servers send: hosts and kinds of failures are distinguished up to a limit. Latencies
+are kept for a minute, then they are counted in classes of one per cent.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
 
-# How many of the last answers are known in order, and of how many seconds there are figures.
-ROTATION = 60
-HISTORY = 60
-# What counts as the last seconds.
+# Answers that are kept in order, and seconds that have figures of their own.
+ROTATION, HISTORY = 60, 60
+# Seconds that count as the last ones.
 RECENT = 10
-# A host is silent when, since its last answer, this many results came in for each host heard after it (and for itself),
-# and so many seconds went by: soon where few take turns, later where many do.
-TURNS = 6
-SILENT_SECONDS = 2.0
-# How many hosts and kinds of failures are told apart. A page may begin with the time of day.
-MAX_HOSTS = 1000
-MAX_KINDS = 100
+# A host is silent when, since its last answer, TURNS results came in for each host that answered after it (and for
+# itself), and SILENT_SECONDS went by. That is soon where few take turns, later where many do.
+TURNS, SILENT_SECONDS = 6, 2.0
+# Hosts and kinds of failures that are distinguished. A page may begin with the time of day.
+MAX_HOSTS, MAX_KINDS = 1000, 100
 OTHERS = "(others)"
 LAST_FAILURES = 10
 # Latencies in one class differ by so much at most.
@@ -34,14 +31,14 @@ _SHORTEST = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One request. ``who`` answered, or ``failure`` says why that does not count as an answer.
+    """A request. ``worker`` answered, or ``failure`` is the reason why that does not count as an answer.
 
-    ``status``: 0 where no response came; ``token``: that of ``X-Balancer-Error``. ``seconds`` is how long it took,
-    ``ended`` when it ended on a clock that never jumps, and ``at`` the same in seconds since 1970.
+    ``status``: 0 where no response came; ``token``: that of ``X-Balancer-Error``. ``seconds``: its duration,
+    ``ended``: its end on a clock that never jumps, and ``at``: the same in seconds since 1970.
     """
 
     seconds: float
-    who: str = ""
+    worker: str = ""
     failure: str = ""
     status: int = 0
     token: str = ""
@@ -53,7 +50,7 @@ class Result:
 class Host:
     """A host that answered. ``number``: results so far when it answered last; ``colour``: hosts that came before.
 
-    ``first`` and ``last`` are when it answered, as ``Result.ended``; ``last_at`` is as ``Result.at``.
+    ``first`` and ``last``: of its answers, as ``Result.ended``; ``last_at``: as ``Result.at``.
     """
 
     colour: int
@@ -65,8 +62,8 @@ class Host:
 
 
 @dataclass(slots=True)
-class Kind:
-    """A kind of failure: how often, and when it came first and last (as ``Result.at``)."""
+class FailureKind:
+    """A kind of failure: its number, and its first and last time (as ``Result.at``)."""
 
     first_at: float
     last_at: float
@@ -75,7 +72,7 @@ class Kind:
 
 @dataclass(slots=True)
 class Second:
-    """What came in within one second of the clock."""
+    """Results of one second of the clock."""
 
     number: int
     latencies: list[float] = field(default_factory=list)
@@ -87,28 +84,29 @@ class Second:
 
     @property
     def median(self) -> float:
-        """In seconds, of those that were answered."""
+        """Median latency of its answers, in seconds."""
         return median(self.latencies) if self.latencies else self._median
 
     @property
     def worst(self) -> float:
+        """Longest latency of its answers, in seconds."""
         return max(self.latencies, default=self._worst)
 
     def close(self) -> None:
-        """Nothing more comes in: only the figures are kept."""
+        """Keep figures only: no more results come in."""
         self._median, self._worst = self.median, self.worst
         self.latencies.clear()
 
 
 class Tally:
-    """``sent`` and ``add`` tell it what happens, in the order of the clock; everything else reads."""
+    """Counts of requests: ``sent`` and ``add`` take events in the order of the clock, everything else reads."""
 
     def __init__(self) -> None:
         # By name; the one that answered last comes last.
         self.hosts: OrderedDict[str, Host] = OrderedDict()
-        # Answers of those that are no longer told apart.
+        # Answers of hosts that are no longer distinguished.
         self.others = 0
-        self.kinds: dict[str, Kind] = {}
+        self.kinds: dict[str, FailureKind] = {}
         self.rotation: deque[str] = deque(maxlen=ROTATION)
         self.last_failures: deque[Result] = deque(maxlen=LAST_FAILURES)
         self.longest = 0.0
@@ -127,12 +125,12 @@ class Tally:
         self._stall_at = 0.0
 
     def sent(self, now: float) -> None:
-        """A request is sent. Without this, stalls of several requests at a time look shorter than they were."""
+        """Count a request that is sent. Without this, stalls of several requests at a time look too short."""
         self._in_flight += 1
         self._waits(now)
 
     def add(self, result: Result) -> None:
-        """A request has ended."""
+        """Count a request that has ended."""
         self._in_flight = max(0, self._in_flight - 1)
         self._waits(max(result.ended - result.seconds, self._answered_at))
         second = self._second(result.ended)
@@ -153,7 +151,7 @@ class Tally:
         second.failed += 1
         self.last_failures.append(result)
         name = result.failure if result.failure in self.kinds or len(self.kinds) < MAX_KINDS else OTHERS
-        kind = self.kinds.setdefault(name, Kind(result.at, result.at))
+        kind = self.kinds.setdefault(name, FailureKind(result.at, result.at))
         kind.count += 1
         kind.last_at = result.at
 
@@ -161,16 +159,16 @@ class Tally:
         self.answered += 1
         second.answered += 1
         second.latencies.append(result.seconds)
-        second.shares[result.who] += 1
-        self.rotation.append(result.who)
+        second.shares[result.worker] += 1
+        self.rotation.append(result.worker)
         self._classes[_class(result.seconds)] += 1
-        host = self.hosts.get(result.who)
+        host = self.hosts.get(result.worker)
         if host is None:
-            host = self.hosts[result.who] = Host(self._names, result.ended, result.ended, result.at)
+            host = self.hosts[result.worker] = Host(self._names, result.ended, result.ended, result.at)
             self._names += 1
         host.count += 1
         host.last, host.last_at, host.number = result.ended, result.at, self.requests
-        self.hosts.move_to_end(result.who)
+        self.hosts.move_to_end(result.worker)
         if len(self.hosts) > MAX_HOSTS:
             self.others += self.hosts.popitem(last=False)[1].count
         self._stall, self._stall_at = self.longest_stall(result.ended, result.at)
@@ -189,7 +187,7 @@ class Tally:
 
     @property
     def requests(self) -> int:
-        """Those that have ended."""
+        """Number of requests that have ended."""
         return self.answered + self.failed
 
     @property
@@ -204,44 +202,44 @@ class Tally:
         return Counter({name: kind.count for name, kind in self.kinds.items()})
 
     def recent(self, now: float) -> Counter[str]:
-        """Answers by host in the last ``RECENT`` seconds, the one under way included."""
+        """Return the answers by host in the last ``RECENT`` seconds, the current one included."""
         shares: Counter[str] = Counter()
         for second in self._since(now, RECENT):
             shares.update(second.shares)
         return shares
 
     def seconds(self, now: float, count: int) -> list[Second | None]:
-        """The last ``count`` seconds, oldest first, the one under way at the end; None where nothing came in."""
-        known = {it.number: it for it in self._since(now, count)}
+        """Return the last ``count`` seconds, oldest first, the current one at the end; None for one without results."""
+        known = {second.number: second for second in self._since(now, count)}
         return [known.get(number) for number in range(int(now) - count + 1, int(now) + 1)]
 
     def _since(self, now: float, count: int) -> Iterable[Second]:
-        return (it for it in self._seconds if it.number > int(now) - count)
+        return (second for second in self._seconds if second.number > int(now) - count)
 
     def elapsed(self, now: float) -> float:
-        """Seconds since the first request was sent."""
+        """Return the seconds since the first request was sent."""
         return 0.0 if self.began is None else max(0.0, now - self.began)
 
     def rate(self, now: float) -> float:
-        """Requests a second that ended in the last ``RECENT`` whole seconds, or since the watch began."""
-        whole = [it for it in self._since(now, RECENT + 1) if it.number < int(now)]
+        """Return the requests a second that ended in the last ``RECENT`` whole seconds, or since the watch began."""
+        whole = [second for second in self._since(now, RECENT + 1) if second.number < int(now)]
         time = min(RECENT, int(now) - now + self.elapsed(now))
         if time < 1:
             return self.requests / max(1.0, self.elapsed(now))
-        return sum(it.answered + it.failed for it in whole) / time
+        return sum(second.answered + second.failed for second in whole) / time
 
     def silent(self, now: float) -> frozenset[str]:
-        """Hosts that have missed their turns while others answered, or requests failed (see ``TURNS``)."""
+        """Return hosts that have missed their turns while others answered, or requests failed (see ``TURNS``)."""
         silent: set[str] = set()
         for rank, (name, host) in enumerate(reversed(self.hosts.items()), 1):
-            # Who answered before one that is silent is so as well.
+            # A host that answered before a silent one is silent as well.
             missed = self.requests - host.number > TURNS * rank and now - host.last > SILENT_SECONDS
             if silent or missed:
                 silent.add(name)
         return frozenset(silent)
 
     def percentile(self, share: float) -> float:
-        """The latency in seconds that ``share`` (0 to 1) of the answers did not exceed, to one per cent; 0 without."""
+        """Return the latency in seconds that ``share`` (0 to 1) of the answers did not exceed, to 1 %; 0 without."""
         wanted = max(1, math.ceil(share * self.answered))
         for number in sorted(self._classes):
             wanted -= self._classes[number]
@@ -250,16 +248,16 @@ class Tally:
         return 0.0
 
     def stall(self, now: float) -> float:
-        """For how many seconds by now requests have waited or failed and none was answered."""
+        """Return the seconds by now in which requests have waited or failed and none was answered."""
         return 0.0 if self._unanswered_since is None else max(0.0, now - self._unanswered_since)
 
     def longest_stall(self, now: float, at: float) -> tuple[float, float]:
-        """The longest such time, and when it ended; ``now`` and ``at`` are the time, as in ``Result``."""
+        """Return the longest such time, and its end; ``now`` and ``at`` are the time, as in ``Result``."""
         stall = self.stall(now)
         return (stall, at) if stall > self._stall else (self._stall, self._stall_at)
 
     def summary(self, now: float, at: float) -> list[str]:
-        """Plain lines for people. ``now`` and ``at``: when the watch ended, as in ``Result``."""
+        """Return plain lines for people. ``now`` and ``at``: the end of the watch, as in ``Result``."""
         stall, stall_at = self.longest_stall(now, at)
         lines = [
             f"{self.requests} requests, {self.failed} failed, "
@@ -272,12 +270,12 @@ class Tally:
         for name, count in sorted(self.shares.items()):
             last = f", last seen {clock(self.hosts[name].last_at)}" if name in silent else ""
             lines.append(f"  {name}: {count} ({count / self.answered:.1%}){last}")
-        for name, kind in sorted(self.kinds.items(), key=lambda it: -it[1].count):
+        for name, kind in sorted(self.kinds.items(), key=lambda entry: -entry[1].count):
             lines.append(f"  failed {times(kind.count)}: {name}, {span(kind)}")
         return lines
 
     def report(self, now: float, at: float) -> dict[str, object]:
-        """The same for scripts. Times are ISO 8601 in UTC, ``_ms`` is milliseconds, ``share`` is 0 to 1."""
+        """Return the same for scripts. Times are ISO 8601 in UTC, ``_ms`` is milliseconds, ``share`` is 0 to 1."""
         stall, stall_at = self.longest_stall(now, at)
         silent = self.silent(now)
         return {
@@ -303,7 +301,7 @@ class Tally:
             ],
             "failures": [
                 {"failure": name, "requests": kind.count, "first": iso(kind.first_at), "last": iso(kind.last_at)}
-                for name, kind in sorted(self.kinds.items(), key=lambda it: -it[1].count)
+                for name, kind in sorted(self.kinds.items(), key=lambda entry: -entry[1].count)
             ],
         }
 
@@ -312,13 +310,14 @@ class Tally:
 
 
 def entry(result: Result) -> dict[str, object]:
-    """A request for scripts, in the words of the access log where these mean the same: when it ended, in UTC.
+    """Return a request for scripts, in the words of the access log where these mean the same; ``time``: its end, in
+    UTC.
 
-    ``worker``: the name that the answer gives; ``failure``: why the answer does not count as one.
+    ``worker``: the name in the answer; ``failure``: the reason why the answer does not count as one.
     """
     return {
         "time": iso(result.at),
-        "worker": result.who or None,
+        "worker": result.worker or None,
         "status": result.status or None,
         "duration_ms": round(result.seconds * 1000, 2),
         "error": result.token or None,
@@ -327,20 +326,22 @@ def entry(result: Result) -> dict[str, object]:
 
 
 def clock(at: float) -> str:
-    """The local time of day."""
+    """Return the local time of day."""
     return datetime.fromtimestamp(at).strftime("%H:%M:%S")
 
 
 def iso(at: float) -> str:
+    """Return a time in ISO 8601, in UTC. ``at``: seconds since 1970."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
 def times(count: int) -> str:
+    """Return a count in words: ``once``, ``3 times``."""
     return "once" if count == 1 else f"{count} times"
 
 
-def span(kind: Kind) -> str:
-    """When a kind of failure came."""
+def span(kind: FailureKind) -> str:
+    """Return the times of a kind of failure, first to last."""
     first, last = clock(kind.first_at), clock(kind.last_at)
     return f"at {first}" if first == last else f"{first} to {last}"
 

@@ -89,7 +89,7 @@ async def _keep_log(compose: Compose, path: Path | None) -> None:
 async def _phases(arguments: argparse.Namespace) -> int:
     only = arguments.only or ""
     compose, phases = project(arguments.plain, arguments.asgi)
-    phases = [it for it in phases if only in it.name]
+    phases = [phase for phase in phases if only in phase.name]
     found: list[Row] = []
     picture = ""
     if phases:

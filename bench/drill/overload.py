@@ -116,15 +116,15 @@ HEADING = (
 
 def figures(load: float, answers: Sequence[Answer], began: float, length: float, warm_up: float) -> Level:
     """Of the answers that came after the warm-up and before the end of the load."""
-    counted = [it for it in answers if warm_up <= it.ended - began < length]
-    served = [it.seconds for it in counted if it.status == "200" and it.seconds <= PATIENCE]
+    counted = [answer for answer in answers if warm_up <= answer.ended - began < length]
+    served = [answer.seconds for answer in counted if answer.status == "200" and answer.seconds <= PATIENCE]
     return Level(
         load,
-        sum(warm_up <= it.ended - it.seconds - began < length for it in answers) / (length - warm_up),
+        sum(warm_up <= answer.ended - answer.seconds - began < length for answer in answers) / (length - warm_up),
         len(served) / (length - warm_up),
         served,
-        [it.seconds for it in counted if it.status.startswith("503")],
-        Counter(it.status for it in counted if it.status != "200"),
+        [answer.seconds for answer in counted if answer.status.startswith("503")],
+        Counter(answer.status for answer in counted if answer.status != "200"),
     )
 
 
@@ -227,13 +227,13 @@ async def measure(*flags: str, length: float = LENGTH, warm_up: float = WARM_UP)
             began = time.monotonic()
             answers = await offer(target, load * CAPACITY, length, rng)
             levels.append(figures(load, answers, began, length, warm_up))
-            most = max(it.most for it in workers)
+            most = max(worker.most for worker in workers)
     return levels, most
 
 
 def kept(levels: Sequence[Level]) -> float:
     """Goodput under the highest load as a share of the best goodput."""
-    return levels[-1].goodput / max(max(it.goodput for it in levels), 1e-9)
+    return levels[-1].goodput / max(max(level.goodput for level in levels), 1e-9)
 
 
 async def overload() -> int:
@@ -248,7 +248,7 @@ async def overload() -> int:
     for limit in (KNEE, 0):
         levels, most = await measure(f"{FLAG}={limit}")
         print(f"\n{FLAG} {limit}, {settings}: at most {most} requests at once on a member")
-        print("\n".join([HEADING, *(it.line() for it in levels)]))
+        print("\n".join([HEADING, *(level.line() for level in levels)]))
         print(f"goodput at {LOADS[-1]:g}x: {kept(levels):.0%} of the best")
         if limit:
             found = kept(levels)

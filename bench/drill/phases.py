@@ -114,9 +114,9 @@ PHASES = [
 _STOPPING = (one, recreate, restart, stop_and_start, deploy)
 PLAIN_PHASES = [
     replace(
-        it,
-        excuses=it.excuses or it.act in _STOPPING,
-        limit=1.0 if it.act in _STOPPING else it.limit,
+        phase,
+        excuses=phase.excuses or phase.act in _STOPPING,
+        limit=1.0 if phase.act in _STOPPING else phase.limit,
     )
-    for it in PHASES
+    for phase in PHASES
 ]

@@ -36,7 +36,7 @@ class Life:
 def gap(lives: Iterable[Life], began: float, ended: float) -> float:
     """The longest time in seconds between two readings of the monotonic clock when no worker was ready and alive."""
     longest, covered = 0.0, began
-    for life in sorted(lives, key=lambda it: it.ready):
+    for life in sorted(lives, key=lambda life: life.ready):
         if life.ready < ended:
             longest = max(longest, life.ready - covered)
             covered = max(covered, life.ended)

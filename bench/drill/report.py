@@ -46,18 +46,18 @@ def rows(
     """``recorded``: how often each POST's name came to a worker. A request belongs to the phase in which it began."""
     found = []
     for span in spans:
-        mine = [it for it in outcomes if span.began <= it.began < span.ended]
-        posts = [it for it in mine if it.name]
+        mine = [outcome for outcome in outcomes if span.began <= outcome.began < span.ended]
+        posts = [outcome for outcome in mine if outcome.name]
         found.append(
             Row(
                 span.name,
                 len(mine),
-                Counter(f"{it.method} {it.failure}" for it in mine if it.failure),
+                Counter(f"{outcome.method} {outcome.failure}" for outcome in mine if outcome.failure),
                 gap(lives, span.began, span.ended),
-                max((it.seconds for it in mine), default=0.0),
-                max((it.seconds for it in mine if it.method == "GET"), default=0.0),
-                sum(recorded.get(it.name, 0) > 1 for it in posts),
-                sum(not it.failure and not recorded.get(it.name) for it in posts),
+                max((outcome.seconds for outcome in mine), default=0.0),
+                max((outcome.seconds for outcome in mine if outcome.method == "GET"), default=0.0),
+                sum(recorded.get(post.name, 0) > 1 for post in posts),
+                sum(not post.failure and not recorded.get(post.name) for post in posts),
             )
         )
     return found
@@ -77,20 +77,22 @@ def table(found: Sequence[Row]) -> list[str]:
 
 def timeline(spans: Sequence[Span], outcomes: Sequence[Outcome]) -> str:
     """An SVG: answers a second by hostname, stacked; failures in red; the longest wait as a line."""
-    begin, end = spans[0].began, max(it.ended for it in spans)
+    begin, end = spans[0].began, max(span.ended for span in spans)
     seconds = int(end - begin) + 1
-    names = list(dict.fromkeys(it.who for it in sorted(outcomes, key=lambda it: it.ended) if it.who))
+    names = list(
+        dict.fromkeys(outcome.who for outcome in sorted(outcomes, key=lambda outcome: outcome.ended) if outcome.who)
+    )
     answered: list[Counter[str]] = [Counter() for _ in range(seconds)]
     failed = [0] * seconds
     waits = [0.0] * seconds
-    for it in outcomes:
-        at = min(max(int(it.ended - begin), 0), seconds - 1)
-        if it.failure:
+    for outcome in outcomes:
+        at = min(max(int(outcome.ended - begin), 0), seconds - 1)
+        if outcome.failure:
             failed[at] += 1
         else:
-            answered[at][it.who] += 1
-        waits[at] = max(waits[at], it.seconds)
-    most = max(max(sum(it.values()) for it in answered), 1)
+            answered[at][outcome.who] += 1
+        waits[at] = max(waits[at], outcome.seconds)
+    most = max(max(sum(counts.values()) for counts in answered), 1)
     longest = max(*waits, 1.0)
     step = WIDTH / seconds
     parts = [

@@ -72,17 +72,17 @@ async def roll(compose: Compose, requests: int) -> Rolled:
 
 def judge(outcomes: Sequence[Outcome], recorded: Mapping[str, int], restarts: int, took: float) -> Rolled:
     """``recorded``: how often each POST's name came to a worker."""
-    waits = sorted(it.seconds for it in outcomes)
+    waits = sorted(outcome.seconds for outcome in outcomes)
     return Rolled(
         len(outcomes),
         restarts,
         took,
-        Counter(f"{it.method} {it.failure}" for it in outcomes if it.failure),
+        Counter(f"{outcome.method} {outcome.failure}" for outcome in outcomes if outcome.failure),
         percentile(waits, 50),
         percentile(waits, 99),
         waits[-1],
-        sum(recorded.get(it.name, 0) > 1 for it in outcomes if it.name),
-        sum(not it.failure and not recorded.get(it.name) for it in outcomes if it.name),
+        sum(recorded.get(outcome.name, 0) > 1 for outcome in outcomes if outcome.name),
+        sum(not outcome.failure and not recorded.get(outcome.name) for outcome in outcomes if outcome.name),
     )
 
 

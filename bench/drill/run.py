@@ -28,7 +28,7 @@ def project(plain: bool, asgi: bool = False) -> tuple[Compose, list[Phase]]:
     if asgi:
         files.append("bench/drill/asgi.yaml")
         # uvicorn's own front end, which `balancer serve` never uses, closes connections to which a request is coming.
-        phases = [it for it in phases if it.act is not reload]
+        phases = [phase for phase in phases if phase.act is not reload]
     if plain:
         return Compose(PROJECT, files=[*files, "bench/drill/plain.yaml"]), phases
     return Compose(PROJECT, files=files, BALANCER_HEALTH_PATH="/healthz"), phases
@@ -37,7 +37,7 @@ def project(plain: bool, asgi: bool = False) -> tuple[Compose, list[Phase]]:
 @asynccontextmanager
 async def running(compose: Compose, **scale: int) -> AsyncIterator[None]:
     """The project is up, with three workers unless ``scale`` says otherwise; nothing is left of it afterwards."""
-    scaled = [it for service, count in (scale or {"worker": 3}).items() for it in ("--scale", f"{service}={count}")]
+    scaled = [word for service, count in (scale or {"worker": 3}).items() for word in ("--scale", f"{service}={count}")]
     await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
     try:
         await compose("up", "--build", "--detach", "--wait", *scaled)

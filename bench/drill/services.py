@@ -60,12 +60,12 @@ async def _busy(outcomes: list[Outcome], compose: Compose, service: str, methods
         return Ask(method, f"/{service}/?seconds={seconds}&name={name}".encode(), name, service)
 
     async with load.running():
-        await asyncio.gather(*(load.send(long(it)) for it in methods))
+        await asyncio.gather(*(load.send(long(method)) for method in methods))
     outcomes += load.outcomes
 
 
 async def _two_sites(outcomes: list[Outcome], compose: Compose, act: Act) -> None:
-    loads = [Load(compose.url, PAUSE, CLIENTS, partial(greet_or_record, site=it)) for it in ("shop", "api")]
+    loads = [Load(compose.url, PAUSE, CLIENTS, partial(greet_or_record, site=site)) for site in ("shop", "api")]
     async with loads[0].running(), loads[1].running():
         await act(compose)
         await asyncio.sleep(3)
@@ -92,11 +92,11 @@ async def _take_over(compose: Compose) -> None:
 async def drill_services(compose: Compose, only: str = "") -> tuple[list[Row], list[Phase]]:
     """Run the phases whose name contains ``only``, on a project of their own; returns the figures, and those phases."""
     outcomes: list[Outcome] = []
-    chosen, spans = [it for it in phases(outcomes) if only in it.name], []
+    chosen, spans = [phase for phase in phases(outcomes) if only in phase.name], []
     if not chosen:
         return [], []
     async with running(compose, **SCALE):
-        await asyncio.gather(*(_answers(compose, it) for it in ("sync", "gthread", "shop", "api")))
+        await asyncio.gather(*(_answers(compose, site) for site in ("sync", "gthread", "shop", "api")))
         for phase in chosen:
             began = time.monotonic()
             await phase.act(compose)

@@ -76,11 +76,11 @@ class Crowd:
 
     @property
     def open(self) -> list[ActiveRequest]:
-        return [it for it in self.in_flight if it.open]
+        return [visit for visit in self.in_flight if visit.open]
 
     def spread(self) -> Counter[str]:
         """Open connections by worker."""
-        return Counter(it.who for it in self.open)
+        return Counter(visit.who for visit in self.open)
 
     async def _client(self, number: int) -> None:
         await asyncio.sleep(number % CONNECTIONS / CONNECTIONS * PAUSE)
@@ -124,18 +124,18 @@ class Crowd:
 def problems(visits: Sequence[ActiveRequest], refusals: Counter[str], gone: Collection[str]) -> list[str]:
     """What must not be: a line for each. ``gone``: the workers that were told to leave."""
     found = Counter(f"handshake failed: {kind}" for kind in refusals.elements())
-    for it in visits:
-        if not it.who:
+    for visit in visits:
+        if not visit.who:
             found["a response to a handshake without x-worker"] += 1
-        elif it.who not in gone:
-            if it.end:
-                found[f"on a worker that stayed: {it.end}"] += 1
-            if it.longest > ECHO_LIMIT:
+        elif visit.who not in gone:
+            if visit.end:
+                found[f"on a worker that stayed: {visit.end}"] += 1
+            if visit.longest > ECHO_LIMIT:
                 found[f"on a worker that stayed: an echo took longer than {ECHO_LIMIT:g} s"] += 1
-        elif it.open:
+        elif visit.open:
             found["still open on a worker that is gone"] += 1
-        elif it.end and it.code is None:
-            found[f"on a worker that left: {it.end}"] += 1
+        elif visit.end and visit.code is None:
+            found[f"on a worker that left: {visit.end}"] += 1
     return [f"{count} times {kind}" for kind, count in found.items()]
 
 
@@ -157,17 +157,17 @@ async def scaled(compose: Compose, connections: int) -> tuple[list[str], list[st
             if step < 2:
                 await crowd.join(connections // 2 if step == 0 else connections - connections // 2)
                 await asyncio.sleep(SETTLE)
-            ends = Counter(it.end for it in crowd.in_flight if it.end)
+            ends = Counter(visit.end for visit in crowd.in_flight if visit.end)
             ended = ", ".join(f"{count} {end}" for end, count in (ends - seen).items())
             seen = ends
             spread = ", ".join(str(count) for _, count in crowd.spread().most_common())
             lines.append(f"{workers} workers: {len(crowd.open)} connections ({spread}); ended: {ended or 'none'}")
         # While they are open: those on a worker that is gone must not be.
         found = problems(crowd.in_flight, crowd.refusals, gone)
-    stayed = [it for it in crowd.in_flight if it.who not in gone]
-    longest = max((it.longest for it in stayed), default=0.0)
+    stayed = [visit for visit in crowd.in_flight if visit.who not in gone]
+    longest = max((visit.longest for visit in stayed), default=0.0)
     lines.append(
-        f"{sum(it.echoes for it in crowd.in_flight)} echoes on {len(crowd.in_flight)} connections; "
+        f"{sum(visit.echoes for visit in crowd.in_flight)} echoes on {len(crowd.in_flight)} connections; "
         f"longest echo on a worker that stayed {longest * 1000:.0f} ms"
     )
     return lines, found
@@ -175,4 +175,4 @@ async def scaled(compose: Compose, connections: int) -> tuple[list[str], list[st
 
 async def _hostnames(compose: Compose) -> set[str]:
     """The host names of the workers that run: Docker takes the beginning of the container's id."""
-    return {it[:12] for it in await compose.containers("worker")}
+    return {container[:12] for container in await compose.containers("worker")}

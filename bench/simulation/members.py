@@ -115,7 +115,7 @@ class Container:
         now = self._loop.time()
         self._loop.call_at(now + DELAY, self._world.drop_idle, self.address)
         if farewell is not Farewell.DIES:
-            self._break_off([it for it in self.exchanges if it.arrives > now])
+            self._break_off([exchange for exchange in self.exchanges if exchange.arrives > now])
             await asyncio.sleep(min(max(self._free) - now + 2 * DELAY, began + GRACE - now))
         self._break_off(list(self.exchanges))
         await asyncio.sleep(LINGERS)

@@ -18,13 +18,13 @@ HEAD = (
 
 
 def table(figures: Mapping[str, Figures]) -> str:
-    return "\n".join([HEAD, *(_row(label, it) for label, it in figures.items())])
+    return "\n".join([HEAD, *(_row(label, figure) for label, figure in figures.items())])
 
 
-def _row(label: str, it: Figures) -> str:
-    failed = ", ".join(f"{number:,} {token}" for token, number in it.failed.items()) or "none"
-    latencies = _ms(it.p50), _ms(it.p99), _ms(it.p999)
-    cells = [f"{it.share_error:.1%}".replace("%", " %"), *latencies, f"{it.wasted:,}", f"{it.queued:,}"]
+def _row(label: str, figures: Figures) -> str:
+    failed = ", ".join(f"{number:,} {token}" for token, number in figures.failed.items()) or "none"
+    latencies = _ms(figures.p50), _ms(figures.p99), _ms(figures.p999)
+    cells = [f"{figures.share_error:.1%}".replace("%", " %"), *latencies, f"{figures.wasted:,}", f"{figures.queued:,}"]
     return f"| {label} | {' | '.join(cells)} | {failed} |"
 
 
@@ -60,10 +60,10 @@ MORE_STYLE = """
 
 def draw(title: str, subtitle: tuple[str, str], results: Results) -> str:
     """An SVG of all figures, below two lines of words; it has to read on a light and on a dark page."""
-    every = [it for _, figures in results for it in figures.values()]
+    every = [figure for _, figures in results for figure in figures.values()]
     height = TOP + ROW * (len(every) + 2 * len(results)) + 12
-    most_error = max(it.share_error for it in every) or 1.0
-    most_wasted = max(it.wasted for it in every) or 1
+    most_error = max(figure.share_error for figure in every) or 1.0
+    most_wasted = max(figure.wasted for figure in every) or 1
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'role="img" aria-label="{escape(title)}">',
@@ -84,25 +84,25 @@ def draw(title: str, subtitle: tuple[str, str], results: Results) -> str:
     for name, figures in results:
         y += 2 * ROW
         parts.append(f'<text class="head" x="12" y="{y - 5}">{escape(name)}</text>')
-        for label, it in figures.items():
+        for label, figure in figures.items():
             y += ROW
-            parts += _marks(label, it, y - 5, most_error, most_wasted)
+            parts += _marks(label, figure, y - 5, most_error, most_wasted)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _marks(label: str, it: Figures, y: float, most_error: float, most_wasted: int) -> list[str]:
+def _marks(label: str, figures: Figures, y: float, most_error: float, most_wasted: int) -> list[str]:
     middle = y - 4.5
     parts = [f'<text class="small" x="{LABELS}" y="{y}" text-anchor="end">{escape(label)}</text>']
     for (left, room), part, words in (
-        (SHARE, it.share_error / most_error, f"{it.share_error:.1%}".replace("%", " %")),
-        (WASTED, it.wasted / most_wasted, f"{it.wasted:,}"),
+        (SHARE, figures.share_error / most_error, f"{figures.share_error:.1%}".replace("%", " %")),
+        (WASTED, figures.wasted / most_wasted, f"{figures.wasted:,}"),
     ):
         length = max(1.0, room * part)
         parts += [
             f'<rect class="bar ours" x="{left}" y="{middle - 5:.1f}" width="{length:.1f}" height="10"/>',
             f'<text class="small" x="{left + length + 5:.1f}" y="{y}">{words}</text>',
         ]
-    low, mid, high = _x(it.p50), _x(it.p99), _x(it.p999)
+    low, mid, high = _x(figures.p50), _x(figures.p99), _x(figures.p999)
     return [
         *parts,
         f'<line class="span" x1="{low:.1f}" x2="{high:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>',

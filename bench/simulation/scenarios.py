@@ -94,12 +94,12 @@ LIMIT = ("max_requests_per_member", 8)
 
 # What is compared, and the settings of the balancers for it.
 VARIANTS: dict[str, tuple[tuple[str, Any], ...]] = {
-    **{it: (("policy", it),) for it in POLICIES},
+    **{policy: (("policy", policy),) for policy in POLICIES},
     "round_robin, limit 8": (("policy", "round_robin"), LIMIT),
     "least_requests, limit 8": (("policy", "least_requests"), LIMIT),
 }
 EXTRA = {"restart": {"round_robin, QUEUE_MAX 1000": (("policy", "round_robin"), ("queue_max", 1000))}}
-SEVERAL = {it: VARIANTS[it] for it in ("round_robin", "round_robin, limit 8", "least_requests")}
+SEVERAL = {policy: VARIANTS[policy] for policy in ("round_robin", "round_robin, limit 8", "least_requests")}
 BALANCERS = (1, 2, 5, 20)
 # Members, balancers, requests.
 LARGE = 10_000, 20, 1_000_000
@@ -141,7 +141,7 @@ def sections(names: Sequence[str], members: int, balancers: int, requests: int, 
     found = []
     for name in names:
         if name == "large":
-            cases = {it: Case("unequal", (("policy", it),), *LARGE, seed) for it in POLICIES}
+            cases = {policy: Case("unequal", (("policy", policy),), *LARGE, seed) for policy in POLICIES}
             found.append(
                 Section(
                     "{:,} members, {} balancers, {:,} requests: every fourth at half the speed".format(*LARGE), cases

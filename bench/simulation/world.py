@@ -149,7 +149,7 @@ class World(Observer):
                 balancer.start()
                 # Else all of them would ask DNS and members at the same moments for ever.
                 await asyncio.sleep(self.rng.random() / self.setup.balancers)
-            while any(len(it.membership.available) < len(self.containers) for it in self._balancers):
+            while any(len(balancer.membership.available) < len(self.containers) for balancer in self._balancers):
                 await asyncio.sleep(0.1)
             self._began = self.loop.time()
             self.spawn(self._live())
@@ -269,11 +269,11 @@ class World(Observer):
         for container in self._everybody:
             if container.life is Life.SERVING:
                 self.turns(container, True, True)
-        sent = sum(it.got for it in self._everybody)
+        sent = sum(container.got for container in self._everybody)
         latencies = sorted(self._latencies)
         return Figures(
             requests=len(latencies) + self._failed.total(),
-            share_error=sum(abs(it.got - it.due) for it in self._everybody) / 2 / sent,
+            share_error=sum(abs(container.got - container.due) for container in self._everybody) / 2 / sent,
             mean=sum(latencies) / len(latencies),
             p50=_percentile(latencies, 0.5),
             p99=_percentile(latencies, 0.99),
@@ -281,7 +281,7 @@ class World(Observer):
             wasted=self._wasted,
             queued=self._queued,
             failed=dict(sorted(self._failed.items())),
-            shares=tuple(it.got / sent for it in self._everybody),
+            shares=tuple(container.got / sent for container in self._everybody),
         )
 
 

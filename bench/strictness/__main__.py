@@ -65,7 +65,7 @@ def _caddy_for_any_host(site: Site) -> Command:
 
 
 def _candidates(names: Iterable[str]) -> list[Candidate]:
-    known = {it.name: it for it in CANDIDATES}
+    known = {candidate.name: candidate for candidate in CANDIDATES}
     known["caddy"] = dataclasses.replace(known["caddy"], command=_caddy_for_any_host)
     return [known[name] for name in names]
 
@@ -80,14 +80,16 @@ async def run(directory: Path, wanted: str | None, only: list[str] | None) -> in
     os.environ["PYTHONPATH"] = str(ROOT)
     os.sched_setaffinity(0, {other_core})
     results = report.Results(
-        datetime.now(UTC).strftime("%Y-%m-%d"), {it.name: it.version().partition(",")[0] for it in candidates}
+        datetime.now(UTC).strftime("%Y-%m-%d"),
+        {candidate.name: candidate.version().partition(",")[0] for candidate in candidates},
     )
     with ExitStack() as stack:
         resolver = Address("127.0.0.1", free_port())
         zone = [sys.executable, "-m", "bench.zone", str(resolver.port), f"{ALIAS}={FIRST_MEMBER}+1"]
         dns = stack.enter_context(Server("DNS server", zone, other_core, directory / "zone.log"))
         runs = [
-            _candidate(it, directory / it.name, resolver, dns, proxy_core, wanted, complete, stack) for it in candidates
+            _candidate(candidate, directory / candidate.name, resolver, dns, proxy_core, wanted, complete, stack)
+            for candidate in candidates
         ]
         for candidate, cells in zip(candidates, await asyncio.gather(*runs), strict=True):
             results.cells[candidate.name] = cells
@@ -96,7 +98,10 @@ async def run(directory: Path, wanted: str | None, only: list[str] | None) -> in
         print(f"{time.monotonic() - started:.0f} s; written to {report.DOC.relative_to(ROOT)}")
     else:
         for name in results.cells[candidates[0].name]:
-            print(f"{name}: " + ", ".join(f"{it}: {cells[name]}" for it, cells in results.cells.items()))
+            print(
+                f"{name}: "
+                + ", ".join(f"{name_of_candidate}: {cells[name]}" for name_of_candidate, cells in results.cells.items())
+            )
     found = list(report.complaints(results.cells))
     for line in found:
         print(line)
@@ -133,8 +138,8 @@ async def _candidate(
     running = candidate.running(Upstreams([address], resolver, dns), directory, core)
     _, listen = await asyncio.to_thread(stack.enter_context, running)
     cells: dict[str, str] = {}
-    tries = {it.name: partial(request_case, listen, member, it) for it in CASES}
-    tries |= {it.name: partial(answer_case, listen, member, number) for number, it in enumerate(ANSWERS)}
+    tries = {case.name: partial(request_case, listen, member, case) for case in CASES}
+    tries |= {case.name: partial(answer_case, listen, member, number) for number, case in enumerate(ANSWERS)}
     for name, attempt in tries.items():
         if wanted is None or wanted in name:
             cells[name] = await _laxest(attempt, listen, member)

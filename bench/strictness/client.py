@@ -70,7 +70,7 @@ async def settle(address: Address, member: Member) -> None:
         while await client.more(PATIENCE):
             pass
         client.close()
-        if any(it.path == b"/probe" for it in member.requests):
+        if any(request.path == b"/probe" for request in member.requests):
             member.requests.clear()
             return
         await asyncio.sleep(0.05)
@@ -84,8 +84,8 @@ async def request_case(address: Address, member: Member, case: Case) -> str:
     while await client.more(PATIENCE):
         pass
     client.close()
-    statuses = [int(it) for it in _STATUS.findall(client.received) if not it.startswith(b"1")]
-    mine = [it for it in member.requests if it.path != b"/next"]
+    statuses = [int(status) for status in _STATUS.findall(client.received) if not status.startswith(b"1")]
+    mine = [request for request in member.requests if request.path != b"/next"]
     status = statuses[0] if statuses else 0
     refusal = str(status) if status >= 300 else "closes" if client.ended else "waits"
     if not mine:
@@ -108,7 +108,7 @@ def kept(case: Case, request: Request) -> bool:
     arrived = b"\r\n" + request.head
     if case.arrives:
         head, arrived = _AFTER_COLON.sub(rb"\1: ", head), _AFTER_COLON.sub(rb"\1: ", arrived)
-    lines = Counter(it.lower() for it in head.split(b"\r\n") if it) - _SOUND
+    lines = Counter(line.lower() for line in head.split(b"\r\n") if line) - _SOUND
     arrived = arrived.lower()
     exact = Counter(arrived.split(b"\r\n"))
     for line, count in lines.items():
@@ -145,7 +145,7 @@ async def _take(client: Client, answer: Answer, patience: float) -> None:
 
 
 def _outcome(answer: Answer, got: bytes, ended: bool) -> str:
-    statuses = [it for it in _STATUS.findall(got) if not it.startswith(b"1") or it == b"101"]
+    statuses = [status for status in _STATUS.findall(got) if not status.startswith(b"1") or status == b"101"]
     if statuses and statuses[0] >= b"500":
         return str(int(statuses[0]))
     if got and not got.startswith(b"HTTP/"):
@@ -168,11 +168,11 @@ def _whole(got: bytes, answer: Answer) -> bool:
             break
         got = body
     lines = head.lower().split(b"\r\n")
-    if any(it.startswith(b"transfer-encoding:") for it in lines):
+    if any(line.startswith(b"transfer-encoding:") for line in lines):
         return body.endswith((b"0\r\n\r\n", b"0\r\nx: y\r\n\r\n", b"0\r\nX: y\r\n\r\n"))
     if status and status[1] in (b"204", b"304", b"101"):
         return True
-    lengths = [it.partition(b":")[2].strip() for it in lines if it.startswith(b"content-length:")]
+    lengths = [line.partition(b":")[2].strip() for line in lines if line.startswith(b"content-length:")]
     if lengths and lengths[0].isdigit():
         return len(body) >= int(lengths[0])
     return body.endswith(b"ok")  # It lasts until the connection ends.
@@ -183,14 +183,14 @@ def _unchanged(answer: Answer, got: bytes) -> bool:
     head, _, body = answer.response.partition(b"\r\n\r\n")
     if answer.becomes == CUT:
         return body in got
-    lines = Counter(it.lower() for it in head.split(b"\r\n")) - Counter((b"http/1.1 200 ok",))
+    lines = Counter(line.lower() for line in head.split(b"\r\n")) - Counter((b"http/1.1 200 ok",))
     arrived = b"\r\n" + got.lower()
     return all(arrived.count(b"\r\n" + line) >= count for line, count in lines.items())
 
 
 async def _after(address: Address, member: Member, client: Client) -> tuple[bool, bool]:
     """Ask once more: whether the same connection to the member served it, and whether the answer was another's."""
-    before = {it.connection for it in member.requests}
+    before = {request.connection for request in member.requests}
     known = len(member.requests)
     if client.ended:
         client.close()
@@ -200,5 +200,5 @@ async def _after(address: Address, member: Member, client: Client) -> tuple[bool
     while await client.more(PATIENCE):
         pass
     client.close()
-    after = [it for it in member.requests[known:] if it.path == b"/after"]
-    return any(it.connection in before for it in after), b"poison" in client.received
+    after = [request for request in member.requests[known:] if request.path == b"/after"]
+    return any(request.connection in before for request in after), b"poison" in client.received

@@ -15,7 +15,7 @@ DOC = ROOT / "docs" / "reference" / "strictness.md"
 
 # The candidates of the bench that are columns, in this order; ours is the last.
 COLUMNS = {"nginx-keepalive": "nginx", "haproxy": "HAProxy", "caddy": "Caddy", "balancer": "balancer"}
-LOCAL_RESOURCE_ERRNOS = "balancer"
+BALANCER = "balancer"
 
 # By candidate, then by case.
 Cells = Mapping[str, Mapping[str, str]]
@@ -34,7 +34,7 @@ def laxness(cell: str) -> int:
         return 5
     if "passed" in cell:
         return 4 if "requests" in cell else 2 if "repaired" in cell else 3
-    return 1 if any(it in cell for it in ("in part", CUT, "takes it all", "goes on")) else 0
+    return 1 if any(words in cell for words in ("in part", CUT, "takes it all", "goes on")) else 0
 
 
 def as_expected(case: Case | Answer, cell: str) -> bool:
@@ -52,7 +52,7 @@ def complaints(cells: Cells) -> Iterator[str]:
     """Where the balancer is not what the table asks for, or laxer than all of its peers."""
     for case in (*_all(REQUESTS), *_all(RESPONSES)):
         row = {name: cells[name][case.name] for name in cells if case.name in cells[name]}
-        ours = row.pop(LOCAL_RESOURCE_ERRNOS, None)
+        ours = row.pop(BALANCER, None)
         if ours is None:
             continue
         refused = case.status if isinstance(case, Case) else case.becomes != PASSES
@@ -78,14 +78,14 @@ def _lines(results: Results) -> Iterator[str]:
     yield "## Requests\n"
     yield REQUEST_LEGEND
     for section, cases in REQUESTS.items():
-        yield from _table(section, "request", "RFC", ((it.name, it.rule) for it in cases), results.cells)
+        yield from _table(section, "request", "RFC", ((case.name, case.rule) for case in cases), results.cells)
     yield "## Responses of members\n"
     yield RESPONSE_LEGEND
     for section, answers in RESPONSES.items():
-        yield from _table(section, "response", "RFC", ((it.name, it.rule) for it in answers), results.cells)
+        yield from _table(section, "response", "RFC", ((answer.name, answer.rule) for answer in answers), results.cells)
     yield "## Time and number\n"
     yield TIME_LEGEND.format(watch=f"{WATCH:.0f}")
-    yield from _rows("client", "promise", ((it.name, it.promise) for it in BOUNDS), results.cells)
+    yield from _rows("client", "promise", ((bound.name, bound.promise) for bound in BOUNDS), results.cells)
 
 
 def _table(section: str, what: str, second: str, rows: Iterable[tuple[str, str]], cells: Cells) -> Iterator[str]:

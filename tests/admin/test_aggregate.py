@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from balancer.admin.aggregate import LEARNS, STALE, Aggregator, MergedPool
+from balancer.admin.aggregate import CATCH_UP, STALE, Aggregator, MergedPool
 from balancer.admin.ipc import PACKET, Channel, pair
 from balancer.admin.pool_view import Usage
-from balancer.admin.process_report import Drain, PoolReport, Report, Row
+from balancer.admin.process_report import Drain, MemberRow, PoolReport, Report
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Endpoint
 from balancer.dispatch.context import RequestRecord
@@ -38,16 +38,16 @@ def channels() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
 
 
 class Fleet:
-    """A hub, and what its processes say. ``now`` is the clock."""
+    """An aggregator, and what its processes say. ``now`` is the clock."""
 
     def __init__(self, channels: list[tuple[socket.socket, socket.socket]]) -> None:
         self.now = 100.0
         self.told: list[Any] = []
-        self.hub = Aggregator([ours for ours, _ in channels], clock=lambda: self.now)
+        self.aggregator = Aggregator([ours for ours, _ in channels], clock=lambda: self.now)
         self._others = [Channel(theirs, self.told.append) for _, theirs in channels]
 
     def close(self) -> None:
-        self.hub.close()
+        self.aggregator.close()
         for it in self._others:
             it.close()
 
@@ -58,11 +58,11 @@ class Fleet:
             "connections": None,
         }  # fmt: skip
         report = PoolReport(**(values | pool))
-        self.hub._got(Report(Usage(number, pid, 1.0, 1000), started, whole, [report], None, 3))
+        self.aggregator._receive(Report(Usage(number, pid, 1.0, 1000), started, whole, [report], None, 3))
 
     @property
     def pool(self) -> MergedPool:
-        (found,) = self.hub.current()
+        (found,) = self.aggregator.current()
         return found
 
 
@@ -73,11 +73,11 @@ async def fleet(channels: list[tuple[socket.socket, socket.socket]]) -> Any:
     made.close()
 
 
-def row(address: Address, state: State = State.UP, **given: Any) -> Row:
+def row(address: Address, state: State = State.UP, **given: Any) -> MemberRow:
     values: dict[str, Any] = {
         "since": 90.0, "reason": state.value, "in_flight": 0, "requests": 0, "drained": False, "drained_since": 0.0
     }  # fmt: skip
-    return Row(Endpoint(address), state=state, **(values | given))
+    return MemberRow(Endpoint(address), state=state, **(values | given))
 
 
 def counted(address: Address, requests: int) -> Stats:
@@ -117,7 +117,7 @@ async def test_counts_are_added_up_and_those_of_the_dead_stay(fleet: Fleet) -> N
 
 async def test_report_that_does_not_begin_at_the_beginning_is_asked_for_anew(fleet: Fleet) -> None:
     fleet.report(0, 10, whole=False, members={ONE: row(ONE)})
-    assert fleet.hub.current() == []
+    assert fleet.aggregator.current() == []
 
 
 async def test_member_is_as_bad_as_any_process_that_knows_it_says(fleet: Fleet) -> None:
@@ -135,7 +135,7 @@ async def test_silent_process_has_no_opinion_but_its_counts(fleet: Fleet) -> Non
     fleet.now += STALE
     fleet.report(1, 11, members={ONE: row(ONE)}, stats=counted(ONE, 4), active=1)
     pool = fleet.pool
-    assert [it.pid for it in fleet.hub.processes()] == [11]
+    assert [it.pid for it in fleet.aggregator.processes()] == [11]
     assert (pool.members[ONE].state, pool.active, pool.stats.total.count) == (State.UP, 1, 7)
 
 
@@ -157,8 +157,8 @@ async def test_events_that_say_the_same_are_one_and_count_together(fleet: Fleet)
 
 async def test_later_process_learns_what_is_known_without_an_event(fleet: Fleet) -> None:
     fleet.report(0, 10, events=[event(1, 100.0, "10.0.0.1 joined", EventKind.JOINED)])
-    started = fleet.now = 100.0 + LEARNS + 1
-    late = [event(1, started + 0.1, "10.0.0.1 joined", EventKind.JOINED), event(2, started + LEARNS + 1, "down")]
+    started = fleet.now = 100.0 + CATCH_UP + 1
+    late = [event(1, started + 0.1, "10.0.0.1 joined", EventKind.JOINED), event(2, started + CATCH_UP + 1, "down")]
     fleet.report(1, 12, started=started, events=late)
     assert [it.words for it in fleet.pool.stats.events.recent] == ["10.0.0.1 joined", "down"]
 
@@ -184,12 +184,12 @@ async def test_message_may_be_large_and_its_writer_may_die_in_the_midst_of_it() 
         writer = Channel(theirs, got.append)
         large = {"data": bytes(40 * PACKET)}
         writer.send(large)
-        busy = [writer.busy]
+        busy = [writer.is_busy]
         writer.send("and then")
         async with asyncio.timeout(5):
             while len(got) < 2:
                 await asyncio.sleep(0.001)
         assert got == [large, "and then"]
-        assert [*busy, writer.busy] == [True, False]
+        assert [*busy, writer.is_busy] == [True, False]
         reader.close()
         writer.close()

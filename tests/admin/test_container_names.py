@@ -12,7 +12,7 @@ import pytest
 
 from balancer.admin import status_feed
 from balancer.demo.dns_server import DnsServer, Zone
-from balancer.discovery.container_names import AT_A_TIME, ContainerNames
+from balancer.discovery.container_names import MAX_QUERIES, ContainerNames
 from balancer.discovery.dns_message import Reply
 from balancer.discovery.snapshot import Endpoint
 from balancer.members.member import Member as PoolMember
@@ -194,11 +194,11 @@ async def test_few_names_are_asked_for_at_a_time_and_each_member_once() -> None:
     members = [PoolMember(Endpoint(it), 0.0) for it in (Address(f"10.0.0.{number}", 80) for number in range(40))]
     for member in [*members, *members]:
         names.look_up(member, member.address.host, lambda name: None, lambda: True)
-    assert all(map(names.asks, members))
-    await eventually(lambda: under_way == AT_A_TIME)
+    assert all(map(names.is_looking_up, members))
+    await eventually(lambda: under_way == MAX_QUERIES)
     answer.set()
-    await eventually(lambda: not any(map(names.asks, members)))
-    assert most == AT_A_TIME
+    await eventually(lambda: not any(map(names.is_looking_up, members)))
+    assert most == MAX_QUERIES
 
 
 async def test_answer_from_before_a_rise_is_not_taken_for_one_after_it() -> None:
@@ -209,7 +209,7 @@ async def test_answer_from_before_a_rise_is_not_taken_for_one_after_it() -> None
         names, member = ContainerNames([dns.address]), PoolMember(Endpoint(Address("127.0.0.1", 80)), 0.0)
         names.look_up(member, member.address.host, lambda name: found.append(f"{name} before"), lambda: True)
         names.look_up(member, member.address.host, lambda name: found.append(f"{name} after"), lambda: True)
-        await eventually(lambda: not names.asks(member))
+        await eventually(lambda: not names.is_looking_up(member))
         assert found == ["web after"]
 
 

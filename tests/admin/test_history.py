@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from balancer.admin.history import EVERY, QUESTIONS, MemberHistory, Pool
+from balancer.admin.history import EVERY, LOOKUPS, MemberHistory, Pool
 from balancer.admin.pool_view import View
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.context import Attempt, RequestRecord
@@ -39,7 +39,7 @@ class Cluster:
         self.stats.drained(member)
 
     def follow(self) -> list[MemberHistory]:
-        tracks = self.pool.follow(self._numbers)
+        tracks = self.pool.take_changes(self._numbers)
         self.asked = [it.member.address for it in tracks]
         return tracks
 
@@ -107,7 +107,7 @@ def test_name_is_asked_for_when_a_member_joins_and_on_every_rise_to_up() -> None
     assert it.asked == [ONE]
 
 
-@pytest.mark.parametrize(("count", "rounds"), [(1, EVERY), (300, EVERY), (5000, 5000 // QUESTIONS)])
+@pytest.mark.parametrize(("count", "rounds"), [(1, EVERY), (300, EVERY), (5000, 5000 // LOOKUPS)])
 def test_names_are_asked_for_again_in_turns_and_each_once_in_a_round(count: int, rounds: int) -> None:
     members = [Address(f"10.0.{number // 250}.{number % 250}", 80) for number in range(count)]
     it = Cluster(*members)
@@ -115,7 +115,7 @@ def test_names_are_asked_for_again_in_turns_and_each_once_in_a_round(count: int,
     for second in range(rounds):
         it.pool.sample(float(second + 1))
         due = [track.number for track in it.pool.due()]
-        assert len(due) <= QUESTIONS + 1
+        assert len(due) <= LOOKUPS + 1
         asked += due
     assert sorted(asked) == list(range(1, len(members) + 1))
 

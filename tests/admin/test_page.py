@@ -164,7 +164,7 @@ async def test_twenty_pages_over_255_busy_members_take_under_3_percent_of_a_core
                 for _ in range(3):
                     answered(stats, address, 0.001 * (1 + (number + turn) % 40))
             began = time.process_time()
-            board._look(sample=True)
+            board._update(sample=True)
             pieces = await asyncio.gather(*(page.next() for page in open_pages))
             spent.append(time.process_time() - began)
             assert len(set(map(id, pieces))) == 1  # made once for all

@@ -105,14 +105,14 @@ async def test_page_that_does_not_read_is_sent_everything_anew_and_costs_no_memo
         with Subscriber(made) as slow, Subscriber(made) as quick:
             first = await slow.next()
             assert first == await quick.next()
-            made._look(sample=True)
+            made._update(sample=True)
             assert (await quick.next()).startswith(b"event: delta\n")
-            made._look(sample=True)
+            made._update(sample=True)
             assert (await quick.next()).startswith(b"event: delta\n")
             assert (await slow.next()).startswith(b"event: whole\n")
-            made._look(sample=True)
+            made._update(sample=True)
             assert await slow.next() == await quick.next()
-        assert made.viewers == 0
+        assert made.page_count == 0
 
 
 async def test_pages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,10 +141,10 @@ async def test_end_of_the_balancer_ends_streams_at_once() -> None:
 
 async def test_balancer_outlives_its_status_page(caplog: pytest.LogCaptureFixture) -> None:
     async with Member() as one, balance(one, stats=Stats()) as running, administer(running) as port:
-        pool = port.admin._board
+        pool = port.admin._feed
         with caplog.at_level(logging.ERROR):
             pool._views = lambda: None  # type: ignore[assignment, return-value]
-            pool._look(sample=True)
+            pool._update(sample=True)
         assert "the status page could not be brought up to date" in caplog.text
         assert b" 200 " in await running.exchange(GET)
         assert (await port.get("/healthz")).text == "ok\n"

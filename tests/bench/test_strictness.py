@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from bench.strictness.report import COLUMNS, LOCAL_RESOURCE_ERRNOS, as_expected, laxness
+from bench.strictness.report import BALANCER, COLUMNS, as_expected, laxness
 from tests.support.hostile import CASES, OPEN, Case
 from tests.support.hostile_answers import ANSWERS, PASSES, Answer
 from tests.support.hostile_bounds import BOUNDS, Bound
@@ -31,7 +31,7 @@ def test_rows_are_the_cases() -> None:
 @pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case.name)
 def test_balancer_does_what_the_case_asks_for_and_is_never_the_laxest(case: Case | Answer) -> None:
     row = dict(CELLS[case.name])
-    ours = row.pop(LOCAL_RESOURCE_ERRNOS)
+    ours = row.pop(BALANCER)
     assert as_expected(case, ours) is (case.name not in OPEN)
     if case.name not in OPEN and (case.status if isinstance(case, Case) else case.becomes != PASSES):
         assert laxness(ours) <= max(map(laxness, row.values()))

@@ -21,7 +21,7 @@ from balancer.config.settings import Settings
 from balancer.demo.dns_server import Answerer, DnsServer, Zone
 from balancer.demo.system import free_port
 from balancer.discovery import dns_client, pace
-from balancer.discovery.resolver import DnsResolver, System
+from balancer.discovery.resolver import DnsResolver, ResolverConfig
 from tests.support.messages import GET as REQUEST
 from tests.support.wire import Member, Running, balance, eventually, steady_requests
 
@@ -207,10 +207,10 @@ async def test_next_name_server_is_asked_where_the_first_knows_nothing(
     zone.records["apps"] = [("A", "127.0.2.1")]
     first = answered(rcode) if rcode is not None else delayed(zone, 1000)
     async with DnsServer(first) as one, DnsServer(zone) as two:
-        snapshot = await DnsResolver(Settings(), system=System([one.address, two.address]))()
+        snapshot = await DnsResolver(Settings(), system=ResolverConfig([one.address, two.address]))()
         assert [len(it.endpoints) for it in snapshot.answers] == [int(asks_on)]
         assert two.udp_queries == int(asks_on)
-        both = await DnsResolver(Settings(), system=System([one.address, one.address]))()
+        both = await DnsResolver(Settings(), system=ResolverConfig([one.address, one.address]))()
         assert both.answers[0].rcode == ("timeout" if rcode is None else dns.rcode.to_text(rcode))
 
 

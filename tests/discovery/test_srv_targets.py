@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import dns.name
 import pytest
 
-from balancer.discovery.srv_targets import QUERIES_AT_ONCE, REFRESHED, Hosts, SrvTargets
+from balancer.discovery.srv_targets import MAX_QUERIES, REFRESHED, Hosts, SrvTargets
 from tests.support.virtual import VirtualLoop
 
 
@@ -64,7 +64,7 @@ def test_many_names_are_asked_for_a_few_at_a_time_however_many_rounds_overlap() 
         assert all(len(it) == 500 for it in found)
 
     server = play(script)
-    assert server.most == QUERIES_AT_ONCE
+    assert server.most == MAX_QUERIES
     assert set(server.asked.values()) == {1}
 
 

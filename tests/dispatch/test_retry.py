@@ -87,7 +87,7 @@ def spent(budget: Budget, now: float) -> int:
 def test_budget_is_a_fifth_of_the_requests_and_a_floor() -> None:
     budget = Budget()
     for _ in range(1000):
-        budget.request(100.5)
+        budget.count_request(100.5)
     assert spent(budget, 100.9) == BUDGET_FLOOR + 200
     assert not budget.spend(109.9)
 
@@ -95,7 +95,7 @@ def test_budget_is_a_fifth_of_the_requests_and_a_floor() -> None:
 def test_retry_budget_ignores_what_is_long_ago() -> None:
     budget = Budget()
     for _ in range(1000):
-        budget.request(100.0)
+        budget.count_request(100.0)
     assert spent(budget, 105.0) == BUDGET_FLOOR + 200
     assert spent(budget, 110.0) == 0, "the requests are forgotten, the repeats are not"
     assert spent(budget, 115.0) == BUDGET_FLOOR
@@ -110,7 +110,7 @@ def test_repeats_never_exceed_the_budget(steps: list[tuple[float, int, int]]) ->
     for passed, come, wanted in steps:
         now += passed
         for _ in range(come):
-            budget.request(now)
+            budget.count_request(now)
             requests.append(now)
         allowed = sum(budget.spend(now) for _ in range(wanted))
         repeats += [now] * allowed

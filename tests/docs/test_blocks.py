@@ -44,7 +44,7 @@ async def all_up(system: System) -> None:
     names: set[str] = set()
     async with asyncio.timeout(10):
         async for result in Loop(f"http://127.0.0.1:{system.port}/", rate=50).results():
-            names.add(result.who)
+            names.add(result.worker)
             if len(names) == len(system.workers):
                 return
 

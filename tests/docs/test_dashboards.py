@@ -12,7 +12,7 @@ import yaml
 from promql_parser import parse_duration
 
 from balancer.admin.prometheus import METRICS, STATES
-from balancer.errors import REASONS, TOKENS, UNTOLD
+from balancer.errors import LOG_ONLY, REASONS, TOKENS
 from balancer.members.health import TRANSITIONS, HealthEvent, State
 from tests.support.explained import CASES
 from tests.support.metrics import known
@@ -39,7 +39,7 @@ KNOWN = known() | {name: frozenset[str]() for name in PROCESS}
 MEMBER_STATES = frozenset(map(str, STATES))
 CODES = frozenset(f"{number}xx" for number in range(1, 6))
 VALUES = {
-    ("balancer_errors_total", "error"): TOKENS | UNTOLD,
+    ("balancer_errors_total", "error"): TOKENS | LOG_ONLY,
     ("balancer_failed_attempts_total", "reason"): REASONS,
     ("balancer_member_failed_attempts_total", "reason"): REASONS,
     ("balancer_requests_total", "code"): CODES,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from balancer.http.memo import ENTRIES, HEAD_MAX, KEY_MAX, Known, Memo, remembering
+from balancer.http.memo import ENTRIES, KEY_MAX, Memo, ValueCache, cached
 from tests.support.corpus import MALFORMED, REQUESTS, RESPONSES
 from tests.support.judge import check
 from tests.support.pipes import PipeLoop
@@ -35,7 +35,7 @@ def test_memo_never_has_more_than_its_entries() -> None:
 def test_value_of_a_short_key_is_made_once() -> None:
     made = []
 
-    @remembering(10)
+    @cached(10)
     def double(key: bytes) -> bytes:
         made.append(key)
         return key + key
@@ -45,28 +45,28 @@ def test_value_of_a_short_key_is_made_once() -> None:
 
 
 def test_value_of_a_long_key_is_made_each_time() -> None:
-    known: Known[bytes, int] = Known(len, 10)
+    known: ValueCache[bytes, int] = ValueCache(len, 10)
     for size in (KEY_MAX, KEY_MAX + 1, 100 * KEY_MAX):
         assert known[b"a" * size] == size
     assert list(known) == [b"a" * KEY_MAX]
 
 
 def test_size_of_a_key_may_be_that_of_its_parts() -> None:
-    known: Known[tuple[str, bytes], int] = Known(len, 10, size=lambda key: sum(map(len, key)))
+    known: ValueCache[tuple[str, bytes], int] = ValueCache(len, 10, size=lambda key: sum(map(len, key)))
     for size in (KEY_MAX - 1, KEY_MAX):
         assert known["a", b"a" * size] == 2
     assert list(known) == [("a", b"a" * (KEY_MAX - 1))]
 
 
 def test_known_keys_are_no_more_than_there_is_room_for() -> None:
-    known: Known[str, int] = Known(int, 10)
+    known: ValueCache[str, int] = ValueCache(int, 10)
     for number in range(100):
         assert known[str(number)] == number
         assert 1 <= len(known) <= 10
 
 
 def test_value_that_cannot_be_made_is_not_known() -> None:
-    known: Known[str, int] = Known(int, 10)
+    known: ValueCache[str, int] = ValueCache(int, 10)
     for _ in range(2):
         with pytest.raises(ValueError, match="invalid literal"):
             known["x"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.members.health import CLOSES_TO_SUSPECT, HealthEvent, State
 from balancer.members.member import Member
-from balancer.members.membership import EMPTY_POLLS, WARMED_AT_ONCE, Change, Membership
+from balancer.members.membership import EMPTY_POLLS, WARMED_PER_STEP, Change, Membership
 from balancer.types import Address
 
 NXDOMAIN = Answer("A", Outcome.EMPTY, rcode="NXDOMAIN")
@@ -301,16 +301,16 @@ def test_member_that_starts_to_close_its_connections_is_suspect(closes: list[boo
     assert CLOSES_TO_SUSPECT == 2
     membership, (member,) = all_up(1)
     for close in closes:
-        membership.answered(member, close, 1.0)
+        membership.record_response(member, close, 1.0)
     assert member.state is state
 
 
 def test_suspect_that_a_probe_clears_has_to_close_twice_again() -> None:
     membership, (member,) = all_up(1)
     for close in (False, True, True):
-        membership.answered(member, close, 1.0)
+        membership.record_response(member, close, 1.0)
     membership.observe(member, HealthEvent.PROBE_OK, 2.0)
-    membership.answered(member, True, 3.0)
+    membership.record_response(member, True, 3.0)
     assert member.state is State.UP
 
 
@@ -466,8 +466,8 @@ def test_many_members_warm_up_in_small_steps() -> None:
     assert membership.warms_at() == pytest.approx(2.0)
     membership.warm_up(2.0)
     weights = [it.weight for it in membership.available]
-    assert weights.count(0.2) == WARMED_AT_ONCE
-    for _ in range(1000 // WARMED_AT_ONCE):
+    assert weights.count(0.2) == WARMED_PER_STEP
+    for _ in range(1000 // WARMED_PER_STEP):
         membership.warm_up(3.0)
     assert {it.weight for it in membership.available} <= {0.2, 0.3}
     while membership.warms_at() < 100:

@@ -17,9 +17,9 @@ from balancer.members.membership import Membership
 from balancer.members.probe import Verdict
 from balancer.members.probe_scheduler import (
     BURST,
-    DOUBTFUL_AT_ONCE,
+    MAX_DOUBTFUL,
+    MAX_PROBES,
     OVERLAP,
-    PROBES_AT_ONCE,
     PROBES_PER_SECOND,
     TICK,
     URGENT_PER_SECOND,
@@ -43,7 +43,9 @@ class System:
         self.under_way: Counter[Address] = Counter()
         self.most = 0
         self.membership = Membership(on_flip=self.flipped, on_unnamed=self.confirm)
-        self.prober = Prober(self.probe, self.membership, interval=1.0, clock=loop.time, rng=Random(1), asks_path=False)
+        self.prober = Prober(
+            self.probe, self.membership, interval=1.0, clock=loop.time, rng=Random(1), requests_path=False
+        )
         self.found: list[Endpoint] = []
         self.join(members)
 
@@ -153,9 +155,9 @@ def test_thousands_that_hang_are_never_asked_beyond_the_bound() -> None:
         await asyncio.sleep(10)
 
     system = play(script, 3000)
-    assert system.most <= DOUBTFUL_AT_ONCE
+    assert system.most <= MAX_DOUBTFUL
     assert max(Counter(whom for _, whom in system.asked).values()) <= OVERLAP
-    assert len(system.asked) > 0.9 * 10 * DOUBTFUL_AT_ONCE / HANG  # No place is left empty, either.
+    assert len(system.asked) > 0.9 * 10 * MAX_DOUBTFUL / HANG  # No place is left empty, either.
 
 
 def test_thousands_that_come_up_at_once_are_asked_at_the_urgent_rate_the_first_of_them_at_once() -> None:
@@ -197,7 +199,7 @@ def test_probes_do_not_wait_behind_a_thousand_that_hang() -> None:
         assert late.state is State.UP
 
     system = play(script, 50)
-    assert system.most <= PROBES_AT_ONCE
+    assert system.most <= MAX_PROBES
 
 
 def test_member_that_starts_to_listen_late_is_found_quickly_among_thousands() -> None:

@@ -362,11 +362,11 @@ def test_only_what_is_overridden_is_called() -> None:
     class Members(Hooks):
         def on_member_added(self, member: Member) -> None: ...
 
-    assert not HookChain([Members()], Reports()).wanted
+    assert not HookChain([Members()], Reports()).has_hooks
     assert len(HookChain([Members()], Reports()).observers()) == 1
     chain = HookChain([Called("x")], Reports())
-    assert chain.on_requests and chain.on_responses and not chain.observers()
-    assert not HookChain([Hooks()], Reports()).wanted
+    assert chain.has_request_hooks and chain.has_response_hooks and not chain.observers()
+    assert not HookChain([Hooks()], Reports()).has_hooks
 
 
 def test_exception_is_described_in_one_line() -> None:

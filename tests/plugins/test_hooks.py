@@ -14,7 +14,7 @@ from balancer.http.request import Request
 from balancer.http.serialize import request_head
 from balancer.types import Address
 
-LOCAL_RESOURCE_ERRNOS = sorted(
+OWN_HEADERS = sorted(
     {it.decode() for it in HOP_BY_HOP}
     | {"content-length", "host", "expect", "forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-x"}
     | {"sec-websocket-key", "sec-websocket-accept", "sec-websocket-protocol"}
@@ -56,7 +56,7 @@ def test_fields_are_changed_without_touching_what_they_came_from() -> None:
     assert pairs == [(b"accept", b"x"), (b"accept", b"y")]
 
 
-@pytest.mark.parametrize("name", LOCAL_RESOURCE_ERRNOS)
+@pytest.mark.parametrize("name", OWN_HEADERS)
 def test_headers_that_frame_and_route_a_message_are_out_of_reach(name: str) -> None:
     found = HeaderFields([(name.encode(), b"1")])
     for change in CHANGES:

@@ -187,13 +187,13 @@ def test_anything_with_build_and_choose_will_do(place: str) -> None:
 
 @pytest.mark.parametrize("place", ["shop:Seeing", "shop:seeing"])
 def test_hooks_are_a_class_or_an_object(place: str) -> None:
-    assert load(hooks=(place,)).hooks.on_requests
+    assert load(hooks=(place,)).hooks.has_request_hooks
 
 
 def test_entry_point_leads_to_its_place(tmp_path: Path) -> None:
     install(tmp_path, "shop", policies={"last": "shop:Last [extra]"}, hooks={"seeing": "shop:Seeing"})
     found = load(policy="last", hooks=("seeing", "shop:Seeing"))
-    assert found.policy and found.hooks.on_requests
+    assert found.policy and found.hooks.has_request_hooks
 
 
 def test_same_entry_point_twice_is_one(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_load_balancer_cannot_be_made_of_them() -> None:
 
 def test_policy_that_is_given_takes_the_place_of_the_one_in_the_settings(shop: Any) -> None:
     found = loader.load(Settings(policy="shop:Lost"), Random(0), shop.Plain(), [shop.seeing])
-    assert isinstance(found.policy, GuardedPolicy) and found.hooks.on_requests
+    assert isinstance(found.policy, GuardedPolicy) and found.hooks.has_request_hooks
 
 
 def test_hooks_are_called_in_the_order_of_their_names(shop: Any) -> None:
@@ -440,7 +440,7 @@ def test_hooks_are_called_in_the_order_of_their_names(shop: Any) -> None:
 
     shop.Before = type("Before", (Hooks,), {"on_member_added": lambda *_: order.append("named")})
     found = loader.load(Settings(hooks=("shop:Before", "shop:Before")), Random(0), None, [After()])
-    found.hooks.tell("on_member_added", Member(Endpoint(Address("10.0.0.1", 80)), 0.0))
+    found.hooks.call_all("on_member_added", Member(Endpoint(Address("10.0.0.1", 80)), 0.0))
     assert order == ["named", "named", "given"]
 
 

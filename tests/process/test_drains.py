@@ -11,7 +11,7 @@ from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Endpoint, Snapshot
 from balancer.members.member import Member
 from balancer.members.membership import Change
-from balancer.process.drains import Drains, make_notes
+from balancer.process.drains import Drains, make_file
 from balancer.types import Address
 
 NOW = Snapshot((), 0.0)
@@ -19,7 +19,7 @@ NOW = Snapshot((), 0.0)
 
 @pytest.fixture
 def notes() -> Iterator[int]:
-    descriptor = make_notes()
+    descriptor = make_file()
     yield descriptor
     os.close(descriptor)
 

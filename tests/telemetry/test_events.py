@@ -68,7 +68,7 @@ def test_requests_that_a_member_failed_are_told_with_its_going_down() -> None:
     it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
     it.observe(ONE, HealthEvent.REFUSED, 9.9, "connection refused")
     for _ in range(3):
-        it.events.troubled(record(refused()))
+        it.events.failed(record(refused()))
     assert texts(it.events)[-1] == "172.18.0.5:80 down: connection refused, 3 requests moved"
 
 
@@ -76,7 +76,7 @@ def test_failures_long_after_a_flip_are_an_event_of_their_own() -> None:
     it = Cluster(ONE)
     it.observe(ONE, HealthEvent.PROBE_OK, 1.0)
     it.observe(ONE, HealthEvent.REFUSED, 2.0, "connection refused")
-    it.events.troubled(record(Attempt(ONE, "died", "closed without an answer"), at=2.0 + WINDOW))
+    it.events.failed(record(Attempt(ONE, "died", "closed without an answer"), at=2.0 + WINDOW))
     assert texts(it.events)[-1] == "172.18.0.5:80: closed without an answer, 1 request moved"
 
 
@@ -86,15 +86,15 @@ def test_failures_after_a_member_is_up_again_are_not_told_with_its_going_down() 
         it.observe(ONE, event, 1.0)
     it.resolve(ONE, when=1.1)
     it.observe(ONE, HealthEvent.PROBE_OK, 1.2)
-    it.events.troubled(record(refused(), at=1.5))
+    it.events.failed(record(refused(), at=1.5))
     assert texts(it.events)[-1] == "172.18.0.5:80: Connection refused, 1 request moved"
 
 
 def test_failed_tries_are_one_event_for_each_member_and_window() -> None:
     it = Events()
     for _ in range(1000):
-        it.troubled(record(refused(ONE), refused(TWO), at=1.0))
-    it.troubled(record(refused(ONE), at=1.0 + WINDOW))
+        it.failed(record(refused(ONE), refused(TWO), at=1.0))
+    it.failed(record(refused(ONE), at=1.0 + WINDOW))
     assert texts(it) == [
         "172.18.0.5:80: Connection refused, 1000 requests moved",
         "172.18.0.6:80: Connection refused, 1000 requests moved",
@@ -104,7 +104,7 @@ def test_failed_tries_are_one_event_for_each_member_and_window() -> None:
 
 def test_request_that_ended_with_its_last_try_is_lost_and_refused() -> None:
     it = Events()
-    it.troubled(record(refused(ONE), Attempt(TWO, "died", "reset"), error="member_failed", status=502))
+    it.failed(record(refused(ONE), Attempt(TWO, "died", "reset"), error="member_failed", status=502))
     assert texts(it) == [
         "172.18.0.5:80: Connection refused, 1 request moved",
         "172.18.0.6:80: reset, 1 request lost",
@@ -116,8 +116,8 @@ def test_request_that_ended_with_its_last_try_is_lost_and_refused() -> None:
 def test_refusals_are_counted_by_token_and_a_client_that_leaves_is_none() -> None:
     it = Events()
     for error, status in [("no_member", 503), ("malformed_request", 400), ("no_member", 503), ("client_gone", 499)]:
-        it.troubled(record(error=error, status=status))
-    it.troubled(record(error="truncated", status=200))
+        it.failed(record(error=error, status=status))
+    it.failed(record(error="truncated", status=200))
     assert texts(it) == [
         "2 requests answered 503 no_member",
         "1 request answered 400 malformed_request",
@@ -160,10 +160,10 @@ def test_drain_by_hand_is_told_at_its_time() -> None:
 
 def test_event_that_counts_on_is_given_to_the_reader_again() -> None:
     it = Events()
-    it.troubled(record(refused()))
+    it.failed(record(refused()))
     (first,) = it.pop_changes()
     assert it.pop_changes() == []
-    it.troubled(record(refused(), at=11.0))
+    it.failed(record(refused(), at=11.0))
     assert it.pop_changes() == [first]
     assert first.moved == 2
 
@@ -174,7 +174,7 @@ def test_flood_is_bounded_and_leaves_the_changes_of_dns_alone(read: bool) -> Non
     it.resolved(found(ONE), Change())
     for number in range(5 * KEPT):
         address = Address(f"10.0.{number // 250}.{number % 250}", 80)
-        it.troubled(record(refused(address), at=number * 0.01))
+        it.failed(record(refused(address), at=number * 0.01))
         if read:
             it.pop_changes()
     assert len(it.recent) == KEPT
@@ -197,7 +197,7 @@ def test_change_of_members_is_news_and_a_request_is_not() -> None:
     it = Events(on_change=lambda: news.append("!"))
     member = Member(Endpoint(ONE), 0.0)
     it.resolved(found(ONE), Change())
-    it.troubled(record(refused()))
+    it.failed(record(refused()))
     assert not news
     it.resolved(found(ONE), Change(joined=[member]))
     member.state = State.UP
