@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from balancer.http.memo import ENTRIES, KEY_MAX, Memo, ValueCache, cached
+from balancer.http.memo import ENTRIES, HEAD_MAX, KEY_MAX, Memo, ValueCache, cached
 from tests.support.corpus import MALFORMED, REQUESTS, RESPONSES
 from tests.support.judge import check
 from tests.support.pipes import PipeLoop
