@@ -99,7 +99,7 @@ class UpstreamResponse:
     def wait_for_body(self, within: float) -> Coroutine[Any, Any, None]:
         """Wait until a piece of the body or its end is there, ``within`` seconds at most.
 
-        Raises ConnectionDied if the connection ends first: nothing has been passed on yet.
+        Raises ConnectionDied or ProtocolViolation if the body fails first: nothing has been passed on yet.
         """
         raise NotImplementedError
 

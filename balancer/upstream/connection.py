@@ -292,6 +292,7 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def _violate(self, exchange: MemberExchange, message: str) -> None:
         """Fail an exchange whose bytes are no response."""
+        exchange.protocol_error = message
         self.fail(TruncatedResponse(message) if exchange.started else self._error(ProtocolViolation, message))
 
     def _cache_head(self, exchange: MemberExchange, head: bytes, length: int) -> None:

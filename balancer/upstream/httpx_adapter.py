@@ -46,8 +46,8 @@ READ_SIZE = 32 * 1024
 # How much is kept of what an exception says: it may quote all that the member has sent.
 WORDS_MAX = 200
 
-# httpcore's own words for an end of file where a response head was due.
-_CLOSED_SILENTLY = "Server disconnected"
+# h11's words for an end of file where a response head, or a body, was due.
+_CLOSED_SILENTLY = ("Server disconnected", "peer closed connection")
 
 
 class HttpxUpstream(Upstream):
@@ -210,7 +210,9 @@ class _Response(UpstreamResponse):
         except BaseException as error:
             await self.close()
             if isinstance(error, TruncatedResponse):
-                raise ConnectionDied(f"{error} behind the response head", sent=True) from error
+                if isinstance(error.__cause__, httpx.TransportError):
+                    raise _fault(error.__cause__) from error
+                raise ConnectionDied(str(error), sent=True) from error
             raise
 
     async def read(self) -> tuple[bytes, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from math import inf
 
-from balancer.errors import ConnectionDied, TruncatedResponse
+from balancer.errors import ConnectionDied, ProtocolViolation, TruncatedResponse
 from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import trailers
 from balancer.http.request import Body
@@ -35,7 +35,8 @@ class Response(MemberExchange):
             if not self._error:
                 await self._wait()
             if not self.pieces and isinstance(self._error, TruncatedResponse):
-                raise ConnectionDied(f"{self._error} behind the response head", sent=True)
+                kind = ProtocolViolation if self.protocol_error else ConnectionDied
+                raise kind(f"{self._error} behind the response head", sent=True)
         except BaseException:
             self.abandon()
             raise

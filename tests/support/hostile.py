@@ -280,6 +280,7 @@ CHUNKS = (
     _chunks(b"x\r\nabc\r\n0\r\n\r\n", "a size that is none"),
     _chunks(b"3x\r\nabc\r\n0\r\n\r\n", "a size with a letter behind it"),
     _chunks(b"fffffffffffffffff\r\nabc\r\n0\r\n\r\n", "a size beyond 64 bits"),
+    _chunks(b"FFFFFFFFFFFFFFFB\r\nabc\r\n0\r\n\r\n", "a size of sixteen digits"),
     _chunks(b"10000000000000003\r\nabc\r\n0\r\n\r\n", "a size of 2 to the 64th and 3"),
     _chunks(b"+3\r\nabc\r\n0\r\n\r\n", "a signed size"),
     _chunks(b"-3\r\nabc\r\n0\r\n\r\n", "a negative size"),

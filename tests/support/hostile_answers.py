@@ -47,8 +47,11 @@ def _bad_framing(fields: bytes, name: str, body: bytes = b"ok", rule: str = "911
     return Answer(name, rule, _200 + fields + b"\r\n\r\n" + body, BAD_GATEWAY)
 
 
-def _bad_chunks(body: bytes, name: str, rule: str = "9112 §7.1", closes: bool = False) -> Answer:
-    return Answer(name, rule, _CHUNKED + body, CUT, closes=closes)
+def _bad_chunks(
+    body: bytes, name: str, rule: str = "9112 §7.1", closes: bool = False, becomes: str = BAD_GATEWAY
+) -> Answer:
+    """Where a piece of the body comes first, that is passed on with the head (CUT)."""
+    return Answer(name, rule, _CHUNKED + body, becomes, closes=closes)
 
 
 def _endless(rule: str, response: bytes, forever: bytes, name: str, becomes: str = BAD_GATEWAY) -> Answer:
@@ -148,14 +151,14 @@ ANSWER_BODIES = (
     _bad_chunks(b" 2\r\nok\r\n0\r\n\r\n", "a space before the size in a response"),
     _bad_chunks(b"2 \r\nok\r\n0\r\n\r\n", "a space after the size in a response"),
     _bad_chunks(b"2\nok\r\n0\r\n\r\n", "a bare LF after the size in a response"),
-    _bad_chunks(b"2\r\nok\n0\r\n\r\n", "a bare LF after the data in a response"),
+    _bad_chunks(b"2\r\nok\n0\r\n\r\n", "a bare LF after the data in a response", becomes=CUT),
     _bad_chunks(b"2;a\nb\r\nok\r\n0\r\n\r\n", "a bare LF in an extension in a response", "9112 §7.1.1"),
-    _bad_chunks(b"1\r\nok\r\n0\r\n\r\n", "more than the size in a response"),
-    _bad_chunks(b"3\r\nok\r\n0\r\n\r\n", "less than the size in a response"),
-    _bad_chunks(b"2\r\nok\r\n", "chunks that end early", closes=True),
+    _bad_chunks(b"1\r\nok\r\n0\r\n\r\n", "more than the size in a response", becomes=CUT),
+    _bad_chunks(b"3\r\nok\r\n0\r\n\r\n", "less than the size in a response", becomes=CUT),
+    _bad_chunks(b"2\r\nok\r\n", "chunks that end early", closes=True, becomes=CUT),
     Answer("a body that ends early", "9112 §8", _200 + b"Content-Length: 3\r\n\r\nok", CUT, closes=True),
-    _bad_chunks(b"2\r\nok\r\n0\r\nX\r\n\r\n", "a trailer without a colon in a response", "9112 §5"),
-    _bad_chunks(b"2\r\nok\r\n0\r\nX: a\0b\r\n\r\n", "a NUL in a trailer of a response", "9110 §5.5"),
+    _bad_chunks(b"2\r\nok\r\n0\r\nX\r\n\r\n", "a trailer without a colon in a response", "9112 §5", becomes=CUT),
+    _bad_chunks(b"2\r\nok\r\n0\r\nX: a\0b\r\n\r\n", "a NUL in a trailer of a response", "9110 §5.5", becomes=CUT),
 )
 
 ANSWER_SIZES = (
@@ -166,10 +169,10 @@ ANSWER_SIZES = (
     _endless("bounded", b"", b"\r\n" * 8192, "empty lines without end before a response"),
     _endless("9110 §15.2", b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 300,
              "interim responses without end"),
-    _endless("9112 §7.1.1", _CHUNKED + b"2;", b"a" * 16384, "an extension without end in a response", CUT),
-    _endless("9112 §7.1.1", _CHUNKED, b"0" * 16384, "a size with zeros without end in a response", CUT),
-    _endless("9112 §7.1.2", _CHUNKED + b"0\r\nX: ", b"a" * 16384, "a trailer without end in a response", CUT),
-    _endless("9112 §7.1.2", _CHUNKED + b"0\r\n", b"X: y\r\n" * 2048, "trailers without end in a response", CUT),
+    _endless("9112 §7.1.1", _CHUNKED + b"2;", b"a" * 16384, "an extension without end in a response"),
+    _endless("9112 §7.1.1", _CHUNKED, b"0" * 16384, "a size with zeros without end in a response"),
+    _endless("9112 §7.1.2", _CHUNKED + b"0\r\nX: ", b"a" * 16384, "a trailer without end in a response"),
+    _endless("9112 §7.1.2", _CHUNKED + b"0\r\n", b"X: y\r\n" * 2048, "trailers without end in a response"),
 )  # fmt: skip
 
 ANSWERS_PASSED = (
