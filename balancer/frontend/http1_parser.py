@@ -151,13 +151,12 @@ class RequestParser:
         return self._method or self._parser.get_method().decode()
 
     def close(self) -> None:
-        """Drop httptools' parser and the connection, which refer to this object: reference counts then free all."""
+        """Let go of httptools' parser and of the connection, which know this object: reference counts then free all."""
         del self._parser, self._connection
 
     # httptools' side.
 
     def on_message_begin(self) -> None:
-        """Begin a head."""
         if self._connection.phase is IDLE or self._connection.phase is NEW:
             self._connection.phase = HEAD
             self._method = ""
@@ -172,7 +171,6 @@ class RequestParser:
         self._headers.append((name.lower(), value.rstrip()))
 
     def on_headers_complete(self) -> None:
-        """Make an exchange of the head, or refuse it."""
         connection = self._connection
         if connection.phase is not HEAD or self.refusal:
             return

@@ -132,7 +132,7 @@ def _trailer(line: bytes) -> tuple[bytes, bytes]:
 
 
 def chunk(piece: bytes) -> bytes:
-    """Return a piece of a body of unknown length; b"" for an empty one, which would mean the end."""
+    """A piece of a body of unknown length; nothing for an empty one, which would mean the end."""
     return b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
 
 
