@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 from itertools import groupby
 from pathlib import Path
@@ -178,4 +179,12 @@ def test_module_named_in_a_page_exists() -> None:
     missing = [
         (page, name) for page, name in named if not any((ROOT / top / name).exists() for top in ("balancer", ""))
     ]
+    assert missing == []
+
+
+def test_definition_on_the_python_page_exists() -> None:
+    page = ROOT / "docs" / "reference" / "python-api.md"
+    named = re.findall(r"^::: (balancer\.[\w.]+)$", page.read_text(), re.MULTILINE)
+    assert len(named) > 20
+    missing = [name for name in named if pydoc.locate(name) is None]
     assert missing == []
