@@ -28,7 +28,7 @@ CLIENT_GONE = 499
 
 SWITCHING_PROTOCOLS = 101
 
-# Seconds for which a response head is_queued for the first piece of its body. Servers write the two in a row; a member
+# Seconds for which a response head waits for the first piece of its body. Servers write the two in a row; a member
 # that is killed between them costs no request, because nothing has been passed on.
 HEAD_DELAY = 0.01
 
@@ -47,7 +47,7 @@ class _Attempts:
 
 
 class Dispatcher(NowaitDispatcher):
-    """Hands requests to members, and is_queued where needed."""
+    """Hands requests to members, and waits where that is needed."""
 
     async def handle(self, request: Request, sink: Sink) -> None:
         """Answer the request; see ``run``."""

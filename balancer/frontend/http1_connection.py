@@ -163,6 +163,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     def _begin_cached(self, request: Request) -> None:
         """Begin a request whose bytes have come before. The parser would be in the same state after it."""
         self.phase = IDLE
+        self._parser.head_bytes = 0
         self.messages += 1
         exchange = self._current = Http1Exchange(self, request, "1.1", False)
         exchange.complete = True

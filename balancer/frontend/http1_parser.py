@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import httptools
@@ -27,17 +28,20 @@ if TYPE_CHECKING:
     from balancer.frontend.http1_connection import Http1Connection
 
 _END_OF_HEAD = b"\r\n\r\n"
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)*+")
+_LINE_BREAKS = b"\r\n"
 
 
 class RequestParser:
     """Makes exchanges of bytes.
 
     ``exchange``: the one whose body is not complete, or None. ``refusal``: of the last request, or None.
+    ``head_bytes``: of the head that comes in, with the empty lines before it.
     """
 
     __slots__ = (
-        "_chunks", "_connection", "_head_bytes", "_headers", "_left", "_limits", "_method", "_parser", "_refused",
-        "_tail", "_target", "exchange", "refusal",
+        "_chunks", "_connection", "_headers", "_is_split", "_left", "_limits", "_method", "_parser", "_refused",
+        "_tail", "_target", "exchange", "head_bytes", "refusal",
     )  # fmt: skip
 
     def __init__(self, connection: Http1Connection, limits: Settings) -> None:
@@ -49,11 +53,13 @@ class RequestParser:
         self._method = ""
         self._refused: Request | None = None
 
-        # Of the head that comes in: its bytes so far, and the last of them, which may begin its end.
+        # Of the head that comes in: its bytes so far, and the last of them, which may begin its end. ``_is_split``: an
+        # empty line before it has begun with CR, and its LF is still to come.
         self._target = b""
         self._headers: Headers = []
-        self._head_bytes = 0
+        self.head_bytes = 0
         self._tail = b""
+        self._is_split = False
 
         # Of the body that comes in: the reader of its chunks, or else the number of bytes left.
         self.exchange: ClientExchange | None = None
@@ -75,22 +81,46 @@ class RequestParser:
 
     def _feed_head(self, data: bytes) -> bytes:
         """Parse the next head, as far as it has come; return the bytes behind it."""
+        if (self._is_split or data[0] in _LINE_BREAKS) and not (data := self._skip_empty_lines(data)):
+            return b""
         tail = self._tail
         found = (tail + data if tail else data).find(_END_OF_HEAD)
         end = len(data) if found < 0 else found + len(_END_OF_HEAD) - len(tail)
         self._tail = (tail + data)[-3:] if found < 0 else b""
-        self._head_bytes += end
+        self.head_bytes += end
         try:
             self._parser.feed_data(data if end == len(data) else data[:end])
         except httptools.HttpParserUpgrade:
             self._parser = httptools.HttpRequestParser(self)  # A parser that has stopped takes nothing more.
         except httptools.HttpParserError as error:
             self.refusal = self.refusal or malformed(str(error).lower())
-        if self._connection.phase is IDLE:
-            self._head_bytes = 0  # Empty lines between requests are nothing (RFC 9112 section 2.2).
-        elif self._head_bytes > self._limits.max_header_bytes and not (self.refusal or self.exchange):
+        if self.head_bytes > self._limits.max_header_bytes and not (self.refusal or self.exchange):
             self.refusal = headers_too_large(self._limits)
         return data[end:]
+
+    def _skip_empty_lines(self, data: bytes) -> bytes:
+        """Return the bytes behind the empty lines before a request, which are nothing (RFC 9112 section 2.2).
+
+        They count as bytes of the next head, and cost no call of the parser each.
+        """
+        connection = self._connection
+        if connection.phase is HEAD and not self._is_split:
+            return data
+        if self._is_split:
+            data, self._is_split, connection.phase = b"\r" + data, False, IDLE
+        found = _EMPTY_LINES.match(data)
+        assert found
+        self.head_bytes += found.end()
+        if self.head_bytes > self._limits.max_header_bytes:
+            self.refusal = headers_too_large(self._limits)
+            return b""
+        data = data[found.end() :]
+        if data == b"\r":
+            self._is_split, connection.phase, data = True, HEAD, b""
+        elif data.startswith(b"\r"):
+            self.refusal = malformed("a bare CR before a request")
+            return b""
+        return data
 
     def _feed_body(self, exchange: ClientExchange, data: bytes) -> bytes:
         """Pass on a body of known length; return the bytes behind it."""
@@ -111,8 +141,8 @@ class RequestParser:
         except MalformedChunk as error:
             self.refusal = malformed(str(error))
             return b""
-        for piece in pieces:
-            self._pass_on(exchange, piece)
+        if pieces:
+            self._pass_on(exchange, pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if len(chunks.trailers) > self._limits.max_headers:
             self.refusal = malformed("a body has too many trailers")
         elif chunks.overhead > self._limits.max_header_bytes:
@@ -131,7 +161,7 @@ class RequestParser:
     def _complete(self, exchange: ClientExchange) -> None:
         """End a request: all of it has come."""
         self.exchange = self._chunks = None
-        self._head_bytes = 0
+        self.head_bytes = 0
         self._connection.phase = SWITCHING if exchange.request.upgrade else DONE if exchange.closes else IDLE
         exchange.complete_request()
 
@@ -179,7 +209,7 @@ class RequestParser:
         target, headers = self._target, self._headers
         self._target, self._headers, self._method = b"", [], parser.get_method().decode()
         try:
-            request, closes = check(parser.get_method(), target, headers, version, self._head_bytes, self._limits)
+            request, closes = check(parser.get_method(), target, headers, version, self.head_bytes, self._limits)
         except Refusal as refusal:
             self.refusal = refusal
             self._refused = Request(self._method, target, headers, connection.peer, connection.scheme)

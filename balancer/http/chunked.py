@@ -25,6 +25,8 @@ BODY_WORTH = 16
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
+# What nearly every chunk begins with.
+_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _SIZE = re.compile(rb"0*+([0-9A-Fa-f]*+)(?:;%b(?:=(?:%b|%b)?)?)*+" % (_TOKEN, _TOKEN, _QUOTED))
 _TRAILER = re.compile(rb"(%b):[\t ]*([\t \x21-\x7e\x80-\xff]*)" % _TOKEN)
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
@@ -79,9 +81,24 @@ class ChunkedReader:
                 self.overhead = max(0, self.overhead - BODY_WORTH * len(piece))
                 if not self._left:
                     self._expects = _END_OF_DATA
+            elif not self._line and self._expects is _SIZE_LINE and (end := self._take_whole_chunk(data, at, pieces)):
+                at = end
             else:
                 at = self._read_line(data, at)
         return pieces, data[at:]
+
+    def _take_whole_chunk(self, data: bytes, at: int, pieces: list[bytes]) -> int:
+        """Take a chunk without extensions that is all there: what senders send. Returns where it ends, or 0."""
+        found = _PLAIN_SIZE.match(data, at)
+        size = int(found[1], 16) if found else 0
+        if not found or not size:
+            return 0
+        end = found.end() + size
+        if data[end : end + 2] != b"\r\n":
+            return 0
+        pieces.append(data[found.end() : end])
+        self.overhead = max(0, self.overhead + found.end() - at + 2 - BODY_WORTH * size)
+        return end + 2
 
     def _read_line(self, data: bytes, at: int) -> int:
         """Take the next line, as far as it has come; return where it ends."""

@@ -87,10 +87,11 @@ class DataListener:
 
     async def close(self) -> None:
         """Accept no more clients, and have every connection finish its requests."""
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor:
+            await acceptor.close()
         if self._server:
             self._server.close()
-        if self._acceptor:
-            await self._acceptor.close()
         self._registry.shut_down_connections()
 
     async def wait_closed(self, within: float) -> None:

@@ -258,6 +258,7 @@ class Worker:
         while not closed.done():
             await asyncio.wait([closed], timeout=END_STREAMS_SECONDS)
             await proxy.end_streams()
+        await closed
 
     def _close(self) -> None:
         if self._admin:

@@ -65,6 +65,9 @@ REQUESTS = {
 # What is not. None of it reaches a member as a whole request, and its connection ends with a 4xx or 5xx.
 MALFORMED = {
     "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "a bare CR before the request line": b"\rGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a bare CR behind an empty line": b"\r\n\rGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a bare CR between two requests": b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n\rGET /2 HTTP/1.1\r\nHost: a\r\n\r\n",
     "two hosts": b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     "a folded field": b"GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n",
     "a bare CR": b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",

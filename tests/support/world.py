@@ -279,6 +279,8 @@ class _Errors(logging.Handler):
         self._trouble = trouble
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "asyncio":
+            return  # Another loop's, of a test before: this one's has a handler of its own.
         # uvicorn's word for a WebSocket handshake that was refused.
         if not record.getMessage().startswith("ASGI callable returned without completing handshake"):
             self._trouble.append(f"logged: {record.getMessage()}")
