@@ -11,6 +11,10 @@ import errno
 import os
 from collections.abc import Mapping
 
+# Exit statuses of the commands: of a command line or a setting that cannot be used, and of all other failures.
+UNUSABLE = 2
+FAILED = 1
+
 # Shortages of the balancer itself: descriptors, memory, local ports. These are no evidence against a member.
 LOCAL_RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 

@@ -15,7 +15,7 @@ import uvicorn.server
 import uvloop
 from hypothesis import settings
 
-from balancer.frontend import client_connection, registry
+from balancer.frontend import client_connection, client_registry
 from balancer.upstream.httpx_adapter import HttpxUpstream
 from balancer.upstream.native import NativeUpstream
 from tests.support import wire
@@ -115,5 +115,5 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("header_timeout", "keepalive_timeout", "stream_idle_timeout"):
         monkeypatch.setitem(wire.defaults, name, 0.3)
     monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.3)
-    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
     yield

@@ -20,7 +20,7 @@ from balancer.cli import flags
 from balancer.config.cpu import usable_cores
 from balancer.config.display import variable
 from balancer.config.settings import Settings, SettingsError, misspelt
-from balancer.exit_codes import FAILED, UNUSABLE
+from balancer.errors import FAILED, UNUSABLE
 from balancer.process.sockets import CannotListen, listening
 from balancer.routing.parse import describe, read
 from balancer.types import Address

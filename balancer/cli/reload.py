@@ -24,7 +24,7 @@ import httpx
 from balancer.admin.auth import prove
 from balancer.cli.healthcheck import reachable
 from balancer.config.display import variable
-from balancer.exit_codes import FAILED
+from balancer.errors import FAILED
 from balancer.process.supervisor_mark import objection
 from balancer.types import Address
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from balancer.dispatch import retry
 from balancer.dispatch.context import RequestContext, RequestRecord
+from balancer.dispatch.fast_path import FastPathDispatcher
 from balancer.dispatch.interfaces import Sink
-from balancer.dispatch.nowait import NowaitDispatcher
 from balancer.dispatch.queue import QueuedRequest
 from balancer.dispatch.refusals import overloaded, refuse, too_large
 from balancer.dispatch.replay import ReplayableBody
@@ -46,7 +46,7 @@ class _Attempts:
     pause: bool = False
 
 
-class Dispatcher(NowaitDispatcher):
+class Dispatcher(FastPathDispatcher):
     """Hands requests to members, and waits where that is needed."""
 
     async def handle(self, request: Request, sink: Sink) -> None:

@@ -144,11 +144,11 @@ class RequestHandler:
         raise NotImplementedError
 
     def try_send_nowait(self, context: RequestContext, sink: DirectSink, body: bytes) -> bool:
-        """See ``NowaitDispatcher.try_send_nowait``."""
+        """See ``FastPathDispatcher.try_send_nowait``."""
         raise NotImplementedError
 
     def on_response_progress(self, context: RequestContext, sink: DirectSink) -> None:
-        """See ``NowaitDispatcher.on_response_progress``."""
+        """See ``FastPathDispatcher.on_response_progress``."""
         raise NotImplementedError
 
     def run(self, context: RequestContext, sink: Sink) -> Coroutine[Any, Any, None]:

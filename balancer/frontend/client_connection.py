@@ -18,7 +18,7 @@ from typing import Final
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.transitions import CHECK_STATES, check_phases
+from balancer.phase_checks import CHECK_STATES, check_phases
 
 # Seconds in which a client may read the last answer before its connection is closed for good.
 LINGER_SECONDS = 1.0

@@ -9,7 +9,7 @@ Rules (RFC 9110, RFC 9112):
 * ``phase`` is what the client is expected to do. ``balancer.frontend.client_connection`` has the order of phases, and
   how long each may last. State of one request is on its exchange.
 
-This module has no coroutine: those of an exchange are in ``balancer.frontend.http1_coroutines``.
+This module has no coroutine: those of an exchange are in ``balancer.frontend.http1_streaming``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from balancer.frontend.client_connection import (
     TUNNEL,
     ClientConnection,
 )
-from balancer.frontend.http1_coroutines import Http1Exchange
 from balancer.frontend.http1_exchange import ClientExchange, Framing
 from balancer.frontend.http1_parser import RequestParser
+from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.http.headers import plain_address
 from balancer.http.memo import HEAD_MAX
@@ -44,7 +44,7 @@ from balancer.http.request import Request
 from balancer.http.serialize import response_head
 
 if TYPE_CHECKING:
-    from balancer.frontend.registry import ClientRegistry
+    from balancer.frontend.client_registry import ClientRegistry
 
 # Seconds in which a client that has closed its side may still get its answers.
 HALF_CLOSED_SECONDS = 0.5

@@ -1,7 +1,7 @@
 """A request of an HTTP/1.1 client, as far as it does not wait: the source of its body and the sink of its response.
 
 An exchange is made for one request and never used again, so that nothing of it reaches the next one on its connection.
-``balancer.frontend.http1_coroutines`` adds what waits; this module has no coroutine.
+``balancer.frontend.http1_streaming`` adds what waits; this module has no coroutine.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from balancer.frontend.client_connection import (
     timeout,
     unread_timeout,
 )
-from balancer.frontend.registry import ClientRegistry
+from balancer.frontend.client_registry import ClientRegistry
 from balancer.http.headers import Headers
 from balancer.http.http2 import check_http2, join_cookies, server_settings
 from balancer.types import Message, Receive, Scope, Send

@@ -11,8 +11,8 @@ import uvicorn
 
 from balancer.config.settings import Settings
 from balancer.frontend.acceptor import Acceptor, TlsConnection, drop_finished
+from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
-from balancer.frontend.registry import ClientRegistry
 from balancer.frontend.tls import Certificate
 from balancer.http.headers import RequestHeaders
 from balancer.types import Receive, Scope, Send

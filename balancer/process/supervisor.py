@@ -32,7 +32,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
-from balancer.exit_codes import FAILED
+from balancer.errors import FAILED
 from balancer.process.drains import make_file
 from balancer.process.handover import HANDOVER, REPLACED, TRIAL, Handover, WorkerContext, WorkerSpec
 from balancer.process.supervisor_mark import make_mark

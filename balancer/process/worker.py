@@ -18,8 +18,8 @@ import uvloop
 from balancer.admin.ipc import pair
 from balancer.admin.process_report import Reporter
 from balancer.config.settings import Settings, SettingsError
-from balancer.exit_codes import FAILED, UNUSABLE
-from balancer.frontend.registry import ClientRegistry
+from balancer.errors import FAILED, UNUSABLE
+from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.tls import Certificate
 from balancer.loadbalancer import LoadBalancer
 from balancer.process.admin_listener import Admin, serve_admin

@@ -31,7 +31,7 @@ from balancer.http.headers import content_length
 from balancer.http.memo import HEAD_MAX as KNOWN_MAX
 from balancer.http.memo import Memo
 from balancer.http.serialize import response_lines
-from balancer.transitions import CHECK_STATES, check_phases
+from balancer.phase_checks import CHECK_STATES, check_phases
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts

@@ -21,7 +21,7 @@ from balancer.demo.system import free_port
 from balancer.discovery import dns_client
 from balancer.discovery.resolver import DnsResolver
 from balancer.errors import LOG_ONLY, TOKENS
-from balancer.frontend import registry
+from balancer.frontend import client_registry
 from balancer.telemetry.access_log import as_json
 from balancer.types import Address
 from tests.support.explained import CASES, POST
@@ -191,7 +191,7 @@ async def test_members_that_have_left_leave_no_series() -> None:
 async def test_every_failure_is_known_by_its_token_its_member_and_its_tries(
     token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
     case = CASES[token]
     async with AsyncExitStack() as stack:
         members: list[Member | Address] = []

@@ -20,7 +20,7 @@ import pytest
 from balancer.admin.auth import prove
 from balancer.cli import reload
 from balancer.demo.system import free_port
-from balancer.exit_codes import FAILED
+from balancer.errors import FAILED
 from balancer.process import supervisor_mark
 from balancer.types import Address
 from tests.support.processes import Serving, serving

@@ -8,7 +8,7 @@ from math import inf
 import pytest
 
 from balancer.config.settings import Settings
-from balancer.frontend import registry
+from balancer.frontend import client_registry
 from balancer.frontend.client_connection import (
     ACTIVE,
     HEAD,
@@ -177,7 +177,7 @@ async def test_empty_lines_between_requests_are_no_request(
     request_bytes: bytes, between: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some clients send one behind a body; a 408 to that would look like the answer to the next request."""
-    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
     async with Member(answer_all) as member, balance(member, header_timeout=0.2) as running, running.client() as client:
         for _ in range(2):
             await client.send(request_bytes)

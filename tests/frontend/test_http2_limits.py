@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
-from balancer.frontend import client_connection, http2_connection, registry
+from balancer.frontend import client_connection, client_registry, http2_connection
 from tests.support.http2 import Http2Client
 from tests.support.http2_door import CANCEL, ENHANCE_YOUR_CALM, HEAD, MEBI, reset, spoken
 from tests.support.tls import trusting
@@ -154,7 +154,7 @@ def short_lived(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in {"STREAMS_MAX": 10, "STREAMS_LAST": 12, "RESETS_MAX": 3, "RESETS_LAST": 4}.items():
         monkeypatch.setattr(http2_connection, name, value)
     monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.3)
-    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
     yield
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from balancer.frontend import client_connection, http1_connection, registry
+from balancer.frontend import client_connection, client_registry, http1_connection
 from tests.support.hostile import CHUNKED, POST
 from tests.support.messages import GET
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance
@@ -295,7 +295,7 @@ async def test_limits_of_a_head_are_the_settings(
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate of a body counts from tenths of seconds on."""
     monkeypatch.setattr(client_connection, "RATE_SECONDS", 0.2)
-    monkeypatch.setattr(registry, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
 
 
 async def trickle(client: Connection, piece: bytes, answered: asyncio.Event) -> None:

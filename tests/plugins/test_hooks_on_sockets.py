@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from balancer.frontend import registry
+from balancer.frontend import client_registry
 from balancer.hooks import HeaderFields, Hooks
 from balancer.members.health import State
 from balancer.members.member import Member as KnownMember
@@ -47,14 +47,14 @@ async def test_clients_own_id_is_kept() -> None:
 
 
 async def test_request_known_by_its_bytes_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[registry.ClientRegistry] = []
-    real = registry.ClientRegistry.__init__
+    made: list[client_registry.ClientRegistry] = []
+    real = client_registry.ClientRegistry.__init__
 
-    def noted(self: registry.ClientRegistry, *parts: Any) -> None:
+    def noted(self: client_registry.ClientRegistry, *parts: Any) -> None:
         made.append(self)
         real(self, *parts)
 
-    monkeypatch.setattr(registry.ClientRegistry, "__init__", noted)
+    monkeypatch.setattr(client_registry.ClientRegistry, "__init__", noted)
     async with Member() as member, balance(member, hooks=[Counting()]) as running, running.client() as client:
         for _ in range(4):
             await ask(client)

@@ -10,7 +10,7 @@ from typing import Any
 
 from balancer.config.settings import Settings
 from balancer.dispatch.context import RequestRecord
-from balancer.frontend.registry import ClientRegistry
+from balancer.frontend.client_registry import ClientRegistry
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.process.sockets import listen

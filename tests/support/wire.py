@@ -14,7 +14,7 @@ from balancer.config.settings import Settings
 from balancer.discovery.loop import Resolve
 from balancer.dispatch.context import RequestRecord
 from balancer.dispatch.interfaces import Trace
-from balancer.frontend.registry import ClientRegistry
+from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.tls import Certificate
 from balancer.hooks import Hooks
 from balancer.loadbalancer import LoadBalancer

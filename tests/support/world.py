@@ -14,8 +14,8 @@ from typing import Any
 
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
-from balancer.frontend.registry import ClientRegistry
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import HealthEvent
 from balancer.members.probe import Verdict

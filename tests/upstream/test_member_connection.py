@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from balancer import upstream
 from balancer.http.headers import NO_FIELDS
 from balancer.http.memo import Memo
 from balancer.types import Address
@@ -27,10 +22,6 @@ from balancer.upstream.response import Response
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: rot13\r\n\r\n"
-
-
-# Modules that are to be compiled, which coroutines cannot be.
-SYNCHRONOUS = ["base", "connection", "connection_pool", "exchange", "response_parser", "phase", "tcp"]
 
 
 class Socket:
@@ -110,17 +101,6 @@ class Body:
     async def read(self) -> bytes:
         await asyncio.Event().wait()
         raise AssertionError
-
-
-@pytest.mark.parametrize("module", SYNCHRONOUS)
-def test_synchronous_module_has_no_coroutine(module: str) -> None:
-    path = Path(upstream.__path__[0]) / f"{module}.py"
-    coroutines = [
-        node.lineno
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.AsyncFunctionDef | ast.AsyncFor | ast.AsyncWith | ast.Await)
-    ]
-    assert coroutines == []
 
 
 async def test_exchange_with_keep_alive_returns_the_connection_to_idle() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from balancer.frontend import client_connection
 from balancer.frontend.client_connection import ClientConnection
-from balancer.transitions import CheckedPhase, IllegalTransition, check_phases
+from balancer.phase_checks import CheckedPhase, IllegalTransition, check_phases
 from balancer.upstream import phase as member_phase
 from balancer.upstream.connection import MemberConnection
 

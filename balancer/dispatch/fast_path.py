@@ -30,7 +30,7 @@ from balancer.upstream.base import Upstream
 _NONE: frozenset[Member] = frozenset()
 
 
-class NowaitDispatcher(RequestHandler):
+class FastPathDispatcher(RequestHandler):
     """Hands requests to members. ``on_done`` is called once for every request, with its record.
 
     ``name``: of the pool that these members form, where there are several.
