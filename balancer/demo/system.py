@@ -23,6 +23,8 @@ WORKER_MODULE = "balancer.demo.worker"
 # Limits in seconds for a process to start and to stop.
 START_LIMIT = 15.0
 STOP_LIMIT = 10.0
+# Open for as long as this process lives: see _reserve.
+_RESERVATIONS: list[socket.socket] = []
 
 _FAKE_REDIS = """
 import sys
@@ -186,13 +188,31 @@ def require_packages(*names: str) -> None:
 def free_port(*hosts: str) -> int:
     """Return a port that is free on each of these addresses (by default 127.0.0.1), for TCP and for UDP.
 
-    Below 32768: from there up Linux gives ports to sockets that name none, between this call and the port's use.
+    Below 32768: from there up Linux gives ports to sockets that name none, between this call and the port's use. No
+    other process, nor a later call in this one, gets the port from here before this process ends.
     """
     for _ in range(1000):
         port = random.randrange(20000, 32000)
-        if all(_is_free(host, port) for host in hosts or ("127.0.0.1",)):
+        if all(_is_free(host, port) for host in hosts or ("127.0.0.1",)) and _reserve(port):
             return port
     raise OSError(f"no free port on {', '.join(hosts)}")
+
+
+def _reserve(port: int) -> bool:
+    """Keep a port from other processes that look for one; return whether it was not reserved before.
+
+    An abstract Unix socket is the mark: it ends with the process. Elsewhere than on Linux nothing is reserved.
+    """
+    if sys.platform != "linux":
+        return True
+    mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        mark.bind(f"\0balancer-port-{port}")
+    except OSError:
+        mark.close()
+        return False
+    _RESERVATIONS.append(mark)
+    return True
 
 
 def _is_free(host: str, port: int) -> bool:

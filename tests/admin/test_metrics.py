@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -27,6 +25,7 @@ from balancer.types import Address
 from tests.support.explained import CASES, POST
 from tests.support.messages import LAST_GET as GET
 from tests.support.metrics import Scrape, admin, lint
+from tests.support.processes import serving
 from tests.support.scripted import ScriptedResolver
 from tests.support.wire import OK, Connection, Member, balance, eventually
 
@@ -70,29 +69,18 @@ async def test_bytes_sent_are_the_bytes_counted() -> None:
 
 
 async def test_command_serves_them_on_its_admin_port() -> None:
-    zone = Zone()
-    zone.records["apps"] = [("A", "127.0.0.1")]
-    port, admin_port = free_port(), free_port()
-    async with AsyncExitStack() as stack:
-        member = await stack.enter_async_context(Member())
-        server = await stack.enter_async_context(DnsServer(zone))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "balancer", "serve", f"--bind=127.0.0.1:{port}", f"--admin-bind=127.0.0.1:{admin_port}"),
-            *(f"--upstream-port={member.address.port}", "--access-log=off"),
-            env=os.environ | {"BALANCER_RESOLVER": str(server.address)},
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        stack.push_async_callback(process.wait)
-        stack.callback(process.terminate)
-        # It listens after some tenths of a second.
-        transport = httpx.AsyncHTTPTransport(retries=5)
-        client = await stack.enter_async_context(httpx.AsyncClient(transport=transport))
-        assert [(await client.get(f"http://127.0.0.1:{port}/")).text for _ in range(3)] == 3 * ["ok"]
-        it = Scrape((await client.get(f"http://127.0.0.1:{admin_port}/metrics")).text)
-    assert it.get("balancer_requests_total", pool="apps", method="GET", code="2xx") == 3
-    assert it.get("balancer_client_connections") == 1
-    assert it.labels("balancer_build_info", "version") == {__version__}
+    admin_port = free_port()
+    async with (
+        Member() as member,
+        serving(member, admin=f"127.0.0.1:{admin_port}", access_log="off") as serve,
+        httpx.AsyncClient(trust_env=False) as client,
+    ):
+        for _ in range(3):
+            assert (await client.get(f"http://127.0.0.1:{serve.port}/")).text == "ok"
+        scraped = Scrape((await client.get(f"http://127.0.0.1:{admin_port}/metrics")).text)
+    assert scraped.get("balancer_requests_total", pool="apps", method="GET", code="2xx") == 3
+    assert scraped.get("balancer_client_connections") == 1
+    assert scraped.labels("balancer_build_info", "version") == {__version__}
 
 
 async def test_large_upload_is_counted_to_the_byte() -> None:

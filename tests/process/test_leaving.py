@@ -54,8 +54,10 @@ async def test_balancer_that_leaves_serves_and_closes_connections_with_their_res
         async with serve.client() as new:
             assert b"\r\nconnection: close\r\n" in await ask(new)
             assert await new.reader.read() == b""
-        ready = await page.get(f"http://{admin}/readyz")
-        assert (ready.status_code, ready.text) == (503, "the balancer stops\n")
+        async with asyncio.timeout(LIMIT):  # The process of the admin port gets its signal by itself.
+            while (ready := await page.get(f"http://{admin}/readyz")).status_code != 503:
+                await asyncio.sleep(0.02)
+        assert ready.text == "the balancer stops\n"
         assert (await page.get(f"http://{admin}/healthz")).status_code == 200
         # Whoever does not want to wait says so again.
         serve.process.terminate()
