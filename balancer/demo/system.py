@@ -23,8 +23,6 @@ WORKER_MODULE = "balancer.demo.worker"
 # Limits in seconds for a process to start and to stop.
 START_LIMIT = 15.0
 STOP_LIMIT = 10.0
-# Open for as long as this process lives: see _reserve.
-_RESERVATIONS: list[socket.socket] = []
 
 _FAKE_REDIS = """
 import sys
@@ -199,9 +197,9 @@ def free_port(*hosts: str) -> int:
 
 
 def _reserve(port: int) -> bool:
-    """Keep a port from other processes that look for one; return whether it was not reserved before.
+    """Keep a port from other callers until this process ends; return whether it was not reserved before.
 
-    An abstract Unix socket is the mark: it ends with the process. Elsewhere than on Linux nothing is reserved.
+    The mark is an abstract Unix socket (unix(7)), which Linux alone has. Elsewhere nothing is reserved.
     """
     if sys.platform != "linux":
         return True
@@ -211,7 +209,7 @@ def _reserve(port: int) -> bool:
     except OSError:
         mark.close()
         return False
-    _RESERVATIONS.append(mark)
+    mark.detach()  # It stays open as long as the process lives.
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 import signal
 import sys
@@ -44,6 +45,22 @@ def processes_with(text: str) -> list[str]:
         except OSError:
             continue
     return found
+
+
+async def test_port_is_given_to_one_process_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "from balancer.demo.system import free_port; print(free_port(), flush=True); input()"
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdin=PIPE, stdout=PIPE)
+    try:
+        assert other.stdout
+        port = int(await other.stdout.readline())
+        monkeypatch.setattr(random, "randrange", lambda *limits: port)
+        with pytest.raises(OSError, match="no free port"):
+            free_port()
+    finally:
+        await other.communicate(b"\n")
+    assert free_port() == port
+    with pytest.raises(OSError, match="no free port"):
+        free_port()
 
 
 async def test_demo_scales_and_leaves_nothing_behind() -> None:
