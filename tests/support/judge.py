@@ -113,13 +113,16 @@ class Seen:
         return not self._parses([], bool(self.request.values(b"upgrade")))
 
     def _parses(self, whole: list[None], may_switch: bool = False) -> bool:
+        parser = httptools.HttpResponseParser(_Complete(whole))
         try:
-            httptools.HttpResponseParser(_Complete(whole)).feed_data(self.wire)
+            parser.feed_data(self.wire)
         except httptools.HttpParserUpgrade:
             return may_switch
         except httptools.HttpParserError:
             return False
-        return True
+        # Both parsers take chunks in HTTP/1.0, whose framing is faulty (RFC 9112 section 6.1).
+        chunked = any(message.values(b"transfer-encoding") for message in self.answer.messages)
+        return not (chunked and parser.get_http_version() == "1.0")
 
 
 class _Complete:
