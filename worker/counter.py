@@ -84,8 +84,12 @@ class Counter:
         await self._redis.aclose()
 
     async def _run(self, command: Callable[[], Awaitable[int]]) -> int:
-        """Send ``command`` until it is answered, PATIENCE seconds at most."""
-        deadline = asyncio.get_running_loop().time() + PATIENCE
+        """Send ``command`` until it is answered, PATIENCE seconds at most.
+
+        A pause of this process, such as `docker compose pause`, does not count: see ``_after_failure``.
+        """
+        loop = asyncio.get_running_loop()
+        deadline, failed = loop.time() + PATIENCE, False
         while True:
             # Only waits are cut short. A command has limits of its own, and one that is cancelled
             # would leave redis-py a connection to clean up.
@@ -99,6 +103,8 @@ class Counter:
                 return await command()
             except (RedisError, OSError) as error:
                 self._problem = error
+                if not failed:
+                    deadline, failed = _after_failure(deadline, loop.time()), True
                 if self._available.is_set():
                     self._available.clear()
                     self._search = asyncio.create_task(self._wait_for_redis())
@@ -117,3 +123,12 @@ class Counter:
                 self._problem = error
             else:
                 self._available.set()
+
+
+def _after_failure(deadline: float, now: float) -> float:
+    """Return the deadline of a visit whose first command has failed at ``now``.
+
+    After a pause of this process, timers run before the answer that has come meanwhile is read: a command fails, and
+    the deadline has passed as well. So a command that fails by its own limit leaves what it leaves without a pause.
+    """
+    return max(deadline, now + PATIENCE - ANSWER_TIMEOUT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,8 @@ import pytest
 
 from tests.support.redis import redis
 from tests.support.wire import LIMIT, Connection, Member
-from tests.support.workers import worker
+from tests.support.workers import Worker, worker
+from worker.counter import PATIENCE
 
 
 class Way:
@@ -23,6 +25,10 @@ class Way:
         self.entrance = Member(self._forward)
         self.lose_answers = False
         self.lost = 0
+        # Answers pass while it is set, and ``held`` is set by the first one that does not.
+        self.passes = asyncio.Event()
+        self.passes.set()
+        self.held = asyncio.Event()
 
     async def _forward(self, worker: Connection) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -40,6 +46,9 @@ class Way:
                 self.lost += 1
                 worker.close()
                 return
+            if not self.passes.is_set():
+                self.held.set()
+                await self.passes.wait()
             worker.writer.write(piece)
 
     @asynccontextmanager
@@ -56,7 +65,7 @@ async def counting() -> AsyncIterator[tuple[Way, Visits]]:
     async with redis() as port:
         way = Way(port)
         async with way.entrance, worker(way.entrance.address.port) as it:
-            yield way, Visits(it.port)
+            yield way, Visits(it)
             status, _, err = await it.stop()
             assert status == 0
             assert "Traceback" not in err
@@ -65,11 +74,11 @@ async def counting() -> AsyncIterator[tuple[Way, Visits]]:
 class Visits:
     """Requests to the worker, each on a connection of its own."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
 
     async def __call__(self, request: bytes = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") -> bytes:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.worker.port)
         writer.write(request)
         async with asyncio.timeout(LIMIT):
             answer = await reader.read()
@@ -115,6 +124,19 @@ async def test_lost_answer_skips_a_number_and_records_nothing_twice() -> None:
         assert max(await asyncio.gather(*recording)) == 6
         assert way.lost > 2
         assert await visit.record(b"a") == 7
+
+
+async def test_visit_outlives_a_pause_of_its_worker() -> None:
+    async with counting() as (way, visit):
+        assert count(await visit()) == 1
+        way.passes.clear()
+        waiting = asyncio.create_task(visit())
+        await way.held.wait()
+        visit.worker.signal(signal.SIGSTOP)
+        way.passes.set()
+        await asyncio.sleep(PATIENCE + 0.5)
+        visit.worker.signal(signal.SIGCONT)
+        assert count(await waiting) in {2, 3}  # Sent twice, it skips a number.
 
 
 async def test_names_do_not_get_into_each_others_count() -> None:
