@@ -117,8 +117,8 @@ def _carries_body(scope: Scope) -> bool:
 
 def make_request(scope: Scope, active: HttpRequest) -> Request:
     """Return the request of an ASGI scope."""
-    # ASGI has no message for trailers, so members must not send any.
-    headers: Headers = [pair for pair in scope["headers"] if pair[0] != b"te"]
+    # ASGI has no message for trailers, so members must not send any. Some servers leave the white space around a value.
+    headers: Headers = [(name, value.strip()) for name, value in scope["headers"] if name != b"te"]
     return Request(
         method=scope["method"],
         target=target(scope),

@@ -58,7 +58,7 @@ class WebSocketRequest(AsgiRequest):
     async def request(self) -> Request:
         """Return the handshake as a request to a member (RFC 6455 section 4.1)."""
         await self._receive()  # websocket.connect
-        headers = [pair for pair in self._scope["headers"] if pair[0] not in _HOP]
+        headers = [(name, value.strip()) for name, value in self._scope["headers"] if name not in _HOP]
         headers += [(b"sec-websocket-key", self._key.encode()), (b"sec-websocket-version", b"13")]
         scheme = "https" if self._scope.get("scheme") == "wss" else "http"
         return Request(

@@ -179,7 +179,7 @@ class _Response(UpstreamResponse):
         self._loop = asyncio.get_running_loop()
         self._member = member
         self.status = response.status_code
-        fields = [(name.lower(), value) for name, value in response.headers.raw]
+        fields = [(name.lower(), value.strip()) for name, value in response.headers.raw]
         self.headers = response_headers(fields)
         self.closes = announces_close(fields)
         self.upgrade = next((value for name, value in fields if name == b"upgrade"), b"")

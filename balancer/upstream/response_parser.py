@@ -66,7 +66,8 @@ class ResponseParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer behind a body."""
-        self._headers.append((name.lower(), value))
+        # httptools leaves the white space behind a value, which is not part of it (RFC 9112 section 5).
+        self._headers.append((name.lower(), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         """Write the head on the exchange."""
@@ -166,7 +167,7 @@ def read_headers(received: Headers) -> tuple[Headers, bool, bool, str]:
         elif name == b"connection":
             options.append(pair[1])
         elif name == b"transfer-encoding":
-            if chunked or pair[1].rstrip().lower() != b"chunked":
+            if chunked or pair[1].lower() != b"chunked":
                 error = "only Transfer-Encoding: chunked, once, can be framed"
             chunked = True
     gone = options and nominated(b",".join(options))

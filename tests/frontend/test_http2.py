@@ -246,6 +246,21 @@ async def test_tab_in_a_value_becomes_a_space(tmp_path: Path) -> None:
         assert (answer.status, dict(answer.headers)[b"x-a"], answer.body) == (200, b"a b", b"ok")
 
 
+@pytest.mark.parametrize("blank", [b" ", b"\t", b" \t ", b"  "])
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+async def test_white_space_around_a_members_value_is_left_out(method: bytes, blank: bytes, tmp_path: Path) -> None:
+    async def padded(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            value = blank + b"PHP/8.1" + blank
+            await connection.send(b"HTTP/1.1 200 OK\r\nX-Powered-By:%b\r\nContent-Length: 2\r\n\r\nok" % value)
+
+    async with Member(padded) as member, spoken(tmp_path, member) as here, here.client() as client:
+        for _ in range(3):  # The head may be remembered.
+            answer = await client.answer(await client.ask(method=method))
+            assert (answer.status, dict(answer.headers)[b"x-powered-by"], answer.body) == (200, b"PHP/8.1", b"ok")
+
+
 async def test_field_that_cannot_be_said_is_a_bad_response(tmp_path: Path) -> None:
     async def escaped(connection: Connection) -> None:
         await connection.head()

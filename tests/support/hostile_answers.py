@@ -188,6 +188,8 @@ ANSWERS_PASSED = (
     Answer("no reason", "9112 §4", b"HTTP/1.1 200 \r\n" + _LENGTH, PASSES, b"ok"),
     Answer("an unknown status", "9110 §15", b"HTTP/1.1 299 Fine\r\n" + _LENGTH, PASSES, b"HTTP/1.1 299 "),
     Answer("obs-text in a response", "9110 §5.5", _200 + b"X: \xff\r\n" + _LENGTH, PASSES, b"x: \xff\r\n"),
+    Answer("white space around a value of a response", "9112 §5", _200 + b"X:\t b \t\r\n" + _LENGTH, PASSES,
+           b"\r\nx: b\r\n"),
     Answer("interim responses", "9110 §15.2",
            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + _200 + _LENGTH, PASSES, b"ok"),
     Answer("90 fields in a response", "9110 §5.4", _200 + b"X: y\r\n" * 90 + _LENGTH, PASSES, b"x: y\r\n" * 90),

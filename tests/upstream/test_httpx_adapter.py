@@ -252,6 +252,17 @@ async def test_exception_that_is_the_cause_of_its_own_context_is_seen_through() 
     await upstream.close()
 
 
+async def test_white_space_around_a_value_of_a_transports_response_is_left_out() -> None:
+    def padded(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=[(b"X-A", b"\t a \t"), (b"X-B", b" ")])
+
+    upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(padded))
+    response = await upstream.send(ONE, UpstreamRequest("GET", b"/", [(b"host", b"a")]))
+    assert {(b"x-a", b"a"), (b"x-b", b"")} <= set(response.headers)
+    await response.close()
+    await upstream.close()
+
+
 async def test_request_that_cannot_be_written_is_the_clients_fault() -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise httpx.LocalProtocolError("Illegal header value")

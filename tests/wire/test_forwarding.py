@@ -56,6 +56,15 @@ async def test_request_fields_keep_order_duplicates_and_odd_bytes() -> None:
         ]
 
 
+async def test_white_space_around_a_value_is_not_part_of_it_either_way() -> None:
+    response = b"HTTP/1.1 200 OK\r\nX-B:\t b \t\r\nX-C: \t\r\nContent-Length: 2\r\n\r\nok"
+    async with answering(response) as member, balance(member) as running:
+        answer = await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nX-A:\t a \t\r\nX-C: \t\r\n\r\n"))
+        sent = [line for line in fields(member.received[0].lower()) if line.startswith(b"x-")]
+        assert sent[:2] == [b"x-a: a", b"x-c: "]
+        assert fields(answer)[:2] == [b"x-b: b", b"x-c: "]
+
+
 async def test_hop_by_hop_fields_and_those_that_connection_names_stay_behind() -> None:
     extra = (
         b"Connection: X-Private, keep-alive\r\nX-Private: 1\r\nKeep-Alive: timeout=5\r\nTE: trailers\r\n"
