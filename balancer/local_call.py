@@ -16,7 +16,7 @@ from balancer.dispatch.interfaces import PENDING, STARTED, ActiveRequest
 from balancer.errors import ClientGone, Refusal, SilentResponse
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
 from balancer.http.request import Request
-from balancer.http.validation import check_passed
+from balancer.http.validation import METHOD, check_passed
 from balancer.upstream.base import UpstreamResponse
 
 # RFC 9110 sections 5.1 and 5.5, RFC 9112 section 3.2: parts that cannot break out of their place in the head.
@@ -237,7 +237,7 @@ def _checked(request: httpx.Request) -> tuple[str, bytes, Headers, int | None]:
     if request.url.scheme != "http":
         raise httpx.UnsupportedProtocol(f"members are spoken to in plain HTTP, which {request.url.scheme!r} is not")
     target: bytes = request.extensions.get("target", request.url.raw_path)
-    if request.method == "CONNECT" or not _TOKEN.fullmatch(request.method.encode("latin-1", "replace")):
+    if request.method == "CONNECT" or not METHOD.fullmatch(request.method.encode("latin-1", "replace")):
         raise httpx.LocalProtocolError(f"{request.method!r} is not a method for members")
     if not _TARGET.fullmatch(target):
         raise httpx.LocalProtocolError("the request target has a space or a line break, or there is none")

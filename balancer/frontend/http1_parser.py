@@ -5,6 +5,8 @@
   (RFC 9112 section 9.2; ``balancer.http.validation``).
 * Bytes beside a body in its chunks are bounded as a head is.
 * Behind a request for another protocol, parsing stops (RFC 9110 section 7.8).
+* Any token is a method (RFC 9110 section 9.1), and httptools takes those alone that it knows. A head with another one
+  goes to it with a substitute in its place.
 * No exception crosses httptools: with its traceback it would keep the connection alive.
 """
 
@@ -22,7 +24,7 @@ from balancer.frontend.http1_exchange import ClientExchange
 from balancer.http.chunked import ChunkedReader, MalformedChunk
 from balancer.http.headers import Headers, content_length
 from balancer.http.request import Request
-from balancer.http.validation import check, headers_too_large, malformed
+from balancer.http.validation import METHOD, check, headers_too_large, malformed
 
 if TYPE_CHECKING:
     from balancer.frontend.http1_connection import Http1Connection
@@ -30,6 +32,15 @@ if TYPE_CHECKING:
 _END_OF_HEAD = b"\r\n\r\n"
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)*+")
 _LINE_BREAKS = b"\r\n"
+
+# Methods that go to httptools as they are, and the one that takes the place of others. Behind GET, httptools would read
+# another protocol as well.
+_AS_THEY_ARE = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"PRI"})
+_SUBSTITUTE = b"PUT"
+# The method with which HTTP/2 begins (RFC 9113 section 3.4). httptools waits for the rest of that behind its head.
+_PREFACE = b"PRI"
+# The beginning of a TLS handshake (RFC 8446 section 5.1).
+_TLS = b"\x16\x03"
 
 
 class RequestParser:
@@ -40,8 +51,8 @@ class RequestParser:
     """
 
     __slots__ = (
-        "_chunks", "_connection", "_headers", "_is_split", "_left", "_limits", "_method", "_parser", "_refused",
-        "_tail", "_target", "exchange", "head_bytes", "refusal",
+        "_begun", "_chunks", "_connection", "_headers", "_is_split", "_left", "_limits", "_method", "_parser",
+        "_refused", "_replaced", "_tail", "_target", "exchange", "head_bytes", "refusal",
     )  # fmt: skip
 
     def __init__(self, connection: Http1Connection, limits: Settings) -> None:
@@ -60,6 +71,9 @@ class RequestParser:
         self.head_bytes = 0
         self._tail = b""
         self._is_split = False
+        # Its method as far as it has come, where it comes in pieces; and a method that a substitute stands for.
+        self._begun = b""
+        self._replaced = b""
 
         # Of the body that comes in: the reader of its chunks, or else the number of bytes left.
         self.exchange: ClientExchange | None = None
@@ -88,15 +102,68 @@ class RequestParser:
         end = len(data) if found < 0 else found + len(_END_OF_HEAD) - len(tail)
         self._tail = (tail + data)[-3:] if found < 0 else b""
         self.head_bytes += end
+        head = data if end == len(data) else data[:end]
+        if (found < 0 or tail) and not (head := self._whole_method(head)):
+            return b""
         try:
-            self._parser.feed_data(data if end == len(data) else data[:end])
+            self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             self._parser = httptools.HttpRequestParser(self)  # A parser that has stopped takes nothing more.
         except httptools.HttpParserError as error:
-            self.refusal = self.refusal or malformed(str(error).lower())
+            if found < 0 or tail or not self._feed_replaced(head):
+                self._refuse(head, error)
         if self.head_bytes > self._limits.max_header_bytes and not (self.refusal or self.exchange):
             self.refusal = headers_too_large(self._limits)
         return data[end:]
+
+    def _whole_method(self, piece: bytes) -> bytes:
+        """Return what httptools gets of a piece of a head: nothing until the method is whole, and then a known one."""
+        connection = self._connection
+        if connection.phase is HEAD and not self._begun:
+            return piece
+        if METHOD.fullmatch(piece):
+            if not self._begun:
+                connection.phase, self._method = HEAD, ""
+            self._begun += piece
+            if self.head_bytes > self._limits.max_header_bytes:
+                self.refusal = headers_too_large(self._limits)
+            return b""
+        head, self._begun = self._begun + piece, b""
+        return self._replace_method(head) or head
+
+    def _feed_replaced(self, head: bytes) -> bool:
+        """Parse a whole head with a substitute for the method that httptools refuses; return whether there is one."""
+        if self.refusal or self._parser.get_method() == _PREFACE or not (head := self._replace_method(head)):
+            return False
+        try:
+            self._parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            self._parser = httptools.HttpRequestParser(self)
+        except httptools.HttpParserError as error:
+            self._refuse(head, error)
+        return True
+
+    def _replace_method(self, head: bytes) -> bytes:
+        """Return the beginning of a head with a substitute for its method, or b"" where that is no help."""
+        found = METHOD.match(head)
+        if not found or found[0] in _AS_THEY_ARE or head[found.end() : found.end() + 1] != b" ":
+            return b""
+        self._parser = httptools.HttpRequestParser(self)  # The old one may have begun with it.
+        self._target, self._headers = b"", []
+        self._replaced = found[0]
+        return _SUBSTITUTE + head[found.end() :]
+
+    def _refuse(self, head: bytes, error: httptools.HttpParserError) -> None:
+        """Refuse a head that httptools does not take, unless it is refused already."""
+        if self._parser.get_method() == _PREFACE:
+            words = "HTTP/2 is spoken over TLS alone"
+        elif head.startswith(_TLS):
+            words = "this port speaks plain HTTP, and these bytes begin TLS"
+        elif self._replaced == b"PROXY":
+            words = "a PROXY header is read from trusted proxies alone, and only where it is expected"
+        else:
+            words = str(error).lower()
+        self.refusal = self.refusal or malformed(words)
 
     def _skip_empty_lines(self, data: bytes) -> bytes:
         """Return the bytes behind the empty lines before a request, which are nothing (RFC 9112 section 2.2).
@@ -178,7 +245,7 @@ class RequestParser:
     @property
     def method(self) -> str:
         """The method read last."""
-        return self._method or self._parser.get_method().decode()
+        return self._method or (self._replaced or self._parser.get_method()).decode()
 
     def close(self) -> None:
         """Let go of httptools' parser and of the connection, which know this object: reference counts then free all."""
@@ -207,9 +274,12 @@ class RequestParser:
         parser = self._parser
         version = parser.get_http_version()
         target, headers = self._target, self._headers
-        self._target, self._headers, self._method = b"", [], parser.get_method().decode()
+        method = parser.get_method()
+        if self._replaced:
+            method, self._replaced = self._replaced, b""
+        self._target, self._headers, self._method = b"", [], method.decode()
         try:
-            request, closes = check(parser.get_method(), target, headers, version, self.head_bytes, self._limits)
+            request, closes = check(method, target, headers, version, self.head_bytes, self._limits)
         except Refusal as refusal:
             self.refusal = refusal
             self._refused = Request(self._method, target, headers, connection.peer, connection.scheme)

@@ -6,13 +6,12 @@ import re
 
 from balancer.config.settings import Settings
 from balancer.http.headers import Headers
-from balancer.http.validation import check, malformed
+from balancer.http.validation import METHOD, check, malformed
 
 # Settings (section 6.5.2, RFC 8441 section 3), and the type of their frame and the length of a frame's header.
 _MAX_HEADER_LIST_SIZE, _ENABLE_CONNECT_PROTOCOL = 0x6, 0x8
 _SETTINGS, _FRAME_HEADER = 0x4, 9
 
-_METHOD = re.compile(rb"[A-Z][A-Z0-9_-]*")
 _ASCII = re.compile(rb"[\x21-\x7e]+")
 
 
@@ -34,7 +33,7 @@ def server_settings(data: bytes, max_header_bytes: int) -> bytes:
 
 def check_http2(method: bytes, target: bytes, fields: Headers, limits: Settings) -> None:
     """Raise Refusal for a request that would be refused over HTTP/1.1, or that HTTP/1.1 cannot carry."""
-    if not _METHOD.fullmatch(method):
+    if not METHOD.fullmatch(method):
         raise malformed("the method is not one")
     check(method, target, fields.copy(), "1.1", limits.max_header_bytes + 1, limits)
     if not target.startswith(b"/") and target != b"*":

@@ -22,6 +22,8 @@ from balancer.http.request import Request
 # RFC 9110 section 7.2 and RFC 3986 section 3.2.2: a host, perhaps with a port.
 # Runs of characters are taken as one (++), or a long host takes a millisecond.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})++)(?::[0-9]*+)?")
+# RFC 9110 section 9.1: any token may be a method.
+METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 
 # Requests have one or two: each names a field to look for, and costs as much as a field does.
@@ -39,13 +41,15 @@ _NOT_TUNNELLED = (b"h2c", b"http/", b"tls/")
 
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 
-_REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
+_REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE", b"PRI"})
 
 
 def _method_refused(method: bytes) -> Refusal:
     """Return a new refusal each time: an exception keeps every frame through which it was ever raised."""
     if method == b"CONNECT":
         return Refusal(501, "method_not_allowed", "CONNECT is for proxies of another kind")
+    if method == b"PRI":
+        return malformed("PRI begins HTTP/2 and is not a method")  # RFC 9113 section 3.4
     return Refusal(405, "method_not_allowed", "TRACE is not passed on")
 
 
@@ -67,7 +71,7 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
         raise Refusal(414, "uri_too_long", f"a request target may have {limits.max_uri_bytes} bytes")
     if len(fields) > limits.max_headers:
         raise Refusal(431, "headers_too_large", f"a request may have {limits.max_headers} fields")
-    if size > limits.max_header_bytes and head_size(target, fields) > limits.max_header_bytes:
+    if size > limits.max_header_bytes and max(len(method), head_size(target, fields)) > limits.max_header_bytes:
         raise headers_too_large(limits)
     if method in _REFUSED_METHODS:
         raise _method_refused(method)

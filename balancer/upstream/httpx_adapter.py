@@ -87,6 +87,7 @@ class HttpxUpstream(Upstream):
             stream=_RequestStream(request, request.body) if request.body else httpx.ByteStream(b""),
             extensions={"target": request.target, "timeout": limits},
         )
+        outgoing.method = request.method  # httpx turns it into upper case.
         member.in_use += 1
         try:
             with _faults():

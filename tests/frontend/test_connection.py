@@ -275,6 +275,66 @@ async def test_refused_request_is_in_the_log() -> None:
         assert (unknown.request.target, unknown.status, unknown.error) == (b"", 400, "malformed_request")
 
 
+async def test_refused_request_with_an_unknown_method_is_in_the_log() -> None:
+    async with Member() as member, balance(member) as running, running.client() as client:
+        await client.send(b"LI")
+        await client.send(b"ST /x HTTP/1.1\r\nHost: a b\r\n\r\n")
+        await client.to_end()
+        (record,) = running.records
+        assert (record.request.method, record.request.target, record.status) == ("LIST", b"/x", 400)
+
+
+async def test_connection_goes_on_behind_an_unknown_method() -> None:
+    async with Member(answer_all) as member, balance(member) as running:
+        other = GET.replace(b"GET", b"LIST")
+        body = b"SEND / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        answer = await running.exchange(other + GET + body + other + b"\r\n" + other + POST + b"\r\n" + last)
+        assert answer.count(b"HTTP/1.1 200 ") == 7
+        lines = [line for line in b"".join(member.received).split(b"\r\n") if line.endswith(b" HTTP/1.1")]
+        methods = [line.split(b" ")[0] for line in lines]
+        assert methods == [b"LIST", b"GET", b"SEND", b"LIST", b"LIST", b"POST", b"GET"]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("begun", [b"L", b"GET", b"LIST"])
+async def test_method_has_to_come_in_time(begun: bytes) -> None:
+    async with Member() as member, balance(member) as running, running.client() as client:
+        await client.send(begun)
+        assert (await client.to_end()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_rest_of_a_head_is_no_request_of_its_own() -> None:
+    async with Member() as member, balance(member) as running, running.client() as client:
+        for _ in range(3):
+            await client.send(GET)  # It is remembered.
+            await client.head()
+            await client.exactly(2)
+        await client.send(b"X")
+        await asyncio.sleep(0.05)
+        await client.send(GET)
+        await client.head()
+        await client.exactly(2)
+        assert member.received[0].count(b"XGET / HTTP/1.1\r\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("begun", "words"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"TLS"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"HTTP/2"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", b"PROXY"),
+        (b"PROXY UNKNOWN\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", b"PROXY"),
+    ],
+)
+async def test_another_protocol_on_the_plain_port_is_named(begun: bytes, words: bytes) -> None:
+    async with Member() as member, balance(member) as running:
+        answer = await running.exchange(begun)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert words in answer.partition(b"\r\n\r\n")[2]
+        assert member.received == []
+
+
 async def test_request_that_is_refused_has_an_id_too() -> None:
     async with balance() as running:
         await running.exchange(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")

@@ -37,6 +37,13 @@ async def test_request_crosses_as_http_1_1(tmp_path: Path) -> None:
         assert (record.request.client, record.status, record.body_bytes) == ("127.0.0.1", 200, 2)
 
 
+@pytest.mark.parametrize("method", [b"LIST", b"get", b"!#$%&'*+-.^_`|~1a"])
+async def test_any_token_is_a_method(method: bytes, tmp_path: Path) -> None:
+    async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
+        assert (await client.answer(await client.ask(method=method))).status == 200
+        assert member.received[0].startswith(method + b" / HTTP/1.1\r\n")
+
+
 async def test_clients_choose_by_alpn(tmp_path: Path) -> None:
     async with Member() as member, spoken(tmp_path, member) as here:
         for http1, http2_ in ((True, True), (True, False), (False, True)):

@@ -41,6 +41,16 @@ async def test_every_method_is_passed_on(method: bytes) -> None:
         assert member.received[0].startswith(method + b" / HTTP/1.1\r\n")
 
 
+@pytest.mark.parametrize("method", [b"LIST", b"get", b"PLAY", b"X-1", b"q" * 1000])
+async def test_any_token_is_a_method(method: bytes) -> None:
+    if not wire.edge:
+        pytest.skip("uvicorn's own parser takes the methods alone that it knows")
+    async with Member() as member, balance(member) as running:
+        assert (await running.exchange(GET.replace(b"GET", method))).endswith(b"\r\n\r\nok")
+        assert member.received[0].startswith(method + b" / HTTP/1.1\r\n")
+        assert running.records[0].request.method == method.decode()
+
+
 async def test_request_fields_keep_order_duplicates_and_odd_bytes() -> None:
     request = GET.replace(b"\r\n\r\n", b"\r\nX-B: 1\r\nX-A: caf\xe9\r\nX-B: 2\r\nCookie: a=1\r\nCookie: b=2\r\n\r\n")
     async with Member() as member, balance(member) as running:
