@@ -172,6 +172,13 @@ async def test_members_are_not_spoken_to_in_plain_where_tls_was_asked_for() -> N
         assert not member.received
 
 
+@pytest.mark.parametrize("target", ["/foo?", "/?", "/foo?a=b?", "/a%2Fb//d?x=%20&y"])
+async def test_target_of_a_call_arrives_byte_for_byte(target: str) -> None:
+    async with Member() as member, calling(member) as here:
+        assert (await here.client.get(target)).status_code == 200
+        assert member.received[0].startswith(b"GET %b HTTP/1.1\r\n" % target.encode())
+
+
 # What the caller gets.
 
 

@@ -6,6 +6,7 @@ import re
 from urllib.parse import quote, unquote
 
 from balancer.http.headers import plain_address
+from balancer.http.request import TARGET_EXTENSION
 from balancer.types import Scope
 
 # Characters that a path may have unescaped (RFC 3986 section 3.3), besides letters and digits.
@@ -20,6 +21,9 @@ def target(scope: Scope) -> bytes:
     beginning of ``scope["path"]``, too. Where a proxy in front of the server has cut off part of it
     (``app_root_path``), only the rest is there. Some frameworks have taken all of it off.
     """
+    if TARGET_EXTENSION in scope.get("extensions", ()):
+        whole: bytes = scope["extensions"][TARGET_EXTENSION]
+        return whole
     path: str = scope["path"]
     raw: bytes = scope.get("raw_path") or b""
     root: str = scope.get("root_path", "")

@@ -42,6 +42,7 @@ from balancer.frontend.client_connection import (
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.http.headers import Headers
 from balancer.http.http2 import check_http2, join_cookies, server_settings
+from balancer.http.request import TARGET_EXTENSION
 from balancer.types import Message, Receive, Scope, Send
 
 # zttp breaks a connection off after 4096 streams, and after 256 resets by the client. A connection is closed when
@@ -250,6 +251,7 @@ class _Stream:
         self._task = asyncio.current_task()
         self._receive, self._send = receive, send
         scope["headers"] = self._fields
+        scope["extensions"][TARGET_EXTENSION] = self.event.target
         if self.event.end_stream:
             # The scope of HTTP/2 cannot say that no body follows; that of HTTP/1.1 does.
             scope["http_version"] = "1.1"

@@ -7,6 +7,10 @@ from typing import Any, Protocol
 
 from balancer.http.headers import Headers
 
+# The extension of an ASGI scope with which a front end of this program hands over the target as its client wrote it.
+# The scope itself cannot say that a query is empty: that of /foo? is the same as that of /foo.
+TARGET_EXTENSION = "balancer.target"
+
 
 class Body(Protocol):
     """A request body as it arrives from the client. ``trailers``: complete once it has ended."""

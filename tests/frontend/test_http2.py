@@ -44,6 +44,26 @@ async def test_any_token_is_a_method(method: bytes, tmp_path: Path) -> None:
         assert member.received[0].startswith(method + b" / HTTP/1.1\r\n")
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/foo?", b"/?", b"/foo??", b"/foo?a=b?", b"/a%2Fb/../c//d?x=%20&y", b"//", b"/%ff%C3%A9%zz%", b"/a;b=c,d+e?+",
+        b"/%2e%2e/./?%00", b"/|<>^`{}\"\\?[]|", b"/a%3Fb?", b"/?/?",
+    ],
+)  # fmt: skip
+async def test_target_crosses_byte_for_byte(target: bytes, tmp_path: Path) -> None:
+    async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
+        assert (await client.answer(await client.ask(path=target))).status == 200
+        assert member.received[0].startswith(b"GET %b HTTP/1.1\r\n" % target)
+        assert here.running.records[0].request.target == target
+
+
+async def test_asterisk_crosses_for_options(tmp_path: Path) -> None:
+    async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
+        assert (await client.answer(await client.ask(method=b"OPTIONS", path=b"*"))).status == 200
+        assert member.received[0].startswith(b"OPTIONS * HTTP/1.1\r\n")
+
+
 async def test_clients_choose_by_alpn(tmp_path: Path) -> None:
     async with Member() as member, spoken(tmp_path, member) as here:
         for http1, http2_ in ((True, True), (True, False), (False, True)):

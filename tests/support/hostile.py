@@ -375,6 +375,8 @@ PASSED = (
             "a URL in upper case"),
     _passes("9112 §3.2.1", b"GET /a%2Fb/../c//d?x=%20&y HTTP/1.1\r\nHost: a\r\n\r\n",
             b"GET /a%2Fb/../c//d?x=%20&y HTTP/1.1\r\n", "a path that could be normalised"),
+    _passes("9112 §3.2.1", b"GET /foo? HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /foo? HTTP/1.1\r\nhost: a\r\n",
+            "an empty query"),
     _passes("9110 §7.2", b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", b"GET / HTTP/1.1\r\nhost: [::1]:80\r\n",
             "an IPv6 host"),
     _passes("9110 §7.2", b"GET / HTTP/1.1\r\nHost: a:\r\n\r\n", b"GET / HTTP/1.1\r\nhost: a:\r\n",
