@@ -131,6 +131,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         from balancer.process.log_setup import configure_logging
 
         configure_logging()
+        if certificate:
+            certificate.log_start()
         specs = worker.worker_specs(settings, data, admin[0] if admin else None, certificate, routes, processes)
         worker.prepare()
         return Supervisor(specs, processes, data, admin, before).run()
@@ -153,13 +155,15 @@ def _reload(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
-    _certificate(settings)
+    certificate = _certificate(settings)
     from balancer.plugins import loader
 
     loader.load(settings, Random())
     routes = read(settings)
     for name, value, _ in settings.rows():
         print(f"{name}={value}")
+    if certificate:
+        print(f"\nCertificate: {'; '.join(filter(None, certificate.describe()))}")
     if routes:
         print("\nRoutes, each before those that it wins over:")
         for line in describe(routes, settings):
