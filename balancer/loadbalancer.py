@@ -30,7 +30,7 @@ from balancer.plugins.hooked_dispatcher import HookedDispatcher
 from balancer.policies.base import Policy
 from balancer.policies.factory import make_policy
 from balancer.telemetry.observer import Observer, all_done
-from balancer.telemetry.state_log import FlipLog, named
+from balancer.telemetry.state_log import FlipLog, log_drain, named, of_pool
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock, Receive, Scope, Send
 from balancer.upstream.base import Connections, Timeouts, Upstream
@@ -155,7 +155,7 @@ class LoadBalancer:
         self.dispatcher.admission.on_shortage = self._discovery.wake
         self._had_available = False
         self._release_timer: asyncio.TimerHandle | None = None
-        self._flip_log = FlipLog()
+        self._flip_log = FlipLog(lambda: self.name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loop is not asyncio.get_running_loop():
@@ -293,7 +293,7 @@ class LoadBalancer:
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or, with ``drained=False``, requests again; what it has is finished."""
-        log.info("%s %s by hand", member.address, "drained" if drained else "no longer drained")
+        log_drain(self.name, member, drained)
         if member.drained != drained:
             member.drained_since = self.clock()
             self.membership.drain(member, drained)
@@ -304,11 +304,11 @@ class LoadBalancer:
     def _deliver(self, snapshot: Snapshot) -> None:
         before, self.snapshot = self.snapshot, snapshot
         if before is None or before.describe() != snapshot.describe():
-            log.info("DNS for %s: %s", self.settings.alias, snapshot.describe())
+            log.info("%sDNS for %s: %s", of_pool(self.name), self.settings.alias, snapshot.describe())
         self._flip_log.flush(self.clock())
         change = self.membership.reconcile(snapshot)
         if change.joined:
-            log.info("joining: %s", named(change.joined))
+            log.info("%sjoining: %s", of_pool(self.name), named(change.joined))
             self._prober.join(change.joined)
         self._availability_changed()  # Also where no member came or went: SRV's priorities may have changed.
         for observer in self._observers:

@@ -26,6 +26,7 @@ from balancer.discovery.snapshot import Snapshot
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.events import WINDOW, Event, EventKind, Events, Level
+from balancer.telemetry.state_log import log_drain
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock
 from balancer.upstream.base import Connections
@@ -151,14 +152,15 @@ class MergedPool:
 
     @property
     def name(self) -> str:
-        return self._key if self._key != self.settings.alias else ""
+        several = len(self._aggregator.current()) > 1
+        return self._key if several or self._key != self.settings.alias else ""
 
     @property
     def clients(self) -> Collection[object] | None:
         return self._aggregator.clients
 
     def drain(self, member: Member, drained: bool = True) -> None:
-        log.info("%s %s by hand, in all processes", member.address, "drained" if drained else "no longer drained")
+        log_drain(self.name, member, drained, ", in all processes")
         self.drains[member.address] = member.drained = drained
         self._aggregator.broadcast(Drain(self._key, member.address, drained))
 

@@ -20,6 +20,7 @@ from balancer.admin.pool_view import View
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.events import Event
+from balancer.telemetry.state_log import of_pool
 from balancer.telemetry.stats import BOUNDS, Stats, Tally, percentile
 from balancer.types import Address
 
@@ -191,7 +192,8 @@ class Pool:
 
     def _replace(self, track: MemberHistory, name: str, number: int) -> MemberHistory:
         member = track.member
-        log.info("%s is the container %s now, and was %s", member.address, name, track.name)
+        pool = of_pool(self.view.name)
+        log.info("%s%s is the container %s now, and was %s", pool, member.address, name, track.name)
         self._put_away(track)
         made = self.tracks[member] = MemberHistory(number, member, self.stats.members.get(member.address))
         if member.drained and member.drained_since < max(track.named_at, member.since):

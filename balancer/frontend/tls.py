@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
 from balancer.config.display import variable
 from balancer.config.settings import Settings, SettingsError
+from balancer.frontend.certificate_summary import summarize
 
 log = logging.getLogger(__name__)
+
+_FIRST = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 # Protocols that a client may choose by ALPN (RFC 7301), in the order of preference.
 HTTP1, HTTP2 = "http/1.1", "h2"
@@ -27,6 +32,8 @@ class Certificate:
             )
         self._files = certificate, key
         self._protocols = [HTTP2, HTTP1] if http2 else [HTTP1]
+        # What the files held when they were read last.
+        self._content: list[bytes] = []
         self.context = self._load()
 
     @classmethod
@@ -37,20 +44,44 @@ class Certificate:
         return None
 
     def reload(self) -> None:
-        """Read the files again. If they cannot be used, keep the certificate, and log the reason."""
+        """Read the files again, and log what came of it. If they cannot be used, keep the certificate."""
+        before = self._content
         try:
             self.context = self._load()
         except SettingsError as error:
             log.error("the certificate stays as it was: %s", error)
+            return
+        if self._content == before:
+            self._log("the certificate in %s is unchanged: %s")
         else:
-            log.info("new connections get the certificate that is in %s now", self._files[0])
+            self._log("new connections get the certificate that is in %s now: %s")
+
+    def log_start(self) -> None:
+        """Log which certificate the first connections get."""
+        self._log("the certificate is that in %s: %s")
+
+    def describe(self) -> tuple[str, str]:
+        """Return the certificate in words, and why clients refuse it, or ""."""
+        found = _FIRST.search(self._content[0])
+        try:
+            summary = summarize(ssl.PEM_cert_to_DER_cert(found[0].decode("ascii") if found else ""))
+        except ValueError as error:
+            return f"its fields cannot be read ({error})", ""
+        return str(summary), summary.fault(datetime.now(UTC))
+
+    def _log(self, line: str) -> None:
+        words, fault = self.describe()
+        level = logging.WARNING if fault else logging.INFO
+        log.log(level, line, self._files[0], f"{words}; {fault}" if fault else words)
 
     def _load(self) -> ssl.SSLContext:
+        content = []
         for name, path, mark in zip(
             ("tls_cert", "tls_key"), self._files, (b"-----BEGIN CERTIFICATE-----", b" PRIVATE KEY-----"), strict=True
         ):
             try:
-                if mark not in Path(path).read_bytes():
+                content.append(Path(path).read_bytes())
+                if mark not in content[-1]:
                     raise _unusable(name, path, "it is not a PEM file of its kind")
             except OSError as error:
                 raise _unusable(name, path, f"{error.strerror}") from error
@@ -66,6 +97,7 @@ class Certificate:
             raise _unusable("tls_key", key, why) from error
         except _Encrypted as error:
             raise _unusable("tls_key", key, "it is encrypted, and a server cannot ask for its password") from error
+        self._content = content
         return context
 
 

@@ -10,6 +10,9 @@ from balancer.errors import LOCAL_RESOURCE_ERRNOS, connect_failed
 from balancer.members.health import HealthEvent
 from balancer.types import Address
 
+# Bytes of an answer that are read; a longer one is cut off. Programs whose answer is cut off log a failure.
+ANSWER_MAX_BYTES = 2**20
+
 # An event of the member, or None where the probe shows none, and words for it.
 Verdict = tuple[HealthEvent | None, str]
 Probe = Callable[[Address], Awaitable[Verdict]]
@@ -32,15 +35,19 @@ def make_probe(settings: Settings) -> Probe:
         try:
             if path is None:
                 return HealthEvent.PROBE_OK, "accepts connections"
-            async with asyncio.timeout(limit):
+            deadline = asyncio.get_running_loop().time() + limit
+            async with asyncio.timeout_at(deadline):
                 writer.write(request)
-                return _judge(path, await reader.readline())
+                status_line = await reader.readline()
+            if status_line.startswith(b"HTTP/1."):
+                await _read_rest(reader, deadline)
+            return _judge(path, status_line)
         except TimeoutError:
             return HealthEvent.PROBE_UNANSWERED, f"GET {path}: no answer within {limit:g} s"
         except (OSError, ValueError) as error:
             return HealthEvent.PROBE_FAILED, f"GET {path}: {error}"
         finally:
-            writer.transport.abort()  # close now; nothing is left to flush
+            writer.transport.abort()  # Close now: nothing is left to flush.
 
     return probe
 
@@ -61,6 +68,31 @@ def health_request(settings: Settings) -> bytes:
 def service_name(alias: str) -> str:
     """Return an alias as a host: without a final dot, and without the ``_service._proto`` of SRV (RFC 2782)."""
     return ".".join(label for label in alias.rstrip(".").split(".") if not label.startswith("_")) or alias
+
+
+async def _read_rest(reader: asyncio.StreamReader, deadline: float) -> None:
+    """Read headers and body until their end, ``deadline`` (a reading of the loop's clock), or ANSWER_MAX_BYTES.
+
+    What comes of it does not matter any more: the verdict is the status line's.
+    """
+    left, length, tail, is_chunked = ANSWER_MAX_BYTES, ANSWER_MAX_BYTES, b"", False
+    try:
+        async with asyncio.timeout_at(deadline):
+            while left > 0 and (line := await reader.readline()).strip():
+                left -= len(line)
+                name, _, value = line.lower().partition(b":")
+                if name == b"content-length" and value.strip().isdigit():
+                    length = int(value)
+                is_chunked = is_chunked or (name == b"transfer-encoding" and b"chunked" in value)
+            # A member that does not close the connection still has an answer that ends.
+            left = min(left, length)
+            while left > 0 and (piece := await reader.read(left)):
+                left -= len(piece)
+                tail = (tail + piece)[-5:]
+                if is_chunked and tail == b"0\r\n\r\n":
+                    return
+    except (TimeoutError, OSError, ValueError):
+        pass
 
 
 def _judge(path: str, status_line: bytes) -> Verdict:

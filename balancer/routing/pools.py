@@ -186,9 +186,10 @@ class Pools:
         try:
             table = read(self.settings)
             assert table
-            for settings in table.pools.values():
+            for name, settings in table.pools.items():
                 if settings not in self._active and settings not in self._retiring:
                     new[settings] = self._make(settings)
+                    new[settings].name = name
         except SettingsError as error:
             log.error("the routes stay as they were: %s", "; ".join(error.problems))
             return

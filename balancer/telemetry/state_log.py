@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
 from balancer.members.health import State
@@ -18,9 +18,13 @@ FLIPS_LOGGED = 100
 
 
 class FlipLog:
-    """A line for each change of a member's state; of more than FLIPS_LOGGED in a second, one line has the number."""
+    """A line for each change of a member's state; of more than FLIPS_LOGGED in a second, one line has the number.
 
-    def __init__(self) -> None:
+    ``name``: returns the name of the pool where there are several, else "".
+    """
+
+    def __init__(self, name: Callable[[], str]) -> None:
+        self._name = name
         self._since = -inf
         self._lines = 0
         self._others: Counter[State] = Counter()
@@ -34,7 +38,7 @@ class FlipLog:
         level = logging.DEBUG if passing else logging.INFO
         if self._lines < FLIPS_LOGGED:
             self._lines += log.isEnabledFor(level)
-            log.log(level, "%s %s: %s", member.address, member.state.value, member.reason)
+            log.log(level, "%s%s %s: %s", of_pool(self._name()), member.address, member.state.value, member.reason)
         else:
             self._others[member.state] += 1
 
@@ -42,11 +46,21 @@ class FlipLog:
         """Log the changes left out of a second that is over. ``now``: a reading of the clock of members' times."""
         if now - self._since >= 1:
             if self._others:
-                log.info(
-                    "more changes of state: %s", ", ".join(f"{n} {state.value}" for state, n in self._others.items())
-                )
+                others = ", ".join(f"{n} {state.value}" for state, n in self._others.items())
+                log.info("%smore changes of state: %s", of_pool(self._name()), others)
                 self._others.clear()
             self._since, self._lines = now, 0
+
+
+def of_pool(name: str) -> str:
+    """Return the beginning of a log line about a pool: "" where there is one alone, which has no name."""
+    return f"pool {name}: " if name else ""
+
+
+def log_drain(name: str, member: Member, drained: bool, where: str = "") -> None:
+    """Log that a member was drained by hand, or no longer is. ``name``: of its pool, or ""."""
+    words = "drained" if drained else "no longer drained"
+    log.info("%s%s %s by hand%s", of_pool(name), member.address, words, where)
 
 
 def named(members: Sequence[Member]) -> str:

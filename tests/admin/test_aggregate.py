@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -51,14 +52,16 @@ class Fleet:
         for it in self._others:
             it.close()
 
-    def report(self, number: int, pid: int, *, whole: bool = True, started: float = 100.0, **pool: Any) -> None:
+    def report(
+        self, number: int, pid: int, *, whole: bool = True, started: float = 100.0, names: str = "apps", **pool: Any
+    ) -> None:
         values: dict[str, Any] = {
-            "name": "apps", "settings": Settings(queue_max=500), "members": {}, "left": [], "stats": Stats(),
+            "settings": Settings(queue_max=500), "members": {}, "left": [], "stats": Stats(),
             "events": [], "snapshot": None, "resolved": 0.0, "available": 1, "queued": 0, "active": 0,
             "connections": None,
         }  # fmt: skip
-        report = PoolReport(**(values | pool))
-        self.aggregator._receive(Report(Usage(number, pid, 1.0, 1000), started, whole, [report], None, 3))
+        reports = [PoolReport(**(values | pool | {"name": name})) for name in names.split()]
+        self.aggregator._receive(Report(Usage(number, pid, 1.0, 1000), started, whole, reports, None, 3))
 
     @property
     def pool(self) -> MergedPool:
@@ -173,6 +176,20 @@ async def test_drain_reaches_those_that_do_not_know_of_it(fleet: Fleet) -> None:
     async with asyncio.timeout(5):
         while fleet.told.count(Drain("apps", ONE, True)) < 3:
             await asyncio.sleep(0.001)  # Twice to all, once more to the one that said otherwise.
+
+
+async def test_log_line_of_a_drain_names_the_pool_where_there_are_several(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for names in ("apps", "apps shop"):
+        fleet.report(0, 1000, members={ONE: row(ONE)}, names=names)
+        pool = fleet.aggregator.current()[0]
+        pool.drain(pool.members[ONE])
+    assert caplog.messages == [
+        "10.0.0.1:80 drained by hand, in all processes",
+        "pool apps: 10.0.0.1:80 drained by hand, in all processes",
+    ]
 
 
 async def test_message_may_be_large_and_its_writer_may_die_in_the_midst_of_it() -> None:

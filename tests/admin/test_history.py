@@ -30,7 +30,7 @@ class Cluster:
         self.membership = Membership(on_flip=self.stats.flipped)
         self.asked: list[Address] = []
         self._numbers = itertools.count(1)
-        view = SimpleNamespace(members=self.membership.members, drain=self.drain)
+        view = SimpleNamespace(name="shop", members=self.membership.members, drain=self.drain)
         self.pool = Pool("apps", cast(View, view), self.stats, 0.0)
         self.resolve(*addresses, when=0.0)
 

@@ -33,7 +33,7 @@ def test_changes_of_state_are_logged_one_by_one_up_to_a_limit_and_then_summed_up
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    log = FlipLog()
+    log = FlipLog(lambda: "")
     for member in members(5000):
         log.flipped(member, State.JOINING)
     for member in members(3, State.DOWN):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import logging
 import os
@@ -246,7 +247,7 @@ async def test_sighup_renews_the_certificate(files: dict[str, Any], tmp_path: Pa
         await serve.logged("up: accepts connections")
         issue(tmp_path, "127.0.0.1", "renewed")
         serve.process.send_signal(signal.SIGHUP)
-        await serve.logged("new connections get the certificate")
+        await serve.logged("renewed, by O=trustme")
         async with serve.client(trusting()) as new:
             assert ("renewed" in names(old), "renewed" in names(new)) == (False, True)
         (tmp_path / "key.pem").write_text("nothing")
@@ -254,6 +255,29 @@ async def test_sighup_renews_the_certificate(files: dict[str, Any], tmp_path: Pa
         await serve.logged("it is not a PEM file of its kind")
         await old.send(GET)
         assert (await old.head()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_log_says_which_certificate_is_served_and_whether_sighup_has_changed_it(files: dict[str, Any]) -> None:
+    async with Member() as member, serving(member, **files) as serve:
+        place = files["tls_cert"]
+        await serve.logged(f"INFO the certificate is that in {place}: O=trustme")
+        serve.process.send_signal(signal.SIGHUP)
+        await serve.logged(f"INFO the certificate in {place} is unchanged: O=trustme")
+
+
+async def test_log_warns_of_a_certificate_that_has_expired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ended = datetime.datetime(2020, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+    files = issue(tmp_path, "shop.example", ends=ended)
+    Certificate(files["tls_cert"], files["tls_key"], False).log_start()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "for shop.example, by O=trustme" in record.getMessage()
+    assert record.getMessage().endswith("valid until 2020-01-02 03:04:05 UTC; it has expired")
+
+
+def test_check_names_the_certificate(files: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", "--tls-cert", files["tls_cert"], "--tls-key", files["tls_key"], "--resolver", "127.0.0.1:9"])
+    assert "\nCertificate: O=trustme" in capsys.readouterr().out
 
 
 async def test_stop_does_not_wait_for_clients_that_do_not_read(files: dict[str, Any]) -> None:

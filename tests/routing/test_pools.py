@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,26 @@ async def test_routes_count_for_http2(tmp_path: Path) -> None:
             for target, token in (("/x", "no_route"), ("/one%2fx", "malformed_request")):
                 answer = await client.get(f"https://localhost:{serve.port}{target}")
                 assert (answer.http_version, answer.headers["x-balancer-error"]) == ("HTTP/2", token)
+
+
+async def test_log_lines_of_members_name_their_pool(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with routed(tmp_path, TWO) as running:
+        pool = running.pool("two")
+        (member,) = pool.members.values()
+        pool.drain(member)
+        # A pool that comes with a change of routes says whose members these are before it gets requests.
+        await running.reload(TWO + "[three]\nalias = 'two'\nhost = 'c'\npolicy = 'random'\n")
+        await running.up()
+    address = str(member.address)
+    of_members = [line for line in caplog.messages if "DNS for" in line or "joining:" in line or address in line]
+    assert all(line.startswith("pool ") for line in of_members)
+    assert {
+        "pool two: DNS for two: A: NOERROR, 1 endpoints",
+        f"pool two: joining: {address}",
+        f"pool two: {address} up: accepts connections",
+        f"pool two: {address} drained by hand",
+        "pool three: DNS for two: A: NOERROR, 1 endpoints",
+        f"pool three: joining: {address}",
+        f"pool three: {address} up: accepts connections",
+    } <= set(of_members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def issue(folder: Path, *names: str, ca: trustme.CA | None = None) -> dict[str, Any]:
+def issue(folder: Path, *names: str, ca: trustme.CA | None = None, ends: datetime | None = None) -> dict[str, Any]:
     """A new certificate and its key as files in ``folder``: the settings that name them."""
-    issued = (ca or authority()).issue_cert(*(names or ("127.0.0.1", "localhost")))
+    issued = (ca or authority()).issue_cert(*(names or ("127.0.0.1", "localhost")), not_after=ends)
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     certificate.write_bytes(b"".join(it.bytes() for it in issued.cert_chain_pems))
     key.write_bytes(issued.private_key_pem.bytes())
