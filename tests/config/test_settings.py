@@ -237,7 +237,14 @@ def test_misspelt_variable_is_reported_with_the_one_that_was_meant(name: str, me
 
 @pytest.mark.parametrize(
     "name",
-    ["BALANCER_SERVICE_HOST", "BALANCER_SERVICE_PORT", "BALANCER_PORT_80_TCP_ADDR", "BALANCE_ALIAS", *NAMES],
+    [
+        "BALANCER_SERVICE_HOST",
+        "BALANCER_SERVICE_PORT",
+        "BALANCER_PORT_80_TCP_ADDR",
+        "BALANCE_ALIAS",
+        "BALANCER_IMAGE",
+        *NAMES,
+    ],
 )
 def test_variables_that_an_orchestrator_injects_are_not_reported(name: str) -> None:
     assert misspelt({name: "tcp://10.0.0.1:80"}) == []
