@@ -4,7 +4,8 @@ BIN := .venv/bin
 
 .PHONY: demo test coverage test-long test-versions lint types hooks lock dist docs bench drill simulate strictness fuzz clean
 
-demo: .venv/.ready
+# Takes the environment of the tests where there is one already, or makes one of an eighth of its size.
+demo: $(if $(wildcard .venv/.ready),.venv/.ready,.venv/.demo)
 	$(BIN)/balancer demo
 
 # Tests run in three processes for two cores; those on the engine share its state and the machine's time, and run one after the other.
@@ -109,13 +110,18 @@ docs/.cache/venv/.ready: docs/requirements.txt docs/constraints.txt
 		--requirement docs/requirements.txt
 	touch $@
 
-NEEDS := balancer/requirements.txt balancer/http2-requirements.txt balancer/otel-requirements.txt balancer/demo/requirements.txt \
-	worker/requirements.txt tests/requirements.txt
+PARTS := constraints.txt pyproject.toml setup.py balancer/requirements.txt balancer/demo/requirements.txt worker/requirements.txt
 
-.venv/.ready: constraints.txt pyproject.toml setup.py $(NEEDS)
+# For `make demo`, and for the commands in the guides: without what lints and tests.
+.venv/.demo: $(PARTS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+.venv/.ready: $(PARTS) balancer/http2-requirements.txt balancer/otel-requirements.txt tests/requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,http2,otel]'
-	touch $@
+	touch .venv/.demo $@
 
 clean:
 	rm -rf .venv .cache build dist docs/.cache bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from balancer.config.display import flag, show, variable
-from balancer.config.settings import Settings
+from balancer.config.settings import RENAMED, Settings
 
 # The setting with which each group of ``balancer serve --help`` begins: groups follow the order of the settings.
 GROUPS = {
@@ -24,6 +26,35 @@ GROUPS = {
     "hooks": "hooks, logs and traces",
     "processes": "processes, stop and reload",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of arguments that names the flag, or the command, that one which does not exist may stand for."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Return the values of all arguments, and none that are left; end the program if there are any."""
+        known, left = super().parse_known_args(args, namespace)
+        if left:
+            names = [name for action in self._actions for name in action.option_strings]
+            hints = [_hint(text.partition("=")[0], names) for text in left if text.startswith("-")]
+            self.error("; ".join([f"unrecognized arguments: {' '.join(left)}", *filter(None, hints)]))
+        return known, left
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with what is wrong."""
+        if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            hint = _hint(wrong[1], re.findall(r"\w+", wrong[2]))
+            message = "; ".join(filter(None, [message, hint]))
+        super().error(message)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """Return words about the name that may be meant, or "" where none comes near."""
+    for old, new in RENAMED.items():
+        if name == flag(old) and flag(new) in known:
+            return f"{name} is {flag(new)} now"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:

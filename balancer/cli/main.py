@@ -55,7 +55,7 @@ def _run(argv: Sequence[str] | None, output: Output) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="balancer", description="HTTP load balancer with DNS discovery.")
+    parser = flags.Parser(prog="balancer", description="HTTP load balancer with DNS discovery.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, add_flags, text in (
@@ -85,13 +85,17 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     flags_given = {
         field.name: value for field in fields(Settings) if (value := getattr(arguments, field.name)) is not None
     }
-    for line in misspelt(os.environ):
-        print(line, file=sys.stderr)
+    _report_misspelt()
     settings = Settings.load(os.environ, flags_given)
     if settings.otel_endpoint and not find_spec("opentelemetry"):
         name = variable("otel_endpoint")
         raise SettingsError([f"{name}={settings.otel_endpoint} cannot be used: install balancer[otel]"])
     return settings
+
+
+def _report_misspelt() -> None:
+    for line in misspelt(os.environ):
+        print(line, file=sys.stderr)
 
 
 def _certificate(settings: Settings) -> Certificate | None:
@@ -163,6 +167,7 @@ def _reload(arguments: argparse.Namespace) -> int:
     flags_given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     read = {*map(variable, names), variable("admin")}  # The old name has to be noticed.
     environ = {name: value for name, value in os.environ.items() if name in read}
+    _report_misspelt()
     settings = Settings.load(environ, flags_given)
     return run(settings.admin_bind, None if arguments.pid is None else int(arguments.pid), settings.admin_token)
 

@@ -14,6 +14,10 @@ from balancer.types import Address, IPNetwork, UnixSocket
 POLICIES = ("round_robin", "least_requests", "random", "hash")
 
 
+class Hint(ValueError):
+    """A value cannot be used; the text says which part of it, or what may be meant."""
+
+
 class Kind(NamedTuple):
     """A kind of setting. ``parse`` raises ValueError unless the text is what ``accepts`` describes."""
 
@@ -21,6 +25,27 @@ class Kind(NamedTuple):
     accepts: str
     unset: str = "(none)"  # how a value of None reads
     secret: bool = False  # a value that is never shown
+
+    def is_blank(self, text: str) -> bool:
+        """Whether a text counts as unset."""
+        return not self._bare(text)
+
+    def read(self, text: str) -> Any:
+        """Return the value of a text. Raises ValueError with the words for it."""
+        try:
+            return self.parse(self._bare(text))
+        except (ValueError, KeyError) as error:
+            hint = f"; {error}" if isinstance(error, Hint) else ""
+            raise ValueError(f"cannot be used: it takes {self.accepts}{hint}") from error
+
+    def _bare(self, text: str) -> str:
+        # A block of YAML ends with a newline. In a secret, white space is a fault.
+        return text if self.secret else text.strip()
+
+
+def entries(text: str) -> list[str]:
+    """Return the entries of a list, with commas or newlines between: a block of YAML has each on a line of its own."""
+    return re.split(r"\s*,?\s*[\r\n]\s*,?\s*|\s*,\s*", text.strip())
 
 
 def _parse_address(text: str, default_port: int | None = None) -> Address:
@@ -39,10 +64,17 @@ def _port(text: str) -> int:
     return _number(text, 1, 65535)
 
 
+def _listening_address(text: str) -> Address:
+    # A port alone means every address of IPv4, as in nginx, HAProxy and Go.
+    if alone := re.fullmatch(r"(?:\*?:)?(?P<port>[0-9]+)", text):
+        return Address("0.0.0.0", _port(alone["port"]))
+    return _parse_address(text)
+
+
 def _listener(text: str) -> Address | UnixSocket:
     scheme, _, path = text.partition("unix:")
     if scheme or not path:
-        return _parse_address(text)
+        return _listening_address(text)
     # The kernel takes 108 bytes with a final NUL (unix(7)).
     if not path.startswith("/") or "\0" in path or len(path.encode(errors="surrogateescape")) > 107:
         raise ValueError("not a path for a socket")
@@ -50,7 +82,7 @@ def _listener(text: str) -> Address | UnixSocket:
 
 
 def _listener_or_off(text: str) -> Address | None:
-    return None if text == "off" else _parse_address(text)
+    return None if text == "off" else _listening_address(text)
 
 
 def _nameserver(text: str) -> Address:
@@ -79,7 +111,19 @@ def _host(text: str) -> str:
 
 
 def _networks(text: str) -> tuple[IPNetwork, ...]:
-    return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+    return tuple(_network(part) for part in re.findall(r"[^\s,]+", text))
+
+
+def _network(text: str) -> IPNetwork:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise Hint(f"{text!r} is none") from None
+    raise Hint(f"in {text} host bits are set: {meant}?")
 
 
 def _file(text: str) -> str:
@@ -160,7 +204,7 @@ def _plug_in(text: str) -> str:
 
 
 def _plug_ins(text: str) -> tuple[str, ...]:
-    return tuple(_plug_in(part.strip()) for part in text.split(","))
+    return tuple(map(_plug_in, entries(text)))
 
 
 def _secret(text: str) -> str:
@@ -179,12 +223,14 @@ def _hash_key(text: str) -> tuple[str, str]:
 
 DNS_NAME = Kind(_dns_name, "a DNS name such as apps or _http._tcp.apps")
 PORT = Kind(_port, "a port from 1 to 65535")
-LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, or unix:/path")
-LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, or off", unset="off")
+LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, a port alone (0.0.0.0), or unix:/path")
+LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, a port alone (0.0.0.0), or off", unset="off")
 NAMESERVER = Kind(_nameserver, "ip[:port] of a DNS server, such as 127.0.0.11", unset="(the system's)")
 PATH = Kind(_path, "a path such as /healthz")
 HOST = Kind(_host, "a host such as shop.example or shop.example:8080", unset="(the alias)")
-NETWORKS = Kind(_networks, "networks in CIDR notation with commas between, such as 10.0.0.0/8,192.168.0.1/32")
+NETWORKS = Kind(
+    _networks, "networks in CIDR notation with commas or newlines between, such as 10.0.0.0/8,192.168.0.1/32"
+)
 PEM_FILE = Kind(_file, "the path of a PEM file")
 TOKEN = Kind(_token, "a cookie name such as member")
 SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
@@ -194,7 +240,9 @@ URL = Kind(_url, "a URL such as http://collector:4318")
 POLICY = Kind(
     _plug_in, f"{', '.join(POLICIES)}, the name of an entry point in the group balancer.policies, or module:class"
 )
-HOOKS = Kind(_plug_ins, "module:class or names of entry points in the group balancer.hooks, with commas between")
+HOOKS = Kind(
+    _plug_ins, "module:class or names of entry points in the group balancer.hooks, with commas or newlines between"
+)
 ON_OFF = Kind(_on_off, "on or off")
 PROCESSES = Kind(_processes, "a whole number from 1 to 64, or auto")
 ACCESS_LOG = Kind(_access_log, "on, off or text")

@@ -185,7 +185,7 @@ class Settings:
         """Make settings from environment variables and flags, with defaults for the rest.
 
         Args:
-            environ: Variables ``BALANCER_<NAME>``. An empty one counts as unset, as Compose makes one of ``${NAME:-}``.
+            environ: Variables ``BALANCER_<NAME>``. A blank one counts as unset, as Compose makes one of ``${NAME:-}``.
             flags: Values by the names of fields; a flag wins over the variable.
 
         Raises:
@@ -202,14 +202,14 @@ class Settings:
             name, text = variable(item.name), environ.get(variable(item.name), "")
             if flags and item.name in flags:
                 name, text = flag(item.name), flags[item.name]
-            if text == "":
-                continue
             kind: Kind = item.metadata["kind"]
+            if kind.is_blank(text):
+                continue
             written[item.name] = f"{name}=(not shown)" if kind.secret else f"{name}={text!r}"
             try:
-                values[item.name] = kind.parse(text)
-            except (ValueError, KeyError):
-                problems.append(f"{written[item.name]} cannot be used: it takes {kind.accepts}")
+                values[item.name] = kind.read(text)
+            except ValueError as error:
+                problems.append(f"{written[item.name]} {error}")
         return cls._whole(values, written, problems, variable)
 
     @classmethod
@@ -238,9 +238,9 @@ class Settings:
                 values[name] = value
                 continue
             try:
-                values[name] = kind.parse(as_text(value, kind))
-            except (ValueError, KeyError):
-                problems.append(f"{written[name]} cannot be used: it takes {kind.accepts}")
+                values[name] = kind.read(as_text(value, kind))
+            except ValueError as error:
+                problems.append(f"{written[name]} {error}")
         return cls._whole(values, written, problems, str)
 
     @classmethod

@@ -9,12 +9,14 @@ import time
 
 from rich.console import Console, RenderableType
 
-from balancer.demo.system import DemoError, System
+from balancer.demo.system import DemoError, System, preferred_port
 from balancer.watch import Loop, Tally, drawing, first, interruptible, on_terminal, picture
 
 # Requests a second of the built-in curl loop.
 RATE = 20.0
 STEPS_IN_ROUND = 3
+# Where compose.yaml publishes the status page; the demo has it on another port where this one is taken.
+STATUS_PORT = 9000
 
 
 def run(workers: int, seconds: float, port: int) -> int:
@@ -37,9 +39,9 @@ def steps(workers: int) -> list[int]:
 class Stage:
     """The display of the demo: a live picture on a terminal, elsewhere a plain line for every change."""
 
-    def __init__(self, url: str, draws: bool) -> None:
+    def __init__(self, addresses: str, draws: bool) -> None:
         self.tally = Tally()
-        self._url = url
+        self._addresses = addresses
         self._activity = "starting"
         self._began = time.monotonic()
         self._answering: frozenset[str] = frozenset()
@@ -63,7 +65,7 @@ class Stage:
 
     def draw(self, width: int, height: int) -> RenderableType:
         """Return the picture of this moment."""
-        return picture(f"{self._url}   {self._activity}", self.tally, time.monotonic(), width, height)
+        return picture(f"{self._addresses}   {self._activity}", self.tally, time.monotonic(), width, height)
 
     def _print_line(self, text: str) -> None:
         if not self._draws:
@@ -71,18 +73,23 @@ class Stage:
 
 
 async def _demo(console: Console, workers: int, seconds: float, port: int) -> Tally:
-    url = f"http://127.0.0.1:{port}/"
+    status_port = preferred_port(STATUS_PORT)
+    url, status = (f"http://127.0.0.1:{number}/" for number in (port, status_port))
+    # A picture takes this line away, and its end brings it back.
+    print(f"workers: {url}\nstatus page: {status}", flush=True)
     draws = on_terminal(console)
-    stage = Stage(url, draws)
+    stage = Stage(f"{url}   status page {status}", draws)
     async with interruptible() as stop:
         picture_of_now = [drawing(console, stage.draw)] if draws else []
-        await first(_rounds(stage, workers, seconds, port, url), stop.wait(), *picture_of_now)
+        await first(
+            _rounds(stage, workers, seconds, System(port, admin_port=status_port), url), stop.wait(), *picture_of_now
+        )
     return stage.tally
 
 
-async def _rounds(stage: Stage, workers: int, seconds: float, port: int, url: str) -> None:
+async def _rounds(stage: Stage, workers: int, seconds: float, started: System, url: str) -> None:
     stage.announce("starting DNS, Redis, a worker and the balancer")
-    async with System(port) as system:
+    async with started as system:
         await system.scale(1)
         load = asyncio.create_task(_load(stage, url))
         try:

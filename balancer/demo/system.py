@@ -40,11 +40,12 @@ class System:
     """The running system; use it within ``async with``. Leaving the context stops every process.
 
     ``own_addresses``: each worker gets a loopback address; otherwise a port, and SRV records in DNS.
+    ``admin_port``: that of the status page; a free one unless given.
     """
 
-    def __init__(self, port: int, own_addresses: bool | None = None) -> None:
+    def __init__(self, port: int, own_addresses: bool | None = None, admin_port: int | None = None) -> None:
         self.port = port
-        self.admin_port = free_port()
+        self.admin_port = admin_port or free_port()
         self.own_addresses = has_loopback_network() if own_addresses is None else own_addresses
         self.workers: list[str] = []
         self._zone = Zone()
@@ -80,7 +81,8 @@ class System:
                 BALANCER_ACCESS_LOG="off",
             )  # fmt: skip
             await self._listening("redis", "127.0.0.1", self._redis_port)
-            await self._listening("balancer", "127.0.0.1", self.port)
+            # Another program may answer on the data port. The balancer opens this one after it, or ends.
+            await self._listening("balancer", "127.0.0.1", self.admin_port)
             self._stack = stack.pop_all()
         return self
 
@@ -194,6 +196,16 @@ def free_port(*hosts: str) -> int:
         if all(_is_free(host, port) for host in hosts or ("127.0.0.1",)) and _reserve(port):
             return port
     raise OSError(f"no free port on {', '.join(hosts)}")
+
+
+def preferred_port(port: int) -> int:
+    """Return this port of 127.0.0.1 if a process can listen on it and none has reserved it, otherwise a free one."""
+    try:
+        # A server may take a port whose last connections wait for their end, which a plain bind cannot.
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return free_port()
+    return port if _reserve(port) else free_port()
 
 
 def _reserve(port: int) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 from balancer.config.display import show, variable
+from balancer.config.parsers import entries
 from balancer.config.settings import Settings, SettingsError
 from balancer.routing.table import Table
 from balancer.routing.table_builder import KINDS, PER_POOL, TableBuilder
@@ -26,7 +28,7 @@ def read(settings: Settings) -> Table | None:
     path = Path(settings.routes)
     where = f"{variable('routes')}={settings.routes}"
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # Editors on Windows begin a file with a byte order mark.
     except (OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise SettingsError([f"{where} cannot be used: {words}; it takes {KINDS['routes'].accepts}"]) from error
@@ -34,12 +36,13 @@ def read(settings: Settings) -> Table | None:
 
 
 def parse_inline(text: str, settings: Settings) -> Table:
-    """Parse ``shop.example=shop:8080,/api=api;policy=hash,=apps``: routes with commas between.
+    """Parse ``shop.example=shop:8080,/api=api;policy=hash,=apps``: routes with commas or newlines between.
 
     Raises SettingsError with a line for each fault.
     """
     builder = TableBuilder(settings)
-    for entry in filter(None, (part.strip() for part in text.split(","))):
+    # What follows a semicolon belongs to the same route, on another line too.
+    for entry in filter(None, entries(re.sub(r"\s*;\s*", ";", text))):
         where = f"{variable('routes')}: {entry!r}"
         match, equals, target = entry.partition("=")
         if not equals:

@@ -7,17 +7,19 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from balancer.cli.main import main
 from balancer.demo import system
 from balancer.demo.dns_server import DnsServer, Zone
-from balancer.demo.system import System, free_port
+from balancer.demo.system import System, free_port, preferred_port
 from balancer.watch import Loop, Tally
 from tests.support.wire import OK, Connection, Member, balance
 
@@ -65,8 +67,10 @@ async def test_port_is_given_to_one_process_at_a_time(monkeypatch: pytest.Monkey
 
 async def test_demo_scales_and_leaves_nothing_behind() -> None:
     mark = f"DEMO_TEST_{free_port()}"
-    status, out, err = await run("demo", "--seconds", "6", "--port", str(free_port()), **{mark: "1"})
+    port = free_port()
+    status, out, err = await run("demo", "--seconds", "6", "--port", str(port), **{mark: "1"})
     assert (status, err) == (0, "")
+    assert re.match(rf"workers: http://127\.0\.0\.1:{port}/\nstatus page: http://127\.0\.0\.1:\d+/\n", out)
     assert re.search(r"answering: worker-1, worker-2, worker-3\n", out)
     assert " 0 failed" in out
     assert processes_with(mark) == []
@@ -77,12 +81,27 @@ async def test_endless_demo_ends_on_a_signal_and_leaves_nothing_behind(number: s
     mark = f"DEMO_TEST_{free_port()}"
     process = await start("demo", "--seconds", "0", "--port", str(free_port()), **{mark: "1", "PYTHONUNBUFFERED": "1"})
     assert process.stdout
-    while b"answering" not in await process.stdout.readline():
-        pass
+    said = b""
+    while b"answering" not in said:
+        said += await process.stdout.readline()
+    found = re.search(rb"status page: (\S+)\n", said)
+    assert found
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(found[1].decode())).text.startswith("<!doctype html>")
     process.send_signal(number)
     _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")
     assert processes_with(mark) == []
+
+
+def test_port_that_is_preferred_is_taken_by_one_demo_at_a_time() -> None:
+    port = free_port()
+    assert preferred_port(port) != port, "it is reserved"
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        taken: int = sock.getsockname()[1]
+        assert preferred_port(taken) != taken
+    assert preferred_port(taken) == taken
+    assert preferred_port(taken) != taken
 
 
 def test_demo_without_its_extra_names_the_command_that_installs_it(

@@ -76,6 +76,16 @@ def test_misspelt_variable_is_reported_and_the_start_goes_on(
     assert failure.startswith("BALANCER_BIND=")
 
 
+def test_misspelt_variable_is_reported_by_reload_too(
+    taken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BALANCER_ADMIN_TOKN", "12345678")
+    assert main(["reload", "--admin-bind", "off"]) == 1
+    warning, failure = capsys.readouterr().err.splitlines()
+    assert warning == "BALANCER_ADMIN_TOKN is not a setting and is ignored; did you mean BALANCER_ADMIN_TOKEN?"
+    assert failure.endswith("--pid is needed")
+
+
 @pytest.mark.parametrize(
     ("found", "status", "described"),
     [
@@ -174,7 +184,16 @@ def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> N
     [
         ([], "COMMAND"),
         (["scale"], "invalid choice: 'scale'"),
-        (["serve", "--resolve-intervall", "1"], "--resolve-intervall"),
+        (["sevre"], "did you mean serve?"),
+        (["serve", "--resolve-intervall", "1"], "--resolve-intervall 1; did you mean --resolve-interval?"),
+        (["serve", "--polici=hash"], "unrecognized arguments: --polici=hash; did you mean --policy?"),
+        (["serve", "--hold-seconds", "1"], "--hold-seconds 1; --hold-seconds is --queue-timeout now"),
+        (["check", "--queue_max=1", "--aliass", "x"], "did you mean --queue-max?; did you mean --alias?"),
+        (["reload", "--admin-tokn", "x"], "unrecognized arguments: --admin-tokn x; did you mean --admin-token?"),
+        (["demo", "--worker", "3"], "unrecognized arguments: --worker 3; did you mean --workers?"),
+        (["watch", "a", "-rate", "3"], "did you mean --rate?"),
+        (["watch", "a", "b"], "unrecognized arguments: b"),
+        (["--verson"], "COMMAND"),
         (["watch"], "URL"),
         (["watch", ""], "cannot be used: it takes a URL such as"),
         (["watch", "ftp://a/"], "'ftp://a/' cannot be used: it takes a URL such as"),

@@ -53,7 +53,13 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("resolve_interval", "0.1", 0.1),
         ("bind", "[::]:8080", Address("::", 8080)),
         ("bind", "unix:/run/balancer.sock", UnixSocket("/run/balancer.sock")),
+        ("bind", ":8080", Address("0.0.0.0", 8080)),
+        ("bind", "8080", Address("0.0.0.0", 8080)),
+        ("bind", "*:8080", Address("0.0.0.0", 8080)),
         ("admin_bind", "off", None),
+        ("admin_bind", ":9001", Address("0.0.0.0", 9001)),
+        ("admin_bind", "9001", Address("0.0.0.0", 9001)),
+        ("admin_bind", "[::]:9001", Address("::", 9001)),
         ("health_path", "/healthz?deep=1", "/healthz?deep=1"),
         ("queue_timeout", "0", 0.0),
         ("queue_max", "0", 0),
@@ -85,6 +91,10 @@ def test_value_is_read(name: str, text: str, value: object) -> None:
         ("bind", "0.0.0.0", "ip:port, such as 0.0.0.0:80"),
         ("bind", "::", "ip:port, such as 0.0.0.0:80"),
         ("bind", "off", "ip:port, such as 0.0.0.0:80"),
+        ("bind", ":0", "ip:port, such as 0.0.0.0:80"),
+        ("bind", "65536", "ip:port, such as 0.0.0.0:80"),
+        ("bind", "::8080", "a port alone (0.0.0.0)"),
+        ("admin_bind", "²", "a port alone (0.0.0.0)"),
         ("bind", "unix:", "or unix:/path"),
         ("bind", "unix:balancer.sock", "or unix:/path"),
         ("bind", "unix:/" + "a" * 107, "or unix:/path"),
@@ -104,6 +114,65 @@ def test_bad_value_is_named_with_its_variable_and_what_is_accepted(name: str, te
     (problem,) = caught.value.problems
     assert problem.startswith(f"{variable(name)}={text!r} cannot be used: it takes ")
     assert accepted in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("172.30.0.1/16", "in 172.30.0.1/16 host bits are set: 172.30.0.0/16?"),
+        ("10.0.0.0/8,172.30.0.1/255.255.0.0", "in 172.30.0.1/255.255.0.0 host bits are set: 172.30.0.0/16?"),
+        ("2001:db8::1/64", "in 2001:db8::1/64 host bits are set: 2001:db8::/64?"),
+        ("10.0.0.0/8,proxy.example", "'proxy.example' is none"),
+        ("10.0.0.0/33", "'10.0.0.0/33' is none"),
+    ],
+)
+def test_network_that_is_none_is_named_with_the_one_that_was_meant(text: str, hint: str) -> None:
+    accepted = "networks in CIDR notation with commas or newlines between, such as 10.0.0.0/8,192.168.0.1/32"
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"BALANCER_TRUSTED_PROXIES": text})
+    assert caught.value.problems == [f"BALANCER_TRUSTED_PROXIES={text!r} cannot be used: it takes {accepted}; {hint}"]
+    with pytest.raises(SettingsError) as caught:
+        Settings.of(trusted_proxies=text)
+    assert caught.value.problems == [f"trusted_proxies={text!r} cannot be used: it takes {accepted}; {hint}"]
+
+
+NETWORKS = (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+
+
+@pytest.mark.parametrize("between", [",", ", ", "\n", "\r\n", ",\n", "\n,", " \n\n  "])
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("\n  ", "\n"), (" ", "\r\n")])
+def test_list_in_a_block_of_yaml_has_newlines_as_well_as_commas(between: str, before: str, after: str) -> None:
+    def block(*entries: str) -> str:
+        return before + between.join(entries) + after
+
+    environ = {"BALANCER_TRUSTED_PROXIES": block("10.0.0.0/8", "::1"), "BALANCER_HOOKS": block("a.b:C", "d-e")}
+    environ["BALANCER_ROUTES"] = block("shop.example=shop:8080", "/api=api;policy=hash", "=apps")
+    settings = Settings.load(environ)
+    assert (settings.trusted_proxies, settings.hooks) == (NETWORKS, ("a.b:C", "d-e"))
+    assert settings.routes
+    assert [str(it) for it in parse_inline(settings.routes, settings).routes] == ["shop.example/", "/api", "/"]
+
+
+def test_networks_in_a_folded_block_of_yaml_have_blanks_between() -> None:
+    assert Settings.load({"BALANCER_TRUSTED_PROXIES": "10.0.0.0/8 ::1\n"}).trusted_proxies == NETWORKS
+
+
+@pytest.mark.parametrize("name", [it.name for it in fields(Settings) if not it.metadata["kind"].secret])
+def test_white_space_around_a_value_is_no_part_of_it(name: str) -> None:
+    values = {variable(field): text for field, text in _values().items() if field != "admin_token"}
+    padded = values | {variable(name): f" {values[variable(name)]}\n"}
+    assert Settings.load(padded) == Settings.load(values)
+    assert Settings.load({variable(name): " \n"}) == Settings()
+
+
+def _values() -> dict[str, str]:
+    """A text for every setting."""
+    values = {it.name: show(it.default, it.metadata["kind"]) for it in fields(Settings)}
+    own = {
+        "routes": "=apps", "resolver": "::1", "sticky_cookie": "a", "health_path": "/a", "health_host": "a",
+        "trusted_proxies": "::1", "tls_cert": "/a", "tls_key": "/a", "hooks": "a", "otel_endpoint": "http://a",
+    }  # fmt: skip
+    return values | own
 
 
 def test_every_bad_value_is_reported_at_once() -> None:
@@ -168,7 +237,14 @@ def test_misspelt_variable_is_reported_with_the_one_that_was_meant(name: str, me
 
 @pytest.mark.parametrize(
     "name",
-    ["BALANCER_SERVICE_HOST", "BALANCER_SERVICE_PORT", "BALANCER_PORT_80_TCP_ADDR", "BALANCE_ALIAS", *NAMES],
+    [
+        "BALANCER_SERVICE_HOST",
+        "BALANCER_SERVICE_PORT",
+        "BALANCER_PORT_80_TCP_ADDR",
+        "BALANCE_ALIAS",
+        "BALANCER_IMAGE",
+        *NAMES,
+    ],
 )
 def test_variables_that_an_orchestrator_injects_are_not_reported(name: str) -> None:
     assert misspelt({name: "tcp://10.0.0.1:80"}) == []

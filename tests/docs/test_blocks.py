@@ -8,7 +8,11 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from balancer.demo.system import System, free_port
 from balancer.watch import Loop
@@ -76,6 +80,38 @@ async def test_demo_command_of_the_readme_runs_the_system() -> None:
     assert status == 0, out
     assert "answering: worker-1, worker-2, worker-3\n" in out
     assert re.search(r"^\d+ requests, 0 failed", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("target", "ready", "installed"),
+    [
+        ("demo", False, ["'.[demo]'"]),
+        (".venv/.demo", False, ["'.[demo]'"]),
+        ("demo", True, []),
+        ("types", False, ["'.[demo,dev,http2,otel]'"]),
+    ],
+)
+def test_demo_target_installs_what_the_demo_needs_and_no_tools_of_tests(
+    target: str, ready: bool, installed: list[str], tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    parts = [
+        *(ROOT / "balancer").rglob("*requirements.txt"),
+        *(ROOT / it / "requirements.txt" for it in ("worker", "tests")),
+    ]
+    for part in (
+        *map(Path, ("constraints.txt", "pyproject.toml", "setup.py")),
+        *(it.relative_to(ROOT) for it in parts),
+    ):
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / part).touch()
+    if ready:
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv" / ".ready").touch()
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--dry-run", target]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, check=True, capture_output=True, text=True)
+    assert re.findall(r"--editable (\S+)", done.stdout) == installed
 
 
 async def test_watch_command_of_the_readme_prints_its_output() -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pydoc
 import re
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from balancer.config.display import variable
+from balancer.config.settings import Settings
+from balancer.routing.table_builder import _OWN as PER_ROUTE
 from tests.support.paths import ROOT
 
 SKIPPED = {".venv", ".cache", ".git", ".pytest_cache", "node_modules"}
@@ -169,6 +173,28 @@ def test_drill_has_the_same_figures_in_both() -> None:
 def test_readmes_lead_to_each_other() -> None:
     assert "README.pt-BR.md" in links("\n".join(ENGLISH.read_text().splitlines()[:4]))
     assert "README.md" in links("\n".join(PORTUGUESE.read_text().splitlines()[:4]))
+
+
+@pytest.mark.parametrize("document", [it for it in DOCUMENTS if it.name != "CHANGELOG.md"], ids=str)
+def test_setting_named_in_a_document_exists(document: Path) -> None:
+    known = {variable(it.name) for it in fields(Settings)} | {"BALANCER_IMAGE", "BALANCER_CHECK_STATES"}
+    named = set(re.findall(r"\bBALANCER_[A-Z0-9_]*[A-Z0-9]", document.read_text()))
+    # The one that the setting's own page and the troubleshooting show as an example of a misspelt name.
+    assert named - known - {"BALANCER_POLICI"} == set()
+
+
+@pytest.mark.parametrize("name", ["from-traefik.md", "from-the-nginx-trick.md"])
+def test_guide_for_those_who_change_over_denies_nothing_that_is_there(name: str) -> None:
+    text = (ROOT / "docs" / "guides" / name).read_text()
+    there = ("processes", "http2", "otel_endpoint", "access_log", "sticky_cookie", "health_path", "proxy_protocol")
+    assert [it for it in there if variable(it) not in text] == []
+    leads = {it.partition("#")[0] for it in links(text)}
+    assert {"swarm.md", "kubernetes.md", "plugins.md", "routes.md", "../performance/scaling.md"} <= leads
+    assert "strip_prefix" in PER_ROUTE and "`strip_prefix`" in text
+    denied = [
+        it for it in re.split(r"\n(?=[|*])", text) if re.search(r"not there|one process|nothing:", it, re.IGNORECASE)
+    ]
+    assert [it for it in denied if re.search(r"Swarm|Kubernetes|process|core|auth_basic|return 301", it)] == []
 
 
 def test_module_named_in_a_page_exists() -> None:

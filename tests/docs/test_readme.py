@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from balancer.config.display import show, variable
 from balancer.config.settings import Settings
@@ -14,6 +15,7 @@ from balancer.errors import TOKENS
 from docs.site import reference
 from tests.support.paths import ERRORS, README, ROOT
 
+PORTUGUESE = (ROOT / "README.pt-BR.md").read_text()
 LIBRARY = (ROOT / "docs" / "guides" / "library.md").read_text()
 SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text()
 
@@ -33,6 +35,13 @@ def test_compose_passes_every_setting_on_but_its_two_listeners() -> None:
     passed = (ROOT / "compose.yaml").read_text()
     missing = [it.name for it in fields(Settings) if f"      {variable(it.name)}:\n" not in passed]
     assert missing == ["bind", "admin_bind"]
+
+
+def test_compose_passes_all_of_an_env_file_that_may_be_missing() -> None:
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["balancer"]
+    assert service["env_file"] == [{"path": ".env", "required": False}]
+    for document in (README, PORTUGUESE, (ROOT / "docs" / "getting-started.md").read_text()):
+        assert "Compose 2.24" in document
 
 
 def test_every_token_that_the_balancer_can_answer_is_explained() -> None:

@@ -317,6 +317,14 @@ def test_files_that_cannot_be_used_are_named(files: dict[str, Any], tmp_path: Pa
     assert cannot(files | {"tls_key": str(other)}).startswith(f"BALANCER_TLS_KEY={other} cannot be used: OpenSSL")
 
 
+@pytest.mark.parametrize("setting", ["tls_cert", "tls_key"])
+def test_file_with_a_byte_order_mark_is_read(setting: str, files: dict[str, Any], tmp_path: Path) -> None:
+    marked = tmp_path / "marked.pem"
+    marked.write_bytes(b"\xef\xbb\xbf" + Path(files[setting]).read_bytes().replace(b"\n", b"\r\n"))
+    pair = files | {setting: str(marked)}
+    assert Certificate(pair["tls_cert"], pair["tls_key"], http2=False)
+
+
 def test_check_tells_of_files_that_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"]) == 2
     assert capsys.readouterr() == ("", "BALANCER_TLS_CERT=/nowhere cannot be used: No such file or directory\n")

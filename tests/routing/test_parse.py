@@ -42,6 +42,21 @@ def test_compact_form() -> None:
     assert {it.queue_timeout for it in routes.pools.values()} == {3}
 
 
+def test_route_goes_on_after_a_semicolon_on_another_line() -> None:
+    routes = parse_inline("shop.example=shop:8080;\n  policy=hash\n  ;health_path=/healthz\n=apps\n", SETTINGS)
+    assert [str(it) for it in routes.routes] == ["shop.example/", "/"]
+    assert (routes.pools["shop"].policy, routes.pools["shop"].health_path) == ("hash", "/healthz")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_file_that_an_editor_on_windows_wrote_is_read(encoding: str, newline: str, tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text('[shop]\nhost = "shop.example"\n', encoding=encoding, newline=newline)
+    routes = read(Settings(routes=str(path)))
+    assert routes and [str(it) for it in routes.routes] == ["shop.example/"]
+
+
 def test_alias_with_two_kinds_of_pools_gives_each_a_name_of_its_own() -> None:
     assert list(parse_inline("/a=x:1,/b=x:2,/c=x:2;policy=random,/d=y", SETTINGS).pools) == [
         "x:1",
