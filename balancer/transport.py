@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from balancer.config.settings import Settings
+from balancer.forks import abandon, renew_in_child
 from balancer.loadbalancer import LoadBalancer
 from balancer.local_call import LocalCall
 
@@ -53,6 +54,12 @@ class BalancedTransport(httpx.AsyncBaseTransport):
             self.balancer = LoadBalancer(target, **settings)
         self._owned = self.balancer is not target
         self._calls: set[LocalCall] = set()
+        renew_in_child(self, BalancedTransport._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """Leave the calls under way to the process before this one."""
+        abandon(self._calls)
+        self._calls = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a call to a member; httpx calls this.

@@ -31,6 +31,7 @@ from balancer.errors import (
     TruncatedResponse,
     UpstreamError,
 )
+from balancer.forks import abandon, renew_in_child
 from balancer.http.headers import Headers, announces_close, response_headers
 from balancer.http.request import Body
 from balancer.types import Address
@@ -65,6 +66,12 @@ class HttpxUpstream(Upstream):
         self._make_transport = make_transport or _default_transport()
         self._members: dict[Address, _Member] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        renew_in_child(self, HttpxUpstream._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """Leave the transports to the process before this one: two that use the same connections mix up responses."""
+        abandon(self._members, self._closing)
+        self._members, self._closing = {}, set()
 
     def send_nowait(self, *request: object) -> None:
         """Return None: a transport does not show whether it would have to wait."""
