@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import httpcore
 import httpx
@@ -92,7 +93,7 @@ class HttpxUpstream(Upstream):
             member.url,
             headers=request.headers,
             stream=_RequestStream(request, request.body) if request.body else httpx.ByteStream(b""),
-            extensions={"target": request.target, "timeout": limits},
+            extensions={"target": request.target, "timeout": limits, **_traced(request)},
         )
         member.in_use += 1
         try:
@@ -260,6 +261,19 @@ class _Response(UpstreamResponse):
                 await self._response.aclose()
             finally:
                 release(self._member)
+
+
+def _traced(request: UpstreamRequest) -> dict[str, Any]:
+    """Return the extension of httpcore that shows when a connection is made, if the request asks for that."""
+    on_connect = request.on_connect
+    if on_connect is None:
+        return {}
+
+    async def trace(event: str, details: object) -> None:
+        if event.startswith("connection.connect_tcp."):
+            on_connect(event.endswith(".started"))
+
+    return {"trace": trace}
 
 
 class _RequestStream(httpx.AsyncByteStream):
