@@ -28,7 +28,7 @@ from balancer.members.probe_scheduler import TICK, Prober
 from balancer.plugins import loader
 from balancer.plugins.hook_api import Hooks
 from balancer.plugins.hooked_dispatcher import HookedDispatcher
-from balancer.policies.base import Policy
+from balancer.policies.base import PolicyLike
 from balancer.policies.factory import make_policy
 from balancer.telemetry.observer import Observer, all_done
 from balancer.telemetry.state_log import FlipLog, named
@@ -82,7 +82,7 @@ class LoadBalancer:
         observers: Observer | Iterable[Observer] = (),
         stats: Stats | None = None,
         trace: Trace | None = None,
-        policy: str | Policy | None = None,
+        policy: str | PolicyLike | None = None,
         hooks: str | Hooks | Iterable[str | Hooks] = (),
         clock: Clock = time.monotonic,
         rng: Random | None = None,
