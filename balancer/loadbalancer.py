@@ -19,6 +19,7 @@ from balancer.discovery.snapshot import Outcome, Snapshot
 from balancer.dispatch.admission import GATHER_SECONDS
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import Trace
+from balancer.forks import OwnRandom, abandon, renew_in_child
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
@@ -27,7 +28,7 @@ from balancer.members.probe_scheduler import TICK, Prober
 from balancer.plugins import loader
 from balancer.plugins.hook_api import Hooks
 from balancer.plugins.hooked_dispatcher import HookedDispatcher
-from balancer.policies.base import Policy
+from balancer.policies.base import PolicyLike
 from balancer.policies.factory import make_policy
 from balancer.telemetry.observer import Observer, all_done
 from balancer.telemetry.state_log import FlipLog, log_drain, named, of_pool
@@ -56,7 +57,7 @@ class LoadBalancer:
         policy: A policy in place of the one of the settings, or its name; it runs guarded.
         hooks: Hooks, or their names, after those of the settings; they run guarded.
         clock: Returns seconds, from any moment on.
-        rng: Makes the random choices.
+        rng: Makes the random choices. Default: one that each process forked from this one has for itself.
         **settings: Settings by their names, such as ``upstream_port=8080``, if ``alias`` is a name.
 
     Raises:
@@ -81,7 +82,7 @@ class LoadBalancer:
         observers: Observer | Iterable[Observer] = (),
         stats: Stats | None = None,
         trace: Trace | None = None,
-        policy: str | Policy | None = None,
+        policy: str | PolicyLike | None = None,
         hooks: str | Hooks | Iterable[str | Hooks] = (),
         clock: Clock = time.monotonic,
         rng: Random | None = None,
@@ -97,7 +98,7 @@ class LoadBalancer:
         given_observers = loader.each(observers)
         loader.check(given_observers, trace, probe, resolve)
         self.stats = stats
-        self._rng = rng or Random()
+        self._rng = rng or OwnRandom()
         self._plugged = loader.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given_hooks)
         self._observers = [*given_observers, *([stats] if stats else []), *self._plugged.hooks.observers()]
         self._given_upstream = upstream
@@ -111,6 +112,7 @@ class LoadBalancer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: asyncio.Task[None] | None = None
         self._build()
+        renew_in_child(self, LoadBalancer._begin_anew)
 
     def _build(self) -> None:
         settings, clock, rng, plugged = self.settings, self.clock, self._rng, self._plugged
@@ -124,14 +126,9 @@ class LoadBalancer:
         self.upstream = self._given_upstream or NativeUpstream(Timeouts.of(settings))
         hooked = plugged.policy or plugged.hooks.has_hooks
         make_dispatcher = partial(HookedDispatcher, plugged.hooks) if hooked else Dispatcher
+        policy = make_policy(settings, rng, plugged.policy)
         self.dispatcher = make_dispatcher(
-            settings,
-            self.membership,
-            make_policy(settings, rng, plugged.policy),
-            self.upstream,
-            all_done(self._observers),
-            clock,
-            self._trace,
+            settings, self.membership, policy, self.upstream, all_done(self._observers), clock, self._trace
         )
         self.proxy = Proxy(self.dispatcher)
         self._prober = Prober(
@@ -197,12 +194,17 @@ class LoadBalancer:
             if self._life is asyncio.current_task():
                 self._loop = None
 
+    def _begin_anew(self) -> None:
+        """Leave all that the process before this one has begun to it: members, connections, its event loop, its ids."""
+        abandon(self._loop, self._life, self.upstream)
+        self._loop = self._life = None
+        self._build()
+
     def _forget(self) -> None:
         """Report to observers that the members of an earlier event loop are gone."""
         gone = Change(left=list(self.membership.members.values()))
-        if gone:
-            for observer in self._observers:
-                observer.resolved(Snapshot((), self.clock()), gone)
+        for observer in self._observers if gone else ():
+            observer.resolved(Snapshot((), self.clock()), gone)
 
     async def aclose(self) -> None:
         """End the requests under way, those without a response by a 503, and close all connections to members."""
@@ -263,10 +265,8 @@ class LoadBalancer:
     @property
     def connections(self) -> Connections | None:
         """The connections to members; None where the upstream does not count them."""
-        counts = self.upstream
-        if not isinstance(counts, NativeUpstream):
-            return None
-        return Connections(counts.active, counts.idle, counts.opened, counts.requests)
+        counts = self.upstream if isinstance(self.upstream, NativeUpstream) else None
+        return Connections(counts.active, counts.idle, counts.opened, counts.requests) if counts else None
 
     @property
     def name(self) -> str:

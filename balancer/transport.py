@@ -9,10 +9,8 @@ Rules:
   works behind ``balancer serve`` works here. A failure that no response can carry is an exception of httpx.
 * A body is read from the member no faster than it is read here, by one piece. A response that is left before its end
   ends the exchange with it: closed, cancelled, timed out, no longer iterated, or dropped unread.
-* httpx's time-outs count beside the balancer's: whichever is over first. ``pool``: until a member is found. ``read``:
-  from then on until the response begins (however many members are tried), and for each piece of its body. ``write``:
-  for the member to take the next piece of the call's body. ``connect`` is not used: the setting
-  ``connect_timeout`` limits a connection to a member, before the next one is tried.
+* httpx's time-outs count beside the balancer's: whichever is over first. ``balancer.calls.patience`` has their rules
+  until the response begins; ``read`` then is for each piece of its body.
 """
 
 from __future__ import annotations
@@ -23,9 +21,10 @@ from typing import Any
 
 import httpx
 
+from balancer.calls.local_call import LocalCall
 from balancer.config.settings import Settings
+from balancer.forks import abandon, renew_in_child
 from balancer.loadbalancer import LoadBalancer
-from balancer.local_call import LocalCall
 
 
 class BalancedTransport(httpx.AsyncBaseTransport):
@@ -53,6 +52,12 @@ class BalancedTransport(httpx.AsyncBaseTransport):
             self.balancer = LoadBalancer(target, **settings)
         self._owned = self.balancer is not target
         self._calls: set[LocalCall] = set()
+        renew_in_child(self, BalancedTransport._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """Leave the calls under way to the process before this one."""
+        abandon(self._calls)
+        self._calls = set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a call to a member; httpx calls this.
@@ -60,7 +65,7 @@ class BalancedTransport(httpx.AsyncBaseTransport):
         Raises:
             httpx.UnsupportedProtocol: The URL is not ``http://``.
             httpx.LocalProtocolError: The call cannot be put into HTTP (RFC 9110, RFC 9112).
-            httpx.TimeoutException: A time-out of httpx is over: pool, read or write. ``connect`` is not used.
+            httpx.TimeoutException: A time-out of httpx is over.
             httpx.ReadError: The transport was closed.
         """
         self.balancer.start()

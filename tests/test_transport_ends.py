@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 
 from balancer import BalancedTransport, LoadBalancer, Settings
 from balancer.types import Address
+from balancer.upstream.base import Timeouts
+from balancer.upstream.httpx_adapter import HttpxUpstream
 from tests.support.calls import CUT, calling, hang, scripted
-from tests.support.scripted import ScriptedResolver
+from tests.support.scripted import ScriptedProbe, ScriptedResolver
 from tests.support.wire import LIMIT, OK, Connection, Member, Script, eventually, keep_answering
 from tests.support.workers import worker
 
@@ -34,6 +37,121 @@ async def test_call_without_a_response_ends_in_the_callers_time(pool: float | No
             await here.client.get("/")
         await here.idle()
         assert len(member.received) == 1
+
+
+async def test_pool_timeout_of_nothing_takes_a_member_that_is_up() -> None:
+    """As with httpx, where a free connection is no wait."""
+    async with Member() as member, calling(member, timeout=httpx.Timeout(5, pool=0)) as here:
+        for _ in range(3):
+            assert (await here.client.get("/")).text == "ok"
+        assert (await here.client.post("/", content=b"")).text == "ok"
+
+
+@pytest.mark.parametrize("members", [0, 1])
+async def test_pool_timeout_of_nothing_waits_for_no_member(members: int) -> None:
+    async with scripted(hang) as member:
+        limited = calling(*[member] * members, timeout=httpx.Timeout(None, pool=0), max_requests_per_member=1)
+        async with limited as here:
+            busy = [asyncio.create_task(here.client.get("/")) for _ in range(members)]
+            await eventually(lambda: here.in_flight == members)
+            with pytest.raises(httpx.PoolTimeout, match="no member"):
+                await here.client.get("/")
+            assert here.in_flight == members
+            for it in busy:
+                it.cancel()
+            await asyncio.gather(*busy, return_exceptions=True)
+
+
+class Connecting:
+    """The loop's ``create_connection``, which waits for a gate first."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        self._connect: Any = loop.create_connection
+        self.open = asyncio.Event()
+        self.begun = 0
+        monkeypatch.setattr(loop, "create_connection", self)
+
+    async def __call__(self, *args: Any, **more: Any) -> Any:
+        self.begun += 1
+        await self.open.wait()
+        return await self._connect(*args, **more)
+
+
+@pytest.fixture(params=[None, HttpxUpstream], ids=["native", "httpx"])
+def upstream(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The settings of a transport whose calls reach members in either way; probes are left out of it."""
+    settings: dict[str, Any] = {"probe": ScriptedProbe()}
+    if request.param:
+        settings["upstream"] = request.param(Timeouts(connect=LIMIT, response=LIMIT, idle=LIMIT))
+    return settings | {"connect_timeout": LIMIT}
+
+
+async def test_connect_timeout_ends_a_call_and_says_nothing_of_the_member(
+    upstream: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Member() as member, calling(member, timeout=httpx.Timeout(None, connect=0.05), **upstream) as here:
+        connecting = Connecting(monkeypatch)
+        with pytest.raises(httpx.ConnectTimeout, match="no connection"):
+            await here.client.get("/")
+        assert connecting.begun == 1
+        await here.idle()
+        assert len(here.balancer.membership.available) == 1
+        connecting.open.set()
+        assert (await here.client.get("/", timeout=None)).text == "ok"
+        # A connection that is there takes no connecting.
+        connecting.open.clear()
+        assert (await here.client.get("/", timeout=httpx.Timeout(None, connect=0))).text == "ok"
+
+
+async def test_connect_timeout_is_for_connecting_alone(upstream: dict[str, Any]) -> None:
+    async def late(connection: Connection) -> None:
+        await asyncio.sleep(0.4)
+        await connection.send(OK)
+
+    async with scripted(late) as member, calling(member, timeout=httpx.Timeout(None, connect=0.2), **upstream) as here:
+        assert (await here.client.get("/")).text == "ok"
+
+
+async def test_read_timeout_does_not_count_what_comes_before(
+    upstream: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Member() as member, calling(member, timeout=httpx.Timeout(None, read=0.2), **upstream) as here:
+        connecting = Connecting(monkeypatch)
+        asking = asyncio.create_task(here.client.get("/"))
+        await eventually(lambda: connecting.begun == 1)
+        await asyncio.sleep(0.4)
+        connecting.open.set()
+        assert (await asking).text == "ok"
+
+
+@pytest.mark.parametrize("members", [0, 1])
+async def test_call_that_waits_is_woken_by_what_it_waits_for_alone(
+    members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scripted(hang) as member:
+        limits = httpx.Timeout(LIMIT, connect=0.01)
+        settings: dict[str, Any] = {"probe": ScriptedProbe(), "health_interval": 5, "resolve_interval": 5}
+        async with calling(*[member] * members, timeout=limits, **settings) as here:
+            asking = [asyncio.create_task(here.client.get("/")) for _ in range(10)]
+            await eventually(lambda: here.in_flight == 10 if members else here.balancer.queued == 10)
+            await asyncio.sleep(0.2)
+            loop, calls = asyncio.get_running_loop(), 0
+            call_at: Any = loop.call_at
+
+            def count(*args: Any, **more: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                return call_at(*args, **more)
+
+            monkeypatch.setattr(loop, "call_at", count)
+            await asyncio.sleep(0.5)
+            monkeypatch.undo()
+            for it in asking:
+                it.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            # Ten calls that look every 10 ms would be 500. Probes and DNS have timers, too.
+            assert calls < 40
 
 
 async def test_call_whose_body_stops_ends_in_the_callers_time() -> None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 from balancer.asgi.request import HttpRequest, make_request
 from balancer.asgi.scope import prefix
 from balancer.asgi.websocket import WebSocketRequest
 from balancer.dispatch.active_requests import ActiveRequests
 from balancer.dispatch.dispatcher import Dispatcher
+from balancer.dispatch.interfaces import PENDING
 from balancer.dispatch.refusals import refuse
-from balancer.errors import Refusal
+from balancer.errors import ClientGone, Refusal
 from balancer.http.validation import check_passed
 from balancer.types import Receive, Scope, Send
 
@@ -50,7 +52,8 @@ class Proxy(ActiveRequests):
             # Some servers are not strict, and some append trailers to the fields of a request that has not begun.
             check_passed(request.headers)
         except Refusal as refusal:
-            await refuse(refusal, active)
+            with suppress(ClientGone):
+                await refuse(refusal, active)
             return
         if not self._watching:
             self._watching = True
@@ -58,6 +61,8 @@ class Proxy(ActiveRequests):
         context = (self.dispatcher or self.choose(request)).begin(request)
         context.prefix = prefix(scope)
         await self.serve(active, context, task)
+        if active.state is PENDING:
+            await active.complete_for_middleware()
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()

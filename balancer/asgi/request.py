@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from balancer.asgi.scope import client, target
 from balancer.dispatch.active_requests import end_between_events, end_event_stream
+from balancer.dispatch.dispatcher import CLIENT_GONE
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, STARTED, ActiveRequest
 from balancer.errors import ClientGone
 from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.http.request import Request
-from balancer.types import Receive, Scope, Send
+from balancer.types import Message, Receive, Scope, Send
 from balancer.upstream.base import UpstreamResponse
 
 
@@ -30,7 +32,6 @@ class AsgiRequest(ActiveRequest):
     @property
     def is_watchable(self) -> bool:
         """Whether nothing else reads from the client now."""
-        """Whether nothing else reads from the client just now."""
         raise NotImplementedError
 
     def send_interim(self, status: int, headers: Headers) -> None:
@@ -38,6 +39,15 @@ class AsgiRequest(ActiveRequest):
 
     async def _await_disconnect(self) -> None:
         raise NotImplementedError
+
+    async def complete_for_middleware(self) -> None:
+        """Send what middlewares expect of an application whose client has left before there was a response."""
+
+    async def _send_message(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except OSError as error:  # as the ASGI specification has it for a client that has left
+            raise ClientGone from error
 
     def watch(self, began_before: float) -> None:
         """Watch for the client to leave, if the request has lasted since ``began_before``, a clock reading."""
@@ -79,7 +89,7 @@ class HttpRequest(AsgiRequest):
         if status == 304:
             # uvicorn counts a 304's Content-Length, which describes no body of its own, as bytes to come.
             headers = [pair for pair in headers if pair[0] != b"content-length"]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send_message({"type": "http.response.start", "status": status, "headers": headers})
         self._headers = headers
         self._sent = END_OF_EVENT[0]
 
@@ -90,7 +100,7 @@ class HttpRequest(AsgiRequest):
             self.state = COMPLETE
             self.task = None
         self._sent = b""
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        await self._send_message({"type": "http.response.body", "body": data, "more_body": more})
         self._sent = data
         if self.ends_after_event:
             await end_between_events(self)
@@ -99,7 +109,16 @@ class HttpRequest(AsgiRequest):
         return end_event_stream(self)
 
     async def finish(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send_message({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def complete_for_middleware(self) -> None:
+        """Send a response of 499 where the client has left before there was one.
+
+        The server drops it. Starlette's BaseHTTPMiddleware takes an application without a response for a broken one.
+        """
+        with suppress(ClientGone):
+            await self.start(CLIENT_GONE, [])
+            await self.write(b"", False)
 
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         raise AssertionError("a plain request does not ask for another protocol")

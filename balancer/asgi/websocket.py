@@ -116,12 +116,6 @@ class WebSocketRequest(AsgiRequest):
     async def _next(self) -> Message:
         return self._early.pop(0) if self._early else await self._receive()
 
-    async def _send_message(self, message: Message) -> None:
-        try:
-            await self._send(message)
-        except OSError as error:  # as the ASGI specification has it for a client that has left
-            raise ClientGone from error
-
 
 class _Relay:
     """The messages of one WebSocket, both ways, until both sides have closed."""

@@ -113,6 +113,7 @@ class Dispatcher(FastPathDispatcher):
             upgrade=request.upgrade,
             expects=request.expects,
             on_interim=sink.send_interim,
+            on_connect=sink.on_connect if context.is_local_call else None,
         )
 
     async def _exchange(self, context: RequestContext, sink: Sink) -> None:
@@ -121,7 +122,7 @@ class Dispatcher(FastPathDispatcher):
         attempts = _Attempts(QueuedRequest(context.hook_request or context.request))
         attempts.until = context.started + self._settings.queue_timeout
         while True:
-            member = await self._find_member(context, attempts)
+            member = await self._find_member(context, attempts, sink)
             began = self._clock()
             try:
                 try:
@@ -137,12 +138,14 @@ class Dispatcher(FastPathDispatcher):
             if attempts.pause:
                 await asyncio.sleep(retry.PAUSE_SECONDS)
 
-    async def _find_member(self, context: RequestContext, attempts: _Attempts) -> Member:
+    async def _find_member(self, context: RequestContext, attempts: _Attempts, sink: Sink) -> Member:
         """Return the member acquired before, one that is free now, or one from the queue."""
         member, context.acquired = context.acquired, None
         member = member or self.admission.acquire(attempts.queued.request, attempts.queued.tried)
         if member is None:
+            sink.on_queue(True)
             member = await self._wait_for_member(attempts.queued, context.body, attempts.until, context)
+            sink.on_queue(False)
         context.member = member.address
         context.retries = len(context.attempts)
         return member

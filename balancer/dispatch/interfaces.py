@@ -30,6 +30,12 @@ class Sink:
         """Pass an interim response on (RFC 9110 section 15.2), or drop it where the sink cannot."""
         raise NotImplementedError
 
+    def on_queue(self, is_queued: bool) -> None:
+        """Note that the request begins to wait for a member, or has got one after that."""
+
+    def on_connect(self, is_connecting: bool) -> None:
+        """Note that a connection to the member is begun, or is there. Called for a program's own calls alone."""
+
     def start(self, status: int, headers: Headers) -> Coroutine[Any, Any, None]:
         """Send the response head; once, before any body."""
         raise NotImplementedError

@@ -19,7 +19,7 @@ from types import TracebackType
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.members.member import Member
 from balancer.plugins.hook_api import HeaderFields, HookRequest
-from balancer.policies.base import Policy
+from balancer.policies.base import Policy, PolicyLike
 from balancer.policies.round_robin import RoundRobin
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def kind_of(thing: object) -> str:
 class GuardedPolicy(Policy):
     """A policy that cannot lose a request: where it fails, round robin takes its place."""
 
-    def __init__(self, policy: Policy, reports: Reports, rng: Random) -> None:
+    def __init__(self, policy: PolicyLike, reports: Reports, rng: Random) -> None:
         self._policy = policy
         self._reports = reports
         self._name = f"the policy {name_of(policy)}"

@@ -23,7 +23,7 @@ from balancer.config.settings import Settings, SettingsError
 from balancer.plugins.guard import GuardedPolicy, Reports, describe, kind_of, name_of
 from balancer.plugins.hook_api import METHODS, RENAMED, Hooks, overrides
 from balancer.plugins.hook_chain import HookChain
-from balancer.policies.base import Policy
+from balancer.policies.base import Policy, PolicyLike
 from balancer.telemetry.observer import Observer
 
 POLICY_GROUP = "balancer.policies"
@@ -69,7 +69,7 @@ class _Made(NamedTuple):
     thing: object
 
 
-def load(settings: Settings, rng: Random, policy: Policy | None = None, more: Iterable[Hooks] = ()) -> Plugins:
+def load(settings: Settings, rng: Random, policy: PolicyLike | None = None, more: Iterable[Hooks] = ()) -> Plugins:
     """Return the plug-ins of the settings. Raises SettingsError with a line for each that cannot be used.
 
     ``policy`` replaces that of the settings, and ``more`` are hooks that come after theirs.
@@ -223,7 +223,7 @@ def _given(place: str, thing: object) -> _Made:
     return _Made(place, "it is", thing)
 
 
-def _check_policy(made: _Made) -> Policy:
+def _check_policy(made: _Made) -> PolicyLike:
     _check_instance(made)
     policy = made.thing
     for name in _OF_POLICIES:
@@ -235,7 +235,7 @@ def _check_policy(made: _Made) -> Policy:
     if getattr(policy, "response_headers", None) is not None:
         optional["response_headers"] = 2
     _check_methods(made, _OF_POLICIES | optional)
-    return cast(Policy, policy)
+    return cast(PolicyLike, policy)
 
 
 def _check_hooks(made: _Made) -> Hooks:

@@ -11,10 +11,25 @@ All policies give each member a share in proportion to ``Member.weight``, which 
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Sequence
+from typing import Protocol
 
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
+
+
+class PolicyLike(Protocol):
+    """Whatever a program or a plug-in may give as a policy: a ``Policy``, or any object with these two methods.
+
+    A ``response_headers`` such as that of ``Policy`` is called, too, where there is one. A guard stands between these
+    objects and requests, and is itself a ``Policy``.
+    """
+
+    def build(self, members: Sequence[Member], /) -> None:
+        """Take over the members that may be chosen from now on; see ``Policy.build``."""
+
+    def choose(self, request: AnyRequest, exclude: Container[Member], /) -> Member | None:
+        """Choose a member for one request; see ``Policy.choose``."""
 
 
 class Policy:

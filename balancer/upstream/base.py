@@ -63,7 +63,8 @@ class UpstreamRequest:
     ``fresh``: do not use a connection that was used before. ``repeatable``: it may be sent to another
     member after ``Timeouts.hung``. ``upgrade``: the protocol that ``headers`` ask to switch to, or b"".
     ``expects``: the body waits for the member's 100 (Continue). ``on_interim`` is called with status and fields of each
-    interim response (RFC 9110 section 15.2).
+    interim response (RFC 9110 section 15.2). ``on_connect``: called with True when a connection has to be made for it,
+    and with False when that has ended.
     """
 
     method: str
@@ -76,6 +77,7 @@ class UpstreamRequest:
     upgrade: bytes = b""
     expects: bool = False
     on_interim: Callable[[int, Headers], None] | None = None
+    on_connect: Callable[[bool], None] | None = None
 
 
 class UpstreamResponse:

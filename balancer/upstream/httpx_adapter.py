@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import httpcore
 import httpx
@@ -31,6 +32,7 @@ from balancer.errors import (
     TruncatedResponse,
     UpstreamError,
 )
+from balancer.forks import abandon, renew_in_child
 from balancer.http.headers import Headers, announces_close, response_headers
 from balancer.http.request import Body
 from balancer.types import Address
@@ -65,6 +67,12 @@ class HttpxUpstream(Upstream):
         self._make_transport = make_transport or _default_transport()
         self._members: dict[Address, _Member] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        renew_in_child(self, HttpxUpstream._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """Leave the transports to the process before this one: two that use the same connections mix up responses."""
+        abandon(self._members, self._closing)
+        self._members, self._closing = {}, set()
 
     def send_nowait(self, *request: object) -> None:
         """Return None: a transport does not show whether it would have to wait."""
@@ -85,7 +93,7 @@ class HttpxUpstream(Upstream):
             member.url,
             headers=request.headers,
             stream=_RequestStream(request, request.body) if request.body else httpx.ByteStream(b""),
-            extensions={"target": request.target, "timeout": limits},
+            extensions={"target": request.target, "timeout": limits, **_traced(request)},
         )
         outgoing.method = request.method  # httpx turns it into upper case.
         member.in_use += 1
@@ -254,6 +262,19 @@ class _Response(UpstreamResponse):
                 await self._response.aclose()
             finally:
                 release(self._member)
+
+
+def _traced(request: UpstreamRequest) -> dict[str, Any]:
+    """Return the extension of httpcore that shows when a connection is made, if the request asks for that."""
+    on_connect = request.on_connect
+    if on_connect is None:
+        return {}
+
+    async def trace(event: str, details: object) -> None:
+        if event.startswith("connection.connect_tcp."):
+            on_connect(event.endswith(".started"))
+
+    return {"trace": trace}
 
 
 class _RequestStream(httpx.AsyncByteStream):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 from balancer.errors import LOCAL_RESOURCE_ERRNOS, ConnectionDied, Refusal, connect_failed
 from balancer.http.headers import Headers
@@ -28,7 +29,9 @@ class NativeUpstream(ConnectionPool):
     async def send(self, address: Address, request: UpstreamRequest) -> Response:
         data = encode_head(request.method, request.target, request.headers)
         member_pool = self.member_pool(address)
-        connection = (None if request.fresh else member_pool.take()) or await self._connect(address, member_pool)
+        connection = None if request.fresh else member_pool.take()
+        if connection is None:
+            connection = await self._connect(address, member_pool, request.on_connect)
         self._use(connection)
         try:
             rest = body = request.body
@@ -53,8 +56,12 @@ class NativeUpstream(ConnectionPool):
         await response.wait_for_head()
         return response
 
-    async def _connect(self, address: Address, member_pool: MemberPool) -> MemberConnection:
+    async def _connect(
+        self, address: Address, member_pool: MemberPool, on_connect: Callable[[bool], None] | None
+    ) -> MemberConnection:
         loop = asyncio.get_running_loop()
+        if on_connect:
+            on_connect(True)
         try:
             async with asyncio.timeout(self._timeouts.connect):
                 _, connection = await loop.create_connection(
@@ -65,6 +72,9 @@ class NativeUpstream(ConnectionPool):
                 words = f"the balancer cannot open another connection: {os.strerror(error.errno)}"
                 raise Refusal(503, "overloaded", words, retry_after=1) from error
             raise connect_failed(error, self._timeouts.connect) from error
+        finally:
+            if on_connect:
+                on_connect(False)
         self.opened += 1
         if self._sweeper is None:
             self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)

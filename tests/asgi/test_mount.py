@@ -23,6 +23,7 @@ from websockets.exceptions import InvalidStatus
 from balancer import LoadBalancer
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.discovery.snapshot import Snapshot
+from balancer.dispatch.context import RequestRecord
 from balancer.members.membership import Change
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
@@ -152,6 +153,89 @@ async def test_client_that_leaves_is_noticed_through_a_middleware() -> None:
                     break
             async with asyncio.timeout(LIMIT):
                 await gone.wait()
+
+
+HANDSHAKE = (
+    b"GET /api/ HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+LEAVERS = {
+    "waits-for-the-response": (b"GET /api/ HTTP/1.1\r\nHost: a\r\n\r\n", 1),
+    "waits-for-a-member": (b"GET /api/ HTTP/1.1\r\nHost: a\r\n\r\n", 0),
+    "sends-half-its-body": (b"POST /api/ HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf", 1),
+    "awaits-the-handshake": (HANDSHAKE, 1),
+    "awaits-the-handshake-in-the-queue": (HANDSHAKE, 0),
+}
+
+
+class Statuses:
+    """An ASGI middleware that notes the status of each response, as an application's metrics do."""
+
+    def __init__(self, app: App, seen: list[int]) -> None:
+        self.app = app
+        self.seen = seen
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def note(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.seen.append(message["status"])
+            await send(message)
+
+        await self.app(scope, receive, note)
+
+
+@pytest.mark.parametrize("leaver", LEAVERS)
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+async def test_client_that_leaves_before_the_response_makes_no_middleware_complain(
+    leaver: str, http: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hang(connection: Connection) -> None:
+        await connection.to_end()
+
+    sent, members = LEAVERS[leaver]
+    statuses: list[int] = []
+    records: list[RequestRecord] = []
+
+    class Done(Observer):
+        def done(self, record: RequestRecord) -> None:
+            records.append(record)
+
+    async with Member(hang) as member:
+        app = FastAPI()
+
+        @app.middleware("http")
+        async def passing(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+            return await call_next(request)
+
+        workers = over(*[member] * members, observers=[Done()])
+        app.mount("/api", Statuses(workers, statuses))
+        async with served(app, http=http) as address:
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(sent)
+            await eventually(lambda: workers.active == 1 and workers.queued == 1 - members)
+            writer.close()
+            await eventually(lambda: len(records) == 1 and workers.active == 0)
+        assert [it.getMessage() for it in caplog.records if it.levelno >= logging.ERROR] == []
+        assert [(it.status, it.error) for it in records] == [(499, "client_gone")]
+        assert statuses == ([] if sent is HANDSHAKE else [499])
+
+
+async def test_server_that_reports_a_client_that_has_left_as_the_specification_says_hears_no_error() -> None:
+    """ASGI 2.4: send() raises OSError after a disconnect."""
+    async with Member() as member, over(member) as workers:
+        await eventually(lambda: len(workers.membership.available) == 1)
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            raise OSError("the client has left")
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"a")], "http_version": "1.1"}
+        await workers(scope, receive, send)
+        body = scope | {"headers": [(b"host", b"a"), (b"content-length", b"3")]}
+        await workers(body, receive, send)
+        await workers(scope | {"headers": [(b"host", b"a"), (b"host", b"b")]}, receive, send)
 
 
 async def test_response_that_is_cut_is_not_ended_cleanly() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from math import inf
 
 import httpx
 
 from balancer.asgi.app import Proxy
+from balancer.calls.patience import Patience, Wait
 from balancer.dispatch.context import RequestContext
 from balancer.dispatch.interfaces import PENDING, STARTED, ActiveRequest
 from balancer.errors import ClientGone, Refusal, SilentResponse
@@ -59,11 +60,8 @@ class LocalCall(ActiveRequest):
             )
         )
         self.context.is_local_call = True
-        self._limits: Mapping[str, float | None] = request.extensions.get("timeout", {})
-        self._began = self._loop.time()
-        # When the caller's body last gave a piece: from then on, the member's time counts.
-        self._piece_at = self._began
-        self._awaits_source = False
+        self._patience = Patience(request.extensions.get("timeout", {}), self._report_progress)
+        self._patience.begin(self._at_member)
         # An error of the caller's own body.
         self._failure: Exception | None = None
         self._piece = b""
@@ -79,9 +77,22 @@ class LocalCall(ActiveRequest):
 
     def _clean_up(self, running: asyncio.Task[None]) -> None:
         self.task = None
+        self._patience.end()
         # Without these two, reference counts alone free all that the call was made of.
         self.context.body = self.context.request.body = None
         self._report_progress()
+
+    # What it waits for.
+
+    @property
+    def _at_member(self) -> Wait:
+        return Wait.RESPONSE if self.ended else Wait.UPLOAD
+
+    def on_queue(self, is_queued: bool) -> None:
+        self._patience.begin(Wait.MEMBER if is_queued else self._at_member)
+
+    def on_connect(self, is_connecting: bool) -> None:
+        self._patience.begin(Wait.CONNECTION if is_connecting else self._at_member)
 
     # The call's body.
 
@@ -91,7 +102,7 @@ class LocalCall(ActiveRequest):
             return b""
         if self._pieces is None:
             self._pieces = aiter(self._source)
-        self._awaits_source = True
+        self._patience.begin(Wait.SOURCE)
         piece = b""
         try:
             async for piece in self._pieces:
@@ -102,13 +113,11 @@ class LocalCall(ActiveRequest):
         except Exception as error:
             self._failure = error
             raise ClientGone from error
-        finally:
-            self._awaits_source = False
-            self._piece_at = self._loop.time()
-            self._report_progress()
-        return self._count(piece)
+        self._count(piece)
+        self._patience.begin(self._at_member)
+        return piece
 
-    def _count(self, piece: bytes) -> bytes:
+    def _count(self, piece: bytes) -> None:
         """Count a piece. A body of another length than announced would spoil the next request, or wait for it."""
         self.ended = not piece
         if self._due is not None:
@@ -119,7 +128,6 @@ class LocalCall(ActiveRequest):
                 much = "little" if self._due > 0 else "much"
                 self._failure = httpx.LocalProtocolError(f"Too {much} data for declared Content-Length")
                 raise ClientGone
-        return piece
 
     # The response, as it comes from the balancer.
 
@@ -152,31 +160,16 @@ class LocalCall(ActiveRequest):
 
     async def wait_for_head(self) -> None:
         """Wait for the head. Raises the errors of httpx if it does not come."""
-        interval = min((limit for limit in self._limits.values() if limit), default=inf)
-        while self.state is PENDING and not self.running.done():
-            due, error = self._deadline()
-            now = self._loop.time()
-            if due <= now:
-                raise error
-            # Nothing reports that a member was found: a check after each interval does not miss it.
-            await self._wait_until(min(due, now + interval))
+        while self.state is PENDING and not self.running.done() and not self._patience.expired:
+            await self._wait_until(inf)
+        self._patience.end()
         if self.state is PENDING:
-            raise self._broken()
+            raise self._overdue(self._patience.expired) if self._patience.expired else self._broken()
 
-    def _deadline(self) -> tuple[float, httpx.TimeoutException]:
-        """Return the time at which the call fails unless it goes on, and the error for that."""
-        if self._awaits_source:
-            return inf, httpx.WriteTimeout("")  # The caller's time does not count.
-        if self.context.member is None:
-            return self._began + self._limit("pool"), httpx.PoolTimeout("no member became available in time")
-        since = max(self._piece_at, self._began + self.context.queued)
-        if not self.ended:
-            return since + self._limit("write"), httpx.WriteTimeout("the member takes nothing more of the body")
-        return since + self._limit("read"), httpx.ReadTimeout("no response in time")
-
-    def _limit(self, name: str) -> float:
-        limit = self._limits.get(name)
-        return inf if limit is None else limit
+    def _overdue(self, wait: Wait) -> httpx.TimeoutException:
+        _, exception, words = wait.value
+        error: httpx.TimeoutException = getattr(httpx, exception)(words)
+        return error
 
     async def _wait_until(self, when: float) -> bool:
         """Wait for progress until ``when``; return whether there was any."""
@@ -198,7 +191,7 @@ class LocalCall(ActiveRequest):
                 return piece
             if self.running.done():
                 raise self._broken()
-            if not await self._wait_until(self._loop.time() + self._limit("read")):
+            if not await self._wait_until(self._loop.time() + self._patience.limit("read")):
                 raise httpx.ReadTimeout("nothing more of the response in time")
 
     def _broken(self) -> Exception:
