@@ -80,6 +80,9 @@ _MARKS = re.compile(rb"[^a-z0-9]")
 _SINGLE_NAMED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
 _SINGLE_NAMED_PREFIXES = (_X_FORWARDED, b"x-balancer-")
 
+# Digits of a body's length: no body is longer, and every integer of 64 bits can hold it.
+LENGTH_DIGITS = 18
+
 _TOKEN_LIKE = re.compile(rb"[A-Za-z0-9.:_\[\]-]+")
 
 
@@ -161,8 +164,13 @@ def content_length(headers: Headers) -> int:
     """Return the announced length of a body; 0 where there is none."""
     for name, value in headers:
         if name == b"content-length":
-            return int(value)
+            return int(value.lstrip(b"0") or b"0")  # int() takes 4300 digits at most, zeros or not.
     return 0
+
+
+def is_too_long(length: bytes) -> bool:
+    """Whether a Content-Length has more digits than any body needs, leading zeros aside."""
+    return len(length) > LENGTH_DIGITS and len(length.lstrip(b"0")) > LENGTH_DIGITS
 
 
 def plain_address(address: str) -> str:

@@ -115,6 +115,7 @@ ANSWER_FRAMING = (
     _bad_framing(b"Content-Length: 2x", "a length with a letter behind it in a response"),
     _bad_framing(b"Content-Length:", "an empty length in a response"),
     _bad_framing(b"Content-Length: 18446744073709551618", "a length of 2 to the 64th and 2 in a response"),
+    _bad_framing(b"Content-Length: 18446744073709551611", "a length of 2 to the 64th less 5 in a response"),
     _bad_framing(b"Content-Length : 2", "a length with a space before the colon in a response"),
     _bad_framing(b"Content-Length:\r\n 2", "a folded length in a response"),
     _bad_framing(b"Transfer-Encoding: gzip, chunked", "another coding before the chunks in a response",
