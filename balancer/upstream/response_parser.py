@@ -3,7 +3,7 @@
 * A response's end is that of RFC 9112 section 6.3: nothing after HEAD, 204 and 304, else chunked, else
   Content-Length, else the close of the connection. What cannot be framed is a protocol error.
 * A 101 that the request allows ends HTTP on the connection (RFC 9110 section 7.8). One that was not is a protocol
-  error.
+  error. No body is behind it, so a header that frames one is dropped.
 * Other interim responses are passed on as they come (RFC 9110 section 15.2), up to INTERIM_MAX of them.
 * A protocol error is written on the exchange, and ends the connection. It leaves a response that is complete alone.
 """
@@ -76,6 +76,10 @@ class ResponseParser:
         received, self._headers = self._headers, []
         headers, has_length, chunked, error = read_headers(received)
         status = self._parser.get_status_code()
+        if status == 101:
+            exchange.interim_count += 1
+            _switch(exchange, [pair for pair in headers if pair[0] != b"content-length"], received)
+            return
         if status < 100:
             error = f"{status} is no status"
         elif chunked and self._parser.get_http_version() == "1.0":
@@ -98,10 +102,7 @@ class ResponseParser:
             if has_length:
                 headers = [pair for pair in headers if pair[0] != b"content-length"]
             exchange.interim_count += 1
-            if status == 101:
-                _switch(exchange, headers, received)
-            else:
-                _pass_on_interim(exchange, status, headers)
+            _pass_on_interim(exchange, status, headers)
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
