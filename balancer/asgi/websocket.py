@@ -24,7 +24,7 @@ from balancer.asgi.request import AsgiRequest
 from balancer.asgi.scope import client, target
 from balancer.dispatch.interfaces import PENDING, STARTED
 from balancer.errors import ClientGone, Refusal, TruncatedResponse
-from balancer.http.headers import NO_FIELDS, Headers, host, request_id
+from balancer.http.headers import NO_FIELDS, Headers, folded, host, request_id
 from balancer.http.request import Request
 from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY
 from balancer.types import Message, Receive, Scope, Send
@@ -58,7 +58,7 @@ class WebSocketRequest(AsgiRequest):
     async def request(self) -> Request:
         """Return the handshake as a request to a member (RFC 6455 section 4.1)."""
         await self._receive()  # websocket.connect
-        headers = [(name, value.strip()) for name, value in self._scope["headers"] if name not in _HOP]
+        headers = [(name, value.strip()) for name, value in self._scope["headers"] if folded(name) not in _HOP]
         headers += [(b"sec-websocket-key", self._key.encode()), (b"sec-websocket-version", b"13")]
         scheme = "https" if self._scope.get("scheme") == "wss" else "http"
         return Request(

@@ -148,6 +148,9 @@ class Settings:
     trusted_proxies: tuple[IPNetwork, ...] = setting(
         (), NETWORKS, "whose X-Forwarded-* and Forwarded are kept and extended; everybody else's are replaced"
     )
+    drop_underscore_headers: bool = setting(
+        False, ON_OFF, "whether headers of requests are dropped if their name has an underscore, as nginx does"
+    )
     proxy_protocol: bool = setting(
         False, ON_OFF, "whether connections from trusted proxies, and on a Unix socket, begin with a PROXY header"
     )

@@ -53,7 +53,9 @@ class FastPathDispatcher(RequestHandler):
         self._on_done = on_done
         self._clock = clock
         self._max_body = settings.max_body_bytes or inf
-        self._request_headers = RequestHeaders(settings.trusted_proxies, TRACE_FIELDS if trace else frozenset())
+        self._request_headers = RequestHeaders(
+            settings.trusted_proxies, TRACE_FIELDS if trace else frozenset(), settings.drop_underscore_headers
+        )
         self._new_id = request_ids()
         self._trace = trace
         self._budget = retry.Budget()

@@ -22,7 +22,7 @@ from balancer.errors import Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING
 from balancer.frontend.http1_exchange import ClientExchange
 from balancer.http.chunked import ChunkedReader, MalformedChunk
-from balancer.http.headers import Headers, content_length
+from balancer.http.headers import Headers, content_length, without_underscores
 from balancer.http.request import Request
 from balancer.http.validation import METHOD, check, headers_too_large, malformed
 
@@ -215,7 +215,8 @@ class RequestParser:
         elif chunks.overhead > self._limits.max_header_bytes:
             self.refusal = malformed("there is too much beside the body in its chunks")
         elif chunks.complete:
-            exchange.trailers = chunks.trailers
+            drops = self._limits.drop_underscore_headers
+            exchange.trailers = without_underscores(chunks.trailers) if drops else chunks.trailers
             self._complete(exchange)
         return rest
 

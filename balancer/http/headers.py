@@ -4,7 +4,8 @@ Header fields are raw pairs ``list[tuple[bytes, bytes]]`` with lower-case names,
 that are not named here pass untouched, duplicates included.
 
 Rules: RFC 9110 section 7.6.1 (hop-by-hop fields, and those that ``Connection`` names), RFC 7239
-(``Forwarded``), and the de-facto ``X-Forwarded-*``.
+(``Forwarded``), and the de-facto ``X-Forwarded-*``. A gateway of CGI or WSGI makes one variable of ``X-Forwarded-For``
+and ``X_Forwarded_For`` (RFC 3875 section 4.1.18). So a name that becomes one of the balancer's does not pass.
 """
 
 from __future__ import annotations
@@ -73,6 +74,15 @@ PREFIX_FIELD = b"x-forwarded-prefix"
 TRACE_FIELDS = frozenset({b"traceparent"})
 
 
+# What a gateway makes "_" of; most do so with "-" alone, some with every mark (lighttpd).
+_MARKS = re.compile(rb"[^a-z0-9]")
+# Fields that the balancer writes or relies on. Another name for one of them does not pass.
+_SINGLE_NAMED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
+_SINGLE_NAMED_PREFIXES = (_X_FORWARDED, b"x-balancer-")
+
+# Digits of a body's length: no body is longer, and every integer of 64 bits can hold it.
+LENGTH_DIGITS = 18
+
 _TOKEN_LIKE = re.compile(rb"[A-Za-z0-9.:_\[\]-]+")
 
 
@@ -103,7 +113,22 @@ def response_headers(headers: Headers) -> Headers:
 
 def trailers(fields: Headers) -> Headers:
     """Return the fields after a body that go on."""
-    return [pair for pair in fields if pair[0] not in NO_TRAILERS and not pair[0].startswith((_X_FORWARDED, b"if-"))]
+    return [pair for pair in fields if _may_trail(pair[0])]
+
+
+def _may_trail(name: bytes) -> bool:
+    name = folded(name)
+    return name not in NO_TRAILERS and not name.startswith((_X_FORWARDED, b"if-"))
+
+
+def folded(name: bytes) -> bytes:
+    """Return the name in lower case that a gateway of CGI or WSGI does not distinguish from this one."""
+    return _MARKS.sub(b"-", name)
+
+
+def without_underscores(fields: Headers) -> Headers:
+    """Return the fields whose names have no underscore."""
+    return [pair for pair in fields if b"_" not in pair[0]]
 
 
 def announces_close(headers: Headers) -> bool:
@@ -139,8 +164,13 @@ def content_length(headers: Headers) -> int:
     """Return the announced length of a body; 0 where there is none."""
     for name, value in headers:
         if name == b"content-length":
-            return int(value)
+            return int(value.lstrip(b"0") or b"0")  # int() takes 4300 digits at most, zeros or not.
     return 0
+
+
+def is_too_long(length: bytes) -> bool:
+    """Whether a Content-Length has more digits than any body needs, leading zeros aside."""
+    return len(length) > LENGTH_DIGITS and len(length.lstrip(b"0")) > LENGTH_DIGITS
 
 
 def plain_address(address: str) -> str:
@@ -153,16 +183,27 @@ class RequestHeaders:
 
     ``trusted``: networks whose ``X-Forwarded-*`` and ``Forwarded`` are kept and extended. From
     other peers they are replaced, so that a member can rely on them. ``own``: fields that the caller writes.
+    ``drop_underscores``: no field passes whose name has an underscore.
     """
 
-    def __init__(self, trusted: tuple[IPNetwork, ...] = (), own: Set[bytes] = frozenset()) -> None:
+    def __init__(
+        self, trusted: tuple[IPNetwork, ...] = (), own: Set[bytes] = frozenset(), drop_underscores: bool = False
+    ) -> None:
         self._trusted = trusted
         self._own = own
+        self._drop_underscores = drop_underscores
         self._dropped = ValueCache(self._drops, 1024)
         self.trusts = cached(1024)(self._trusts)
 
     def _drops(self, name: bytes) -> bool:
-        """Whether a field of a request does not go on as it is."""
+        """Whether a field of a request does not go on as it is. (Each name is looked at once.)"""
+        if (plain := folded(name)) != name and (
+            (self._drop_underscores and b"_" in name)
+            or plain in _SINGLE_NAMED
+            or plain in self._own
+            or plain.startswith(_SINGLE_NAMED_PREFIXES)
+        ):
+            return True
         return name in HOP_BY_HOP or name in self._own or name == b"forwarded" or name.startswith(_X_FORWARDED)
 
     def _trusts(self, client: str) -> bool:

@@ -6,7 +6,8 @@ same bytes differently can be played off against each other (request smuggling).
 
 Rules (RFC 9110, RFC 9112): one Host that is valid; the authority of a target in absolute form takes its
 place; a body is framed by one Content-Length or by ``chunked`` alone; HTTP/1.0 has no chunks. Not of an RFC:
-``Connection`` has OPTIONS_MAX options at most, in all its fields together.
+``Connection`` has OPTIONS_MAX options at most, in all its fields together; a length has LENGTH_DIGITS at most, since
+some read longer ones as other numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.http.headers import Headers, connection, connection_options
+from balancer.http.headers import LENGTH_DIGITS, Headers, connection, connection_options, is_too_long
 from balancer.http.memo import cached
 from balancer.http.request import Request
 
@@ -115,6 +116,8 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
     tokens = _within_bound(options) if options else _NO_OPTIONS
     request = Request(method.decode(), target, fields, "", host=host, id=id)
     if chunked or (length and length.strip(b"0")):
+        if is_too_long(length):
+            raise _length_too_long()
         request.body = _PENDING
         request.chunked = bool(chunked)
     if version == "1.0":
@@ -130,7 +133,13 @@ def check_passed(fields: Headers) -> None:
     """Raise Refusal for a request that a server, or a program, has let pass and that ``check`` would not."""
     if sum(name == b"host" for name, _ in fields) > 1:
         raise malformed("a request needs one Host")
+    if any(name == b"content-length" and is_too_long(value) for name, value in fields):
+        raise _length_too_long()
     _within_bound(connection(fields))
+
+
+def _length_too_long() -> Refusal:
+    return malformed(f"Content-Length has more than {LENGTH_DIGITS} digits")
 
 
 def _within_bound(options: bytes) -> frozenset[bytes]:

@@ -190,6 +190,8 @@ class _Response(UpstreamResponse):
         self.status = response.status_code
         fields = [(name.lower(), value.strip()) for name, value in response.headers.raw]
         self.headers = response_headers(fields)
+        if self.status == 101:  # No body is behind it.
+            self.headers = [pair for pair in self.headers if pair[0] != b"content-length"]
         self.closes = announces_close(fields)
         self.upgrade = next((value for name, value in fields if name == b"upgrade"), b"")
         # httpcore reads trailers and keeps them to itself.

@@ -3,7 +3,7 @@
 * A response's end is that of RFC 9112 section 6.3: nothing after HEAD, 204 and 304, else chunked, else
   Content-Length, else the close of the connection. What cannot be framed is a protocol error.
 * A 101 that the request allows ends HTTP on the connection (RFC 9110 section 7.8). One that was not is a protocol
-  error.
+  error. No body is behind it, so a header that frames one is dropped.
 * Other interim responses are passed on as they come (RFC 9110 section 15.2), up to INTERIM_MAX of them.
 * A protocol error is written on the exchange, and ends the connection. It leaves a response that is complete alone.
 """
@@ -14,7 +14,7 @@ from math import inf
 
 import httptools
 
-from balancer.http.headers import HOP_BY_HOP, Headers, content_length, nominated, trailers
+from balancer.http.headers import HOP_BY_HOP, Headers, content_length, is_too_long, nominated, trailers
 from balancer.upstream.exchange import MemberExchange
 
 # Interim responses before a final one.
@@ -77,6 +77,10 @@ class ResponseParser:
         received, self._headers = self._headers, []
         headers, has_length, chunked, error = read_headers(received)
         status = self._parser.get_status_code()
+        if status == 101:
+            exchange.interim_count += 1
+            _switch(exchange, [pair for pair in headers if pair[0] != b"content-length"], received)
+            return
         if status < 100:
             error = f"{status} is no status"
         elif chunked and self._parser.get_http_version() == "1.0":
@@ -99,10 +103,7 @@ class ResponseParser:
             if has_length:
                 headers = [pair for pair in headers if pair[0] != b"content-length"]
             exchange.interim_count += 1
-            if status == 101:
-                _switch(exchange, headers, received)
-            else:
-                _pass_on_interim(exchange, status, headers)
+            _pass_on_interim(exchange, status, headers)
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
@@ -162,6 +163,8 @@ def read_headers(received: Headers) -> tuple[Headers, bool, bool, str]:
         if name == b"content-length":
             has_length = True
             passed.append(pair)
+            if is_too_long(pair[1]):
+                error = "no body is as long as its Content-Length"
         elif name not in HOP_BY_HOP:
             passed.append(pair)
         elif name == b"connection":

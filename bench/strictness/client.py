@@ -122,7 +122,7 @@ async def answer_case(address: Address, member: Member, number: int) -> str:
     """What a candidate did with a response, in the words of the table."""
     answer = ANSWERS[number]
     client = await Client.connect(address)
-    client.send(b"GET /answer/%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+    client.send(b"GET /answer/%d HTTP/1.1\r\nHost: a\r\n%b\r\n" % (number, answer.asked))
     await _take(client, answer, ENDLESS_PATIENCE if answer.forever else PATIENCE)
     waited = not (client.ended or answer.forever or _whole(client.received, answer))
     if waited:
@@ -167,10 +167,12 @@ def _whole(got: bytes, answer: Answer) -> bool:
         if not (status and status[1].startswith(b"1") and status[1] != b"101"):
             break
         got = body
+    if status and status[1] == b"101":
+        return body.endswith(b"ok") or not answer.asked
     lines = head.lower().split(b"\r\n")
     if any(line.startswith(b"transfer-encoding:") for line in lines):
         return body.endswith((b"0\r\n\r\n", b"0\r\nx: y\r\n\r\n", b"0\r\nX: y\r\n\r\n"))
-    if status and status[1] in (b"204", b"304", b"101"):
+    if status and status[1] in (b"204", b"304"):
         return True
     lengths = [line.partition(b":")[2].strip() for line in lines if line.startswith(b"content-length:")]
     if lengths and lengths[0].isdigit():

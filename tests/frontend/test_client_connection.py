@@ -22,8 +22,9 @@ from balancer.frontend.client_connection import (
     timeout,
     unread_timeout,
 )
+from tests.support import wire
 from tests.support.messages import GET
-from tests.support.wire import Member, answer_all, balance
+from tests.support.wire import OK, Member, answer_all, balance, eventually
 
 LIMITS = Settings(header_timeout=10, keepalive_timeout=75, stream_idle_timeout=60)
 
@@ -187,3 +188,35 @@ async def test_empty_lines_between_requests_are_no_request(
             await asyncio.sleep(0.6)
         await client.send(request_bytes)
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_empty_line_while_the_request_before_it_is_answered_is_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
+    goes_on = asyncio.Event()
+
+    async def wait(connection: wire.Connection) -> None:
+        while True:
+            await connection.head()
+            await connection.exactly(2)
+            await goes_on.wait()
+            await connection.send(OK)
+
+    async with Member(wait) as member, balance(member, header_timeout=0.2) as running, running.client() as client:
+        for _ in range(2):
+            goes_on.clear()
+            await client.send(POST)
+            await eventually(lambda: running.balancer.proxy.active == 1)
+            await client.send(b"\r\n")
+            await asyncio.sleep(0.6)
+            goes_on.set()
+            assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+            assert await client.exactly(2) == b"ok"
+
+
+async def test_bare_cr_between_two_requests_is_refused() -> None:
+    async with Member(answer_all) as member, balance(member) as running:
+        answer = await running.exchange(POST + b"\r" + GET)
+        assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
+        assert not any(b"GET" in it for it in member.received)

@@ -92,6 +92,18 @@ async def test_two_lengths_that_agree_are_refused(tmp_path: Path) -> None:
         assert member.received == []
 
 
+@pytest.mark.parametrize(
+    "length",
+    [b"18446744073709551611", b"1" + b"0" * 18, b"0" * 5000 + b"1" * 19],
+    ids=["-5 in 64 bits", "19 digits", "zeros"],
+)
+async def test_length_that_nothing_has_is_refused(length: bytes, tmp_path: Path) -> None:
+    async with Member(answer_all) as member, spoken(tmp_path, member) as here, here.client() as client:
+        stream = await client.ask((b"content-length", length), method=b"POST", end=False)
+        assert (await client.answer(stream)).status == 400
+        assert member.received == []
+
+
 async def test_body_that_is_not_as_long_as_announced_never_counts_as_whole(tmp_path: Path) -> None:
     async with Member(answer_all) as member, spoken(tmp_path, member) as here, here.client() as client:
         for size in (2, 4):

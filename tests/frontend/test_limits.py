@@ -13,7 +13,7 @@ import pytest
 from balancer.frontend import client_connection, client_registry, http1_connection
 from tests.support.hostile import CHUNKED, POST
 from tests.support.messages import GET
-from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance
+from tests.support.wire import LIMIT, OK, Connection, Member, Running, answer_all, balance
 
 ENOUGH = 10
 # More than a request may have to be sent again.
@@ -438,3 +438,29 @@ async def test_refusal_of_head_has_no_body(request_: bytes, status: int) -> None
         assert b"\r\nx-balancer-error: " in received
         assert received.endswith(b"\r\n\r\n")
         assert received.count(b"\r\n\r\n") == 1
+
+
+@pytest.mark.usefixtures("each_front")
+@pytest.mark.parametrize(
+    "length",
+    [b"18446744073709551611", b"1" + b"0" * 18, b"0" * 5000 + b"1" * 19],
+    ids=["-5 in 64 bits", "19 digits", "zeros"],
+)
+async def test_length_that_no_body_has_is_refused_at_once(length: bytes) -> None:
+    async with Member(answer_all) as member, balance(member) as running, running.client() as client:
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %b\r\n\r\nabc" % length)
+        assert (await client.head()).startswith(b"HTTP/1.1 400 ")
+        assert member.received == []
+
+
+@pytest.mark.usefixtures("each_front")
+async def test_length_with_thousands_of_zeros_is_read() -> None:
+    async def answer(connection: Connection) -> None:
+        await connection.head()
+        await connection.exactly(3)
+        await connection.send(OK)
+
+    async with Member(answer) as member, balance(member) as running, running.client() as client:
+        length = b"0" * 5000 + b"3"
+        await client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %b\r\n\r\nabc" % length)
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")

@@ -8,6 +8,10 @@ import os
 import pytest
 from websockets.frames import Frame, Opcode
 
+from balancer.upstream.base import Upstream
+from balancer.upstream.httpx_adapter import HttpxUpstream
+from balancer.upstream.native import NativeUpstream
+from tests.support import wire
 from tests.support.messages import GET
 from tests.support.processes import serving
 from tests.support.wire import LIMIT, OK, Connection, Member, balance, eventually
@@ -71,6 +75,37 @@ async def test_switch_without_a_request_for_it_is_a_bad_response() -> None:
     async with Member(accept) as member, balance(member) as running, running.client() as client:
         await client.send(GET)
         assert b"x-balancer-error: bad_response\r\n" in await client.head()
+
+
+FRAMINGS = [b"Transfer-Encoding: chunked", b"Content-Length: 0", b"Content-Length: 5"]
+# httpx refuses these.
+ODD_FRAMINGS = [b"Transfer-Encoding: identity", b"Transfer-Encoding: gzip, chunked"]
+
+
+@pytest.mark.parametrize(
+    ("framing", "upstream"),
+    [*((it, NativeUpstream) for it in FRAMINGS + ODD_FRAMINGS), *((it, HttpxUpstream) for it in FRAMINGS)],
+)
+async def test_switch_that_announces_a_body_opens_a_tunnel_without_that_header(
+    framing: bytes, upstream: type[Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some frameworks put it on every response without a length. Behind a 101 there is no body."""
+    monkeypatch.setattr(wire, "upstream_class", upstream)
+
+    async def accept_framed(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(SWITCHES.replace(b"X-Mode: z", framing) + b"hello")
+        await connection.until(b"bye")
+        await connection.send(b"BYE")
+
+    async with Member(accept_framed) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS)
+        assert await client.head() == (
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: Rot13/1\r\n\r\n"
+        )
+        assert await client.exactly(5) == b"hello"
+        await client.send(b"bye")
+        assert await client.exactly(3) == b"BYE"
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"HTTP/2.0", b"TLS/1.0", b"websocket, h2c"])

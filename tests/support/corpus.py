@@ -80,6 +80,7 @@ MALFORMED = {
     "a signed length": _POST + b"Content-Length: +1\r\n\r\nx",
     "a list of lengths": _POST + b"Content-Length: 1, 1\r\n\r\nx",
     "a length beyond 64 bits": _POST + b"Content-Length: 18446744073709551617\r\n\r\nx",
+    "a length that is negative in 64 bits": _POST + b"Content-Length: 18446744073709551611\r\n\r\nx",
     "a length and chunks": _POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "chunks and a length": _CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\n",
     "chunks in HTTP/1.0": b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",

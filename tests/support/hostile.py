@@ -133,6 +133,7 @@ REQUEST_LINES = (
     _refused("9112 §2.2", b"GET / HTTP/1.1\nHost: a\r\n\r\n", "a bare LF after the request line"),
     _refused("9112 §2.2", b"GET / HTTP/1.1\rHost: a\r\n\r\n", "a bare CR after the request line"),
     _refused("9112 §2.2", b"\r" + GET, "a bare CR first"),
+    _refused("9112 §2.2", b"\r\n\r" + GET, "a bare CR behind an empty line"),
 )
 
 HOSTS = (
@@ -218,6 +219,8 @@ FRAMING = (
     _length(b" \x0b1", "a vertical tab before the length"),
     _length(b" 99999999999999999999", "a length beyond 64 bits"),
     _length(b" 18446744073709551617", "a length of 2 to the 64th and 1"),
+    _length(b" 18446744073709551611", "a length of 2 to the 64th less 5"),
+    _length(b" 0001000000000000000000", "a length of nineteen digits behind zeros"),
     _length(b"\r\n 1", "a folded length"),
     Case("a length with a space before the colon", "9112 §5.1", POST + b"Content-Length : 1\r\n\r\nx", 400),
     _refused(
@@ -428,6 +431,8 @@ PASSED = (
             "a GET with a body"),
     _passes("9110 §8.6", POST + b"Content-Length: 003\r\n\r\nabc", b"content-length: 003\r\n",
             "a length with zeros"),
+    _passes("9112 §2.2", POST + b"Content-Length: 3\r\n\r\nabc\r\n", b"content-length: 3\r\n",
+            "an empty line behind a body"),
     _passes("9112 §7", POST + b"Transfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
             b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "Chunked in mixed case"),
     _body_passes(b"03\r\nabc\r\n00\r\n\r\n", "a size with zeros"),

@@ -14,7 +14,8 @@ class Answer:
 
     ``becomes``: what the client gets. BAD_GATEWAY: our 502. CUT: a response that has begun and is broken off.
     PASSES: the response, with ``arrives`` in it. In the first two cases the connection to the member is not used again,
-    and ``spoilt`` says so of the third. ``closes``: the member ends its connection with it.
+    and ``spoilt`` says so of the third. ``closes``: the member ends its connection with it. ``asked``: headers of the
+    request, as lines.
     """
 
     name: str
@@ -25,11 +26,14 @@ class Answer:
     forever: bytes = b""
     closes: bool = False
     spoilt: bool = False
+    asked: bytes = b""
 
 
 BAD_GATEWAY, CUT, PASSES = "502", "cut off", "passed"
 
 _200 = b"HTTP/1.1 200 OK\r\n"
+_101 = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n"
+_UPGRADE = b"Connection: Upgrade\r\nUpgrade: x\r\n"
 _LENGTH = b"Content-Length: 2\r\n\r\nok"
 _CHUNKED = _200 + b"Transfer-Encoding: chunked\r\n\r\n"
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
@@ -115,6 +119,7 @@ ANSWER_FRAMING = (
     _bad_framing(b"Content-Length: 2x", "a length with a letter behind it in a response"),
     _bad_framing(b"Content-Length:", "an empty length in a response"),
     _bad_framing(b"Content-Length: 18446744073709551618", "a length of 2 to the 64th and 2 in a response"),
+    _bad_framing(b"Content-Length: 18446744073709551611", "a length of 2 to the 64th less 5 in a response"),
     _bad_framing(b"Content-Length : 2", "a length with a space before the colon in a response"),
     _bad_framing(b"Content-Length:\r\n 2", "a folded length in a response"),
     _bad_framing(b"Transfer-Encoding: gzip, chunked", "another coding before the chunks in a response",
@@ -195,6 +200,11 @@ ANSWERS_PASSED = (
     Answer("90 fields in a response", "9110 §5.4", _200 + b"X: y\r\n" * 90 + _LENGTH, PASSES, b"x: y\r\n" * 90),
     Answer("extensions and trailers in a response", "9112 §7.1", _CHUNKED + b"2;a=b\r\nok\r\n0\r\nX: y\r\n\r\n",
            PASSES, b"2\r\nok\r\n0\r\n"),
+    Answer("a switch of protocols with chunks announced", "9110 §15.2.2",
+           _101 + b"Transfer-Encoding: chunked\r\n\r\nok", PASSES, b"upgrade: x\r\n\r\nok", closes=True,
+           asked=_UPGRADE),
+    Answer("a switch of protocols with a length", "9110 §15.2.2", _101 + b"Content-Length: 9\r\n\r\nok",
+           PASSES, b"upgrade: x\r\n\r\nok", closes=True, asked=_UPGRADE),
     Answer("a body until the connection ends", "9112 §6.3", _200 + b"\r\nok", PASSES, b"ok", closes=True),
 )  # fmt: skip
 
