@@ -6,6 +6,7 @@ Rules:
 * No connection has a timer or reads a clock: ``ClientRegistry`` checks all of them once a second. A connection in the
   same phase on two checks has been in it the whole time between.
 * Time in which a request is answered, or in which the balancer does not read, does not count against the client.
+* A body has a least rate until its response begins. From then on, a byte of either side ends the silence of both.
 * Bytes that the client has not read for STREAM_IDLE_TIMEOUT end the connection in any phase.
 """
 
@@ -113,17 +114,22 @@ class BodyRate:
 
     def __init__(self) -> None:
         self.received = 0
-        # Bytes at the last check that found more of them than the one before, and its time.
+        # Bytes, with those of the response, at the last check that found more of them, and its time.
         self._last_piece = (0, 0.0)
 
-    def check(self, waited: float, now: float, limits: Settings) -> Refusal | None:
-        """Return the refusal of a body that has stopped or is too slow. ``waited``: seconds since its phase began."""
-        if self.received != self._last_piece[0]:
-            self._last_piece = (self.received, now)
+    def check(self, waited: float, now: float, limits: Settings, answered: int | None = None) -> Refusal | None:
+        """Return the refusal of a body that has stopped or is too slow.
+
+        ``waited``: seconds since its phase began. ``answered``: bytes of the response so far, or None before its head.
+        Once a response has begun, its application sets the pace. Then only silence of both sides counts.
+        """
+        progress = self.received + (answered or 0)
+        if progress != self._last_piece[0]:
+            self._last_piece = (progress, now)
         if now - max(self._last_piece[1], now - waited) > (limit := timeout(BODY, limits)):
             return Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s")
         least = limits.min_body_rate
-        if waited > RATE_SECONDS and self.received < least * (waited - RATE_SECONDS):
+        if answered is None and waited > RATE_SECONDS and self.received < least * (waited - RATE_SECONDS):
             return Refusal(408, "request_timeout", f"the body came with less than {least} bytes/s")
         return None
 
@@ -154,6 +160,11 @@ class ClientConnection:
     def unread(self) -> int:
         """Bytes that wait for the client to read them; 0 while it reads fast enough."""
         raise NotImplementedError
+
+    @property
+    def answered(self) -> int | None:
+        """Bytes of the response to the request whose body comes in; None before it has begun."""
+        return None
 
     @property
     def is_waiting(self) -> bool:
@@ -209,7 +220,7 @@ class ClientConnection:
     def _check_phase(self, waited: float, now: float) -> None:
         """End the phase if it may not last for ``waited`` seconds."""
         if self.phase is BODY:
-            if refusal := self.body.check(waited, now, self.limits):
+            if refusal := self.body.check(waited, now, self.limits, self.answered):
                 self.reject(refusal)
         elif waited > (limit := timeout(self.phase, self.limits)):
             self.time_out(limit)

@@ -331,6 +331,13 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         return 0 if self.writable.is_set() else self.transport.get_write_buffer_size()
 
     @property
+    def answered(self) -> int | None:
+        exchange = self._current
+        if exchange is None or exchange is not self._parser.exchange or exchange.state is ResponseState.PENDING:
+            return None
+        return exchange.context.body_bytes
+
+    @property
     def is_waiting(self) -> bool:
         return self._reading and not (self.phase is IDLE and self._current)
 
