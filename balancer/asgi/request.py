@@ -11,8 +11,8 @@ from typing import Any
 from balancer.asgi.scope import client, target
 from balancer.dispatch.active_requests import end_between_events, end_event_stream
 from balancer.dispatch.dispatcher import CLIENT_GONE
-from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, STARTED, ActiveRequest
-from balancer.errors import ClientGone
+from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED, ActiveRequest
+from balancer.errors import ClientGone, Refusal
 from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
 from balancer.http.request import Request
 from balancer.types import Message, Receive, Scope, Send
@@ -85,11 +85,17 @@ class HttpRequest(AsgiRequest):
         return b""
 
     async def start(self, status: int, headers: Headers) -> None:
+        if self.state is not PENDING:
+            raise ClientGone("refused in mid-response")
         self.state = STARTED
         if status == 304:
             # uvicorn counts a 304's Content-Length, which describes no body of its own, as bytes to come.
             headers = [pair for pair in headers if pair[0] != b"content-length"]
-        await self._send_message({"type": "http.response.start", "status": status, "headers": headers})
+        try:
+            await self._send_message({"type": "http.response.start", "status": status, "headers": headers})
+        except Refusal:
+            self.state = PENDING  # The server cannot say this head, and has sent nothing.
+            raise
         self._headers = headers
         self._sent = END_OF_EVENT[0]
 

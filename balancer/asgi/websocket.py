@@ -79,6 +79,8 @@ class WebSocketRequest(AsgiRequest):
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the member's refusal. A server without the extension for it can only send 403."""
+        if self.state is not PENDING:
+            raise ClientGone("refused in mid-response")
         self.state = STARTED
         if "websocket.http.response" in self._scope.get("extensions", {}):
             await self._send_message({"type": "websocket.http.response.start", "status": status, "headers": headers})

@@ -135,6 +135,8 @@ class LocalCall(ActiveRequest):
         """Do nothing: httpx has no place for interim responses."""
 
     async def start(self, status: int, headers: Headers) -> None:
+        if self.state is not PENDING:
+            raise ClientGone("refused in mid-response")
         self.state = STARTED
         self.status, self.fields = status, headers
         self._report_progress()

@@ -139,7 +139,9 @@ class Settings:
     header_timeout: float = setting(10.0, seconds(0.1, 3600), "limit for the head of a request, from its first byte on")
     keepalive_timeout: float = setting(75.0, seconds(0.1, 86400), "how long a client's connection may be idle")
     min_body_rate: int = setting(
-        240, count(0, 1 << 30), "bytes a second that a client has to send of a body, after the first 20 s"
+        240,
+        count(0, 1 << 30),
+        "bytes a second that a client has to send of a body, after the first 20 s and before the response begins",
     )
     max_connections: int = setting(0, count(0, 10_000_000), "connections of clients in all (0: no limit)")
     max_connections_per_client: int = setting(

@@ -23,8 +23,24 @@ END_OF_EVENT = (b"\n\n", b"\r\n\r\n", b"\r\r")
 Trace = Callable[[RequestRecord], Span | None]
 
 
+class ResponseState(Enum):
+    """The part of a response that has been sent."""
+
+    PENDING = "pending"  # nothing, but for interim responses
+    STARTED = "started"
+    COMPLETE = "complete"
+
+
+PENDING, STARTED, COMPLETE = ResponseState
+
+
 class Sink:
-    """The receiver of a response. ``start`` and ``write`` wait while the client takes no more, and raise ClientGone."""
+    """The receiver of a response. ``start`` and ``write`` wait while the client takes no more, and raise ClientGone.
+
+    ``state``: of the response.
+    """
+
+    state: ResponseState = PENDING
 
     def send_interim(self, status: int, headers: Headers) -> None:
         """Pass an interim response on (RFC 9110 section 15.2), or drop it where the sink cannot."""
@@ -37,7 +53,7 @@ class Sink:
         """Note that a connection to the member is begun, or is there. Called for a program's own calls alone."""
 
     def start(self, status: int, headers: Headers) -> Coroutine[Any, Any, None]:
-        """Send the response head; once, before any body."""
+        """Send the response head, before any body. Raises ClientGone where one was sent, so that the client notices."""
         raise NotImplementedError
 
     def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> Coroutine[Any, Any, None]:
@@ -54,29 +70,17 @@ class Sink:
         raise NotImplementedError
 
 
-class ResponseState(Enum):
-    """The part of a response that has been sent."""
-
-    PENDING = "pending"  # nothing, but for interim responses
-    STARTED = "started"
-    COMPLETE = "complete"
-
-
-PENDING, STARTED, COMPLETE = ResponseState
-
-
 class ActiveRequest(Sink):
     """A client request of any front end: the sink of its response.
 
     ``context``: the dispatcher's, while the request is in progress. ``task`` serves it, and is None once nothing is
-    left to cancel. ``state``: of its response. ``close_reason``: why it was ended early, or None: ClientGone, or a
-    Refusal, which the client receives if its response has not begun. ``ends_after_event``: its response, server-sent
-    events, ends with the next event.
+    left to cancel. ``close_reason``: why it was ended early, or None: ClientGone, or a Refusal, which the client
+    receives if its response has not begun. ``ends_after_event``: its response, server-sent events, ends with the next
+    event.
     """
 
     context: RequestContext
     task: asyncio.Task[Any] | None = None
-    state: ResponseState = PENDING
     close_reason: Refusal | ClientGone | None = None
     ends_after_event = False
     # Of the response: its headers, and the last piece of its body that has been sent whole.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from balancer.dispatch.context import RequestRecord
-from balancer.dispatch.interfaces import Sink
+from balancer.dispatch.interfaces import PENDING, Sink
 from balancer.errors import Refusal
 from balancer.http.headers import Headers
 
@@ -35,9 +35,12 @@ def refusal_response(refusal: Refusal) -> tuple[int, Headers, bytes]:
 
 
 async def refuse(refusal: Refusal, sink: Sink, record: RequestRecord | None = None) -> None:
-    """Send a refusal as the response, and note it on the record."""
+    """Send a refusal as the response, and note it on the record.
+
+    Raises ClientGone where a response has begun. The record then keeps the status of that one.
+    """
     status, headers, text = refusal_response(refusal)
-    if record:
+    if record and sink.state is PENDING:
         record.status, record.body_bytes = status, len(text)
     await sink.start(status, headers)
     await sink.write(text, False)

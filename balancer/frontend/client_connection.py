@@ -6,6 +6,7 @@ Rules:
 * No connection has a timer or reads a clock: ``ClientRegistry`` checks all of them once a second. A connection in the
   same phase on two checks has been in it the whole time between.
 * Time in which a request is answered, or in which the balancer does not read, does not count against the client.
+* A body has a least rate until its response begins. From then on, a byte of either side ends the silence of both.
 * Bytes that the client has not read for STREAM_IDLE_TIMEOUT end the connection in any phase.
 """
 
@@ -22,6 +23,11 @@ from balancer.phase_checks import CHECK_STATES, check_phases
 
 # Seconds in which a client may read the last answer before its connection is closed for good.
 LINGER_SECONDS = 1.0
+# Bounds for what a client sends behind its last answer: seconds of silence in mid-body, seconds and bytes in all. (The
+# seconds are nginx's lingering_timeout and lingering_time.)
+DISCARD_SILENCE = 5.0
+DISCARD_SECONDS = 30.0
+DISCARD_BYTES = 256 * 1024 * 1024
 # Seconds that a body may take whatever its rate.
 RATE_SECONDS = 20.0
 
@@ -40,6 +46,7 @@ class Phase(Enum):
     TUNNEL = "tunnel"  # bytes of that protocol
     DONE = "done"  # nothing more: the answers under way are the last
     REJECTED = "rejected"  # nothing more: its bytes cannot be served, and the refusal follows the answers before it
+    DISCARDING = "discarding"  # the rest of a body that is not wanted: the answer to its request is complete
     LINGERING = "lingering"  # its side of the connection to be closed
     CLOSED = "closed"
 
@@ -54,14 +61,15 @@ SWITCHING: Final = Phase.SWITCHING
 TUNNEL: Final = Phase.TUNNEL
 DONE: Final = Phase.DONE
 REJECTED: Final = Phase.REJECTED
+DISCARDING: Final = Phase.DISCARDING
 LINGERING: Final = Phase.LINGERING
 CLOSED: Final = Phase.CLOSED
 
-# Nothing more is read in these.
-ENDING: Final = frozenset({DONE, REJECTED, LINGERING})
+# What comes in these is dropped.
+ENDING: Final = frozenset({DONE, REJECTED, DISCARDING, LINGERING})
 
 # Any phase but CLOSED may end because the client leaves, and any in which HTTP is expected by a refusal.
-_ENDS = frozenset({REJECTED, LINGERING, CLOSED})
+_ENDS = frozenset({REJECTED, DISCARDING, LINGERING, CLOSED})
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.HANDSHAKE: frozenset({NEW, CLOSED}),
@@ -75,6 +83,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     TUNNEL: frozenset({CLOSED}),
     DONE: frozenset({DONE, TUNNEL}) | _ENDS,
     REJECTED: frozenset({LINGERING, CLOSED}),
+    DISCARDING: frozenset({CLOSED}),
     LINGERING: frozenset({LINGERING, ACTIVE, CLOSED}),
     CLOSED: frozenset(),
 }
@@ -91,6 +100,7 @@ TIMEOUTS: dict[Phase, Callable[[Settings], float]] = {
     TUNNEL: lambda settings: settings.stream_idle_timeout,
     DONE: lambda settings: inf,
     REJECTED: lambda settings: inf,
+    DISCARDING: lambda settings: DISCARD_SILENCE,
     LINGERING: lambda settings: LINGER_SECONDS,
     CLOSED: lambda settings: inf,
 }
@@ -112,26 +122,43 @@ class BodyRate:
     __slots__ = ("_last_piece", "received")
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from here: another phase has begun."""
         self.received = 0
-        # Bytes at the last check that found more of them than the one before, and its time.
+        # Bytes, with those of the response, at the last check that found more of them, and its time.
         self._last_piece = (0, 0.0)
 
-    def check(self, waited: float, now: float, limits: Settings) -> Refusal | None:
-        """Return the refusal of a body that has stopped or is too slow. ``waited``: seconds since its phase began."""
-        if self.received != self._last_piece[0]:
-            self._last_piece = (self.received, now)
-        if now - max(self._last_piece[1], now - waited) > (limit := timeout(BODY, limits)):
+    def check(self, waited: float, now: float, limits: Settings, answered: int | None = None) -> Refusal | None:
+        """Return the refusal of a body that has stopped or is too slow.
+
+        ``waited``: seconds since its phase began. ``answered``: bytes of the response so far, or None before its head.
+        Once a response has begun, its application sets the pace. Then only silence of both sides counts.
+        """
+        if self._silence(waited, now, self.received + (answered or 0)) > (limit := timeout(BODY, limits)):
             return Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s")
         least = limits.min_body_rate
-        if waited > RATE_SECONDS and self.received < least * (waited - RATE_SECONDS):
+        if answered is None and waited > RATE_SECONDS and self.received < least * (waited - RATE_SECONDS):
             return Refusal(408, "request_timeout", f"the body came with less than {least} bytes/s")
         return None
+
+    def is_discarded(self, waited: float, now: float, silence: float) -> bool:
+        """Whether no more is read of what comes behind the last answer. ``silence``: seconds that end it."""
+        is_silent = self._silence(waited, now, self.received) > silence
+        return is_silent or waited > DISCARD_SECONDS or self.received > DISCARD_BYTES
+
+    def _silence(self, waited: float, now: float, progress: int) -> float:
+        """Return the seconds since ``progress`` last grew, or since the phase began."""
+        if progress != self._last_piece[0]:
+            self._last_piece = (progress, now)
+        return min(waited, now - self._last_piece[1])
 
 
 class ClientConnection:
     """A client connection. ``peer``: the client's IP address, or "" without one. ``messages``: requests so far.
 
-    ``body``: progress of the body, in the phase BODY.
+    ``body``: progress of what comes in, in the phases BODY, DISCARDING and LINGERING.
     """
 
     __slots__ = ("_checked", "_since", "_unread", "body", "limits", "messages", "peer", "phase")
@@ -154,6 +181,11 @@ class ClientConnection:
     def unread(self) -> int:
         """Bytes that wait for the client to read them; 0 while it reads fast enough."""
         raise NotImplementedError
+
+    @property
+    def answered(self) -> int | None:
+        """Bytes of the response to the request whose body comes in; None before it has begun."""
+        return None
 
     @property
     def is_waiting(self) -> bool:
@@ -198,7 +230,7 @@ class ClientConnection:
             if self._checked != (NEW, 0) or self.phase is not HEAD:
                 self._since = now
             self._checked = state
-            self.body.received = 0
+            self.body.restart()
         else:
             self._check_phase(now - self._since, now)
 
@@ -209,8 +241,11 @@ class ClientConnection:
     def _check_phase(self, waited: float, now: float) -> None:
         """End the phase if it may not last for ``waited`` seconds."""
         if self.phase is BODY:
-            if refusal := self.body.check(waited, now, self.limits):
+            if refusal := self.body.check(waited, now, self.limits, self.answered):
                 self.reject(refusal)
+        elif self.phase is LINGERING or self.phase is DISCARDING:
+            if self.body.is_discarded(waited, now, limit := timeout(self.phase, self.limits)):
+                self.time_out(limit)
         elif waited > (limit := timeout(self.phase, self.limits)):
             self.time_out(limit)
 

@@ -22,7 +22,9 @@ from balancer.dispatch.interfaces import ResponseState
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
 from balancer.frontend.client_connection import (
+    BODY,
     CLOSED,
+    DISCARDING,
     DONE,
     ENDING,
     HEAD,
@@ -33,6 +35,7 @@ from balancer.frontend.client_connection import (
     SWITCHING,
     TUNNEL,
     ClientConnection,
+    Phase,
 )
 from balancer.frontend.http1_exchange import ClientExchange, Framing
 from balancer.frontend.http1_parser import RequestParser
@@ -56,10 +59,7 @@ PIPELINE_MAX = 100
 
 
 class Http1Connection(ClientConnection, asyncio.Protocol):
-    """A client connection that speaks HTTP/1.1.
-
-    ``scheme``: http or https. ``writable``: set while the client takes what it is sent.
-    """
+    """A client connection that speaks HTTP/1.1. ``writable``: set while the client takes what it is sent."""
 
     __slots__ = (
         "_current", "_origin", "_parser", "_queue", "_reading", "_rest", "loop", "registry", "scheme",
@@ -151,6 +151,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
                 self.pause()
         elif phase not in ENDING:
             self._parse(data)
+        else:
+            self.body.received += len(data)
 
     def pause_writing(self) -> None:
         self.writable.clear()
@@ -218,7 +220,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         if exchange.state is not ResponseState.COMPLETE:
             self._break_off(exchange)
         elif self._parser.exchange is exchange or exchange.closes:
-            self._linger()  # The client sends a body that is not read, or has received the end of the connection.
+            # A client in mid-body reads the answer behind it, unless that ends with the connection.
+            self._linger(DISCARDING if self.phase is BODY and exchange.framing is not Framing.CLOSE else LINGERING)
         elif self._queue:
             self._begin()
         elif self.phase is SWITCHING:
@@ -239,6 +242,8 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         if self._current is not None:
             # The answer says so, unless its head has been sent: then the client may send one more request.
             self._current.closes = self._current.closes or self._current.state is ResponseState.PENDING
+        elif self.phase is DISCARDING:
+            pass  # It ends by itself, and a reset would lose the answer.
         elif grace := max(NEW_SECONDS, self.registry.idle_grace) if self.phase is NEW else self.registry.idle_grace:
             self.loop.call_later(grace, self._close_if_idle)
         else:
@@ -276,22 +281,21 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             return
         status, fields, text = refusal_response(refusal)
         request = self._parser.refused_request()
-        if "HEAD" in (self._parser.method, request.method):
-            text = b""
-        self.transport.write(response_head(status, fields, b"connection: close") + text)
+        is_head = "HEAD" in (self._parser.method, request.method)
+        self.transport.write(response_head(status, fields, b"connection: close") + (b"" if is_head else text))
         self.registry.proxy.refused(request, refusal)
         self._linger()
 
-    def _linger(self) -> None:
-        """Close after a moment for the client to read the answer: a close with bytes unread resets the connection."""
-        self.phase = LINGERING
+    def _linger(self, phase: Phase = LINGERING) -> None:
+        """Close once the client has had time to read the answer: a close with bytes unread resets the connection."""
+        self.phase = phase
         self._parser.drop_body()
         self._queue.clear()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
-            self.resume()
-        else:
-            self.transport.close()
+        elif phase is LINGERING and not self._parser.refusal:
+            self.transport.close()  # TLS has no end of one side alone, and no more is due from the client.
+        self.resume()
 
     # Other protocols.
 
@@ -329,6 +333,11 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     @property
     def unread(self) -> int:
         return 0 if self.writable.is_set() else self.transport.get_write_buffer_size()
+
+    @property
+    def answered(self) -> int | None:
+        exchange = self._current
+        return exchange.answered if exchange and exchange is self._parser.exchange else None
 
     @property
     def is_waiting(self) -> bool:

@@ -25,6 +25,11 @@ from balancer.upstream.base import PendingResponse
 if TYPE_CHECKING:
     from balancer.frontend.http1_connection import Http1Connection
 
+_KEEP_ALIVE = b"\r\nconnection: keep-alive"
+
+# Statuses from which an answer that comes before the end of the request's body is no part of a conversation.
+FINAL = 300
+
 # Bytes from which a piece is handed to the kernel beside the head rather than copied behind it.
 LARGE = 8 * 1024
 
@@ -212,11 +217,23 @@ class ClientExchange(ActiveRequest, DirectSink):
         if self.closes:
             head += b"\r\nconnection: close"
         elif self.version != "1.1":
-            head += b"\r\nconnection: keep-alive"
+            head += _KEEP_ALIVE
         return head + b"\r\n\r\n"
+
+    @property
+    def answered(self) -> int | None:
+        """Bytes of the response's body so far; None before it has begun."""
+        return None if self.state is PENDING else self.context.body_bytes
+
+    def _take_head(self, whole: bool) -> bytes:
+        """Return the head, if it still waits for the first piece of the body. ``whole``: that piece is the last."""
+        head, self._head = self._head, b""
+        if head and whole and not (self.complete or self.closes):
+            self.closes = True  # The answer is there, and the rest of the request is not read.
+            head = head[:-4].removesuffix(_KEEP_ALIVE) + b"\r\nconnection: close\r\n\r\n"
+        return head
 
     def flush(self) -> None:
         """Send the head, if it still waits for the first piece of the body."""
-        head, self._head = self._head, b""
-        if head:
+        if head := self._take_head(whole=False):
             self._connection.transport.write(head)

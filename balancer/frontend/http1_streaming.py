@@ -11,7 +11,7 @@ from balancer.dispatch.active_requests import end_between_events, end_event_stre
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED
 from balancer.errors import SHUTTING_DOWN, ClientGone
 from balancer.frontend.client_connection import TUNNEL, timeout
-from balancer.frontend.http1_exchange import CHUNKED, LARGE, NONE, ClientExchange
+from balancer.frontend.http1_exchange import CHUNKED, FINAL, LARGE, NONE, ClientExchange
 from balancer.frontend.tunnel import CLOSE_SECONDS, Tunnel
 from balancer.http.chunked import last_chunk
 from balancer.http.headers import NO_FIELDS, Headers
@@ -52,6 +52,8 @@ class Http1Exchange(ClientExchange):
         self.state = STARTED
         self._headers = headers
         self._sent = END_OF_EVENT[0]
+        # The rest of a body is of no use to a member that has refused the request, or sent the client elsewhere.
+        self.closes = self.closes or (status >= FINAL and not self.complete)
         self._head = self._render(status, headers)
         # Head and body leave together where the body is at hand, and the head alone where it is not.
         self._connection.loop.call_soon(self.flush)
@@ -77,7 +79,7 @@ class Http1Exchange(ClientExchange):
 
     def _write_piece(self, data: bytes, more: bool, trailers: Headers) -> None:
         """Write a piece in the framing of the response, with the head if that still waits."""
-        head, self._head = self._head, b""
+        head = self._take_head(whole=not more)
         tail = b""
         if self.framing is NONE:
             data = b""

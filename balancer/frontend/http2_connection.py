@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from typing import Any, cast
 
 import uvicorn
@@ -234,6 +235,8 @@ class _Stream:
         self._task: asyncio.Task[Any] | None = None
         self._receive: Receive
         self._send: Send
+        # When the last piece of the response was sent, as a reading of the loop's clock.
+        self._answered_at = -inf
         self.cycle: RequestResponseCycle
         self.event = event
         self.gone = False
@@ -282,20 +285,26 @@ class _Stream:
             self._expects = False
             self._handle.send_informational(100)
             self._connection.flush()
+        loop = asyncio.get_running_loop()
+        since = loop.time()
         while True:
             limit = timeout(BODY, self._limits)
             try:
-                async with asyncio.timeout(limit):
+                async with asyncio.timeout_at(since + limit):
                     return await self._receive()
             except TimeoutError:
-                # Reading from the client may be paused, for the sake of another stream.
-                if not self._connection.flow.read_paused:
+                if self._connection.flow.read_paused:
+                    since = loop.time()  # Reading from the client is paused, for the sake of another stream.
+                elif self._answered_at > since:
+                    since = self._answered_at  # A byte of the response ends the silence as well.
+                else:
                     reason = f"no byte of the body for {limit:g} s"
                     raise Refusal(408, "request_timeout", reason) from None
 
     async def send(self, message: Message) -> None:
         try:
             await self._send(message)
+            self._answered_at = asyncio.get_running_loop().time()
         except zttp.LocalProtocolError as error:
             await self._send_without_tabs(message, error)
         while pending := self._handle.pending_bytes:

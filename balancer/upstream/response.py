@@ -7,9 +7,12 @@ from math import inf
 
 from balancer.errors import ConnectionDied, ProtocolViolation, TruncatedResponse
 from balancer.http.chunked import chunk, last_chunk
-from balancer.http.headers import trailers
+from balancer.http.headers import NO_FIELDS, trailers
 from balancer.http.request import Body
 from balancer.upstream.exchange import MemberExchange
+
+# Seconds in which a member may say 100 (Continue). After these, clients are let go on, as curl goes on by itself.
+CONTINUE_SECONDS = 1.0
 
 
 class Response(MemberExchange):
@@ -85,7 +88,10 @@ class Response(MemberExchange):
     # The upload.
 
     def start_upload(self, body: Body, chunked: bool, awaits_continue: bool) -> None:
-        """Send the rest of the request's body. ``awaits_continue``: once the member has sent 100 (Continue)."""
+        """Send the rest of the request's body.
+
+        ``awaits_continue``: the client waits for 100 (Continue), from the member or, after CONTINUE_SECONDS, from here.
+        """
         self.awaits_continue = awaits_continue
         if awaits_continue:
             self._set_deadline(self._connection.timeouts.response)
@@ -114,9 +120,20 @@ class Response(MemberExchange):
             await connection.writable
         if not self.awaits_continue:
             self.deadline = inf  # The client's time is not the member's.
-        piece = await body.read()
-        self.awaits_continue = False
-        return piece
+            return await body.read()
+        timer = asyncio.get_running_loop().call_later(CONTINUE_SECONDS, self._continue)
+        try:
+            return await body.read()
+        finally:
+            timer.cancel()
+            self.awaits_continue = False
+
+    def _continue(self) -> None:
+        """Have the client send the body: the member is silent, and may ignore Expect (RFC 9110 section 10.1.1)."""
+        if self.awaits_continue and self.on_interim and not self.started:
+            self.awaits_continue = False
+            self.deadline = inf  # The client's time is not the member's.
+            self.on_interim(100, NO_FIELDS)
 
     def _set_deadline(self, timeout: float) -> None:
         self.set_deadline(asyncio.get_running_loop().time(), timeout)

@@ -11,6 +11,8 @@ from balancer.config.settings import Settings
 from balancer.frontend import client_registry
 from balancer.frontend.client_connection import (
     ACTIVE,
+    DISCARD_BYTES,
+    DISCARDING,
     HEAD,
     IDLE,
     LINGERING,
@@ -136,6 +138,38 @@ def test_lingering_connection_has_a_second(it: Connection) -> None:
     it.phase = LINGERING
     assert it.check(1.0, 2.0) == []
     assert it.check(2.1) == ["lingering 1"]
+
+
+@pytest.mark.parametrize(("phase", "silence"), [(LINGERING, 1.0), (DISCARDING, 5.0)])
+def test_client_that_goes_on_sending_behind_its_answer_lingers_for_half_a_minute(
+    it: Connection, phase: Phase, silence: float
+) -> None:
+    it.phase = IDLE
+    it.phase = phase
+    it.check(100.0)
+    for now in range(101, 131):
+        it.body.received += 1
+        assert it.check(float(now)) == []
+    it.body.received += 1
+    assert it.check(130.1) == [f"{phase.value} {silence:g}"]
+
+
+@pytest.mark.parametrize(("phase", "silence"), [(LINGERING, 1.0), (DISCARDING, 5.0)])
+def test_client_that_stops_behind_its_answer_is_closed(it: Connection, phase: Phase, silence: float) -> None:
+    it.phase = phase
+    it.check(100.0)
+    it.body.received += 1
+    assert it.check(101.0, 101.0 + silence) == []
+    assert it.check(101.1 + silence) == [f"{phase.value} {silence:g}"]
+
+
+def test_client_that_sends_too_much_behind_its_answer_is_closed(it: Connection) -> None:
+    it.phase = DISCARDING
+    it.check(100.0)
+    it.body.received += DISCARD_BYTES
+    assert it.check(101.0) == []
+    it.body.received += 1
+    assert it.check(101.1) == ["discarding 5"]
 
 
 @pytest.mark.parametrize("phase", [NEW, IDLE, ACTIVE])

@@ -177,6 +177,20 @@ async def test_client_that_asks_is_told_to_go_on(tmp_path: Path) -> None:
         assert (await client.answer(stream)).status == 200
 
 
+async def test_client_that_asks_may_go_on_though_its_member_never_says_so(tmp_path: Path) -> None:
+    async def take(connection: Connection) -> None:
+        await connection.head()
+        await connection.exactly(3)
+        await connection.send(OK)
+
+    async with Member(take) as member, spoken(tmp_path, member) as here, here.client() as client:
+        stream = await client.ask((b"expect", b"100-continue"), (b"content-length", b"3"), method=b"POST", end=False)
+        await client.until(lambda: bool(client.answers[stream].informational))
+        await client.send(stream, b"abc", end=True)
+        assert (await client.answer(stream)).status == 200
+        assert client.answers[stream].informational == [100]
+
+
 async def test_websocket_is_left_to_http_1_1(tmp_path: Path) -> None:
     async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
         await client.until(lambda: bool(client.settings))

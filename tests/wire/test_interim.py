@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from balancer.frontend import client_registry
+from balancer.upstream import response
 from tests.support import wire
 from tests.support.messages import GET
-from tests.support.wire import OK, Connection, Member, balance
+from tests.support.wire import LIMIT, OK, Connection, Member, balance
 
 ASKS = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -128,6 +130,131 @@ async def test_member_that_never_says_go_on_is_not_waited_for_for_ever() -> None
     async with Member(silent) as member, balance(member, response_timeout=0.2) as running:
         answer = await running.exchange(ASKS)
         assert answer.startswith(b"HTTP/1.1 504 ")
+
+
+async def take_body(connection: Connection) -> None:
+    """A member that knows nothing of expectations: it reads a whole request before it says anything."""
+    while True:
+        await connection.head()
+        await connection.exactly(3)
+        await connection.send(OK)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member is silent for a tenth of a second before the balancer says 100 itself."""
+    monkeypatch.setattr(response, "CONTINUE_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("each_way", "soon")
+async def test_client_that_waits_for_a_member_that_never_says_go_on_hears_it_from_the_balancer() -> None:
+    async with Member(take_body) as member, balance(member, response_timeout=LIMIT) as running:
+        async with running.client() as client:
+            for _ in range(2):
+                await client.send(ASKS)
+                assert (await client.head()).startswith(b"HTTP/1.1 100 ")
+                await client.send(b"abc")
+                assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+                assert await client.exactly(2) == b"ok"
+        assert member.received[0].endswith(b"abc")
+
+
+@pytest.mark.usefixtures("soon")
+async def test_client_hears_go_on_once_if_the_member_says_so_later() -> None:
+    async def late(connection: Connection) -> None:
+        await connection.head()
+        await connection.exactly(3)
+        await connection.send(CONTINUE + OK)
+
+    async with Member(late) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS)
+        assert await client.head() == CONTINUE
+        await client.send(b"abc")
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.usefixtures("soon")
+async def test_client_that_sends_its_body_without_waiting_hears_nothing_of_a_silent_member() -> None:
+    async def slow(connection: Connection) -> None:
+        await connection.head()
+        await connection.exactly(3)
+        await asyncio.sleep(0.3)
+        await connection.send(OK)
+
+    async with Member(slow) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS + b"abc")
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.usefixtures("soon")
+async def test_hints_of_a_member_do_not_stand_for_go_on() -> None:
+    async def hints(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(HINTS)
+        await connection.exactly(3)
+        await connection.send(OK)
+
+    async with Member(hints) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS)
+        assert (await client.head()).startswith(b"HTTP/1.1 103 ")
+        assert await client.head() == CONTINUE
+        await client.send(b"abc")
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("speaker", ["member", "balancer"])
+async def test_time_of_a_client_that_may_go_on_is_not_the_members(
+    speaker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The member's time-out does not run while the client makes its body ready."""
+    monkeypatch.setattr(response, "CONTINUE_SECONDS", 0.05 if speaker == "balancer" else LIMIT)
+
+    async def script(connection: Connection) -> None:
+        await connection.head()
+        if speaker == "member":
+            await connection.send(CONTINUE)
+        await connection.exactly(3)
+        await connection.send(OK)
+
+    async with Member(script) as member, balance(member, response_timeout=0.4) as running, running.client() as client:
+        await client.send(ASKS)
+        assert await client.head() == CONTINUE
+        await asyncio.sleep(1.2)
+        await client.send(b"abc")
+        assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("method", [b"POST", b"PUT"])
+async def test_body_that_the_balancer_asked_for_is_repeated_by_the_usual_rule(method: bytes) -> None:
+    async def die(connection: Connection) -> None:
+        await connection.head()
+        await connection.exactly(3)
+        connection.close()
+
+    async with Member(die) as one, Member(die) as two, balance(one, two) as running, running.client() as client:
+        await client.send(ASKS.replace(b"POST", method))
+        assert await client.head() == CONTINUE
+        await client.send(b"abc")
+        assert (await client.head()).startswith(b"HTTP/1.1 502 ")
+        bodies = [it for member in (one, two) for it in member.received if it.endswith(b"abc")]
+        # Twice more, of which the last is for either member (RETRIES).
+        assert len(bodies) == (1 if method == b"POST" else 3)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_client_that_does_not_go_on_is_refused_as_any_whose_body_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
+    async with (
+        Member(take_body) as member,
+        balance(member, stream_idle_timeout=0.3) as running,
+        running.client() as client,
+    ):
+        await client.send(ASKS)
+        assert await client.head() == CONTINUE
+        assert (await client.head()).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.usefixtures("each_way")
