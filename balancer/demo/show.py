@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 
 from balancer.demo.system import DemoError, System, preferred_port
 from balancer.watch import Loop, Tally, drawing, first, interruptible, on_terminal, picture
+from balancer.words import counted
 
 # Requests a second of the built-in curl loop.
 RATE = 20.0
@@ -94,7 +95,7 @@ async def _rounds(stage: Stage, workers: int, seconds: float, started: System, u
         load = asyncio.create_task(_load(stage, url))
         try:
             for count in itertools.cycle(steps(workers)) if not seconds else steps(workers):
-                stage.announce(f"{count} worker{'s' if count > 1 else ''} wanted")
+                stage.announce(f"{counted(count, 'worker')} wanted")
                 began = time.monotonic()
                 await system.scale(count)
                 step = (seconds or 20.0) / STEPS_IN_ROUND

@@ -152,7 +152,7 @@ async def test_check_prints_settings_the_dns_answer_and_what_a_probe_of_each_mem
         )
         status, out, _ = await run("check", "--alias", "down", "--upstream-port", port, BALANCER_RESOLVER=resolver)
         assert status == 1
-        assert out.endswith(f"DNS for down: A: NOERROR, 1 endpoints\n{refused}")
+        assert out.endswith(f"DNS for down: A: NOERROR, 1 endpoint\n{refused}")
         status, out, _ = await run("check", "--alias", "nobody", BALANCER_RESOLVER=str(server.address))
         assert status == 1
         assert out.endswith("DNS for nobody: A: NXDOMAIN, 0 endpoints\n")
