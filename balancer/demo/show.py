@@ -9,7 +9,7 @@ import time
 
 from rich.console import Console, RenderableType
 
-from balancer.demo.system import DemoError, System, preferred_port
+from balancer.demo.system import DemoError, System, preferred_port, require_packages
 from balancer.watch import Loop, Tally, drawing, first, interruptible, on_terminal, picture
 from balancer.words import counted
 
@@ -74,6 +74,7 @@ class Stage:
 
 
 async def _demo(console: Console, workers: int, seconds: float, port: int) -> Tally:
+    require_packages()
     status_port = preferred_port(STATUS_PORT)
     url, status = (f"http://127.0.0.1:{number}/" for number in (port, status_port))
     # A picture takes this line away, and its end brings it back.

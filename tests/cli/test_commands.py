@@ -110,7 +110,7 @@ def test_demo_without_its_extra_names_the_command_that_installs_it(
     monkeypatch.setattr(system, "find_spec", lambda name: None)
     assert main(["demo"]) == 1
     error = "The demo cannot run: the package redis is missing: pip install 'balancer[demo]'\n"
-    assert capsys.readouterr().err == error
+    assert capsys.readouterr() == ("", error)
 
 
 async def test_demo_says_so_when_its_port_is_taken() -> None:
