@@ -284,7 +284,8 @@ class DrainingServer(uvicorn.Server):
     def _cut_off(self) -> None:
         self._drain.cut_off = True
         connections = list(self.server_state.connections)
-        log.warning("the time to finish is over: %d connections are cut off", len(connections))
+        words = "1 connection is" if len(connections) == 1 else f"{len(connections)} connections are"
+        log.warning("the time to finish is over: %s cut off", words)
         for connection in connections:
             connection.transport.abort()
         asyncio.get_running_loop().call_later(NOTICE_SECONDS, self._cancel)

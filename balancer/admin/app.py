@@ -28,6 +28,7 @@ from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
 from balancer.members.member import Member
 from balancer.telemetry.stats import Stats
+from balancer.words import counted
 
 HERE = Path(__file__).parent
 
@@ -82,7 +83,8 @@ def admin_app(
         if empty or not counts:
             where = f" in {', '.join(empty)}" if len(counts) > 1 else ""
             return PlainTextResponse(f"no member is available{where}\n", 503)
-        return PlainTextResponse(f"{sum(counts.values())} members are available\n")
+        available = counted(sum(counts.values()), "member is", "members are")
+        return PlainTextResponse(f"{available} available\n")
 
     async def members(request: Request) -> Response:
         found = pools()

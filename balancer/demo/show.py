@@ -9,8 +9,9 @@ import time
 
 from rich.console import Console, RenderableType
 
-from balancer.demo.system import DemoError, System, preferred_port
+from balancer.demo.system import DemoError, System, preferred_port, require_packages
 from balancer.watch import Loop, Tally, drawing, first, interruptible, on_terminal, picture
+from balancer.words import counted
 
 # Requests a second of the built-in curl loop.
 RATE = 20.0
@@ -73,6 +74,7 @@ class Stage:
 
 
 async def _demo(console: Console, workers: int, seconds: float, port: int) -> Tally:
+    require_packages()
     status_port = preferred_port(STATUS_PORT)
     url, status = (f"http://127.0.0.1:{number}/" for number in (port, status_port))
     # A picture takes this line away, and its end brings it back.
@@ -94,7 +96,7 @@ async def _rounds(stage: Stage, workers: int, seconds: float, started: System, u
         load = asyncio.create_task(_load(stage, url))
         try:
             for count in itertools.cycle(steps(workers)) if not seconds else steps(workers):
-                stage.announce(f"{count} worker{'s' if count > 1 else ''} wanted")
+                stage.announce(f"{counted(count, 'worker')} wanted")
                 began = time.monotonic()
                 await system.scale(count)
                 step = (seconds or 20.0) / STEPS_IN_ROUND

@@ -59,8 +59,8 @@ class System:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> System:
+        require_packages()
         redis = shutil.which("redis-server")
-        require_packages("redis", *(() if redis else ("fakeredis",)))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._dns)
             stack.push_async_callback(self._stop_all)
@@ -178,9 +178,9 @@ class System:
             await asyncio.gather(*(self._stop(name) for name in names if name in self._processes))
 
 
-def require_packages(*names: str) -> None:
-    """Raise DemoError unless all of these packages, which come with the extra ``demo``, are installed."""
-    for name in names:
+def require_packages() -> None:
+    """Raise DemoError unless the packages are installed that come with the extra ``demo``."""
+    for name in ("redis",) if shutil.which("redis-server") else ("redis", "fakeredis"):
         if not find_spec(name):
             raise DemoError(f"the package {name} is missing: pip install 'balancer[demo]'")
 

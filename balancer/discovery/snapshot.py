@@ -7,6 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from balancer.types import Address
+from balancer.words import counted
 
 
 class Outcome(Enum):
@@ -73,7 +74,7 @@ class Snapshot:
     def describe(self) -> str:
         """Return words for a log line: ``A: NOERROR, 3 endpoints``."""
         text = "; ".join(
-            f"{answer.record}: {answer.rcode}, {len(answer.endpoints)} endpoints"
+            f"{answer.record}: {answer.rcode}, {counted(len(answer.endpoints), 'endpoint')}"
             + (", over TCP" if answer.over_tcp else "")
             for answer in self.answers
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from balancer.errors import Refusal
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
+from balancer.words import counted
 
 
 @dataclass(slots=True, eq=False)
@@ -54,9 +55,11 @@ class PendingQueue:
         """
         place = len(self.waiting)
         if place >= self._limit:
-            raise Refusal(503, "queue_full", f"{self._limit} requests wait for a member already", retry_after=1)
+            words = f"{counted(self._limit, 'request waits', 'requests wait')} for a member already"
+            raise Refusal(503, "queue_full", words, retry_after=1)
         if self._bytes + queued.in_hand > self._bytes_limit:
-            raise Refusal(503, "queue_full", f"the requests that wait hold {self._bytes} bytes already", retry_after=1)
+            words = f"the requests that wait hold {counted(self._bytes, 'byte')} already"
+            raise Refusal(503, "queue_full", words, retry_after=1)
         if moving and self._pace * place > patience:
             words = f"every member is busy, and the wait would be {self._pace * place:.1f} s"
             raise Refusal(503, "overloaded", words, retry_after=1)

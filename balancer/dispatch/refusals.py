@@ -6,11 +6,12 @@ from balancer.dispatch.context import RequestRecord
 from balancer.dispatch.interfaces import PENDING, Sink
 from balancer.errors import Refusal
 from balancer.http.headers import Headers
+from balancer.words import counted
 
 
 def too_large(limit: float) -> Refusal:
     """Return the refusal of a body with more than ``limit`` bytes."""
-    return Refusal(413, "body_too_large", f"the body of a request may have {limit:.0f} bytes")
+    return Refusal(413, "body_too_large", f"the body of a request may have {counted(round(limit), 'byte')}")
 
 
 def overloaded() -> Refusal:

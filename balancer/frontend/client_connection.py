@@ -20,6 +20,7 @@ from typing import Final
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.phase_checks import CHECK_STATES, check_phases
+from balancer.words import counted
 
 # Seconds in which a client may read the last answer before its connection is closed for good.
 LINGER_SECONDS = 1.0
@@ -140,7 +141,7 @@ class BodyRate:
             return Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s")
         least = limits.min_body_rate
         if answered is None and waited > RATE_SECONDS and self.received < least * (waited - RATE_SECONDS):
-            return Refusal(408, "request_timeout", f"the body came with less than {least} bytes/s")
+            return Refusal(408, "request_timeout", f"the body came with less than {counted(least, 'byte')}/s")
         return None
 
     def is_discarded(self, waited: float, now: float, silence: float) -> bool:

@@ -13,6 +13,7 @@ from balancer.errors import Refusal
 from balancer.frontend.client_connection import ClientConnection
 from balancer.http.memo import Memo
 from balancer.http.request import Request
+from balancer.words import counted
 
 # Seconds between checks of limits, and connections that are checked in one turn of the event loop.
 SWEEP_SECONDS = 1.0
@@ -76,7 +77,8 @@ class ClientRegistry:
         full = limit and len(self.connections) - len(self._rejected) > limit
         if full or (each and self._per_address[connection.peer] >= each):
             self._rejected.add(connection)
-            words = f"there are {limit} connections already" if full else f"you have {each} connections already"
+            there = f"there {'is' if limit == 1 else 'are'} {counted(limit, 'connection')} already"
+            words = there if full else f"you have {counted(each, 'connection')} already"
             raise Refusal(503, "too_many_connections", words, retry_after=1)
         self._per_address[connection.peer] += 1
 

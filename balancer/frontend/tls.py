@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from balancer.config.display import variable
+from balancer.config.files import why_unreadable
 from balancer.config.settings import Settings, SettingsError
 from balancer.frontend.certificate_summary import summarize
 
@@ -84,7 +85,7 @@ class Certificate:
                 if mark not in content[-1]:
                     raise _unusable(name, path, "it is not a PEM file of its kind")
             except OSError as error:
-                raise _unusable(name, path, f"{error.strerror}") from error
+                raise _unusable(name, path, why_unreadable(path, error)) from error
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(self._protocols)

@@ -26,6 +26,7 @@ from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.members.health import CLOSES_TO_SUSPECT, CONTACT_LOST, TRANSITIONS, HealthEvent, State
 from balancer.members.member import BY_ADDRESS, Member, Tier, tier_of
 from balancer.types import Address
+from balancer.words import counted
 
 EMPTY_POLLS = 3
 # Members named in one sentence.
@@ -139,7 +140,7 @@ class Membership:
             for member in islice(self.members.values(), NAMED)
         ]
         more = [f"{count - NAMED} more"] if count > NAMED else []
-        return f"{count} member{'' if count == 1 else 's'}, {'; '.join(reasons + more)}"
+        return f"{counted(count, 'member')}, {'; '.join(reasons + more)}"
 
     def reconcile(self, snapshot: Snapshot) -> Change:
         """Take in a snapshot; return the members that joined and left by it."""

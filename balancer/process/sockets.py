@@ -74,7 +74,13 @@ def listen(name: str, address: Address | UnixSocket) -> socket.socket:
 
 
 def _cannot(name: str, address: Address | UnixSocket, error: OSError) -> CannotListen:
-    return CannotListen(f"{name}={address} cannot be listened on: {error.strerror}")
+    reason = error.strerror
+    if isinstance(error, PermissionError):
+        needed = "a port below 1024 takes CAP_NET_BIND_SERVICE, and one above it does not"
+        if isinstance(address, UnixSocket):
+            needed = f"it has to write to the folder {Path(address.path).parent}"
+        reason = f"{reason} as uid {os.geteuid()}: {needed}"
+    return CannotListen(f"{name}={address} cannot be listened on: {reason}")
 
 
 def _listen_tcp(address: Address, shared: bool = False) -> socket.socket:

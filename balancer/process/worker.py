@@ -34,6 +34,7 @@ from balancer.telemetry.access_log import AccessLog, as_json, as_text
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
 from balancer.version import __version__
+from balancer.words import counted
 
 if TYPE_CHECKING:
     from balancer.telemetry.tracing import Tracing
@@ -236,7 +237,7 @@ class Worker:
     async def _hand_over(self) -> None:
         """Finish requests within RELOAD_TIMEOUT: successors serve."""
         limit = self._settings.reload_timeout
-        log.info("replaced: %d requests in progress", self._balancer.proxy.active)
+        log.info("replaced: %s in progress", counted(self._balancer.proxy.active, "request"))
         if self._admin:
             self._admin.stop()  # From now on the new one answers.
         self._clients.stop(min(LEAVE_SECONDS, limit))
@@ -249,7 +250,7 @@ class Worker:
     async def _drain(self) -> None:
         """Accept no more clients, and finish what is under way within SHUTDOWN_TIMEOUT."""
         proxy = self._balancer.proxy
-        log.info("stopping: %d requests in progress", proxy.active)
+        log.info("stopping: %s in progress", counted(proxy.active, "request"))
         asyncio.get_running_loop().call_later(self._settings.shutdown_timeout, proxy.abort_all)
         self._clients.stop(0.0)
         await proxy.end_streams()

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from balancer.config.display import show, variable
+from balancer.config.files import why_unreadable
 from balancer.config.parsers import entries
 from balancer.config.settings import Settings, SettingsError
 from balancer.routing.table import Table
@@ -30,7 +31,7 @@ def read(settings: Settings) -> Table | None:
     try:
         text = path.read_bytes().decode("utf-8-sig")  # Editors on Windows begin a file with a byte order mark.
     except (OSError, ValueError) as error:
-        words = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        words = why_unreadable(settings.routes, error) if isinstance(error, OSError) else "it is not UTF-8"
         raise SettingsError([f"{where} cannot be used: {words}; it takes {KINDS['routes'].accepts}"]) from error
     return parse_toml(text, settings, where)
 

@@ -33,6 +33,7 @@ from balancer.routing.table import Table
 from balancer.telemetry.observer import Observer, all_done
 from balancer.telemetry.stats import Stats
 from balancer.types import Clock, Receive, Scope, Send
+from balancer.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +214,8 @@ class Pools:
             ("gone", [pool.name for pool in gone.values()]),
         )
         changes = "; ".join(f"{word}: {', '.join(found)}" for word, found in names if found) or "the same pools"
-        log.info("routes read again: %d to %d pools; %s", len(table.routes), len(self._active), changes)
+        routes, pools = counted(len(table.routes), "route"), counted(len(self._active), "pool")
+        log.info("routes read again: %s to %s; %s", routes, pools, changes)
 
     def _switch(self, table: Table) -> None:
         for name, settings in table.pools.items():

@@ -14,6 +14,7 @@ from balancer.dispatch.context import RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
+from balancer.words import counted
 
 # Lines are written together: one write for each request would cost more than making its line.
 FLUSH_SECONDS = 0.2
@@ -87,7 +88,7 @@ def as_text(record: RequestRecord, wall_clock: float, coloured: bool = False) ->
     line = (
         f"{time.strftime('%H:%M:%S', time.localtime(wall_clock))} {colour}{record.status}{_PLAIN if colour else ''} "
         f"{request.method} {target if target.isprintable() else _quote(target)} "
-        f"{record.duration * 1000:.1f} ms, {record.body_bytes} bytes from {record.member or 'no member'} "
+        f"{record.duration * 1000:.1f} ms, {counted(record.body_bytes, 'byte')} from {record.member or 'no member'} "
         f"to {request.client or 'a local client'}"
     )
     if record.queued:

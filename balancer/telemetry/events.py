@@ -18,6 +18,7 @@ from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
+from balancer.words import counted
 
 KEPT = 500
 # Changes of DNS have a list of their own, so that a flood of other events leaves them alone.
@@ -110,7 +111,7 @@ class Events(Observer):
             result = answer.rcode, answer.over_tcp
             if self._answers.get(answer.record) != result:
                 self._answers[answer.record] = result
-                words = f"DNS {answer.record}: {answer.rcode}, {_counted(len(answer.endpoints), 'address', 'es')}"
+                words = f"DNS {answer.record}: {answer.rcode}, {counted(len(answer.endpoints), 'address', 'addresses')}"
                 if answer.over_tcp:
                     words += ", too large for UDP"
                 level = Level.INFO if answer.endpoints else Level.WARNING
@@ -186,12 +187,8 @@ class Events(Observer):
             self._counting = {key: event for key, event in self._counting.items() if now - event.when < WINDOW}
 
 
-def _counted(number: int, word: str, plural: str = "s") -> str:
-    return f"{number} {word}{'' if number == 1 else plural}"
-
-
 def _requests(number: int) -> str:
-    return _counted(number, "request")
+    return counted(number, "request")
 
 
 def _names(members: Sequence[Member]) -> str:

@@ -12,7 +12,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from balancer.watch.tally import HISTORY, RECENT, Host, Result, Tally, clock, span, times
+from balancer.watch.tally import HISTORY, RECENT, Host, Result, Tally
+from balancer.watch.words import clock, milliseconds, span, times
+from balancer.words import counted
 
 # Pictures a second. Each costs several milliseconds of CPU time.
 FRAMES = 4
@@ -149,7 +151,7 @@ def _grid(rows: list[HostRow], width: int, room: int) -> list[Text]:
     recent = max(1, sum(row.recent for row in rows))
     at_work = sum(not row.silent for row in rows)
     gone = f", {len(rows) - at_work} silent" if at_work < len(rows) else ""
-    lines = [Text(f"{at_work} workers{gone}; shares of the last {RECENT} s", "bold")]
+    lines = [Text(f"{counted(at_work, 'worker')}{gone}; shares of the last {RECENT} s", "bold")]
     cells = []
     for row in shown:
         name = Text(row.name, row.colour)
@@ -200,9 +202,10 @@ def _figures(tally: Tally, now: float) -> list[Text]:
         waits.append(f", until {clock(until)}")
     if (waiting := tally.stall(now)) >= STALL:
         waits.append(f"; none for {waiting:.1f} s now", "bold red")
+    requests = f"{counted(tally.requests, 'request')}, {failed}, {tally.rate(now):.1f} a second"
     return [
-        Text(f"{tally.requests} requests, {failed}, {tally.rate(now):.1f} a second", "red" if tally.failed else ""),
-        Text(f"median {_ms(tally.percentile(0.5))}, p99 {_ms(tally.percentile(0.99))}, longest {_ms(tally.longest)}"),
+        Text(requests, "red" if tally.failed else ""),
+        Text(", ".join(f"{name} {_ms(seconds)}" for name, seconds in tally.figures().items())),
         waits,
     ]
 
@@ -210,7 +213,10 @@ def _figures(tally: Tally, now: float) -> list[Text]:
 def _failures(tally: Tally) -> list[Text]:
     """Return the kinds of failures, the most frequent first, then the latest failures, one by one."""
     kinds = sorted(tally.kinds.items(), key=lambda entry: -entry[1].count)
-    lines = [Text(f"failed {times(kind.count)}, {span(kind)}: {name}", "red") for name, kind in kinds[:3]]
+    lines = [
+        Text(f"failed {times(kind.count)}, {span(kind.first_at, kind.last_at)}: {name}", "red")
+        for name, kind in kinds[:3]
+    ]
     if len(kinds) > 3:
         lines.append(Text(f"… and {len(kinds) - 3} more kinds", "red"))
     return lines + [_failure(failure) for failure in list(tally.last_failures)[-1:-4:-1]]
@@ -220,5 +226,5 @@ def _failure(result: Result) -> Text:
     return Text(f"  {clock(result.at)}  {result.failure}, after {_ms(result.seconds)}")
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+def _ms(seconds: float | None) -> str:
+    return milliseconds(seconds) if seconds is None or seconds < 1 else f"{seconds:.2f} s"

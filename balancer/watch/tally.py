@@ -10,8 +10,10 @@ import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from statistics import median
+
+from balancer.watch.words import clock, in_milliseconds, iso, milliseconds, span, times
+from balancer.words import counted
 
 # Answers that are kept in order, and seconds that have figures of their own.
 ROTATION, HISTORY = 60, 60
@@ -238,6 +240,11 @@ class Tally:
                 silent.add(name)
         return frozenset(silent)
 
+    def figures(self) -> dict[str, float | None]:
+        """Return median and p99 of the answers, and the longest request, in seconds; None where there is none."""
+        median, p99 = (self.percentile(share) if self.answered else None for share in (0.5, 0.99))
+        return {"median": median, "p99": p99, "longest": self.longest if self.requests else None}
+
     def percentile(self, share: float) -> float:
         """Return the latency in seconds that ``share`` (0 to 1) of the answers did not exceed, to 1 %; 0 without."""
         wanted = max(1, math.ceil(share * self.answered))
@@ -259,10 +266,9 @@ class Tally:
     def summary(self, now: float, at: float) -> list[str]:
         """Return plain lines for people. ``now`` and ``at``: the end of the watch, as in ``Result``."""
         stall, stall_at = self.longest_stall(now, at)
+        figures = [f"{name} {milliseconds(seconds)}" for name, seconds in self.figures().items()]
         lines = [
-            f"{self.requests} requests, {self.failed} failed, "
-            f"median {self.percentile(0.5) * 1000:.1f} ms, p99 {self.percentile(0.99) * 1000:.1f} ms, "
-            f"longest {self.longest * 1000:.1f} ms",
+            ", ".join([f"{counted(self.requests, 'request')}, {self.failed} failed", *figures]),
             f"  in {self.elapsed(now):.1f} s, {self._overall(now):.1f} a second; "
             f"longest time without an answer {stall:.1f} s" + (f", until {clock(stall_at)}" if stall >= 1 else ""),
         ]
@@ -271,7 +277,7 @@ class Tally:
             last = f", last seen {clock(self.hosts[name].last_at)}" if name in silent else ""
             lines.append(f"  {name}: {count} ({count / self.answered:.1%}){last}")
         for name, kind in sorted(self.kinds.items(), key=lambda entry: -entry[1].count):
-            lines.append(f"  failed {times(kind.count)}: {name}, {span(kind)}")
+            lines.append(f"  failed {times(kind.count)}: {name}, {span(kind.first_at, kind.last_at)}")
         return lines
 
     def report(self, now: float, at: float) -> dict[str, object]:
@@ -284,9 +290,7 @@ class Tally:
             "failed": self.failed,
             "seconds": round(self.elapsed(now), 3),
             "per_second": round(self._overall(now), 2),
-            "median_ms": round(self.percentile(0.5) * 1000, 2),
-            "p99_ms": round(self.percentile(0.99) * 1000, 2),
-            "longest_ms": round(self.longest * 1000, 2),
+            **{f"{name}_ms": in_milliseconds(seconds) for name, seconds in self.figures().items()},
             "longest_stall_ms": round(stall * 1000, 2),
             "longest_stall_end": iso(stall_at) if stall else None,
             "workers": [
@@ -323,27 +327,6 @@ def entry(result: Result) -> dict[str, object]:
         "error": result.token or None,
         "failure": result.failure or None,
     }
-
-
-def clock(at: float) -> str:
-    """Return the local time of day."""
-    return datetime.fromtimestamp(at).strftime("%H:%M:%S")
-
-
-def iso(at: float) -> str:
-    """Return a time in ISO 8601, in UTC. ``at``: seconds since 1970."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-
-
-def times(count: int) -> str:
-    """Return a count in words: ``once``, ``3 times``."""
-    return "once" if count == 1 else f"{count} times"
-
-
-def span(kind: FailureKind) -> str:
-    """Return the times of a kind of failure, first to last."""
-    first, last = clock(kind.first_at), clock(kind.last_at)
-    return f"at {first}" if first == last else f"{first} to {last}"
 
 
 def _class(seconds: float) -> int:

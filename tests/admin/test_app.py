@@ -255,7 +255,7 @@ async def test_liveness_and_readiness_are_as_they_were() -> None:
     async with Member() as one, balance(one, probe=probe, stats=Stats()) as running, administer(running) as port:
         assert (await port.get("/healthz")).text == "ok\n"
         ready = await port.get("/readyz")
-        assert (ready.status_code, ready.text) == (200, "1 members are available\n")
+        assert (ready.status_code, ready.text) == (200, "1 member is available\n")
         await port.act("drain", one.address)
         ready = await port.get("/readyz")
         assert (ready.status_code, ready.text) == (503, "no member is available\n")

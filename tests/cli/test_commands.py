@@ -110,7 +110,7 @@ def test_demo_without_its_extra_names_the_command_that_installs_it(
     monkeypatch.setattr(system, "find_spec", lambda name: None)
     assert main(["demo"]) == 1
     error = "The demo cannot run: the package redis is missing: pip install 'balancer[demo]'\n"
-    assert capsys.readouterr().err == error
+    assert capsys.readouterr() == ("", error)
 
 
 async def test_demo_says_so_when_its_port_is_taken() -> None:
@@ -152,7 +152,7 @@ async def test_check_prints_settings_the_dns_answer_and_what_a_probe_of_each_mem
         )
         status, out, _ = await run("check", "--alias", "down", "--upstream-port", port, BALANCER_RESOLVER=resolver)
         assert status == 1
-        assert out.endswith(f"DNS for down: A: NOERROR, 1 endpoints\n{refused}")
+        assert out.endswith(f"DNS for down: A: NOERROR, 1 endpoint\n{refused}")
         status, out, _ = await run("check", "--alias", "nobody", BALANCER_RESOLVER=str(server.address))
         assert status == 1
         assert out.endswith("DNS for nobody: A: NXDOMAIN, 0 endpoints\n")

@@ -89,7 +89,7 @@ def test_misspelt_variable_is_reported_by_reload_too(
 @pytest.mark.parametrize(
     ("found", "status", "described"),
     [
-        (Answer("A", Outcome.FOUND, frozenset({Endpoint(Address("10.0.0.2", 80))})), 0, "A: NOERROR, 1 endpoints"),
+        (Answer("A", Outcome.FOUND, frozenset({Endpoint(Address("10.0.0.2", 80))})), 0, "A: NOERROR, 1 endpoint"),
         (Answer("A", Outcome.EMPTY, rcode="NXDOMAIN"), 1, "A: NXDOMAIN, 0 endpoints"),
     ],
 )
@@ -140,14 +140,14 @@ def test_check_prints_the_routes_and_an_answer_for_each_pool(
         "  shop.example/ -> shop:8080",
         "  /api          -> api:80 policy=random",
         "",
-        "DNS for shop: A: NOERROR, 1 endpoints",
+        "DNS for shop: A: NOERROR, 1 endpoint",
         "  10.0.0.2:8080  accepts connections",
         "",
-        "DNS for api: A: NOERROR, 1 endpoints",
+        "DNS for api: A: NOERROR, 1 endpoint",
         "  10.0.0.3:80  accepts connections",
     ]
     assert main(["check", "--routes", "=gone,/api=api"]) == 1
-    assert "DNS for api: A: NOERROR, 1 endpoints" in capsys.readouterr().out
+    assert "DNS for api: A: NOERROR, 1 endpoint" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])

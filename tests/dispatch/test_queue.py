@@ -39,7 +39,7 @@ def test_full_queue_refuses_and_says_when_to_come_back(limit: int) -> None:
     waiting(hold, limit)
     told = refusal(hold, QueuedRequest(ANY))
     assert (told.status, told.token, told.retry_after) == (503, "queue_full", 1)
-    assert str(told) == f"{limit} requests wait for a member already"
+    assert str(told) == f"{'1 request waits' if limit == 1 else f'{limit} requests wait'} for a member already"
     assert len(hold) == limit
 
 

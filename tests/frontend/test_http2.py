@@ -375,7 +375,7 @@ async def test_http2_request_in_flight_is_finished_when_the_server_stops(tmp_pat
             waiting = await client.ask(path=b"/wait")
             await eventually(lambda: bool(member.received))
             serve.process.terminate()
-            await serve.logged("stopping: 1 requests in progress")
+            await serve.logged("stopping: 1 request in progress")
             # Who asks for more is served, and told to ask elsewhere from now on; who does not is not disturbed.
             assert not client.told_to_go()
             while not client.told_to_go():

@@ -317,7 +317,7 @@ def test_suspect_that_a_probe_clears_has_to_close_twice_again() -> None:
 def test_snapshot_describes_itself_in_a_line() -> None:
     tcp = Answer("AAAA", Outcome.FOUND, frozenset({at(1)}), over_tcp=True)
     text = Snapshot((NXDOMAIN, tcp), 0.0).describe()
-    assert text == "A: NXDOMAIN, 0 endpoints; AAAA: NOERROR, 1 endpoints, over TCP"
+    assert text == "A: NXDOMAIN, 0 endpoints; AAAA: NOERROR, 1 endpoint, over TCP"
 
 
 answers = st.builds(

@@ -90,7 +90,7 @@ async def test_request_in_flight_has_its_time_after_the_delay() -> None:
         await client.send(GET)
         await arrived.wait()
         serve.process.terminate()
-        await serve.logged("stopping: 1 requests in progress")
+        await serve.logged("stopping: 1 request in progress")
         gate.set()
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
         assert await ended(serve) == 0

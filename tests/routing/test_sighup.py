@@ -90,7 +90,7 @@ async def test_sighup_with_a_changed_file_under_load_loses_no_request(tmp_path: 
                 name = ("two", "one")[number % 2]
                 state.changing = True
                 file.write_text(texts[name])
-                await hang_up(serve, "routes read again: 2 to 2 pools; new: ")
+                await hang_up(serve, "routes read again: 2 routes to 2 pools; new: ")
                 state.expected, state.changing = name, False
                 await answered(state, 100)
                 if number % 4 == 0:
@@ -156,7 +156,7 @@ async def test_sighup_reads_certificate_and_routes(tmp_path: Path) -> None:
         async with serving(one, aliases=["one"], **options) as serve:
             serve.process.send_signal(signal.SIGHUP)
             await serve.logged(f"the certificate in {options['tls_cert']} is unchanged")
-            await serve.logged("routes read again: 1 to 1 pools; the same pools")
+            await serve.logged("routes read again: 1 route to 1 pool; the same pools")
 
 
 async def test_sighup_ends_nothing_where_there_is_nothing_to_read(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ async def test_stop_ends_websockets_of_every_pool(tmp_path: Path) -> None:
             connect(f"ws://{serve.bind}/x", proxy=None) as second,
         ):
             file.write_text(text)
-            await hang_up(serve, "routes read again: 1 to 1 pools; gone: two")
+            await hang_up(serve, "routes read again: 1 route to 1 pool; gone: two")
             stopping = asyncio.create_task(serve.stop())
             for websocket in (first, second):
                 with pytest.raises(ConnectionClosed) as caught:

@@ -25,9 +25,9 @@ from balancer.watch.tally import (
     ROTATION,
     Result,
     Tally,
-    clock,
     entry,
 )
+from balancer.watch.words import NONE, clock
 
 # Noon somewhere, so that times of day are told apart from clock readings.
 NOON = 1_800_000_000.0
@@ -299,11 +299,16 @@ def test_request_is_one_object_for_scripts(result: Result, fields: dict[str, obj
     assert list(entry(result)) == ["time", "worker", "status", "duration_ms", "error", "failure"]
 
 
-@pytest.mark.parametrize("results", [(), (failure("refused", 1.0),)])
+@pytest.mark.parametrize("results", [(), (failure("refused", 1.0, 1.0),)])
 def test_watch_without_an_answer_can_be_summed_up_and_drawn(results: tuple[Result, ...]) -> None:
     total = tally(*results)
-    assert total.summary(1, NOON)[0].startswith(f"{len(results)} requests, {len(results)} failed, median 0.0 ms")
-    assert line(drawn(total), f"{len(results)} requests, {len(results)} failed")
+    counts = "1 request, 1 failed" if results else "0 requests, 0 failed"
+    figures = f"median {NONE}, p99 {NONE}, longest {'1000.0 ms' if results else NONE}"
+    assert total.summary(1, NOON)[0] == f"{counts}, {figures}"
+    assert line(drawn(total), counts)
+    assert line(drawn(total), figures.replace("1000.0 ms", "1.00 s"))
+    report = total.report(1, NOON)
+    assert (report["median_ms"], report["p99_ms"], report["longest_ms"]) == (None, None, 1000.0 if results else None)
 
 
 def test_picture_shows_rotation_shares_and_failures() -> None:

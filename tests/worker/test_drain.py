@@ -152,7 +152,7 @@ async def test_endless_response_is_cut_off_before_docker_kills() -> None:
         assert not answer.endswith(b"\r\n0\r\n\r\n"), "a cut response must not look complete"
         status, _, err = await it.ended()
         assert status == 0
-        assert err == "the time to finish is over: 1 connections are cut off\n"
+        assert err == "the time to finish is over: 1 connection is cut off\n"
 
 
 DEAF = """
@@ -214,7 +214,7 @@ async def test_second_signal_skips_the_wait_for_quiet_and_a_third_what_is_in_fli
             await it.get("/")
         it.signal()
         status, seconds, err = await it.ended()
-        assert (status, err) == (0, "the time to finish is over: 1 connections are cut off\n")
+        assert (status, err) == (0, "the time to finish is over: 1 connection is cut off\n")
         assert seconds < 2
 
 
