@@ -213,6 +213,13 @@ async def test_responses_without_a_body(method: str, response: bytes) -> None:
         assert len(member.received) == 1
 
 
+@pytest.mark.parametrize("status", [299, 600, 999])
+async def test_every_status_of_three_digits_is_the_members(status: int) -> None:
+    async with answering(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nok" % status) as member, calling(member) as here:
+        answer = await here.client.get("/")
+        assert (answer.status_code, answer.text) == (status, "ok")
+
+
 async def test_body_is_read_no_faster_than_it_is_taken() -> None:
     size, sent = 64 * 1024 * 1024, 0
 

@@ -187,6 +187,8 @@ ANSWERS_PASSED = (
            b"HTTP/1.1 304 Not Modified\r\n", spoilt=True),
     Answer("no reason", "9112 §4", b"HTTP/1.1 200 \r\n" + _LENGTH, PASSES, b"ok"),
     Answer("an unknown status", "9110 §15", b"HTTP/1.1 299 Fine\r\n" + _LENGTH, PASSES, b"HTTP/1.1 299 "),
+    Answer("a status of 600", "9110 §15", b"HTTP/1.1 600 Odd\r\n" + _LENGTH, PASSES, b"HTTP/1.1 600 "),
+    Answer("a status of 999", "9110 §15", b"HTTP/1.1 999 Odd\r\n" + _LENGTH, PASSES, b"HTTP/1.1 999 "),
     Answer("obs-text in a response", "9110 §5.5", _200 + b"X: \xff\r\n" + _LENGTH, PASSES, b"x: \xff\r\n"),
     Answer("white space around a value of a response", "9112 §5", _200 + b"X:\t b \t\r\n" + _LENGTH, PASSES,
            b"\r\nx: b\r\n"),

@@ -139,6 +139,20 @@ async def test_response_fields_keep_order_and_duplicates_and_the_members_date() 
         assert b"x-private" not in head
 
 
+@pytest.mark.parametrize("status", [299, 499, 599, 600, 999])
+async def test_every_status_of_three_digits_is_passed_on(status: int) -> None:
+    if status > 599 and not wire.edge:
+        pytest.skip("uvicorn has no status line for it")
+    async with (
+        answering(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nok" % status) as member,
+        balance(member) as running,
+    ):
+        answer = await running.exchange(GET)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert answer.endswith(b"\r\n\r\nok")
+        assert [it.status for it in running.records] == [status]
+
+
 @pytest.mark.parametrize("encoded", [b"\x1f\x8b not really gzip", b"plain"])
 async def test_bodies_are_not_decoded(encoded: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(encoded)
