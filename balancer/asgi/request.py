@@ -74,7 +74,7 @@ class HttpRequest(AsgiRequest):
                 return bytes(piece)
         return b""
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         self.state = STARTED
         if status == 304:
             # uvicorn counts a 304's Content-Length, which describes no body of its own, as bytes to come.

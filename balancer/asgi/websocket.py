@@ -77,7 +77,7 @@ class WebSocketRequest(AsgiRequest):
         else:
             self._early.append(message)
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         """Send the member's refusal. A server without the extension for it can only send 403."""
         self.state = STARTED
         if "websocket.http.response" in self._scope.get("extensions", {}):

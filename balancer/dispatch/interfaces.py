@@ -30,8 +30,8 @@ class Sink:
         """Pass an interim response on (RFC 9110 section 15.2), or drop it where the sink cannot."""
         raise NotImplementedError
 
-    def start(self, status: int, headers: Headers) -> Coroutine[Any, Any, None]:
-        """Send the response head; once, before any body."""
+    def start(self, status: int, headers: Headers, reason: bytes = b"") -> Coroutine[Any, Any, None]:
+        """Send the response head; once, before any body. ``reason``: the reason phrase, or b"" for the usual one."""
         raise NotImplementedError
 
     def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> Coroutine[Any, Any, None]:

@@ -33,6 +33,7 @@ from balancer.errors import (
 )
 from balancer.http.headers import Headers, announces_close, response_headers
 from balancer.http.request import Body
+from balancer.http.serialize import own_reason
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts, Upstream, UpstreamRequest, UpstreamResponse
@@ -180,6 +181,7 @@ class _Response(UpstreamResponse):
         self._loop = asyncio.get_running_loop()
         self._member = member
         self.status = response.status_code
+        self.reason = own_reason(self.status, response.extensions.get("reason_phrase", b""))
         fields = [(name.lower(), value.strip()) for name, value in response.headers.raw]
         self.headers = response_headers(fields)
         self.closes = announces_close(fields)
