@@ -220,6 +220,11 @@ async def test_every_status_of_three_digits_is_the_members(status: int) -> None:
         assert (answer.status_code, answer.text) == (status, "ok")
 
 
+async def test_204_has_no_length() -> None:
+    async with answering(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n") as member, calling(member) as here:
+        assert "content-length" not in (await here.client.get("/")).headers
+
+
 @pytest.mark.parametrize(
     ("line", "phrase"), [(b"401 Token+timed+out", "Token+timed+out"), (b"200 OK", "OK"), (b"404 ", "Not Found")]
 )

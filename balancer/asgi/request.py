@@ -11,7 +11,7 @@ from balancer.asgi.scope import client, target
 from balancer.dispatch.active_requests import end_between_events, end_event_stream
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, STARTED, ActiveRequest
 from balancer.errors import ClientGone
-from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
+from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id, without_length
 from balancer.http.request import Request
 from balancer.types import Receive, Scope, Send
 from balancer.upstream.base import UpstreamResponse
@@ -78,7 +78,7 @@ class HttpRequest(AsgiRequest):
         self.state = STARTED
         if status == 304:
             # uvicorn counts a 304's Content-Length, which describes no body of its own, as bytes to come.
-            headers = [pair for pair in headers if pair[0] != b"content-length"]
+            headers = without_length(headers)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         self._headers = headers
         self._sent = END_OF_EVENT[0]

@@ -195,11 +195,7 @@ class ClientExchange(ActiveRequest, DirectSink):
 
     def _render(self, status: int, headers: Headers, reason: bytes, lines: bytes = b"") -> bytes:
         """Return the head as bytes; set ``framing``, and ``closes`` where the framing needs it."""
-        if status in NO_BODY:
-            self.framing = NONE
-            if status == 204:  # RFC 9110 section 8.6
-                headers = [pair for pair in headers if pair[0] != b"content-length"]
-        elif self.request.method == "HEAD":
+        if status in NO_BODY or self.request.method == "HEAD":
             self.framing = NONE
         head = lines or response_lines(status, headers, reason)
         # No value has a line break in it.

@@ -31,7 +31,7 @@ from balancer.errors import (
     TruncatedResponse,
     UpstreamError,
 )
-from balancer.http.headers import Headers, announces_close, response_headers
+from balancer.http.headers import Headers, announces_close, response_headers, without_length
 from balancer.http.request import Body
 from balancer.http.serialize import own_reason
 from balancer.types import Address
@@ -184,6 +184,8 @@ class _Response(UpstreamResponse):
         self.reason = own_reason(self.status, response.extensions.get("reason_phrase", b""))
         fields = [(name.lower(), value.strip()) for name, value in response.headers.raw]
         self.headers = response_headers(fields)
+        if self.status < 200 or self.status == 204:
+            self.headers = without_length(self.headers)
         self.closes = announces_close(fields)
         self.upgrade = next((value for name, value in fields if name == b"upgrade"), b"")
         # httpcore reads trailers and keeps them to itself.

@@ -14,7 +14,7 @@ from math import inf
 
 import httptools
 
-from balancer.http.headers import HOP_BY_HOP, Headers, content_length, nominated, trailers
+from balancer.http.headers import HOP_BY_HOP, Headers, content_length, nominated, trailers, without_length
 from balancer.http.serialize import own_reason
 from balancer.upstream.exchange import MemberExchange
 
@@ -91,6 +91,8 @@ class ResponseParser:
         if error:
             exchange.protocol_error = error
         elif status >= 200:
+            if status == 204 and has_length:
+                headers = without_length(headers)
             exchange.status, exchange.headers, exchange.started = status, headers, True
             exchange.reason = own_reason(status, reason)
             exchange.timeout = self._idle_timeout
@@ -105,7 +107,7 @@ class ResponseParser:
             exchange.protocol_error = _INTERIM_BODY
         else:
             if has_length:
-                headers = [pair for pair in headers if pair[0] != b"content-length"]
+                headers = without_length(headers)
             exchange.interim_count += 1
             if status == 101:
                 exchange.reason = own_reason(status, reason)

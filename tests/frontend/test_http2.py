@@ -151,6 +151,19 @@ async def test_response_without_a_body_ends_with_its_head(method: bytes, status:
         assert (answer.status, answer.body, answer.ended) == (status, b"", True)
 
 
+@pytest.mark.parametrize("length", [b"0", b"5"])
+async def test_204_has_no_length(length: bytes, tmp_path: Path) -> None:
+    async def no_content(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            await connection.send(b"HTTP/1.1 204 No Content\r\nContent-Length: %b\r\nX-A: b\r\n\r\n" % length)
+
+    async with Member(no_content) as member, spoken(tmp_path, member) as here, here.client() as client:
+        for method in (b"GET", b"POST", b"HEAD"):
+            answer = await client.answer(await client.ask(method=method))
+            assert (answer.status, answer.headers, answer.ended) == (204, [(b"x-a", b"b")], True)
+
+
 @pytest.mark.parametrize("status", [299, 599, 600, 799, 999])
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST"])
 async def test_every_status_of_three_digits_crosses(method: bytes, status: int, tmp_path: Path) -> None:

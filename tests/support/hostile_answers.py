@@ -201,6 +201,9 @@ ANSWERS_PASSED = (
     Answer("90 fields in a response", "9110 §5.4", _200 + b"X: y\r\n" * 90 + _LENGTH, PASSES, b"x: y\r\n" * 90),
     Answer("extensions and trailers in a response", "9112 §7.1", _CHUNKED + b"2;a=b\r\nok\r\n0\r\nX: y\r\n\r\n",
            PASSES, b"2\r\nok\r\n0\r\n"),
+    Answer("a length of 0 with 204", "9110 §8.6",
+           b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX: y\r\n\r\n", PASSES,
+           b"HTTP/1.1 204 No Content\r\nx: y\r\n"),
     Answer("a body until the connection ends", "9112 §6.3", _200 + b"\r\nok", PASSES, b"ok", closes=True),
 )  # fmt: skip
 

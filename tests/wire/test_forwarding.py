@@ -145,6 +145,17 @@ async def test_response_fields_keep_order_and_duplicates_and_the_members_date() 
         assert b"x-private" not in head
 
 
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"HEAD"])
+async def test_204_has_no_length_in_any_case(method: bytes) -> None:
+    response = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX-A: b\r\n\r\n"
+    async with answering(response) as member, balance(member) as running:
+        head, _, body = (await running.exchange(GET.replace(b"GET", method))).partition(b"\r\n\r\n")
+        assert b"x-a: b" in fields(head)
+        assert b"content-length" not in head
+        assert b"transfer-encoding" not in head
+        assert body == b""
+
+
 @pytest.mark.parametrize("policy", ["random", "sticky"])
 async def test_members_reason_phrase_is_passed_on(policy: str) -> None:
     if not wire.edge:
