@@ -78,12 +78,10 @@ class BalancedTransport(httpx.AsyncBaseTransport):
         except BaseException:
             await call.aclose()
             raise
-        return httpx.Response(
-            call.status,
-            headers=call.fields,
-            stream=_Body(call),
-            extensions={"http_version": b"HTTP/1.1", "balancer": call.context},
-        )
+        extensions: dict[str, Any] = {"http_version": b"HTTP/1.1", "balancer": call.context}
+        if call.reason:
+            extensions["reason_phrase"] = call.reason
+        return httpx.Response(call.status, headers=call.fields, stream=_Body(call), extensions=extensions)
 
     async def __aenter__(self) -> BalancedTransport:
         self.balancer.start()

@@ -213,6 +213,28 @@ async def test_responses_without_a_body(method: str, response: bytes) -> None:
         assert len(member.received) == 1
 
 
+@pytest.mark.parametrize("status", [299, 600, 999])
+async def test_every_status_of_three_digits_is_the_members(status: int) -> None:
+    async with answering(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nok" % status) as member, calling(member) as here:
+        answer = await here.client.get("/")
+        assert (answer.status_code, answer.text) == (status, "ok")
+
+
+async def test_204_has_no_length() -> None:
+    async with answering(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n") as member, calling(member) as here:
+        assert "content-length" not in (await here.client.get("/")).headers
+
+
+@pytest.mark.parametrize(
+    ("line", "phrase"), [(b"401 Token+timed+out", "Token+timed+out"), (b"200 OK", "OK"), (b"404 ", "Not Found")]
+)
+async def test_reason_phrase_is_the_members(line: bytes, phrase: str) -> None:
+    async with answering(b"HTTP/1.1 %b\r\nContent-Length: 2\r\n\r\nok" % line) as member, calling(member) as here:
+        for _ in range(3):
+            answer = await here.client.get("/")
+            assert (answer.status_code, answer.reason_phrase) == (int(line[:3]), phrase)
+
+
 async def test_body_is_read_no_faster_than_it_is_taken() -> None:
     size, sent = 64 * 1024 * 1024, 0
 

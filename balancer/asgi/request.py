@@ -13,7 +13,7 @@ from balancer.dispatch.active_requests import end_between_events, end_event_stre
 from balancer.dispatch.dispatcher import CLIENT_GONE
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED, ActiveRequest
 from balancer.errors import ClientGone, Refusal
-from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id
+from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id, without_length
 from balancer.http.request import Request
 from balancer.types import Message, Receive, Scope, Send
 from balancer.upstream.base import UpstreamResponse
@@ -84,13 +84,13 @@ class HttpRequest(AsgiRequest):
                 return bytes(piece)
         return b""
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         if self.state is not PENDING:
             raise ClientGone("refused in mid-response")
         self.state = STARTED
         if status == 304:
             # uvicorn counts a 304's Content-Length, which describes no body of its own, as bytes to come.
-            headers = [pair for pair in headers if pair[0] != b"content-length"]
+            headers = without_length(headers)
         try:
             await self._send_message({"type": "http.response.start", "status": status, "headers": headers})
         except Refusal:

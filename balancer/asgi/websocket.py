@@ -77,7 +77,7 @@ class WebSocketRequest(AsgiRequest):
         else:
             self._early.append(message)
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         """Send the member's refusal. A server without the extension for it can only send 403."""
         if self.state is not PENDING:
             raise ClientGone("refused in mid-response")

@@ -35,6 +35,7 @@ class LocalCall(ActiveRequest):
     # httpx has no place for them.
     trailers = NO_FIELDS
     status = 0
+    reason = b""
     fields: Headers = NO_FIELDS
 
     def __init__(self, request: httpx.Request, begin: Callable[[Request], RequestContext], proxy: Proxy) -> None:
@@ -134,11 +135,11 @@ class LocalCall(ActiveRequest):
     def send_interim(self, status: int, headers: Headers) -> None:
         """Do nothing: httpx has no place for interim responses."""
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         if self.state is not PENDING:
             raise ClientGone("refused in mid-response")
         self.state = STARTED
-        self.status, self.fields = status, headers
+        self.status, self.reason, self.fields = status, reason, headers
         self._report_progress()
 
     async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:

@@ -258,7 +258,7 @@ async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, 
 
         await sink.switch(response, headers, count)
         return
-    await sink.start(response.status, headers)
+    await sink.start(response.status, headers, response.reason)
     more = True
     while more:
         piece, more = await response.read()

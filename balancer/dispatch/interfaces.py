@@ -52,8 +52,11 @@ class Sink:
     def on_connect(self, is_connecting: bool) -> None:
         """Note that a connection to the member is begun, or is there. Called for a program's own calls alone."""
 
-    def start(self, status: int, headers: Headers) -> Coroutine[Any, Any, None]:
-        """Send the response head, before any body. Raises ClientGone where one was sent, so that the client notices."""
+    def start(self, status: int, headers: Headers, reason: bytes = b"") -> Coroutine[Any, Any, None]:
+        """Send the response head, before any body. ``reason``: the reason phrase, or b"" for the usual one.
+
+        Raises ClientGone where a head was sent already, so that the client notices.
+        """
         raise NotImplementedError
 
     def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> Coroutine[Any, Any, None]:

@@ -187,7 +187,8 @@ class ClientExchange(ActiveRequest, DirectSink):
         transport = self._connection.transport
         if transport.is_closing():
             return
-        head = self._render(response.status, headers, response.lines if headers is response.headers else b"")
+        lines = response.lines if headers is response.headers else b""
+        head = self._render(response.status, headers, response.reason, lines)
         if self.framing is NONE:
             body = b""
         elif self.framing is CHUNKED:
@@ -197,15 +198,11 @@ class ClientExchange(ActiveRequest, DirectSink):
         else:
             transport.writelines([head, body])
 
-    def _render(self, status: int, headers: Headers, lines: bytes = b"") -> bytes:
+    def _render(self, status: int, headers: Headers, reason: bytes, lines: bytes = b"") -> bytes:
         """Return the head as bytes; set ``framing``, and ``closes`` where the framing needs it."""
-        if status in NO_BODY:
+        if status in NO_BODY or self.request.method == "HEAD":
             self.framing = NONE
-            if status == 204:  # RFC 9110 section 8.6
-                headers = [pair for pair in headers if pair[0] != b"content-length"]
-        elif self.request.method == "HEAD":
-            self.framing = NONE
-        head = lines or response_lines(status, headers)
+        head = lines or response_lines(status, headers, reason)
         # No value has a line break in it.
         if self.framing is not NONE and b"\r\ncontent-length: " not in head:
             if self.version == "1.1":

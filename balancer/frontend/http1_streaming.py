@@ -46,7 +46,7 @@ class Http1Exchange(ClientExchange):
         finally:
             self._clean_up()
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         if self.state is not PENDING:
             raise ClientGone("refused in mid-response")
         self.state = STARTED
@@ -54,7 +54,7 @@ class Http1Exchange(ClientExchange):
         self._sent = END_OF_EVENT[0]
         # The rest of a body is of no use to a member that has refused the request, or sent the client elsewhere.
         self.closes = self.closes or (status >= FINAL and not self.complete)
-        self._head = self._render(status, headers)
+        self._head = self._render(status, headers, reason)
         # Head and body leave together where the body is at hand, and the head alone where it is not.
         self._connection.loop.call_soon(self.flush)
 
@@ -102,7 +102,8 @@ class Http1Exchange(ClientExchange):
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         self.state = STARTED
         upgrade = response.upgrade or self.request.upgrade
-        head = response_head(101, headers, b"connection: upgrade", b"upgrade: " + upgrade)
+        lines = b"connection: upgrade", b"upgrade: " + upgrade
+        head = response_head(101, headers, *lines, reason=response.reason)
         self._connection.transport.write(head)
         # Only a client whose request names WebSocket speaks it, whatever protocol the member names.
         requested = [name.strip() for name in self.request.upgrade.lower().split(b",")]

@@ -42,7 +42,7 @@ from balancer.frontend.client_connection import (
 )
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.http.headers import Headers
-from balancer.http.http2 import check_http2, join_cookies, server_settings
+from balancer.http.http2 import STATUS_MAX, check_http2, join_cookies, server_settings, with_status
 from balancer.http.request import TARGET_EXTENSION
 from balancer.types import Message, Receive, Scope, Send
 
@@ -303,7 +303,10 @@ class _Stream:
 
     async def send(self, message: Message) -> None:
         try:
-            await self._send(message)
+            if message.get("status", 0) > STATUS_MAX:
+                await self._send_status(message)
+            else:
+                await self._send(message)
             self._answered_at = asyncio.get_running_loop().time()
         except zttp.LocalProtocolError as error:
             await self._send_without_tabs(message, error)
@@ -316,6 +319,14 @@ class _Stream:
                 self._break_off()
                 raise ClientGone from None
 
+    async def _send_status(self, message: Message) -> None:
+        """Send a head with a status that zttp refuses: any three digits are one (RFC 9110 section 15)."""
+        self.cycle.conn = cast(Any, _Rewriter(self._connection.conn, self.event.stream_id, message["status"]))
+        try:
+            await self._send({**message, "status": STATUS_MAX})
+        finally:
+            self.cycle.conn = self._connection.conn
+
     async def _send_without_tabs(self, message: Message, error: zttp.LocalProtocolError) -> None:
         """Send again with a space for each tab, which zttp refuses and RFC 9110 section 5.5 allows in a value."""
         fields = [(name, value.replace(b"\t", b" ")) for name, value in message.get("headers", ())]
@@ -323,3 +334,15 @@ class _Stream:
         if fields == list(message.get("headers", ())):
             raise Refusal(502, "bad_response", f"the response cannot be said in HTTP/2: {error}") from error
         await self.send({**message, "headers": fields})
+
+
+class _Rewriter:
+    """Stands before zttp while uvicorn writes the head of one response, and gives it its status."""
+
+    def __init__(self, connection: zttp.H2Connection, stream_id: int, status: int) -> None:
+        self._connection = connection
+        self._stream_id = stream_id
+        self._status = status
+
+    def data_to_send(self) -> bytes:
+        return with_status(self._connection.data_to_send(), self._stream_id, self._status)

@@ -111,6 +111,11 @@ def response_headers(headers: Headers) -> Headers:
     return passed
 
 
+def without_length(headers: Headers) -> Headers:
+    """Return the headers of a response without a length, which 1xx and 204 must not have (RFC 9110 section 8.6)."""
+    return [pair for pair in headers if pair[0] != b"content-length"]
+
+
 def trailers(fields: Headers) -> Headers:
     """Return the fields after a body that go on."""
     return [pair for pair in fields if _may_trail(pair[0])]

@@ -10,7 +10,12 @@ from balancer.http.validation import METHOD, check, malformed
 
 # Settings (section 6.5.2, RFC 8441 section 3), and the type of their frame and the length of a frame's header.
 _MAX_HEADER_LIST_SIZE, _ENABLE_CONNECT_PROTOCOL = 0x6, 0x8
-_SETTINGS, _FRAME_HEADER = 0x4, 9
+_HEADERS, _SETTINGS, _FRAME_HEADER = 0x1, 0x4, 9
+
+# The highest status that zttp sends. It writes each as a literal of three digits that is not indexed (RFC 7541
+# section 6.2.2): the name is that of entry 8 of the static table.
+STATUS_MAX = 599
+_STATUS = b"\x08\x03%d"
 
 _ASCII = re.compile(rb"[\x21-\x7e]+")
 
@@ -29,6 +34,24 @@ def server_settings(data: bytes, max_header_bytes: int) -> bytes:
         elif number != _ENABLE_CONNECT_PROTOCOL:
             own_settings += settings[index : index + 6]
     return len(own_settings).to_bytes(3) + data[3:_FRAME_HEADER] + own_settings + data[_FRAME_HEADER + length :]
+
+
+def with_status(data: bytes, stream: int, status: int) -> bytes:
+    """Return frames with ``status`` in place of STATUS_MAX in the first head of a stream among them.
+
+    Raises ValueError if there is none, or its status is written otherwise.
+    """
+    at = 0
+    while at < len(data):
+        block = at + _FRAME_HEADER
+        end = block + int.from_bytes(data[at : at + 3])
+        if data[at + 3] == _HEADERS and int.from_bytes(data[at + 5 : block]) == stream:
+            written = _STATUS % STATUS_MAX
+            if not data.startswith(written, block, end):
+                break
+            return data[:block] + _STATUS % status + data[block + len(written) :]
+        at = end
+    raise ValueError(f"zttp has not written a head that could be given the status {status}")
 
 
 def check_http2(method: bytes, target: bytes, fields: Headers, limits: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 
 from balancer.http.headers import Headers
@@ -9,7 +10,18 @@ from balancer.http.headers import Headers
 # Statuses whose responses have no body, whatever their fields say (RFC 9112 section 6.3), besides 1xx.
 NO_BODY = frozenset({204, 304})
 
-_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+_STATUS_LINES = {status: b"HTTP/1.1 %d %b" % (status, reason) for status, reason in _REASONS.items()}
+# RFC 9112 section 4.
+_REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]+")
+
+
+def own_reason(status: int, reason: bytes) -> bytes:
+    """Return the reason phrase of a response where it is not the usual one of its status, else b"".
+
+    So is one that is empty, or has characters that it must not have (RFC 9112 section 4).
+    """
+    return reason if reason != _REASONS.get(status) and _REASON.fullmatch(reason) else b""
 
 
 def request_head(method: str, target: bytes, headers: Headers) -> bytes:
@@ -17,11 +29,15 @@ def request_head(method: str, target: bytes, headers: Headers) -> bytes:
     return b"\r\n".join([b" ".join((method.encode(), target, b"HTTP/1.1")), *map(b": ".join, headers), b""])
 
 
-def response_lines(status: int, headers: Headers) -> bytes:
-    """Return the head of a response without its end, so that fields can follow."""
-    return b"\r\n".join([_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *map(b": ".join, headers)])
+def response_lines(status: int, headers: Headers, reason: bytes = b"") -> bytes:
+    """Return the head of a response without its end, so that fields can follow.
+
+    ``reason``: the reason phrase, or b"" for the usual one of the status.
+    """
+    line = None if reason else _STATUS_LINES.get(status)
+    return b"\r\n".join([line or b"HTTP/1.1 %d %b" % (status, reason), *map(b": ".join, headers)])
 
 
-def response_head(status: int, headers: Headers, *more: bytes) -> bytes:
-    """Return the head of a response; ``more`` are field lines."""
-    return b"\r\n".join([response_lines(status, headers), *more, b"\r\n"])
+def response_head(status: int, headers: Headers, *more: bytes, reason: bytes = b"") -> bytes:
+    """Return the head of a response; ``more`` are field lines. For ``reason`` see ``response_lines``."""
+    return b"\r\n".join([response_lines(status, headers, reason), *more, b"\r\n"])

@@ -83,12 +83,13 @@ class UpstreamRequest:
 class UpstreamResponse:
     """A member's response, from its head on. Header names are in lower case; those of this hop are left out.
 
-    ``closes``: the member ends the connection with this response. ``trailers``: complete once all has been read. After
-    status 101 the bytes are not a body but those of the protocol ``upgrade``: ``read`` returns them as they come, and
-    ``write`` sends some.
+    ``reason``: the phrase of its status line, or b"" for the usual one. ``closes``: the member ends the connection with
+    this response. ``trailers``: complete once all has been read. After status 101 the bytes are not a body but those of
+    the protocol ``upgrade``: ``read`` returns them as they come, and ``write`` sends some.
     """
 
     status: int = 0
+    reason: bytes = b""
     headers: Headers = NO_FIELDS
     closes: bool = False
     trailers: Headers = NO_FIELDS

@@ -296,8 +296,8 @@ class MemberConnection(asyncio.BufferedProtocol):
     def _cache_head(self, exchange: MemberExchange, head: bytes, length: int) -> None:
         """Remember the head of a response that came whole, if all behind it is a body of Content-Length bytes."""
         if content_length(exchange.headers) == sum(map(len, exchange.pieces)) == length > 0:
-            lines = response_lines(exchange.status, exchange.headers)
-            self._callbacks.heads.put(head, KnownHead(exchange.status, exchange.headers, length, lines))
+            parts = exchange.status, exchange.headers, exchange.reason
+            self._callbacks.heads.put(head, KnownHead(*parts, length, response_lines(*parts)))
 
     def eof_received(self) -> bool:
         exchange = self._exchange

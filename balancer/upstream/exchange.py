@@ -24,6 +24,7 @@ class KnownHead(NamedTuple):
 
     status: int
     headers: Headers
+    reason: bytes
     length: int
     lines: bytes
 
@@ -112,7 +113,7 @@ class MemberExchange(PendingResponse):
 
     def answer(self, head: KnownHead, body: bytes) -> None:
         """Complete the response with a head that has come before."""
-        self.status, self.headers, _, self.lines = head
+        self.status, self.headers, self.reason, _, self.lines = head
         self.started = self.complete = True
         self.pieces.append(body)
 

@@ -33,8 +33,9 @@ from balancer.errors import (
     UpstreamError,
 )
 from balancer.forks import abandon, renew_in_child
-from balancer.http.headers import Headers, announces_close, response_headers
+from balancer.http.headers import Headers, announces_close, response_headers, without_length
 from balancer.http.request import Body
+from balancer.http.serialize import own_reason
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts, Upstream, UpstreamRequest, UpstreamResponse
@@ -188,10 +189,11 @@ class _Response(UpstreamResponse):
         self._loop = asyncio.get_running_loop()
         self._member = member
         self.status = response.status_code
+        self.reason = own_reason(self.status, response.extensions.get("reason_phrase", b""))
         fields = [(name.lower(), value.strip()) for name, value in response.headers.raw]
         self.headers = response_headers(fields)
-        if self.status == 101:  # No body is behind it.
-            self.headers = [pair for pair in self.headers if pair[0] != b"content-length"]
+        if self.status < 200 or self.status == 204:
+            self.headers = without_length(self.headers)
         self.closes = announces_close(fields)
         self.upgrade = next((value for name, value in fields if name == b"upgrade"), b"")
         # httpcore reads trailers and keeps them to itself.

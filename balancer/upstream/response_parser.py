@@ -14,7 +14,8 @@ from math import inf
 
 import httptools
 
-from balancer.http.headers import HOP_BY_HOP, Headers, content_length, is_too_long, nominated, trailers
+from balancer.http.headers import HOP_BY_HOP, Headers, content_length, is_too_long, nominated, trailers, without_length
+from balancer.http.serialize import own_reason
 from balancer.upstream.exchange import MemberExchange
 
 # Interim responses before a final one.
@@ -31,13 +32,14 @@ class ResponseParser:
     ``idle_timeout``: seconds that an exchange gives the member once its head is there.
     """
 
-    __slots__ = ("_headers", "_idle_timeout", "_parser", "exchange")
+    __slots__ = ("_headers", "_idle_timeout", "_parser", "_reason", "exchange")
 
     def __init__(self, idle_timeout: float) -> None:
         self._idle_timeout = idle_timeout
         self._parser = httptools.HttpResponseParser(self)
-        # Header lines since the last head, or trailers.
+        # Header lines since the last head, or trailers; and the reason phrase of a head.
         self._headers: Headers = []
+        self._reason = b""
         self.exchange: MemberExchange | None = None
 
     def feed(self, exchange: MemberExchange, data: memoryview) -> None:
@@ -64,6 +66,10 @@ class ResponseParser:
         if exchange and exchange.complete:
             exchange.protocol_error = _BYTES_AFTER
 
+    def on_status(self, piece: bytes) -> None:
+        """Take a piece of a reason phrase."""
+        self._reason += piece
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer behind a body."""
         # httptools leaves the white space behind a value, which is not part of it (RFC 9112 section 5).
@@ -75,11 +81,13 @@ class ResponseParser:
         if exchange is None or exchange.complete or exchange.protocol_error:
             return
         received, self._headers = self._headers, []
+        reason, self._reason = self._reason, b""
         headers, has_length, chunked, error = read_headers(received)
         status = self._parser.get_status_code()
         if status == 101:
             exchange.interim_count += 1
-            _switch(exchange, [pair for pair in headers if pair[0] != b"content-length"], received)
+            exchange.reason = own_reason(status, reason)
+            _switch(exchange, without_length(headers), received)
             return
         if status < 100:
             error = f"{status} is no status"
@@ -88,7 +96,10 @@ class ResponseParser:
         if error:
             exchange.protocol_error = error
         elif status >= 200:
+            if status == 204 and has_length:
+                headers = without_length(headers)
             exchange.status, exchange.headers, exchange.started = status, headers, True
+            exchange.reason = own_reason(status, reason)
             exchange.timeout = self._idle_timeout
             exchange.closes = not self._parser.should_keep_alive()
             exchange.lasts_until_close = not (has_length or chunked)
@@ -101,7 +112,7 @@ class ResponseParser:
             exchange.protocol_error = _INTERIM_BODY
         else:
             if has_length:
-                headers = [pair for pair in headers if pair[0] != b"content-length"]
+                headers = without_length(headers)
             exchange.interim_count += 1
             _pass_on_interim(exchange, status, headers)
 

@@ -309,7 +309,7 @@ class _Request(DirectSink):
     def send_interim(self, status: int, headers: Headers) -> None:
         raise NotImplementedError("no member sends interim responses")
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         pass
 
     async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None:

@@ -146,7 +146,7 @@ async def _take(client: Client, answer: Answer, patience: float) -> None:
 
 def _outcome(answer: Answer, got: bytes, ended: bool) -> str:
     statuses = [status for status in _STATUS.findall(got) if not status.startswith(b"1") or status == b"101"]
-    if statuses and statuses[0] >= b"500":
+    if statuses and b"500" <= statuses[0] < b"600":
         return str(int(statuses[0]))
     if got and not got.startswith(b"HTTP/"):
         return "passed"

@@ -50,6 +50,16 @@ async def test_bytes_cross_both_ways_and_each_direction_ends_by_itself() -> None
         assert running.records[0].body_bytes == len(data) + 8
 
 
+async def test_members_reason_phrase_of_a_switch_is_passed_on() -> None:
+    async def switch(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(SWITCHES.replace(b"Switching Protocols", b"Web Socket Protocol Handshake"))
+
+    async with Member(switch) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS)
+        assert (await client.head()).startswith(b"HTTP/1.1 101 Web Socket Protocol Handshake\r\n")
+
+
 async def test_bytes_that_come_with_the_switch_are_not_lost() -> None:
     async def eager(connection: Connection) -> None:
         await connection.head()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from balancer.http.http2 import join_cookies, server_settings
+import pytest
+
+from balancer.http.http2 import join_cookies, server_settings, with_status
 
 MAX_HEADER_BYTES = 16_384
 
@@ -22,3 +24,24 @@ def test_cookies_of_a_split_field_become_one() -> None:
         (b"x", b"y"),
         (b"cookie", b"a=1; b=2"),
     ]
+
+
+def frame(kind: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, 4]) + stream.to_bytes(4) + payload
+
+
+def test_status_is_replaced_in_the_head_of_its_stream_alone() -> None:
+    def frames(status: bytes) -> bytes:
+        head = b"\x08\x03599\x00\x01x\x05\x08\x03599"
+        mine = frame(1, 3, b"\x08\x03" + status + head[5:])
+        return frame(0, 3, head) + frame(1, 1, head) + mine + frame(1, 3, head) + frame(0, 1, b"")
+
+    assert with_status(frames(b"599"), 3, 999) == frames(b"999")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", frame(1, 1, b"\x08\x03599"), frame(1, 3, b"\x48\x03599"), frame(0, 3, b"\x08\x03599")]
+)
+def test_status_that_is_not_found_is_an_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="999"):
+        with_status(data, 3, 999)

@@ -30,7 +30,7 @@ class Recorded(Sink):
 
     def send_interim(self, status: int, headers: Headers) -> None: ...
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         self.status = status
 
     async def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> None: ...

@@ -181,7 +181,7 @@ ANSWER_SIZES = (
 )  # fmt: skip
 
 ANSWERS_PASSED = (
-    # The version and the reason of a member are not passed on: the status line is written anew.
+    # The version of a member is not passed on, nor is a reason with what it must not have: the line is written anew.
     Answer("HTTP/2.0 in a status line", "9112 §2.3", b"HTTP/2.0 200 OK\r\n" + _LENGTH, PASSES, b"HTTP/1.1 200 OK\r\n"),
     Answer("a NUL in the reason", "9112 §4", b"HTTP/1.1 200 a\0b\r\n" + _LENGTH, PASSES, b"HTTP/1.1 200 OK\r\n"),
     Answer("a second response behind the first", "9112 §9.3", _200 + _LENGTH + POISON, PASSES, b"ok", spoilt=True),
@@ -191,7 +191,13 @@ ANSWERS_PASSED = (
            b"HTTP/1.1 304 Not Modified\r\nContent-Length: 45\r\n\r\n" + POISON, PASSES,
            b"HTTP/1.1 304 Not Modified\r\n", spoilt=True),
     Answer("no reason", "9112 §4", b"HTTP/1.1 200 \r\n" + _LENGTH, PASSES, b"ok"),
-    Answer("an unknown status", "9110 §15", b"HTTP/1.1 299 Fine\r\n" + _LENGTH, PASSES, b"HTTP/1.1 299 "),
+    Answer("an unknown status", "9110 §15", b"HTTP/1.1 299 Fine\r\n" + _LENGTH, PASSES, b"HTTP/1.1 299 Fine\r\n"),
+    Answer("a reason of the member's own", "9112 §4", b"HTTP/1.1 401 Token+timed+out\r\n" + _LENGTH, PASSES,
+           b"HTTP/1.1 401 Token+timed+out\r\n"),
+    Answer("obs-text in a reason", "9112 §4", b"HTTP/1.1 200 caf\xe9\tau lait\r\n" + _LENGTH, PASSES,
+           b"HTTP/1.1 200 caf\xe9\tau lait\r\n"),
+    Answer("a status of 600", "9110 §15", b"HTTP/1.1 600 Odd\r\n" + _LENGTH, PASSES, b"HTTP/1.1 600 Odd\r\n"),
+    Answer("a status of 999", "9110 §15", b"HTTP/1.1 999 Odd\r\n" + _LENGTH, PASSES, b"HTTP/1.1 999 Odd\r\n"),
     Answer("obs-text in a response", "9110 §5.5", _200 + b"X: \xff\r\n" + _LENGTH, PASSES, b"x: \xff\r\n"),
     Answer("white space around a value of a response", "9112 §5", _200 + b"X:\t b \t\r\n" + _LENGTH, PASSES,
            b"\r\nx: b\r\n"),
@@ -205,6 +211,9 @@ ANSWERS_PASSED = (
            asked=_UPGRADE),
     Answer("a switch of protocols with a length", "9110 §15.2.2", _101 + b"Content-Length: 9\r\n\r\nok",
            PASSES, b"upgrade: x\r\n\r\nok", closes=True, asked=_UPGRADE),
+    Answer("a length of 0 with 204", "9110 §8.6",
+           b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX: y\r\n\r\n", PASSES,
+           b"HTTP/1.1 204 No Content\r\nx: y\r\n"),
     Answer("a body until the connection ends", "9112 §6.3", _200 + b"\r\nok", PASSES, b"ok", closes=True),
 )  # fmt: skip
 

@@ -34,7 +34,10 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                     fields = dict(event.headers or [])
                     text = b"HTTP/2 %b %b for %b" % (fields[b":method"], fields[b":path"], fields[b":authority"])
                     assert event.stream_id
-                    connection.send_headers(event.stream_id, [(b":status", b"200")])
+                    status = (
+                        fields[b":path"].removeprefix(b"/status/")[:3] if b"/status/" in fields[b":path"] else b"200"
+                    )
+                    connection.send_headers(event.stream_id, [(b":status", status)])
                     connection.send_data(event.stream_id, text, end_stream=True)
             writer.write(connection.data_to_send())
     except ConnectionError:

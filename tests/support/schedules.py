@@ -381,7 +381,7 @@ class _Sink(Sink):
     def send_interim(self, status: int, headers: Headers) -> None:
         raise AssertionError("no member sends interim responses")
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         self._world.started[self._target] += 1
         assert self._world.started[self._target] == 1, "two responses to one request"
         await self._world.pause(0.02)

@@ -499,3 +499,14 @@ async def test_http2_to_members_works_behind_the_seam() -> None:
             answer = await client.to_end()
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"HTTP/2 GET /over?x=%20 for shop.example" in answer
+
+
+@pytest.mark.parametrize("status", [b"299", b"600", b"999"])
+async def test_every_status_of_three_digits_comes_over_http2_from_members(status: bytes) -> None:
+    async with serve_http2() as address:
+        http2 = HttpxUpstream(Timeouts(5, 5, 5), lambda: httpx.AsyncHTTPTransport(http1=False, http2=True))
+        async with balance(address, upstream=http2) as running:
+            answer = await running.exchange(
+                b"GET /status/%b HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n" % status
+            )
+    assert answer.startswith(b"HTTP/1.1 %b " % status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,11 @@ from tests.support import wire
 from tests.support.wire import OK, Connection, Member, balance
 
 pytestmark = pytest.mark.usefixtures("each_way")
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "random": {"policy": "random"},
+    "sticky": {"policy": "random", "sticky_cookie": "member"},
+}
 
 GET = b"GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n"
 
@@ -137,6 +143,52 @@ async def test_response_fields_keep_order_and_duplicates_and_the_members_date() 
             b"content-length: 2",
         ]
         assert b"x-private" not in head
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"HEAD"])
+async def test_204_has_no_length_in_any_case(method: bytes) -> None:
+    response = b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX-A: b\r\n\r\n"
+    async with answering(response) as member, balance(member) as running:
+        head, _, body = (await running.exchange(GET.replace(b"GET", method))).partition(b"\r\n\r\n")
+        assert b"x-a: b" in fields(head)
+        assert b"content-length" not in head
+        assert b"transfer-encoding" not in head
+        assert body == b""
+
+
+@pytest.mark.parametrize("policy", ["random", "sticky"])
+async def test_members_reason_phrase_is_passed_on(policy: str) -> None:
+    if not wire.edge:
+        pytest.skip("ASGI has no place for it")
+    phrases = [b"401 Token+timed+out", b"200 Fine", b"200 OK", b"404 ", b"700 caf\xe9", b"200 OK"]
+
+    async def own_words(connection: Connection) -> None:
+        while True:
+            phrase = phrases[int((await connection.head()).split(b" ")[1][1:])]
+            await connection.send(b"HTTP/1.1 %b\r\nContent-Length: 2\r\n\r\nok" % phrase)
+
+    async with Member(own_words) as member, balance(member, **POLICIES[policy]) as running, running.client() as client:
+        for _ in range(4):  # Heads that come again are remembered.
+            for number, phrase in enumerate(phrases):
+                await client.send(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+                head = await client.head()
+                # Without one of the member's, the usual phrase does no harm.
+                assert head.startswith(b"HTTP/1.1 %b\r\n" % (b"404 Not Found" if phrase == b"404 " else phrase))
+                await client.exactly(2)
+
+
+@pytest.mark.parametrize("status", [299, 499, 599, 600, 999])
+async def test_every_status_of_three_digits_is_passed_on(status: int) -> None:
+    if status > 599 and not wire.edge:
+        pytest.skip("uvicorn has no status line for it")
+    async with (
+        answering(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nok" % status) as member,
+        balance(member) as running,
+    ):
+        answer = await running.exchange(GET)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert answer.endswith(b"\r\n\r\nok")
+        assert [it.status for it in running.records] == [status]
 
 
 @pytest.mark.parametrize("encoded", [b"\x1f\x8b not really gzip", b"plain"])
