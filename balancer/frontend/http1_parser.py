@@ -4,7 +4,7 @@
 * A malformed or ambiguous request becomes no exchange: ``refusal`` has the reason, and nothing behind it is read
   (RFC 9112 section 9.2; ``balancer.http.validation``).
 * Bytes beside a body in its chunks are bounded as a head is.
-* Behind a request for another protocol, parsing stops (RFC 9110 section 7.8).
+* Behind a request for another protocol, and its body, parsing stops (RFC 9110 section 7.8).
 * No exception crosses httptools: with its traceback it would keep the connection alive.
 """
 
@@ -75,8 +75,8 @@ class RequestParser:
                 data = self._feed_body(self.exchange, data)
             else:
                 data = self._feed_head(data)
-                if self._connection.phase is SWITCHING:
-                    return data
+            if self._connection.phase is SWITCHING:
+                return data
         return None
 
     def _feed_head(self, data: bytes) -> bytes:

@@ -121,7 +121,7 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
         return request, b"keep-alive" not in tokens
     if expect:
         request.expects = expect == b"100-continue" and request.body is not None
-    if upgrade and b"upgrade" in tokens and not request.body and not _carries_http(upgrade):
+    if upgrade and b"upgrade" in tokens and not _carries_http(upgrade):
         request.upgrade = upgrade
     return request, b"close" in tokens
 

@@ -407,6 +407,9 @@ PASSED = (
             POST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n"
             b"Content-Length: 3\r\n\r\nabc",
             b"content-length: 3\r\n", "an upgrade that no member offers"),
+    _passes("9110 §7.8",
+            POST + b"Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 3\r\n\r\nabc",
+            b"connection: upgrade\r\nupgrade: tcp\r\n", "an upgrade with a body"),
     _passes("9110 §9.3.1", b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", b"content-length: 3\r\n",
             "a GET with a body"),
     _passes("9110 §8.6", POST + b"Content-Length: 003\r\n\r\nabc", b"content-length: 003\r\n",
