@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _END_OF_HEAD = b"\r\n\r\n"
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)*+")
 _LINE_BREAKS = b"\r\n"
+# The first byte of TLS (RFC 8446 section 5.1: a record of the type *handshake*).
+TLS_HANDSHAKE = 0x16
 
 
 class RequestParser:
@@ -93,10 +95,17 @@ class RequestParser:
         except httptools.HttpParserUpgrade:
             self._parser = httptools.HttpRequestParser(self)  # A parser that has stopped takes nothing more.
         except httptools.HttpParserError as error:
-            self.refusal = self.refusal or malformed(str(error).lower())
+            self.refusal = self.refusal or self._not_http(error, data)
         if self.head_bytes > self._limits.max_header_bytes and not (self.refusal or self.exchange):
             self.refusal = headers_too_large(self._limits)
         return data[end:]
+
+    def _not_http(self, error: Exception, data: bytes) -> Refusal:
+        """Return the refusal of bytes that are no head."""
+        if data[0] == TLS_HANDSHAKE and self.head_bytes == len(data):
+            self._connection.on_tls_handshake()
+            return malformed("this port does not speak TLS: use http://")
+        return malformed(str(error).lower())
 
     def _skip_empty_lines(self, data: bytes) -> bytes:
         """Return the bytes behind the empty lines before a request, which are nothing (RFC 9112 section 2.2).
@@ -211,12 +220,12 @@ class RequestParser:
         self._target, self._headers, self._method = b"", [], parser.get_method().decode()
         try:
             request, closes = check(parser.get_method(), target, headers, version, self.head_bytes, self._limits)
+            request.client, request.scheme = connection.peer, connection.scheme
+            exchange = connection.add_exchange(request, version, closes)
         except Refusal as refusal:
             self.refusal = refusal
             self._refused = Request(self._method, target, headers, connection.peer, connection.scheme)
             return
-        request.client, request.scheme = connection.peer, connection.scheme
-        exchange = connection.add_exchange(request, version, closes)
         if not request.body:
             self._complete(exchange)
             return
