@@ -1,5 +1,7 @@
 """Accepts connections that begin with something before HTTP: a PROXY header, a TLS handshake, or both in this order.
 
+A client that speaks HTTP where TLS is due is refused in HTTP.
+
 asyncio's listener has no PROXY headers and no time limit for TLS, so connections are accepted here. Each
 is handed to the protocol that its client speaks.
 """
@@ -9,18 +11,23 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import re
 import socket
 import termios
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from balancer.config.settings import Settings
-from balancer.errors import LOCAL_RESOURCE_ERRNOS
+from balancer.errors import LOCAL_RESOURCE_ERRNOS, Refusal
 from balancer.frontend.client_connection import Phase, timeout, unread_timeout
 from balancer.frontend.http1_connection import Http1Connection
+from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.tls import HTTP2, Certificate
 from balancer.frontend.tunnel import HIGH_WATER
 from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
+from balancer.http.request import Request
+from balancer.http.validation import malformed
+from balancer.telemetry.rare_log import RareLog
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +35,9 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS = 1.0
 # Sockets accepted in one turn of the event loop.
 ACCEPTS_PER_TURN = 100
+
+# The first byte of a request, or of an empty line before it. TLS begins with another one (0x16).
+_HTTP = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r\n-]")
 
 # Makes a protocol for a new connection; its argument: whether the client speaks HTTP/2.
 Make = Callable[[bool], asyncio.Protocol]
@@ -39,7 +49,8 @@ class Acceptor:
     ``limits``: a PROXY header and a TLS handshake have ``header_timeout`` each. Once the last byte has been sent, a
     client has ``stream_idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
     ``has_proxy_header``: called with a peer's IP address ("" on a Unix socket); returns whether its connections must
-    begin with a PROXY header. Those of other peers must not, and are served as their own.
+    begin with a PROXY header. Those of other peers must not, and are served as their own. ``make_plain``: makes a
+    protocol for a client that speaks HTTP where TLS is due.
     """
 
     def __init__(
@@ -49,12 +60,16 @@ class Acceptor:
         limits: Settings,
         certificate: Certificate | None = None,
         has_proxy_header: Callable[[str], bool] = lambda peer: False,
+        *,
+        make_plain: Callable[[], asyncio.Protocol],
     ) -> None:
         self._sock = sock
         self._make = make
         self._limits = limits
         self._certificate = certificate
         self._has_proxy_header = has_proxy_header
+        self._make_plain = make_plain
+        self._headerless = RareLog(log)
         self._loop = asyncio.get_running_loop()
         self._arriving: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
@@ -90,26 +105,43 @@ class Acceptor:
             task.add_done_callback(self._arriving.discard)
 
     async def _arrive(self, sock: socket.socket, peer: str) -> None:
+        who = peer or "a Unix socket"
         try:
             source = ""
             if self._has_proxy_header(peer):
                 async with asyncio.timeout(timeout(Phase.HANDSHAKE, self._limits)):
                     source = await self._read_source(sock)
-            tls: dict[str, Any] = {}
-            if self._certificate:
-                tls = {
-                    "ssl": self._certificate.context,
-                    "ssl_handshake_timeout": timeout(Phase.HANDSHAKE, self._limits),
-                    "ssl_shutdown_timeout": unread_timeout(self._limits),
-                }
-            await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(self._make, source), sock, **tls)
-        except (Malformed, TimeoutError, OSError) as error:
+            tls = await self._prepare_tls(sock)
+            is_misdirected = self._certificate is not None and not tls
+            make: Make = (lambda http2: self._make_plain()) if is_misdirected else self._make
+            await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(make, source), sock, **tls)
+        except Malformed as error:
+            self._headerless.warning(
+                "a connection from %s begins with no sound PROXY header, and is closed: %s", who, error
+            )
+            sock.close()
+        except (TimeoutError, OSError) as error:
             # There is no request yet that could be answered.
-            log.debug("a connection from %s came to nothing: %s", peer or "a Unix socket", error)
+            log.debug("a connection from %s came to nothing: %s", who, error)
             sock.close()
         except BaseException:
             sock.close()
             raise
+
+    async def _prepare_tls(self, sock: socket.socket) -> dict[str, Any]:
+        """Return asyncio's arguments for a handshake; none without a certificate, or where the client begins HTTP."""
+        if not self._certificate:
+            return {}
+        limit, began = timeout(Phase.HANDSHAKE, self._limits), self._loop.time()
+        async with asyncio.timeout(limit):
+            await self._wait_readable(sock)
+        if _HTTP.match(sock.recv(1, socket.MSG_PEEK)):
+            return {}
+        return {
+            "ssl": self._certificate.context,
+            "ssl_handshake_timeout": max(0.01, began + limit - self._loop.time()),
+            "ssl_shutdown_timeout": unread_timeout(self._limits),
+        }
 
     async def _read_source(self, sock: socket.socket) -> str:
         """Read a PROXY header, and no byte behind it: that belongs to the TLS handshake, or to HTTP."""
@@ -118,7 +150,7 @@ class Acceptor:
             await self._wait_readable(sock)
             peeked = sock.recv(FIXED + REST_MAX, socket.MSG_PEEK)
             if not peeked:
-                raise Malformed("it ends before its header")
+                raise ConnectionAbortedError("it ends before its header")
             header = parse(data + peeked)
             # Bytes of a header are taken as they come, or the socket would be readable all the time.
             data += sock.recv(header.size - len(data) if header else len(peeked))
@@ -201,3 +233,28 @@ class TlsConnection(Http1Connection):
     def eof_received(self) -> bool:
         super().eof_received()
         return False
+
+    def on_tls_handshake(self) -> None:
+        """Do nothing: the client has found the right port, and has two layers of TLS."""
+
+
+class PlainConnection(Http1Connection):
+    """HTTP without TLS on a port of TLS: requests are refused, in words that the client can read."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        words = "a client at %s speaks HTTP without TLS to the port of TLS; it gets a 400"
+        self.registry.misdirected.warning(words, self.peer or "a Unix socket")
+
+    def add_exchange(self, request: Request, version: str, closes: bool) -> Http1Exchange:
+        raise _speaks_tls()
+
+    def reject(self, refusal: Refusal) -> None:
+        """Refuse what the client sends, whatever it is; but a connection too many is refused as one."""
+        super().reject(refusal if refusal.status == 503 else _speaks_tls())
+
+
+def _speaks_tls() -> Refusal:
+    return malformed("this port speaks TLS: use https://")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections import Counter
 
 from balancer import malloc
@@ -13,7 +14,10 @@ from balancer.errors import Refusal
 from balancer.frontend.client_connection import ClientConnection
 from balancer.http.memo import Memo
 from balancer.http.request import Request
+from balancer.telemetry.rare_log import RareLog
 from balancer.words import counted
+
+log = logging.getLogger(__name__)
 
 # Seconds between checks of limits, and connections that are checked in one turn of the event loop.
 SWEEP_SECONDS = 1.0
@@ -40,6 +44,8 @@ class ClientRegistry:
         # Requests without a body that have come before, by their bytes and their origin.
         self.requests: Memo[tuple[bytes, str], Request] = Memo()
         proxy.on_switch.append(self._clear_requests)
+        # For clients that speak TLS to a port without, or the reverse.
+        self.misdirected = RareLog(log)
         # Each answer is the last of its connection; seconds that a connection may idle after an answer.
         self.stopping = False
         self.idle_grace = 0.0

@@ -199,7 +199,10 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             self.registry.requests.put(key, exchange.request)
 
     def add_exchange(self, request: Request, version: str, closes: bool) -> Http1Exchange:
-        """Queue an exchange for a head. ``closes``: the connection ends with its response, by the client's word."""
+        """Queue an exchange for a head. ``closes``: the connection ends with its response, by the client's word.
+
+        Raises Refusal where no request of this connection is served.
+        """
         self.messages += 1
         closes = closes or len(self._queue) >= PIPELINE_MAX or self.registry.stopping
         exchange = Http1Exchange(self, request, version, closes)
@@ -234,6 +237,11 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             self.resume()
             if self.registry.stopping:
                 self.shutdown()
+
+    def on_tls_handshake(self) -> None:
+        """Log a client that speaks TLS, which cannot read its answer."""
+        words = "a client at %s speaks TLS to a port without; BALANCER_TLS_CERT is not set"
+        self.registry.misdirected.warning(words, self.peer or "a Unix socket")
 
     # The end of a connection.
 

@@ -4,7 +4,7 @@
 * A malformed or ambiguous request becomes no exchange: ``refusal`` has the reason, and nothing behind it is read
   (RFC 9112 section 9.2; ``balancer.http.validation``).
 * Bytes beside a body in its chunks are bounded as a head is.
-* Behind a request for another protocol, parsing stops (RFC 9110 section 7.8).
+* Behind a request for another protocol, and its body, parsing stops (RFC 9110 section 7.8).
 * Any token is a method (RFC 9110 section 9.1), and httptools takes those alone that it knows. A head with another one
   goes to it with a substitute in its place.
 * No exception crosses httptools: with its traceback it would keep the connection alive.
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _END_OF_HEAD = b"\r\n\r\n"
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)*+")
 _LINE_BREAKS = b"\r\n"
+# The first byte of TLS (RFC 8446 section 5.1: a record of the type *handshake*).
+TLS_HANDSHAKE = 0x16
 
 # Methods that go to httptools as they are, and the one that takes the place of others. Behind GET, httptools would read
 # another protocol as well.
@@ -39,8 +41,6 @@ _AS_THEY_ARE = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS
 _SUBSTITUTE = b"PUT"
 # The method with which HTTP/2 begins (RFC 9113 section 3.4). httptools waits for the rest of that behind its head.
 _PREFACE = b"PRI"
-# The beginning of a TLS handshake (RFC 8446 section 5.1).
-_TLS = b"\x16\x03"
 
 
 class RequestParser:
@@ -89,8 +89,8 @@ class RequestParser:
                 data = self._feed_body(self.exchange, data)
             else:
                 data = self._feed_head(data)
-                if self._connection.phase is SWITCHING:
-                    return data
+            if self._connection.phase is SWITCHING:
+                return data
         return None
 
     def _feed_head(self, data: bytes) -> bytes:
@@ -157,8 +157,9 @@ class RequestParser:
         """Refuse a head that httptools does not take, unless it is refused already."""
         if self._parser.get_method() == _PREFACE:
             words = "HTTP/2 is spoken over TLS alone"
-        elif head.startswith(_TLS):
-            words = "this port speaks plain HTTP, and these bytes begin TLS"
+        elif head[0] == TLS_HANDSHAKE and self.head_bytes == len(head):
+            self._connection.on_tls_handshake()
+            words = "this port does not speak TLS: use http://"
         elif self._replaced == b"PROXY":
             words = "a PROXY header is read from trusted proxies alone, and only where it is expected"
         else:
@@ -281,12 +282,12 @@ class RequestParser:
         self._target, self._headers, self._method = b"", [], method.decode()
         try:
             request, closes = check(method, target, headers, version, self.head_bytes, self._limits)
+            request.client, request.scheme = connection.peer, connection.scheme
+            exchange = connection.add_exchange(request, version, closes)
         except Refusal as refusal:
             self.refusal = refusal
             self._refused = Request(self._method, target, headers, connection.peer, connection.scheme)
             return
-        request.client, request.scheme = connection.peer, connection.scheme
-        exchange = connection.add_exchange(request, version, closes)
         if not request.body:
             self._complete(exchange)
             return

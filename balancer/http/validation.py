@@ -4,10 +4,10 @@ httptools (llhttp) has parsed it by then: it refuses control characters, folded 
 and lengths that are none. What it lets pass and a balancer must not is refused here. Two servers in a row that read the
 same bytes differently can be played off against each other (request smuggling).
 
-Rules (RFC 9110, RFC 9112): one Host that is valid; the authority of a target in absolute form takes its
-place; a body is framed by one Content-Length or by ``chunked`` alone; HTTP/1.0 has no chunks. Not of an RFC:
-``Connection`` has OPTIONS_MAX options at most, in all its fields together; a length has LENGTH_DIGITS at most, since
-some read longer ones as other numbers.
+Rules (RFC 9110, RFC 9112): one Host that is valid; the authority of a target in absolute form names the same host and
+port, and takes its place; a body is framed by one Content-Length or by ``chunked`` alone; HTTP/1.0 has no chunks. Not
+of an RFC: ``Connection`` has OPTIONS_MAX options at most, in all its fields together; a length has LENGTH_DIGITS at
+most, since some read longer ones as other numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from balancer.http.request import Request
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})++)(?::[0-9]*+)?")
 # RFC 9110 section 9.1: any token may be a method.
 METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
+_ABSOLUTE = re.compile(rb"(https?)://([^/?#]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
+_DEFAULT_PORTS = {b"http": b"80", b"https": b"443"}
 
 # Requests have one or two: each names a field to look for, and costs as much as a field does.
 OPTIONS_MAX = 32
@@ -112,7 +113,7 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
     if b"#" in target:
         raise malformed("a request target has no fragment")
     if target[0] != _SLASH:
-        target, host = _absolute(method, target, fields, host)
+        target, host = _absolute(method, target, fields, host, hosts > 0)
     tokens = _within_bound(options) if options else _NO_OPTIONS
     request = Request(method.decode(), target, fields, "", host=host, id=id)
     if chunked or (length and length.strip(b"0")):
@@ -124,7 +125,7 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
         return request, b"keep-alive" not in tokens
     if expect:
         request.expects = expect == b"100-continue" and request.body is not None
-    if upgrade and b"upgrade" in tokens and not request.body and not _carries_http(upgrade):
+    if upgrade and b"upgrade" in tokens and not _carries_http(upgrade):
         request.upgrade = upgrade
     return request, b"close" in tokens
 
@@ -169,17 +170,32 @@ def _is_host(value: bytes) -> bool:
     return _HOST.fullmatch(value) is not None
 
 
-def _absolute(method: bytes, target: bytes, fields: Headers, host: bytes) -> tuple[bytes, bytes]:
-    """Return path and authority of a target in absolute form; the latter replaces Host (RFC 9112 section 3.2.2)."""
+def _absolute(method: bytes, target: bytes, fields: Headers, host: bytes, has_host: bool) -> tuple[bytes, bytes]:
+    """Return path and authority of a target in absolute form; the latter replaces Host (RFC 9112 section 3.2.2).
+
+    ``has_host``: ``host`` is the client's word. It has to name the same host and port as the target: of two servers in
+    a row, one may go by the first and one by the second.
+    """
     if target == b"*" and method == b"OPTIONS":
         return target, host
     found = _ABSOLUTE.fullmatch(target)
-    if not found or not _is_host(found[1]):
+    if not found or not _is_host(found[2]):
         raise malformed("the request target is neither a path nor a URL")
-    fields[:] = [(b"host", found[1]), *(pair for pair in fields if pair[0] != b"host")]
+    scheme, authority, path = found.groups()
+    if has_host and _name_and_port(authority, scheme) != _name_and_port(host, scheme):
+        raise malformed("the request target and Host name different hosts")
+    fields[:] = [(b"host", authority), *(pair for pair in fields if pair[0] != b"host")]
     # Without a path, OPTIONS means the server itself (section 3.2.4).
-    path = found[2] or (b"*" if method == b"OPTIONS" else b"/")
-    return (b"/" + path if path.startswith(b"?") else path), found[1]
+    path = path or (b"*" if method == b"OPTIONS" else b"/")
+    return (b"/" + path if path.startswith(b"?") else path), authority
+
+
+def _name_and_port(authority: bytes, scheme: bytes) -> tuple[bytes, bytes]:
+    """Return both in a form in which equal ones are the same bytes (RFC 9110 section 4.2.3)."""
+    name, colon, port = authority.lower().rpartition(b":")
+    if not colon or authority.endswith(b"]"):
+        name, port = authority.lower(), b""
+    return name, (port and (port.lstrip(b"0") or b"0")) or _DEFAULT_PORTS[scheme.lower()]
 
 
 class _Pending:

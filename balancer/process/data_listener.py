@@ -10,7 +10,7 @@ from functools import partial
 import uvicorn
 
 from balancer.config.settings import Settings
-from balancer.frontend.acceptor import Acceptor, TlsConnection, drop_finished
+from balancer.frontend.acceptor import Acceptor, PlainConnection, TlsConnection, drop_finished
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.tls import Certificate
@@ -53,7 +53,12 @@ class DataListener:
         """Begin to accept."""
         if self._certificate or self._settings.proxy_protocol:
             self._acceptor = Acceptor(
-                self._sock, self._protocols(), self._settings, self._certificate, self._has_proxy_header
+                self._sock,
+                self._protocols(),
+                self._settings,
+                self._certificate,
+                self._has_proxy_header,
+                make_plain=partial(PlainConnection, self._registry),
             )
         else:
             loop = asyncio.get_running_loop()

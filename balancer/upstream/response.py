@@ -25,10 +25,23 @@ class Response(MemberExchange):
                 if self._error:
                     raise self._error
                 await self._wait()
+            if self.switched and self.upload_task:
+                await self._wait_for_upload(self.upload_task)
         except BaseException:
             # Not connection.abort(): once the response is complete, the connection may serve another exchange.
             self.abandon()
             raise
+
+    async def _wait_for_upload(self, upload: asyncio.Task[None]) -> None:
+        """Hold a 101 back until all of the request has been sent: the other protocol begins behind its body.
+
+        Raises ConnectionDied if the member dies before that, or the error of the body's source.
+        """
+        await asyncio.wait({upload})
+        if isinstance(self._error, TruncatedResponse):
+            raise ConnectionDied(f"{self._error} behind the switch of protocols", sent=True)
+        if self._error:
+            raise self._error
 
     async def wait_for_body(self, within: float) -> None:
         if self.pieces or self.complete or self.switched:

@@ -23,6 +23,7 @@ INTERIM_MAX = 20
 
 _BYTES_AFTER = "bytes after the end of the response"
 _SWITCHED_UNASKED = "the member switched protocols unasked"
+_SWITCHED_EARLY = "the member switched protocols while the client waits for 100 (Continue)"
 _INTERIM_BODY = "an interim response with a body"
 
 
@@ -140,6 +141,10 @@ def _switch(exchange: MemberExchange, headers: Headers, received: Headers) -> No
     """End HTTP on the connection with a 101, whose header lines are all in ``received``."""
     if not exchange.may_switch:
         exchange.protocol_error = _SWITCHED_UNASKED
+        return
+    if exchange.awaits_continue:
+        # RFC 9110 section 7.8 has the member send 100 first: the client sends its body only then.
+        exchange.protocol_error = _SWITCHED_EARLY
         return
     exchange.status, exchange.headers, exchange.started, exchange.switched = 101, headers, True, True
     for name, value in received:

@@ -53,6 +53,7 @@ async def test_http2_request_that_http_1_1_refuses_gets_the_same_token(
 
 MALFORMED: dict[str, list[tuple[bytes, bytes]]] = {
     "two hosts that differ": [*HEAD, (b"host", b"b")],
+    "a host with another port": [*HEAD, (b"host", b"a:81")],
     "Transfer-Encoding": [*HEAD, (b"transfer-encoding", b"chunked")],
     "Connection": [*HEAD, (b"connection", b"x-a")],
     "Upgrade": [*HEAD, (b"upgrade", b"websocket")],

@@ -14,7 +14,7 @@ from balancer.upstream.native import NativeUpstream
 from tests.support import wire
 from tests.support.messages import GET
 from tests.support.processes import serving
-from tests.support.wire import LIMIT, OK, Connection, Member, balance, eventually
+from tests.support.wire import LIMIT, OK, Connection, Member, answer_all, balance, eventually
 
 ASKS = b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: Rot13/1\r\n\r\n"
 SWITCHES = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: Rot13/1\r\nX-Mode: z\r\n\r\n"
@@ -206,3 +206,174 @@ async def test_client_that_comes_back_while_the_balancer_stops_is_sent_on_as_wel
             assert (await second.exactly(4))[2:] == GOING_AWAY
         async with asyncio.timeout(LIMIT):
             assert await running.process.wait() == 0
+
+
+# A request with a body that asks for another protocol, as ``docker exec`` sends it.
+BODY = b'{"Detach":false}'
+ATTACH = b"POST /exec HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+WITH_BODY = {
+    "a length": (ATTACH + b"Content-Length: %d\r\n\r\n" % len(BODY), BODY),
+    "chunks": (ATTACH + b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)),
+}
+with_body = pytest.mark.parametrize(("head", "body"), WITH_BODY.values(), ids=WITH_BODY)
+ATTACHED = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+
+
+async def attach(connection: Connection) -> None:
+    """Read a request with its body, switch, and answer in the other protocol."""
+    await connection.head()
+    await connection.until(b"0\r\n\r\n" if b"chunked" in connection.received else BODY)
+    await connection.send(ATTACHED)
+    await connection.until(b"stdin")
+    await connection.send(b"stdout")
+    await connection.to_end()
+
+
+@with_body
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"GET"])
+@pytest.mark.parametrize("pieces", ["whole", "body apart", "byte by byte"])
+async def test_request_with_a_body_may_ask_for_another_protocol(
+    head: bytes, body: bytes, method: bytes, pieces: str
+) -> None:
+    async with Member(attach) as member, balance(member) as running, running.client() as client:
+        head = head.replace(b"POST", method)
+        if pieces == "whole":
+            await client.send(head + body + b"stdin")
+        elif pieces == "body apart":
+            await client.send(head)
+            await asyncio.sleep(0.05)
+            await client.send(body)
+        else:
+            for byte in head + body:
+                await client.send(bytes([byte]))
+                await asyncio.sleep(0)
+        assert await client.head() == b"HTTP/1.1 101 UPGRADED\r\nconnection: upgrade\r\nupgrade: tcp\r\n\r\n"
+        assert b"connection: upgrade\r\nupgrade: tcp\r\n" in member.received[0]
+        if pieces != "whole":
+            await client.send(b"stdin")
+        assert await client.exactly(6) == b"stdout"
+        client.close()
+        await running.idle()
+        assert [it.status for it in running.records] == [101]
+
+
+@with_body
+async def test_request_with_a_body_may_ask_for_another_protocol_through_httpx(
+    head: bytes, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "upstream_class", HttpxUpstream)
+    async with Member(attach) as member, balance(member) as running, running.client() as client:
+        await client.send(head + body + b"stdin")
+        assert (await client.head()).startswith(b"HTTP/1.1 101 ")
+        assert await client.exactly(6) == b"stdout"
+
+
+@with_body
+async def test_member_may_ignore_the_upgrade_of_a_request_with_a_body(head: bytes, body: bytes) -> None:
+    async with Member(answer_all) as member, balance(member) as running, running.client() as client:
+        for _ in range(3):
+            await client.send(head + body + GET)
+            for _ in range(2):
+                assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+                assert await client.exactly(2) == b"ok"
+
+
+async def test_switch_before_the_end_of_the_body_waits_for_it() -> None:
+    """No client may begin the other protocol in the middle of its request (RFC 9110 section 7.8)."""
+    switched = asyncio.Event()
+
+    async def switch_early(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(ATTACHED + b"early")
+        switched.set()
+        await connection.until(b"0\r\n\r\n")
+        await connection.until(b"stdin")
+        await connection.send(b"stdout")
+
+    head, _ = WITH_BODY["chunks"]
+    async with Member(switch_early) as member, balance(member) as running, running.client() as client:
+        await client.send(head + b"1\r\na\r\n")
+        await switched.wait()
+        await asyncio.sleep(0.1)
+        assert running.records == []
+        await client.send(b"1\r\nb\r\n0\r\n\r\nstdin")
+        assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert await client.exactly(11) == b"earlystdout"
+        assert member.received[0].endswith(b"1\r\na\r\n1\r\nb\r\n0\r\n\r\nstdin")
+
+
+@pytest.mark.parametrize("ending", ["close", "reset"])
+async def test_member_that_dies_behind_an_early_switch_is_a_failed_member(ending: str) -> None:
+    switched = asyncio.Event()
+
+    async def die(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(ATTACHED)
+        switched.set()
+        if ending == "reset":
+            await connection.until(b"b")
+            connection.reset()
+
+    head, _ = WITH_BODY["chunks"]
+    async with Member(die) as member, balance(member) as running, running.client() as client:
+        await client.send(head + b"1\r\na\r\n")
+        await switched.wait()
+        await client.send(b"1\r\nb\r\n")
+        if ending == "close":
+            await client.send(b"0\r\n\r\n")
+        # An orderly end may be seen only behind the switch.
+        answers = [b"HTTP/1.1 502 "] if ending == "reset" else [b"HTTP/1.1 502 ", b"HTTP/1.1 101 "]
+        assert (await client.head())[:13] in answers
+        client.close()
+        await running.idle()
+        assert [it.in_flight for it in running.balancer.membership.members.values()] == [0]
+
+
+async def test_client_that_leaves_between_an_early_switch_and_its_body_leaves_nothing() -> None:
+    switched = asyncio.Event()
+
+    async def switch_early(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(ATTACHED)
+        switched.set()
+        await connection.to_end()
+
+    head, _ = WITH_BODY["chunks"]
+    async with Member(switch_early) as member, balance(member) as running, running.client() as client:
+        await client.send(head + b"1\r\na\r\n")
+        await switched.wait()
+        client.close()
+        await running.idle()
+        await eventually(lambda: running.balancer.upstream.active == 0)  # type: ignore[attr-defined]
+        assert [it.error for it in running.records] == ["client_gone"]
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.1 100 Continue\r\n\r\n", b""], ids=["100", "101 alone"])
+async def test_client_that_waits_for_100_gets_it_before_the_switch(first: bytes) -> None:
+    """A member has to send 100 before 101 (RFC 9110 section 7.8); without it the body would never come."""
+
+    async def switch(connection: Connection) -> None:
+        await connection.head()
+        if first:
+            await connection.send(first)
+            await connection.until(BODY)
+        await connection.send(ATTACHED)
+        await connection.to_end()
+
+    head, body = WITH_BODY["a length"]
+    async with Member(switch) as member, balance(member) as running, running.client() as client:
+        await client.send(head.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+        if first:
+            assert await client.head() == first
+            await client.send(body)
+            assert (await client.head()).startswith(b"HTTP/1.1 101 ")
+        else:
+            assert b"x-balancer-error: bad_response\r\n" in await client.head()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_body_of_an_upgrade_has_to_go_on() -> None:
+    head, _ = WITH_BODY["a length"]
+    async with Member(attach) as member, balance(member) as running, running.client() as client:
+        await client.send(head + b"{")
+        assert (await client.to_end()).startswith(b"HTTP/1.1 408 ")

@@ -75,10 +75,11 @@ async def test_path_that_leads_two_ways_is_refused(target: str, tmp_path: Path) 
         assert (record.error, record.member) == ("malformed_request", None)
 
 
-async def test_absolute_target_counts_in_place_of_host(tmp_path: Path) -> None:
+async def test_absolute_target_of_another_host_is_refused(tmp_path: Path) -> None:
     async with routed(tmp_path, TWO) as running:
-        assert await running.name("http://a/two", "b") == "one"
-        assert await running.name("http://b/two?x", "a") == "two"
+        assert await running.name("http://a/two", "a") == "one"
+        assert (await running.name("http://a/two", "b")).startswith("400 ")
+        assert await running.name("http://b/two?x", "b") == "two"
 
 
 @pytest.mark.usefixtures("each_way")

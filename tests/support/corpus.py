@@ -10,8 +10,8 @@ REQUESTS = {
     "GET": b"GET /g?x=%20y HTTP/1.1\r\nHost: a.example:81\r\nAccept: */*\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n",
     "HEAD": b"HEAD /h HTTP/1.1\r\nHost: a\r\n\r\n",
     "OPTIONS of the server": b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
-    "absolute form": b"GET http://b.example:8080/x?y HTTP/1.1\r\nHost: a\r\n\r\n",
-    "absolute form without a path": b"GET http://b?y HTTP/1.1\r\nHost: a\r\n\r\n",
+    "absolute form": b"GET http://b.example:8080/x?y HTTP/1.1\r\nHost: b.example:8080\r\n\r\n",
+    "absolute form without a path": b"GET http://b?y HTTP/1.1\r\nHost: b\r\n\r\n",
     "empty lines before": b"\r\n\r\nGET /e HTTP/1.1\r\nHost: a\r\n\r\n",
     "no value, and spaces around one": b"GET /s HTTP/1.1\r\nHost: a\r\nX-None:\r\nX-Some: \t y z \t\r\n\r\n",
     "hop-by-hop fields": (
@@ -69,6 +69,7 @@ MALFORMED = {
     "a bare CR behind an empty line": b"\r\n\rGET / HTTP/1.1\r\nHost: a\r\n\r\n",
     "a bare CR between two requests": b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n\rGET /2 HTTP/1.1\r\nHost: a\r\n\r\n",
     "two hosts": b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "a URL with another host": b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
     "a folded field": b"GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n",
     "a bare CR": b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
     "a bare LF": b"GET / HTTP/1.1\nHost: a\r\n\r\n",

@@ -175,7 +175,9 @@ KINDS: dict[str, Callable[[int], bytes]] = {
     "too many options": with_field(b"Connection", many_options),
     "Host": lambda number: GET.replace(b"Host: a", b"Host: " + filled(number)),
     "a host of labels": lambda number: GET.replace(b"Host: a", b"Host: " + filled(number).replace(b"0", b".")),
-    "a URL": lambda number: GET.replace(b"GET /", b"GET http://%b/" % filled(number, TARGET_MAX - 100)),
+    "a URL": lambda number: GET.replace(b"GET /", b"GET http://%b/" % filled(number, TARGET_MAX - 100)).replace(
+        b"Host: a", b"Host: " + filled(number, TARGET_MAX - 100)
+    ),
     "path": lambda number: GET.replace(b"GET /", b"GET /" + filled(number, TARGET_MAX - 1)),
     "method": lambda number: filled(number) + GET,
     "name": lambda number: with_field(b"x" + filled(number), lambda _: b"")(0),
