@@ -16,7 +16,8 @@ from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, UpstreamRequest
-from balancer.upstream.httpx_adapter import WORDS_MAX, HttpxUpstream
+from balancer.upstream.httpx_adapter import HttpxUpstream
+from balancer.upstream.httpx_library import WORDS_MAX
 from tests.support.scripted import ScriptedProbe, ScriptedResolver
 from tests.support.wire import eventually
 
