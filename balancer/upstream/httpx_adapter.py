@@ -83,7 +83,7 @@ class HttpxUpstream(Upstream):
         stream_class = member.library.stream_class(_RequestStream)
         outgoing = httpx.Request(
             request.method,
-            member.url,
+            _with_target(member, request.target),
             headers=request.headers,
             stream=stream_class(request, request.body) if request.body else httpx.ByteStream(b""),
             extensions={"target": request.target, "timeout": limits, **_traced(request)},
@@ -291,6 +291,19 @@ def _member(transport: Any, address: Address) -> _Member:
     library = library_of(transport) or any_library()
     url = library.httpx.URL(scheme="http", host=address.host, port=address.port, path="/")
     return _Member(transport, library, url)
+
+
+def _with_target(member: _Member, target: bytes) -> Any:
+    """Return the URL for what looks at it, such as mocks; on the wire goes the target as it is.
+
+    A target without a place in a URL of httpx is left out: ``*``, a proxy's absolute form, raw bytes, more than 64 KiB.
+    """
+    if target == b"/":
+        return member.url
+    try:
+        return member.url.copy_with(raw_path=target)
+    except (member.library.httpx.InvalidURL, ValueError):
+        return member.url
 
 
 def _default_transport() -> Callable[[], Transport]:

@@ -230,6 +230,41 @@ async def test_httpx_errors_become_typed_faults(error: Exception, fault: type[Up
     await upstream.close()
 
 
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"/", "/", b""),
+        (b"/greeting?name=a%20b", "/greeting", b"name=a%20b"),
+        (b"/a%2Fb/../c", None, b""),
+        (b"//x", "//x", b""),
+        # They have no place in a URL of httpx.
+        (b"*", "/", b""),
+        (b"http://shop.example/x", "/", b""),
+        (b"/\xff", "/", b""),
+        (b"/" + b"x" * 70_000, "/", b""),
+    ],
+    ids=lambda it: str(it)[:20],
+)
+async def test_transport_sees_the_path_in_the_url_and_the_target_as_it_came(
+    target: bytes, path: str | None, query: bytes
+) -> None:
+    """Mocks route by the URL, and so do transports that are not made of httpcore."""
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200)
+
+    upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(answer))
+    response = await upstream.send(ONE, UpstreamRequest("GET", target, [(b"host", b"apps")]))
+    await response.close()
+    await upstream.close()
+    (request,) = seen
+    assert request.extensions["target"] == target
+    assert (request.url.host, request.url.query) == (ONE.host, query)
+    assert path is None or request.url.path == path
+
+
 @pytest.mark.parametrize("error", [httpx.RemoteProtocolError, httpx.ConnectError, httpx.ReadTimeout])
 async def test_quote_of_what_a_member_has_sent_is_one_line(error: type[httpx.TransportError]) -> None:
     def fail(request: httpx.Request) -> httpx.Response:
