@@ -15,7 +15,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from balancer.calls.local_call import LocalCall
@@ -50,6 +50,8 @@ class BalancedTransport(_Transport):
     Args:
         target: The alias, or a ``Settings``. Or a ``LoadBalancer`` of the caller, perhaps mounted at the same time: its
             members are shared, and it is not closed with the client.
+        hosts: The hosts of URLs that it takes, one or several; a call to another raises ``httpx.UnsupportedProtocol``.
+            None takes any: members get it as ``Host``.
         **settings: Settings by their names, if ``target`` is the alias.
 
     Raises:
@@ -57,7 +59,9 @@ class BalancedTransport(_Transport):
         TypeError: A keyword is not the name of a setting, or ``target`` has its settings already.
     """
 
-    def __init__(self, target: str | Settings | LoadBalancer, **settings: Any) -> None:
+    def __init__(
+        self, target: str | Settings | LoadBalancer, *, hosts: str | Collection[str] | None = None, **settings: Any
+    ) -> None:
         if isinstance(target, LoadBalancer):
             if settings:
                 raise TypeError(f"a LoadBalancer has its settings already: {', '.join(settings)}")
@@ -65,6 +69,7 @@ class BalancedTransport(_Transport):
         else:
             self.balancer = LoadBalancer(target, **settings)
         self._owned = self.balancer is not target
+        self._hosts = None if hosts is None else sorted(map(str.lower, [hosts] if isinstance(hosts, str) else hosts))
         self._calls: set[LocalCall] = set()
         renew_in_child(self, BalancedTransport._begin_anew)
 
@@ -77,7 +82,8 @@ class BalancedTransport(_Transport):
         """Send a call to a member; httpx calls this.
 
         Raises:
-            httpx.UnsupportedProtocol: The URL is not ``http://``, or the call asks for another protocol (``Upgrade``).
+            httpx.UnsupportedProtocol: The URL is not ``http://`` or not of one of ``hosts``, or the call asks to switch
+                to another protocol (``Upgrade``).
             httpx.LocalProtocolError: The call cannot be put into HTTP (RFC 9110, RFC 9112).
             httpx.TimeoutException: A time-out of httpx is over.
             httpx.ReadError: The transport was closed.
@@ -87,6 +93,9 @@ class BalancedTransport(_Transport):
         library = library_of(request)
         if library is None:
             raise TypeError(f"BalancedTransport takes requests of {EITHER}, not {type(request).__qualname__}")
+        if self._hosts is not None and (host := request.url.host) not in self._hosts:
+            words = f"{host!r} is not a host of this transport, which takes {', '.join(self._hosts) or 'none'}"
+            raise library.httpx.UnsupportedProtocol(words)
         self.balancer.start()
         dispatcher = self.balancer.dispatcher
         call = LocalCall(request, library, dispatcher.begin, self.balancer.proxy)

@@ -96,6 +96,48 @@ async def test_request_of_neither_library_is_refused_by_name() -> None:
         await BalancedTransport("apps", resolve=ScriptedResolver()).handle_async_request("GET /")
 
 
+# Other hosts.
+
+
+def elsewhere(library: Any) -> Any:
+    """The rest of the internet."""
+    return library.MockTransport(lambda request: library.Response(200, text=f"from {request.url.host}"))
+
+
+def redirecting() -> Member:
+    """A member that sends its clients to another host."""
+
+    async def redirect(connection: Connection) -> None:
+        head = b"HTTP/1.1 302 Found\r\nLocation: http://shop.example/x\r\nContent-Length: 0\r\n\r\n"
+        await connection.send(head)
+
+    return scripted(redirect)
+
+
+async def test_mount_sends_redirects_to_other_hosts_elsewhere(library: Any) -> None:
+    async with redirecting() as member:
+        mounts = {"http://apps": BalancedTransport("apps", resolve=ScriptedResolver(member.address))}
+        async with library.AsyncClient(
+            mounts=mounts, transport=elsewhere(library), base_url="http://apps", follow_redirects=True
+        ) as client:
+            assert (await client.get("/")).text == "from shop.example"
+            assert (await client.get("http://other.example/")).text == "from other.example"
+        assert [it.count(b" HTTP/1.1\r\n") for it in member.received] == [1]
+
+
+@pytest.mark.parametrize("hosts", ["apps", ["apps", "apps.internal"]], ids=["one", "several"])
+async def test_transport_with_hosts_refuses_others(library: Any, hosts: str | list[str]) -> None:
+    async with redirecting() as member:
+        transport = BalancedTransport("apps", hosts=hosts, resolve=ScriptedResolver(member.address))
+        async with library.AsyncClient(transport=transport, base_url="http://Apps:8080") as client:
+            assert (await client.get("/")).status_code == 302
+            with pytest.raises(library.UnsupportedProtocol, match=r"'shop\.example' is not a host of this .*apps"):
+                await client.get("/", follow_redirects=True)
+            with pytest.raises(library.UnsupportedProtocol, match=r"not a host of this"):
+                await client.get("http://apps.example/")
+        assert not any(b"example" in it for it in member.received)
+
+
 # To members.
 
 
