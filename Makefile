@@ -46,11 +46,11 @@ types: .venv/.ready
 hooks: .venv/.ready
 	$(BIN)/pre-commit install
 
-# Every requirements.txt, for every Python and platform, in one file. Versions stay while they fit what is required:
+# Every requirements.txt but that of the documentation site, for every Python and platform, in one file. Versions stay while they fit what is required:
 # make lock OPTIONS=--upgrade, or "--upgrade-package rich", takes newer ones. The file names no package index.
 lock: .venv/.ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
-		--output-file constraints.txt $(OPTIONS) $(shell git ls-files '*requirements.txt') >/dev/null
+		--output-file constraints.txt $(OPTIONS) $(shell git ls-files '*requirements.txt' ':!docs') >/dev/null
 
 # Leaves the sdist and the wheel in dist/, once the wheel has been tried in an environment of its own.
 dist: .venv/.ready

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from balancer.asgi.app import Proxy
+from balancer.asgi.event_loop import running_loop
 from balancer.config.keywords import settings_of
 from balancer.config.settings import Settings
 from balancer.discovery.loop import Discovery, Resolve
@@ -155,7 +156,7 @@ class LoadBalancer:
         self._flip_log = FlipLog(lambda: self.name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._loop is not asyncio.get_running_loop():
+        if self._loop is not running_loop():
             if scope["type"] == "lifespan":
                 await self._lifespan(receive, send)
                 return
@@ -168,7 +169,7 @@ class LoadBalancer:
         Raises:
             RuntimeError: No event loop runs, or another one still uses this.
         """
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if self._loop is loop:
             return
         if self._loop and self._loop.is_running():
@@ -328,8 +329,7 @@ class LoadBalancer:
             if self._release_timer:
                 self._release_timer.cancel()
             if admission.releasing_gradually:
-                call_later = asyncio.get_running_loop().call_later
-                self._release_timer = call_later(GATHER_SECONDS, admission.end_gradual_release)
+                self._release_timer = running_loop().call_later(GATHER_SECONDS, admission.end_gradual_release)
         admission.assign_queued()
         if before and not self._had_available:
             self._discovery.wake()

@@ -11,10 +11,14 @@ from tests.support.paths import ROOT
 SNIPPET = '''
 from collections.abc import Container, Sequence
 
+import httpx
+import httpx2
 
 from balancer import BalancedTransport, LoadBalancer
-from balancer.hooks import HeaderFields, HookRequest, Member
-from balancer.policies import LeastRequests, Policy, PolicyLike
+from balancer.hooks import HookRequest, Member
+from balancer.policies import Policy, PolicyLike
+from balancer.upstream.base import Timeouts
+from balancer.upstream.httpx_adapter import HttpxUpstream
 
 
 class First:
@@ -56,6 +60,17 @@ LoadBalancer("apps", policy=OtherNames())
 LoadBalancer("apps", policy=Inherits())
 LoadBalancer("apps", policy="random")
 LoadBalancer("apps", policy=NoPolicy())  # refused
+
+# Clients and transports of both libraries.
+transport = BalancedTransport("apps", policy=First())
+httpx.AsyncClient(transport=transport, mounts={"http://apps": transport})
+httpx2.AsyncClient(transport=transport, mounts={"http://apps": transport})
+httpx.Client(transport=transport)  # refused
+httpx2.Client(transport=transport)  # refused
+timeouts = Timeouts(connect=1, response=1, idle=1)
+LoadBalancer("apps", upstream=HttpxUpstream(timeouts, lambda: httpx.AsyncHTTPTransport(http2=True)))
+LoadBalancer("apps", upstream=HttpxUpstream(timeouts, httpx2.AsyncHTTPTransport))
+HttpxUpstream(timeouts, httpx2.AsyncHTTPTransport())  # refused
 '''
 
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from math import inf
-
-import httpx
+from typing import Any
 
 from balancer.asgi.app import Proxy
 from balancer.calls.patience import Patience, Wait
+from balancer.calls.request_parts import request_parts
 from balancer.dispatch.context import RequestContext
 from balancer.dispatch.interfaces import PENDING, STARTED, ActiveRequest
 from balancer.errors import ClientGone, Refusal, SilentResponse
 from balancer.http.headers import NO_FIELDS, Headers, host, request_id
 from balancer.http.request import Request
-from balancer.http.validation import METHOD, check_passed
 from balancer.upstream.base import UpstreamResponse
-
-# RFC 9110 sections 5.1 and 5.5, RFC 9112 section 3.2: parts that cannot break out of their place in the head.
-_TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_VALUE = re.compile(rb"[^\0\r\n]*")
-_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+from balancer.upstream.httpx_library import HttpxLibrary
 
 
 class LocalCall(ActiveRequest):
@@ -38,11 +32,13 @@ class LocalCall(ActiveRequest):
     reason = b""
     fields: Headers = NO_FIELDS
 
-    def __init__(self, request: httpx.Request, begin: Callable[[Request], RequestContext], proxy: Proxy) -> None:
+    def __init__(
+        self, request: Any, library: HttpxLibrary, begin: Callable[[Request], RequestContext], proxy: Proxy
+    ) -> None:
         self._loop = asyncio.get_running_loop()
-        method, target, fields, length = _checked(request)
+        self._httpx = library.httpx
+        method, target, fields, length = request_parts(request, self._httpx)
         chunked = length is None
-        assert isinstance(request.stream, httpx.AsyncByteStream)
         self._source = request.stream
         self._pieces: AsyncIterator[bytes] | None = None
         # Bytes of the body that are still due, if that is known.
@@ -124,10 +120,10 @@ class LocalCall(ActiveRequest):
         if self._due is not None:
             self._due -= len(piece)
             # The end of any other stream itself shows that there is no more.
-            self.ended |= self._due == 0 and isinstance(self._source, httpx.ByteStream)
+            self.ended |= self._due == 0 and isinstance(self._source, self._httpx.ByteStream)
             if self._due < 0 or (not piece and self._due):
                 much = "little" if self._due > 0 else "much"
-                self._failure = httpx.LocalProtocolError(f"Too {much} data for declared Content-Length")
+                self._failure = self._httpx.LocalProtocolError(f"Too {much} data for declared Content-Length")
                 raise ClientGone
 
     # The response, as it comes from the balancer.
@@ -167,12 +163,8 @@ class LocalCall(ActiveRequest):
             await self._wait_until(inf)
         self._patience.end()
         if self.state is PENDING:
-            raise self._overdue(self._patience.expired) if self._patience.expired else self._broken()
-
-    def _overdue(self, wait: Wait) -> httpx.TimeoutException:
-        _, exception, words = wait.value
-        error: httpx.TimeoutException = getattr(httpx, exception)(words)
-        return error
+            expired = self._patience.expired
+            raise self._error(*expired.value[1:]) if expired else self._broken()
 
     async def _wait_until(self, when: float) -> bool:
         """Wait for progress until ``when``; return whether there was any."""
@@ -195,7 +187,7 @@ class LocalCall(ActiveRequest):
             if self.running.done():
                 raise self._broken()
             if not await self._wait_until(self._loop.time() + self._patience.limit("read")):
-                raise httpx.ReadTimeout("nothing more of the response in time")
+                raise self._error("ReadTimeout", "nothing more of the response in time")
 
     def _broken(self) -> Exception:
         """Return the error of a response that is not complete."""
@@ -206,11 +198,15 @@ class LocalCall(ActiveRequest):
             return error
         if self.context.error == "truncated" and self.context.attempts:
             last = self.context.attempts[-1]
-            kind = httpx.ReadTimeout if last.reason == SilentResponse.reason else httpx.RemoteProtocolError
-            return kind(str(last))
-        return httpx.ReadError(
-            str(self.close_reason) if isinstance(self.close_reason, Refusal) else "the call was broken off"
-        )
+            is_silent = last.reason == SilentResponse.reason
+            return self._error("ReadTimeout" if is_silent else "RemoteProtocolError", str(last))
+        was_ended = isinstance(self.close_reason, Refusal)
+        return self._error("ReadError", str(self.close_reason) if was_ended else "the call was broken off")
+
+    def _error(self, name: str, words: str) -> Exception:
+        """Return an exception of the library that the caller uses."""
+        error: Exception = getattr(self._httpx, name)(words)
+        return error
 
     async def aclose(self) -> None:
         """End the call, and wait until it has ended."""
@@ -223,41 +219,3 @@ class LocalCall(ActiveRequest):
         if not self.running.done():
             with suppress(RuntimeError):  # A closed loop has ended its calls.
                 self._loop.call_soon_threadsafe(self.end)
-
-
-def _checked(request: httpx.Request) -> tuple[str, bytes, Headers, int | None]:
-    """Return method, target and fields of a call, and the length of its body, None where that is not known.
-
-    Raises UnsupportedProtocol and LocalProtocolError as httpx's own transports do.
-    """
-    if request.url.scheme != "http":
-        raise httpx.UnsupportedProtocol(f"members are spoken to in plain HTTP, which {request.url.scheme!r} is not")
-    target: bytes = request.extensions.get("target", request.url.raw_path)
-    if request.method == "CONNECT" or not METHOD.fullmatch(request.method.encode("latin-1", "replace")):
-        raise httpx.LocalProtocolError(f"{request.method!r} is not a method for members")
-    if not _TARGET.fullmatch(target):
-        raise httpx.LocalProtocolError("the request target has a space or a line break, or there is none")
-    fields: Headers = []
-    lengths: list[bytes] = []
-    codings: list[bytes] = []
-    for name, value in request.headers.raw:
-        name = name.lower()
-        if not (_TOKEN.fullmatch(name) and _VALUE.fullmatch(value)):
-            raise httpx.LocalProtocolError(f"the header field {name!r} has a character that it must not have")
-        if name == b"content-length":
-            lengths.append(value)
-        elif name == b"transfer-encoding":
-            codings.append(value.lower())
-        fields.append((name, value))
-    if not any(name == b"host" for name, _ in fields):
-        fields.insert(0, (b"host", request.url.netloc))
-    if len(lengths) > 1 or (codings and (lengths or codings != [b"chunked"])):
-        raise httpx.LocalProtocolError("a request needs one Content-Length, or chunks")
-    try:
-        check_passed(fields)
-    except Refusal as refusal:
-        raise httpx.LocalProtocolError(refusal.reason) from None
-    if lengths and not lengths[0].isdigit():
-        raise httpx.LocalProtocolError("the Content-Length is not a number")
-    length = None if codings else int(lengths[0]) if lengths else 0
-    return request.method, target, fields, length

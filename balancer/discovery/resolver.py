@@ -14,7 +14,6 @@ import dns.exception
 import dns.name
 import dns.rcode
 import dns.rdatatype
-import dns.resolver
 
 from balancer.config.settings import Settings, SettingsError
 from balancer.discovery.dns_client import EDNS_PAYLOAD, ask
@@ -165,6 +164,8 @@ def read_system(path: Path | None = None) -> ResolverConfig:
 
     Docker's DNS has no search list, and neither has a system with ``ndots:0``, which Docker sets.
     """
+    import dns.resolver  # It imports all of dnspython, and httpx2 where that is installed.
+
     resolver = dns.resolver.Resolver(configure=False)
     try:
         resolver.read_resolv_conf(str(path or RESOLV_CONF))

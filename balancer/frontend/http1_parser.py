@@ -24,7 +24,7 @@ from balancer.frontend.http1_exchange import ClientExchange
 from balancer.http.chunked import ChunkedReader, MalformedChunk
 from balancer.http.headers import Headers, content_length, without_underscores
 from balancer.http.request import Request
-from balancer.http.validation import METHOD, check, headers_too_large, malformed
+from balancer.http.validation import TOKEN, check, headers_too_large, malformed
 
 if TYPE_CHECKING:
     from balancer.frontend.http1_connection import Http1Connection
@@ -121,7 +121,7 @@ class RequestParser:
         connection = self._connection
         if connection.phase is HEAD and not self._begun:
             return piece
-        if METHOD.fullmatch(piece):
+        if TOKEN.fullmatch(piece):
             if not self._begun:
                 connection.phase, self._method = HEAD, ""
             self._begun += piece
@@ -145,7 +145,7 @@ class RequestParser:
 
     def _replace_method(self, head: bytes) -> bytes:
         """Return the beginning of a head with a substitute for its method, or b"" where that is no help."""
-        found = METHOD.match(head)
+        found = TOKEN.match(head)
         if not found or found[0] in _AS_THEY_ARE or head[found.end() : found.end() + 1] != b" ":
             return b""
         self._parser = httptools.HttpRequestParser(self)  # The old one may have begun with it.

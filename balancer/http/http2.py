@@ -6,7 +6,7 @@ import re
 
 from balancer.config.settings import Settings
 from balancer.http.headers import Headers
-from balancer.http.validation import METHOD, check, malformed
+from balancer.http.validation import TOKEN, check, malformed
 
 # Settings (section 6.5.2, RFC 8441 section 3), and the type of their frame and the length of a frame's header.
 _MAX_HEADER_LIST_SIZE, _ENABLE_CONNECT_PROTOCOL = 0x6, 0x8
@@ -56,7 +56,7 @@ def with_status(data: bytes, stream: int, status: int) -> bytes:
 
 def check_http2(method: bytes, target: bytes, fields: Headers, limits: Settings) -> None:
     """Raise Refusal for a request that would be refused over HTTP/1.1, or that HTTP/1.1 cannot carry."""
-    if not METHOD.fullmatch(method):
+    if not TOKEN.fullmatch(method):
         raise malformed("the method is not one")
     check(method, target, fields.copy(), "1.1", limits.max_header_bytes + 1, limits)
     if not target.startswith(b"/") and target != b"*":

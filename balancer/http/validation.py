@@ -23,8 +23,8 @@ from balancer.http.request import Request
 # RFC 9110 section 7.2 and RFC 3986 section 3.2.2: a host, perhaps with a port.
 # Runs of characters are taken as one (++), or a long host takes a millisecond.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})++)(?::[0-9]*+)?")
-# RFC 9110 section 9.1: any token may be a method.
-METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# RFC 9110 section 5.6.2. Any token may be a method (section 9.1), or the name of a header.
+TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ABSOLUTE = re.compile(rb"(https?)://([^/?#]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 _DEFAULT_PORTS = {b"http": b"80", b"https": b"443"}
 

@@ -1,4 +1,4 @@
-"""An upstream over any ``httpx.AsyncBaseTransport``: httpx's own, a mock, HTTP/2, a user's.
+"""An upstream over any ``AsyncBaseTransport`` of httpx or httpx2: the library's own, a mock, HTTP/2, a user's.
 
 The transport is called directly. An ``httpx.AsyncClient`` would add headers, keep one cookie jar
 for all users, follow redirects, decode bodies and rewrite URLs. Each member has a transport of its
@@ -10,28 +10,14 @@ while it waits for one (encode/httpcore issue 1093).
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpcore
-import httpx
-
-from balancer.errors import (
-    LOCAL_RESOURCE_ERRNOS,
-    ConnectFailed,
-    ConnectionDied,
-    ProtocolViolation,
-    Refusal,
-    ResponseTimeout,
-    SilentResponse,
-    TruncatedResponse,
-    UpstreamError,
-)
+from balancer.errors import ConnectionDied, ProtocolViolation, SilentResponse, TruncatedResponse
 from balancer.forks import abandon, renew_in_child
 from balancer.http.headers import Headers, announces_close, response_headers, without_length
 from balancer.http.request import Body
@@ -39,18 +25,19 @@ from balancer.http.serialize import own_reason
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts, Upstream, UpstreamRequest, UpstreamResponse
+from balancer.upstream.httpx_library import EITHER, HttpxLibrary, any_library, fault_of, faults, library_of, words_of
+
+if TYPE_CHECKING:
+    import httpx
+    import httpx2
+
+    Transport = httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport
 
 # Below the 5 s after which a uvicorn member closes an idle connection.
 KEEPALIVE_SECONDS = 4.0
 
 # Bytes of one read of a protocol that a member switched to.
 READ_SIZE = 32 * 1024
-
-# Characters kept of an exception's text: it may quote all that the member has sent.
-WORDS_MAX = 200
-
-# h11's words for an end of file where a response head, or a body, was due.
-_CLOSED_SILENTLY = ("Server disconnected", "peer closed connection")
 
 
 class HttpxUpstream(Upstream):
@@ -59,11 +46,15 @@ class HttpxUpstream(Upstream):
     Args:
         timeouts: Limits in seconds.
         make_transport: Function that returns a transport, called once for each member. Default: plain HTTP/1.1.
+
+    Raises:
+        TypeError: ``make_transport`` is a transport, not a function that makes one.
     """
 
-    def __init__(
-        self, timeouts: Timeouts, make_transport: Callable[[], httpx.AsyncBaseTransport] | None = None
-    ) -> None:
+    def __init__(self, timeouts: Timeouts, make_transport: Callable[[], Transport] | None = None) -> None:
+        if hasattr(make_transport, "handle_async_request") and not isinstance(make_transport, type):
+            kind = type(make_transport).__qualname__
+            raise TypeError(f"make_transport is a function that returns a transport, such as lambda: {kind}(...)")
         self._timeouts = timeouts
         self._make_transport = make_transport or _default_transport()
         self._members: dict[Address, _Member] = {}
@@ -81,7 +72,7 @@ class HttpxUpstream(Upstream):
     async def send(self, address: Address, request: UpstreamRequest) -> _Response:
         member = self._members.get(address)
         if member is None:
-            member = self._members[address] = _Member(self._make_transport(), _url(address))
+            member = self._members[address] = _member(self._make_transport(), address)
         # httpcore reads "read" anew for the head and for the body: see _Response.
         limits = {
             "connect": self._timeouts.connect,
@@ -89,17 +80,19 @@ class HttpxUpstream(Upstream):
             "write": self._timeouts.response,
             "read": self._timeouts.response,
         }
+        httpx = member.library.httpx
+        stream_class = member.library.stream_class(_RequestStream)
         outgoing = httpx.Request(
             request.method,
-            member.url,
+            _with_target(member, request.target),
             headers=request.headers,
-            stream=_RequestStream(request, request.body) if request.body else httpx.ByteStream(b""),
+            stream=stream_class(request, request.body) if request.body else httpx.ByteStream(b""),
             extensions={"target": request.target, "timeout": limits, **_traced(request)},
         )
         outgoing.method = request.method  # httpx turns it into upper case.
         member.in_use += 1
         try:
-            with _faults():
+            with faults(httpx):
                 response = await self._head(member, outgoing, request.repeatable)
         except BaseException:
             self._release(member)
@@ -111,7 +104,7 @@ class HttpxUpstream(Upstream):
             raise ProtocolViolation("the member switched protocols unasked", sent=True)
         return answer
 
-    async def _head(self, member: _Member, outgoing: httpx.Request, repeatable: bool) -> httpx.Response:
+    async def _head(self, member: _Member, outgoing: Any, repeatable: bool) -> Any:
         """Return the response's head. Raises ConnectionDied if the member hangs and the request can go elsewhere."""
         loop = asyncio.get_running_loop()
         timeout = self._timeouts.hung if repeatable else inf
@@ -172,19 +165,18 @@ class HttpxUpstream(Upstream):
 
 @dataclass(slots=True)
 class _Member:
-    """A member's transport and how many exchanges use it."""
+    """A member's transport, the library that it takes requests of, and how many exchanges use it."""
 
-    transport: httpx.AsyncBaseTransport
-    url: httpx.URL
+    transport: Any
+    library: HttpxLibrary
+    url: Any
     in_use: int = 0
     last_byte_at: float = -inf
     forgotten: bool = False
 
 
 class _Response(UpstreamResponse):
-    def __init__(
-        self, response: httpx.Response, idle: float, member: _Member, release: Callable[[_Member], None]
-    ) -> None:
+    def __init__(self, response: Any, idle: float, member: _Member, release: Callable[[_Member], None]) -> None:
         self._idle = idle
         self._loop = asyncio.get_running_loop()
         self._member = member
@@ -200,7 +192,7 @@ class _Response(UpstreamResponse):
         self.trailers: Headers = []
         self._response = response
         self._release: Callable[[_Member], None] | None = release
-        assert isinstance(response.stream, httpx.AsyncByteStream)
+        self._library, self._httpx = member.library, member.library.httpx
         self._pieces = aiter(response.stream)
         # The read that ``wait_for_body`` has begun.
         self._first: asyncio.Task[tuple[bytes, bool]] | None = None
@@ -223,8 +215,8 @@ class _Response(UpstreamResponse):
         except BaseException as error:
             await self.close()
             if isinstance(error, TruncatedResponse):
-                if isinstance(error.__cause__, httpx.TransportError):
-                    raise _fault(error.__cause__) from error
+                if isinstance(error.__cause__, self._httpx.TransportError):
+                    raise fault_of(error.__cause__, self._httpx) from error
                 raise ConnectionDied(str(error), sent=True) from error
             raise
 
@@ -241,17 +233,17 @@ class _Response(UpstreamResponse):
                 self._member.last_byte_at = self._loop.time()
                 if piece:
                     return piece, True
-        except (httpx.TransportError, httpcore.NetworkError, OSError) as error:
-            kind = SilentResponse if isinstance(error, httpx.TimeoutException) else TruncatedResponse
-            raise kind(_words(error)) from error
+        except (self._httpx.TransportError, self._library.httpcore.NetworkError, OSError) as error:
+            kind = SilentResponse if isinstance(error, self._httpx.TimeoutException) else TruncatedResponse
+            raise kind(words_of(error)) from error
         return b"", False
 
     async def write(self, data: bytes) -> None:
         assert self._network, "the member has not switched protocols"
         try:
             await self._network.write(data, timeout=self._idle)
-        except (httpcore.NetworkError, httpcore.TimeoutException, OSError) as error:
-            raise TruncatedResponse(_words(error)) from error
+        except (self._library.httpcore.NetworkError, self._library.httpcore.TimeoutException, OSError) as error:
+            raise TruncatedResponse(words_of(error)) from error
 
     async def write_eof(self) -> None:
         """Do nothing: httpcore's streams cannot be closed one way. The end of the response closes both."""
@@ -281,7 +273,9 @@ def _traced(request: UpstreamRequest) -> dict[str, Any]:
     return {"trace": trace}
 
 
-class _RequestStream(httpx.AsyncByteStream):
+class _RequestStream:
+    # A member's library makes an ``AsyncByteStream`` of it.
+
     def __init__(self, request: UpstreamRequest, body: Body) -> None:
         self._request = request
         self._body = body
@@ -294,57 +288,38 @@ class _RequestStream(httpx.AsyncByteStream):
             yield piece
 
 
-@contextmanager
-def _faults() -> Iterator[None]:
-    """Turn httpx's exceptions into the balancer's."""
+def _member(transport: Any, address: Address) -> _Member:
+    """Return a member with its transport. Raises TypeError where that is none."""
+    if not hasattr(transport, "handle_async_request"):
+        words = f"make_transport has to return an AsyncBaseTransport of {EITHER}"
+        raise TypeError(f"{words}, not an object of type {type(transport).__qualname__}")
+    library = library_of(transport) or any_library()
+    url = library.httpx.URL(scheme="http", host=address.host, port=address.port, path="/")
+    return _Member(transport, library, url)
+
+
+def _with_target(member: _Member, target: bytes) -> Any:
+    """Return the URL for what looks at it, such as mocks; on the wire goes the target as it is.
+
+    A target without a place in a URL of httpx is left out: ``*``, a proxy's absolute form, raw bytes, more than 64 KiB.
+    """
+    if target == b"/":
+        return member.url
     try:
-        yield
-    except httpx.LocalProtocolError as error:
-        raise Refusal(400, "malformed_request", f"the request cannot be passed on: {error}") from error
-    except httpx.TransportError as error:
-        number = _errno(error)
-        if number in LOCAL_RESOURCE_ERRNOS:
-            words = f"the balancer cannot open another connection: {os.strerror(number)}"
-            raise Refusal(503, "overloaded", words, retry_after=1) from error
-        raise _fault(error) from error
+        return member.url.copy_with(raw_path=target)
+    except (member.library.httpx.InvalidURL, ValueError):
+        return member.url
 
 
-def _errno(error: BaseException | None) -> int:
-    """Return the error number of the operating system at the bottom of an exception, or 0."""
-    number = 0
-    seen = set[int]()
-    while error and id(error) not in seen:  # One that was raised twice may be its own context's cause.
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno:
-            number = error.errno
-        error = error.__cause__ or error.__context__
-    return number
-
-
-def _fault(error: httpx.TransportError) -> UpstreamError:
-    text = _words(error)
-    match error:
-        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
-            return ConnectFailed(text, refused="refused" in text.lower())
-        case httpx.TimeoutException():
-            return ResponseTimeout(text, sent=True)
-        case httpx.RemoteProtocolError() if not text.startswith(_CLOSED_SILENTLY):
-            return ProtocolViolation(text, sent=True)
-    return ConnectionDied(text, sent=True)
-
-
-def _words(error: Exception) -> str:
-    return str(error)[:WORDS_MAX] or type(error).__name__
-
-
-def _url(address: Address) -> httpx.URL:
-    return httpx.URL(scheme="http", host=address.host, port=address.port, path="/")
-
-
-def _default_transport() -> Callable[[], httpx.AsyncBaseTransport]:
+def _default_transport() -> Callable[[], Transport]:
+    httpx = any_library().httpx
     # One TLS context for all: making one takes milliseconds, and plain HTTP needs none.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
-    return lambda: httpx.AsyncHTTPTransport(
-        verify=context, limits=limits, trust_env=False, socket_options=tcp.keep_alive_options()
+    return partial(
+        httpx.AsyncHTTPTransport,
+        verify=context,
+        limits=limits,
+        trust_env=False,
+        socket_options=tcp.keep_alive_options(),
     )

@@ -56,7 +56,7 @@ def test_every_token_that_the_balancer_can_answer_is_explained() -> None:
 def test_examples_in_python_are_parts_of_those_that_tests_run() -> None:
     sources = [path.read_text() for path in (ROOT / "examples").glob("*.py")]
     blocks = re.findall(r"^```python\n(.*?)^```", README + LIBRARY, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     assert all(any(block.strip() in source for source in sources) for block in blocks)
 
 

@@ -41,11 +41,12 @@ class Calls:
 
 
 @asynccontextmanager
-async def calling(*members: Member, timeout: Any = None, **settings: Any) -> AsyncIterator[Calls]:
+async def calling(*members: Member, timeout: Any = None, library: Any = httpx, **settings: Any) -> AsyncIterator[Calls]:
+    """A client of a library, httpx or httpx2, whose calls go to the members."""
     records = Records()
     resolve = ScriptedResolver(*(it.address for it in members))
     transport = BalancedTransport("apps", resolve=resolve, observers=[records], **settings)
-    async with httpx.AsyncClient(transport=transport, base_url="http://shop.example", timeout=timeout) as client:
+    async with library.AsyncClient(transport=transport, base_url="http://shop.example", timeout=timeout) as client:
         await eventually(lambda: len(transport.balancer.membership.available) == len(members))
         yield Calls(client, transport.balancer, records.all)
 

@@ -16,7 +16,8 @@ from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, UpstreamRequest
-from balancer.upstream.httpx_adapter import WORDS_MAX, HttpxUpstream
+from balancer.upstream.httpx_adapter import HttpxUpstream
+from balancer.upstream.httpx_library import WORDS_MAX
 from tests.support.scripted import ScriptedProbe, ScriptedResolver
 from tests.support.wire import eventually
 
@@ -227,6 +228,41 @@ async def test_httpx_errors_become_typed_faults(error: Exception, fault: type[Up
         await upstream.send(ONE, UpstreamRequest("GET", b"/", []))
     assert caught.value.sent is sent
     await upstream.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"/", "/", b""),
+        (b"/greeting?name=a%20b", "/greeting", b"name=a%20b"),
+        (b"/a%2Fb/../c", None, b""),
+        (b"//x", "//x", b""),
+        # They have no place in a URL of httpx.
+        (b"*", "/", b""),
+        (b"http://shop.example/x", "/", b""),
+        (b"/\xff", "/", b""),
+        (b"/" + b"x" * 70_000, "/", b""),
+    ],
+    ids=lambda it: str(it)[:20],
+)
+async def test_transport_sees_the_path_in_the_url_and_the_target_as_it_came(
+    target: bytes, path: str | None, query: bytes
+) -> None:
+    """Mocks route by the URL, and so do transports that are not made of httpcore."""
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200)
+
+    upstream = HttpxUpstream(TIMEOUTS, lambda: httpx.MockTransport(answer))
+    response = await upstream.send(ONE, UpstreamRequest("GET", target, [(b"host", b"apps")]))
+    await response.close()
+    await upstream.close()
+    (request,) = seen
+    assert request.extensions["target"] == target
+    assert (request.url.host, request.url.query) == (ONE.host, query)
+    assert path is None or request.url.path == path
 
 
 @pytest.mark.parametrize("error", [httpx.RemoteProtocolError, httpx.ConnectError, httpx.ReadTimeout])

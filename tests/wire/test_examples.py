@@ -5,23 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 
 from balancer import BalancedTransport, Settings
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
+from balancer.discovery.snapshot import Answer, Outcome, Snapshot
+from balancer.members.health import HealthEvent
+from balancer.members.probe import Verdict
+from balancer.types import Address
+from balancer.upstream.base import Timeouts
+from balancer.upstream.httpx_adapter import HttpxUpstream
 from tests.support.blocks import readme_block
 from tests.support.paths import ROOT
 from tests.support.redis import redis
+from tests.support.scripted import ScriptedResolver
 from tests.support.wire import LIMIT, eventually
 from tests.support.workers import Worker, running, worker
 
@@ -133,6 +143,36 @@ async def test_client_example() -> None:
         lines = out.decode().splitlines()
         assert len(lines) == 10
         assert all(it.startswith(tuple(said)) for it in lines)
+
+
+async def test_example_of_tests_passes_where_it_is_copied_to(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "test_calls.py", tmp_path)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error", "test_calls.py",
+        cwd=tmp_path, stdout=PIPE, stderr=PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode == 0, (out + err).decode()
+
+
+@pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
+async def test_way_to_no_member_and_to_one_that_is_down_is_as_the_guide_says(library: Any) -> None:
+    """docs/guides/library.md, on tests; there with either library."""
+
+    async def no_one() -> Snapshot:
+        return Snapshot((Answer("A", Outcome.EMPTY),), 0.0)
+
+    async def down(address: Address) -> Verdict:
+        return HealthEvent.REFUSED, "down"
+
+    upstream = HttpxUpstream(Timeouts(1, 1, 1), lambda: library.MockTransport(lambda request: library.Response(200)))
+    one = ScriptedResolver(Address("10.0.0.1", 80))
+    settings: list[dict[str, Any]] = [{"resolve": no_one}, {"resolve": one, "probe": down}]
+    for setting in settings:
+        transport = BalancedTransport("apps", upstream=upstream, queue_timeout=0.1, **setting)
+        async with library.AsyncClient(transport=transport, base_url="http://apps") as client:
+            answer = await client.get("/")
+            assert (answer.status_code, answer.headers["x-balancer-error"]) == (503, "no_member")
 
 
 async def test_caller_does_not_notice_that_members_come_and_go() -> None:
