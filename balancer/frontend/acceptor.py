@@ -21,9 +21,12 @@ from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.tls import HTTP2, Certificate
 from balancer.frontend.tunnel import HIGH_WATER
 from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
+from balancer.loop_time import Limit
 
 log = logging.getLogger(__name__)
 
+# Seconds of a timer that is not wanted.
+_NEVER = 1e6
 # Seconds without accepting after the process has run out of files.
 PAUSE_SECONDS = 1.0
 # Sockets accepted in one turn of the event loop.
@@ -93,16 +96,17 @@ class Acceptor:
         try:
             source = ""
             if self._has_proxy_header(peer):
-                async with asyncio.timeout(timeout(Phase.HANDSHAKE, self._limits)):
+                async with Limit(timeout(Phase.HANDSHAKE, self._limits)):
                     source = await self._read_source(sock)
             tls: dict[str, Any] = {}
             if self._certificate:
                 tls = {
                     "ssl": self._certificate.context,
-                    "ssl_handshake_timeout": timeout(Phase.HANDSHAKE, self._limits),
+                    "ssl_handshake_timeout": _NEVER,  # Its own timer goes on while the loop does not.
                     "ssl_shutdown_timeout": unread_timeout(self._limits),
                 }
-            await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(self._make, source), sock, **tls)
+            async with Limit(timeout(Phase.HANDSHAKE, self._limits)):
+                await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(self._make, source), sock, **tls)
         except (Malformed, TimeoutError, OSError) as error:
             # There is no request yet that could be answered.
             log.debug("a connection from %s came to nothing: %s", peer or "a Unix socket", error)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from balancer.config.settings import Settings
 from balancer.errors import LOCAL_RESOURCE_ERRNOS, connect_failed
+from balancer.loop_time import Limit
 from balancer.members.health import HealthEvent
 from balancer.types import Address
 
@@ -22,7 +23,7 @@ def make_probe(settings: Settings) -> Probe:
 
     async def probe(address: Address) -> Verdict:
         try:
-            async with asyncio.timeout(within):
+            async with Limit(within):
                 reader, writer = await asyncio.open_connection(address.host, address.port)
         except OSError as error:
             if error.errno in LOCAL_RESOURCE_ERRNOS:
@@ -32,7 +33,7 @@ def make_probe(settings: Settings) -> Probe:
         try:
             if path is None:
                 return HealthEvent.PROBE_OK, "accepts connections"
-            async with asyncio.timeout(limit):
+            async with Limit(limit):
                 writer.write(request)
                 return _judge(path, await reader.readline())
         except TimeoutError:

@@ -11,6 +11,7 @@ import os
 from balancer.errors import LOCAL_RESOURCE_ERRNOS, ConnectionDied, Refusal, connect_failed
 from balancer.http.headers import Headers
 from balancer.http.serialize import request_head
+from balancer.loop_time import Limit, loop_time
 from balancer.types import Address
 from balancer.upstream.base import UpstreamRequest
 from balancer.upstream.connection import MemberConnection
@@ -56,7 +57,7 @@ class NativeUpstream(ConnectionPool):
     async def _connect(self, address: Address, member_pool: MemberPool) -> MemberConnection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._timeouts.connect):
+            async with Limit(self._timeouts.connect):
                 _, connection = await loop.create_connection(
                     lambda: MemberConnection(address, self._timeouts, member_pool), *address
                 )
@@ -67,7 +68,7 @@ class NativeUpstream(ConnectionPool):
             raise connect_failed(error, self._timeouts.connect) from error
         self.opened += 1
         if self._sweeper is None:
-            self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
+            self._sweeper = loop_time().call_later(self._sweep_seconds, self._sweep)
         return connection
 
     async def close(self) -> None:
