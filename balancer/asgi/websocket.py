@@ -27,6 +27,7 @@ from balancer.errors import ClientGone, Refusal, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers, folded, host, request_id
 from balancer.http.request import Request
 from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY
+from balancer.loop_time import Limit
 from balancer.types import Message, Receive, Scope, Send
 from balancer.upstream.base import UpstreamResponse
 
@@ -138,7 +139,7 @@ class _Relay:
         self._is_text = False
         self._client_open = True
         # Runs once either side has begun to close.
-        self._limit = asyncio.timeout(None)
+        self._limit = Limit(None)
         self._is_over = False
 
     async def run(self) -> None:
@@ -172,7 +173,7 @@ class _Relay:
                 assert isinstance(event, Frame)
                 await self._frame(event)
             await self._flush()
-            if self._member.close_sent and not self._limit.when():
+            if self._member.close_sent and not self._limit.is_set:
                 # Either the member began to close, or it broke the rules: it has a moment to finish.
                 self._limit_close()
                 if not self._member.close_rcvd:
@@ -244,7 +245,7 @@ class _Relay:
 
     def _limit_close(self) -> None:
         if not self._is_over:
-            self._limit.reschedule(asyncio.get_running_loop().time() + CLOSE_SECONDS)
+            self._limit.renew(CLOSE_SECONDS)
 
     async def _flush(self) -> None:
         """Send the protocol's output to the member: messages, pongs, closes."""

@@ -11,6 +11,7 @@ import dns.message
 import dns.name
 
 from balancer.discovery.dns_message import Reply, answers, is_truncated
+from balancer.loop_time import Limit
 from balancer.types import Address
 
 # Docker's DNS cuts an answer to the size in the query: without EDNS to 512 bytes, some 24 addresses.
@@ -27,7 +28,7 @@ async def ask(server: Address, name: dns.name.Name, record: str, by_tcp: bool = 
     Raises TimeoutError after QUERY_TIMEOUT seconds, OSError if the server cannot be reached or answers nonsense.
     """
     query = dns.message.make_query(name, record, use_edns=0, payload=EDNS_PAYLOAD).to_wire()
-    async with asyncio.timeout(QUERY_TIMEOUT):
+    async with Limit(QUERY_TIMEOUT):
         if not by_tcp:
             wire = await _over_udp(server, query)
             if not is_truncated(wire):

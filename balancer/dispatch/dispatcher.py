@@ -19,6 +19,7 @@ from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Refusal, TruncatedResponse, UpstreamError
 from balancer.http.headers import NO_FIELDS, Headers, content_length, local_call_headers, with_prefix
 from balancer.http.request import Request
+from balancer.loop_time import Limit, loop_time
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.upstream.base import UpstreamRequest, UpstreamResponse
@@ -35,9 +36,10 @@ HEAD_DELAY = 0.01
 
 @dataclass(slots=True)
 class _Attempts:
-    """The attempts that a request has left. ``until``: the clock reading up to which it may wait for a member.
+    """The attempts that a request has left.
 
-    ``repeats``: repeats after a member had the request. ``pause``: the next attempt comes after a pause.
+    ``until``: the reading of ``LoopTime`` up to which it may wait for a member. ``repeats``: repeats after a member had
+    the request. ``pause``: the next attempt comes after a pause.
     """
 
     queued: QueuedRequest
@@ -120,7 +122,7 @@ class Dispatcher(FastPathDispatcher):
         """Send the request to members until one answers, and pass its response on. Raises Refusal where none does."""
         outgoing = self._outgoing(context, sink)
         attempts = _Attempts(QueuedRequest(context.hook_request or context.request))
-        attempts.until = context.started + self._settings.queue_timeout
+        attempts.until = loop_time().time() + self._settings.queue_timeout
         while True:
             member = await self._find_member(context, attempts, sink)
             began = self._clock()
@@ -179,10 +181,10 @@ class Dispatcher(FastPathDispatcher):
         attempts.pause = False
         if fault.sent:
             # The time in which a member had the request was not spent waiting for a member.
-            attempts.until = now + self._settings.queue_timeout
+            attempts.until = loop_time().time() + self._settings.queue_timeout
             attempts.repeats += 1
             attempts.pause = attempts.repeats == retry.MAX_REPEATS
-        elif now > attempts.until + self._settings.connect_timeout:
+        elif loop_time().time() > attempts.until + self._settings.connect_timeout:
             # The last attempt began while the request might still have waited, and failed slowly.
             raise self._no_member(context) from fault
         if context.body:
@@ -221,12 +223,13 @@ class Dispatcher(FastPathDispatcher):
             return True
 
         queued.give = give
+        patience = max(0.0, until - loop_time().time())
         queued.in_hand = body.size if body else 0
         is_queued = False
         try:
-            self.admission.wait(queued, until - began)
+            self.admission.wait(queued, patience)
             is_queued = True
-            async with asyncio.timeout(max(0.0, until - began)):
+            async with Limit(patience):
                 await assigned
         except (Refusal, TimeoutError) as error:
             if not assigned.done() or assigned.cancelled():

@@ -27,10 +27,13 @@ from balancer.frontend.tunnel import HIGH_WATER
 from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
 from balancer.http.request import Request
 from balancer.http.validation import malformed
+from balancer.loop_time import Limit
 from balancer.telemetry.rare_log import RareLog
 
 log = logging.getLogger(__name__)
 
+# Seconds of a timer that is not wanted.
+_NEVER = 1e6
 # Seconds without accepting after the process has run out of files.
 PAUSE_SECONDS = 1.0
 # Sockets accepted in one turn of the event loop.
@@ -109,12 +112,13 @@ class Acceptor:
         try:
             source = ""
             if self._has_proxy_header(peer):
-                async with asyncio.timeout(timeout(Phase.HANDSHAKE, self._limits)):
+                async with Limit(timeout(Phase.HANDSHAKE, self._limits)):
                     source = await self._read_source(sock)
-            tls = await self._prepare_tls(sock)
-            is_misdirected = self._certificate is not None and not tls
-            make: Make = (lambda http2: self._make_plain()) if is_misdirected else self._make
-            await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(make, source), sock, **tls)
+            async with Limit(timeout(Phase.HANDSHAKE, self._limits)):
+                tls = await self._prepare_tls(sock)
+                is_misdirected = self._certificate is not None and not tls
+                make: Make = (lambda http2: self._make_plain()) if is_misdirected else self._make
+                await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(make, source), sock, **tls)
         except Malformed as error:
             self._headerless.warning(
                 "a connection from %s begins with no sound PROXY header, and is closed: %s", who, error
@@ -132,14 +136,12 @@ class Acceptor:
         """Return asyncio's arguments for a handshake; none without a certificate, or where the client begins HTTP."""
         if not self._certificate:
             return {}
-        limit, began = timeout(Phase.HANDSHAKE, self._limits), self._loop.time()
-        async with asyncio.timeout(limit):
-            await self._wait_readable(sock)
+        await self._wait_readable(sock)
         if _HTTP.match(sock.recv(1, socket.MSG_PEEK)):
             return {}
         return {
             "ssl": self._certificate.context,
-            "ssl_handshake_timeout": max(0.01, began + limit - self._loop.time()),
+            "ssl_handshake_timeout": _NEVER,  # Its own timer goes on while the loop does not.
             "ssl_shutdown_timeout": unread_timeout(self._limits),
         }
 

@@ -212,11 +212,11 @@ class ClientConnection:
     # The check.
 
     def begin_checks(self, now: float) -> None:
-        """Count the time of the first phase from ``now``, a reading of the loop's clock."""
+        """Count the time of the first phase from ``now``, a reading of ``LoopTime``."""
         self._since = now
 
     def check_timeouts(self, now: float) -> None:
-        """End the connection if the client has taken too long. ``now``: a reading of the loop's clock."""
+        """End the connection if the client has taken too long. ``now``: a reading of ``LoopTime``."""
         unread = self.unread
         if unread != self._unread[0]:
             self._unread = (unread, now)

@@ -14,6 +14,7 @@ from balancer.errors import Refusal
 from balancer.frontend.client_connection import ClientConnection
 from balancer.http.memo import Memo
 from balancer.http.request import Request
+from balancer.loop_time import Timer, loop_time
 from balancer.telemetry.rare_log import RareLog
 from balancer.words import counted
 
@@ -38,7 +39,7 @@ class ClientRegistry:
         self._rejected: set[ClientConnection] = set()
         self._peak = 0
         self._per_address: Counter[str] = Counter()
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: Timer | None = None
         # Set once the last connection has ended; None where nothing waits for that.
         self._emptied: asyncio.Event | None = None
         # Requests without a body that have come before, by their bytes and their origin.
@@ -78,7 +79,7 @@ class ClientRegistry:
         """Count a new connection. Raises Refusal where there are too many."""
         self.connections.add(connection)
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep, [])
+            self._sweeper = loop_time().call_later(SWEEP_SECONDS, self._sweep, [])
         limit, each = self.settings.max_connections, self.settings.max_connections_per_client
         full = limit and len(self.connections) - len(self._rejected) > limit
         if full or (each and self._per_address[connection.peer] >= each):
@@ -113,13 +114,13 @@ class ClientRegistry:
 
     def _sweep(self, left: list[ClientConnection]) -> None:
         """Check all connections, a batch a turn, so that requests pass in between."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        clock = loop_time()
+        now = clock.time()
         left = left or self._start_round()
         batch, left = left[:SWEEP_BATCH], left[SWEEP_BATCH:]
         for connection in batch:
             connection.check_timeouts(now)
         if self.connections:
-            self._sweeper = loop.call_later(0 if left else SWEEP_SECONDS, self._sweep, left)
+            self._sweeper = clock.call_later(0 if left else SWEEP_SECONDS, self._sweep, left)
         else:
             self._sweeper = None

@@ -45,6 +45,7 @@ from balancer.http.headers import plain_address
 from balancer.http.memo import HEAD_MAX
 from balancer.http.request import Request
 from balancer.http.serialize import response_head
+from balancer.loop_time import loop_time
 
 if TYPE_CHECKING:
     from balancer.frontend.client_registry import ClientRegistry
@@ -53,8 +54,7 @@ if TYPE_CHECKING:
 HALF_CLOSED_SECONDS = 0.5
 # Seconds for the first request of a client when the listener closes: it may be on its way.
 NEW_SECONDS = 1.0
-# Requests that a client may send without waiting for the first answer. After these the connection ends, and the
-# client sends the rest again (RFC 9112 section 9.3.2).
+# Requests of a client ahead of the first answer, after which the connection ends (RFC 9112 section 9.3.2).
 PIPELINE_MAX = 100
 
 
@@ -99,7 +99,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         self.peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._origin = f"{self.scheme} {self.peer}"
-        self.begin_checks(self.loop.time())
+        self.begin_checks(loop_time().time())
         if self.registry.stopping:
             self.shutdown()  # It was accepted when the listener closed.
         try:
@@ -126,7 +126,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
             receiving.client_left()
             return False
         if self._current:
-            self.loop.call_later(HALF_CLOSED_SECONDS, self._end_requests)
+            loop_time().call_later(HALF_CLOSED_SECONDS, self._end_requests)
         return self._current is not None
 
     def _end_requests(self) -> None:
@@ -253,7 +253,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         elif self.phase is DISCARDING:
             pass  # It ends by itself, and a reset would lose the answer.
         elif grace := max(NEW_SECONDS, self.registry.idle_grace) if self.phase is NEW else self.registry.idle_grace:
-            self.loop.call_later(grace, self._close_if_idle)
+            loop_time().call_later(grace, self._close_if_idle)
         else:
             self.transport.close()
 

@@ -44,6 +44,7 @@ from balancer.frontend.client_registry import ClientRegistry
 from balancer.http.headers import Headers
 from balancer.http.http2 import STATUS_MAX, check_http2, join_cookies, server_settings, with_status
 from balancer.http.request import TARGET_EXTENSION
+from balancer.loop_time import Limit, loop_time
 from balancer.types import Message, Receive, Scope, Send
 
 # zttp breaks a connection off after 4096 streams, and after 256 resets by the client. A connection is closed when
@@ -77,7 +78,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.peer = self.client[0] if self.client else ""
-        self.begin_checks(self.loop.time())
+        self.begin_checks(loop_time().time())
         try:
             self._registry.admit(self)
         except Refusal:
@@ -194,7 +195,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
             stream.send_data(text)
         stream.end_message()
         if not event.end_stream:
-            self.loop.call_later(timeout(LINGERING, self.limits), self.reset, event.stream_id, _NO_ERROR)
+            loop_time().call_later(timeout(LINGERING, self.limits), self.reset, event.stream_id, _NO_ERROR)
 
     def _retire(self) -> None:
         """Have the client open another connection for further requests (RFC 9113 section 6.8)."""
@@ -213,6 +214,9 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
     @property
     def unread(self) -> int:
         return self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Do nothing: the registry closes idle connections, after KEEPALIVE_TIMEOUT. uvicorn would after 5 s."""
 
     def abort(self) -> None:
         self.transport.abort()
@@ -235,7 +239,7 @@ class _Stream:
         self._task: asyncio.Task[Any] | None = None
         self._receive: Receive
         self._send: Send
-        # When the last piece of the response was sent, as a reading of the loop's clock.
+        # When the last piece of the response was sent, as a reading of ``LoopTime``.
         self._answered_at = -inf
         self.cycle: RequestResponseCycle
         self.event = event
@@ -267,9 +271,8 @@ class _Stream:
             self._task = None
         if self.cycle.response_complete and self.cycle.more_body:
             # The client sends a body that is not read. It gets a moment to read the answer first (section 8.1).
-            loop = asyncio.get_running_loop()
             limit = timeout(LINGERING, self._limits)
-            loop.call_later(limit, self._connection.reset, self.event.stream_id, _NO_ERROR)
+            loop_time().call_later(limit, self._connection.reset, self.event.stream_id, _NO_ERROR)
 
     def _break_off(self) -> None:
         if not self.gone:
@@ -285,16 +288,16 @@ class _Stream:
             self._expects = False
             self._handle.send_informational(100)
             self._connection.flush()
-        loop = asyncio.get_running_loop()
-        since = loop.time()
+        clock = loop_time()
+        since = clock.time()
         while True:
             limit = timeout(BODY, self._limits)
             try:
-                async with asyncio.timeout_at(since + limit):
+                async with Limit(since + limit - clock.time()):
                     return await self._receive()
             except TimeoutError:
                 if self._connection.flow.read_paused:
-                    since = loop.time()  # Reading from the client is paused, for the sake of another stream.
+                    since = clock.time()  # Reading from the client is paused, for the sake of another stream.
                 elif self._answered_at > since:
                     since = self._answered_at  # A byte of the response ends the silence as well.
                 else:
@@ -307,12 +310,12 @@ class _Stream:
                 await self._send_status(message)
             else:
                 await self._send(message)
-            self._answered_at = asyncio.get_running_loop().time()
+            self._answered_at = loop_time().time()
         except zttp.LocalProtocolError as error:
             await self._send_without_tabs(message, error)
         while pending := self._handle.pending_bytes:
             try:
-                async with asyncio.timeout(unread_timeout(self._limits)):
+                async with Limit(unread_timeout(self._limits)):
                     while self._handle.pending_bytes == pending:
                         await self._connection.credit.wait()
             except TimeoutError:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from balancer.errors import TruncatedResponse
 from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY, Frames, close_frame
+from balancer.loop_time import Limit
 from balancer.upstream.base import UpstreamResponse
 
 # Seconds that a WebSocket's side may take to answer a close.
@@ -48,7 +49,7 @@ class Tunnel(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         # Runs once a side has begun to end; with ``_renewed``, again from each piece of the other.
-        self._limit = asyncio.timeout(None)
+        self._limit = Limit(None)
         self._renewed = False
         self._is_over = False
         # A close frame is due to the client, and (``_close_sent``) has been sent.
@@ -120,7 +121,7 @@ class Tunnel(asyncio.Protocol):
     def _set_limit(self, within: float, renewed: bool = False) -> None:
         if not self._is_over:
             self._renewed = renewed
-            self._limit.reschedule(asyncio.get_running_loop().time() + within)
+            self._limit.renew(within)
 
     def _progress(self) -> None:
         if self._renewed:

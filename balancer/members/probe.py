@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from balancer.config.settings import Settings
 from balancer.errors import LOCAL_RESOURCE_ERRNOS, connect_failed
+from balancer.loop_time import Limit, loop_time
 from balancer.members.health import HealthEvent
 from balancer.types import Address
 
@@ -25,7 +26,7 @@ def make_probe(settings: Settings) -> Probe:
 
     async def probe(address: Address) -> Verdict:
         try:
-            async with asyncio.timeout(within):
+            async with Limit(within):
                 reader, writer = await asyncio.open_connection(address.host, address.port)
         except OSError as error:
             if error.errno in LOCAL_RESOURCE_ERRNOS:
@@ -35,12 +36,13 @@ def make_probe(settings: Settings) -> Probe:
         try:
             if path is None:
                 return HealthEvent.PROBE_OK, "accepts connections"
-            deadline = asyncio.get_running_loop().time() + limit
-            async with asyncio.timeout_at(deadline):
+            clock = loop_time()
+            deadline = clock.time() + limit
+            async with Limit(limit):
                 writer.write(request)
                 status_line = await reader.readline()
             if status_line.startswith(b"HTTP/1."):
-                await _read_rest(reader, deadline)
+                await _read_rest(reader, deadline - clock.time())
             return _judge(path, status_line)
         except TimeoutError:
             return HealthEvent.PROBE_UNANSWERED, f"GET {path}: no answer within {limit:g} s"
@@ -70,14 +72,14 @@ def service_name(alias: str) -> str:
     return ".".join(label for label in alias.rstrip(".").split(".") if not label.startswith("_")) or alias
 
 
-async def _read_rest(reader: asyncio.StreamReader, deadline: float) -> None:
-    """Read headers and body until their end, ``deadline`` (a reading of the loop's clock), or ANSWER_MAX_BYTES.
+async def _read_rest(reader: asyncio.StreamReader, seconds: float) -> None:
+    """Read headers and body until their end, for ``seconds`` at most, up to ANSWER_MAX_BYTES.
 
     What comes of it does not matter any more: the verdict is the status line's.
     """
     left, length, tail, is_chunked = ANSWER_MAX_BYTES, ANSWER_MAX_BYTES, b"", False
     try:
-        async with asyncio.timeout_at(deadline):
+        async with Limit(seconds):
             while left > 0 and (line := await reader.readline()).strip():
                 left -= len(line)
                 name, _, value = line.lower().partition(b":")

@@ -11,6 +11,7 @@ from math import inf
 from random import Random
 
 from balancer.discovery.pace import URGENT_INTERVAL
+from balancer.loop_time import loop_time
 from balancer.members.health import LATE_SECONDS, HealthEvent, State, next_probe, weigh
 from balancer.members.member import Member
 from balancer.members.membership import Membership
@@ -257,7 +258,7 @@ class Prober:
         return member.answered and member.state is State.UP and not self._requests_path
 
     async def _run_probe(self, member: Member, number: int, doubtful: bool) -> None:
-        late = asyncio.get_running_loop().call_later(LATE_SECONDS, self._late, member, number)
+        late = loop_time().call_later(LATE_SECONDS, self._late, member, number)
         try:
             event, reason = await self._probe(member.address)
         finally:

@@ -15,6 +15,7 @@ from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.tls import Certificate
 from balancer.http.headers import RequestHeaders
+from balancer.loop_time import Limit
 from balancer.types import Receive, Scope, Send
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -102,7 +103,7 @@ class DataListener:
     async def wait_closed(self, within: float) -> None:
         """Wait until the last connection has ended; abort those that have not after ``within`` seconds."""
         try:
-            async with asyncio.timeout(within):
+            async with Limit(within):
                 if self._certificate:
                     await self._wait_for_tls()
                 await self._registry.wait_empty()

@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Callable
 
+from balancer.loop_time import Limit
 from balancer.process.handover import REPLACED, WorkerContext
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Signals:
     async def delay(self, seconds: float) -> None:
         """Wait for ``seconds``, or until ``stop_now``."""
         try:
-            async with asyncio.timeout(seconds):
+            async with Limit(seconds):
                 await self.stop_now.wait()
         except TimeoutError:
             pass

@@ -9,6 +9,7 @@ import resource
 import socket
 import sys
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from balancer.errors import FAILED, UNUSABLE
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.tls import Certificate
 from balancer.loadbalancer import LoadBalancer
+from balancer.loop_time import Limit, loop_time
 from balancer.process.admin_listener import Admin, serve_admin
 from balancer.process.data_listener import DataListener
 from balancer.process.drains import Drains
@@ -253,7 +255,9 @@ class Worker:
         self._clients.stop(min(LEAVE_SECONDS, limit))
         await self._listener.close()
         tasks = [asyncio.create_task(wait) for wait in (self._clients.wait_empty(), self._signals.stop.wait())]
-        await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        with suppress(TimeoutError):
+            async with Limit(limit):
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
 
@@ -261,7 +265,7 @@ class Worker:
         """Accept no more clients, and finish what is under way within SHUTDOWN_TIMEOUT."""
         proxy = self._balancer.proxy
         log.info("stopping: %s in progress", counted(proxy.active, "request"))
-        asyncio.get_running_loop().call_later(self._settings.shutdown_timeout, proxy.abort_all)
+        loop_time().call_later(self._settings.shutdown_timeout, proxy.abort_all)
         self._clients.stop(0.0)
         await proxy.end_streams()
         await self._listener.close()

@@ -31,6 +31,7 @@ from balancer.http.headers import content_length
 from balancer.http.memo import HEAD_MAX as KNOWN_MAX
 from balancer.http.memo import Memo
 from balancer.http.serialize import response_lines
+from balancer.loop_time import LoopTime
 from balancer.phase_checks import CHECK_STATES, check_phases
 from balancer.types import Address
 from balancer.upstream import tcp
@@ -39,8 +40,7 @@ from balancer.upstream.exchange import KnownHead, MemberExchange
 from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, Phase
 from balancer.upstream.response_parser import ResponseParser
 
-# Bytes of one read. Reading pauses while the last bytes wait for the client, so this is also what a slow client costs
-# here. It costs a few times as much in the server's own write buffer.
+# Bytes of one read. Reading pauses while the last bytes wait for the client: this is what a slow client costs here.
 READ_SIZE = 32 * 1024
 
 # Bytes of a response's head, or of chunk sizes and trailers in a row.
@@ -53,9 +53,10 @@ _view = memoryview(_buffer)
 class PoolCallbacks:
     """The keeper of a connection while it is idle. ``heads``: response heads that have come before.
 
-    ``last_byte_at``: the loop's clock at the last byte from the member, as far as that has been noticed.
+    ``last_byte_at``: a reading of ``clock`` at the last byte from the member, as far as that has been noticed.
     """
 
+    clock: LoopTime
     heads: Memo[bytes, KnownHead]
     last_byte_at: float
 
@@ -111,7 +112,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         if exchange.uploaded:
             if self._reused and not exchange.repeatable and len(data) <= tcp.ONE_SEGMENT:
                 exchange.acknowledged = tcp.acknowledged(self._socket)
-            exchange.set_deadline(self._loop.time(), self.timeouts.response)
+            exchange.set_deadline(self._callbacks.clock.time(), self.timeouts.response)
         self._transport.write(data)
 
     def resume(self) -> None:
@@ -120,7 +121,7 @@ class MemberConnection(asyncio.BufferedProtocol):
         if exchange:
             exchange.paused = False
             self._transport.resume_reading()
-            exchange.set_deadline(self._loop.time(), self.timeouts.idle)
+            exchange.set_deadline(self._callbacks.clock.time(), self.timeouts.idle)
 
     def write(self, data: bytes) -> None:
         """Write bytes of a request's body, or of the protocol switched to."""
@@ -195,8 +196,7 @@ class MemberConnection(asyncio.BufferedProtocol):
                 self.fail(self._error(ConnectionDied, f"the member has sent nothing for {self.timeouts.hung:g} s"))
                 return
         if now >= self._check_at:
-            # (A check costs 3 us, and thousands of connections may wait for a long time.)
-            self._check_at = now + self._silence / 4
+            self._check_at = now + self._silence / 4  # A check costs 3 us, and thousands of connections may wait.
             if tcp.is_silent(self._socket, self._silence):
                 self.fail(self._error(ConnectionDied, "the network to the member is silent"))
 

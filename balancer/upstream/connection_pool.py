@@ -18,6 +18,7 @@ from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import Headers, trailers
 from balancer.http.memo import Memo
 from balancer.http.request import Body, Request
+from balancer.loop_time import Timer, loop_time
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.connection import MemberConnection, PoolCallbacks
@@ -42,7 +43,7 @@ class ConnectionPool(Upstream):
         self._heads: Memo[bytes, KnownHead] = Memo()
         shortest = min(timeouts.response, timeouts.idle, timeouts.hung)
         self._sweep_seconds = min(SWEEP_MAX, max(SWEEP_MIN, shortest / 4))
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: Timer | None = None
         # Of members that are forgotten: idle connections that are still to be closed.
         self._forgotten: deque[MemberPool] = deque()
         self._closing: asyncio.Handle | None = None
@@ -90,21 +91,23 @@ class ConnectionPool(Upstream):
 
     def _sweep(self) -> None:
         """Check the limits of exchanges in progress, and of idle connections, oldest first."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        clock = loop_time()
+        now = clock.time()
         for connection in list(self._active):
             connection.check_deadline(now)
+        # Members close idle connections in real time.
+        idle_since = asyncio.get_running_loop().time() - KEEPALIVE_SECONDS
         for member_pool in self._member_pools.values():
-            member_pool.expire(now - KEEPALIVE_SECONDS)
+            member_pool.expire(idle_since)
         if self._active or any(member_pool.idle for member_pool in self._member_pools.values()):
-            self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
+            self._sweeper = clock.call_later(self._sweep_seconds, self._sweep)
         else:
             self._sweeper = None
             malloc.trim()
 
     def on_member_answered(self, address: Address) -> None:
         if member_pool := self._member_pools.get(address):
-            member_pool.last_byte_at = asyncio.get_running_loop().time()
+            member_pool.last_byte_at = loop_time().time()
 
     def check_network(self, address: Address) -> None:
         for connection in self._active:
@@ -148,6 +151,7 @@ class MemberPool(PoolCallbacks):
         self._active = active
         self.heads = heads
         self._loop = asyncio.get_running_loop()
+        self.clock = loop_time()
         self.idle: dict[MemberConnection, None] = {}
         self.last_byte_at = -inf
         self.forgotten = False
@@ -176,7 +180,8 @@ class MemberPool(PoolCallbacks):
         if self.forgotten:
             connection.abort()
         else:
-            self.last_byte_at = connection.idle_since = self._loop.time()
+            connection.idle_since = self._loop.time()
+            self.last_byte_at = connection.idle_since - self.clock.lost
             self.idle[connection] = None
 
     def lost(self, connection: MemberConnection) -> None:

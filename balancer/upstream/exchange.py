@@ -60,7 +60,7 @@ class MemberExchange(PendingResponse):
     _waiter: asyncio.Future[None] | None = None
     _error: Exception | None = None
 
-    # Time. When the member must have sent or taken a byte, as a reading of the loop's clock. The seconds that it has
+    # Time. When the member must have sent or taken a byte, as a reading of ``LoopTime``. The seconds that it has
     # for that; whether it has done so since the last check.
     deadline: float = inf
     timeout: float = 0.0

@@ -22,6 +22,7 @@ from balancer.forks import abandon, renew_in_child
 from balancer.http.headers import Headers, announces_close, response_headers, without_length
 from balancer.http.request import Body
 from balancer.http.serialize import own_reason
+from balancer.loop_time import Limit, Timer, loop_time
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts, Upstream, UpstreamRequest, UpstreamResponse
@@ -106,21 +107,21 @@ class HttpxUpstream(Upstream):
 
     async def _head(self, member: _Member, outgoing: Any, repeatable: bool) -> Any:
         """Return the response's head. Raises ConnectionDied if the member hangs and the request can go elsewhere."""
-        loop = asyncio.get_running_loop()
+        clock = loop_time()
         timeout = self._timeouts.hung if repeatable else inf
-        sent_at = loop.time()
-        timer: asyncio.TimerHandle | None = None
+        sent_at = clock.time()
+        timer: Timer | None = None
 
         def check() -> None:
             nonlocal timer
-            due = max(sent_at, member.last_byte_at) + timeout
-            if due <= loop.time():
-                scope.reschedule(due)
+            left = max(sent_at, member.last_byte_at) + timeout - clock.time()
+            if left <= 0:
+                scope.renew(0.0)
             else:
-                timer = loop.call_at(due, check)
+                timer = clock.call_later(left, check)
 
         try:
-            async with asyncio.timeout(None) as scope:
+            async with Limit(None) as scope:
                 if timeout != inf:
                     check()
                 response = await member.transport.handle_async_request(outgoing)
@@ -131,7 +132,7 @@ class HttpxUpstream(Upstream):
         finally:
             if timer:
                 timer.cancel()
-        member.last_byte_at = loop.time()
+        member.last_byte_at = clock.time()
         return response
 
     def forget(self, address: Address) -> None:
@@ -142,7 +143,7 @@ class HttpxUpstream(Upstream):
 
     def on_member_answered(self, address: Address) -> None:
         if member := self._members.get(address):
-            member.last_byte_at = asyncio.get_running_loop().time()
+            member.last_byte_at = loop_time().time()
 
     def check_network(self, address: Address) -> None:
         """Do nothing: sockets are the transport's own. Those of the default one have ``tcp.watch_silence``."""
@@ -179,6 +180,7 @@ class _Response(UpstreamResponse):
     def __init__(self, response: Any, idle: float, member: _Member, release: Callable[[_Member], None]) -> None:
         self._idle = idle
         self._loop = asyncio.get_running_loop()
+        self._clock = loop_time()
         self._member = member
         self.status = response.status_code
         self.reason = own_reason(self.status, response.extensions.get("reason_phrase", b""))
@@ -230,7 +232,7 @@ class _Response(UpstreamResponse):
                 data = bytes(await self._network.read(READ_SIZE, timeout=None))
                 return data, bool(data)
             async for piece in self._pieces:
-                self._member.last_byte_at = self._loop.time()
+                self._member.last_byte_at = self._clock.time()
                 if piece:
                     return piece, True
         except (self._httpx.TransportError, self._library.httpcore.NetworkError, OSError) as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from balancer.errors import LOCAL_RESOURCE_ERRNOS, ConnectionDied, Refusal, connect_failed
 from balancer.http.headers import Headers
 from balancer.http.serialize import request_head
+from balancer.loop_time import Limit, loop_time
 from balancer.types import Address
 from balancer.upstream.base import UpstreamRequest
 from balancer.upstream.connection import MemberConnection
@@ -63,7 +64,7 @@ class NativeUpstream(ConnectionPool):
         if on_connect:
             on_connect(True)
         try:
-            async with asyncio.timeout(self._timeouts.connect):
+            async with Limit(self._timeouts.connect):
                 _, connection = await loop.create_connection(
                     lambda: MemberConnection(address, self._timeouts, member_pool), *address
                 )
@@ -77,7 +78,7 @@ class NativeUpstream(ConnectionPool):
                 on_connect(False)
         self.opened += 1
         if self._sweeper is None:
-            self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
+            self._sweeper = loop_time().call_later(self._sweep_seconds, self._sweep)
         return connection
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from balancer.errors import ConnectionDied, ProtocolViolation, TruncatedResponse
 from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import NO_FIELDS, trailers
 from balancer.http.request import Body
+from balancer.loop_time import loop_time
 from balancer.upstream.exchange import MemberExchange
 
 # Seconds in which a member may say 100 (Continue). After these, clients are let go on, as curl goes on by itself.
@@ -134,7 +135,7 @@ class Response(MemberExchange):
         if not self.awaits_continue:
             self.deadline = inf  # The client's time is not the member's.
             return await body.read()
-        timer = asyncio.get_running_loop().call_later(CONTINUE_SECONDS, self._continue)
+        timer = loop_time().call_later(CONTINUE_SECONDS, self._continue)
         try:
             return await body.read()
         finally:
@@ -149,4 +150,4 @@ class Response(MemberExchange):
             self.on_interim(100, NO_FIELDS)
 
     def _set_deadline(self, timeout: float) -> None:
-        self.set_deadline(asyncio.get_running_loop().time(), timeout)
+        self.set_deadline(loop_time().time(), timeout)

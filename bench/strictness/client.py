@@ -42,6 +42,11 @@ class Client:
     def send(self, data: bytes) -> None:
         self._writer.write(data)
 
+    @property
+    def broken(self) -> bool:
+        """Whether nothing more can be sent: the connection was reset."""
+        return self._writer.transport.is_closing()
+
     async def more(self, patience: float) -> bool:
         """Wait for something. False if it did not come, or nothing will."""
         try:

@@ -15,6 +15,8 @@ ENDLESS = 16 * 1024 * 1024
 FLOOD = 256 * 1024 * 1024
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+# Sent before the body of ``/refuse`` is read.
+_REFUSAL = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno"
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\ntransfer-encoding[ \t]*:[^\n]*chunked", re.IGNORECASE)
@@ -78,9 +80,11 @@ class Member:
                     data += await _some(reader)
                 request = Request(number, data[: end.end()])
                 requests.append(request)
+                if refused := request.path == b"/refuse":
+                    writer.write(_REFUSAL)
                 data = await _body(request, data[end.end() :], reader)
                 request.complete = True
-                if not await self._answer(request, writer):
+                if not refused and not await self._answer(request, writer):
                     return
         except (ConnectionError, EOFError, asyncio.CancelledError):
             pass

@@ -70,6 +70,28 @@ async def _until_cut(address: Address, begun: bytes, trickle: bytes = b"", answe
     return f"open after {WATCH:.0f} s"
 
 
+async def _sending_on(address: Address) -> str:
+    """Send a body that the member refuses at its beginning, and go on until the candidate ends the connection."""
+    client = await Client.connect(address)
+    client.send(POST.replace(b"POST /", b"POST /refuse") + b"Content-Length: 100000000\r\n\r\n")
+    start, answered = time.monotonic(), 0.0
+    try:
+        while (now := time.monotonic()) < start + WATCH and not client.broken:
+            client.send(bytes(1000))
+            if not client.ended:
+                await client.more(0.1)
+            else:
+                await asyncio.sleep(0.1)
+            answered = answered or (now if client.received else 0.0)
+        status = re.match(rb"HTTP/1\.[01] (\d{3})", client.received)
+        if not status:
+            return f"no answer in {WATCH:.0f} s of the body"
+        more = f"for {time.monotonic() - answered:.0f} s more" if client.broken else "without an end"
+        return f"{status[1].decode()}, read {more}"
+    finally:
+        client.close()
+
+
 async def _not_reading(address: Address) -> str:
     """Ask for more than all buffers hold and read none of it, until the candidate's process closes the connection."""
     loop = asyncio.get_running_loop()
@@ -140,6 +162,10 @@ PROBES: dict[str, Probe] = {
     "a body that stops": lambda address: _until_cut(address, POST + b"Content-Length: 9\r\n\r\nabc"),
     "a client that does not read": _not_reading,
     "a body that trickles in": lambda address: _until_cut(address, POST + b"Content-Length: 1000\r\n\r\n", b"x"),
+    "a body that waits for 100 (Continue)": lambda address: _until_cut(
+        address, POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    ),
+    "an upload that goes on behind its answer": _sending_on,
     f"{AHEAD} requests ahead of their answers": _ahead,
     "HEAD without a host": _refused_head,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
@@ -219,3 +220,18 @@ async def test_client_library_does_not_notice_that_its_connections_are_retired(t
         for _ in range(50):
             assert (await client.get(here.running.url)).text == "ok"
             await asyncio.sleep(0.005)
+
+
+async def test_idle_connection_stays_for_longer_than_uvicorn_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(config: uvicorn.Config) -> None:
+        usual(config)
+        config.timeout_keep_alive = 0  # 5 s by default
+
+    usual = uvicorn.Config.load
+    monkeypatch.setattr(uvicorn.Config, "load", load)
+    async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
+        for _ in range(2):
+            assert (await client.get("/")).body == b"ok"
+            await asyncio.sleep(0.2)

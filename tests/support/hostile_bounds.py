@@ -29,6 +29,11 @@ BOUNDS = (
           "tests/frontend/test_connection.py::test_client_that_does_not_read_is_cut_off"),
     Bound("a body that trickles in", "408 below 240 bytes/s, after 20 s",
           "tests/frontend/test_limits.py::test_body_that_trickles_in_is_cut_off"),
+    Bound("a body that waits for 100 (Continue)", "100 after 1 s, where the member says nothing",
+          "tests/wire/test_interim.py::"
+          "test_client_that_waits_for_a_member_that_never_says_go_on_hears_it_from_the_balancer"),
+    Bound("an upload that goes on behind its answer", "read for 30 s more, and for 256 MiB",
+          "tests/frontend/test_answer_in_mid_body.py::test_body_is_read_on_within_bounds_of_time_and_bytes"),
     Bound("300 requests ahead of their answers", "101 answered, then closed",
           "tests/frontend/test_limits.py::test_requests_ahead_of_their_answers_are_bounded"),
     Bound("HEAD without a host", "400 without a body",
