@@ -267,6 +267,16 @@ async def test_member_that_fails_is_replaced_where_that_is_safe() -> None:
             failed.raise_for_status()
 
 
+async def test_call_that_kills_its_member_kills_no_other_without_retries() -> None:
+    async def die(connection: Connection) -> None:
+        connection.close()
+
+    async with scripted(die) as one, scripted(die) as two, calling(one, two, retries=0) as here:
+        answer = await here.client.get("/crash")
+        assert (answer.status_code, len(here.records[0].attempts)) == (502, 1)
+        assert "before a response" in answer.text
+
+
 async def test_call_waits_for_a_member_and_is_refused_in_the_end() -> None:
     resolve = ScriptedResolver()
     async with Member() as member:

@@ -132,6 +132,9 @@ class Settings:
     stream_idle_timeout: float = setting(
         60.0, seconds(0.01, 86400), "limit for silence in mid-body, a member's or a client's"
     )
+    retries: int = setting(
+        2, count(0, 5), "how often a request that may run twice (GET, not POST) is sent again after a member dropped it"
+    )
     max_body_bytes: int = setting(0, count(0, 1 << 50), "bytes that the body of a request may have (0: no limit)")
     max_header_bytes: int = setting(32 * 1024, count(1024, 1 << 20), "bytes that the head of a request may have")
     max_headers: int = setting(100, count(10, 10_000), "fields that the head of a request may have")

@@ -109,7 +109,7 @@ class Dispatcher(FastPathDispatcher):
             headers,
             context.body,
             request.chunked,
-            repeatable=request.method in retry.IDEMPOTENT,
+            repeatable=request.method in self._repeatable,
             upgrade=request.upgrade,
             expects=request.expects,
             on_interim=sink.send_interim,
@@ -134,6 +134,7 @@ class Dispatcher(FastPathDispatcher):
             finally:
                 self.admission.release(member)
             outgoing.fresh = attempts.repeats > 0
+            outgoing.repeatable = outgoing.repeatable and attempts.repeats < self._settings.retries
             if attempts.pause:
                 await asyncio.sleep(retry.PAUSE_SECONDS)
 
@@ -170,7 +171,8 @@ class Dispatcher(FastPathDispatcher):
             event = HealthEvent.REFUSED if fault.refused else HealthEvent.UNREACHABLE
             self._membership.observe(member, event, now, str(fault), by_request=True)
         in_hand = context.body is None or context.body.in_hand
-        refusal = retry.decide(fault, context.request.method, in_hand, attempts.repeats, self._afford_repeat)
+        limit = self._settings.retries
+        refusal = retry.decide(fault, context.request.method, in_hand, attempts.repeats, limit, self._afford_repeat)
         if refusal:
             raise refusal from fault
         attempts.pause = False
@@ -178,7 +180,7 @@ class Dispatcher(FastPathDispatcher):
             # The time in which a member had the request was not spent waiting for a member.
             attempts.until = now + self._settings.queue_timeout
             attempts.repeats += 1
-            attempts.pause = attempts.repeats == retry.MAX_REPEATS
+            attempts.pause = attempts.repeats > 1
         elif now > attempts.until + self._settings.connect_timeout:
             # The last attempt began while the request might still have waited, and failed slowly.
             raise self._no_member(context) from fault

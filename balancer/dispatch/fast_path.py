@@ -52,6 +52,8 @@ class FastPathDispatcher(RequestHandler):
         self._upstream = upstream
         self._on_done = on_done
         self._clock = clock
+        # The methods of requests that may be sent again after a member had them.
+        self._repeatable = retry.IDEMPOTENT if settings.retries else frozenset[str]()
         self._max_body = settings.max_body_bytes or inf
         self._request_headers = RequestHeaders(settings.trusted_proxies, TRACE_FIELDS if trace else frozenset())
         self._new_id = request_ids()
@@ -85,7 +87,7 @@ class FastPathDispatcher(RequestHandler):
         if context.body:
             context.body.keep(body)
             context.received = len(body)
-        if request.method not in retry.IDEMPOTENT or len(body) > self._max_body or context.span:
+        if request.method not in self._repeatable or len(body) > self._max_body or context.span:
             # A request that may be sent only once waits for one turn of the event loop, in which closed connections are
             # noticed. ``run`` refuses a body that is too large. A traced request differs in its head.
             return False

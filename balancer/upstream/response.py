@@ -86,7 +86,7 @@ class Response(MemberExchange):
 
     def start_upload(self, body: Body, chunked: bool, awaits_continue: bool) -> None:
         """Send the rest of the request's body. ``awaits_continue``: once the member has sent 100 (Continue)."""
-        self.awaits_continue = awaits_continue
+        self.awaits_continue, self.one_segment = awaits_continue, False
         if awaits_continue:
             self._set_deadline(self._connection.timeouts.response)
         self.upload_task = asyncio.get_running_loop().create_task(self._upload(body, chunked))
