@@ -58,6 +58,8 @@ class RequestRecord:
         retries: Attempts after the first, failed or not.
         queued: Seconds that it waited for a member.
         duration: Seconds from its start to its end.
+        attempt_duration: Those of them in which the last member that was sent the request had it: without the queue and
+            without attempts elsewhere. 0 if none was sent it, or the last attempt came to no connection.
         error: The token of ``X-Balancer-Error``; ``client_gone`` or ``truncated`` for a response that is not complete;
             or "".
         reason: The balancer's own words in its response, or "".
@@ -72,6 +74,7 @@ class RequestRecord:
     retries = 0
     queued = 0.0
     duration = 0.0
+    attempt_duration = 0.0
     error = ""
     reason = ""
 

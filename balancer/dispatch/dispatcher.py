@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from math import inf
 
 from balancer.dispatch import retry
 from balancer.dispatch.context import RequestContext, RequestRecord
@@ -37,13 +38,15 @@ HEAD_DELAY = 0.01
 class _Attempts:
     """The attempts that a request has left. ``until``: the clock reading up to which it may wait for a member.
 
-    ``repeats``: repeats after a member had the request. ``pause``: the next attempt comes after a pause.
+    ``repeats``: repeats after a member had the request. ``pause``: the next attempt comes after a pause. ``began``: the
+    reading at which the last attempt began; infinite if it came to no connection.
     """
 
     queued: QueuedRequest
     until: float = 0.0
     repeats: int = 0
     pause: bool = False
+    began: float = 0.0
 
 
 class Dispatcher(FastPathDispatcher):
@@ -122,16 +125,17 @@ class Dispatcher(FastPathDispatcher):
         attempts.until = context.started + self._settings.queue_timeout
         while True:
             member = await self._find_member(context, attempts)
-            began = self._clock()
+            attempts.began = context.started if context.response else self._clock()
             try:
                 try:
                     response = await self._attempt(member, context, outgoing)
                 except UpstreamError as fault:
-                    self._after_failure(fault, member, began, context, attempts)
+                    self._after_failure(fault, member, context, attempts)
                 else:
                     await self._pass_on(response, member, context, sink)
                     return
             finally:
+                context.attempt_duration = max(0.0, self._clock() - attempts.began)
                 self.admission.release(member)
             outgoing.fresh = attempts.repeats > 0
             outgoing.repeatable = outgoing.repeatable and attempts.repeats < self._settings.retries
@@ -160,16 +164,18 @@ class Dispatcher(FastPathDispatcher):
         return response
 
     def _after_failure(
-        self, fault: UpstreamError, member: Member, began: float, context: RequestContext, attempts: _Attempts
+        self, fault: UpstreamError, member: Member, context: RequestContext, attempts: _Attempts
     ) -> None:
-        """Prepare another attempt after one that began at ``began``. Raises Refusal where there must be none."""
-        now = self._clock()
+        """Prepare another attempt after one that has failed. Raises Refusal where there must be none."""
+        now, began = self._clock(), attempts.began
         context.tried(member.address, fault)
         attempts.queued.tried |= {member}
         # An attempt is no evidence against a member that has come up since, perhaps as another container.
         if isinstance(fault, ConnectFailed) and (member.state is not State.UP or member.since <= began):
             event = HealthEvent.REFUSED if fault.refused else HealthEvent.UNREACHABLE
             self._membership.observe(member, event, now, str(fault), by_request=True)
+        if not fault.sent:
+            attempts.began = inf
         in_hand = context.body is None or context.body.in_hand
         limit = self._settings.retries
         refusal = retry.decide(fault, context.request.method, in_hand, attempts.repeats, limit, self._afford_repeat)

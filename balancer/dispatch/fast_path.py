@@ -123,7 +123,7 @@ class FastPathDispatcher(RequestHandler):
         body = response.take()
         context.status = response.status
         context.body_bytes = len(body)
-        context.duration = now - context.started
+        context.duration = context.attempt_duration = now - context.started
         sink.answer(response, headers, body)
         self.admission.release(member)
         self._on_done(context)
