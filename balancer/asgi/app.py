@@ -17,8 +17,9 @@ from balancer.asgi.scope import prefix
 from balancer.asgi.websocket import WebSocketRequest
 from balancer.dispatch.active_requests import ActiveRequests
 from balancer.dispatch.dispatcher import Dispatcher
-from balancer.dispatch.refusals import refuse
+from balancer.dispatch.refusals import refuse_unrecorded
 from balancer.errors import Refusal
+from balancer.http.headers import sound_request_id
 from balancer.http.validation import check_passed
 from balancer.types import Receive, Scope, Send
 
@@ -50,7 +51,8 @@ class Proxy(ActiveRequests):
             # Some servers are not strict, and some append trailers to the fields of a request that has not begun.
             check_passed(request.headers)
         except Refusal as refusal:
-            await refuse(refusal, active)
+            request.id = sound_request_id(request.headers)
+            await refuse_unrecorded(refusal, active, self.refused(request, refusal))
             return
         if not self._watching:
             self._watching = True

@@ -163,6 +163,9 @@ class Settings:
     access_log: bool | str = setting(
         True, ACCESS_LOG, "one line a request on standard output: JSON, or words for people (text)"
     )
+    response_request_id: bool = setting(
+        False, ON_OFF, "whether every response has the X-Request-ID of the log; the balancer's own always have"
+    )
     otel_endpoint: str | None = setting(
         None,
         URL,

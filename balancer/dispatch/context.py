@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from balancer.dispatch.replay import ReplayableBody
 
 
+# Bytes of an X-Request-ID that a line of the log, or the text of a refusal, holds.
+ID_MAX = 128
+
+
 def request_ids() -> Callable[[], bytes]:
     """Return a function that makes request ids: a random prefix for each process, and a number."""
     pattern = b"%b-%%08x" % secrets.token_hex(8).encode()

@@ -18,7 +18,7 @@ from balancer.dispatch.queue import QueuedRequest
 from balancer.dispatch.refusals import overloaded, refuse, too_large
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Refusal, TruncatedResponse, UpstreamError
-from balancer.http.headers import NO_FIELDS, Headers, content_length, local_call_headers, with_prefix
+from balancer.http.headers import NO_FIELDS, Headers, content_length, local_call_headers, with_prefix, with_request_id
 from balancer.http.request import Request
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
@@ -200,7 +200,10 @@ class Dispatcher(FastPathDispatcher):
         try:
             self._on_response_head(context, response)
             policy_headers = self._policy.response_headers(context.hook_request or context.request, member)
-            await _relay(response, sink, context, policy_headers)
+            headers = response.headers + policy_headers if policy_headers else response.headers
+            if self._sends_id:
+                headers = with_request_id(headers, context.id)
+            await _relay(response, sink, context, headers)
         finally:
             await response.close()
 
@@ -252,10 +255,9 @@ class Dispatcher(FastPathDispatcher):
         return assigned.result()
 
 
-async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, policy_headers: Headers) -> None:
-    """Pass a response on to its end, with the policy's headers added."""
+async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, headers: Headers) -> None:
+    """Pass a response on to its end, with these headers in place of its own."""
     record.status = response.status
-    headers = response.headers + policy_headers if policy_headers else response.headers
     if response.status == SWITCHING_PROTOCOLS:
 
         def count(passed: int) -> None:

@@ -18,7 +18,7 @@ from balancer.dispatch.interfaces import DirectSink, RequestHandler, Trace
 from balancer.dispatch.queue import PendingQueue
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import Refusal
-from balancer.http.headers import TRACE_FIELDS, Headers, RequestHeaders, with_prefix
+from balancer.http.headers import TRACE_FIELDS, Headers, RequestHeaders, with_prefix, with_request_id
 from balancer.http.request import AnyRequest, Request
 from balancer.http.serialize import request_head
 from balancer.members.member import Member
@@ -57,6 +57,7 @@ class FastPathDispatcher(RequestHandler):
         self._max_body = settings.max_body_bytes or inf
         self._request_headers = RequestHeaders(settings.trusted_proxies, TRACE_FIELDS if trace else frozenset())
         self._new_id = request_ids()
+        self._sends_id = settings.response_request_id
         self._trace = trace
         self._budget = retry.Budget()
         self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes)
@@ -120,6 +121,8 @@ class FastPathDispatcher(RequestHandler):
         policy_headers = self._policy.response_headers(hook_request or context.request, member)
         if policy_headers:
             headers = headers + policy_headers
+        if self._sends_id:
+            headers = with_request_id(headers, context.id)
         body = response.take()
         context.status = response.status
         context.body_bytes = len(body)
@@ -128,11 +131,12 @@ class FastPathDispatcher(RequestHandler):
         self.admission.release(member)
         self._on_done(context)
 
-    def refused(self, request: Request, refusal: Refusal) -> None:
-        """Record a request that a front end has refused before any dispatcher had it."""
+    def refused(self, request: Request, refusal: Refusal) -> bytes:
+        """Record a request that a front end has refused before any dispatcher had it; return its id."""
         record = RequestRecord(request, self._clock(), request.id or self._new_id())
         record.status, record.error, record.reason = refusal.status, refusal.token, refusal.reason
         self._on_done(record)
+        return record.id
 
     def _headers(self, request: Request) -> Headers:
         """Return the headers as members get them."""

@@ -274,12 +274,11 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     def _send_error(self, refusal: Refusal) -> None:
         if self.transport.is_closing():
             return
-        status, fields, text = refusal_response(refusal)
         request = self._parser.refused_request()
+        status, fields, text = refusal_response(refusal, self.registry.proxy.refused(request, refusal))
         if "HEAD" in (self._parser.method, request.method):
             text = b""
         self.transport.write(response_head(status, fields, b"connection: close") + text)
-        self.registry.proxy.refused(request, refusal)
         self._linger()
 
     def _linger(self) -> None:

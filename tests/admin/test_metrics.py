@@ -242,6 +242,9 @@ async def test_every_failure_is_known_by_its_token_its_member_and_its_tries(
         assert answer.startswith(b"HTTP/1.1 %d " % case.status)
         assert b"x-balancer-error: %s\r\n" % token.encode() in answer
     line = json.loads(as_json(record, 0.0))
+    if token in TOKENS:
+        assert f"\r\nx-request-id: {line['request_id']}\r\n".encode() in answer
+        assert answer.endswith(f"\nrequest id: {line['request_id']}\n".encode())
     assert (line["error"], line["member"]) == (token, str(record.member or ""))
     assert bool(line.get("reason")) == (token in TOKENS)
     assert all(it.startswith(f"{record.member}: ") for it in line.get("attempts", ()))
