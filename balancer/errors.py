@@ -34,15 +34,13 @@ class UpstreamError(Exception):
 
     ``reason``: one word for figures. ``sent``: whether any byte of the request may have reached the member. Only
     while it is false may a request that is not idempotent be given to another member.
-    ``reused``: whether the connection had served an earlier exchange: the member may have closed it just before.
     """
 
     reason = "failed"
 
-    def __init__(self, message: str, *, sent: bool, reused: bool = False) -> None:
-        super().__init__(f"{message} (reused connection)" if reused else message)
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
         self.sent = sent
-        self.reused = reused
 
 
 class ConnectFailed(UpstreamError):

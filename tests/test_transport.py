@@ -30,7 +30,8 @@ class Guard(Hooks):
 async def test_hooks_answer_calls_as_they_answer_requests() -> None:
     async with Member() as member, calling(member, hooks=[Guard()]) as calls:
         answer = await calls.client.get("/private")
-        assert (answer.status_code, answer.headers["location"], answer.text) == (307, "/public", "307 elsewhere\n")
+        assert (answer.status_code, answer.headers["location"]) == (307, "/public")
+        assert answer.text == f"307 elsewhere\nrequest id: {answer.headers['x-request-id']}\n"
         assert (await calls.client.get("/private", follow_redirects=True)).text == "ok"
         answer = await calls.client.get("/broken")
         assert (answer.status_code, answer.headers["x-balancer-error"]) == (503, "hook_failed")
@@ -294,6 +295,17 @@ async def test_member_that_fails_is_replaced_where_that_is_safe() -> None:
         assert failed.headers["x-balancer-error"] == failed.extensions["balancer"].error == "member_failed"
         with pytest.raises(httpx.HTTPStatusError):
             failed.raise_for_status()
+
+
+async def test_call_that_kills_its_member_kills_no_other_without_retries() -> None:
+    async def die(connection: Connection) -> None:
+        connection.close()
+
+    async with scripted(die) as one, scripted(die) as two, calling(one, two, retries=0) as here:
+        answer = await here.client.get("/crash")
+        assert (answer.status_code, len(here.records[0].attempts)) == (502, 1)
+        assert answer.headers["x-request-id"].encode() == here.records[0].id
+        assert "before a response" in answer.text
 
 
 async def test_call_waits_for_a_member_and_is_refused_in_the_end() -> None:

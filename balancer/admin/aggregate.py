@@ -138,6 +138,8 @@ class MergedPool:
         self.settings = settings
         self.clock: Clock = aggregator.clock
         self.members: Mapping[Address, Member] = {}
+        # Those that are up in all processes; none while a process has not reported.
+        self.up_everywhere: frozenset[Address] = frozenset()
         self.stats = Stats()
         self.events = self.stats.events = MergedEvents()
         self.snapshot: Snapshot | None = None
@@ -168,10 +170,12 @@ class MergedPool:
         """Keep the counts of a process that has ended."""
         self._past.add(part.stats)
 
-    def merge(self, living: Sequence[ProcessPool], counted: Sequence[ProcessPool]) -> None:
-        """Take in the parts of processes: ``counted`` are all, ``living`` those that have reported of late."""
+    def merge(self, living: Sequence[ProcessPool], counted: Sequence[ProcessPool], processes: int) -> None:
+        """Take in the parts of ``processes``: ``counted`` are all, ``living`` those that have reported of late."""
         self.settings = replace(counted[0].settings, queue_max=sum(part.settings.queue_max for part in counted))
         self._merge_members(living)
+        states = [{address for address, row in part.members.items() if row.state is State.UP} for part in living]
+        self.up_everywhere = frozenset(set.intersection(*states) if len(states) == processes > 0 else ())
         for address in [address for address in self._past.members if address not in self.members]:
             self._past.forget(address)
         self.stats.count_anew([self._past, *(part.stats for part in counted)])
@@ -279,7 +283,8 @@ class Aggregator:
         self._pools = {key: self._pools[key] for key in keys} or self._pools
         for key, pool in self._pools.items():
             counted = [process.parts[key] for process in self._processes.values() if key in process.parts]
-            pool.merge([process.parts[key] for process in living if key in process.parts], counted)
+            parts = [process.parts[key] for process in living if key in process.parts]
+            pool.merge(parts, counted, len(self._channels))
         known = [process.clients for process in living if process.clients is not None]
         self.clients = range(sum(known)) if known else None
 

@@ -21,14 +21,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from balancer.admin.auth import CHALLENGE, deny, prove
 from balancer.admin.history import Pool
-from balancer.admin.pool_view import Usage, View, by_name
+from balancer.admin.pool_view import Usage, View
 from balancer.admin.prometheus import metrics_endpoint
+from balancer.admin.readiness import readiness_endpoint
 from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
 from balancer.members.member import Member
 from balancer.telemetry.stats import Stats
-from balancer.words import counted
 
 HERE = Path(__file__).parent
 
@@ -75,17 +75,6 @@ def admin_app(
             return PlainTextResponse("no process has reported of late\n", 503)
         return PlainTextResponse("ok\n")
 
-    async def readyz(request: Request) -> Response:
-        if stopping():
-            return PlainTextResponse("the balancer stops\n", 503)
-        counts = {name: pool.available for name, pool in by_name(pools()).items()}
-        empty = [name for name, available in counts.items() if not available]
-        if empty or not counts:
-            where = f" in {', '.join(empty)}" if len(counts) > 1 else ""
-            return PlainTextResponse(f"no member is available{where}\n", 503)
-        available = counted(sum(counts.values()), "member is", "members are")
-        return PlainTextResponse(f"{available} available\n")
-
     async def members(request: Request) -> Response:
         found = pools()
         if not found:
@@ -94,7 +83,7 @@ def admin_app(
 
     routes: list[BaseRoute] = [
         Route("/healthz", healthz),
-        Route("/readyz", readyz),
+        Route("/readyz", readiness_endpoint(pools, stopping)),
         Route("/members", members),
         Route("/metrics", metrics_endpoint(pools, unrouted, processes)),
         *_api(settings, feed, processes, supervised),

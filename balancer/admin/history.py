@@ -11,6 +11,7 @@ Rules, because an address may go from one container to another between two answe
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
@@ -20,8 +21,9 @@ from balancer.admin.pool_view import View
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.events import Event
+from balancer.telemetry.latencies import Classes, percentile
 from balancer.telemetry.state_log import of_pool
-from balancer.telemetry.stats import BOUNDS, Stats, Tally, percentile
+from balancer.telemetry.stats import Stats, Tally
 from balancer.types import Address
 
 log = logging.getLogger(__name__)
@@ -35,27 +37,38 @@ LATELY = 10
 EVERY = 30
 LOOKUPS = 32
 
-NOTHING = (0,) * (len(BOUNDS) + 1)
+NOTHING: Mapping[int, int] = {}
+NO_DURATIONS = array("I")
 NO_TALLY = Tally()
 
 
 class RateWindow:
     """Changes of one tally. ``rates``: requests a second, one for each of the last CHART samples."""
 
-    __slots__ = ("_past", "rates")
+    __slots__ = ("_classes", "_count", "_lately", "rates")
 
     def __init__(self, tally: Tally | None = None) -> None:
         self.rates: deque[float] = deque(maxlen=CHART)
-        begin = (tuple(tally.buckets), tally.count) if tally else (NOTHING, 0)
-        self._past: deque[tuple[tuple[int, ...], int]] = deque([begin], maxlen=LATELY + 1)
+        # The tally at the last sample.
+        self._count = tally.count if tally else 0
+        self._classes: Mapping[int, int] = dict(tally.classes) if tally else NOTHING
+        # Requests of each of the last LATELY samples, and their durations: classes and numbers, in turn. Dictionaries
+        # would take five times the memory.
+        self._lately: deque[tuple[int, array[int]]] = deque(maxlen=LATELY)
 
     def sample(self, tally: Tally | None, elapsed: float) -> None:
         """Take in the tally, ``elapsed`` seconds after the last time."""
-        last = self._past[-1]
-        count = tally.count if tally else last[1]
-        now = last if tally is None or count == last[1] else (tuple(tally.buckets), count)
-        self._past.append(now)
-        self.rates.append(rounded((count - last[1]) / elapsed))
+        count = tally.count if tally else self._count
+        new, durations = count - self._count, NO_DURATIONS
+        if tally and new:
+            before, self._classes = self._classes, dict(tally.classes)
+            durations = array("I")
+            for index, number in self._classes.items():
+                if number != before.get(index):
+                    durations.extend((index, number - before.get(index, 0)))
+        self._count = count
+        self._lately.append((new, durations))
+        self.rates.append(rounded(new / elapsed))
 
     @property
     def rate(self) -> float:
@@ -64,12 +77,15 @@ class RateWindow:
 
     def lately(self) -> tuple[int, float | None, float | None]:
         """Return the requests of the last LATELY samples, and their median and p99 in milliseconds."""
-        (before, count_before), (now, count_now) = self._past[0], self._past[-1]
-        if count_now == count_before:
-            return 0, None, None
-        buckets = [b - a for a, b in zip(before, now, strict=True)]
-        p50, p99 = (rounded(percentile(buckets, share) * 1000, 2) for share in (0.5, 0.99))
-        return count_now - count_before, p50, p99
+        total: Classes = defaultdict(int)
+        for _, durations in self._lately:
+            for index, number in zip(durations[::2], durations[1::2], strict=True):
+                total[index] += number
+        requests = sum(new for new, _ in self._lately)
+        if not total:
+            return requests, None, None
+        p50, p99 = (rounded(percentile(total, share) * 1000, 4) for share in (0.5, 0.99))
+        return requests, p50, p99
 
 
 class MemberHistory:

@@ -18,7 +18,7 @@ import asyncio
 import math
 import platform
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
@@ -32,13 +32,14 @@ from balancer.admin.pool_view import Usage, View, by_name
 from balancer.errors import LOG_ONLY, REASONS, TOKENS
 from balancer.members.health import State
 from balancer.members.member import Member
-from balancer.telemetry.stats import BOUNDS, Stats, Tally, by_class, cumulated
+from balancer.telemetry.latencies import cumulated
+from balancer.telemetry.stats import Stats, Tally, by_class
 from balancer.version import __version__
 
 # A member that is leaving is no member any more.
 STATES = tuple(state for state in State if state is not State.LEAVING)
-# Upper bounds of the histograms' buckets, in seconds: those of Stats that are 1, 2.5 or 5 in their decade.
-BUCKETS = tuple(bound for bound in BOUNDS if f"{bound:e}".startswith(("1.0", "2.5", "5.0")))
+# Upper bounds of the histograms' buckets, in seconds: those of the classes that are 1, 2.5 or 5 in their decade.
+BUCKETS = tuple(round(step * 10.0**power, 7) for power in range(-4, 2) for step in (1, 2.5, 5))
 # Lines that are made in one turn of the event loop; each takes 5 to 9 us.
 BATCH = 100
 # End of a body in the OpenMetrics format.
@@ -171,7 +172,7 @@ METRICS = (
         (*MEMBER, "method", "code"),
         "Requests that it was the last to get.",
     ),
-    Spec("balancer_member_request_duration_seconds", "summary", MEMBER, "Durations of the requests that it answered."),
+    Spec("balancer_member_request_duration_seconds", "summary", MEMBER, "Durations of the attempts at it."),
     Spec("balancer_member_request_body_bytes_total", "counter", MEMBER, "Bytes of bodies that came from clients."),
     Spec("balancer_member_response_body_bytes_total", "counter", MEMBER, "Bytes of bodies that went to clients."),
     Spec(
@@ -232,10 +233,10 @@ class _Families:
     def add(self, name: str, labels: Labels, value: float, suffix: str = "") -> None:
         self._families[name].samples.append(Sample(name + suffix, labels, value))
 
-    def add_histogram(self, name: str, labels: Labels, buckets: Sequence[int], seconds: float) -> None:
-        for bound, number in cumulated(buckets, BUCKETS):
+    def add_histogram(self, name: str, labels: Labels, classes: Mapping[int, int], seconds: float) -> None:
+        for bound, number in cumulated(classes, BUCKETS):
             self.add(name, {**labels, "le": str(bound)}, number, "_bucket")
-        total = sum(buckets)
+        total = sum(classes.values())
         self.add(name, {**labels, "le": "+Inf"}, total, "_bucket")
         self.add(name, labels, total, "_count")
         self.add(name, labels, seconds, "_sum")
@@ -278,7 +279,7 @@ def _add_stats(found: _Families, labels: Labels, stats: Stats) -> None:
     total = stats.total
     for (method, code), number in by_class(total.requests).items():
         found.add("balancer_requests_total", {**labels, "method": method, "code": code}, number)
-    found.add_histogram("balancer_request_duration_seconds", labels, total.buckets, total.seconds)
+    found.add_histogram("balancer_request_duration_seconds", labels, total.classes, total.seconds)
     found.add("balancer_request_body_bytes_total", labels, total.received)
     found.add("balancer_response_body_bytes_total", labels, total.sent)
     # Errors that have not happened yet are there as 0, so that the first one is an increase.
@@ -287,7 +288,7 @@ def _add_stats(found: _Families, labels: Labels, stats: Stats) -> None:
     found.add("balancer_retries_total", labels, stats.retries)
     for reason in sorted(REASONS | total.failed_attempts.keys()):
         found.add("balancer_failed_attempts_total", {**labels, "reason": reason}, total.failed_attempts[reason])
-    found.add_histogram("balancer_queue_duration_seconds", labels, stats.queued_buckets, stats.queued_seconds)
+    found.add_histogram("balancer_queue_duration_seconds", labels, stats.queued_classes, stats.queued_seconds)
     for (state, event), number in sorted(stats.flips.items()):
         found.add("balancer_state_changes_total", {**labels, "state": state, "event": event.name.lower()}, number)
 
@@ -314,7 +315,7 @@ def _add_member(found: _Families, labels: Labels, member: Member) -> None:
 def _add_tally(found: _Families, labels: Labels, tally: Tally) -> None:
     for (method, code), number in by_class(tally.requests).items():
         found.add("balancer_member_requests_total", {**labels, "method": method, "code": code}, number)
-    found.add("balancer_member_request_duration_seconds", labels, sum(tally.buckets), "_count")
+    found.add("balancer_member_request_duration_seconds", labels, sum(tally.classes.values()), "_count")
     found.add("balancer_member_request_duration_seconds", labels, tally.seconds, "_sum")
     found.add("balancer_member_request_body_bytes_total", labels, tally.received)
     found.add("balancer_member_response_body_bytes_total", labels, tally.sent)

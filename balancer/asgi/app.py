@@ -19,8 +19,9 @@ from balancer.asgi.websocket import WebSocketRequest
 from balancer.dispatch.active_requests import ActiveRequests
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import PENDING
-from balancer.dispatch.refusals import refuse
+from balancer.dispatch.refusals import refuse_unrecorded
 from balancer.errors import ClientGone, Refusal
+from balancer.http.headers import sound_request_id
 from balancer.http.validation import check_passed
 from balancer.types import Receive, Scope, Send
 
@@ -52,8 +53,9 @@ class Proxy(ActiveRequests):
             # Some servers are not strict, and some append trailers to the fields of a request that has not begun.
             check_passed(request.headers)
         except Refusal as refusal:
+            request.id = sound_request_id(request.headers)
             with suppress(ClientGone):
-                await refuse(refusal, active)
+                await refuse_unrecorded(refusal, active, self.refused(request, refusal))
             return
         if not self._watching:
             self._watching = True

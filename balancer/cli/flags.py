@@ -118,6 +118,20 @@ def add_reload(reload: argparse.ArgumentParser) -> None:
     )
 
 
+def add_wait(wait: argparse.ArgumentParser) -> None:
+    """Add the flags of ``balancer wait``."""
+    wait.add_argument(
+        "--up", type=_number(int, 1, 1_000_000), default=1, help="members that are up at the same time (default 1)"
+    )
+    wait.add_argument("--pool", metavar="NAME", help="the pool, where there are routes (default: each of them)")
+    wait.add_argument(
+        "--timeout", type=_number(float, 0, 86400), default=60.0, help="seconds to wait at most (default 60)"
+    )
+    wait.add_argument(
+        "--admin-bind", metavar="VALUE", help="where its admin listener is (default as for serve; BALANCER_ADMIN_BIND)"
+    )
+
+
 def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:

@@ -1,4 +1,4 @@
-"""The commands: ``serve``, ``reload``, ``demo``, ``watch``, ``check``.
+"""The commands: ``serve``, ``reload``, ``wait``, ``demo``, ``watch``, ``check``.
 
 Modules for one command alone are imported by that command, so that ``serve`` listens as early as it can.
 """
@@ -71,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
             _reload,
             flags.add_reload,
             "have a running balancer replaced by the code and the files that are there now, without losing a request",
+        ),
+        (
+            "wait",
+            _wait,
+            flags.add_wait,
+            "wait until so many members of a running balancer are up; exit 0 once they are, 1 if not in time",
         ),
         ("demo", _demo, flags.add_demo, "run the whole system without Docker and watch it scale"),
         ("watch", _watch, flags.add_watch, "send requests in a loop and show who answers; exit 1 if any failed"),
@@ -173,6 +179,16 @@ def _reload(arguments: argparse.Namespace) -> int:
     _report_misspelt()
     settings = Settings.load(environ, flags_given)
     return run(settings.admin_bind, None if arguments.pid is None else int(arguments.pid), settings.admin_token)
+
+
+def _wait(arguments: argparse.Namespace) -> int:
+    from balancer.cli.wait import run
+
+    read = {*map(variable, ("admin_bind", "admin"))}  # The old name has to be noticed.
+    environ = {name: value for name, value in os.environ.items() if name in read}
+    flags_given = {} if arguments.admin_bind is None else {"admin_bind": arguments.admin_bind}
+    settings = Settings.load(environ, flags_given)
+    return run(settings.admin_bind, int(arguments.up), arguments.pool, arguments.timeout)
 
 
 def _check(arguments: argparse.Namespace) -> int:

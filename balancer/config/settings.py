@@ -132,6 +132,9 @@ class Settings:
     stream_idle_timeout: float = setting(
         60.0, seconds(0.01, 86400), "limit for silence in mid-body, a member's or a client's"
     )
+    retries: int = setting(
+        2, count(0, 5), "how often a request that may run twice (GET, not POST) is sent again after a member dropped it"
+    )
     max_body_bytes: int = setting(0, count(0, 1 << 50), "bytes that the body of a request may have (0: no limit)")
     max_header_bytes: int = setting(32 * 1024, count(1024, 1 << 20), "bytes that the head of a request may have")
     max_headers: int = setting(100, count(10, 10_000), "fields that the head of a request may have")
@@ -164,6 +167,9 @@ class Settings:
     hooks: tuple[str, ...] = setting((), HOOKS, "code of your own that sees requests, responses and members")
     access_log: bool | str = setting(
         True, ACCESS_LOG, "one line a request on standard output: JSON, or words for people (text)"
+    )
+    response_request_id: bool = setting(
+        False, ON_OFF, "whether every response has the X-Request-ID of the log; the balancer's own always have"
     )
     otel_endpoint: str | None = setting(
         None,

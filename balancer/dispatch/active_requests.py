@@ -10,7 +10,7 @@ from typing import Any
 from balancer.dispatch.context import RequestContext
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import PENDING, ActiveRequest, RequestHandler
-from balancer.dispatch.refusals import refuse
+from balancer.dispatch.refusals import refuse_unrecorded
 from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal, TruncatedResponse
 from balancer.http.request import Request
 
@@ -34,10 +34,10 @@ class ActiveRequests:
         assert self.dispatcher
         return self.dispatcher
 
-    def refused(self, request: Request, refusal: Refusal) -> None:
-        """Record a request that a front end has refused before any dispatcher had it."""
+    def refused(self, request: Request, refusal: Refusal) -> bytes:
+        """Record a request that a front end has refused before any dispatcher had it; return its id."""
         assert self.dispatcher
-        self.dispatcher.refused(request, refusal)
+        return self.dispatcher.refused(request, refusal)
 
     async def serve(self, active: ActiveRequest, context: RequestContext, task: asyncio.Task[Any]) -> None:
         """Serve a request of any front end. ``task`` is the task that runs this."""
@@ -54,7 +54,7 @@ class ActiveRequests:
             task.uncancel()
             if isinstance(reason, Refusal) and active.state is PENDING:
                 with suppress(ClientGone):  # The client may have left since the request was ended.
-                    await refuse(reason, active)
+                    await refuse_unrecorded(reason, active, context.id)
         finally:
             self.in_flight.discard(active)
             active.unwatch()

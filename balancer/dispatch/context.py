@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from balancer.dispatch.replay import ReplayableBody
 
 
+# Bytes of an X-Request-ID that a line of the log, or the text of a refusal, holds.
+ID_MAX = 128
+
+
 def request_ids() -> Callable[[], bytes]:
     """Return a function that makes request ids: a random prefix for each process, and a number."""
     pattern = b"%b-%%08x" % secrets.token_hex(8).encode()
@@ -58,6 +62,8 @@ class RequestRecord:
         retries: Attempts after the first, failed or not.
         queued: Seconds that it waited for a member.
         duration: Seconds from its start to its end.
+        attempt_duration: Those of them in which the last member that was sent the request had it: without the queue and
+            without attempts elsewhere. 0 if none was sent it, or the last attempt came to no connection.
         error: The token of ``X-Balancer-Error``; ``client_gone`` or ``truncated`` for a response that is not complete;
             or "".
         reason: The balancer's own words in its response, or "".
@@ -72,6 +78,7 @@ class RequestRecord:
     retries = 0
     queued = 0.0
     duration = 0.0
+    attempt_duration = 0.0
     error = ""
     reason = ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from math import inf
 
 from balancer.dispatch import retry
 from balancer.dispatch.context import RequestContext, RequestRecord
@@ -17,7 +18,7 @@ from balancer.dispatch.queue import QueuedRequest
 from balancer.dispatch.refusals import overloaded, refuse, too_large
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Refusal, TruncatedResponse, UpstreamError
-from balancer.http.headers import NO_FIELDS, Headers, content_length, local_call_headers, with_prefix
+from balancer.http.headers import NO_FIELDS, Headers, content_length, local_call_headers, with_prefix, with_request_id
 from balancer.http.request import Request
 from balancer.loop_time import Limit, loop_time
 from balancer.members.health import HealthEvent, State
@@ -39,13 +40,15 @@ class _Attempts:
     """The attempts that a request has left.
 
     ``until``: the reading of ``LoopTime`` up to which it may wait for a member. ``repeats``: repeats after a member had
-    the request. ``pause``: the next attempt comes after a pause.
+    the request. ``pause``: the next attempt comes after a pause. ``began``: the reading at which the last attempt
+    began; infinite if it came to no connection.
     """
 
     queued: QueuedRequest
     until: float = 0.0
     repeats: int = 0
     pause: bool = False
+    began: float = 0.0
 
 
 class Dispatcher(FastPathDispatcher):
@@ -111,7 +114,7 @@ class Dispatcher(FastPathDispatcher):
             headers,
             context.body,
             request.chunked,
-            repeatable=request.method in retry.IDEMPOTENT,
+            repeatable=request.method in self._repeatable,
             upgrade=request.upgrade,
             expects=request.expects,
             on_interim=sink.send_interim,
@@ -125,18 +128,20 @@ class Dispatcher(FastPathDispatcher):
         attempts.until = loop_time().time() + self._settings.queue_timeout
         while True:
             member = await self._find_member(context, attempts, sink)
-            began = self._clock()
+            attempts.began = context.started if context.response else self._clock()
             try:
                 try:
                     response = await self._attempt(member, context, outgoing)
                 except UpstreamError as fault:
-                    self._after_failure(fault, member, began, context, attempts)
+                    self._after_failure(fault, member, context, attempts)
                 else:
                     await self._pass_on(response, member, context, sink)
                     return
             finally:
+                context.attempt_duration = max(0.0, self._clock() - attempts.began)
                 self.admission.release(member)
             outgoing.fresh = attempts.repeats > 0
+            outgoing.repeatable = outgoing.repeatable and attempts.repeats < self._settings.retries
             if attempts.pause:
                 await asyncio.sleep(retry.PAUSE_SECONDS)
 
@@ -164,18 +169,21 @@ class Dispatcher(FastPathDispatcher):
         return response
 
     def _after_failure(
-        self, fault: UpstreamError, member: Member, began: float, context: RequestContext, attempts: _Attempts
+        self, fault: UpstreamError, member: Member, context: RequestContext, attempts: _Attempts
     ) -> None:
-        """Prepare another attempt after one that began at ``began``. Raises Refusal where there must be none."""
-        now = self._clock()
+        """Prepare another attempt after one that has failed. Raises Refusal where there must be none."""
+        now, began = self._clock(), attempts.began
         context.tried(member.address, fault)
         attempts.queued.tried |= {member}
         # An attempt is no evidence against a member that has come up since, perhaps as another container.
         if isinstance(fault, ConnectFailed) and (member.state is not State.UP or member.since <= began):
             event = HealthEvent.REFUSED if fault.refused else HealthEvent.UNREACHABLE
             self._membership.observe(member, event, now, str(fault), by_request=True)
+        if not fault.sent:
+            attempts.began = inf
         in_hand = context.body is None or context.body.in_hand
-        refusal = retry.decide(fault, context.request.method, in_hand, attempts.repeats, self._afford_repeat)
+        limit = self._settings.retries
+        refusal = retry.decide(fault, context.request.method, in_hand, attempts.repeats, limit, self._afford_repeat)
         if refusal:
             raise refusal from fault
         attempts.pause = False
@@ -183,7 +191,7 @@ class Dispatcher(FastPathDispatcher):
             # The time in which a member had the request was not spent waiting for a member.
             attempts.until = loop_time().time() + self._settings.queue_timeout
             attempts.repeats += 1
-            attempts.pause = attempts.repeats == retry.MAX_REPEATS
+            attempts.pause = attempts.repeats > 1
         elif loop_time().time() > attempts.until + self._settings.connect_timeout:
             # The last attempt began while the request might still have waited, and failed slowly.
             raise self._no_member(context) from fault
@@ -197,7 +205,10 @@ class Dispatcher(FastPathDispatcher):
         try:
             self._on_response_head(context, response)
             policy_headers = self._policy.response_headers(context.hook_request or context.request, member)
-            await _relay(response, sink, context, policy_headers)
+            headers = response.headers + policy_headers if policy_headers else response.headers
+            if self._sends_id:
+                headers = with_request_id(headers, context.id)
+            await _relay(response, sink, context, headers)
         finally:
             await response.close()
 
@@ -250,10 +261,9 @@ class Dispatcher(FastPathDispatcher):
         return assigned.result()
 
 
-async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, policy_headers: Headers) -> None:
-    """Pass a response on to its end, with the policy's headers added."""
+async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, headers: Headers) -> None:
+    """Pass a response on to its end, with these headers in place of its own."""
     record.status = response.status
-    headers = response.headers + policy_headers if policy_headers else response.headers
     if response.status == SWITCHING_PROTOCOLS:
 
         def count(passed: int) -> None:

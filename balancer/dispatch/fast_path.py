@@ -18,7 +18,7 @@ from balancer.dispatch.interfaces import DirectSink, RequestHandler, Trace
 from balancer.dispatch.queue import PendingQueue
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import Refusal
-from balancer.http.headers import TRACE_FIELDS, Headers, RequestHeaders, with_prefix
+from balancer.http.headers import TRACE_FIELDS, Headers, RequestHeaders, with_prefix, with_request_id
 from balancer.http.request import AnyRequest, Request
 from balancer.http.serialize import request_head
 from balancer.members.member import Member
@@ -52,11 +52,14 @@ class FastPathDispatcher(RequestHandler):
         self._upstream = upstream
         self._on_done = on_done
         self._clock = clock
+        # The methods of requests that may be sent again after a member had them.
+        self._repeatable = retry.IDEMPOTENT if settings.retries else frozenset[str]()
         self._max_body = settings.max_body_bytes or inf
         self._request_headers = RequestHeaders(
             settings.trusted_proxies, TRACE_FIELDS if trace else frozenset(), settings.drop_underscore_headers
         )
         self._new_id = request_ids()
+        self._sends_id = settings.response_request_id
         self._trace = trace
         self._budget = retry.Budget()
         self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes)
@@ -87,7 +90,7 @@ class FastPathDispatcher(RequestHandler):
         if context.body:
             context.body.keep(body)
             context.received = len(body)
-        if request.method not in retry.IDEMPOTENT or len(body) > self._max_body or context.span:
+        if request.method not in self._repeatable or len(body) > self._max_body or context.span:
             # A request that may be sent only once waits for one turn of the event loop, in which closed connections are
             # noticed. ``run`` refuses a body that is too large. A traced request differs in its head.
             return False
@@ -120,19 +123,22 @@ class FastPathDispatcher(RequestHandler):
         policy_headers = self._policy.response_headers(hook_request or context.request, member)
         if policy_headers:
             headers = headers + policy_headers
+        if self._sends_id:
+            headers = with_request_id(headers, context.id)
         body = response.take()
         context.status = response.status
         context.body_bytes = len(body)
-        context.duration = now - context.started
+        context.duration = context.attempt_duration = now - context.started
         sink.answer(response, headers, body)
         self.admission.release(member)
         self._on_done(context)
 
-    def refused(self, request: Request, refusal: Refusal) -> None:
-        """Record a request that a front end has refused before any dispatcher had it."""
+    def refused(self, request: Request, refusal: Refusal) -> bytes:
+        """Record a request that a front end has refused before any dispatcher had it; return its id."""
         record = RequestRecord(request, self._clock(), request.id or self._new_id())
         record.status, record.error, record.reason = refusal.status, refusal.token, refusal.reason
         self._on_done(record)
+        return record.id
 
     def _headers(self, request: Request) -> Headers:
         """Return the headers as members get them."""

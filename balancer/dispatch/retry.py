@@ -3,8 +3,8 @@
 Rules, in this order:
 1. No byte of the request was sent: another member, any method.
 2. No byte of a response was passed on, and the connection died or what came is not HTTP: repeat. That is done only if
-   the method is idempotent (RFC 9110 section 9.2.2) and the body is still in hand. It is done once more after a pause,
-   because members that stop together drop what they have within the same tenth of a second.
+   the method is idempotent (RFC 9110 section 9.2.2) and the body is still in hand, and RETRIES times at most. A pause
+   comes before each repeat but the first: members that stop together drop what they have within a tenth of a second.
 3. A response byte has reached the client, or the client left: never (such a failure does not come here).
 4. Otherwise the client receives an error. A request that is not idempotent is never sent twice.
 
@@ -20,8 +20,7 @@ from balancer.errors import ProtocolViolation, Refusal, ResponseTimeout, Upstrea
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
-MAX_REPEATS = 2
-# The pause before the last repeat, in seconds.
+# The pause before each repeat but the first, in seconds.
 PAUSE_SECONDS = 0.1
 
 # The repeats of the last BUDGET_SECONDS may be this share of the requests, plus BUDGET_FLOOR: one member's worth of
@@ -61,12 +60,17 @@ class Budget:
 
 
 def decide(
-    fault: UpstreamError, method: str, body_in_hand: bool, repeats: int, afford: Callable[[], bool] = lambda: True
+    fault: UpstreamError,
+    method: str,
+    body_in_hand: bool,
+    repeats: int,
+    limit: int,
+    afford: Callable[[], bool] = lambda: True,
 ) -> Refusal | None:
     """Return None to try another member, or the refusal that the client receives.
 
     ``body_in_hand``: every body byte taken from the client so far can be sent again.
-    ``repeats``: how often the request has been repeated so far.
+    ``repeats``: how often the request has been repeated so far, of ``limit`` times.
     ``afford``: called last; returns whether the budget allows a repeat.
     """
     if not fault.sent:
@@ -75,6 +79,6 @@ def decide(
     elif isinstance(fault, ResponseTimeout):
         return Refusal(504, "response_timeout", str(fault))
     token = "bad_response" if isinstance(fault, ProtocolViolation) else "member_failed"
-    if fault.sent and method in IDEMPOTENT and body_in_hand and repeats < MAX_REPEATS:
+    if fault.sent and method in IDEMPOTENT and body_in_hand and repeats < limit:
         return None if afford() else Refusal(502, token, f"{fault}; too many repeats already", retry_after=1)
     return Refusal(502, token, str(fault))

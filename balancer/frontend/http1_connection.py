@@ -287,11 +287,10 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     def _send_error(self, refusal: Refusal) -> None:
         if self.transport.is_closing():
             return
-        status, fields, text = refusal_response(refusal)
         request = self._parser.refused_request()
+        status, fields, text = refusal_response(refusal, self.registry.proxy.refused(request, refusal))
         is_head = "HEAD" in (self._parser.method, request.method)
         self.transport.write(response_head(status, fields, b"connection: close") + (b"" if is_head else text))
-        self.registry.proxy.refused(request, refusal)
         self._linger()
 
     def _linger(self, phase: Phase = LINGERING) -> None:

@@ -22,7 +22,7 @@ from balancer.errors import Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING
 from balancer.frontend.http1_exchange import ClientExchange
 from balancer.http.chunked import ChunkedReader, MalformedChunk
-from balancer.http.headers import Headers, content_length, without_underscores
+from balancer.http.headers import Headers, content_length, sound_request_id, without_underscores
 from balancer.http.request import Request
 from balancer.http.validation import TOKEN, check, headers_too_large, malformed
 
@@ -242,7 +242,9 @@ class RequestParser:
         """Return the refused request as far as it was read, for the log."""
         method = self.method if self._target else ""
         peer, scheme = self._connection.peer, self._connection.scheme
-        return self._refused or Request(method, self._target, self._headers, peer, scheme)
+        request = self._refused or Request(method, self._target, self._headers, peer, scheme)
+        request.id = sound_request_id(request.headers)
+        return request
 
     @property
     def method(self) -> str:

@@ -41,9 +41,9 @@ from balancer.frontend.client_connection import (
     unread_timeout,
 )
 from balancer.frontend.client_registry import ClientRegistry
-from balancer.http.headers import Headers
+from balancer.http.headers import Headers, sound_request_id
 from balancer.http.http2 import STATUS_MAX, check_http2, join_cookies, server_settings, with_status
-from balancer.http.request import TARGET_EXTENSION
+from balancer.http.request import TARGET_EXTENSION, Request
 from balancer.loop_time import Limit, loop_time
 from balancer.types import Message, Receive, Scope, Send
 
@@ -133,12 +133,12 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
             self._retire()
         fields = [(name.lower(), value) for name, value in event.headers]
         if self.shutdown_requested:
-            self._reject(event, SHUTTING_DOWN)  # The client itself ends this connection.
+            self._reject(event, fields, SHUTTING_DOWN)  # The client itself ends this connection.
             return
         try:
             check_http2(event.method, event.target, fields, self.limits)
         except Refusal as refusal:
-            self._reject(event, refusal)
+            self._reject(event, fields, refusal)
             return
         self.phase = ACTIVE
         self.messages += 1
@@ -187,10 +187,12 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         else:
             self.phase = IDLE
 
-    def _reject(self, event: zttp.Request, refusal: Refusal) -> None:
-        status, fields, text = refusal_response(refusal)
+    def _reject(self, event: zttp.Request, fields: Headers, refusal: Refusal) -> None:
+        method, id = event.method.decode("latin-1"), sound_request_id(fields)
+        request = Request(method, event.target, fields, self.peer, "https", id=id)
+        status, headers, text = refusal_response(refusal, self._registry.proxy.refused(request, refusal))
         stream = self.conn.stream(event.stream_id)
-        stream.send_response(status, fields)
+        stream.send_response(status, headers)
         if event.method != b"HEAD":
             stream.send_data(text)
         stream.end_message()

@@ -22,6 +22,9 @@ Headers = list[tuple[bytes, bytes]]
 # Never added to.
 NO_FIELDS: Headers = []
 
+# An id that may be sent back although its request is not valid, and that the log holds whole.
+_SOUND_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -163,6 +166,17 @@ def request_id(headers: Headers) -> bytes:
         if name == b"x-request-id":
             return value
     return b""
+
+
+def sound_request_id(headers: Headers) -> bytes:
+    """Return the X-Request-ID of a request that has been refused, or b"" where that may not be sent back."""
+    id = request_id(headers)
+    return id if _SOUND_ID.fullmatch(id) else b""
+
+
+def with_request_id(headers: Headers, id: bytes) -> Headers:
+    """Return the headers of a response with this X-Request-ID, in place of any that the member has sent."""
+    return [*(pair for pair in headers if pair[0] != b"x-request-id"), (b"x-request-id", id)]
 
 
 def content_length(headers: Headers) -> int:

@@ -120,7 +120,7 @@ def _sound(refusal: Refusal) -> Refusal:
         raise ValueError(f"{token!r} is not a token such as unknown_tenant")
     if retry_after is not None and not (isinstance(retry_after, int) and retry_after >= 0):
         raise ValueError(f"{retry_after!r} is not a number of seconds for Retry-After")
-    own = HeaderFields(refusal_response(Refusal(status, token, reason, retry_after))[1])
+    own = HeaderFields(refusal_response(Refusal(status, token, reason, retry_after), b"-")[1])
     more = HeaderFields([])
     for name, value in (refusal.headers or {}).items():
         if name in own:

@@ -71,11 +71,12 @@ class RoutedProxy(Proxy):
         pool: RequestHandler = request.pool
         return pool
 
-    def refused(self, request: Request, refusal: Refusal) -> None:
-        """Record a request that a front end has refused before any dispatcher had it."""
+    def refused(self, request: Request, refusal: Refusal) -> bytes:
+        """Record a request that a front end has refused before any dispatcher had it; return its id."""
         record = RequestRecord(request, self._clock(), request.id or self._new_id())
         record.status, record.error, record.reason = refusal.status, refusal.token, refusal.reason
         self._on_done(record)
+        return record.id
 
     def serves(self, dispatcher: Dispatcher) -> bool:
         """Whether any request of this dispatcher is under way."""

@@ -10,7 +10,7 @@ from functools import lru_cache
 from select import PIPE_BUF
 from typing import TextIO
 
-from balancer.dispatch.context import RequestRecord
+from balancer.dispatch.context import ID_MAX, RequestRecord
 from balancer.http.request import Request
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
@@ -20,8 +20,6 @@ from balancer.words import counted
 FLUSH_SECONDS = 0.2
 # Characters that may wait to be written: a client's target may make a line of a hundred thousand.
 WAITING_MAX = 256 * 1024
-# Bytes of an X-Request-ID that a line holds.
-ID_MAX = 128
 
 # Returns a line for a record and a reading of the wall clock.
 Format = Callable[[RequestRecord, float], str]

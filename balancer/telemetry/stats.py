@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from operator import add
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from balancer.discovery.snapshot import Answer, Outcome, Snapshot
@@ -20,12 +19,9 @@ from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
 from balancer.telemetry.events import Events
+from balancer.telemetry.latencies import BOUNDS, Classes, add_to
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
-
-# Upper bounds of the classes in which latencies are counted, in seconds: seven a decade, so that percentiles are right
-# to a fifth, and what is above the last. The Prometheus histogram has those of 1, 2.5 and 5.
-BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step in (1, 1.5, 2, 2.5, 3.5, 5, 7.5))
 
 # Tallies of members that have left, which are added up with each answer of DNS; all of them on request.
 LEFT_PER_ANSWER = 500
@@ -43,16 +39,17 @@ ERRORS_MAX = 100
 class Tally:
     """Counts of requests of one member, or of several. ``sent``, ``received``: bytes of bodies to and from clients.
 
-    ``requests``: by method and status. ``buckets``: by duration, one for each of BOUNDS and one beyond, and
-    ``seconds``: of all durations, both without those that became a tunnel or were refused before they began.
+    ``requests``: by method and status. ``classes``: durations by class, and ``seconds``: their sum, both without
+    requests that became a tunnel or were refused before they began. Durations are those of the members' own attempts,
+    but in the total of a pool, where they are those that clients had.
     ``failed_attempts``: by reason. ``flips``: changes into a state.
     """
 
-    __slots__ = ("buckets", "failed_attempts", "flips", "received", "requests", "seconds", "sent")
+    __slots__ = ("classes", "failed_attempts", "flips", "received", "requests", "seconds", "sent")
 
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
-        self.buckets = [0] * (len(BOUNDS) + 1)
+        self.classes: Classes = defaultdict(int)
         self.seconds = 0.0
         self.sent = 0
         self.received = 0
@@ -62,11 +59,14 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Add the counts of another tally."""
+        self.add_counts(other)
+        add_to(self.classes, other.classes)
+        self.seconds += other.seconds
+
+    def add_counts(self, other: Tally) -> None:
+        """Add the counts of another tally, but for its durations."""
         for kind, number in other.requests.items():
             self.requests[kind] += number
-        if other.requests:
-            self.buckets = list(map(add, self.buckets, other.buckets))
-        self.seconds += other.seconds
         self.sent += other.sent
         self.received += other.received
         for reason, number in other.failed_attempts.items():
@@ -96,8 +96,9 @@ class Tally:
 class Stats(Observer):
     """Figures of a pool. ``members``: of requests that members in DNS have answered or failed last.
 
-    ``errors``: requests ended by each token. ``retries``: attempts after the first. ``queued``: requests that
-    waited for a member, ``queued_seconds`` for how long, and ``queued_buckets`` as those of a Tally. ``dns``: answers
+    ``classes`` and ``seconds``: durations that clients had, as in a Tally. ``errors``: requests ended by each token.
+    ``retries``: attempts after the first. ``queued``: requests that waited for a member, ``queued_seconds`` for how
+    long, and ``queued_classes`` as those of a Tally. ``dns``: answers
     by record type and rcode, or "empty", "timeout" or "error". ``answered``: by record type, when (a reading of the
     balancer's clock) DNS last gave a conclusive answer. ``flips``: changes of members into a state, by event.
     ``events``: recent ones.
@@ -106,14 +107,17 @@ class Stats(Observer):
     def __init__(self) -> None:
         self.members: dict[Address, Tally] = {}
         # Totals of members that are no longer in DNS, and of no member. A request is counted in one place only.
+        # Durations of members go with them.
         self._others = Tally()
         # Of members that have left, still to be added to it: thousands may leave together.
         self._left: list[Tally] = []
+        self.classes: Classes = defaultdict(int)
+        self.seconds = 0.0
         self.errors: Counter[str] = Counter()
         self.retries = 0
         self.queued = 0
         self.queued_seconds = 0.0
-        self.queued_buckets = [0] * (len(BOUNDS) + 1)
+        self.queued_classes: Classes = defaultdict(int)
         self.dns: Counter[tuple[str, str]] = Counter()
         self.truncated: Counter[str] = Counter()
         self.answered: dict[str, float] = {}
@@ -126,9 +130,10 @@ class Stats(Observer):
         """Tally of all requests: each reading adds up, which takes some microseconds for each member."""
         self._add_up(len(self._left))
         total = Tally()
-        total.add(self._others)
-        for tally in self.members.values():
-            total.add(tally)
+        for tally in (self._others, *self.members.values()):
+            total.add_counts(tally)
+        add_to(total.classes, self.classes)
+        total.seconds = self.seconds
         return total
 
     def add(self, other: Stats) -> None:
@@ -136,12 +141,14 @@ class Stats(Observer):
         for address, tally in other.members.items():
             self.members.setdefault(address, Tally()).add(tally)
         for tally in (other._others, *other._left):
-            self._others.add(tally)
+            self._others.add_counts(tally)
+        add_to(self.classes, other.classes)
+        self.seconds += other.seconds
         self.errors.update(other.errors)
         self.retries += other.retries
         self.queued += other.queued
         self.queued_seconds += other.queued_seconds
-        self.queued_buckets = list(map(add, self.queued_buckets, other.queued_buckets))
+        add_to(self.queued_classes, other.queued_classes)
         self.dns.update(other.dns)
         self.truncated.update(other.truncated)
         for record, when in other.answered.items():
@@ -158,7 +165,7 @@ class Stats(Observer):
 
     def forget(self, address: Address) -> None:
         """Add the figures of a member that is gone to the totals of those that left."""
-        self._others.add(self.members.pop(address, Tally()))
+        self._others.add_counts(self.members.pop(address, Tally()))
 
     def without_members(self) -> Stats:
         """Return the figures that are not by member; it shares its counters with this."""
@@ -176,7 +183,7 @@ class Stats(Observer):
     def _add_up(self, count: int) -> None:
         """Add up ``count`` tallies of members that have left."""
         for _ in range(min(count, len(self._left))):
-            self._others.add(self._left.pop())
+            self._others.add_counts(self._left.pop())
 
     def done(self, record: RequestRecord) -> None:
         method = record.request.method
@@ -185,15 +192,19 @@ class Stats(Observer):
         tally = (self.members.get(record.member) if record.member else None) or self._others
         tally.requests[(method if method in METHODS else "OTHER"), status] += 1
         if duration and status != SWITCHING_PROTOCOLS:
-            tally.buckets[bisect_left(BOUNDS, duration)] += 1
-            tally.seconds += duration
+            place = bisect_left(BOUNDS, duration)
+            self.classes[place] += 1
+            self.seconds += duration
+            if own := record.attempt_duration:
+                tally.classes[place if own == duration else bisect_left(BOUNDS, own)] += 1
+                tally.seconds += own
         tally.sent += record.body_bytes
         if record.received:
             tally.received += record.received
         if record.queued:
             self.queued += 1
             self.queued_seconds += record.queued
-            self.queued_buckets[bisect_left(BOUNDS, record.queued)] += 1
+            self.queued_classes[bisect_left(BOUNDS, record.queued)] += 1
         if record.error or record.attempts:
             self._failed(record)
 
@@ -245,35 +256,9 @@ def _outcome(answer: Answer) -> str:
     return answer.rcode if answer.rcode.isidentifier() else "error"
 
 
-def percentile(buckets: Sequence[int], share: float) -> float:
-    """Return the latency in seconds that ``share`` (0 to 1) of the counts in ``buckets`` did not exceed; 0 for none.
-
-    Interpolated within its class; counts beyond the last bound have that latency.
-    """
-    left = share * sum(buckets)
-    low = 0.0
-    for bound, number in zip(BOUNDS, buckets, strict=False):
-        if number and left <= number:
-            return low + (bound - low) * left / number
-        left -= number
-        low = bound
-    return low if any(buckets) else 0.0
-
-
 def by_class(requests: Mapping[tuple[str, int], int]) -> dict[tuple[str, str], int]:
     """Return requests by method and class of status ("2xx")."""
     found: defaultdict[tuple[str, str], int] = defaultdict(int)
     for (method, status), number in requests.items():
         found[method, f"{status // 100}xx"] += number
     return dict(found)
-
-
-def cumulated(buckets: Sequence[int], bounds: Iterable[float]) -> list[tuple[float, int]]:
-    """Return the counts up to each of some of BOUNDS."""
-    wanted = frozenset(bounds)
-    found, so_far = [], 0
-    for bound, number in zip(BOUNDS, buckets, strict=False):
-        so_far += number
-        if bound in wanted:
-            found.append((bound, so_far))
-    return found

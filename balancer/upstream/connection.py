@@ -110,7 +110,9 @@ class MemberConnection(asyncio.BufferedProtocol):
         self.phase = ACTIVE
         self._exchange = self._parser.exchange = exchange
         if exchange.uploaded:
-            if self._reused and not exchange.repeatable and len(data) <= tcp.ONE_SEGMENT:
+            if len(data) > tcp.ONE_SEGMENT:
+                exchange.one_segment = False
+            elif self._reused and not exchange.repeatable:
                 exchange.acknowledged = tcp.acknowledged(self._socket)
             exchange.set_deadline(self._callbacks.clock.time(), self.timeouts.response)
         self._transport.write(data)
@@ -173,10 +175,6 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._callbacks.ended(self)
         exchange.arrived()
 
-    def _error(self, kind: type[UpstreamError], message: str) -> UpstreamError:
-        """Return an error of the exchange in progress, whose request has been written at least in part."""
-        return kind(message, sent=True, reused=self._reused)
-
     # Limits.
 
     def check_deadline(self, now: float) -> None:
@@ -193,18 +191,18 @@ class MemberConnection(asyncio.BufferedProtocol):
                 self._fail_overdue(exchange)
                 return
             if self._is_hung(exchange, now):
-                self.fail(self._error(ConnectionDied, f"the member has sent nothing for {self.timeouts.hung:g} s"))
+                self.fail(ConnectionDied(f"the member has sent nothing for {self.timeouts.hung:g} s", sent=True))
                 return
         if now >= self._check_at:
             self._check_at = now + self._silence / 4  # A check costs 3 us, and thousands of connections may wait.
             if tcp.is_silent(self._socket, self._silence):
-                self.fail(self._error(ConnectionDied, "the network to the member is silent"))
+                self.fail(ConnectionDied("the network to the member is silent", sent=True))
 
     def _fail_overdue(self, exchange: MemberExchange) -> None:
         if exchange.started:
             self.fail(SilentResponse(f"silent for {self.timeouts.idle:g} s in mid-body"))
         else:
-            self.fail(self._error(ResponseTimeout, f"no response within {self.timeouts.response:g} s"))
+            self.fail(ResponseTimeout(f"no response within {self.timeouts.response:g} s", sent=True))
 
     def _is_hung(self, exchange: MemberExchange, now: float) -> bool:
         """Whether a request that can go elsewhere waits for a member that has sent no byte for HUNG_TIMEOUT."""
@@ -291,7 +289,7 @@ class MemberConnection(asyncio.BufferedProtocol):
     def _violate(self, exchange: MemberExchange, message: str) -> None:
         """Fail an exchange whose bytes are no response."""
         exchange.protocol_error = message
-        self.fail(TruncatedResponse(message) if exchange.started else self._error(ProtocolViolation, message))
+        self.fail(TruncatedResponse(message) if exchange.started else ProtocolViolation(message, sent=True))
 
     def _cache_head(self, exchange: MemberExchange, head: bytes, length: int) -> None:
         """Remember the head of a response that came whole, if all behind it is a body of Content-Length bytes."""
@@ -325,11 +323,10 @@ class MemberConnection(asyncio.BufferedProtocol):
     def _died(self, exchange: MemberExchange, error: Exception | None) -> UpstreamError:
         """Return the error of a connection that is closed before the response was there."""
         # Only an orderly end carries the kernel's last word: after a reset, bytes may have been read all the same.
-        orderly = error is None and exchange.acknowledged is not None and not exchange.received
-        if orderly and tcp.acknowledged(self._socket) == exchange.acknowledged:
-            words = "the member closed the connection before the request reached it"
-            return ConnectionDied(words, sent=False, reused=True)
-        return self._error(ConnectionDied, _words(error))
+        orderly = self._reused and error is None and exchange.one_segment and not exchange.received
+        if orderly and tcp.took_nothing(self._socket, exchange.acknowledged):
+            return ConnectionDied("the member closed the idle connection before the request reached it", sent=False)
+        return ConnectionDied(f"{_words(error)} before a response", sent=True)
 
     def pause_writing(self) -> None:
         self.writable = self._loop.create_future()

@@ -39,10 +39,12 @@ class MemberExchange(PendingResponse):
     # Defaults of attributes that most exchanges leave alone.
 
     # The request. Whether all of it has been written, and the task that writes the rest. Whether the body waits for 100
-    # (Continue). The kernel's count of acknowledged bytes before a request that must not run twice was written.
+    # (Continue). Whether it fits into one segment. The kernel's count of acknowledged bytes before a request that must
+    # not run twice was written.
     uploaded: bool = True
     upload_task: asyncio.Task[None] | None = None
     awaits_continue: bool = False
+    one_segment: bool = True
     acknowledged: int | None = None
 
     # The response. Whether any byte of it has come; interim responses so far; bytes since there was last something to

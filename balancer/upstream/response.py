@@ -106,7 +106,7 @@ class Response(MemberExchange):
 
         ``awaits_continue``: the client waits for 100 (Continue), from the member or, after CONTINUE_SECONDS, from here.
         """
-        self.awaits_continue = awaits_continue
+        self.awaits_continue, self.one_segment = awaits_continue, False
         if awaits_continue:
             self._set_deadline(self._connection.timeouts.response)
         self.upload_task = asyncio.get_running_loop().create_task(self._upload(body, chunked))

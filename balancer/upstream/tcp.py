@@ -17,8 +17,8 @@ from typing import Any
 _LINUX = sys.platform == "linux"
 
 # Offsets in Linux's struct tcp_info: retransmissions and probes in a row without an answer, milliseconds since the last
-# acknowledgement, bytes acknowledged (since Linux 4.1).
-_RETRANSMITS, _PROBES, _LAST_ACK_RECEIVED, _BYTES_ACKED = 2, 3, 56, 120
+# acknowledgement, bytes acknowledged (since Linux 4.1), bytes sent, and those of them sent again (since Linux 4.19).
+_RETRANSMITS, _PROBES, _LAST_ACK_RECEIVED, _BYTES_ACKED, _BYTES_SENT = 2, 3, 56, 120, 200
 
 # Segments in a row that a peer has to leave unanswered before its silence means something.
 UNANSWERED = 2
@@ -70,6 +70,22 @@ def acknowledged(sock: Any) -> int | None:
     """Return the bytes that the peer's kernel has acknowledged so far; None where the kernel does not report them."""
     info = _tcp_info(sock, _BYTES_ACKED + 8)
     return None if info is None else int(struct.unpack_from("=Q", info, _BYTES_ACKED)[0])
+
+
+def took_nothing(sock: Any, before: int | None) -> bool:
+    """Whether the peer's kernel has left the last segment unacknowledged, on a connection that the peer has ended.
+
+    ``before``: what ``acknowledged`` returned before that segment, or None if it was not called. Then the count of
+    bytes sent shows it, where the kernel has one.
+    """
+    if before is not None:
+        return acknowledged(sock) == before
+    info = _tcp_info(sock, _BYTES_SENT + 16)
+    if info is None:
+        return False
+    sent, again = struct.unpack_from("=QQ", info, _BYTES_SENT)
+    # The count of acknowledged bytes has one for the beginning of the connection (SYN).
+    return bool(sent - again + 1 > struct.unpack_from("=Q", info, _BYTES_ACKED)[0])
 
 
 def _tcp_info(sock: Any, size: int) -> bytes | None:

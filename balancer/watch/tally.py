@@ -117,6 +117,8 @@ class Tally:
         # When the first request was sent.
         self.began: float | None = None
         self._classes: Counter[int] = Counter()
+        # The longest latency of an answer; ``longest`` may be that of a failure.
+        self._slowest = 0.0
         self._seconds: deque[Second] = deque(maxlen=HISTORY)
         self._in_flight = 0
         self._names = 0
@@ -164,6 +166,7 @@ class Tally:
         second.shares[result.worker] += 1
         self.rotation.append(result.worker)
         self._classes[_class(result.seconds)] += 1
+        self._slowest = max(self._slowest, result.seconds)
         host = self.hosts.get(result.worker)
         if host is None:
             host = self.hosts[result.worker] = Host(self._names, result.ended, result.ended, result.at)
@@ -251,7 +254,7 @@ class Tally:
         for number in sorted(self._classes):
             wanted -= self._classes[number]
             if wanted <= 0:
-                return min(_SHORTEST * math.exp(number * _CLASS), self.longest)
+                return min(_SHORTEST * math.exp(number * _CLASS), self._slowest)
         return 0.0
 
     def stall(self, now: float) -> float:

@@ -80,7 +80,7 @@ class Container:
         loop = self._loop
         now = loop.time()
         if not self.listens:
-            loop.call_at(now + 2 * DELAY, exchange.fail, _died(reused=True))
+            loop.call_at(now + 2 * DELAY, exchange.fail, _died())
             return
         self._world.sent_to(self)
         exchange.arrives = self._last_arrival = now + DELAY
@@ -272,5 +272,5 @@ class Links(Upstream):
             raise ConnectFailed("connection refused", refused=True)
 
 
-def _died(reused: bool = False) -> ConnectionDied:
-    return ConnectionDied("the connection was closed", sent=True, reused=reused)
+def _died() -> ConnectionDied:
+    return ConnectionDied("the connection was closed", sent=True)

@@ -15,6 +15,7 @@ from balancer.admin.aggregate import CATCH_UP, STALE, Aggregator, MergedPool
 from balancer.admin.ipc import PACKET, Channel, pair
 from balancer.admin.pool_view import Usage
 from balancer.admin.process_report import Drain, MemberRow, PoolReport, Report
+from balancer.admin.readiness import up
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Endpoint
 from balancer.dispatch.context import RequestRecord
@@ -131,6 +132,19 @@ async def test_member_is_as_bad_as_any_process_that_knows_it_says(fleet: Fleet) 
         State.DOWN, "refused (in 1 of 2 processes)", 95.0
     )  # fmt: skip
     assert (members[TWO].state, members[TWO].reason) == (State.UP, "up")
+
+
+async def test_member_counts_as_up_where_it_is_up_in_every_process(fleet: Fleet) -> None:
+    fleet.report(0, 10, members={ONE: row(ONE), TWO: row(TWO)})
+    assert up(fleet.pool) == 0, "the other process has not reported"
+    fleet.report(1, 11, members={ONE: row(ONE), TWO: row(TWO, State.JOINING)})
+    assert up(fleet.pool) == 1
+    fleet.report(1, 11, whole=False, members={TWO: row(TWO)})
+    assert up(fleet.pool) == 2
+    fleet.report(0, 10, whole=False, left=[ONE])
+    assert up(fleet.pool) == 1
+    fleet.pool.drain(fleet.pool.members[TWO])
+    assert up(fleet.pool) == 0
 
 
 async def test_silent_process_has_no_opinion_but_its_counts(fleet: Fleet) -> None:

@@ -259,3 +259,42 @@ async def test_liveness_and_readiness_are_as_they_were() -> None:
         await port.act("drain", one.address)
         ready = await port.get("/readyz")
         assert (ready.status_code, ready.text) == (503, "no member is available\n")
+
+
+async def test_readiness_counts_the_members_that_are_up_where_asked_to() -> None:
+    async with (
+        Member() as one,
+        Member() as two,
+        balance(one, two, stats=Stats()) as running,
+        administer(running) as port,
+    ):
+        for up, status in ((1, 200), (2, 200), (3, 503)):
+            ready = await port.get(f"/readyz?up={up}")
+            assert (ready.status_code, ready.text) == (status, f"2 of {up} members are up, of 2 that DNS names\n")
+        await port.act("drain", one.address)
+        ready = await port.get("/readyz?up=2&pool=apps")
+        assert (ready.status_code, ready.text) == (503, "1 of 2 members are up, of 2 that DNS names\n")
+        assert (await port.get("/readyz?up=1")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "words"),
+    [
+        ("up=0", 400, "up='0' cannot be used: it takes a whole number from 1 to 1000000"),
+        ("up=1000001", 400, "up='1000001' cannot be used"),
+        ("up=" + "9" * 5000, 400, "cannot be used: it takes"),
+        ("up=-1", 400, "up='-1' cannot be used"),
+        ("up=six", 400, "up='six' cannot be used"),
+        ("up=", 400, "up='' cannot be used"),
+        ("up=1&up=2", 400, "one of them is there twice"),
+        ("ups=6", 400, "the query takes up=<number> and pool=<name>: 'ups' is none"),
+        ("pool=shop", 404, "there is no pool 'shop'; there is apps"),
+        ("up=1&pool=shop", 404, "there is no pool 'shop'; there is apps"),
+    ],
+)
+async def test_query_of_readiness_that_cannot_be_used_says_what_it_takes(query: str, status: int, words: str) -> None:
+    async with Member() as one, balance(one, stats=Stats()) as running, administer(running) as port:
+        ready = await port.get(f"/readyz?{query}")
+        assert ready.status_code == status
+        assert words in ready.text
+        assert len(ready.text) < 300

@@ -214,3 +214,34 @@ def test_drain_of_a_container_whose_name_was_seen_since_ends_without_a_rise() ->
     assert it.membership.members[ONE].drained
     it.name("two", 61.1)
     assert not it.membership.members[ONE].drained
+
+
+def finished(duration: float) -> RequestRecord:
+    record = RequestRecord(Request("GET", b"/", [], "192.0.2.1"), 0.0, b"id")
+    record.member, record.status, record.duration, record.attempt_duration = ONE, 200, duration, duration
+    return record
+
+
+def test_latencies_are_those_of_the_last_ten_samples_and_never_above_the_largest_of_them() -> None:
+    cluster = Cluster(ONE)
+    (track,) = cluster.pool.tracks.values()
+    cluster.stats.done(finished(10.01))
+    cluster.pool.sample(1.0)
+    assert track.gauge.lately() == (1, 10_000, 10_000)
+    for second in range(10):
+        cluster.stats.done(finished(1.0013))
+        cluster.pool.sample(2.0 + second)
+    requests, p50, p99 = track.gauge.lately()
+    assert (requests, p50, p99) == (10, 1000, 1000)
+    assert cluster.pool.total.lately() == (10, 1000, 1000)
+    for second in range(10):
+        cluster.pool.sample(12.0 + second)
+    assert track.gauge.lately() == (0, None, None)
+
+
+def test_requests_without_a_duration_have_no_latency() -> None:
+    cluster = Cluster(ONE)
+    (track,) = cluster.pool.tracks.values()
+    cluster.stats.done(finished(0.0))
+    cluster.pool.sample(1.0)
+    assert track.gauge.lately() == (1, None, None)

@@ -32,6 +32,11 @@ from tests.support.wire import OK, Connection, Member, balance, eventually
 KEPT = GET.replace(b"Connection: close\r\n", b"")
 
 
+async def silent(connection: Connection) -> None:
+    """A member that reads requests and says nothing."""
+    await connection.to_end()
+
+
 async def take(connection: Connection) -> None:
     """A member that takes bodies of four bytes and answers, on a connection that stays open."""
     while True:
@@ -138,6 +143,48 @@ async def test_member_that_is_gone_is_a_retry_and_a_state_and_no_error() -> None
         assert it.sum("balancer_requests_total", pool="apps", code="2xx") == 3
 
 
+@pytest.mark.usefixtures("each_way")
+async def test_latency_of_a_member_is_without_the_queue_and_attempts_at_others() -> None:
+    async def die_late(connection: Connection) -> None:
+        await connection.head()
+        await asyncio.sleep(0.6)
+        connection.reset()
+
+    resolver = ScriptedResolver()
+    async with (
+        Member(die_late) as bad,
+        Member() as good,
+        balance(resolve=resolver, resolve_interval=0.1) as running,
+        admin(running) as scrape,
+    ):
+        waiting = asyncio.create_task(running.exchange(GET))
+        await eventually(lambda: running.balancer.queued == 1)
+        await asyncio.sleep(0.6)
+        resolver.found(good.address)
+        assert (await waiting).endswith(b"ok")
+        resolver.found(bad.address, good.address)
+        await running.available(2)
+        while not bad.received:
+            assert (await running.exchange(GET)).endswith(b"ok")
+        await running.idle()
+        it = await scrape()
+        name = "balancer_member_request_duration_seconds"
+        assert it.get("balancer_request_duration_seconds_sum", pool="apps") > 1.2, "clients have waited"
+        assert it.get(f"{name}_count", pool="apps", member=str(good.address)) == len(running.records)
+        assert it.get(f"{name}_sum", pool="apps", member=str(good.address)) < 0.6
+        assert it.get(f"{name}_count", pool="apps", member=str(bad.address)) == 0
+
+
+async def test_member_that_answers_late_has_that_in_its_latency_however_the_request_ends() -> None:
+    async with Member(silent) as member, balance(member, response_timeout=0.5) as running:
+        assert (await running.exchange(GET)).startswith(b"HTTP/1.1 504")
+        assert running.records[0].attempt_duration > 0.4
+    async with Member() as member, balance(member, health_interval=60, queue_timeout=0.0) as running:
+        await member.stop()
+        assert (await running.exchange(GET)).startswith(b"HTTP/1.1 503")
+        assert (running.records[0].member, running.records[0].attempt_duration) == (member.address, 0.0)
+
+
 async def test_tunnel_is_a_request_and_no_latency() -> None:
     async def switch(connection: Connection) -> None:
         await connection.head()
@@ -195,6 +242,9 @@ async def test_every_failure_is_known_by_its_token_its_member_and_its_tries(
         assert answer.startswith(b"HTTP/1.1 %d " % case.status)
         assert b"x-balancer-error: %s\r\n" % token.encode() in answer
     line = json.loads(as_json(record, 0.0))
+    if token in TOKENS:
+        assert f"\r\nx-request-id: {line['request_id']}\r\n".encode() in answer
+        assert answer.endswith(f"\nrequest id: {line['request_id']}\n".encode())
     assert (line["error"], line["member"]) == (token, str(record.member or ""))
     assert bool(line.get("reason")) == (token in TOKENS)
     assert all(it.startswith(f"{record.member}: ") for it in line.get("attempts", ()))

@@ -55,7 +55,7 @@ class Pool(LoadBalancer):
     def serve(self, member: Address | None = ONE, method: str = "GET", status: int = 200, **known: Any) -> None:
         record = RequestRecord(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
         record.status, record.member = status, member
-        for name, value in known.items():
+        for name, value in {"attempt_duration": known.get("duration", 0.0), **known}.items():
             setattr(record, name, value)
         assert self.stats
         self.stats.done(record)

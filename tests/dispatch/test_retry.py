@@ -9,7 +9,6 @@ from balancer.dispatch.retry import (
     BUDGET_SECONDS,
     BUDGET_SHARE,
     IDEMPOTENT,
-    MAX_REPEATS,
     Budget,
     decide,
 )
@@ -49,21 +48,21 @@ methods = st.sampled_from(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "
 def test_failed_request_is_retried_or_answered_by_the_rules(
     fault: UpstreamError, method: str, in_hand: bool, repeats: int, told: tuple[int, str] | None
 ) -> None:
-    refusal = decide(fault, method, in_hand, repeats)
+    refusal = decide(fault, method, in_hand, repeats, 2)
     assert (refusal and (refusal.status, refusal.token)) == told
     assert refusal is None or refusal.reason == str(fault)
 
 
-@given(st.sampled_from([DIED, SILENT, GARBLED]), methods, st.booleans(), st.integers(0, 3))
-def test_request_that_a_member_may_have_seen_is_repeated_twice_at_most_and_only_if_idempotent(
-    fault: UpstreamError, method: str, in_hand: bool, repeats: int
+@given(st.sampled_from([DIED, SILENT, GARBLED]), methods, st.booleans(), st.integers(0, 6), st.integers(0, 5))
+def test_request_that_a_member_may_have_seen_is_repeated_to_the_limit_and_only_if_idempotent(
+    fault: UpstreamError, method: str, in_hand: bool, repeats: int, limit: int
 ) -> None:
-    if decide(fault, method, in_hand, repeats) is None:
-        assert method in IDEMPOTENT and in_hand and repeats < MAX_REPEATS == 2
+    if decide(fault, method, in_hand, repeats, limit) is None:
+        assert method in IDEMPOTENT and in_hand and repeats < limit
 
 
 def test_repeat_that_the_budget_does_not_allow_is_told_the_client() -> None:
-    refusal = decide(DIED, "GET", True, 0, afford=lambda: False)
+    refusal = decide(DIED, "GET", True, 0, 2, afford=lambda: False)
     assert refusal
     assert (refusal.status, refusal.token, refusal.retry_after) == (502, "member_failed", 1)
     assert str(refusal) == "closed by peer; too many repeats already"
@@ -74,7 +73,7 @@ def test_only_a_repeat_costs_the_budget(fault: UpstreamError, method: str) -> No
     def afford() -> bool:
         raise AssertionError("asked")
 
-    decide(fault, method, True, 0, afford)
+    decide(fault, method, True, 0, 2, afford)
 
 
 def spent(budget: Budget, now: float) -> int:

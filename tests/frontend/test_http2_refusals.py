@@ -46,6 +46,10 @@ async def test_http2_request_that_http_1_1_refuses_gets_the_same_token(
         answer = await client.answer(await client.ask_raw(fields))
         assert (answer.status, dict(answer.headers)[b"x-balancer-error"]) == (status, token)
         assert answer.body.startswith(b"%d " % status)
+        (record,) = here.running.records
+        assert (record.status, record.error) == (status, token.decode())
+        assert dict(answer.headers)[b"x-request-id"] == record.id
+        assert answer.body.endswith(b"\nrequest id: %b\n" % record.id)
         # Other requests of the connection are none the worse.
         assert (await client.get("/")).body == b"ok"
         assert member.received[0].count(b"GET") == 1

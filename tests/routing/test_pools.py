@@ -42,7 +42,10 @@ async def test_request_without_a_route_gets_404_with_a_token(tmp_path: Path) -> 
             head, _, text = (await running.ask("/x", "b", method, more, body)).lower().partition("\r\n\r\n")
             assert head.startswith("http/1.1 404 ")
             assert "\r\nx-balancer-error: no_route" in head
-            assert text == ("" if method == "HEAD" else "404 no route leads from this host and path to a pool\n")
+            words = (
+                f"404 no route leads from this host and path to a pool\nrequest id: {running.records[-1].id.decode()}\n"
+            )
+            assert text == ("" if method == "HEAD" else words)
         assert [(it.status, it.error, it.pool) for it in running.records] == [(404, "no_route", "")] * 4
         assert running.pools.stats
         assert running.pools.stats.errors == {"no_route": 4}
@@ -55,13 +58,13 @@ async def test_connection_goes_on_after_a_404(tmp_path: Path) -> None:
                 await client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
                 head = await client.head()
                 assert head.startswith(b"HTTP/1.1 " + status)
-                await client.until(b"pool\n" if status == b"404" else b"one")
+                await client.until(b"\nrequest id: %b\n" % running.records[-1].id if status == b"404" else b"one")
 
 
 async def test_body_that_is_not_read_ends_the_connection_after_the_404(tmp_path: Path) -> None:
     async with routed(tmp_path, TWO) as running, running.client() as client:
         await client.send(b"POST / HTTP/1.1\r\nHost: b\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000))
-        assert (await client.to_end()).endswith(b"to a pool\n")
+        assert (await client.to_end()).endswith(b"to a pool\nrequest id: %b\n" % running.records[0].id)
 
 
 @pytest.mark.usefixtures("each_front")

@@ -17,7 +17,7 @@ from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch import admission
 from balancer.dispatch.context import RequestContext, RequestRecord
 from balancer.dispatch.interfaces import DirectSink, Sink
-from balancer.dispatch.retry import IDEMPOTENT, MAX_REPEATS
+from balancer.dispatch.retry import IDEMPOTENT
 from balancer.errors import ClientGone, ConnectFailed, ConnectionDied, ResponseTimeout, TruncatedResponse
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Request
@@ -88,6 +88,7 @@ class World(Observer, Upstream):
             connect_timeout=0.2,
             health_timeout=0.3,
             response_timeout=PATIENCE,
+            retries=rng.choice([0, 2, 5]),
             max_requests_per_member=self.limit,
             policy=rng.choice(["round_robin", "least_requests", "random", "hash"]),
             sticky_cookie=rng.choice([None, "member"]),
@@ -145,7 +146,7 @@ class World(Observer, Upstream):
             await asyncio.sleep(self.settings.connect_timeout)
             raise ConnectFailed("unreachable")
         if mood == "drops" and self.rng.random() < 0.3:
-            raise ConnectionDied("closed before it was used", sent=False, reused=True)
+            raise ConnectionDied("closed before it was used", sent=False)
         if request.body:
             while await request.body.read():
                 pass
@@ -289,7 +290,7 @@ class World(Observer, Upstream):
             assert sink.ended, "a request came to its end without a response"
         assert visit.done()
         assert self.finished[target] == 1
-        assert self.written[target] <= (1 + MAX_REPEATS if method in IDEMPOTENT else 1), "a request ran twice"
+        assert self.written[target] <= (1 + self.settings.retries if method in IDEMPOTENT else 1), "a request ran twice"
 
 
 class _Body:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.dispatch.context import Attempt, RequestRecord
+from balancer.dispatch.context import ID_MAX, Attempt, RequestRecord
 from balancer.http.request import Request
-from balancer.telemetry.access_log import ID_MAX, WAITING_MAX, AccessLog, _pieces, as_json, as_text
+from balancer.telemetry.access_log import WAITING_MAX, AccessLog, _pieces, as_json, as_text
 from balancer.types import Address
 
 FAILED = Attempt(Address("10.0.0.3", 80), "refused", "connection refused")

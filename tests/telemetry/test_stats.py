@@ -10,7 +10,8 @@ from balancer.http.request import Request
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
-from balancer.telemetry.stats import BOUNDS, ERRORS_MAX, Stats, by_class, cumulated, percentile
+from balancer.telemetry.latencies import cumulated, percentile
+from balancer.telemetry.stats import ERRORS_MAX, Stats, by_class
 from balancer.types import Address
 
 ONE, TWO = Address("10.0.0.1", 80), Address("10.0.0.2", 80)
@@ -30,7 +31,7 @@ def snapshot(*addresses: Address, **known: Any) -> Snapshot:
 def record(method: str = "GET", status: int = 200, member: Address | None = ONE, **known: Any) -> RequestRecord:
     made = RequestRecord(Request(method, b"/", [], "192.0.2.1"), 0.0, b"id")
     made.status, made.member = status, member
-    for name, value in known.items():
+    for name, value in {"attempt_duration": known.get("duration", 0.0), **known}.items():
         setattr(made, name, value)
     return made
 
@@ -81,7 +82,7 @@ def test_tunnel_and_a_refusal_are_requests_and_no_latencies() -> None:
     it.done(record(status=400, member=None, error="malformed_request"))
     it.done(record(duration=0.01, received=3))
     total = it.total
-    assert (total.count, sum(total.buckets), total.seconds) == (3, 1, 0.01)
+    assert (total.count, sum(total.classes.values()), total.seconds) == (3, 1, 0.01)
     assert (total.sent, total.received) == (5, 3)
 
 
@@ -91,7 +92,7 @@ def test_wait_of_requests_is_counted_by_its_length() -> None:
         it.done(record(queued=held))
     assert it.queued == 3
     assert it.queued_seconds == pytest.approx(7.4)
-    assert cumulated(it.queued_buckets, [0.1, 0.25, 10.0]) == [(0.1, 0), (0.25, 2), (10.0, 3)]
+    assert cumulated(it.queued_classes, [0.1, 0.25, 10.0]) == [(0.1, 0), (0.25, 2), (10.0, 3)]
 
 
 def test_changes_of_state_are_counted_by_event_and_by_member() -> None:
@@ -127,23 +128,22 @@ def test_dns_is_counted_by_what_it_answers() -> None:
     assert (dict(it.truncated), it.changes) == ({"A": 1}, 1)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99, 1.0])
-def test_percentile_of_nothing_is_0(share: float) -> None:
-    assert percentile([0] * (len(BOUNDS) + 1), share) == 0.0
+def test_latency_of_a_member_is_that_of_the_attempt_at_it() -> None:
+    it = stats(ONE, TWO)
+    it.done(record(member=TWO, duration=3.0, queued=2.5, attempt_duration=0.00101))
+    it.done(record(status=503, member=ONE, duration=10.0, attempt_duration=0.0, error="no_member"))
+    assert percentile(it.members[TWO].classes, 0.5) == 0.001
+    assert (it.members[TWO].seconds, dict(it.members[ONE].classes)) == (0.00101, {})
+    total = it.total
+    assert (sum(total.classes.values()), total.seconds) == (2, 13.0)
+    assert percentile(total.classes, 0.5) == pytest.approx(3.0, rel=0.05)
 
 
-@pytest.mark.parametrize("seconds", [0.00007, 0.0012, 0.0301, 0.9, 42.0])
-def test_percentile_is_right_to_its_class(seconds: float) -> None:
-    it = stats(ONE)
-    for _ in range(99):
-        it.done(record(duration=seconds))
-    it.done(record(duration=1000.0))
-    assert 0.6 * seconds <= percentile(it.total.buckets, 0.98) <= 1.5 * seconds
-    assert percentile(it.total.buckets, 1.0) == BOUNDS[-1]
-
-
-def test_histogram_has_what_is_up_to_each_bound() -> None:
-    it = stats(ONE)
-    for seconds in (0.001, 0.0011, 0.2, 100.0):
-        it.done(record(duration=seconds))
-    assert cumulated(it.total.buckets, [0.001, 0.25, 75.0]) == [(0.001, 1), (0.25, 3), (75.0, 3)]
+def test_durations_of_a_pool_stay_when_its_members_go() -> None:
+    it, other = stats(ONE), stats(ONE)
+    it.done(record(duration=1.0))
+    it.forget(ONE)
+    other.done(record(duration=2.0))
+    other.resolved(snapshot(), Change(left=[Member(Endpoint(ONE), 0.0)]))
+    it.add(other)
+    assert (sum(it.total.classes.values()), it.total.seconds, it.total.count) == (2, 3.0, 2)

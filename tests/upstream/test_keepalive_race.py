@@ -17,6 +17,8 @@ from balancer.upstream.native import NativeUpstream
 from tests.support.wire import OK, Connection, Member, balance
 
 POST = UpstreamRequest("POST", b"/pay", [(b"host", b"a"), (b"content-length", b"0")])
+GET = UpstreamRequest("GET", b"/pay", [(b"host", b"a")], repeatable=True)
+LONG_GET = UpstreamRequest("GET", b"/pay", [(b"host", b"a"), (b"x", b"a" * 5000)], repeatable=True)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much a peer has acknowledged")
 
@@ -41,18 +43,23 @@ async def reused() -> AsyncIterator[tuple[NativeUpstream, Address, socket.socket
     await upstream.close()
 
 
-async def test_post_that_the_members_kernel_never_took_may_go_elsewhere() -> None:
+@pytest.mark.parametrize("request_", [POST, GET], ids=["post", "get"])
+async def test_request_that_the_members_kernel_never_took_may_go_elsewhere(request_: UpstreamRequest) -> None:
     async with reused() as (upstream, address, member):
         member.close()  # The balancer's event loop does not run between this and the next line.
         with pytest.raises(ConnectionDied) as caught:
-            await upstream.send(address, POST)
-        assert (caught.value.sent, caught.value.reused) == (False, True)
+            await upstream.send(address, request_)
+        assert not caught.value.sent
+        assert str(caught.value) == "the member closed the idle connection before the request reached it"
 
 
+@pytest.mark.parametrize("request_", [POST, GET, LONG_GET], ids=["post", "get", "long get"])
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_post_that_the_member_has_read_may_not(reset: bool) -> None:
+async def test_request_that_the_member_has_read_died_with_its_connection(
+    reset: bool, request_: UpstreamRequest
+) -> None:
     async with reused() as (upstream, address, member):
-        second = asyncio.create_task(upstream.send(address, POST))
+        second = asyncio.create_task(upstream.send(address, request_))
         assert b"/pay" in await asyncio.get_running_loop().sock_recv(member, 65536)
         if reset:
             member.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
@@ -60,6 +67,8 @@ async def test_post_that_the_member_has_read_may_not(reset: bool) -> None:
         with pytest.raises(ConnectionDied) as caught:
             await second
         assert caught.value.sent
+        assert str(caught.value).endswith("before a response")
+        assert "reused" not in str(caught.value)
 
 
 async def test_members_that_close_idle_connections_whenever_they_like_lose_no_post() -> None:

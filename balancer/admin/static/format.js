@@ -25,11 +25,14 @@ export function duration(seconds) {
   return `${Math.floor(s / 86400)} d`;
 }
 
-/** Milliseconds: "0.42 ms", "12 ms", "1.3 s". */
+/** A number with so many digits behind the point, never rounded up. */
+const floored = (n, digits) => (Math.floor(n * 10 ** digits + 1e-6) / 10 ** digits).toFixed(digits);
+
+/** Milliseconds, to 1 % and never more than they are: "0.42 ms", "12.5 ms", "1.31 s". */
 export function latency(ms) {
   if (ms === null || ms === undefined) return "–";
-  if (ms >= 1000) return `${(ms / 1000).toFixed(ms >= 10000 ? 0 : 1)} s`;
-  return `${ms >= 10 ? Math.round(ms) : ms >= 1 ? ms.toFixed(1) : ms.toFixed(2)} ms`;
+  if (ms >= 1000) return `${floored(ms / 1000, ms >= 10000 ? 1 : 2)} s`;
+  return `${floored(ms, ms >= 100 ? 0 : ms >= 10 ? 1 : ms >= 1 ? 2 : 3)} ms`;
 }
 
 export function count(n) {
