@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from math import ceil, inf
+from typing import Protocol
 
 from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.errors import Refusal
@@ -32,7 +33,7 @@ GATHER_MIN = 8
 class Admission:
     """Gives members to requests and takes them back. ``limit``: requests at a time for each; 0 for no limit.
 
-    ``on_shortage``: called when a request has to wait because no member is available.
+    ``on_shortage``: called when a request has to wait because no member is available; raises Refusal where none will.
 
     ``releasing_gradually``: members are coming back, and queued requests are shared out. ``effective_limit``: requests
     at a time that a member gets now; during a gradual release perhaps fewer than its limit.
@@ -144,6 +145,43 @@ class Admission:
             added = [member for member in changed if self._membership.is_available(member)]
             removed = [member for member in changed if not self._membership.is_available(member)]
             self._policy.update(available, added, removed)
+
+
+class Timer(Protocol):
+    """A handle of ``call_later``."""
+
+    def cancel(self) -> None:
+        """Make the call not happen."""
+
+
+class GradualRelease:
+    """Begins the gradual release of an admission when the first member is back, and ends it after GATHER_SECONDS.
+
+    ``call_later``: calls a function after so many seconds.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        admission: Admission,
+        call_later: Callable[[float, Callable[[], None]], Timer],
+    ) -> None:
+        self._membership = membership
+        self._call_later = call_later
+        self._admission = admission
+        self._had_available = False
+        self._timer: Timer | None = None
+
+    def update(self) -> bool:
+        """Take note of a change of the available members; return whether the last one has gone."""
+        before, self._had_available = self._had_available, self._membership.has_available
+        if self._had_available and not before:
+            self._admission.begin_gradual_release()
+            if self._timer:
+                self._timer.cancel()
+            if self._admission.releasing_gradually:
+                self._timer = self._call_later(GATHER_SECONDS, self._admission.end_gradual_release)
+        return before and not self._had_available
 
 
 def _occupy(member: Member) -> Member:

@@ -4,7 +4,7 @@ Header fields are raw pairs ``list[tuple[bytes, bytes]]`` with lower-case names,
 that are not named here pass untouched, duplicates included.
 
 Rules: RFC 9110 section 7.6.1 (hop-by-hop fields, and those that ``Connection`` names), RFC 7239
-(``Forwarded``), and the de-facto ``X-Forwarded-*``.
+(``Forwarded``), and the de-facto ``X-Forwarded-*``. ``balancer.http.loops`` has those of ``CDN-Loop``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ipaddress
 import re
 from collections.abc import Set
 
+from balancer.http import loops
 from balancer.http.memo import ValueCache, cached
 from balancer.types import IPNetwork
 
@@ -158,12 +159,19 @@ class RequestHeaders:
     def __init__(self, trusted: tuple[IPNetwork, ...] = (), own: Set[bytes] = frozenset()) -> None:
         self._trusted = trusted
         self._own = own
+        self._mark: tuple[tuple[bytes, bytes], ...] = ()
         self._dropped = ValueCache(self._drops, 1024)
         self.trusts = cached(1024)(self._trusts)
 
+    def mark(self, mark: bytes) -> None:
+        """Mark each request, from now on, as one that has passed here; those that have the mark are refused."""
+        self._mark = ((loops.FIELD, mark),)
+        self._dropped.clear()
+
     def _drops(self, name: bytes) -> bool:
         """Whether a field of a request does not go on as it is."""
-        return name in HOP_BY_HOP or name in self._own or name == b"forwarded" or name.startswith(_X_FORWARDED)
+        written = name in self._own or (name == loops.FIELD and self._mark != ())
+        return written or name in HOP_BY_HOP or name == b"forwarded" or name.startswith(_X_FORWARDED)
 
     def _trusts(self, client: str) -> bool:
         try:
@@ -180,29 +188,16 @@ class RequestHeaders:
 
         ``client``: the peer's IP address, or "" where there is none (a Unix socket). ``host``: the value of Host.
         ``chunked``: the body's length is unknown, so it goes on in chunks. ``upgrade``: the protocol to ask for.
+        Raises Refusal for a request that has come back.
         """
         dropped = self._dropped
         passed = [pair for pair in headers if not dropped[pair[0]]]
-        te = options = b""
+        te = b""
         if len(passed) == len(headers):
             passed += _first_hop((client, scheme, host))
+            passed += self._mark
         else:
-            forwarding: dict[bytes, list[bytes]] = {}
-            for name, value in headers:
-                if not dropped[name]:
-                    continue
-                if name == b"connection":
-                    options += b"," + value if options else value
-                elif name == b"forwarded" or name.startswith(_X_FORWARDED):
-                    forwarding.setdefault(name, []).append(value)
-                elif name == b"te" and b"trailers" in value.lower():
-                    te = b"trailers"
-            if options and (gone := nominated(options)):
-                passed = [pair for pair in passed if pair[0] not in gone]
-            if forwarding and self.trusts(client):
-                passed += _forwarding(forwarding, client, scheme, host)
-            else:
-                passed += _first_hop((client, scheme, host))
+            passed, te = self._after_dropping(passed, headers, client, scheme, host)
         if chunked:
             passed.append((b"transfer-encoding", b"chunked"))
         if upgrade:
@@ -212,6 +207,52 @@ class RequestHeaders:
             passed += [(b"connection", b"te"), (b"te", te)]
         return passed
 
+    def _after_dropping(
+        self, passed: Headers, headers: Headers, client: str, scheme: str, host: bytes
+    ) -> tuple[Headers, bytes]:
+        """Return the fields for the member, of a request some of whose fields do not go on, and what it has in ``TE``.
+
+        ``passed``: those that do. Raises Refusal for a request that has come back.
+        """
+        te = options = b""
+        forwarding: dict[bytes, list[bytes]] = {}
+        passed_through: list[bytes] = []
+        for name, value in headers:
+            if not self._dropped[name]:
+                continue
+            if name == b"connection":
+                options += b"," + value if options else value
+            elif name == b"forwarded" or name.startswith(_X_FORWARDED):
+                forwarding.setdefault(name, []).append(value)
+            elif name == loops.FIELD:
+                passed_through.append(value)
+            elif name == b"te" and b"trailers" in value.lower():
+                te = b"trailers"
+        if options and (gone := nominated(options)):
+            passed = [pair for pair in passed if pair[0] not in gone]
+        if forwarding and self.trusts(client):
+            passed += _forwarding(forwarding, client, scheme, host)
+        else:
+            passed += _first_hop((client, scheme, host))
+        return passed + self._marks_after(passed_through), te
+
+    def _marks_after(self, values: list[bytes]) -> Headers:
+        """Return the field with this mark behind those in ``values``. Raises Refusal if it is there already."""
+        return [(name, loops.marked(values, mark)) for name, mark in self._mark]
+
+    def of_local_call(self, headers: Headers, chunked: bool) -> Headers:
+        """Return the fields for the member of a call of this program: as they are, but for those of this hop.
+
+        ``chunked``: the body's length is unknown, so it goes on in chunks. Raises Refusal for a call that passes on the
+        fields of a request that has been through this pool.
+        """
+        passed = response_headers(headers)
+        passed_through = [value for name, value in passed if name == loops.FIELD]
+        if passed_through and self._mark:
+            passed = [pair for pair in passed if pair[0] != loops.FIELD]
+        passed += self._marks_after(passed_through)
+        return [*passed, (b"transfer-encoding", b"chunked")] if chunked else passed
+
     def origin(self, headers: Headers, client: str) -> str:
         """Return the address that the request came from: beyond the trusted proxies, as far as they name it."""
         if not self.trusts(client):
@@ -220,15 +261,6 @@ class RequestHeaders:
         while hops and self.trusts(client):
             client = hops.pop().decode("latin-1")
         return client
-
-
-def local_call_headers(headers: Headers, chunked: bool) -> Headers:
-    """Return the fields for the member of a call of this program: as they are, but for those of this hop.
-
-    ``chunked``: the body's length is unknown, so it goes on in chunks.
-    """
-    passed = response_headers(headers)
-    return [*passed, (b"transfer-encoding", b"chunked")] if chunked else passed
 
 
 def with_prefix(headers: Headers, prefix: bytes) -> Headers:

@@ -12,7 +12,7 @@ from balancer.errors import LOCAL_RESOURCE_ERRNOS, ConnectionDied, Refusal, conn
 from balancer.http.headers import Headers
 from balancer.http.serialize import request_head
 from balancer.types import Address
-from balancer.upstream.base import UpstreamRequest
+from balancer.upstream.base import Connections, UpstreamRequest
 from balancer.upstream.connection import MemberConnection
 from balancer.upstream.connection_pool import ConnectionPool, MemberPool, frame
 from balancer.upstream.phase import CLOSED
@@ -69,6 +69,10 @@ class NativeUpstream(ConnectionPool):
         if self._sweeper is None:
             self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)
         return connection
+
+    def counts(self) -> Connections:
+        """Return the numbers of connections to members."""
+        return Connections(self.active, self.idle, self.opened, self.requests)
 
     async def close(self) -> None:
         self._close_all()
