@@ -15,7 +15,7 @@ from balancer.asgi.app import Proxy, serve_lifespan
 from balancer.config.keywords import settings_of
 from balancer.config.settings import Settings
 from balancer.discovery.loop import Discovery, Resolve
-from balancer.discovery.resolver import DnsResolver
+from balancer.discovery.resolver import make_resolver
 from balancer.discovery.snapshot import Outcome, Snapshot
 from balancer.dispatch.admission import GradualRelease
 from balancer.dispatch.dispatcher import Dispatcher
@@ -103,7 +103,7 @@ class LoadBalancer:
         self._plugged = loader.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given_hooks)
         self._observers = [*given_observers, *([stats] if stats else []), *self._plugged.hooks.observers()]
         self._given_upstream = upstream
-        self._resolve = resolve or DnsResolver(self.settings, clock)
+        self._resolve = resolve or make_resolver(self.settings, clock)
         self.own_addresses = OwnAddresses(self.settings.alias, probe or make_probe(self.settings))
         self._trace = trace
         self.clock = clock
