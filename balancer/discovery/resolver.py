@@ -23,8 +23,10 @@ import dns.resolver
 from balancer.config.display import variable
 from balancer.config.parsers import is_address
 from balancer.config.settings import Settings, SettingsError
+from balancer.discovery.container_names import ContainerNames
 from balancer.discovery.dns_client import EDNS_PAYLOAD, ask
 from balancer.discovery.dns_message import Reply, Service, unpack
+from balancer.discovery.dual_stack import DualStack
 from balancer.discovery.hosts_file import HostsFile
 from balancer.discovery.loop import Resolve
 from balancer.discovery.search_list import SearchList, candidates
@@ -92,6 +94,9 @@ class DnsResolver:
         self._search = SearchList(len(self._names))
         self._port = settings.upstream_port
         self._records = settings.dns_record.upper().split("+")
+        self._dual_stack: DualStack | None = None
+        if len(self._records) == 2 and any(server.host == DOCKER_DNS for server in self._servers):
+            self._dual_stack = DualStack(ContainerNames(self._servers).find, clock)
         self._clock = clock
         # Record types whose last answer did not fit into UDP: the next query goes over TCP.
         self._large: set[str] = set()
@@ -134,7 +139,8 @@ class DnsResolver:
         return tuple(answers) if any(answer.endpoints for answer in answers) else ()
 
     async def _ask_all(self, name: dns.name.Name) -> tuple[Answer, ...]:
-        return tuple(await asyncio.gather(*(self._ask(name, record) for record in self._records)))
+        answers = tuple(await asyncio.gather(*(self._ask(name, record) for record in self._records)))
+        return await self._dual_stack.rank(answers) if self._dual_stack else answers
 
     async def _ask(self, name: dns.name.Name, record: str) -> Answer:
         try:

@@ -92,8 +92,11 @@ class Admission:
 
     def begin_gradual_release(self) -> None:
         """Share out the queued requests until ``end_gradual_release``: a member is available where none was."""
-        waiting, members = len(self._queue), len(self._membership.members)
-        self.releasing_gradually = waiting > 0 and members > len(self._membership.available)
+        waiting, available = len(self._queue), self._membership.available
+        # Members of a lower priority would get nothing if they came back as well.
+        lowest = available[0].endpoint.priority if available else 0
+        members = sum(member.endpoint.priority <= lowest for member in self._membership.members.values())
+        self.releasing_gradually = waiting > 0 and members > len(available)
         share = max(GATHER_MIN, ceil(waiting / members)) if self.releasing_gradually else inf
         self.effective_limit = min(self._limit, share)
 

@@ -308,3 +308,15 @@ def test_limit_holds_while_those_who_wait_are_shared_out() -> None:
     system.crowd(40)
     system.come_up(*system.members)
     assert system.in_flight == [3, 3]
+
+
+def test_members_of_a_lower_priority_are_not_waited_for() -> None:
+    system = System(1)
+    (first,) = system.members
+    second = Endpoint(Address("fd00::1", 80), priority=1)
+    found = frozenset({first.endpoint, second})
+    system.membership.reconcile(Snapshot((Answer("A", Outcome.FOUND, found),), 1.0))
+    system.crowd(4 * GATHER_MIN)
+    system.come_up(first)
+    assert first.in_flight == 4 * GATHER_MIN
+    assert not system.admission.releasing_gradually
