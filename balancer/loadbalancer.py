@@ -161,6 +161,7 @@ class LoadBalancer:
             self.membership,
             self.dispatcher.admission,
             lambda seconds, call: asyncio.get_running_loop().call_later(seconds, call),
+            clock,
         )
         self._flip_log = FlipLog()
 
@@ -335,6 +336,8 @@ class LoadBalancer:
             observer.flipped(member, before, event)
         if member.state is State.LEAVING:
             return  # ``_deliver`` follows, once all flips are reported.
+        if member.state is State.UP and before in (State.JOINING, State.DOWN):
+            self._release.came_up()
         self._availability_changed()
         if member.state is State.SUSPECT and self.settings.health_path:
             self._prober.wake([member])  # Its answer may be that it drains, which a TCP connect cannot show.
