@@ -24,6 +24,7 @@ TOKENS = frozenset(
         "malformed_request", "method_not_allowed", "request_timeout", "body_too_large", "uri_too_long",
         "headers_too_large", "version_not_supported", "member_failed", "bad_response", "no_member", "queue_full",
         "overloaded", "shutting_down", "too_many_connections", "response_timeout", "no_route", "hook_failed",
+        "loop_detected",
     }
 )  # fmt: skip
 LOG_ONLY = frozenset({"client_gone", "truncated"})

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from random import Random
 from typing import Any
 
-from balancer.asgi.app import Proxy
+from balancer.asgi.app import Proxy, serve_lifespan
 from balancer.asgi.event_loop import running_loop
 from balancer.config.keywords import settings_of
 from balancer.config.settings import Settings
 from balancer.discovery.loop import Discovery, Resolve
-from balancer.discovery.resolver import DnsResolver
+from balancer.discovery.resolver import make_resolver
 from balancer.discovery.snapshot import Outcome, Snapshot
-from balancer.dispatch.admission import GATHER_SECONDS
+from balancer.dispatch.admission import GradualRelease
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import Trace
 from balancer.forks import OwnRandom, abandon, renew_in_child
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
+from balancer.members.own_addresses import OwnAddresses
 from balancer.members.probe import Probe, make_probe
 from balancer.members.probe_scheduler import TICK, Prober
 from balancer.plugins import loader
@@ -103,10 +105,12 @@ class LoadBalancer:
         self._plugged = loader.load(self.settings, self._rng, None if isinstance(policy, str) else policy, given_hooks)
         self._observers = [*given_observers, *([stats] if stats else []), *self._plugged.hooks.observers()]
         self._given_upstream = upstream
-        self._resolve = resolve or DnsResolver(self.settings, clock)
-        self._probe = probe or make_probe(self.settings)
+        self._resolve = resolve or make_resolver(self.settings, clock)
+        self.own_addresses = OwnAddresses(self.settings.alias, probe or make_probe(self.settings))
         self._trace = trace
         self.clock = clock
+        # Text that the processes of one balancer share; without it, each event loop has one of its own.
+        self.identity = ""
         # The front end of its requests, where that is another's.
         self.listener: Proxy | None = None
         # The event loop of this object, and the task that ends it there.
@@ -133,7 +137,7 @@ class LoadBalancer:
         )
         self.proxy = Proxy(self.dispatcher)
         self._prober = Prober(
-            self._probe,
+            self.own_addresses.probe,
             self.membership,
             settings.health_interval,
             clock,
@@ -150,15 +154,19 @@ class LoadBalancer:
             waiting=lambda: len(self.dispatcher.queue) > 0,
             deliver=self._deliver,
         )
-        self.dispatcher.admission.on_shortage = self._discovery.wake
-        self._had_available = False
-        self._release_timer: asyncio.TimerHandle | None = None
+        self.dispatcher.admission.on_shortage = self._search
+        self._release = GradualRelease(
+            self.membership,
+            self.dispatcher.admission,
+            lambda seconds, call: running_loop().call_later(seconds, call),
+            clock,
+        )
         self._flip_log = FlipLog(lambda: self.name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loop is not running_loop():
             if scope["type"] == "lifespan":
-                await self._lifespan(receive, send)
+                await serve_lifespan(receive, send, self.start, self.aclose)
                 return
             self.start()
         await self.proxy(scope, receive, send)
@@ -180,6 +188,8 @@ class LoadBalancer:
             self._forget()
             self._build()
         self._loop = loop
+        # Only here, because processes may have been forked since this was made.
+        self.dispatcher.mark_requests(self.identity or secrets.token_hex(8))
         loops = [loop.create_task(self._discovery.run()), loop.create_task(self._prober.run())]
         self._life = loop.create_task(self._live(loops, self.upstream))
 
@@ -203,9 +213,9 @@ class LoadBalancer:
 
     def _forget(self) -> None:
         """Report to observers that the members of an earlier event loop are gone."""
-        gone = Change(left=list(self.membership.members.values()))
-        for observer in self._observers if gone else ():
-            observer.resolved(Snapshot((), self.clock()), gone)
+        if gone := Change(left=list(self.membership.members.values())):
+            for observer in self._observers:
+                observer.resolved(Snapshot((), self.clock()), gone)
 
     async def aclose(self) -> None:
         """End the requests under way, those without a response by a 503, and close all connections to members."""
@@ -224,15 +234,6 @@ class LoadBalancer:
 
     async def __aexit__(self, *raised: object) -> None:
         await self.aclose()
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        """Start and end with the server, as an application of its own, without another around it."""
-        await receive()
-        self.start()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self.aclose()
-        await send({"type": "lifespan.shutdown.complete"})
 
     def current(self) -> list[LoadBalancer]:
         """Return the pools that get requests: itself."""
@@ -266,8 +267,7 @@ class LoadBalancer:
     @property
     def connections(self) -> Connections | None:
         """The connections to members; None where the upstream does not count them."""
-        counts = self.upstream if isinstance(self.upstream, NativeUpstream) else None
-        return Connections(counts.active, counts.idle, counts.opened, counts.requests) if counts else None
+        return self.upstream.counts() if isinstance(self.upstream, NativeUpstream) else None
 
     @property
     def name(self) -> str:
@@ -310,6 +310,7 @@ class LoadBalancer:
         change = self.membership.reconcile(snapshot)
         if change.joined:
             log.info("%sjoining: %s", of_pool(self.name), named(change.joined))
+            self.own_addresses.look_at([member.address for member in change.joined])
             self._prober.join(change.joined)
         self._availability_changed()  # Also where no member came or went: SRV's priorities may have changed.
         for observer in self._observers:
@@ -322,18 +323,16 @@ class LoadBalancer:
 
     def _availability_changed(self) -> None:
         """Give members to queued requests; where no member is available any more, search for some."""
-        before, self._had_available = self._had_available, self.membership.has_available
-        admission = self.dispatcher.admission
-        if self._had_available and not before:
-            admission.begin_gradual_release()
-            if self._release_timer:
-                self._release_timer.cancel()
-            if admission.releasing_gradually:
-                self._release_timer = running_loop().call_later(GATHER_SECONDS, admission.end_gradual_release)
-        admission.assign_queued()
-        if before and not self._had_available:
+        lost = self._release.update()
+        self.dispatcher.admission.assign_queued()
+        if lost:
             self._discovery.wake()
             self._prober.wake(member for member in self.membership.members.values() if member.probes)
+
+    def _search(self) -> None:
+        """Query DNS soon. Raises Refusal where the balancer itself is its only member."""
+        self._discovery.wake()
+        self.own_addresses.refuse_if_alone(self.membership.members)
 
     def _flipped(self, member: Member, before: State, event: HealthEvent) -> None:
         self._flip_log.flipped(member, before)
@@ -341,6 +340,8 @@ class LoadBalancer:
             observer.flipped(member, before, event)
         if member.state is State.LEAVING:
             return  # ``_deliver`` follows, once all flips are reported.
+        if member.state is State.UP and before in (State.JOINING, State.DOWN):
+            self._release.came_up()
         self._availability_changed()
         if member.state is State.SUSPECT and self.settings.health_path:
             self._prober.wake([member])  # Its answer may be that it drains, which a TCP connect cannot show.

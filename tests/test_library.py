@@ -20,7 +20,7 @@ from balancer.asgi.scope import prefix, target
 from balancer.config.display import flag
 from balancer.config.keywords import SERVE_ONLY
 from balancer.hooks import Hooks
-from balancer.http.headers import local_call_headers, with_prefix
+from balancer.http.request_headers import RequestHeaders, with_prefix
 from balancer.policies import make_policy
 from balancer.types import Address
 
@@ -226,5 +226,5 @@ def test_fields_of_a_call_of_ones_own_are_left_alone_but_for_those_of_the_hop() 
         (b"x-forwarded-for", b"6.6.6.6"), (b"forwarded", b"for=6.6.6.6"), (b"transfer-encoding", b"chunked"),
     ]  # fmt: skip
     kept = [(b"host", b"a"), (b"x-forwarded-for", b"6.6.6.6"), (b"forwarded", b"for=6.6.6.6")]
-    assert local_call_headers(given, chunked=False) == kept
-    assert local_call_headers(given, chunked=True) == [*kept, (b"transfer-encoding", b"chunked")]
+    assert RequestHeaders().of_local_call(given, chunked=False) == kept
+    assert RequestHeaders().of_local_call(given, chunked=True) == [*kept, (b"transfer-encoding", b"chunked")]

@@ -62,7 +62,8 @@ def _enough(pools: dict[str, View], wanted: int) -> Response:
     lines = []
     for name, pool in pools.items():
         where = f" in {name}" if len(pools) > 1 else ""
-        lines.append(f"{up(pool)} of {counted(wanted, 'member is', 'members are')} up{where}, of {len(pool.members)} that DNS names")
+        known = f"of {len(pool.members)} that DNS names"
+        lines.append(f"{up(pool)} of {counted(wanted, 'member is', 'members are')} up{where}, {known}")
     short = [line for line, pool in zip(lines, pools.values(), strict=True) if up(pool) < wanted]
     return _say(503 if short else 200, "; ".join(short or lines))
 

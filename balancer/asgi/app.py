@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from balancer.asgi.request import HttpRequest, make_request
 from balancer.asgi.scope import prefix
@@ -73,3 +75,15 @@ class Proxy(ActiveRequests):
         self._watching = bool(self.in_flight)
         if self._watching:
             loop.call_later(WATCH_SECONDS, self._watch)
+
+
+async def serve_lifespan(
+    receive: Receive, send: Send, start: Callable[[], None], close: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """Start and end with the server, as an application of its own, without another around it."""
+    await receive()
+    start()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await close()
+    await send({"type": "lifespan.shutdown.complete"})

@@ -217,12 +217,12 @@ async def _check_pool(settings: Settings) -> bool:
     """Print the DNS answers and the result of a probe of each member; return whether any member may get requests."""
     import asyncio
 
-    from balancer.discovery.resolver import DnsResolver
+    from balancer.discovery.resolver import make_resolver
     from balancer.members.health import HealthEvent
     from balancer.members.probe import Verdict, make_probe
     from balancer.members.probe_scheduler import MAX_PROBES
 
-    snapshot = await DnsResolver(settings)()
+    snapshot = await make_resolver(settings)()
     addresses = sorted({endpoint.address for answer in snapshot.answers for endpoint in answer.endpoints})
     print(f"\nDNS for {settings.alias}: {snapshot.describe()}")
     probe, places = make_probe(settings), asyncio.Semaphore(MAX_PROBES)

@@ -98,6 +98,29 @@ def _dns_name(text: str) -> str:
     return text
 
 
+def is_address(alias: str) -> bool:
+    """Whether an alias is an IP address, and no name."""
+    try:
+        ipaddress.ip_address(alias)
+    except ValueError:
+        return False
+    return True
+
+
+def _alias(text: str) -> str:
+    """Parse a DNS name, or an IP address in its usual form, which may have the brackets that it has before a port."""
+    bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\]", text)
+    inner = bracketed[1] if bracketed else text
+    if bracketed or is_address(inner):
+        address = ipaddress.ip_address(inner)
+        if "%" in inner or (bracketed and address.version == 4):
+            raise ValueError("an address with a zone, or brackets around IPv4")
+        return str(address)
+    if re.fullmatch(r"[0-9]+(\.[0-9]+){3}", text):
+        raise ValueError("not an address, and no domain is a number")
+    return _dns_name(text)
+
+
 def _path(text: str) -> str:
     if not re.fullmatch(r"/[\x21-\x7e]*", text):
         raise ValueError("not a path")
@@ -221,7 +244,7 @@ def _hash_key(text: str) -> tuple[str, str]:
     return (source, _token(name)) if name or source != "client" else (source, "")
 
 
-DNS_NAME = Kind(_dns_name, "a DNS name such as apps or _http._tcp.apps")
+ALIAS = Kind(_alias, "a DNS name such as apps or _http._tcp.apps, or an IP address")
 PORT = Kind(_port, "a port from 1 to 65535")
 LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, a port alone (0.0.0.0), or unix:/path")
 LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, a port alone (0.0.0.0), or off", unset="off")

@@ -15,7 +15,7 @@ from typing import Any
 from balancer.config.display import PREFIX, as_text, flag, show, variable
 from balancer.config.parsers import (
     ACCESS_LOG,
-    DNS_NAME,
+    ALIAS,
     HASH_KEY,
     HOOKS,
     HOST,
@@ -80,7 +80,7 @@ def setting(default: Any, kind: Kind, meaning: str) -> Any:
 class Settings:
     """Settings of ``balancer serve``, as one frozen object. Durations are in seconds, sizes in bytes."""
 
-    alias: str = setting("apps", DNS_NAME, "the name to resolve")
+    alias: str = setting("apps", ALIAS, "the name to resolve")
     upstream_port: int = setting(80, PORT, "port of the members that A and AAAA records name (SRV brings its own)")
     routes: str | None = setting(
         None,

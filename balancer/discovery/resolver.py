@@ -1,4 +1,8 @@
-"""Resolves the alias: a query for each record type, through the system's search list where there is one."""
+"""Resolves the alias: a query for each record type, through the system's search list where there is one.
+
+As for other programs, the hosts file goes before DNS, unless BALANCER_RESOLVER names a server or the alias ends with a
+dot. An alias that is an address is its own answer.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,15 @@ import dns.name
 import dns.rcode
 import dns.rdatatype
 
+from balancer.config.display import variable
+from balancer.config.parsers import is_address
 from balancer.config.settings import Settings, SettingsError
+from balancer.discovery.container_names import ContainerNames
 from balancer.discovery.dns_client import EDNS_PAYLOAD, ask
 from balancer.discovery.dns_message import Reply, Service, unpack
+from balancer.discovery.dual_stack import DualStack
+from balancer.discovery.hosts_file import HostsFile
+from balancer.discovery.loop import Resolve
 from balancer.discovery.search_list import SearchList, candidates
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.discovery.srv_targets import Hosts, SrvTargets
@@ -44,20 +54,48 @@ class ResolverConfig(NamedTuple):
     ndots: int = 1
 
 
+def make_resolver(settings: Settings, clock: Clock = time.monotonic) -> Resolve:
+    """Return what resolves the alias. Raises SettingsError where it cannot be resolved by these settings."""
+    if not is_address(settings.alias):
+        return DnsResolver(settings, clock)
+    if settings.dns_record == "srv":
+        words = f"{variable('dns_record')}=srv: an address has no SRV records"
+        raise SettingsError([f"{variable('alias')}={settings.alias!r} cannot be used with {words}"])
+    record = "AAAA" if ":" in settings.alias else "A"
+    endpoint = Endpoint(Address(settings.alias, settings.upstream_port))
+    answer = Answer(record, Outcome.FOUND, frozenset({endpoint}), source="the alias is an address")
+
+    async def resolve() -> Snapshot:
+        return Snapshot((answer,), clock())
+
+    return resolve
+
+
 class DnsResolver:
     """Resolves the alias: a call sends a query for each record type and returns the answers as a snapshot.
 
-    With the system's name servers, its search list applies too: see ``discovery.search_list``.
-    ``system``: in place of this system's own.
+    With the system's name servers, its hosts file and its search list apply too: see ``discovery.search_list``.
+    ``system``, ``hosts``: in place of this system's own.
     """
 
-    def __init__(self, settings: Settings, clock: Clock = time.monotonic, system: ResolverConfig | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = time.monotonic,
+        system: ResolverConfig | None = None,
+        hosts: HostsFile | None = None,
+    ) -> None:
+        self._alias = settings.alias
+        self._hosts_file = None if settings.resolver else hosts or HostsFile()
         config = ResolverConfig([settings.resolver]) if settings.resolver else system or read_system()
         self._servers = config.servers
         self._names = [dns.name.from_text(name) for name in candidates(settings.alias, config.search, config.ndots)]
         self._search = SearchList(len(self._names))
         self._port = settings.upstream_port
         self._records = settings.dns_record.upper().split("+")
+        self._dual_stack: DualStack | None = None
+        if len(self._records) == 2 and any(server.host == DOCKER_DNS for server in self._servers):
+            self._dual_stack = DualStack(ContainerNames(self._servers).find, clock)
         self._clock = clock
         # Record types whose last answer did not fit into UDP: the next query goes over TCP.
         self._large: set[str] = set()
@@ -69,6 +107,8 @@ class DnsResolver:
     async def __call__(self) -> Snapshot:
         """Query DNS for one round."""
         asked = self._clock()
+        if self._hosts_file and (known := self._from_hosts_file(self._hosts_file)):
+            return Snapshot(known, asked)
         if len(self._names) == 1:
             return Snapshot(await self._ask_all(self._names[0]), self._clock(), asked=asked)
         answers: dict[int, tuple[Answer, ...]] = {}
@@ -84,8 +124,22 @@ class DnsResolver:
             result = tuple(replace(answer, outcome=Outcome.UNKNOWN) for answer in result)
         return Snapshot(result, self._clock(), asked=asked)
 
+    def _from_hosts_file(self, hosts_file: HostsFile) -> tuple[Answer, ...]:
+        """Return the answers of the hosts file, or () if it has no address of the families asked for."""
+        hosts = hosts_file.addresses(self._alias)
+        if not hosts or "SRV" in self._records:
+            return ()
+        answers = []
+        for record in self._records:
+            family = [host for host in hosts if (":" in host) == (record == "AAAA")]
+            endpoints = frozenset(Endpoint(Address(host, self._port)) for host in family)
+            outcome = Outcome.FOUND if endpoints else Outcome.EMPTY
+            answers.append(Answer(record, outcome, endpoints, source=str(hosts_file)))
+        return tuple(answers) if any(answer.endpoints for answer in answers) else ()
+
     async def _ask_all(self, name: dns.name.Name) -> tuple[Answer, ...]:
-        return tuple(await asyncio.gather(*(self._ask(name, record) for record in self._records)))
+        answers = tuple(await asyncio.gather(*(self._ask(name, record) for record in self._records)))
+        return await self._dual_stack.rank(answers) if self._dual_stack else answers
 
     async def _ask(self, name: dns.name.Name, record: str) -> Answer:
         try:

@@ -46,6 +46,7 @@ class Answer:
         endpoints: The places that the answer names, in no order.
         rcode: Response code in words (RFC 1035 section 4.1.1), or ``timeout`` or another reason.
         over_tcp: Whether the answer came over TCP.
+        source: Where it came from if not from DNS, in words, else "".
     """
 
     record: str
@@ -53,6 +54,12 @@ class Answer:
     endpoints: frozenset[Endpoint] = frozenset()
     rcode: str = "NOERROR"
     over_tcp: bool = False
+    source: str = ""
+
+    @property
+    def words(self) -> str:
+        """Where it came from, or else what DNS said."""
+        return self.source or self.rcode
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class Snapshot:
     def describe(self) -> str:
         """Return words for a log line: ``A: NOERROR, 3 endpoints``."""
         text = "; ".join(
-            f"{answer.record}: {answer.rcode}, {counted(len(answer.endpoints), 'endpoint')}"
+            f"{answer.record}: {answer.words}, {counted(len(answer.endpoints), 'endpoint')}"
             + (", over TCP" if answer.over_tcp else "")
             for answer in self.answers
         )

@@ -7,14 +7,16 @@ Rules:
   so that no other can slip in between.
 * A request gets a member that failed it before only while every other one is busy or gone.
 * Where no member was available and requests wait, the first member back gets its share of them, not all. The rest
-  wait up to GATHER_SECONDS for the other members that DNS names, or for its next free slot.
+  wait for the other members that DNS names, or for its next free slot, as long as ``GradualRelease`` has it.
   (Of 100 members that restart, the first would get some 17,000 requests; see docs/simulation.md.)
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Container
 from math import ceil, inf
+from typing import Protocol
 
 from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.errors import Refusal
@@ -22,9 +24,15 @@ from balancer.http.request import AnyRequest
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.policies.base import Policy
+from balancer.types import Clock
 
-# Seconds after the first member is back in which the others may come back.
+# Seconds after the first member is back in which the others may come back: at least, and at most.
 GATHER_SECONDS = 1.0
+GATHER_SECONDS_MAX = 5.0
+# The wait, as a multiple of what the last of them took lately.
+GATHER_MARGIN = 1.5
+# Times at which members have come back that count.
+LATELY = 4
 # Requests that a member gets by then in any case: about what a worker with some threads works on at a time.
 GATHER_MIN = 8
 
@@ -32,7 +40,7 @@ GATHER_MIN = 8
 class Admission:
     """Gives members to requests and takes them back. ``limit``: requests at a time for each; 0 for no limit.
 
-    ``on_shortage``: called when a request has to wait because no member is available.
+    ``on_shortage``: called when a request has to wait because no member is available; raises Refusal where none will.
 
     ``releasing_gradually``: members are coming back, and queued requests are shared out. ``effective_limit``: requests
     at a time that a member gets now; during a gradual release perhaps fewer than its limit.
@@ -46,6 +54,8 @@ class Admission:
         self.releasing_gradually = False
         self.on_shortage: Callable[[], None] = lambda: None
         self._built_for = -1
+        # Members that a gradual release waits for.
+        self._missing = 0
 
     def acquire(self, request: AnyRequest, tried: Container[Member]) -> Member | None:
         """Return a member for the request, to be released after it; None if the request has to wait.
@@ -91,10 +101,21 @@ class Admission:
 
     def begin_gradual_release(self) -> None:
         """Share out the queued requests until ``end_gradual_release``: a member is available where none was."""
-        waiting, members = len(self._queue), len(self._membership.members)
-        self.releasing_gradually = waiting > 0 and members > len(self._membership.available)
+        waiting, available = len(self._queue), self._membership.available
+        # Members of a lower priority would get nothing if they came back as well.
+        lowest = available[0].endpoint.priority if available else 0
+        members = sum(member.endpoint.priority <= lowest for member in self._membership.members.values())
+        self._missing = members - len(available)
+        self.releasing_gradually = waiting > 0 and self._missing > 0
         share = max(GATHER_MIN, ceil(waiting / members)) if self.releasing_gradually else inf
         self.effective_limit = min(self._limit, share)
+
+    def count_back(self) -> None:
+        """Take note of one more member that is back; a gradual release ends when the last of them has its share."""
+        self._missing -= 1
+        if self.releasing_gradually and not self._missing:
+            self.assign_queued()
+            self.end_gradual_release()
 
     def end_gradual_release(self) -> None:
         """Stop waiting for missing members."""
@@ -144,6 +165,60 @@ class Admission:
             added = [member for member in changed if self._membership.is_available(member)]
             removed = [member for member in changed if not self._membership.is_available(member)]
             self._policy.update(available, added, removed)
+
+
+class Timer(Protocol):
+    """A handle of ``call_later``."""
+
+    def cancel(self) -> None:
+        """Make the call not happen."""
+
+
+class GradualRelease:
+    """Begins the gradual release of an admission when the first member is back, and ends it.
+
+    It ends with the last member that DNS names, or after a while: GATHER_SECONDS, or longer if the last ones took
+    longer lately, up to GATHER_SECONDS_MAX. ``call_later``: calls a function after so many seconds.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        admission: Admission,
+        call_later: Callable[[float, Callable[[], None]], Timer],
+        clock: Clock,
+    ) -> None:
+        self._membership = membership
+        self._admission = admission
+        self._call_later = call_later
+        self._clock = clock
+        self._had_available = False
+        self._timer: Timer | None = None
+        # When the first member was back, and how long after it the last one was, for each of the last times.
+        self._first_back = -inf
+        self._lags: deque[float] = deque(maxlen=LATELY)
+
+    def came_up(self) -> None:
+        """Take note of a member that is up and was not; ``update`` follows."""
+        lag = self._clock() - self._first_back
+        if self._had_available and lag <= GATHER_SECONDS_MAX:
+            self._lags[-1] = lag
+            self._admission.count_back()
+
+    def update(self) -> bool:
+        """Take note of a change of the available members; return whether the last one has gone."""
+        before, self._had_available = self._had_available, self._membership.has_available
+        if self._had_available and not before:
+            wait = GATHER_MARGIN * max(self._lags, default=0.0)
+            self._lags.append(0.0)
+            self._first_back = self._clock()
+            self._admission.begin_gradual_release()
+            if self._timer:
+                self._timer.cancel()
+            if self._admission.releasing_gradually:
+                wait = min(max(wait, GATHER_SECONDS), GATHER_SECONDS_MAX)
+                self._timer = self._call_later(wait, self._admission.end_gradual_release)
+        return before and not self._had_available
 
 
 def _occupy(member: Member) -> Member:

@@ -18,8 +18,9 @@ from balancer.dispatch.queue import QueuedRequest
 from balancer.dispatch.refusals import overloaded, refuse, too_large
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Refusal, TruncatedResponse, UpstreamError
-from balancer.http.headers import NO_FIELDS, Headers, content_length, local_call_headers, with_prefix, with_request_id
+from balancer.http.headers import NO_FIELDS, Headers, content_length, with_request_id
 from balancer.http.request import Request
+from balancer.http.request_headers import with_prefix
 from balancer.loop_time import Limit, loop_time
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
@@ -99,9 +100,10 @@ class Dispatcher(FastPathDispatcher):
         request = context.request
         if context.body and content_length(request.headers) > context.body.limit:
             raise too_large(context.body.limit)
-        headers = (
-            local_call_headers(request.headers, request.chunked) if context.is_local_call else self._headers(request)
-        )
+        if context.is_local_call:
+            headers = self._request_headers.of_local_call(request.headers, request.chunked)
+        else:
+            headers = self._headers(request)
         if context.prefix:
             headers = with_prefix(headers, context.prefix)
         if not request.id:

@@ -18,8 +18,10 @@ from balancer.dispatch.interfaces import DirectSink, RequestHandler, Trace
 from balancer.dispatch.queue import PendingQueue
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import Refusal
-from balancer.http.headers import TRACE_FIELDS, Headers, RequestHeaders, with_prefix, with_request_id
+from balancer.http import loops
+from balancer.http.headers import TRACE_FIELDS, Headers, with_request_id
 from balancer.http.request import AnyRequest, Request
+from balancer.http.request_headers import RequestHeaders, with_prefix
 from balancer.http.serialize import request_head
 from balancer.members.member import Member
 from balancer.members.membership import Membership
@@ -84,7 +86,7 @@ class FastPathDispatcher(RequestHandler):
 
         ``hook_request``: that of the context. (Looking it up here would cost every request, and most have none.)
         ``sink.on_response_progress`` is called at each progress of the response. After False (no member or idle
-        connection is available, or the request may be sent only once), ``run`` has to be awaited.
+        connection is available, or the request may be sent only once, or never), ``run`` has to be awaited.
         """
         request = context.request
         if context.body:
@@ -94,12 +96,11 @@ class FastPathDispatcher(RequestHandler):
             # A request that may be sent only once waits for one turn of the event loop, in which closed connections are
             # noticed. ``run`` refuses a body that is too large. A traced request differs in its head.
             return False
+        if not request.head and not self._render_head(request):
+            return False
         member = context.acquired = self.admission.acquire(hook_request or request, _NONE)
         if member is None:
             return False
-        if not request.head:
-            target = request.stripped or request.target
-            request.head = request_head(request.method, target, self._headers(request))
         head = request.head + b"\r\n" if request.id else b"%bx-request-id: %b\r\n\r\n" % (request.head, context.id)
         response = self._upstream.send_nowait(member.address, request, head, body, sink.send_interim)
         if response is None:
@@ -107,6 +108,15 @@ class FastPathDispatcher(RequestHandler):
         context.member = member.address
         context.response = response
         response.listener = sink.on_response_progress
+        return True
+
+    def _render_head(self, request: Request) -> bool:
+        """Render the head for members; return whether there is one. ``run`` refuses a request that has come back."""
+        try:
+            headers = self._headers(request)
+        except Refusal:
+            return False
+        request.head = request_head(request.method, request.stripped or request.target, headers)
         return True
 
     def on_response_progress(self, context: RequestContext, sink: DirectSink, hook_request: AnyRequest = None) -> None:
@@ -133,6 +143,11 @@ class FastPathDispatcher(RequestHandler):
         self.admission.release(member)
         self._on_done(context)
 
+    def mark_requests(self, identity: str) -> None:
+        """Mark each request, from now on, as one that has passed this pool; see ``balancer.http.loops``."""
+        pool = f"{self._settings.alias}:{self._settings.upstream_port}"
+        self._request_headers.mark(loops.mark_of(identity, pool))
+
     def refused(self, request: Request, refusal: Refusal) -> bytes:
         """Record a request that a front end has refused before any dispatcher had it; return its id."""
         record = RequestRecord(request, self._clock(), request.id or self._new_id())
@@ -141,7 +156,7 @@ class FastPathDispatcher(RequestHandler):
         return record.id
 
     def _headers(self, request: Request) -> Headers:
-        """Return the headers as members get them."""
+        """Return the headers as members get them. Raises Refusal for a request that has come back."""
         headers = self._request_headers(
             request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
         )

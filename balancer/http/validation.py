@@ -106,7 +106,7 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
         if hosts or version == "1.1":
             raise malformed("a request needs one Host")
         # HTTP/1.0 may come without; members get HTTP/1.1 (RFC 9112 section 3.3).
-        host = limits.alias.encode("ascii")
+        host = (f"[{limits.alias}]" if ":" in limits.alias else limits.alias).encode("ascii")
         fields.insert(0, (b"host", host))
     elif not _is_host(host):
         raise malformed("the Host is not one")

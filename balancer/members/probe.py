@@ -69,6 +69,8 @@ def health_request(settings: Settings) -> bytes:
 
 def service_name(alias: str) -> str:
     """Return an alias as a host: without a final dot, and without the ``_service._proto`` of SRV (RFC 2782)."""
+    if ":" in alias:
+        return f"[{alias}]"
     return ".".join(label for label in alias.rstrip(".").split(".") if not label.startswith("_")) or alias
 
 

@@ -24,7 +24,7 @@ __all__ = ["HeaderFields", "HookRequest", "HookResponse", "Hooks", "Member", "Re
 
 # Headers that the balancer alone writes: a message's framing, destination and origin, and the handshake of a
 # WebSocket, which either side would find broken.
-_OURS = HOP_BY_HOP | {b"content-length", b"host", b"expect", b"forwarded"}
+_OURS = HOP_BY_HOP | {b"content-length", b"host", b"expect", b"forwarded", b"cdn-loop"}
 _OURS_BEGIN = (b"x-forwarded-", b"sec-websocket-")
 
 # RFC 9110 sections 5.1 and 5.5.

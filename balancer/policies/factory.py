@@ -6,8 +6,8 @@ from functools import partial
 from random import Random
 
 from balancer.config.settings import Settings
-from balancer.http.headers import RequestHeaders
 from balancer.http.request import AnyRequest, header_pairs
+from balancer.http.request_headers import RequestHeaders
 from balancer.policies.base import Policy
 from balancer.policies.hash_ring import HashRing, Key
 from balancer.policies.random_choice import LeastRequests, RandomChoice

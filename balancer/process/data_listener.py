@@ -14,7 +14,7 @@ from balancer.frontend.acceptor import Acceptor, PlainConnection, TlsConnection,
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.tls import Certificate
-from balancer.http.headers import RequestHeaders
+from balancer.http.request_headers import RequestHeaders
 from balancer.loop_time import Limit
 from balancer.types import Receive, Scope, Send
 

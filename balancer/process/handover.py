@@ -21,7 +21,8 @@ class WorkerContext:
 
     ``lifeline``: a descriptor that becomes readable when the supervisor ends. ``drains``: that of the file of
     ``process.drains``. ``succeeds``: other processes serve until this one is ready. ``generation``: number of
-    reloads before, and ``supervisor``: the process id.
+    reloads before, and ``supervisor``: the process id. ``identity``: random text that all processes of a balancer
+    share, also those of a reload.
     """
 
     lifeline: int
@@ -30,6 +31,7 @@ class WorkerContext:
     succeeds: bool
     generation: int
     supervisor: int
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Handover:
     serving: dict[str, int] = field(default_factory=dict)
     leaving: list[int] = field(default_factory=list)
     generation: int = 0
+    identity: str = ""
 
     @classmethod
     def received(cls, environ: MutableMapping[str, str]) -> Handover:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -78,6 +79,7 @@ class Supervisor:
         self._lifeline = before.lifeline or list(os.pipe())
         self._drains = before.drains or [make_file()]
         self._mark = before.mark
+        self._identity = before.identity or secrets.token_hex(8)
         self._processes: dict[int, _Process] = {}
         # Processes of the code before: by name while they serve, and those that leave.
         self._old = dict(before.serving)
@@ -163,8 +165,11 @@ class Supervisor:
                 os.write(ready_end, b"!")
                 os.close(ready_end)
 
-            lifeline, generation = self._lifeline[0], self._before.generation
-            spec.run(WorkerContext(lifeline, self._drains[0], ready, bool(self._old), generation, os.getppid()))
+            context = WorkerContext(
+                self._lifeline[0], self._drains[0], ready, bool(self._old), self._before.generation, os.getppid(),
+                self._identity,
+            )  # fmt: skip
+            spec.run(context)
             status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else FAILED
@@ -283,6 +288,7 @@ class Supervisor:
             serving={process.spec.name: pid for pid, process in self._processes.items()},
             leaving=list(self._leaving),
             generation=self._before.generation + 1,
+            identity=self._identity,
         )
         for descriptor in handover.descriptors:
             os.set_inheritable(descriptor, True)

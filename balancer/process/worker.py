@@ -209,6 +209,7 @@ class Worker:
                 stats=Stats() if has_stats else None,
                 trace=self._tracing.begin if self._tracing else None,
             )
+            made.identity, made.own_addresses.listener = self._context.identity, settings.bind
             return made
 
         if not config.routes:

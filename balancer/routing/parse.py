@@ -13,6 +13,7 @@ from balancer.config.parsers import entries
 from balancer.config.settings import Settings, SettingsError
 from balancer.routing.table import Table
 from balancer.routing.table_builder import KINDS, PER_POOL, TableBuilder
+from balancer.types import Address
 
 
 def inline(setting: str) -> bool:
@@ -51,7 +52,7 @@ def parse_inline(text: str, settings: Settings) -> Table:
             continue
         host, slash, path = match.strip().partition("/")
         place, *options = (part.strip() for part in target.split(";"))
-        alias, colon, port = place.partition(":")
+        alias, colon, port = _split(place)
         values: dict[str, object] = {"alias": alias.strip()}
         if colon:
             values["upstream_port"] = port.strip() or ":"
@@ -63,6 +64,13 @@ def parse_inline(text: str, settings: Settings) -> Table:
                 values[name] = value
         builder.add(where, [host], [slash + path], values, "", target.strip())
     return builder.table(f"{variable('routes')}={text!r}")
+
+
+def _split(place: str) -> tuple[str, str, str]:
+    """Split ``alias:port``; an alias that is an IPv6 address is in brackets."""
+    address, bracket, rest = place.partition("]") if place.startswith("[") else ("", "", place)
+    name, colon, port = rest.partition(":")
+    return address + bracket + name, colon, port
 
 
 def parse_toml(text: str, settings: Settings, where: str) -> Table:
@@ -100,6 +108,6 @@ def describe(table: Table, settings: Settings) -> list[str]:
         ]
         if route.strip_prefix:
             own.append("strip_prefix=on")
-        place = f"{pool.alias}:{pool.upstream_port}"
+        place = Address(pool.alias, pool.upstream_port)
         lines.append(" ".join([f"{route!s:{width}} -> {place}", *own]))
     return lines

@@ -108,10 +108,10 @@ class Events(Observer):
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
         self._forget(snapshot.when)
         for answer in snapshot.answers:
-            result = answer.rcode, answer.over_tcp
+            result = answer.words, answer.over_tcp
             if self._answers.get(answer.record) != result:
                 self._answers[answer.record] = result
-                words = f"DNS {answer.record}: {answer.rcode}, {counted(len(answer.endpoints), 'address', 'addresses')}"
+                words = f"DNS {answer.record}: {answer.words}, {counted(len(answer.endpoints), 'address', 'addresses')}"
                 if answer.over_tcp:
                     words += ", too large for UDP"
                 level = Level.INFO if answer.endpoints else Level.WARNING

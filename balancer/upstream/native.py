@@ -14,7 +14,7 @@ from balancer.http.headers import Headers
 from balancer.http.serialize import request_head
 from balancer.loop_time import Limit, loop_time
 from balancer.types import Address
-from balancer.upstream.base import UpstreamRequest
+from balancer.upstream.base import Connections, UpstreamRequest
 from balancer.upstream.connection import MemberConnection
 from balancer.upstream.connection_pool import ConnectionPool, MemberPool, frame
 from balancer.upstream.phase import CLOSED
@@ -80,6 +80,10 @@ class NativeUpstream(ConnectionPool):
         if self._sweeper is None:
             self._sweeper = loop_time().call_later(self._sweep_seconds, self._sweep)
         return connection
+
+    def counts(self) -> Connections:
+        """Return the numbers of connections to members."""
+        return Connections(self.active, self.idle, self.opened, self.requests)
 
     async def close(self) -> None:
         self._close_all()

@@ -44,6 +44,10 @@ def test_defaults_are_those_of_the_contract() -> None:
     ("name", "text", "value"),
     [
         ("alias", "_http._tcp.apps.", "_http._tcp.apps."),
+        ("alias", "1", "1"),
+        ("alias", "192.168.144.2", "192.168.144.2"),
+        ("alias", "FD00:0::2", "fd00::2"),
+        ("alias", "[fd00::2]", "fd00::2"),
         ("upstream_port", "65535", 65535),
         ("dns_record", "a+aaaa", "a+aaaa"),
         ("resolver", "127.0.0.11", Address("127.0.0.11", 53)),
@@ -76,6 +80,11 @@ def test_value_is_read(name: str, text: str, value: object) -> None:
     ("name", "text", "accepted"),
     [
         ("alias", "my apps", "a DNS name such as apps"),
+        ("alias", "192.168.144.256", "a DNS name such as apps"),
+        ("alias", "[192.168.144.2]", "an IP address"),
+        ("alias", "fe80::1%eth0", "an IP address"),
+        ("alias", "fd00::2:::", "an IP address"),
+        ("alias", "[fd00::2", "an IP address"),
         ("alias", "-apps", "a DNS name such as apps"),
         ("alias", "a" * 64, "a DNS name such as apps"),
         ("alias", ".".join(["a" * 49] * 6), "a DNS name such as apps"),

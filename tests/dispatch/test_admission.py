@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import inf
+
 import pytest
 
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch.admission import GATHER_MIN, Admission
+from balancer.dispatch.admission import GATHER_MIN, GATHER_SECONDS, GATHER_SECONDS_MAX, Admission, GradualRelease
 from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.errors import Refusal
 from balancer.http.request import Request
@@ -308,3 +311,98 @@ def test_limit_holds_while_those_who_wait_are_shared_out() -> None:
     system.crowd(40)
     system.come_up(*system.members)
     assert system.in_flight == [3, 3]
+
+
+def test_members_of_a_lower_priority_are_not_waited_for() -> None:
+    system = System(1)
+    (first,) = system.members
+    second = Endpoint(Address("fd00::1", 80), priority=1)
+    found = frozenset({first.endpoint, second})
+    system.membership.reconcile(Snapshot((Answer("A", Outcome.FOUND, found),), 1.0))
+    system.crowd(4 * GATHER_MIN)
+    system.come_up(first)
+    assert first.in_flight == 4 * GATHER_MIN
+    assert not system.admission.releasing_gradually
+
+
+class Outages:
+    """Members that go and come back; ``waits`` has the seconds after which each gradual release would end."""
+
+    def __init__(self, members: int) -> None:
+        self.system = System(members)
+        self.now = 100.0
+        self.waits: list[float] = []
+        self.release = GradualRelease(
+            self.system.membership, self.system.admission, self._call_later, clock=lambda: self.now
+        )
+        self.release.update()
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> Outages:
+        self.waits.append(seconds)
+        return self
+
+    def cancel(self) -> None:
+        """The timer is of no use any more."""
+
+    def begin(self, waiting: int) -> None:
+        """All members finish what they have and go, and so many requests wait."""
+        for member in self.system.members:
+            while member.in_flight:
+                self.system.admission.release(member)
+        self.system.crowd(0)
+        self.release.update()
+        self.system.crowd(waiting)
+
+    def come_up(self, *members: int, after: float = 0.0) -> None:
+        self.now += after
+        for number in members:
+            self.system.membership.observe(self.system.members[number], HealthEvent.PROBE_OK, self.now)
+            self.release.came_up()
+            self.release.update()
+            self.system.admission.assign_queued()
+
+
+def test_release_waits_as_long_as_members_took_to_come_back_lately() -> None:
+    outages = Outages(3)
+    outages.begin(60)
+    outages.come_up(0)
+    outages.come_up(1, after=1.2)
+    outages.come_up(2, after=0.8)
+    assert outages.waits == [GATHER_SECONDS]
+    outages.begin(60)
+    outages.come_up(0, after=30)
+    assert outages.waits == [GATHER_SECONDS, 3.0]
+    assert outages.system.in_flight == [20, 0, 0]
+    outages.come_up(1, 2, after=0.1)
+    # The evidence of some outages counts, and is bounded.
+    outages.begin(60)
+    outages.come_up(0, after=30)
+    outages.come_up(1, after=4.9)
+    outages.come_up(2, after=2)
+    outages.begin(60)
+    outages.come_up(0, after=30)
+    assert outages.waits[2:] == [3.0, GATHER_SECONDS_MAX]
+
+
+def test_members_that_come_at_the_start_are_evidence_too() -> None:
+    outages = Outages(2)
+    outages.begin(0)
+    outages.come_up(0)
+    outages.come_up(1, after=2)
+    assert outages.waits == []
+    outages.begin(60)
+    outages.come_up(0, after=60)
+    assert outages.waits == [3.0]
+
+
+def test_release_ends_when_all_members_are_back() -> None:
+    outages = Outages(2)
+    outages.begin(60)
+    outages.come_up(0)
+    assert outages.system.admission.effective_limit == 30
+    outages.come_up(1)
+    assert outages.system.admission.effective_limit == inf
+    assert outages.system.in_flight == [30, 30]
+    # Later ones need not wait.
+    for _ in range(10):
+        outages.system.take()

@@ -117,7 +117,7 @@ async def test_plain_http_on_the_port_of_http2_gets_the_400(files: dict[str, Any
 async def test_limit_of_connections_holds_for_plain_http_on_the_port_of_tls(files: dict[str, Any]) -> None:
     async with balance(max_connections=1, **files) as running, running.client(trusting()) as client:
         await client.send(GET[:5])
-        await eventually(lambda: running.balancer.proxy.connections)
+        await eventually(lambda: bool(running.balancer.proxy.connections))
         assert b"\r\nx-balancer-error: too_many_connections\r\n" in await answer_to(running, GET)
         client.close()
         await eventually(lambda: not running.balancer.proxy.connections)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.http.headers import HOP_BY_HOP, Headers, RequestHeaders, announces_close, has_body, host, response_headers
+from balancer.http.headers import HOP_BY_HOP, Headers, announces_close, has_body, host, response_headers
+from balancer.http.request_headers import RequestHeaders
 
 HOST = (b"host", b"shop.example")
 FORWARDING = {b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}

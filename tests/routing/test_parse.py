@@ -57,6 +57,23 @@ def test_file_that_an_editor_on_windows_wrote_is_read(encoding: str, newline: st
     assert routes and [str(it) for it in routes.routes] == ["shop.example/"]
 
 
+def test_alias_may_be_an_address() -> None:
+    routes = parse_inline("/a=10.0.0.1:81,/b=[fd00::2]:82,/c=[fd00::3],/d=10.0.0.4", SETTINGS)
+    assert [(it.alias, it.upstream_port) for it in routes.pools.values()] == [
+        ("10.0.0.1", 81),
+        ("fd00::2", 82),
+        ("fd00::3", SETTINGS.upstream_port),
+        ("10.0.0.4", SETTINGS.upstream_port),
+    ]
+    assert [it.rpartition("-> ")[2] for it in describe(routes, SETTINGS)] == [
+        "10.0.0.1:81",
+        "[fd00::2]:82",
+        "[fd00::3]:80",
+        "10.0.0.4:80",
+    ]
+    assert "upstream_port=':2' cannot be used" in problems("/a=fd00::2")[0]
+
+
 def test_alias_with_two_kinds_of_pools_gives_each_a_name_of_its_own() -> None:
     assert list(parse_inline("/a=x:1,/b=x:2,/c=x:2;policy=random,/d=y", SETTINGS).pools) == [
         "x:1",

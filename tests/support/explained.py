@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from balancer.hooks import HookRequest, Hooks
+from balancer.http.loops import mark_of
 from tests.support.messages import LAST_GET as GET
 from tests.support.wire import OK, Connection, Running, Script, eventually, keep_answering
 
@@ -98,6 +99,14 @@ async def leave(running: Running) -> bytes:
     return b""
 
 
+async def come_back(running: Running) -> bytes:
+    """Ask with the mark of the pool itself, as a request that a member has passed on to the balancer again."""
+    running.balancer.dispatcher.mark_requests("known")
+    settings = running.balancer.settings
+    mark = mark_of("known", f"{settings.alias}:{settings.upstream_port}")
+    return await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nCDN-Loop: %b\r\n\r\n" % mark))
+
+
 @dataclass(frozen=True)
 class Case:
     """How to make a failure happen, and what is to be known of it afterwards.
@@ -139,6 +148,7 @@ CASES: dict[str, Case] = {
     "response_timeout": Case(
         send(GET), 504, say_nothing, ("timeout",), member=True, settings={"response_timeout": 0.2}
     ),
+    "loop_detected": Case(come_back, 508),
     "client_gone": Case(leave, 499, say_nothing, member=True),
     "truncated": Case(send(GET), 200, answer_half, ("truncated",), member=True),
 }

@@ -16,7 +16,7 @@ from tests.support.world import RESPONSE_TIMEOUT, Client, Link, World
 # Fields of a request, and of a response, that the balancer writes itself.
 _WRITTEN = {
     b"host", b"connection", b"upgrade", b"te", b"transfer-encoding", b"forwarded", b"x-forwarded-for",
-    b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id",
+    b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id", b"cdn-loop",
 }  # fmt: skip
 _WRITTEN_BACK = {b"connection", b"transfer-encoding", b"upgrade"}
 

@@ -117,6 +117,7 @@ class World:
         )
         # The same request is the same to the byte wherever it comes.
         self.balancer.dispatcher._new_id = lambda: b"id"
+        self.balancer.identity = "world"
         self.front = ClientRegistry(self.balancer.proxy, self.balancer.settings)
 
     def open(self) -> World:

@@ -295,6 +295,7 @@ async def test_probe_names_the_host_that_users_do_and_the_listeners_scheme(
 
 def test_probe_of_a_tls_listener_says_https() -> None:
     assert b"X-Forwarded-Proto: https\r\n" in health_request(Settings(tls_cert="a.pem", tls_key="a.key"))
+    assert b"\r\nHost: [fd00::2]\r\n" in health_request(Settings(alias="fd00::2"))
 
 
 async def test_queue_of_held_requests_is_bounded_and_served_when_a_member_comes() -> None:
