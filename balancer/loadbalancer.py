@@ -22,6 +22,7 @@ from balancer.dispatch.admission import GradualRelease
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import Trace
 from balancer.forks import OwnRandom, abandon, renew_in_child
+from balancer.loop_time import loop_time
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
@@ -156,10 +157,7 @@ class LoadBalancer:
         )
         self.dispatcher.admission.on_shortage = self._search
         self._release = GradualRelease(
-            self.membership,
-            self.dispatcher.admission,
-            lambda seconds, call: running_loop().call_later(seconds, call),
-            clock,
+            self.membership, self.dispatcher.admission, lambda delay, call: loop_time().call_later(delay, call), clock
         )
         self._flip_log = FlipLog(lambda: self.name)
 

@@ -10,10 +10,11 @@ Rules, as httpx has them:
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from enum import Enum
 from math import inf
+
+from balancer.loop_time import Timer, loop_time
 
 
 class Wait(Enum):
@@ -42,12 +43,12 @@ class Patience:
     def __init__(self, limits: Mapping[str, float | None], on_expiry: Callable[[], None]) -> None:
         self._limits = limits
         self._on_expiry: Callable[[], None] | None = on_expiry
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._clock = loop_time()
+        self._timer: Timer | None = None
         self._timer_at = inf
         self._wait = Wait.RESPONSE
         # Since when the time at members counts, and the present wait apart from it.
-        self._since = self._apart_since = self._loop.time()
+        self._since = self._apart_since = self._clock.time()
         self.expired: Wait | None = None
 
     def limit(self, name: str) -> float:
@@ -57,7 +58,7 @@ class Patience:
 
     def begin(self, wait: Wait) -> None:
         """Note what the call waits for from now on."""
-        now = self._loop.time()
+        now = self._clock.time()
         if self._wait is Wait.SOURCE:
             self._since = now
         elif self._wait in _APART:
@@ -77,11 +78,11 @@ class Patience:
             if self._timer:
                 self._timer.cancel()
             self._timer_at = due
-            self._timer = self._loop.call_at(due, self._check)
+            self._timer = self._clock.call_later(max(0.0, due - self._clock.time()), self._check)
 
     def _check(self) -> None:
         self._timer, self._timer_at = None, inf
-        if self._due() > self._loop.time():
+        if self._due() > self._clock.time():
             self._set_timer()
         elif self._on_expiry:
             self.expired = self._wait

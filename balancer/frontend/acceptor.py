@@ -247,8 +247,7 @@ class PlainConnection(Http1Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        words = "a client at %s speaks HTTP without TLS to the port of TLS; it gets a 400"
-        self.registry.misdirected.warning(words, self.peer or "a Unix socket")
+        self.registry.log_misdirected(self.peer, "HTTP without TLS to the port of TLS; it gets a 400")
 
     def add_exchange(self, request: Request, version: str, closes: bool) -> Http1Exchange:
         raise _speaks_tls()

@@ -45,8 +45,7 @@ class ClientRegistry:
         # Requests without a body that have come before, by their bytes and their origin.
         self.requests: Memo[tuple[bytes, str], Request] = Memo()
         proxy.on_switch.append(self._clear_requests)
-        # For clients that speak TLS to a port without, or the reverse.
-        self.misdirected = RareLog(log)
+        self._misdirected = RareLog(log)
         # Each answer is the last of its connection; seconds that a connection may idle after an answer.
         self.stopping = False
         self.idle_grace = 0.0
@@ -54,6 +53,10 @@ class ClientRegistry:
     def _clear_requests(self) -> None:
         """Empty the cache: routes have changed, and each request has to find its own anew."""
         self.requests = Memo()
+
+    def log_misdirected(self, peer: str, words: str) -> None:
+        """Log that a client speaks TLS to a port without, or the reverse."""
+        self._misdirected.warning("a client at %s speaks %s", peer or "a Unix socket", words)
 
     def stop(self, idle_grace: float) -> None:
         """Make each answer the last of its connection: the listener is about to close.

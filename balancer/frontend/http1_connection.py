@@ -71,7 +71,6 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         # Global.
         self.registry = registry
         self.loop = asyncio.get_running_loop()
-
         # Per connection.
         self.transport: asyncio.Transport
         self.scheme = "http"
@@ -81,7 +80,6 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
         self._reading = True
         self.writable = asyncio.Event()
         self.writable.set()
-
         # Per request: the exchange in progress, those behind it, and the bytes behind one for another protocol.
         self._current: Http1Exchange | None = None
         self._queue: deque[Http1Exchange] = deque()
@@ -189,13 +187,9 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
     def _cache_request(self, key: tuple[bytes, str]) -> None:
         """Cache a request that came alone and whole, if it has no body and the connection goes on behind it."""
         exchange = self._queue[0]
-        whole = self.phase is IDLE and exchange.complete and len(self._queue) == 1
-        if (
-            whole
-            and exchange.version == "1.1"
-            and not exchange.request.body
-            and self.registry.requests.seen_before(key)
-        ):
+        is_alone = self.phase is IDLE and exchange.complete and len(self._queue) == 1
+        is_plain = exchange.version == "1.1" and not exchange.request.body
+        if is_alone and is_plain and self.registry.requests.seen_before(key):
             self.registry.requests.put(key, exchange.request)
 
     def add_exchange(self, request: Request, version: str, closes: bool) -> Http1Exchange:
@@ -240,8 +234,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
 
     def on_tls_handshake(self) -> None:
         """Log a client that speaks TLS, which cannot read its answer."""
-        words = "a client at %s speaks TLS to a port without; BALANCER_TLS_CERT is not set"
-        self.registry.misdirected.warning(words, self.peer or "a Unix socket")
+        self.registry.log_misdirected(self.peer, "TLS to a port without; BALANCER_TLS_CERT is not set")
 
     # The end of a connection.
 

@@ -133,13 +133,11 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
             self._retire()
         fields = [(name.lower(), value) for name, value in event.headers]
         if self.shutdown_requested:
-            self._reject(event, fields, SHUTTING_DOWN)  # The client itself ends this connection.
-            return
+            return self._reject(event, fields, SHUTTING_DOWN)  # The client itself ends this connection.
         try:
             check_http2(event.method, event.target, fields, self.limits)
         except Refusal as refusal:
-            self._reject(event, fields, refusal)
-            return
+            return self._reject(event, fields, refusal)
         self.phase = ACTIVE
         self.messages += 1
         stream = _Stream(self, event, join_cookies(fields))
@@ -290,10 +288,9 @@ class _Stream:
             self._expects = False
             self._handle.send_informational(100)
             self._connection.flush()
-        clock = loop_time()
+        clock, limit = loop_time(), timeout(BODY, self._limits)
         since = clock.time()
         while True:
-            limit = timeout(BODY, self._limits)
             try:
                 async with Limit(since + limit - clock.time()):
                     return await self._receive()
@@ -303,8 +300,7 @@ class _Stream:
                 elif self._answered_at > since:
                     since = self._answered_at  # A byte of the response ends the silence as well.
                 else:
-                    reason = f"no byte of the body for {limit:g} s"
-                    raise Refusal(408, "request_timeout", reason) from None
+                    raise Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s") from None
 
     async def send(self, message: Message) -> None:
         try:
