@@ -39,8 +39,8 @@ _AS_THEY_ARE = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS
 _SUBSTITUTE = b"PUT"
 # The method with which HTTP/2 begins (RFC 9113 section 3.4). httptools waits for the rest of that behind its head.
 _PREFACE = b"PRI"
-# The beginning of a TLS handshake (RFC 8446 section 5.1).
-_TLS = b"\x16\x03"
+# The first byte of a TLS handshake (RFC 8446 section 5.1), with which nothing else begins.
+_TLS = b"\x16"
 
 
 class RequestParser:
