@@ -33,6 +33,11 @@ REQUESTS = {
     "GET with a body": b"GET /g HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
     "DELETE": b"DELETE /d HTTP/1.1\r\nHost: a\r\n\r\n",
     "PROPFIND": b"PROPFIND /d HTTP/1.1\r\nHost: a\r\nDepth: 1\r\n\r\n",
+    "an unknown method": b"LIST /d HTTP/1.1\r\nHost: a\r\nX: y \r\n\r\nget /e HTTP/1.1\r\nHost: a\r\n\r\n",
+    "an unknown method with chunks, and others behind it": (
+        b"\r\nGETS /d HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        b"GET /e HTTP/1.1\r\nHost: a\r\n\r\nPLAY /f HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+    ),
     "Expect": _POST + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello",
     "Expect, in chunks": _CHUNKED + b"Expect: 100-continue\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     "pipelined": (
@@ -104,6 +109,10 @@ MALFORMED = {
     "HTTP/0.9": b"GET /\r\n\r\n",
     "CONNECT": b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
     "TRACE": b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "an unknown method and two hosts": b"LIST / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "a preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "a request behind half a preface": b"PRI * HTTP/2.0\r\n\r\nSM / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a PROXY header": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     "sound, then malformed": b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\n\r\n",
     "sound, then malformed, then sound": (
@@ -134,6 +143,12 @@ RESPONSES = {
     "HTTP/1.0 that stays": (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello", False),
     "no reason": (b"HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok", False),
     "an unknown status": (b"HTTP/1.1 599 Odd\r\nContent-Length: 2\r\n\r\nok", False),
+    "a reason of its own, and spaces around a value": (
+        b"HTTP/1.1 401 Token+timed+out\r\nX-A: \t b \t\r\nContent-Length: 2\r\n\r\nok",
+        False,
+    ),
+    "a status of 999": (b"HTTP/1.1 999 \r\nContent-Length: 2\r\n\r\nok", False),
+    "204 with a length": (b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", False),
     "204": (b"HTTP/1.1 204 No Content\r\n\r\n", False),
     "304": (b'HTTP/1.1 304 Not Modified\r\nETag: "x"\r\nContent-Length: 9\r\n\r\n', False),
     "a body that looks like a response": (
