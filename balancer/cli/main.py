@@ -220,17 +220,19 @@ async def _check_pool(settings: Settings) -> bool:
 
     from balancer.discovery.resolver import make_resolver
     from balancer.members.health import HealthEvent
+    from balancer.members.own_addresses import OwnAddresses
     from balancer.members.probe import Verdict, make_probe
     from balancer.members.probe_scheduler import MAX_PROBES
 
     snapshot = await make_resolver(settings)()
     addresses = sorted({endpoint.address for answer in snapshot.answers for endpoint in answer.endpoints})
     print(f"\nDNS for {settings.alias}: {snapshot.describe()}")
-    probe, places = make_probe(settings), asyncio.Semaphore(MAX_PROBES)
+    own, places = OwnAddresses(settings.alias, make_probe(settings), settings.bind), asyncio.Semaphore(MAX_PROBES)
+    own.look_at(addresses)
 
     async def probe_one(address: Address) -> Verdict:
         async with places:
-            return await probe(address)
+            return await own.probe(address)
 
     verdicts = await asyncio.gather(*map(probe_one, addresses))
     for address, (event, words) in zip(addresses, verdicts, strict=True):

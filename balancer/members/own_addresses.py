@@ -29,8 +29,8 @@ class OwnAddresses:
     ``listener``: where it accepts clients; None where another server does, whose address is not known.
     """
 
-    def __init__(self, alias: str, probe: Probe) -> None:
-        self.listener: Address | UnixSocket | None = None
+    def __init__(self, alias: str, probe: Probe, listener: Address | UnixSocket | None = None) -> None:
+        self.listener = listener
         self._alias = alias
         self._probe = probe
         self._own: set[Address] = set()

@@ -163,6 +163,10 @@ async def test_check_prints_settings_the_dns_answer_and_what_a_probe_of_each_mem
         assert status == 0
         words = "A: the alias is an address, 1 endpoints"
         assert out.endswith(f"DNS for 127.0.0.1: {words}\n  127.0.0.1:{port}  accepts connections\n")
+        status, out, err = await run("check", "--alias", "127.0.0.1", "--upstream-port", port, "--bind", f"[::]:{port}")
+        assert status == 1
+        assert out.endswith(f"  127.0.0.1:{port}  this is the balancer itself, whose requests would come back\n")
+        assert "take the alias 127.0.0.1 from its service" in err
         status, _, err = await run("check", "--alias", "127.0.0.1", "--dns-record", "srv")
         assert (status, err.count("\n")) == (2, 1)
 

@@ -16,7 +16,16 @@ from balancer.types import Address
 
 OWN_HEADERS = sorted(
     {it.decode() for it in HOP_BY_HOP}
-    | {"content-length", "host", "expect", "forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-x"}
+    | {
+        "content-length",
+        "host",
+        "expect",
+        "forwarded",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-forwarded-x",
+        "cdn-loop",
+    }
     | {"sec-websocket-key", "sec-websocket-accept", "sec-websocket-protocol"}
 )
 
