@@ -14,7 +14,9 @@ from tests.support.paths import ROOT
 
 SOURCES = [it for top in ("balancer", "worker") for it in (ROOT / top).rglob("*.py")]
 # Numbers that are constants of more than one, or that are in the plural whatever they are.
-PLURALS = re.compile(r"MAX|LIMIT|ANSWER_BYTES|limits\.|processes|counter\.|== 1 else|count\} times|{count} options")
+PLURALS = re.compile(
+    r"MAX|LIMIT|ANSWER_BYTES|limits\.|processes|counter\.|== 1 else|count\} times|{count} options|of \{wanted\}"
+)
 
 
 @pytest.mark.parametrize(

@@ -58,12 +58,12 @@ def _any(pools: dict[str, View]) -> Response:
 def _enough(pools: dict[str, View], wanted: int) -> Response:
     """Answer whether so many members of each pool are up."""
     if not pools:
-        return _say(503, f"0 of {counted(wanted, 'member is', 'members are')} up: no process has reported yet")
+        return _say(503, f"0 of {wanted} members are up: no process has reported yet")
     lines = []
     for name, pool in pools.items():
         where = f" in {name}" if len(pools) > 1 else ""
         known = f"of {len(pool.members)} that DNS names"
-        lines.append(f"{up(pool)} of {counted(wanted, 'member is', 'members are')} up{where}, {known}")
+        lines.append(f"{up(pool)} of {wanted} members are up{where}, {known}")
     short = [line for line, pool in zip(lines, pools.values(), strict=True) if up(pool) < wanted]
     return _say(503 if short else 200, "; ".join(short or lines))
 

@@ -6,6 +6,7 @@ import logging
 import time
 
 from balancer.types import Clock
+from balancer.words import counted
 
 # Seconds between two lines.
 INTERVAL = 60.0
@@ -29,5 +30,5 @@ class RareLog:
         self._next = now + INTERVAL
         left_out, self._left_out = self._left_out, 0
         if left_out:
-            message, args = f"{message} (and %d times since the last line)", (*args, left_out)
+            message, args = f"{message} (and %s since the last line)", (*args, counted(left_out, "time"))
         self._log.warning(message, *args)

@@ -158,7 +158,7 @@ async def test_check_prints_settings_the_dns_answer_and_what_a_probe_of_each_mem
         assert out.endswith("DNS for nobody: A: NXDOMAIN, 0 endpoints\n")
         status, out, _ = await run("check", "--alias", "localhost", "--upstream-port", port)
         assert status == 0
-        assert out.endswith(f"DNS for localhost: A: /etc/hosts, 1 endpoints\n  127.0.0.1:{port}  accepts connections\n")
+        assert out.endswith(f"DNS for localhost: A: /etc/hosts, 1 endpoint\n  127.0.0.1:{port}  accepts connections\n")
         status, out, _ = await run("check", "--alias", "127.0.0.1", "--upstream-port", port)
         assert status == 0
         words = "A: the alias is an address, 1 endpoints"

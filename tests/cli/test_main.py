@@ -13,7 +13,7 @@ from balancer.cli.main import main
 from balancer.config.display import flag, variable
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
-from balancer.types import Address
+from balancer.types import Address, Clock
 from balancer.watch import Options
 from tests.support.scripted import ScriptedProbe
 
@@ -101,7 +101,7 @@ def test_check_prints_the_settings_in_effect_and_what_dns_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Resolver:
-        def __init__(self, settings: Settings) -> None:
+        def __init__(self, settings: Settings, clock: Clock) -> None:
             assert settings.alias == "web"
 
         async def __call__(self) -> Snapshot:
@@ -122,7 +122,7 @@ def test_check_prints_the_routes_and_an_answer_for_each_pool(
     known = {"shop": "10.0.0.2", "api": "10.0.0.3"}
 
     class Resolver:
-        def __init__(self, settings: Settings) -> None:
+        def __init__(self, settings: Settings, clock: Clock) -> None:
             self._settings = settings
 
         async def __call__(self) -> Snapshot:

@@ -66,7 +66,7 @@ async def test_plain_http_on_the_port_of_tls_gets_a_400_that_says_so(
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert b"\r\nx-balancer-error: malformed_request\r\n" in answer
         assert b"\r\nconnection: close\r\n\r\n" in answer
-        assert answer.endswith(b"\r\n\r\n" + SPEAKS_TLS)
+        assert answer.partition(b"\r\n\r\n")[2].startswith(SPEAKS_TLS)
         assert answer.count(b"HTTP/1.1") == 1
         assert member.received == []
         # Who speaks TLS is served as before, and the connection is counted no more.
@@ -98,20 +98,20 @@ async def test_plain_head_on_the_port_of_tls_gets_no_body(files: dict[str, Any])
 async def test_plain_upload_to_the_port_of_tls_ends_with_the_answer(files: dict[str, Any]) -> None:
     async with balance(**files) as running, httpx.AsyncClient(trust_env=False) as client:
         response = await client.post(running.url.replace("https", "http"), content=bytes(100_000))
-        assert (response.status_code, response.content) == (400, SPEAKS_TLS)
+        assert response.status_code == 400 and response.content.startswith(SPEAKS_TLS)
 
 
 @pytest.mark.parametrize("data", [GET, PREFACE], ids=["GET", "HTTP/2"])
 async def test_plain_http_behind_a_proxy_header_gets_the_400(data: bytes, tmp_path: Path) -> None:
     async with Member() as member, announced(member, **issue(tmp_path)) as running:
-        assert (await answer_to(running, data, first=V1)).endswith(SPEAKS_TLS)
+        assert (await answer_to(running, data, first=V1)).partition(b"\r\n\r\n")[2].startswith(SPEAKS_TLS)
         assert [it.request.client for it in running.records] == ["192.0.2.7"]
 
 
 async def test_plain_http_on_the_port_of_http2_gets_the_400(files: dict[str, Any]) -> None:
     pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
     async with balance(http2=True, **files) as running:
-        assert (await answer_to(running, PREFACE)).endswith(SPEAKS_TLS)
+        assert (await answer_to(running, PREFACE)).partition(b"\r\n\r\n")[2].startswith(SPEAKS_TLS)
 
 
 async def test_limit_of_connections_holds_for_plain_http_on_the_port_of_tls(files: dict[str, Any]) -> None:
@@ -121,12 +121,12 @@ async def test_limit_of_connections_holds_for_plain_http_on_the_port_of_tls(file
         assert b"\r\nx-balancer-error: too_many_connections\r\n" in await answer_to(running, GET)
         client.close()
         await eventually(lambda: not running.balancer.proxy.connections)
-        assert (await answer_to(running, GET)).endswith(SPEAKS_TLS)
+        assert (await answer_to(running, GET)).partition(b"\r\n\r\n")[2].startswith(SPEAKS_TLS)
 
 
 async def test_plain_head_that_stops_on_the_port_of_tls_is_answered(files: dict[str, Any]) -> None:
     async with balance(header_timeout=0.3, **files) as running:
-        assert (await answer_to(running, b"GET /")).endswith(SPEAKS_TLS)
+        assert (await answer_to(running, b"GET /")).partition(b"\r\n\r\n")[2].startswith(SPEAKS_TLS)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "in pieces"])
@@ -135,7 +135,7 @@ async def test_tls_on_a_plain_port_gets_words_for_the_log(cut: bool, caplog: pyt
         for _ in range(2):
             answer = await answer_to(running, HELLO, cut)
             assert answer.startswith(b"HTTP/1.1 400 ")
-            assert answer.endswith(b"\r\n\r\n400 this port does not speak TLS: use http://\n")
+            assert b"\r\n\r\n400 this port does not speak TLS: use http://\n" in answer
         assert [it.reason for it in running.records] == ["this port does not speak TLS: use http://"] * 2
     assert warnings(caplog) == ["a client at 127.0.0.1 speaks TLS to a port without; BALANCER_TLS_CERT is not set"]
 
