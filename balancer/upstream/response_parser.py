@@ -14,7 +14,7 @@ from math import inf
 
 import httptools
 
-from balancer.http.headers import HOP_BY_HOP, Headers, content_length, is_too_long, nominated, trailers
+from balancer.http.headers import HOP_BY_HOP, LENGTH_DIGITS, Headers, content_length, is_too_long, nominated, trailers
 from balancer.upstream.exchange import MemberExchange
 
 # Interim responses before a final one.
@@ -167,7 +167,7 @@ def read_headers(received: Headers) -> tuple[Headers, bool, bool, str]:
         if name == b"content-length":
             has_length = True
             passed.append(pair)
-            if is_too_long(pair[1]):
+            if len(pair[1]) > LENGTH_DIGITS and is_too_long(pair[1]):
                 error = "no body is as long as its Content-Length"
         elif name not in HOP_BY_HOP:
             passed.append(pair)

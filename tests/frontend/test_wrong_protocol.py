@@ -73,6 +73,7 @@ async def test_plain_http_on_the_port_of_tls_gets_a_400_that_says_so(
         async with running.client(trusting()) as client:
             await client.send(GET)
             assert (await client.head()).startswith(b"HTTP/1.1 200 ")
+        await running.idle()
         assert [it.error for it in running.records] == ["malformed_request", ""]
     assert warnings(caplog) == ["a client at 127.0.0.1 speaks HTTP without TLS to the port of TLS; it gets a 400"]
 
@@ -116,6 +117,7 @@ async def test_plain_http_on_the_port_of_http2_gets_the_400(files: dict[str, Any
 async def test_limit_of_connections_holds_for_plain_http_on_the_port_of_tls(files: dict[str, Any]) -> None:
     async with balance(max_connections=1, **files) as running, running.client(trusting()) as client:
         await client.send(GET[:5])
+        await eventually(lambda: len(running.balancer.proxy.connections or ()) == 1)
         assert b"\r\nx-balancer-error: too_many_connections\r\n" in await answer_to(running, GET)
         client.close()
         await eventually(lambda: not running.balancer.proxy.connections)
