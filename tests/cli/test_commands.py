@@ -161,7 +161,7 @@ async def test_check_prints_settings_the_dns_answer_and_what_a_probe_of_each_mem
         assert out.endswith(f"DNS for localhost: A: /etc/hosts, 1 endpoint\n  127.0.0.1:{port}  accepts connections\n")
         status, out, _ = await run("check", "--alias", "127.0.0.1", "--upstream-port", port)
         assert status == 0
-        words = "A: the alias is an address, 1 endpoints"
+        words = "A: the alias is an address, 1 endpoint"
         assert out.endswith(f"DNS for 127.0.0.1: {words}\n  127.0.0.1:{port}  accepts connections\n")
         status, out, err = await run("check", "--alias", "127.0.0.1", "--upstream-port", port, "--bind", f"[::]:{port}")
         assert status == 1
