@@ -17,6 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from balancer.cli import flags
+from balancer.cli.output import Output, command_output
 from balancer.config.cpu import usable_cores
 from balancer.config.display import variable
 from balancer.config.settings import Settings, SettingsError, misspelt
@@ -32,7 +33,20 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
+    with command_output() as output:
+        try:
+            return output.status(_run(argv, output))
+        except SystemExit as end:  # of --help, --version, and arguments that cannot be used
+            raise SystemExit(output.status(int(end.code or 0))) from None
+        except OSError as error:
+            if error is not output.error:
+                raise
+            return output.status(0)
+
+
+def _run(argv: Sequence[str] | None, output: Output) -> int:
     arguments = _parser().parse_args(argv)
+    output.raises = arguments.run in (_demo, _watch)
     try:
         return int(arguments.run(arguments))
     except SettingsError as error:

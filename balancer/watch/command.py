@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -65,8 +64,7 @@ def run(options: Options) -> int:
         else:
             print("\n".join(tally.summary(now, at)), flush=True)
     except BrokenPipeError:
-        # Buffered output has nowhere to go, and the interpreter would report that as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass  # ``balancer.cli.output`` has the rest.
     return FAILED if tally.failed else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import ssl
+from collections.abc import Sequence
 
 import pytest
 import trustme
@@ -27,7 +28,7 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 
 def der(
     subject: list[tuple[x509.ObjectIdentifier, str]] = SUBJECT,
-    names: list[x509.GeneralName] | None = None,
+    names: Sequence[x509.GeneralName] = (),
     ends: datetime.datetime = ENDS,
 ) -> bytes:
     def name(parts: list[tuple[x509.ObjectIdentifier, str]]) -> x509.Name:
