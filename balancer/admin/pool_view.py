@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Snapshot
 from balancer.members.member import Member
+from balancer.telemetry.log_output import dropped_lines
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock
 from balancer.upstream.base import Connections
@@ -69,17 +70,21 @@ class View(Protocol):
 
 
 class Usage(NamedTuple):
-    """A process that serves. ``cpu``: seconds that it has used so far; ``memory``: its resident bytes."""
+    """A process that serves. ``cpu``: seconds that it has used so far; ``memory``: its resident bytes.
+
+    ``log_lines_dropped``: by stream, because it was not read or could not be written.
+    """
 
     number: int
     pid: int
     cpu: float
     memory: int
+    log_lines_dropped: Mapping[str, int]
 
     @classmethod
     def own(cls, number: int = 0) -> Usage:
         """Return the usage of this process."""
-        return cls(number, os.getpid(), time.process_time(), _resident_memory())
+        return cls(number, os.getpid(), time.process_time(), _resident_memory(), dropped_lines())
 
 
 def _resident_memory() -> int:

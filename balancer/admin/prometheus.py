@@ -119,6 +119,12 @@ METRICS = (
     Spec("balancer_build_info", "info", ("version", "python_version"), "What is running; always 1."),
     Spec("balancer_process_cpu_seconds_total", "counter", ("process",), "CPU time of a process that serves."),
     Spec("balancer_process_resident_memory_bytes", "gauge", ("process",), "Memory of a process that serves."),
+    Spec(
+        "balancer_log_lines_dropped_total",
+        "counter",
+        ("process", "stream"),
+        "Log lines that a process dropped, because the stream was not read or could not be written.",
+    ),
     Spec("balancer_client_connections", "gauge", (), "Connections of clients that are open."),
     Spec("balancer_unrouted_requests_total", "counter", ("method", "code"), "Requests that no route led to a pool."),
     Spec(
@@ -199,6 +205,8 @@ class PoolCollector(Collector):
             of_process = {"process": str(usage.number)}
             found.add("balancer_process_cpu_seconds_total", of_process, usage.cpu)
             found.add("balancer_process_resident_memory_bytes", of_process, usage.memory)
+            for stream, number in usage.log_lines_dropped.items():
+                found.add("balancer_log_lines_dropped_total", {**of_process, "stream": stream}, number)
         pools = by_name(self._pools())
         # Pools may have one listener, and its clients, in common.
         known = {id(clients): len(clients) for pool in pools.values() if (clients := pool.clients) is not None}

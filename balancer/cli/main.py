@@ -115,9 +115,12 @@ def held_back(number: signal.Signals) -> Iterator[None]:
 def _serve(arguments: argparse.Namespace) -> int:
     from balancer.process.handover import TRIAL, Handover
     from balancer.process.supervisor import Supervisor
+    from balancer.telemetry import log_output
 
+    log_output.install()
     before = Handover.received(os.environ)
     with ExitStack() as stack:
+        stack.callback(log_output.finish)
         # A file that changes from here on is read again once a process can.
         stack.enter_context(held_back(signal.SIGHUP))
         settings = _settings(arguments)

@@ -36,6 +36,7 @@ from balancer.errors import FAILED
 from balancer.process.drains import make_file
 from balancer.process.handover import HANDOVER, REPLACED, TRIAL, Handover, WorkerContext, WorkerSpec
 from balancer.process.supervisor_mark import make_mark
+from balancer.telemetry import log_output
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,10 @@ class Supervisor:
 
     def _next_timeout(self) -> float | None:
         """Return the seconds until the next thing that is due by time."""
-        soonest = min([self._deadline, *(when for when, _ in self._due)])
-        return None if soonest == float("inf") else max(0.0, soonest - time.monotonic())
+        now = time.monotonic()
+        waits = [now + log_output.TICK_SECONDS] if log_output.tick() else []
+        soonest = min([self._deadline, *(when for when, _ in self._due), *waits])
+        return None if soonest == float("inf") else max(0.0, soonest - now)
 
     def _on_time(self) -> None:
         now = time.monotonic()
@@ -169,8 +172,7 @@ class Supervisor:
             traceback.print_exc()
         finally:
             # An ordinary exit would run the supervisor's own clean-up here.
-            sys.stdout.flush()
-            sys.stderr.flush()
+            log_output.finish()
             os._exit(status)
 
     # Reports of processes.
@@ -284,6 +286,7 @@ class Supervisor:
         )
         for descriptor in handover.descriptors:
             os.set_inheritable(descriptor, True)
+        log_output.finish()
         # Signals that come in between wait for the new code.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:

@@ -30,6 +30,7 @@ from balancer.process.log_setup import LOG_FORMAT
 from balancer.process.signals import Signals
 from balancer.routing.pools import Pools
 from balancer.routing.table import Table
+from balancer.telemetry import log_output
 from balancer.telemetry.access_log import AccessLog, as_json, as_text
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
@@ -117,10 +118,19 @@ def serve(config: WorkerConfig, context: WorkerContext) -> None:
 def _run(main: Coroutine[Any, Any, None]) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main)
+            runner.run(_with_log_output(main))
     except SettingsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(UNUSABLE) from None
+
+
+async def _with_log_output(main: Coroutine[Any, Any, None]) -> None:
+    ticking = asyncio.create_task(log_output.keep_ticking())
+    try:
+        await main
+    finally:
+        ticking.cancel()
+        await asyncio.gather(ticking, return_exceptions=True)
 
 
 def raise_file_limit() -> None:

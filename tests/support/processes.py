@@ -9,6 +9,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
@@ -73,11 +74,14 @@ async def serving(
     others: Sequence[Member] = (),
     aliases: Sequence[str] = ("apps",),
     admin: str = "off",
+    out: Any = PIPE,
+    err: Any = PIPE,
     **settings: str,
 ) -> AsyncIterator[Serving]:
     """A balancer whose settings are given by the names of their fields.
 
     ``others``: members on the same port. ``aliases``: what DNS knows them all by. ``admin``: where its admin port is.
+    ``out``, ``err``: its standard output and standard error.
     """
     zone = Zone()
     zone.records |= {name: [("A", it.address.host) for it in (member, *others)] for name in aliases}
@@ -87,7 +91,7 @@ async def serving(
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "balancer", "serve", f"--bind={bind}", f"--admin-bind={admin}",
             f"--upstream-port={member.address.port}", f"--resolver={server.address}",
-            env=os.environ | environ, stdout=PIPE, stderr=PIPE,
+            env=os.environ | environ, stdout=out, stderr=err,
         )  # fmt: skip
         serve = Serving(process, bind)
         try:
