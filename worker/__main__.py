@@ -13,6 +13,7 @@ import socket  # noqa: E402
 from . import drain  # noqa: E402
 from .app import make_app  # noqa: E402
 from .counter import Counter  # noqa: E402
+from .log import Log  # noqa: E402
 
 
 def main() -> int:
@@ -27,12 +28,16 @@ def main() -> int:
     counter = Counter(os.environ.get("HOST_REDIS") or "redis", ports["PORT_REDIS"])
     hostname = os.environ.get("HOSTNAME") or socket.gethostname()
     app = make_app(counter, hostname)
-    return drain.run(app, host=os.environ.get("HOST") or "0.0.0.0", port=ports["PORT"], ws="websockets-sansio")
+    log = Log()
+    host = os.environ.get("HOST") or "0.0.0.0"
+    # uvicorn's lines go the way of all others.
+    status = drain.run(app, host=host, port=ports["PORT"], ws="websockets-sansio", log_config=None)
+    log.finish()
+    return status
 
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Python's own end takes 50 ms. While all workers are replaced together, clients wait for that.
+    # Nothing is buffered: lines of standard error leave as they come. Python's own end takes 50 ms. While all workers
+    # are replaced together, clients wait for that.
     os._exit(status)
