@@ -127,6 +127,13 @@ def built() -> list[Object]:
     return build(FILES)
 
 
+def test_worker_gets_a_signal_before_it_has_a_handler() -> None:
+    """A container's first process does not; the balancer's comes after a hook."""
+    assert pod_spec("worker")["shareProcessNamespace"]
+    (container,) = pod_spec("balancer")["containers"]
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "5"]
+
+
 def test_kustomize_builds_valid_objects_for_any_namespace(built: list[Object]) -> None:
     assert len(built) == len(OBJECTS) + len(KUSTOMIZATION["configMapGenerator"])
     for thing in built:

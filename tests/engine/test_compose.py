@@ -95,6 +95,19 @@ async def test_idle_stop_is_quick_and_clean(compose: Compose) -> None:
     await compose("up", "--detach", "--wait")
 
 
+@pytest.mark.parametrize("service", ["balancer", "worker", "redis"])
+async def test_stop_in_the_first_moment_of_a_slow_container_is_quick(compose: Compose, service: str) -> None:
+    await compose.scale(1)
+    (container,) = await compose.containers(service)
+    await compose("stop", service)
+    await compose.run("docker", "update", "--cpus", "0.1", container)
+    await compose.run("docker", "start", container)
+    began = time.monotonic()
+    await compose.run("docker", "stop", container)
+    assert time.monotonic() - began < 8, "it waited for SIGKILL, which comes after ten seconds"
+    await compose("up", "--detach", "--wait", "--force-recreate")
+
+
 async def test_count_outlives_the_containers_and_a_killed_redis(compose: Compose) -> None:
     await compose.scale(1)
     before = (await compose.greetings(1))[0][1]
