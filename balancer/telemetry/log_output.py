@@ -166,14 +166,14 @@ class LogOutput(io.RawIOBase):
         self._unreported += lines
         self._why = why
 
-    def report(self, now: float, log_output: LogOutput) -> bool:
-        """Log how many lines were dropped, if it is time for that; return whether a report is still to come.
+    def report(self, now: float, log_output: LogOutput, every: float = REPORT_SECONDS) -> bool:
+        """Log how many lines were dropped, ``every`` so many seconds; return whether a report is still to come.
 
         ``log_output``: where the log goes, which must have room for the line.
         """
         if not self._unreported:
             return False
-        if now - self._reported_at >= REPORT_SECONDS and not log_output.channel.push():
+        if now - self._reported_at >= every and not log_output.channel.push():
             from logging import getLogger
 
             count, self._unreported = self._unreported, 0
@@ -266,7 +266,7 @@ def finish() -> None:
     sys.stderr.flush()
     for output in _installed:
         output.channel.finish(FINISH_SECONDS)
-        output.report(float("inf"), _installed[-1])
+        output.report(time.monotonic(), _installed[-1], every=0.0)
 
 
 def dropped_lines() -> dict[str, int]:
