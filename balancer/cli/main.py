@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None, output: Output) -> int:
     arguments = _parser().parse_args(argv)
-    output.raises = arguments.run in (_demo, _watch)
+    if arguments.run in (_demo, _watch):
+        output.never_wait()
     try:
         return int(arguments.run(arguments))
     except SettingsError as error:

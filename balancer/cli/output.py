@@ -3,6 +3,9 @@
 Rules:
 * A reader that has left (``balancer check | head -1``) is no failure: what is left of the output has nowhere to go,
   and the exit status is the command's own. A command without an end, which only shows something, ends there.
+* A command without an end does not wait for a reader: its requests would wait as well, and so would its end. What is
+  not read waits in memory. At the end the command waits as long as the reader takes something every STALL_SECONDS.
+  A terminal is waited for: pictures are for its own time.
 * Where output is lost for another reason, such as a full device, one line on standard error has the reason, and the
   status is a failure.
 * A descriptor that is closed at the start leads to the null device, so that no socket gets its number.
@@ -20,18 +23,25 @@ from contextlib import contextmanager
 from typing import BinaryIO, TextIO, cast
 
 from balancer.errors import FAILED
+from balancer.telemetry.log_output import LogOutput
+
+# Seconds without progress of the reader after which a command that ends gives up the rest of its output.
+STALL_SECONDS = 5.0
 
 
 class Output(io.RawIOBase):
-    """What a stream writes to. ``error``: why it can write no more; from then on it drops what comes.
-
-    ``raises``: whether each write raises that error, for commands that do not end by themselves.
-    """
+    """What a stream writes to. ``error``: why it can write no more; from then on it drops what comes."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self.error: OSError | None = None
-        self.raises = False
+        self._raises = False
+        self._endless: LogOutput | None = None
+
+    def never_wait(self) -> None:
+        """Serve a command without an end: no write waits for a reader, and each raises the error, once there is one."""
+        self._raises = True
+        self._endless = None if self.isatty() else LogOutput(self._descriptor, "standard output")
 
     def writable(self) -> bool:
         return True
@@ -44,14 +54,21 @@ class Output(io.RawIOBase):
 
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
         size = len(data)
+        if self._endless:
+            self._endless.write(data)
+            self.error = self.error or self._endless.error
+        else:
+            self._write_all(data)
+        if self.error and self._raises:
+            raise self.error
+        return size
+
+    def _write_all(self, data: bytes | bytearray | memoryview) -> None:
         try:
             while data and not self.error:
                 data = data[self._write_some(data) :]
         except OSError as error:
             self.error = error
-        if self.error and self.raises:
-            raise self.error
-        return size
 
     def _write_some(self, data: bytes | bytearray | memoryview) -> int:
         try:
@@ -62,10 +79,20 @@ class Output(io.RawIOBase):
 
     def status(self, status: int) -> int:
         """Return the exit status of a command that would have this one; print why where it becomes a failure."""
+        if self._endless:
+            self._finish(self._endless)
         if not self.error or self.error.errno == errno.EPIPE:
             return status
         print(f"standard output cannot be written: {self.error.strerror}", file=sys.stderr)
         return status or FAILED
+
+    def _finish(self, endless: LogOutput) -> None:
+        stalled = False
+        while not stalled and endless.channel.push():
+            stalled = not endless.channel.wait(STALL_SECONDS)
+        self.error = self.error or endless.error
+        if stalled or (endless.dropped and not self.error):
+            self.error = OSError(errno.EAGAIN, "it is not read")
 
 
 @contextmanager

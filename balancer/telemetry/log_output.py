@@ -80,6 +80,7 @@ class Channel:
                 self._watch()
             except OSError as error:
                 for stream, data in self._parts:
+                    stream.error = error
                     stream.drop(data, error.strerror or str(error))
                 self._parts.clear()
                 self._waiting = 0
@@ -111,10 +112,14 @@ class Channel:
     def finish(self, seconds: float) -> None:
         """Write what waits, and wait for the other side for so many seconds."""
         deadline = time.monotonic() + seconds
+        while self.push() and (left := deadline - time.monotonic()) > 0:
+            self.wait(left)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the other side takes more; return whether it does within so many seconds."""
         poller = poll()
         poller.register(self._target, POLLOUT)
-        while self.push() and (left := deadline - time.monotonic()) > 0:
-            poller.poll(left * 1000)
+        return bool(poller.poll(seconds * 1000))
 
     def forget(self) -> None:
         """Begin anew after a fork: what waits is the parent's to write."""
@@ -125,7 +130,7 @@ class Channel:
 
 
 class LogOutput(io.RawIOBase):
-    """A stream to a descriptor. ``dropped``: lines so far. ``label``: its name in a report.
+    """A stream to a descriptor. ``dropped``: lines so far. ``label``: its name in a report. ``error``: its last.
 
     ``channel``: that of another stream to the same place.
     """
@@ -133,6 +138,7 @@ class LogOutput(io.RawIOBase):
     def __init__(self, descriptor: int, label: str, channel: Channel | None = None) -> None:
         self.label = label
         self.dropped = 0
+        self.error: OSError | None = None
         self.channel = channel or Channel(descriptor)
         self._owns_channel = channel is None
         self._descriptor = descriptor

@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
 from tests.support.processes import serving
-from tests.support.wire import LIMIT, Member
+from tests.support.wire import LIMIT, Member, eventually
 
 FULL = "standard output cannot be written: No space left on device\n"
 PYTHON = [sys.executable, "-m", "balancer"]
@@ -94,3 +94,59 @@ def test_command_line_that_cannot_be_used_keeps_its_status_whatever_becomes_of_i
     assert subprocess.run([*PYTHON, "watch"], stderr=full, timeout=LIMIT).returncode == 2
     environ = os.environ | {"BALANCER_QUEUE_MAX": "x"}
     assert subprocess.run([*PYTHON, "check"], stderr=full, env=environ, timeout=LIMIT).returncode == 2
+
+
+@pytest.fixture
+def unread_pipe() -> Iterator[tuple[int, int]]:
+    """A pipe that is full: reader and writer."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"." * 4096)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+@asynccontextmanager
+async def watching(stdout: int, *arguments: str) -> AsyncIterator[tuple[Process, Member]]:
+    async with Member() as member:
+        url = f"http://127.0.0.1:{member.address.port}/"
+        process = await asyncio.create_subprocess_exec(
+            *PYTHON, "watch", url, "--rate=50", *arguments, stdout=stdout, stderr=PIPE
+        )
+        try:
+            yield process, member
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def test_watch_whose_output_is_not_read_goes_on_and_ends_at_a_signal(unread_pipe: tuple[int, int]) -> None:
+    async with watching(unread_pipe[1]) as (process, member):
+        await eventually(lambda: len(member.received) >= 5)
+        process.terminate()
+        async with asyncio.timeout(2 * LIMIT):
+            _, err = await process.communicate()
+    assert (process.returncode, err) == (1, b"standard output cannot be written: it is not read\n")
+
+
+async def test_watch_whose_reader_is_late_ends_with_all_of_its_output(unread_pipe: tuple[int, int]) -> None:
+    reader, writer = unread_pipe
+    async with watching(writer, "--count=5") as (process, member):
+        await eventually(lambda: len(member.received) == 5)
+        found = b""
+        async with asyncio.timeout(LIMIT):
+            while b"5 requests, 0 failed" not in found:
+                try:
+                    found += os.read(reader, 65536)
+                except BlockingIOError:
+                    await asyncio.sleep(0.01)
+            _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert found.count(b" ms  ok\n") == 5
