@@ -157,11 +157,11 @@ async def test_log_lines_of_members_name_their_pool(tmp_path: Path, caplog: pyte
     of_members = [line for line in caplog.messages if "DNS for" in line or "joining:" in line or address in line]
     assert all(line.startswith("pool ") for line in of_members)
     assert {
-        "pool two: DNS for two: A: NOERROR, 1 endpoints",
+        "pool two: DNS for two: A: NOERROR, 1 endpoint",
         f"pool two: joining: {address}",
         f"pool two: {address} up: accepts connections",
         f"pool two: {address} drained by hand",
-        "pool three: DNS for two: A: NOERROR, 1 endpoints",
+        "pool three: DNS for two: A: NOERROR, 1 endpoint",
         f"pool three: joining: {address}",
         f"pool three: {address} up: accepts connections",
     } <= set(of_members)
