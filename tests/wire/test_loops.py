@@ -105,7 +105,8 @@ async def test_request_with_a_pools_own_mark_is_refused_however_often_it_comes()
         for _ in range(4):  # It is known by its bytes from the third on.
             await client.send(with_mark(request, b"other, " + mark))
             assert b" 508 " in await client.until(b"\n")
-            await client.until(b"pool\n")
+            await client.until(b"request id: ")
+            await client.until(b"\n")
         await client.send(request)
         assert b" 200 " in await client.until(b"ok")
         assert len(marks(member.received)) == 2
