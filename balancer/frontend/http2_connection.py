@@ -288,9 +288,10 @@ class _Stream:
             self._expects = False
             self._handle.send_informational(100)
             self._connection.flush()
-        clock, limit = loop_time(), timeout(BODY, self._limits)
+        clock = loop_time()
         since = clock.time()
         while True:
+            limit = timeout(BODY, self._limits)
             try:
                 async with Limit(since + limit - clock.time()):
                     return await self._receive()

@@ -114,7 +114,9 @@ class MemberConnection(asyncio.BufferedProtocol):
                 exchange.one_segment = False
             elif self._reused and not exchange.repeatable:
                 exchange.acknowledged = tcp.acknowledged(self._socket)
-            exchange.set_deadline(self._callbacks.clock.time(), self.timeouts.response)
+            # (As ``set_deadline`` and ``LoopTime.time`` do, without two calls for each request.)
+            exchange.timeout = timeout = self.timeouts.response
+            exchange.deadline = self._loop.time() - self._callbacks.clock.lost + timeout
         self._transport.write(data)
 
     def resume(self) -> None:

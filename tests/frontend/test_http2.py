@@ -260,7 +260,7 @@ async def test_streams_beyond_those_announced_are_refused_and_safe_to_repeat(tmp
 async def test_upload_is_not_to_blame_for_one_beside_it_that_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(wire.defaults, "stream_idle_timeout", 0.3)
+    monkeypatch.setitem(wire.defaults, "stream_idle_timeout", 1.0)
     told = asyncio.Event()
 
     async def take_one(connection: Connection) -> None:
@@ -292,7 +292,7 @@ async def test_upload_is_not_to_blame_for_one_beside_it_that_is_not_taken(
 async def halted(client: Http2Client) -> bool:
     """Whether nothing more of a body could be sent for a while: longer than STREAM_IDLE_TIMEOUT has here."""
     before = client.sent
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(1.3)
     return client.sent == before
 
 
