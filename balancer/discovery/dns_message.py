@@ -19,6 +19,8 @@ _HEADER = struct.Struct("!6H")
 _RECORD = struct.Struct("!HHIH")
 _RESPONSE, _TRUNCATED, _RCODE = 0x8000, 0x0200, 0x000F
 _SERVICE = struct.Struct("!HHH")
+# Pointers of one name. Name servers write one; thousands of records with chains of them would stop the event loop.
+HOPS_MAX = 16
 ADDRESS_SIZES: dict[int, int] = {dns.rdatatype.A: 4, dns.rdatatype.AAAA: 16}
 
 
@@ -143,10 +145,13 @@ def _name(wire: bytes, at: int, known: dict[int, bytes]) -> bytes:
 
     Raises ValueError or IndexError where there is none.
     """
-    begin, pieces, size = at, [], 0
+    begin, pieces, size, hops = at, [], 0, 0
     while begin not in known:
         length = wire[at]
         if length >= 0xC0:
+            hops += 1
+            if hops > HOPS_MAX:
+                raise ValueError(f"a name of more than {HOPS_MAX} pointers")
             place = (length & 0x3F) << 8 | wire[at + 1]
             if place >= at:
                 raise ValueError("a name points at what comes after it")  # So that it has an end.

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.discovery.dns_message import Reply, Service, unpack
+from balancer.discovery.dns_message import HOPS_MAX, Reply, Service, unpack
 
 A, AAAA = dns.rdatatype.A, dns.rdatatype.AAAA
 NAMES = ["apps.", "w1.apps.", "w2.apps.", "W1.Apps.", "db.other.example.", "x."]
@@ -116,6 +116,24 @@ def test_compressed_targets_are_read_although_the_rfc_forbids_them() -> None:
 def test_targets_that_are_no_names_are_refused(target: bytes) -> None:
     with pytest.raises(OSError, match="malformed answer"):
         Reply(service(target), True).services()
+
+
+def chain(hops: int) -> bytes:
+    """An answer whose SRV record has a target of that many pointers, in the data of a record before it."""
+    begin = len(HEADER)
+    data = begin + 12
+    pointers = b"\xc0\x0c" + b"".join((0xC000 + data + 2 * at).to_bytes(2) for at in range(hops - 2))
+    first = b"\xc0\x0c\0\x10\0\1\0\0\2\x58" + len(pointers).to_bytes(2) + pointers
+    target = (0xC000 + data + 2 * (hops - 2)).to_bytes(2)
+    second = b"\xc0\x0c\0\x21\0\1\0\0\2\x58" + struct.pack("!4H", 6 + len(target), 0, 0, 80) + target
+    return HEADER[:6] + b"\0\2" + HEADER[8:] + first + second
+
+
+def test_target_of_a_few_pointers_is_read_and_one_of_many_is_refused() -> None:
+    found, _ = Reply(chain(HOPS_MAX), True).services()
+    assert found == [Service(0, 0, 80, b"\4apps\0")]
+    with pytest.raises(OSError, match=f"a name of more than {HOPS_MAX} pointers"):
+        Reply(chain(HOPS_MAX + 1), True).services()
 
 
 @given(st.data())
