@@ -85,7 +85,13 @@ def _address(kind: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address], te
         raise Malformed("an address is not one of its family") from None
     if b"%" in text:
         raise Malformed("an address has a zone, which means something on the sender's machine only")
-    return str(address)
+    return _text(address)
+
+
+def _text(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Return the text of an address; that of IPv4 where it is one mapped to IPv6 (RFC 4291 section 2.5.5.2)."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def _binary(data: bytes) -> Header | None:
@@ -108,5 +114,5 @@ def _binary(data: bytes) -> Header | None:
     size = FIXED + length
     if len(data) < size:
         return None
-    source = str(ipaddress.ip_address(data[FIXED : FIXED + address])) if address else ""
+    source = _text(ipaddress.ip_address(data[FIXED : FIXED + address])) if address else ""
     return Header(source, size)
