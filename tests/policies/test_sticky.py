@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from balancer.config.settings import Settings
 from balancer.members.member import Member
 from balancer.policies import Policy, make_policy
+from balancer.policies.sticky import cookie_of
 from tests.support.nought import Nought
 from tests.support.policies import ANY, given_cookie, members, one, request
 
@@ -54,3 +57,26 @@ def test_cookie_hides_the_address_and_is_not_for_scripts() -> None:
     assert value.startswith(b"srv=") and b"10.0" not in value
     assert attributes == [b"Path=/", b"HttpOnly", b"SameSite=Lax"]
     assert secure == plain + b"; Secure"
+
+
+@pytest.mark.parametrize(
+    ("cookies", "value"),
+    [
+        (b"member=a", b"a"),
+        (b"theme=dark; member=a; x=y", b"a"),
+        (b"theme=dark;member=a ;x=y", b"a"),
+        (b" \t member=a=b ", b"a=b"),
+        (b"member=; member=a", b""),
+        (b"member; member=a", b""),
+        (b"member ; member=a", b""),
+        (b"member", b""),
+        (b"member =b; member=a", b"a"),
+        (b"xmember=b; member2=c; member=a", b"a"),
+        (b"x=member=b; member=a", b"a"),
+        (b"Member=b", b""),
+        (b";;;member=a", b"a"),
+    ],
+)
+def test_value_is_that_of_the_first_cookie_of_the_name(cookies: bytes, value: bytes) -> None:
+    assert cookie_of(b"member", request((b"cookie", cookies))) == value
+    assert cookie_of(b"member", request((b"cookie", b"theme=dark"), (b"cookie", cookies))) == value
