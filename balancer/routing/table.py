@@ -33,7 +33,7 @@ from balancer.errors import Refusal
 from balancer.http.memo import ValueCache
 from balancer.http.request import Request
 from balancer.http.validation import malformed
-from balancer.routing.path_safety import ESCAPE, UNCLEAR, most_permissive, resolve_harmless
+from balancer.routing.path_safety import UNCLEAR, most_permissive, resolve_harmless
 
 # Hosts whose routes are cached: a client can make up hosts.
 _HOSTS_MAX = 1024
@@ -103,7 +103,7 @@ class Table:
         if not path.startswith(b"/"):
             path = b"/"  # "*", of OPTIONS
         if UNCLEAR.search(path):
-            route = _find(chain, ESCAPE.sub(resolve_harmless, path))
+            route = _find(chain, resolve_harmless(path))
             if _find(chain, most_permissive(path)) is not route:
                 raise malformed("the path could be read in two ways, which lead to different routes")
         else:
@@ -154,7 +154,10 @@ def _plain_host(host: bytes) -> str:
 
 
 def _strip(target: bytes, segments: int) -> bytes:
-    """Return a target without the first segments of its path. It has one slash in front: two would announce a host."""
+    """Return a target without the first segments of its path.
+
+    It has one slash in front: two would announce a host, and for browsers a backslash is a slash (WHATWG URL, 4.4).
+    """
     path, mark, query = target.partition(b"?")
     rest = path.split(b"/", segments + 1)[segments + 1 :]
-    return b"/" + b"".join(rest).lstrip(b"/") + mark + query
+    return b"/" + b"".join(rest).lstrip(b"/\\") + mark + query

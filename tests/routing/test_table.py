@@ -8,6 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
+from balancer.routing.path_safety import UNCLEAR_MAX
 from balancer.routing.table import Route, Table
 from tests.support.routes import found, request, table
 
@@ -205,6 +206,13 @@ def test_path_that_passes_leads_to_the_same_route_in_every_reading() -> None:
     assert refused > 800
 
 
+def test_path_of_very_many_segments_that_need_a_look_is_refused() -> None:
+    routes = table("/api", "/")
+    assert found(routes, "a", "/api" + "/a%41" * UNCLEAR_MAX) == "/api"
+    assert found(routes, "a", "/api" + "/a" * 8000 + "//") == "/api"
+    assert found(routes, "a", "/api" + "/a%41" * (UNCLEAR_MAX + 1)) == "400 malformed_request"
+
+
 # What members get.
 
 
@@ -218,6 +226,8 @@ def test_path_that_passes_leads_to_the_same_route_in_every_reading() -> None:
         ("/%61pi/a%2Fb", b"/a%2Fb"),
         ("/api//evil.example", b"/evil.example"),
         ("/api///", b"/"),
+        ("/api/\\evil.example/", b"/evil.example/"),
+        ("/api//\\/\\evil.example", b"/evil.example"),
         ("/api/a//b", b"/a//b"),
         ("/api/api", b"/api"),
     ],
