@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from balancer.admin.auth import CHALLENGE, deny, prove
+from balancer.admin.auth import CHALLENGE, deny, deny_host, prove
 from balancer.admin.history import Pool
 from balancer.admin.pool_view import Usage, View
 from balancer.admin.prometheus import metrics_endpoint
@@ -90,7 +90,7 @@ def admin_app(
         *_page(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _in_json})
-    app.add_middleware(Secured)
+    app.add_middleware(Secured, settings=settings)
     return app
 
 
@@ -288,16 +288,22 @@ def _file(name: str, path: Path) -> Route:
 
 
 class Secured:
-    """Adds the fields of SECURITY to every response."""
+    """Adds the fields of SECURITY to every response, and refuses requests under the name of another host."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(SECURITY)
             await send(message)
+
+        host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
+        if denial := deny_host(self._settings, host):
+            await problem(*denial)(scope, receive, secured)
+            return
 
         await self._app(scope, receive, secured if scope["type"] == "http" else send)
 

@@ -1,11 +1,12 @@
-"""Rules for requests that change anything. No I/O.
+"""Rules for requests to the admin port. No I/O.
 
+* A listener on loopback answers nothing under the name of another host. Else a name that an attacker points at
+  127.0.0.1 (DNS rebinding) would make his page one of the balancer's, and it could read and act.
 * A page of another site must not act through a browser that reaches the balancer. Requests from another site are
   refused by ``Sec-Fetch-Site`` (W3C Fetch Metadata) and ``Origin`` (RFC 6454). So are those that a form could send,
   because the content type has to be JSON.
 * With a token set, its holders may act.
-* Without one, only clients of this machine may: the listener has to be on loopback, and ``Host`` has to name it.
-  Else a name that an attacker points at 127.0.0.1 (DNS rebinding) would make his page one of the balancer's.
+* Without one, only clients of this machine may: the listener has to be on loopback.
 """
 
 from __future__ import annotations
@@ -45,11 +46,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def deny_host(settings: Settings, host: str | None) -> Denial | None:
+    """Return the refusal of a request by its ``Host``, or None. (Each browser sends one.)"""
+    parts = None if host is None else _HOST.fullmatch(host)
+    known = host is None or (parts is not None and is_loopback(parts[1].lower()))
+    if known or not _is_on_loopback(settings):
+        return None
+    words = f"{settings.admin_bind} is on loopback, so the Host has to be localhost or a loopback address"
+    return Denial(403, "foreign_host", words)
+
+
+def _is_on_loopback(settings: Settings) -> bool:
+    return settings.admin_bind is not None and is_loopback(settings.admin_bind.host)
+
+
 def access(settings: Settings) -> str:
     """Return the condition for actions: ``token``, none (``open``), or ``refused`` where there are none."""
     if settings.admin_token:
         return "token"
-    return "open" if settings.admin_bind and is_loopback(settings.admin_bind.host) else "refused"
+    return "open" if _is_on_loopback(settings) else "refused"
 
 
 def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
@@ -71,11 +86,6 @@ def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
         case "refused":
             words = f"{settings.admin_bind} is not on loopback, so this needs {TOKEN}, and it is not set"
             return Denial(403, "no_token_set", words)
-        case _:
-            parts = _HOST.fullmatch(host)
-            if not (parts and is_loopback(parts[1].lower())):
-                words = f"without {TOKEN} the Host has to be localhost or a loopback address"
-                return Denial(403, "foreign_host", words)
     return None
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from balancer.cli import flags
 from balancer.cli.output import Output, command_output
 from balancer.config.cpu import usable_cores
-from balancer.config.display import variable
+from balancer.config.display import variable, without_userinfo
 from balancer.config.settings import Settings, SettingsError, misspelt
 from balancer.errors import FAILED, UNUSABLE
 from balancer.process.sockets import CannotListen, listening
@@ -96,7 +96,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     settings = Settings.load(os.environ, flags_given)
     if settings.otel_endpoint and not find_spec("opentelemetry"):
         name = variable("otel_endpoint")
-        raise SettingsError([f"{name}={settings.otel_endpoint} cannot be used: install balancer[otel]"])
+        raise SettingsError(
+            [f"{name}={without_userinfo(settings.otel_endpoint)} cannot be used: install balancer[otel]"]
+        )
     return settings
 
 

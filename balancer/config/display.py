@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from balancer.config.parsers import HASH_KEY, Kind
+import re
+
+from balancer.config.parsers import HASH_KEY, URL, Kind
 from balancer.types import Address, UnixSocket
 
 PREFIX = "BALANCER_"
+
+# RFC 3986 section 3.2.1.
+_USERINFO = re.compile(r"(?<=://)[^/?#@\s]*@")
 
 
 def variable(name: str) -> str:
@@ -16,6 +21,11 @@ def variable(name: str) -> str:
 def flag(name: str) -> str:
     """Return the command-line flag of a field: ``--resolve-interval``."""
     return "--" + name.replace("_", "-")
+
+
+def without_userinfo(text: str) -> str:
+    """Return a text in which a URL has no user and password."""
+    return _USERINFO.sub("(not shown)@", text)
 
 
 def show(value: object, kind: Kind) -> str:
@@ -33,6 +43,8 @@ def show(value: object, kind: Kind) -> str:
             return ":".join(value)
         case tuple():
             return ",".join(map(str, value)) or kind.unset
+        case str() if kind is URL:
+            return without_userinfo(value)
         case bool():
             return "on" if value else "off"
         case float():
@@ -41,7 +53,9 @@ def show(value: object, kind: Kind) -> str:
 
 
 def as_text(value: object, kind: Kind) -> str:
-    """Return a value in the form of a variable, to the last digit."""
+    """Return a value in the form of a variable, to the last digit, secrets as well."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, list | tuple) and not isinstance(value, Address | UnixSocket) and kind is not HASH_KEY:
         return ",".join(map(str, value))
     return str(value) if isinstance(value, float) else show(value, kind)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from balancer.config.display import PREFIX, as_text, flag, show, variable
+from balancer.config.display import PREFIX, as_text, flag, show, variable, without_userinfo
 from balancer.config.parsers import (
     ACCESS_LOG,
     ALIAS,
@@ -216,7 +216,7 @@ class Settings:
             kind: Kind = item.metadata["kind"]
             if kind.is_blank(text):
                 continue
-            written[item.name] = f"{name}=(not shown)" if kind.secret else f"{name}={text!r}"
+            written[item.name] = f"{name}=(not shown)" if kind.secret else f"{name}={without_userinfo(text)!r}"
             try:
                 values[item.name] = kind.read(text)
             except ValueError as error:
@@ -244,7 +244,7 @@ class Settings:
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise TypeError(f"{name!r} is not a setting{hint}")
             item, kind = known[name], known[name].metadata["kind"]
-            written[name] = f"{name}={value!r}"
+            written[name] = f"{name}=(not shown)" if kind.secret else f"{name}={without_userinfo(repr(value))}"
             if (value == item.default and type(value) is type(item.default)) or (value is None and kind.unset == "off"):
                 values[name] = value
                 continue

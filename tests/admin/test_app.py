@@ -182,6 +182,29 @@ async def test_action_of_a_stranger_is_refused(
 
 
 @pytest.mark.parametrize(
+    "path",
+    ["/", "/members", "/metrics", "/healthz", "/readyz", "/api/settings", "/api/stream", "/openapi.json", "/none"],
+)
+async def test_listener_on_loopback_tells_nothing_under_another_name(path: str) -> None:
+    async with balance(stats=Stats()) as running, administer(running) as port:
+        response = await port.get(path, headers={"Host": "rebound.example:9000"})
+        assert (response.status_code, response.json()["error"]) == (403, "foreign_host")
+    async with (
+        balance(stats=Stats()) as running,
+        administer(running, admin_bind=Address("0.0.0.0", 9000)) as port,
+    ):
+        assert (await port.get("/api/settings", headers={"Host": "balancer:9000"})).status_code == 200
+
+
+async def test_settings_show_no_password_of_a_url() -> None:
+    endpoint = "http://user:secret-word@collector:4318/v1/traces"
+    async with balance(stats=Stats()) as running, administer(running, otel_endpoint=endpoint) as port:
+        text = (await port.get("/api/settings")).text
+        assert "http://(not shown)@collector:4318/v1/traces" in text
+        assert "secret-word" not in text
+
+
+@pytest.mark.parametrize(
     ("path", "content", "status", "error", "words"),
     [
         ("/api/members/10.0.0.99:80/drain", b"", 404, "no_such_member", "named by ip:port: 127."),

@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from balancer.admin.auth import access, deny
+from balancer.admin.auth import access, deny, deny_host
 from balancer.config.settings import Settings
 from balancer.types import Address
 
@@ -18,7 +18,8 @@ WITH_TOKEN = Settings(admin_bind=Address("0.0.0.0", 9000), admin_token=TOKEN)
 def denied(settings: Settings, **headers: str | None) -> str:
     """The word of the denial, or "" if there is none."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    denial = deny(settings, {name: value for name, value in (JSON | named).items() if value is not None})
+    given = {name: value for name, value in (JSON | named).items() if value is not None}
+    denial = deny_host(settings, given.get("host")) or deny(settings, given)
     return denial.error if denial else ""
 
 
@@ -30,10 +31,15 @@ def test_request_to_loopback_that_names_loopback_may_act(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["rebound.example:9000", "127.0.0.1.example", "", None, "[::1", "10.0.0.1", "localhost@evil.example"]
+    "host", ["rebound.example:9000", "127.0.0.1.example", "", "[::1", "10.0.0.1", "localhost@evil.example"]
 )
-def test_request_to_loopback_under_another_name_is_refused(host: str | None) -> None:
+def test_request_to_loopback_under_another_name_is_refused(host: str) -> None:
     assert denied(LOOPBACK, host=host) == "foreign_host"
+    assert denied(Settings(admin_bind=LOOPBACK.admin_bind, admin_token=TOKEN), host=host) == "foreign_host"
+
+
+def test_request_to_loopback_without_a_host_is_no_browsers() -> None:
+    assert denied(LOOPBACK, host=None) == ""
 
 
 def test_request_beyond_loopback_may_not_act_unless_a_token_is_set() -> None:
