@@ -39,12 +39,15 @@ class Ends:
             pass
         return found
 
+    def leave(self) -> None:
+        """Close the reader's end, once: its number may be another descriptor's from then on."""
+        reader, self.reader = self.reader, -1
+        os.close(reader)
+
     def close(self) -> None:
-        for descriptor in (self.reader, self.writer):
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass
+        if self.reader >= 0:
+            self.leave()
+        os.close(self.writer)
 
 
 def pipe() -> Ends:
@@ -113,13 +116,13 @@ def test_line_that_is_longer_than_all_that_may_wait_is_written_in_time(ends: End
 
 def test_stream_whose_reader_has_left_drops_what_comes(ends: Ends) -> None:
     output = LogOutput(ends.writer, "it")
-    os.close(ends.reader)
+    ends.leave()
     output.write(LINE * 3)
     assert (output.dropped, output.channel.push()) == (3, False)
 
 
 def test_stream_whose_reader_had_left_before_drops_what_comes(ends: Ends) -> None:
-    os.close(ends.reader)
+    ends.leave()
     output = LogOutput(ends.writer, "it")
     output.write(LINE)
     assert output.dropped == 1
@@ -190,7 +193,7 @@ async def test_stream_whose_reader_leaves_is_not_watched_any_more(ends: Ends) ->
     output.channel.attach(asyncio.get_running_loop())
     for _ in range(1000):
         output.write(LINE)
-    os.close(ends.reader)
+    ends.leave()
     async with asyncio.timeout(10):
         while not output.dropped or output.channel.watching:
             await asyncio.sleep(0)
