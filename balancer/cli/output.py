@@ -23,17 +23,17 @@ from contextlib import contextmanager
 from typing import BinaryIO, TextIO, cast
 
 from balancer.errors import FAILED
-from balancer.telemetry.log_output import LogOutput
+from balancer.telemetry.log_output import DescriptorOutput, LogOutput
 
 # Seconds without progress of the reader after which a command that ends gives up the rest of its output.
 STALL_SECONDS = 5.0
 
 
-class Output(io.RawIOBase):
+class Output(DescriptorOutput):
     """What a stream writes to. ``error``: why it can write no more; from then on it drops what comes."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        super().__init__(descriptor)
         self.error: OSError | None = None
         self._raises = False
         self._endless: LogOutput | None = None
@@ -42,15 +42,6 @@ class Output(io.RawIOBase):
         """Serve a command without an end: no write waits for a reader, and each raises the error, once there is one."""
         self._raises = True
         self._endless = None if self.isatty() else LogOutput(self._descriptor, "standard output")
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
         size = len(data)

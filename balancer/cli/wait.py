@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from balancer.cli.healthcheck import reachable
 from balancer.errors import FAILED
 from balancer.types import Address
+from balancer.words import counted
 
 # Seconds between two questions, and for the answer to one.
 STEP = 0.2
@@ -33,7 +34,7 @@ def run(admin: Address | None, wanted: int, pool: str | None, timeout: float) ->
 
     Prints what it waits for, whenever that has changed. ``timeout``: seconds to wait at most.
     """
-    members = f"{wanted} member{'s' * (wanted > 1)} to be up{f' in {pool}' if pool else ''}"
+    members = f"{counted(wanted, 'member')} to be up{f' in {pool}' if pool else ''}"
     print(f"waiting for {members}, {timeout:g} s at most", flush=True)
     deadline = time.monotonic() + timeout
     said = ""

@@ -129,27 +129,11 @@ class Channel:
         self._sending = False
 
 
-class LogOutput(io.RawIOBase):
-    """A stream to a descriptor. ``dropped``: lines so far. ``label``: its name in a report. ``error``: its last.
+class DescriptorOutput(io.RawIOBase):
+    """A stream to a descriptor; subclasses write."""
 
-    ``channel``: that of another stream to the same place.
-    """
-
-    def __init__(self, descriptor: int, label: str, channel: Channel | None = None) -> None:
-        self.label = label
-        self.dropped = 0
-        self.error: OSError | None = None
-        self.channel = channel or Channel(descriptor)
-        self._owns_channel = channel is None
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._why = ""
-        self._unreported = 0
-        self._reported_at = float("-inf")
-
-    def close(self) -> None:
-        if not self.closed and self._owns_channel:
-            self.channel.close()
-        super().close()
 
     def writable(self) -> bool:
         return True
@@ -159,6 +143,29 @@ class LogOutput(io.RawIOBase):
 
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
+
+
+class LogOutput(DescriptorOutput):
+    """A stream to a descriptor. ``dropped``: lines so far. ``label``: its name in a report. ``error``: its last.
+
+    ``channel``: that of another stream to the same place.
+    """
+
+    def __init__(self, descriptor: int, label: str, channel: Channel | None = None) -> None:
+        super().__init__(descriptor)
+        self.label = label
+        self.dropped = 0
+        self.error: OSError | None = None
+        self.channel = channel or Channel(descriptor)
+        self._owns_channel = channel is None
+        self._why = ""
+        self._unreported = 0
+        self._reported_at = float("-inf")
+
+    def close(self) -> None:
+        if not self.closed and self._owns_channel:
+            self.channel.close()
+        super().close()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
         if size := len(data):

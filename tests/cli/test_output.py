@@ -17,6 +17,7 @@ import pytest
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
 from tests.support.processes import serving
+from tests.support.unread import full_pipe
 from tests.support.wire import LIMIT, Member, eventually
 
 FULL = "standard output cannot be written: No space left on device\n"
@@ -99,17 +100,8 @@ def test_command_line_that_cannot_be_used_keeps_its_status_whatever_becomes_of_i
 @pytest.fixture
 def unread_pipe() -> Iterator[tuple[int, int]]:
     """A pipe that is full: reader and writer."""
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    try:
-        while True:
-            os.write(writer, b"." * 4096)
-    except BlockingIOError:
-        os.set_blocking(writer, True)
-    yield reader, writer
-    os.close(reader)
-    os.close(writer)
+    with full_pipe() as ends:
+        yield ends
 
 
 @asynccontextmanager

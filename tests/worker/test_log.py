@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from balancer.demo.system import free_port
+from tests.support.unread import full_pipe
 from tests.support.wire import LIMIT
 from tests.support.workers import Worker
 
@@ -19,17 +20,8 @@ from tests.support.workers import Worker
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     """A pipe that is full."""
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    try:
-        while True:
-            os.write(writer, b"." * 4096)
-    except BlockingIOError:
-        os.set_blocking(writer, True)
-    yield reader, writer
-    os.close(reader)
-    os.close(writer)
+    with full_pipe() as ends:
+        yield ends
 
 
 @asynccontextmanager
