@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-import re
 import socket
 import termios
 from collections.abc import Callable, Iterable
@@ -26,7 +25,7 @@ from balancer.frontend.tls import HTTP2, Certificate
 from balancer.frontend.tunnel import HIGH_WATER
 from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
 from balancer.http.request import Request
-from balancer.http.validation import malformed
+from balancer.http.validation import TOKEN, malformed
 from balancer.loop_time import Limit
 from balancer.telemetry.rare_log import RareLog
 
@@ -38,9 +37,6 @@ _NEVER = 1e6
 PAUSE_SECONDS = 1.0
 # Sockets accepted in one turn of the event loop.
 ACCEPTS_PER_TURN = 100
-
-# The first byte of a request, or of an empty line before it. TLS begins with another one (0x16).
-_HTTP = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r\n-]")
 
 # Makes a protocol for a new connection; its argument: whether the client speaks HTTP/2.
 Make = Callable[[bool], asyncio.Protocol]
@@ -137,8 +133,9 @@ class Acceptor:
         if not self._certificate:
             return {}
         await self._wait_readable(sock)
-        if _HTTP.match(sock.recv(1, socket.MSG_PEEK)):
-            return {}
+        first = sock.recv(1, socket.MSG_PEEK)
+        if first in (b"\r", b"\n") or TOKEN.match(first):
+            return {}  # A request begins with a method or an empty line; TLS with another byte (0x16).
         return {
             "ssl": self._certificate.context,
             "ssl_handshake_timeout": _NEVER,  # Its own timer goes on while the loop does not.

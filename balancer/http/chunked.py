@@ -17,13 +17,14 @@ from enum import Enum
 from typing import Final
 
 from balancer.http.headers import Headers
+from balancer.http.validation import TOKEN
 
 # Digits of a chunk's size: 2**60 bytes.
 SIZE_DIGITS = 15
 # Bytes of chunk sizes and extensions allowed for each byte of a body; more of them count as a head does.
 BODY_WORTH = 16
 
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_TOKEN = TOKEN.pattern
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
 # What nearly every chunk begins with.
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
