@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pathlib
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -203,6 +204,12 @@ def traced() -> Iterator[None]:
     tracemalloc.stop()
 
 
+def traced_bytes() -> int:
+    """Bytes in use, but for CPython's table of interned strings, which doubles where pathlib enters one too many."""
+    others = tracemalloc.Filter(False, pathlib.__file__)
+    return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([others]).traces)
+
+
 @pytest.fixture
 def nowhere() -> Iterator[TextIO]:
     with Path(os.devnull).open("w") as stream:
@@ -253,9 +260,9 @@ async def test_long_parts_of_requests_are_not_remembered(make: Callable[[int], b
         balance(member, observers=[AccessLog(nowhere)], **settings) as running,
     ):
         await send_all(running, make, range(REQUESTS, REQUESTS + 10))
-        before = tracemalloc.get_traced_memory()[0]
+        before = traced_bytes()
         await send_all(running, make, range(REQUESTS))
-        assert tracemalloc.get_traced_memory()[0] - before < KEPT
+        assert traced_bytes() - before < KEPT
 
 
 @pytest.mark.usefixtures("traced")
@@ -284,11 +291,11 @@ async def test_long_parts_of_http2_requests_are_not_remembered(field: bytes, tmp
         await send(client, range(100, 105))
         running.records.clear()
         gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
+        before = traced_bytes()
         await send(client, range(40))
         running.records.clear()
         gc.collect()
-        assert tracemalloc.get_traced_memory()[0] - before < KEPT / 2
+        assert traced_bytes() - before < KEPT / 2
 
 
 @pytest.mark.usefixtures("each_way", "traced")
@@ -309,9 +316,9 @@ async def test_options_of_members_count_and_are_not_remembered() -> None:
             assert b"x-end: 2\r\n" in head
             assert b"x-last" not in head
         await send_all(running, lambda _: GET, range(10))
-        before = tracemalloc.get_traced_memory()[0]
+        before = traced_bytes()
         await send_all(running, lambda _: GET, range(REQUESTS))
-        assert tracemalloc.get_traced_memory()[0] - before < KEPT
+        assert traced_bytes() - before < KEPT
 
 
 REFUSED: dict[str, tuple[bytes, int]] = {
