@@ -18,34 +18,31 @@ Rules (RFC 9113 unless noted):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from functools import partial
-from math import inf
 from typing import Any, cast
 
 import uvicorn
 import zttp
-from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle, ZttpH2Protocol
+from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
 from uvicorn.server import ServerState
 
 from balancer.dispatch.refusals import refusal_response
-from balancer.errors import SHUTTING_DOWN, ClientGone, Refusal
+from balancer.errors import SHUTTING_DOWN, Refusal
 from balancer.frontend.client_connection import (
     ACTIVE,
-    BODY,
     CLOSED,
     IDLE,
     LINGERING,
     ClientConnection,
     timeout,
-    unread_timeout,
 )
 from balancer.frontend.client_registry import ClientRegistry
+from balancer.frontend.http2_stream import NO_ERROR, Http2Stream
 from balancer.http.headers import Headers, sound_request_id
-from balancer.http.http2 import STATUS_MAX, check_http2, join_cookies, server_settings, with_status
-from balancer.http.request import TARGET_EXTENSION, Request
-from balancer.loop_time import Limit, loop_time
-from balancer.types import Message, Receive, Scope, Send
+from balancer.http.http2 import check_http2, join_cookies, server_settings
+from balancer.http.request import Request
+from balancer.loop_time import loop_time
+from balancer.types import Receive, Scope, Send
 
 # zttp breaks a connection off after 4096 streams, and after 256 resets by the client. A connection is closed when
 # idle after the first of these numbers, and retired at the last, with 128 streams under way in mind.
@@ -53,7 +50,6 @@ STREAMS_MAX, STREAMS_LAST = 3072, 3840
 RESETS_MAX, RESETS_LAST = 128, 192
 
 _MAX_STREAM_ID = 2**31 - 1
-_NO_ERROR, _CANCEL = 0x0, 0x8
 
 
 class Http2Connection(ClientConnection, ZttpH2Protocol):
@@ -64,7 +60,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         ZttpH2Protocol.__init__(self, config, ServerState(), {})
         self._registry = registry
         self._application = self.app
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Http2Stream] = {}
         self._opened = 0
         self._resets = 0
         self._settings_sent = False
@@ -140,7 +136,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
             return self._reject(event, fields, refusal)
         self.phase = ACTIVE
         self.messages += 1
-        stream = _Stream(self, event, join_cookies(fields))
+        stream = Http2Stream(self, event, join_cookies(fields))
         self._streams[event.stream_id] = stream
         # uvicorn hands ``app`` to the task that it makes for this request.
         self.app = cast(Any, partial(self._serve, stream))
@@ -165,7 +161,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
 
     # The course of a connection.
 
-    async def _serve(self, stream: _Stream, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, stream: Http2Stream, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if not stream.gone:
                 await stream.serve(self._application, scope, receive, send)
@@ -195,13 +191,13 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
             stream.send_data(text)
         stream.end_message()
         if not event.end_stream:
-            loop_time().call_later(timeout(LINGERING, self.limits), self.reset, event.stream_id, _NO_ERROR)
+            loop_time().call_later(timeout(LINGERING, self.limits), self.reset, event.stream_id, NO_ERROR)
 
     def _retire(self) -> None:
         """Have the client open another connection for further requests (RFC 9113 section 6.8)."""
         if not self._retiring:
             self._retiring = True
-            self.conn.close(_NO_ERROR, _MAX_STREAM_ID)
+            self.conn.close(NO_ERROR, _MAX_STREAM_ID)
             self.flush()
 
     def reset(self, stream_id: int, code: int) -> None:
@@ -223,128 +219,3 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
 
     def time_out(self, limit: float) -> None:
         self._close_connection()
-
-
-class _Stream:
-    """A request. ``gone``: its client has left."""
-
-    def __init__(self, connection: Http2Connection, event: zttp.Request, fields: Headers) -> None:
-        self._connection = connection
-        self._limits = connection.limits
-        self._handle = connection.conn.stream(event.stream_id)
-        self._fields = fields
-        self._expects = not event.end_stream and any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in fields
-        )
-        self._task: asyncio.Task[Any] | None = None
-        self._receive: Receive
-        self._send: Send
-        # When the last piece of the response was sent, as a reading of ``LoopTime``.
-        self._answered_at = -inf
-        self.cycle: RequestResponseCycle
-        self.event = event
-        self.gone = False
-
-    def client_left(self) -> None:
-        """Cancel the request: its client has left."""
-        self.gone = True
-        if self._task:
-            self._task.cancel("client_gone")
-
-    async def serve(
-        self, app: Callable[[Any, Any, Any], Awaitable[None]], scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """Serve the request by an ASGI application."""
-        self._task = asyncio.current_task()
-        self._receive, self._send = receive, send
-        scope["headers"] = self._fields
-        scope["extensions"][TARGET_EXTENSION] = self.event.target
-        if self.event.end_stream:
-            # The scope of HTTP/2 cannot say that no body follows; that of HTTP/1.1 does.
-            scope["http_version"] = "1.1"
-        try:
-            await app(scope, self.receive, self.send)
-        except asyncio.CancelledError:
-            # The client has left, or the server's time is up: no answer is due.
-            self._break_off()
-        finally:
-            self._task = None
-        if self.cycle.response_complete and self.cycle.more_body:
-            # The client sends a body that is not read. It gets a moment to read the answer first (section 8.1).
-            limit = timeout(LINGERING, self._limits)
-            loop_time().call_later(limit, self._connection.reset, self.event.stream_id, _NO_ERROR)
-
-    def _break_off(self) -> None:
-        if not self.gone:
-            self.gone = True
-            self._connection.reset(self.event.stream_id, _CANCEL)
-        self.cycle.disconnected = True
-
-    async def receive(self) -> Message:
-        cycle = self.cycle
-        if not cycle.more_body or cycle.message_event.is_set():
-            return await self._receive()
-        if self._expects:
-            self._expects = False
-            self._handle.send_informational(100)
-            self._connection.flush()
-        clock = loop_time()
-        since = clock.time()
-        while True:
-            limit = timeout(BODY, self._limits)
-            try:
-                async with Limit(since + limit - clock.time()):
-                    return await self._receive()
-            except TimeoutError:
-                if self._connection.flow.read_paused:
-                    since = clock.time()  # Reading from the client is paused, for the sake of another stream.
-                elif self._answered_at > since:
-                    since = self._answered_at  # A byte of the response ends the silence as well.
-                else:
-                    raise Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s") from None
-
-    async def send(self, message: Message) -> None:
-        try:
-            if message.get("status", 0) > STATUS_MAX:
-                await self._send_status(message)
-            else:
-                await self._send(message)
-            self._answered_at = loop_time().time()
-        except zttp.LocalProtocolError as error:
-            await self._send_without_tabs(message, error)
-        while pending := self._handle.pending_bytes:
-            try:
-                async with Limit(unread_timeout(self._limits)):
-                    while self._handle.pending_bytes == pending:
-                        await self._connection.credit.wait()
-            except TimeoutError:
-                self._break_off()
-                raise ClientGone from None
-
-    async def _send_status(self, message: Message) -> None:
-        """Send a head with a status that zttp refuses: any three digits are one (RFC 9110 section 15)."""
-        self.cycle.conn = cast(Any, _Rewriter(self._connection.conn, self.event.stream_id, message["status"]))
-        try:
-            await self._send({**message, "status": STATUS_MAX})
-        finally:
-            self.cycle.conn = self._connection.conn
-
-    async def _send_without_tabs(self, message: Message, error: zttp.LocalProtocolError) -> None:
-        """Send again with a space for each tab, which zttp refuses and RFC 9110 section 5.5 allows in a value."""
-        fields = [(name, value.replace(b"\t", b" ")) for name, value in message.get("headers", ())]
-        self.cycle.response_started = False
-        if fields == list(message.get("headers", ())):
-            raise Refusal(502, "bad_response", f"the response cannot be said in HTTP/2: {error}") from error
-        await self.send({**message, "headers": fields})
-
-
-class _Rewriter:
-    """Stands before zttp while uvicorn writes the head of one response, and gives it its status."""
-
-    def __init__(self, connection: zttp.H2Connection, stream_id: int, status: int) -> None:
-        self._connection = connection
-        self._stream_id = stream_id
-        self._status = status
-
-    def data_to_send(self) -> bytes:
-        return with_status(self._connection.data_to_send(), self._stream_id, self._status)

@@ -1,0 +1,150 @@
+"""A request over HTTP/2: one stream of a connection, as an ASGI application reads and answers it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from math import inf
+from typing import TYPE_CHECKING, Any, cast
+
+import zttp
+from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle
+
+from balancer.errors import ClientGone, Refusal
+from balancer.frontend.client_connection import BODY, LINGERING, timeout, unread_timeout
+from balancer.http.headers import Headers
+from balancer.http.http2 import STATUS_MAX, with_status
+from balancer.http.request import TARGET_EXTENSION
+from balancer.loop_time import Limit, loop_time
+from balancer.types import Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from balancer.frontend.http2_connection import Http2Connection
+
+# Error codes (RFC 9113 section 7).
+NO_ERROR, CANCEL = 0x0, 0x8
+
+
+class Http2Stream:
+    """A request. ``gone``: its client has left."""
+
+    def __init__(self, connection: Http2Connection, event: zttp.Request, fields: Headers) -> None:
+        self._connection = connection
+        self._limits = connection.limits
+        self._handle = connection.conn.stream(event.stream_id)
+        self._fields = fields
+        self._expects = not event.end_stream and any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in fields
+        )
+        self._task: asyncio.Task[Any] | None = None
+        self._receive: Receive
+        self._send: Send
+        # When the last piece of the response was sent, as a reading of ``LoopTime``.
+        self._answered_at = -inf
+        self.cycle: RequestResponseCycle
+        self.event = event
+        self.gone = False
+
+    def client_left(self) -> None:
+        """Cancel the request: its client has left."""
+        self.gone = True
+        if self._task:
+            self._task.cancel("client_gone")
+
+    async def serve(
+        self, app: Callable[[Any, Any, Any], Awaitable[None]], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve the request by an ASGI application."""
+        self._task = asyncio.current_task()
+        self._receive, self._send = receive, send
+        scope["headers"] = self._fields
+        scope["extensions"][TARGET_EXTENSION] = self.event.target
+        if self.event.end_stream:
+            # The scope of HTTP/2 cannot say that no body follows; that of HTTP/1.1 does.
+            scope["http_version"] = "1.1"
+        try:
+            await app(scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            # The client has left, or the server's time is up: no answer is due.
+            self._break_off()
+        finally:
+            self._task = None
+        if self.cycle.response_complete and self.cycle.more_body:
+            # The client sends a body that is not read. It gets a moment to read the answer first (section 8.1).
+            limit = timeout(LINGERING, self._limits)
+            loop_time().call_later(limit, self._connection.reset, self.event.stream_id, NO_ERROR)
+
+    def _break_off(self) -> None:
+        if not self.gone:
+            self.gone = True
+            self._connection.reset(self.event.stream_id, CANCEL)
+        self.cycle.disconnected = True
+
+    async def receive(self) -> Message:
+        cycle = self.cycle
+        if not cycle.more_body or cycle.message_event.is_set():
+            return await self._receive()
+        if self._expects:
+            self._expects = False
+            self._handle.send_informational(100)
+            self._connection.flush()
+        clock = loop_time()
+        since = clock.time()
+        while True:
+            limit = timeout(BODY, self._limits)
+            try:
+                async with Limit(since + limit - clock.time()):
+                    return await self._receive()
+            except TimeoutError:
+                if self._connection.flow.read_paused:
+                    since = clock.time()  # Reading from the client is paused, for the sake of another stream.
+                elif self._answered_at > since:
+                    since = self._answered_at  # A byte of the response ends the silence as well.
+                else:
+                    raise Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s") from None
+
+    async def send(self, message: Message) -> None:
+        try:
+            if message.get("status", 0) > STATUS_MAX:
+                await self._send_status(message)
+            else:
+                await self._send(message)
+            self._answered_at = loop_time().time()
+        except zttp.LocalProtocolError as error:
+            await self._send_without_tabs(message, error)
+        while pending := self._handle.pending_bytes:
+            try:
+                async with Limit(unread_timeout(self._limits)):
+                    while self._handle.pending_bytes == pending:
+                        await self._connection.credit.wait()
+            except TimeoutError:
+                self._break_off()
+                raise ClientGone from None
+
+    async def _send_status(self, message: Message) -> None:
+        """Send a head with a status that zttp refuses: any three digits are one (RFC 9110 section 15)."""
+        self.cycle.conn = cast(Any, _Rewriter(self._connection.conn, self.event.stream_id, message["status"]))
+        try:
+            await self._send({**message, "status": STATUS_MAX})
+        finally:
+            self.cycle.conn = self._connection.conn
+
+    async def _send_without_tabs(self, message: Message, error: zttp.LocalProtocolError) -> None:
+        """Send again with a space for each tab, which zttp refuses and RFC 9110 section 5.5 allows in a value."""
+        fields = [(name, value.replace(b"\t", b" ")) for name, value in message.get("headers", ())]
+        self.cycle.response_started = False
+        if fields == list(message.get("headers", ())):
+            raise Refusal(502, "bad_response", f"the response cannot be said in HTTP/2: {error}") from error
+        await self.send({**message, "headers": fields})
+
+
+class _Rewriter:
+    """Stands before zttp while uvicorn writes the head of one response, and gives it its status."""
+
+    def __init__(self, connection: zttp.H2Connection, stream_id: int, status: int) -> None:
+        self._connection = connection
+        self._stream_id = stream_id
+        self._status = status
+
+    def data_to_send(self) -> bytes:
+        return with_status(self._connection.data_to_send(), self._stream_id, self._status)
