@@ -18,25 +18,23 @@ from typing import Any
 from balancer.asgi.request import HttpRequest, make_request
 from balancer.asgi.scope import prefix
 from balancer.asgi.websocket import WebSocketRequest
-from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import ActiveRequests
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import PENDING
 from balancer.dispatch.refusals import refuse_unrecorded
 from balancer.errors import ClientGone, Refusal
 from balancer.http.headers import sound_request_id
-from balancer.http.validation import check_passed, check_size
+from balancer.http.validation import check_passed
 from balancer.types import Receive, Scope, Send
 
 WATCH_SECONDS = 0.4
 
 
 class Proxy(ActiveRequests):
-    """Serves every HTTP request and every WebSocket of its scope through the dispatcher, within ``limits``."""
+    """Serves every HTTP request and every WebSocket of its scope through the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher | None, limits: Settings) -> None:
+    def __init__(self, dispatcher: Dispatcher | None) -> None:
         super().__init__(dispatcher)
-        self._limits = limits
         self._watching = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -55,7 +53,6 @@ class Proxy(ActiveRequests):
             raise RuntimeError(f"the balancer serves HTTP and WebSocket, not {scope['type']!r}")
         try:
             # Some servers are not strict, and some append trailers to the fields of a request that has not begun.
-            check_size(request.target, request.headers, self._limits)
             check_passed(request.headers)
         except Refusal as refusal:
             request.id = sound_request_id(request.headers)

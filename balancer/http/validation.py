@@ -70,9 +70,9 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
     if version not in ("1.0", "1.1"):
         raise Refusal(505, "version_not_supported", f"HTTP/{version} is not spoken here")
     if len(target) > limits.max_uri_bytes:
-        raise _uri_too_long(limits)
+        raise Refusal(414, "uri_too_long", f"a request target may have {limits.max_uri_bytes} bytes")
     if len(fields) > limits.max_headers:
-        raise _too_many_headers(limits)
+        raise Refusal(431, "headers_too_large", f"a request may have {limits.max_headers} fields")
     if size > limits.max_header_bytes and max(len(method), head_size(target, fields)) > limits.max_header_bytes:
         raise headers_too_large(limits)
     if method in _REFUSED_METHODS:
@@ -139,16 +139,6 @@ def check_passed(fields: Headers) -> None:
     _within_bound(connection(fields))
 
 
-def check_size(target: bytes, fields: Headers, limits: Settings) -> None:
-    """Raise Refusal for a head that is larger than the settings allow."""
-    if len(target) > limits.max_uri_bytes:
-        raise _uri_too_long(limits)
-    if len(fields) > limits.max_headers:
-        raise _too_many_headers(limits)
-    if head_size(target, fields) > limits.max_header_bytes:
-        raise headers_too_large(limits)
-
-
 def _length_too_long() -> Refusal:
     return malformed(f"Content-Length has more than {LENGTH_DIGITS} digits")
 
@@ -159,14 +149,6 @@ def _within_bound(options: bytes) -> frozenset[bytes]:
     if count > OPTIONS_MAX:
         raise malformed(f"Connection has {count} options, and may have {OPTIONS_MAX}")
     return connection_options(options)
-
-
-def _uri_too_long(limits: Settings) -> Refusal:
-    return Refusal(414, "uri_too_long", f"a request target may have {limits.max_uri_bytes} bytes")
-
-
-def _too_many_headers(limits: Settings) -> Refusal:
-    return Refusal(431, "headers_too_large", f"a request may have {limits.max_headers} fields")
 
 
 def headers_too_large(limits: Settings) -> Refusal:

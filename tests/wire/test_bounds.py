@@ -38,7 +38,10 @@ async def member(connection: Connection) -> None:
 
 
 class Refused(NamedTuple):
-    """A request beyond a bound, and its answer. ``doors``: those at which there is such a request."""
+    """A request beyond a bound, and its answer. ``doors``: those at which the balancer has that bound.
+
+    Limits of heads are the business of a server beneath ASGI (docs/guides/library.md).
+    """
 
     ask: dict[str, Any]
     reply: Reply
@@ -48,14 +51,15 @@ class Refused(NamedTuple):
 
 BEYOND = {
     "MAX_HEADER_BYTES": Refused(
-        {"fields": [(b"X-Long", b"x" * 5000)]}, Reply(431, "headers_too_large"), {"max_header_bytes": 4096}
+        {"fields": [(b"X-Long", b"x" * 5000)]}, Reply(431, "headers_too_large"), {"max_header_bytes": 4096}, OWN
     ),
     "MAX_HEADERS": Refused(
         {"fields": [(b"X-%d" % number, b"x") for number in range(30)]},
         Reply(431, "headers_too_large"),
         {"max_headers": 20},
+        OWN,
     ),
-    "MAX_URI_BYTES": Refused({"target": b"/" + b"x" * 300}, Reply(414, "uri_too_long"), {"max_uri_bytes": 256}),
+    "MAX_URI_BYTES": Refused({"target": b"/" + b"x" * 300}, Reply(414, "uri_too_long"), {"max_uri_bytes": 256}, OWN),
     "MAX_BODY_BYTES, as announced": Refused(
         {"method": b"POST", "length": 70000},
         Reply(413, "body_too_large"),
