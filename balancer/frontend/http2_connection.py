@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import uvicorn
 import zttp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
 from uvicorn.server import ServerState
 
@@ -35,8 +36,9 @@ from balancer.frontend.client_connection import (
     LINGERING,
     timeout,
 )
-from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
+from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http2_stream import NO_ERROR, Http2Stream
+from balancer.frontend.turns import TURN_BYTES, FairConnection
 from balancer.http.headers import Headers, sound_request_id
 from balancer.http.http2 import check_http2, join_cookies, server_settings
 from balancer.http.request import Request
@@ -51,11 +53,11 @@ RESETS_MAX, RESETS_LAST = 128, 192
 _MAX_STREAM_ID = 2**31 - 1
 
 
-class Http2Connection(RegisteredConnection, ZttpH2Protocol):
+class Http2Connection(FairConnection, ZttpH2Protocol):
     """A client connection that speaks HTTP/2."""
 
     def __init__(self, registry: ClientRegistry, config: uvicorn.Config) -> None:
-        RegisteredConnection.__init__(self, registry)
+        FairConnection.__init__(self, registry)
         ZttpH2Protocol.__init__(self, config, ServerState(), {})
         self._application = self.app
         self._streams: dict[int, Http2Stream] = {}
@@ -71,6 +73,8 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Its pauses are reasons for which this connection does not read, beside turns.
+        self.flow = FlowControl(cast(asyncio.Transport, self))
         self.peer = self.client[0] if self.client else ""
         self.begin_checks(loop_time().time())
         try:
@@ -81,14 +85,25 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.phase = CLOSED
+        self.drop_waiting()
         self.registry.remove(self)
         for stream in self._streams.values():
             stream.client_left()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if len(data) > TURN_BYTES:
+            data = self.end_turn(data)
+        ZttpH2Protocol.data_received(self, data)
         self.credit.set()
         self.credit.clear()
+
+    def pause_reading(self) -> None:
+        """Stop reading, where uvicorn takes this connection for its transport."""
+        self.pause()
+
+    def resume_reading(self) -> None:
+        """Read again, where uvicorn takes this connection for its transport."""
+        self.resume()
 
     def pause_writing(self) -> None:
         super().pause_writing()
