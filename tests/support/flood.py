@@ -7,11 +7,14 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
+
+import zttp
 
 from balancer.config.settings import Settings
 from balancer.frontend.client_registry import ClientRegistry
@@ -44,7 +47,6 @@ HTTP2 = {
     "WINDOW_UPDATE": (PREFACE, frame(0x8, b"\0\0\0\x01")),
 }
 DOORS = ["HTTP/1.1", "TLS", "HTTP/2", "PROXY", "PROXY and TLS", "Unix socket"]
-FLOODS = [(door, kind) for door in DOORS for kind in (HTTP2 if door == "HTTP/2" else HTTP1)]
 
 
 async def sink(connection: Connection) -> None:
@@ -120,16 +122,26 @@ async def door(name: str, folder: Path, member: Member, **more: Any) -> AsyncIte
 
 
 class Flood:
-    """A thread that sends up to ``size`` bytes of a flood. ``sent``: how many have gone out."""
+    """A thread that sends up to ``size`` bytes of a flood: what begins it, and what it repeats.
 
-    def __init__(self, door: Door, kind: str, size: int) -> None:
+    ``sent``: bytes that have gone out. ``has_ended``: the balancer has closed the connection.
+    """
+
+    def __init__(self, door: Door, kind: tuple[bytes, bytes], size: int) -> None:
         self._door = door
-        self._begin, self._piece = (HTTP1 | HTTP2)[kind]
+        self._begin, self._piece = kind
         self._size = size
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._ends = False
+        self._received = b""
         self.sent = 0
-        self.received = b""
+        self.has_ended = False
+
+    @property
+    def goaway(self) -> int | None:
+        """The error code of the last frame, if it is GOAWAY (RFC 9113 section 6.8)."""
+        last = self._received[-17:]
+        return int.from_bytes(last[-4:]) if last.startswith(b"\0\0\x08\x07\0\0\0\0\0") else None
 
     async def _run(self) -> None:
         piece = self._piece * (MEBI // len(self._piece))
@@ -151,9 +163,10 @@ class Flood:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while data := await reader.read(MEBI):
-                self.received = (self.received + data)[-200:]
+                self._received = (self._received + data)[-200:]
         except OSError:
             pass
+        self.has_ended = True
 
     async def __aenter__(self) -> Self:
         self._thread.start()
@@ -168,19 +181,24 @@ class Turns:
     """What parsers take in each turn of the event loop. ``most``: bytes in one turn; ``total``: of all."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
-
         self.most = self.total = self._now = 0
-        for kind, name in ((RequestParser, "feed"), (ZttpH2Protocol, "data_received")):
-            parse = getattr(kind, name)
+        feed = RequestParser.feed
+        connection: Any = zttp.Connection
 
-            def counting(parser: Any, data: bytes, parse: Any = parse) -> Any:
-                self._now += len(data)
-                self.total += len(data)
-                self.most = max(self.most, self._now)
-                return parse(parser, data)
+        def feed_and_count(parser: RequestParser, data: bytes) -> bytes | None:
+            self.count(len(data))
+            return feed(parser, data)
 
-            monkeypatch.setattr(kind, name, counting)
+        monkeypatch.setattr(RequestParser, "feed", feed_and_count)
+        counting = SimpleNamespace(
+            **vars(zttp) | {"Connection": lambda *of, **more: _Counting(self, connection(*of, **more))}
+        )
+        monkeypatch.setattr("uvicorn.protocols.http.zttp_h2_impl.zttp", counting)
+
+    def count(self, size: int) -> None:
+        self._now += size
+        self.total += size
+        self.most = max(self.most, self._now)
 
     @asynccontextmanager
     async def counted(self) -> AsyncIterator[None]:
@@ -197,3 +215,18 @@ class Turns:
             yield
         finally:
             ends = True
+
+
+class _Counting:
+    """zttp's connection, and a count of what it gets."""
+
+    def __init__(self, turns: Turns, connection: Any) -> None:
+        self._turns = turns
+        self._connection = connection
+
+    def receive_data(self, data: bytes) -> None:
+        self._turns.count(len(data))
+        self._connection.receive_data(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
