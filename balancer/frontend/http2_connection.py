@@ -59,6 +59,10 @@ from balancer.types import Receive, Scope, Send
 STREAMS_MAX, STREAMS_LAST = 3072, 3840
 RESETS_MAX, RESETS_LAST = 128, 192
 
+# Bytes of bodies that zttp lets a client send ahead. So much of a client whose frames carry something is parsed in one
+# turn: uploads take no longer, and frames of one byte cost 3 ms.
+WINDOW = 64 * 1024
+
 _MAX_STREAM_ID = 2**31 - 1
 
 
@@ -103,7 +107,7 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
             stream.client_left()
 
     def data_received(self, data: bytes) -> None:
-        if len(data) > TURN_BYTES:
+        if len(data) > TURN_BYTES and len(data) > self.free_bytes:
             data = self.end_turn(data)
         self.overhead.receive(len(data))
         try:
@@ -118,6 +122,10 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
         if self.overhead.is_too_much and not self.transport.is_closing():
             self.conn.close(ENHANCE_YOUR_CALM)
             self._cut_off("http2_control", "sends frames of HTTP/2 that carry nothing, and its connection is ended")
+
+    @property
+    def free_bytes(self) -> int:
+        return WINDOW if self.overhead.is_small else 0
 
     def check_timeouts(self, now: float) -> None:
         self.overhead.renew(now)

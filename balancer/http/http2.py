@@ -29,10 +29,12 @@ FAULTS = {
     0xB: "ENHANCE_YOUR_CALM",
 }
 
-# Bytes that may come beside payload: for each frame that has some, for each byte of it, in a second, and beyond all
-# that. A client may acknowledge each frame of one byte with two of WINDOW_UPDATE and a PING (43 bytes), and one that
-# does so only sometimes may catch up. A PING has 17 bytes and costs some 2 us.
-FRAME_WORTH, BYTE_WORTH, SECOND_WORTH, OVERHEAD_MAX = 64, 16, 64 * 1024, 1024 * 1024
+# Bytes that may come beside payload: for each frame that has some, for each byte of it, and in a second. A client may
+# acknowledge each frame of one byte with two of WINDOW_UPDATE and a PING (43 bytes).
+FRAME_WORTH, BYTE_WORTH, SECOND_WORTH = 64, 16, 64 * 1024
+# Bytes beyond all that: how many are too many, and up to how many nearly all frames have carried something. A PING has
+# 17 bytes and costs 0.3 us.
+OVERHEAD_MAX, OVERHEAD_SMALL = 1024 * 1024, 16 * 1024
 
 _ASCII = re.compile(rb"[\x21-\x7e]+")
 
@@ -53,6 +55,11 @@ class Overhead:
     def is_too_much(self) -> bool:
         """Whether the connection should end."""
         return self._bytes > OVERHEAD_MAX
+
+    @property
+    def is_small(self) -> bool:
+        """Whether nearly all frames have carried something."""
+        return self._bytes <= OVERHEAD_SMALL
 
     def receive(self, size: int) -> None:
         """Count bytes, whatever they are."""
