@@ -35,11 +35,12 @@ from balancer.frontend.client_connection import (
     TUNNEL,
     Phase,
 )
-from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
+from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_exchange import ClientExchange, Framing
 from balancer.frontend.http1_parser import RequestParser
 from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
+from balancer.frontend.turns import TURN_BYTES, FairConnection
 from balancer.http.headers import plain_address
 from balancer.http.memo import HEAD_MAX
 from balancer.http.request import Request
@@ -54,13 +55,10 @@ NEW_SECONDS = 1.0
 PIPELINE_MAX = 100
 
 
-class Http1Connection(RegisteredConnection, asyncio.Protocol):
+class Http1Connection(FairConnection, asyncio.Protocol):
     """A client connection that speaks HTTP/1.1. ``writable``: set while the client takes what it is sent."""
 
-    __slots__ = (
-        "_current", "_origin", "_parser", "_queue", "_reading", "_rest", "loop", "scheme", "transport",
-        "writable",
-    )  # fmt: skip
+    __slots__ = ("_current", "_origin", "_parser", "_queue", "_rest", "loop", "scheme", "transport", "writable")
 
     def __init__(self, registry: ClientRegistry) -> None:
         super().__init__(registry)
@@ -72,7 +70,6 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         # Client and scheme: a request is made of these and of its bytes.
         self._origin = ""
         self._parser = RequestParser(self, registry.settings)
-        self._reading = True
         self.writable = asyncio.Event()
         self.writable.set()
         # Per request: the exchange in progress, those behind it, and the bytes behind one for another protocol.
@@ -104,6 +101,7 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         self.registry.remove(self)
         self.writable.set()
         self.phase = CLOSED
+        self.drop_waiting()
         self._parser.close()
         self._end_requests()
 
@@ -136,16 +134,20 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
                     self._begin_cached(cached)
                 else:
                     self._parse(data, key)
-            else:
-                self._parse(data)
-        elif phase is SWITCHING:
+                return
+        elif phase in ENDING:
+            self.body.received += len(data)
+            if len(data) > TURN_BYTES:
+                self.end_turn(b"")
+            return
+        if len(data) > TURN_BYTES and len(data) > self._parser.left:
+            data = self.end_turn(data)
+        if phase is SWITCHING:
             self._rest += data
             if len(self._rest) > HIGH_WATER:
                 self.pause()
-        elif phase not in ENDING:
-            self._parse(data)
         else:
-            self.body.received += len(data)
+            self._parse(data)
 
     def pause_writing(self) -> None:
         self.writable.clear()
@@ -296,7 +298,7 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
 
     def _decline_upgrade(self) -> None:
         """Go on with HTTP: the member has answered without switching protocols (RFC 9110 section 7.8)."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = self._rest + self.take_waiting(), b""
         self.phase = IDLE
         self.resume()
         if rest:
@@ -306,24 +308,21 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         """Hand the connection over to a tunnel: the member has switched protocols."""
         self.phase = TUNNEL
         self.transport.set_protocol(tunnel)
-        if self._rest:
-            tunnel.data_received(self._rest)
+        rest = self._rest + self.take_waiting()
         self.resume()
+        if rest:
+            tunnel.data_received(rest)  # It pauses, where that is too much.
 
     # Limits.
 
     def pause(self) -> None:
-        """Stop reading from the client for now."""
         if self._reading:
-            self._reading = False
-            self.transport.pause_reading()
+            super().pause()
             self.stop_waiting()
 
-    def resume(self) -> None:
-        """Read from the client again."""
-        if not self._reading and not self.transport.is_closing():
-            self._reading = True
-            self.transport.resume_reading()
+    @property
+    def free_bytes(self) -> int:
+        return self._parser.left
 
     @property
     def unread(self) -> int:
@@ -336,7 +335,7 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        return self._reading and not (self.phase is IDLE and self._current)
+        return self._reading and not self.has_waiting and not (self.phase is IDLE and self._current)
 
     def time_out(self, limit: float) -> None:
         if self.phase is HEAD:

@@ -47,12 +47,13 @@ class RequestParser:
     """Makes exchanges of bytes.
 
     ``exchange``: the one whose body is not complete, or None. ``refusal``: of the last request, or None.
-    ``head_bytes``: of the head that comes in, with the empty lines before it.
+    ``head_bytes``: of the head that comes in, with the empty lines before it. ``left``: bytes of a body of known length
+    that are still to come.
     """
 
     __slots__ = (
-        "_begun", "_chunks", "_connection", "_headers", "_is_split", "_left", "_limits", "_method", "_parser",
-        "_refused", "_replaced", "_tail", "_target", "exchange", "head_bytes", "refusal",
+        "_begun", "_chunks", "_connection", "_headers", "_is_split", "_limits", "_method", "_parser", "_refused",
+        "_replaced", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
     )  # fmt: skip
 
     def __init__(self, connection: Http1Connection, limits: Settings) -> None:
@@ -75,10 +76,10 @@ class RequestParser:
         self._begun = b""
         self._replaced = b""
 
-        # Of the body that comes in: the reader of its chunks, or else the number of bytes left.
+        # Of the body that comes in: the reader of its chunks, if it has any.
         self.exchange: ClientExchange | None = None
         self._chunks: ChunkedReader | None = None
-        self._left = 0
+        self.left = 0
 
     def feed(self, data: bytes) -> bytes | None:
         """Parse. Returns None, or the bytes behind a request for another protocol, where parsing has stopped."""
@@ -192,11 +193,11 @@ class RequestParser:
 
     def _feed_body(self, exchange: ClientExchange, data: bytes) -> bytes:
         """Pass on a body of known length; return the bytes behind it."""
-        left = self._left - len(data)
-        piece, rest = (data, b"") if left >= 0 else (data[: self._left], data[self._left :])
-        self._left = max(0, left)
+        left = self.left - len(data)
+        piece, rest = (data, b"") if left >= 0 else (data[: self.left], data[self.left :])
+        self.left = max(0, left)
         self._pass_on(exchange, piece)
-        if not self._left:
+        if not self.left:
             self._complete(exchange)
         return rest
 
@@ -237,6 +238,7 @@ class RequestParser:
     def drop_body(self) -> None:
         """Drop the body under way: nothing more of it is read."""
         self.exchange = self._chunks = None
+        self.left = 0
 
     def refused_request(self) -> Request:
         """Return the refused request as far as it was read, for the log."""
@@ -299,4 +301,4 @@ class RequestParser:
         if request.chunked:
             self._chunks = ChunkedReader()
         else:
-            self._left = content_length(request.headers)
+            self.left = content_length(request.headers)

@@ -18,11 +18,13 @@ Rules (RFC 9113 unless noted):
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from functools import partial
 from typing import Any, cast
 
 import uvicorn
 import zttp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.zttp_h2_impl import ZttpH2Protocol
 from uvicorn.server import ServerState
 
@@ -35,10 +37,19 @@ from balancer.frontend.client_connection import (
     LINGERING,
     timeout,
 )
-from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
-from balancer.frontend.http2_stream import NO_ERROR, Http2Stream
+from balancer.frontend.client_registry import ClientRegistry
+from balancer.frontend.http2_stream import Http2Stream
+from balancer.frontend.turns import TURN_BYTES, FairConnection
 from balancer.http.headers import Headers, sound_request_id
-from balancer.http.http2 import check_http2, join_cookies, server_settings
+from balancer.http.http2 import (
+    ENHANCE_YOUR_CALM,
+    FAULTS,
+    NO_ERROR,
+    Overhead,
+    check_http2,
+    join_cookies,
+    server_settings,
+)
 from balancer.http.request import Request
 from balancer.loop_time import loop_time
 from balancer.types import Receive, Scope, Send
@@ -48,14 +59,18 @@ from balancer.types import Receive, Scope, Send
 STREAMS_MAX, STREAMS_LAST = 3072, 3840
 RESETS_MAX, RESETS_LAST = 128, 192
 
+# Bytes of bodies that zttp lets a client send ahead. So much of a client whose frames carry something is parsed in one
+# turn: uploads take no longer, and frames of one byte cost 3 ms.
+WINDOW = 64 * 1024
+
 _MAX_STREAM_ID = 2**31 - 1
 
 
-class Http2Connection(RegisteredConnection, ZttpH2Protocol):
+class Http2Connection(FairConnection, ZttpH2Protocol):
     """A client connection that speaks HTTP/2."""
 
     def __init__(self, registry: ClientRegistry, config: uvicorn.Config) -> None:
-        RegisteredConnection.__init__(self, registry)
+        FairConnection.__init__(self, registry)
         ZttpH2Protocol.__init__(self, config, ServerState(), {})
         self._application = self.app
         self._streams: dict[int, Http2Stream] = {}
@@ -64,6 +79,9 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
         self._settings_sent = False
         self._retiring = False
         self._stopping = False
+        # The client has done what ends a connection: nothing more is read.
+        self._is_cut_off = False
+        self.overhead = Overhead()
         # Set for a moment when the client may have granted credit for more bytes.
         self.credit = asyncio.Event()
 
@@ -71,6 +89,8 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Its pauses are reasons for which this connection does not read, beside turns.
+        self.flow = FlowControl(cast(asyncio.Transport, self))
         self.peer = self.client[0] if self.client else ""
         self.begin_checks(loop_time().time())
         try:
@@ -81,14 +101,43 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.phase = CLOSED
+        self.drop_waiting()
         self.registry.remove(self)
         for stream in self._streams.values():
             stream.client_left()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if len(data) > TURN_BYTES and len(data) > self.free_bytes:
+            data = self.end_turn(data)
+        self.overhead.receive(len(data))
+        try:
+            self.conn.receive_data(data)
+            self.handle_events()
+        except zttp.RemoteProtocolError as error:
+            self._cut_off("http2_error", f"breaks the rules of HTTP/2, and its connection is ended: {error}")
+            return
+        self.flush()
         self.credit.set()
         self.credit.clear()
+        if self.overhead.is_too_much and not self.transport.is_closing():
+            self.conn.close(ENHANCE_YOUR_CALM)
+            self._cut_off("http2_control", "sends frames of HTTP/2 that carry nothing, and its connection is ended")
+
+    @property
+    def free_bytes(self) -> int:
+        return WINDOW if self.overhead.is_small else 0
+
+    def check_timeouts(self, now: float) -> None:
+        self.overhead.renew(now)
+        super().check_timeouts(now)
+
+    def pause_reading(self) -> None:
+        """Stop reading, where uvicorn takes this connection for its transport."""
+        self.pause()
+
+    def resume_reading(self) -> None:
+        """Read again, where uvicorn takes this connection for its transport."""
+        self.resume()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -101,7 +150,7 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
 
     def resume_reading_if_idle(self) -> None:
         """Read again, unless the client reads nothing."""
-        if not self.flow.write_paused:
+        if not (self.flow.write_paused or self._is_cut_off):
             super().resume_reading_if_idle()
 
     def shutdown(self) -> None:
@@ -120,12 +169,19 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
 
     # uvicorn's side.
 
+    def events(self) -> Generator[zttp.Event]:
+        while (event := self.conn.next_event()) is not zttp.NEED_DATA:
+            if isinstance(event, zttp.Data) and event.data:
+                self.overhead.carry(len(event.data))
+            yield event
+
     def handle_request(self, event: zttp.Request) -> None:
         """Serve a request on a new stream, or refuse it."""
         self._opened += 1
         if self._stopping or self._opened >= STREAMS_LAST or self._resets >= RESETS_LAST:
             self._retire()
         fields = [(name.lower(), value) for name, value in event.headers]
+        self.overhead.carry_head(sum([len(name) + len(value) for name, value in fields]))
         if self.shutdown_requested:
             return self._reject(event, fields, SHUTTING_DOWN)  # The client itself ends this connection.
         try:
@@ -146,8 +202,10 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
             cycle.message_event.set()
 
     def handle_rst_stream(self, event: zttp.RstStream) -> None:
-        """Cancel a request whose stream the client has reset."""
+        """Cancel a request whose stream the client has reset, or zttp because of what came on it."""
         self._resets += 1
+        if fault := FAULTS.get(event.error_code):
+            self.limit_reached("http2_stream", f"has a stream of HTTP/2 that ends with {fault}")
         super().handle_rst_stream(event)
         if stream := self._streams.get(event.stream_id):
             stream.client_left()
@@ -158,6 +216,21 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
             super()._close_connection()
 
     # The course of a connection.
+
+    def _cut_off(self, limit: str, words: str) -> None:
+        """End the connection for what its client does. GOAWAY is queued, and has a moment to be read.
+
+        Nothing more is read meanwhile: it would take turns from others, in vain.
+        """
+        self.limit_reached(limit, words)
+        self._is_cut_off = self._retiring = True
+        self.flush()
+        self.drop_waiting()
+        self.flow.pause_reading()
+        for stream in self._streams.values():
+            stream.client_left()
+        self.phase = LINGERING
+        loop_time().call_later(timeout(LINGERING, self.limits), self.transport.abort)
 
     async def _serve(self, stream: Http2Stream, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -13,16 +13,13 @@ from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle
 from balancer.errors import ClientGone, Refusal
 from balancer.frontend.client_connection import BODY, LINGERING, timeout, unread_timeout
 from balancer.http.headers import Headers
-from balancer.http.http2 import STATUS_MAX, with_status
+from balancer.http.http2 import CANCEL, NO_ERROR, STATUS_MAX, with_status
 from balancer.http.request import TARGET_EXTENSION
 from balancer.loop_time import Limit, loop_time
 from balancer.types import Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from balancer.frontend.http2_connection import Http2Connection
-
-# Error codes (RFC 9113 section 7).
-NO_ERROR, CANCEL = 0x0, 0x8
 
 
 class Http2Stream:
@@ -109,6 +106,8 @@ class Http2Stream:
                 await self._send_status(message)
             else:
                 await self._send(message)
+            if body := message.get("body"):
+                self._connection.overhead.carry(len(body))
             self._answered_at = loop_time().time()
         except zttp.LocalProtocolError as error:
             await self._send_without_tabs(message, error)

@@ -138,9 +138,11 @@ class Tunnel(asyncio.Protocol):
                 data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
                 self._pieces.clear()
                 self._size = 0
-                if self._client_frames:
-                    self._client_frames.feed(data)
-                await self._response.write(data)
+                while data:
+                    size = _turn(self._client_frames, data)
+                    await self._response.write(data[:size])
+                    if data := data[size:]:
+                        await asyncio.sleep(0)
                 if not self._reading and not self._transport.is_closing():
                     self._reading = True
                     self._transport.resume_reading()
@@ -165,13 +167,14 @@ class Tunnel(asyncio.Protocol):
                 break
             if self._transport.is_closing():
                 break
-            if data and not self._close_sent:
-                if self._member_frames:
-                    self._member_frames.feed(data)
-                self._transport.write(data)
-                count(len(data))
+            while data and not (self._close_sent or self._transport.is_closing()):
+                size = _turn(self._member_frames, data)
+                self._transport.write(data[:size])
+                count(size)
                 self._send_due_close()
                 self._progress()
+                if data := data[size:]:
+                    await asyncio.sleep(0)
             await self._writable.wait()
         if self._member_frames and self._member_frames.is_between:
             self._close_client(BAD_GATEWAY, "the member's connection died")
@@ -185,3 +188,8 @@ class Tunnel(asyncio.Protocol):
             self._set_limit(CLOSE_SECONDS)
         elif not self._transport.is_closing():
             self._set_limit(self._silence, renewed=True)
+
+
+def _turn(frames: Frames | None, data: bytes) -> int:
+    """Return how many bytes one turn of the event loop takes: all, unless they have too many frames."""
+    return frames.feed(data) if frames else len(data)

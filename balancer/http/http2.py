@@ -17,7 +17,66 @@ _HEADERS, _SETTINGS, _FRAME_HEADER = 0x1, 0x4, 9
 STATUS_MAX = 599
 _STATUS = b"\x08\x03%d"
 
+# Error codes (section 7), and those of them that blame the other side for a reset.
+NO_ERROR, CANCEL, ENHANCE_YOUR_CALM = 0x0, 0x8, 0xB
+FAULTS = {
+    0x1: "PROTOCOL_ERROR",
+    0x3: "FLOW_CONTROL_ERROR",
+    0x5: "STREAM_CLOSED",
+    0x6: "FRAME_SIZE_ERROR",
+    0x7: "REFUSED_STREAM",
+    0x9: "COMPRESSION_ERROR",
+    0xB: "ENHANCE_YOUR_CALM",
+}
+
+# Bytes that may come beside payload: for each frame that has some, for each byte of it, and in a second. A client may
+# acknowledge each frame of one byte with two of WINDOW_UPDATE and a PING (43 bytes).
+FRAME_WORTH, BYTE_WORTH, SECOND_WORTH = 64, 16, 64 * 1024
+# Bytes beyond all that: how many are too many, and up to how many nearly all frames have carried something. A PING has
+# 17 bytes and costs 0.3 us.
+OVERHEAD_MAX, OVERHEAD_SMALL = 1024 * 1024, 16 * 1024
+
 _ASCII = re.compile(rb"[\x21-\x7e]+")
+
+
+class Overhead:
+    """What a connection receives beside payload: PING, SETTINGS, empty frames and others (section 10.5).
+
+    Payload of both directions makes up for it, and so does time.
+    """
+
+    __slots__ = ("_bytes", "_renewed_at")
+
+    def __init__(self) -> None:
+        self._bytes = 0.0
+        self._renewed_at = 0.0
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether the connection should end."""
+        return self._bytes > OVERHEAD_MAX
+
+    @property
+    def is_small(self) -> bool:
+        """Whether nearly all frames have carried something."""
+        return self._bytes <= OVERHEAD_SMALL
+
+    def receive(self, size: int) -> None:
+        """Count bytes, whatever they are."""
+        self._bytes += size
+
+    def carry_head(self, size: int) -> None:
+        """Count the head of a request. Compressed, it is no larger; and its bytes are worth no others."""
+        self._bytes = max(0.0, self._bytes - FRAME_WORTH - size)
+
+    def carry(self, payload: int) -> None:
+        """Count a frame of DATA with payload, or a message of a response."""
+        self._bytes = max(0.0, self._bytes - FRAME_WORTH - BYTE_WORTH * payload)
+
+    def renew(self, now: float) -> None:
+        """Count time. ``now``: a reading in seconds."""
+        self._bytes = max(0.0, self._bytes - SECOND_WORTH * (now - self._renewed_at))
+        self._renewed_at = now
 
 
 def server_settings(data: bytes, max_header_bytes: int) -> bytes:

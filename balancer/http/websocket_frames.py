@@ -13,6 +13,9 @@ GOING_AWAY, BAD_GATEWAY = 1001, 1014
 
 _CLOSE = 0x8
 
+# Frames that are read in one turn of the event loop: 1 ms. A read may have 40,000 empty ones.
+FRAMES_PER_TURN = 2000
+
 
 def close_frame(code: int, reason: str, masked: bool) -> bytes:
     """Return a close frame; a client's (``masked``) has its payload masked (section 5.3)."""
@@ -38,23 +41,25 @@ class Frames:
         """Whether a frame may be put in here."""
         return not (self._head or self._left or self.closed)
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes of the direction."""
+    def feed(self, data: bytes) -> int:
+        """Take the next bytes of the direction. Returns how many: all, or those of FRAMES_PER_TURN frames."""
         if self._left >= len(data):  # most of a large message
             self._left -= len(data)
-            return
-        at = self._left
-        while at < len(data) or self._head:
+            return len(data)
+        at, frames = self._left, 0
+        while (at < len(data) or self._head) and frames < FRAMES_PER_TURN:
+            frames += 1
             head = self._head + data[at : at + 14 - len(self._head)]
             size, payload = _head_size(head)
             if len(head) < size:
                 self._head, self._left = head, 0
-                return
+                return len(data)
             if head[0] & 0x0F == _CLOSE:
                 self.closed = True
             at += size - len(self._head) + payload
             self._head = b""
-        self._left = at - len(data)
+        self._left = max(0, at - len(data))
+        return min(at, len(data))
 
 
 def _head_size(head: bytes) -> tuple[int, int]:

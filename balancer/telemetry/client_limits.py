@@ -23,6 +23,9 @@ LIMITS = frozenset(
         "connections",  # MAX_CONNECTIONS
         "connections_per_client",  # MAX_CONNECTIONS_PER_CLIENT
         "header_timeout",  # HEADER_TIMEOUT, without a byte of a request
+        "http2_control",  # frames of HTTP/2 that carry nothing, too many for what the others carry
+        "http2_error",  # what ends a connection of HTTP/2 (RFC 9113 section 5.4.1)
+        "http2_stream",  # what ends a stream of HTTP/2 (section 5.4.2)
         "proxy_header",  # a PROXY header that is missing or malformed
         "unread",  # STREAM_IDLE_TIMEOUT, while bytes waited for the client
         "wrong_protocol",  # TLS on a port without, or the reverse

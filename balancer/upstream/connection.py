@@ -40,8 +40,9 @@ from balancer.upstream.exchange import KnownHead, MemberExchange
 from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, Phase
 from balancer.upstream.response_parser import ResponseParser
 
-# Bytes of one read. Reading pauses while the last bytes wait for the client: this is what a slow client costs here.
-READ_SIZE = 32 * 1024
+# Bytes of one read. Reading pauses while the last bytes wait for the client: this is what a slow client costs here. It
+# pauses for a turn of the event loop as well, behind so many pieces: 5,000 chunks of one byte take 5 ms.
+READ_SIZE, PIECES_PER_TURN = 32 * 1024, 1000
 
 # Bytes of a response's head, or of chunk sizes and trailers in a row.
 HEAD_MAX = 64 * 1024
@@ -282,7 +283,7 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def _pass_on(self, exchange: MemberExchange) -> None:
         """Report pieces; reading pauses until they are taken."""
-        if not exchange.awaited:
+        if not exchange.awaited or len(exchange.pieces) > PIECES_PER_TURN:
             self._transport.pause_reading()
             exchange.paused = True
             exchange.deadline = inf  # The client's time is not the member's.

@@ -13,6 +13,7 @@ import uvicorn
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
 from balancer.frontend import client_connection, client_registry, http2_connection
+from balancer.http import http2
 from tests.support.http2 import Http2Client
 from tests.support.http2_door import CANCEL, ENHANCE_YOUR_CALM, HEAD, MEBI, reset, spoken
 from tests.support.tls import trusting
@@ -123,7 +124,10 @@ async def test_client_that_reads_nothing_at_all_is_cut_off(tmp_path: Path) -> No
         await eventually(lambda: [it.error for it in here.running.records] == ["client_gone"])
 
 
-async def test_answers_to_pings_that_are_not_read_do_not_pile_up(tmp_path: Path) -> None:
+async def test_answers_to_pings_that_are_not_read_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http2, "OVERHEAD_MAX", 1 << 30)
     async with Member() as member, spoken(tmp_path, member) as here, here.client() as client:
         client.connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
         pings = (b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)) * 10_000

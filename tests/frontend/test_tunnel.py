@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from random import Random
 
 import pytest
 from websockets.frames import Frame, Opcode
 
+from balancer.http import websocket_frames
 from balancer.upstream.base import Upstream
 from balancer.upstream.httpx_adapter import HttpxUpstream
 from balancer.upstream.native import NativeUpstream
@@ -377,3 +379,67 @@ async def test_body_of_an_upgrade_has_to_go_on() -> None:
     async with Member(attach) as member, balance(member) as running, running.client() as client:
         await client.send(head + b"{")
         assert (await client.to_end()).startswith(b"HTTP/1.1 408 ")
+
+
+EMPTY_PING, EMPTY_PONG = b"\x89\x80abcd", b"\x8a\x00"
+ASKS_WEBSOCKET = b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+async def test_frames_of_a_websocket_take_turns_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = frames = 0
+    head_size = websocket_frames._head_size
+
+    def counting(head: bytes) -> tuple[int, int]:
+        nonlocal most, frames
+        frames += 1
+        most = max(most, frames)
+        return head_size(head)
+
+    monkeypatch.setattr(websocket_frames, "_head_size", counting)
+    loop, ends = asyncio.get_running_loop(), False
+
+    def turn() -> None:
+        nonlocal frames
+        frames = 0
+        if not ends:
+            loop.call_soon(turn)
+
+    turn()
+
+    async def flooded(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(SWITCHES.replace(b"Rot13/1", b"websocket"))
+        assert await connection.exactly(600_000) == EMPTY_PING * 100_000
+        await connection.send(EMPTY_PONG * 100_000)
+
+    async with Member(flooded) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS_WEBSOCKET)
+        await client.head()
+        client.writer.write(EMPTY_PING * 100_000)
+        assert await client.exactly(200_000) == EMPTY_PONG * 100_000
+        # Each direction has had as many in a turn.
+        assert websocket_frames.FRAMES_PER_TURN <= most <= 2 * websocket_frames.FRAMES_PER_TURN + 2
+        ends = True
+
+
+def test_frames_are_followed_alike_whole_and_by_turns() -> None:
+    rng = Random(3)
+
+    def frame() -> bytes:
+        size = rng.choice([0, 0, 0, 1, 125, 126, 70_000])
+        if size < 126:
+            length = bytes((size,))
+        else:
+            length = b"\x7e" + size.to_bytes(2) if size < 65536 else b"\x7f" + size.to_bytes(8)
+        return b"\x82" + length + rng.randbytes(size)
+
+    data = b"".join(frame() for _ in range(20_000))
+    frames = websocket_frames.Frames()
+    at = 0
+    while at < len(data):
+        piece = data[at : at + rng.choice([1, 2, 1000, 250_000])]
+        while piece:
+            size = frames.feed(piece)
+            assert size
+            piece, at = piece[size:], at + size
+    assert frames.is_between

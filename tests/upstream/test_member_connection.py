@@ -192,3 +192,17 @@ async def test_repr_shows_the_phase_and_the_exchange() -> None:
     it.connection.connection_lost(ConnectionResetError("reset"))
     assert repr(it.connection) == f"{shown}closed, reused>"
     assert repr(response) == "<Response failed 101 paused>"
+
+
+async def test_read_of_many_pieces_is_the_last_of_its_turn_even_where_a_reader_waits() -> None:
+    it = Connected()
+    response = it.begin()
+    it.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    assert await response.read() == (b"a", True)
+    for chunks, reads in ((1000, True), (1001, False)):
+        reading = asyncio.create_task(response.read())
+        await asyncio.sleep(0)
+        it.feed(b"1\r\na\r\n" * chunks)
+        assert it.transport.reading is reads
+        assert await reading == (b"a" * chunks, True)
+        assert it.transport.reading
