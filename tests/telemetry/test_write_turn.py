@@ -198,3 +198,42 @@ def test_place_without_locks_is_written_to_as_it_is(ends: tuple[int, int], monke
     output = LogOutput(writer, "it")
     output.write(b"a line\n")
     assert read(reader) == b"a line\n"
+
+
+# Writes more than any reader takes.
+EAGER = """
+import asyncio, sys
+from balancer.telemetry.log_output import LogOutput
+async def main():
+    output = LogOutput(1, "standard output")
+    output.channel.attach(asyncio.get_running_loop())
+    line = sys.argv[1].encode() * 200 + b"\\n"
+    while True:
+        output.write(line * 100)
+        await asyncio.sleep(0.001)
+asyncio.run(main())
+"""
+
+
+async def test_processes_share_a_reader_that_is_slower_than_each() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    processes = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", EAGER, name, stdout=writer) for name in "ab"
+    ]
+    os.close(writer)
+    counts = {b"a": 0, b"b": 0}
+    rest = b""
+    try:
+        async with asyncio.timeout(LIMIT):
+            while min(counts.values()) < 200 or sum(counts.values()) < 2000:
+                await asyncio.sleep(0.001)
+                *lines, rest = (rest + await asyncio.to_thread(os.read, reader, 4096)).split(b"\n")
+                for line in lines:
+                    assert line in (b"a" * 200, b"b" * 200)
+                    counts[line[:1]] += 1
+    finally:
+        for process in processes:
+            process.kill()
+            await process.wait()
+        os.close(reader)
