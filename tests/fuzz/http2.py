@@ -6,6 +6,7 @@ made of pieces, so that they have the length that they say; ``f`` and ``x`` are 
     \\xffQ\\x01:method: GET\\n:scheme: https\\n:authority: a\\n:path: /\\xff|
 
 A stream is one byte. Members answer by themselves, unless they have a line of their own (``m``).
+What is sent again (``*``, ``%``) goes to later streams.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ ESCAPE = b"\xff"
 SIZE_MAX = 4096
 TIME_MAX = 200.0
 FILLER_MAX = 512
+REPEATS_MAX = 600
 
 # What follows the escape. Frames, after a byte that is the stream:
 REQUEST, BODY_FOLLOWS = b"Q", b"q"  # a request, as lines; the last of its stream, or not
@@ -50,6 +52,7 @@ WINDOW = b"w"
 FRAME = b"f"  # type, flags and stream are the next three bytes
 SETTING, ECHO, LEAVE = b"s", b"p", b"g"
 RAW = b"x"
+AGAIN, BOTH_AGAIN = b"*", b"%"  # the last frame, or the last two, so many times more; streams move on
 # What else happens:
 CUT, TURN = b"|", b"&"
 PASS, LONG = b"t", b"T"
@@ -81,6 +84,8 @@ class _Case:
         self._world = world = Http2World(loop, answering=not scripted)
         self._found: list[str] = []
         self._time = self._filler = 0.0
+        self._repeats = 0
+        self._last: list[bytes] = []
         self._client: Http2Client
         self._events: dict[bytes, Callable[[], object]] = {
             CUT: world.settle,
@@ -126,12 +131,11 @@ class _Case:
         return self._found + finish(self._world)
 
     def _do(self, letter: bytes, rest: bytes) -> None:
-        if letter in self._frames and rest:
-            if letter in (REQUEST, BODY_FOLLOWS):
-                self._client.ask(rest[0], fields(rest[1:]))
-            self._client.send(self._frames[letter](rest[0], rest[1:]))
-        elif letter in self._others:
-            self._client.send(self._others[letter](rest))
+        if (letter in self._frames and rest) or letter in self._others:
+            self._last = [*self._last[-1:], letter + rest]
+            self._frame(letter, rest, 0)
+        elif letter in (AGAIN, BOTH_AGAIN) and rest:
+            self._again(self._last[-1:] if letter == AGAIN else self._last, rest[0])
         elif letter in self._events:
             self._events[letter]()
         elif letter == PASS and rest:
@@ -139,6 +143,24 @@ class _Case:
         elif letter in (MEMBER, MEMBER_EOF):
             self._world.settle()
             self._world.member_says(rest, ends=letter == MEMBER_EOF)
+
+    def _frame(self, letter: bytes, rest: bytes, further: int) -> None:
+        """Send a frame, for a stream that comes so much later where it is one of a stream."""
+        if letter in self._others:
+            self._client.send(self._others[letter](rest))
+            return
+        stream = rest[0] + further if rest[0] else 0
+        if letter in (REQUEST, BODY_FOLLOWS):
+            self._client.ask(stream, fields(rest[1:]))
+        self._client.send(self._frames[letter](stream, rest[1:]))
+
+    def _again(self, last: list[bytes], count: int) -> None:
+        count = min(count, REPEATS_MAX - self._repeats)
+        self._repeats += count
+        for number in range(1, count + 1):
+            for piece in last:
+                self._frame(piece[:1], piece[1:], 2 * number)
+            self._look()
 
     def _look(self) -> None:
         """What must not be at any time."""
@@ -223,6 +245,12 @@ def seeds() -> Iterator[bytes]:
     yield b"\xffH\x01\x82\x87\x84\x41\x01a\xff|\xffH\x03\x82\x87\x84\xbe\xff|"
     yield b"\xffo" + one + two + b"\xff|\xffn\xff|"
     yield b"\xffo" + one + b"\xffT\xfft\x64"
+    yield one + b"\xff*\x8c\xff|" + _request(0xFD)
+    yield one + b"\xff|\xff*\x8c\xff&"
+    yield b"\xffo\xffp12345678\xff*\xc8\xff|\xffs\0\x04\0\0\0\x01\xff*\xc8\xff|\xffn" + one
+    yield one + b"\xffr\x01\x08\xff%\xc8\xff|" + one + b"\xff|"
+    yield _request(1, b"POST", b"/1", body=True) + b"\xff*\x80\xffd\x01abc\xff*\x80\xff|\xffT"
+    yield _request(1, b"POST", b"/1", body=True) + b"\xffd\x01\xff*\xc8\xff|\xffw\x01\0\0\0\x01\xff*\xc8"
     for ending in (b"\xffe", b"\xffk", b"\xffz", b"\xffy", b"\xffu", b"\xffl"):
         yield one + b"\xff|" + two + b"\xff&" + ending + three + b"\xff|"
         yield upload + b"\xffd\x07abc" + ending + b"\xff|" + one
