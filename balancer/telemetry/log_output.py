@@ -200,8 +200,10 @@ class LogOutput(DescriptorOutput):
         self._reported_at = float("-inf")
 
     def close(self) -> None:
-        if not self.closed and self._owns_channel:
-            self.channel.close()
+        if not self.closed:
+            self.flush()
+            if self._owns_channel:
+                self.channel.close()
         super().close()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]

@@ -38,6 +38,7 @@ if not os.fork():
     output.write(b"o" * 2**20 + b"\\n")
     os.kill(os.getpid(), signal.SIGKILL)
 os.wait()
+print("killed", file=sys.stderr, flush=True)
 os.read(0, 1)
 output.write(b"after\\n")
 output.write(b"again\\n")
@@ -156,12 +157,15 @@ async def test_process_without_its_turn_tries_again_now_and_then(
 
 def test_line_of_a_process_that_was_killed_halfway_is_ended_before_the_next(ends: tuple[int, int]) -> None:
     reader, writer = ends
-    with subprocess.Popen([sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=writer) as process:
+    command = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writer, stderr=subprocess.PIPE) as process:
         assert process.stdin
-        os.set_blocking(reader, True)
-        found = os.read(reader, 1)
+        assert process.stderr
+        assert process.stderr.readline() == b"killed\n"
         process.stdin.write(b"x")
         process.stdin.close()
+        os.set_blocking(reader, True)
+        found = b""
         while not found.endswith(b"again\n"):
             found += os.read(reader, 65536)
         assert process.wait(LIMIT) == 0
