@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import uvicorn
 
 from balancer.frontend.http2_connection import Http2Connection
-from tests.support.http2_reader import PREFACE, Fields, Response, ServerFrames
+from tests.support.http2_reader import (
+    CONTINUATION,
+    END_HEADERS,
+    HEADERS,
+    PREFACE,
+    RST_STREAM,
+    Fields,
+    Response,
+    ServerFrames,
+)
 from tests.support.judge import Seen, leaks, requests_seen
 from tests.support.pipes import Pipe, PipeLoop
 from tests.support.world import LEAVING, LINGERING, RESPONSE_TIMEOUT, World
@@ -30,6 +39,9 @@ class Http2Client:
         self.asked: dict[int, tuple[bytes, bytes] | None] = {}
         self._sent = b""
         self._at = len(PREFACE)
+        # Streams whose head has been sent whole, and those that the client has reset.
+        self.begun: set[int] = set()
+        self.cancelled: set[int] = set()
 
     def send(self, data: bytes) -> None:
         if not self.left and data:
@@ -54,9 +66,20 @@ class Http2Client:
         """Note the streams that what was sent opens."""
         while len(self._sent) >= self._at + 9:
             head = self._sent[self._at : self._at + 9]
-            end = self._at + 9 + int.from_bytes(head[:3])
-            self.got.asked.add(int.from_bytes(head[5:]) & 0x7FFFFFFF)
-            self._at = end
+            kind, flags, stream = head[3], head[4], int.from_bytes(head[5:]) & 0x7FFFFFFF
+            self.got.asked.add(stream)
+            if kind in (HEADERS, CONTINUATION) and flags & END_HEADERS:
+                self.begun.add(stream)
+            elif kind == RST_STREAM:
+                self.cancelled.add(stream)
+            self._at += 9 + int.from_bytes(head[:3])
+
+    def unanswered(self) -> set[int]:
+        """Return the streams that still wait for an end, on a connection that has none."""
+        if self.left or self.pipe.ended or self.got.goaway:
+            return set()
+        done = {stream for stream, response in self.got.responses.items() if response.ended or response.reset}
+        return self.begun - self.cancelled - done
 
 
 class Http2World(World):
@@ -104,10 +127,10 @@ def finish(world: Http2World) -> list[str]:
     client.pipe.take()
     world.settle()
     for _ in range(4):
-        if client.protocol._streams and not client.pipe.lost:
+        if client.unanswered():
             world.loop.wait(2 * RESPONSE_TIMEOUT + 1)
-    if client.protocol._streams and not client.pipe.lost:
-        found.append(f"a request has no answer and no end: {len(client.protocol._streams)} of them")
+    if streams := client.unanswered():
+        found.append(f"a request has no answer and no end; {streams}")
     client.leave()
     world.loop.wait(LEAVING)
     client.leave(reset=True)
