@@ -77,19 +77,19 @@ simulate: .venv/.ready
 strictness: .venv/.ready bench/.cache/venv/.ready
 	bench/.cache/venv/bin/python -m bench.strictness $(OPTIONS)
 
-# Options: make fuzz OPTIONS="--seconds 60" (default: half an hour), "--replay FILE"; see docs/fuzzing.md.
+# Options: make fuzz OPTIONS="--seconds 60" (default: half an hour), "--target http2 dns", "--replay FILE"; see docs/fuzzing.md.
 fuzz: tests/fuzz/.cache/venv/.ready
 	tests/fuzz/.cache/venv/bin/python -m tests.fuzz $(OPTIONS)
 
 # The fuzzer is a compiled extension: where there is none for this Python, nothing is built.
-tests/fuzz/.cache/venv/.ready: tests/fuzz/requirements.txt balancer/requirements.txt constraints.txt
+tests/fuzz/.cache/venv/.ready: tests/fuzz/requirements.txt balancer/requirements.txt balancer/http2-requirements.txt constraints.txt
 	$(PYTHON) -m venv tests/fuzz/.cache/venv
 	tests/fuzz/.cache/venv/bin/pip install --quiet --disable-pip-version-check --only-binary atheris \
 		--constraint constraints.txt --requirement tests/fuzz/requirements.txt || { echo \
 		"make fuzz: atheris has no build for $$($(PYTHON) --version) on this machine; 3.11 to 3.14 on Linux, x86-64, have" \
 		"one: make fuzz PYTHON=python3.11" >&2; exit 1; }
 	tests/fuzz/.cache/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--requirement balancer/requirements.txt
+		--requirement balancer/requirements.txt --requirement balancer/http2-requirements.txt
 	touch $@
 
 # What only the bench needs has an environment of its own, beside the same versions of what the balancer needs.

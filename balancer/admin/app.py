@@ -300,10 +300,12 @@ class Secured:
                 MutableHeaders(scope=message).update(SECURITY)
             await send(message)
 
-        host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
-        if denial := deny_host(self._settings, host):
-            await problem(*denial)(scope, receive, secured)
-            return
+        # A server in front may pass on two, and others here look at the last.
+        hosts = Headers(scope=scope).getlist("host") if scope["type"] == "http" else []
+        for host in hosts:
+            if denial := deny_host(self._settings, host):
+                await problem(*denial)(scope, receive, secured)
+                return
 
         await self._app(scope, receive, secured if scope["type"] == "http" else send)
 

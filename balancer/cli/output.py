@@ -54,6 +54,11 @@ class Output(DescriptorOutput):
             raise self.error
         return size
 
+    def flush(self) -> None:
+        """Write what has no end of a line yet as well."""
+        if self._endless:
+            self._endless.flush()
+
     def _write_all(self, data: bytes | bytearray | memoryview) -> None:
         try:
             while data and not self.error:
@@ -79,6 +84,7 @@ class Output(DescriptorOutput):
 
     def _finish(self, endless: LogOutput) -> None:
         stalled = False
+        endless.flush()
         while not stalled and endless.channel.push():
             stalled = not endless.channel.wait(STALL_SECONDS)
         self.error = self.error or endless.error

@@ -21,6 +21,9 @@ _RESPONSE, _TRUNCATED, _RCODE = 0x8000, 0x0200, 0x000F
 _SERVICE = struct.Struct("!HHH")
 # Pointers of one name. Name servers write one; thousands of records with chains of them would stop the event loop.
 HOPS_MAX = 16
+# Bytes of a name (RFC 1035 section 2.3.4). Names that begin with one another would grow with their number.
+NAME_MAX = 255
+_TOO_LONG = f"a name of more than {NAME_MAX} bytes"
 ADDRESS_SIZES: dict[int, int] = {dns.rdatatype.A: 4, dns.rdatatype.AAAA: 16}
 
 
@@ -157,6 +160,8 @@ def _name(wire: bytes, at: int, known: dict[int, bytes]) -> bytes:
                 raise ValueError("a name points at what comes after it")  # So that it has an end.
             if place in known:
                 pieces.append(known[place])
+                if size + len(known[place]) > NAME_MAX:
+                    raise ValueError(_TOO_LONG)
                 known[begin] = b"".join(pieces)
             at = place
         elif length >= 0x40:
@@ -165,8 +170,8 @@ def _name(wire: bytes, at: int, known: dict[int, bytes]) -> bytes:
             pieces.append(wire[at : at + 1 + length].lower())
             at += 1 + length
             size += 1 + length
-            if size > 255:
-                raise ValueError("a name of more than 255 bytes")
+            if size > NAME_MAX:
+                raise ValueError(_TOO_LONG)
             if not length:
                 known[begin] = b"".join(pieces)
     return known[begin]

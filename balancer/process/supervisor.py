@@ -174,7 +174,7 @@ class Supervisor:
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else FAILED
         except BaseException:
-            traceback.print_exc()
+            sys.stderr.write(traceback.format_exc())  # All of its lines at once.
         finally:
             # An ordinary exit would run the supervisor's own clean-up here.
             log_output.finish()

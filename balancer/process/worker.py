@@ -161,7 +161,7 @@ class Worker:
         self._context = context
         self._settings = config.settings.part(config.number, config.processes)
         render = partial(as_text, coloured=sys.stdout.isatty()) if self._settings.access_log == "text" else as_json
-        self._access_log = AccessLog(sys.stdout, render, shared=config.processes > 1)
+        self._access_log = AccessLog(sys.stdout, render)
         self._tracing = self._make_tracing()
         self._observers: list[Observer] = [self._access_log] if self._settings.access_log else []
         if self._tracing:

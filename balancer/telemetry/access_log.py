@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import lru_cache
-from select import PIPE_BUF
 from typing import TextIO
 
 from balancer.dispatch.context import ID_MAX, RequestRecord
@@ -101,15 +100,11 @@ def as_text(record: RequestRecord, wall_clock: float, coloured: bool = False) ->
 
 
 class AccessLog(Observer):
-    """Collects lines and writes them to ``stream`` a few times a second, many at once; ``flush`` writes the rest.
+    """Collects lines and writes them to ``stream`` a few times a second, many at once; ``flush`` writes the rest."""
 
-    ``shared``: other processes write to the same pipe, so that no more is written at a time than a pipe takes as one.
-    """
-
-    def __init__(self, stream: TextIO, render: Format = as_json, shared: bool = False) -> None:
+    def __init__(self, stream: TextIO, render: Format = as_json) -> None:
         self._stream = stream
         self._render = render
-        self._shared = shared
         self._lines: list[str] = []
         self._waiting = 0
 
@@ -125,21 +120,6 @@ class AccessLog(Observer):
     def flush(self) -> None:
         """Write the lines that wait."""
         lines, self._lines, self._waiting = self._lines, [], 0
-        for piece in _pieces(lines, PIPE_BUF) if self._shared else [lines]:
-            if piece:
-                self._stream.write("\n".join(piece) + "\n")
-                self._stream.flush()
-
-
-def _pieces(lines: Sequence[str], limit: int) -> Iterator[list[str]]:
-    """Yield the lines in groups of at most ``limit`` bytes; a line that is longer is alone."""
-    piece: list[str] = []
-    size = 0
-    for line in lines:
-        length = len(line.encode()) + 1
-        if size + length > limit:
-            yield piece
-            piece, size = [], 0
-        piece.append(line)
-        size += length
-    yield piece
+        if lines:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()

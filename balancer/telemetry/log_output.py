@@ -3,7 +3,8 @@
 Rules:
 * A pipe that is not read, a terminal that is stopped and a socket whose peer is slow do not block. Lines that they do
   not take wait in memory, WAITING_MAX bytes of each stream; then lines are dropped and counted.
-* A line that has begun to leave leaves whole, and lines keep their order.
+* A line that has begun to leave leaves whole, and lines keep their order. Where other processes write to the same
+  place, ``write_turn`` keeps their lines apart.
 * Where lines cannot be written at all (a full disk, a reader that has left), they are dropped and counted as well.
 * One line in the balancer's log says how many were dropped, and why, once in REPORT_SECONDS at most.
 * Nothing here raises. Whatever a plug-in or a library prints goes the same way.
@@ -25,8 +26,10 @@ from collections.abc import Callable
 from select import POLLOUT, poll
 from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 
+from balancer.telemetry.write_turn import TURN_SECONDS, WriteTurn
+
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
+    from asyncio import AbstractEventLoop, TimerHandle
 
 # Bytes of a stream that may wait for its reader: a third of a second of the lines of 20,000 requests a second.
 WAITING_MAX = 2 * 2**20
@@ -42,13 +45,15 @@ class Channel:
 
     def __init__(self, descriptor: int) -> None:
         self._target, self._send, self.close = _open(descriptor)
+        self._turn = WriteTurn(self._target)
         # Parts of streams in their order, each with its stream; none of them is empty.
         self._parts: deque[tuple[LogOutput, bytes]] = deque()
         self._waiting = 0
         # Other threads write as well, and so may a finalizer in the midst of a write.
         self._lock = RLock()
-        self._sending = False
+        self._sending = self._full = False
         self._loop: AbstractEventLoop | None = None
+        self._next_try: TimerHandle | None = None
         self.watching = False
 
     def put(self, stream: LogOutput, data: bytes) -> None:
@@ -66,38 +71,56 @@ class Channel:
         with self._lock:
             if self._sending:
                 return True
-            self._sending = True
+            self._sending, self._full = True, False
             try:
                 while self._parts:
-                    stream, data = self._parts[0]
-                    sent = self._send(data)
-                    self._waiting -= sent
-                    if sent < len(data):
-                        self._parts[0] = stream, data[sent:]
-                    else:
-                        self._parts.popleft()
+                    if not self._turn.take():
+                        self._soon(self._begin_to_wait)
+                        break
+                    self._send_first()
             except BlockingIOError:
-                self._watch()
+                self._full = True
+                self._turn.give_back()
+                if not self.watching:
+                    self._soon(self._begin_to_watch)
             except OSError as error:
                 for stream, data in self._parts:
                     stream.error = error
                     stream.drop(data, error.strerror or str(error))
                 self._parts.clear()
                 self._waiting = 0
+                self._turn.end()
             finally:
                 self._sending = False
             return bool(self._parts)
+
+    def _send_first(self) -> None:
+        """Send the first part with the turn to write, which the other side may take in part alone."""
+        stream, data = self._parts[0]
+        if self._turn.torn():
+            data = b"\n" + data
+        sent = self._send(data)
+        self._waiting += len(data) - len(self._parts.popleft()[1]) - sent
+        rest = data[sent:]
+        midway = bool(rest) and data[sent - 1 : sent] != b"\n"
+        # The turn is kept for the rest of the line, and not for the lines behind it.
+        end = rest.find(b"\n") + 1 if midway else 0
+        self._parts.extendleft((stream, piece) for piece in (rest[end:], rest[:end]) if piece)
+        self._turn.end(midway)
 
     def attach(self, loop: AbstractEventLoop | None) -> None:
         """Have what waits written by this event loop as soon as the other side takes more; None: no longer."""
         if self._loop and self.watching:
             self._loop.remove_writer(self._target)
             self.watching = False
+        if self._next_try:
+            self._next_try.cancel()
+            self._next_try = None
         self._loop = loop
 
-    def _watch(self) -> None:
-        if self._loop and not self.watching:
-            self._loop.call_soon_threadsafe(self._begin_to_watch)
+    def _soon(self, do: Callable[[], None]) -> None:
+        if self._loop:
+            self._loop.call_soon_threadsafe(do)
 
     def _begin_to_watch(self) -> None:
         if self._loop and not self.watching and self._parts:
@@ -105,9 +128,17 @@ class Channel:
             self._loop.add_writer(self._target, self._on_writable)
 
     def _on_writable(self) -> None:
-        if not self.push() and self._loop:
+        if self._loop and not (self.push() and self._full):
             self._loop.remove_writer(self._target)
             self.watching = False
+
+    def _begin_to_wait(self) -> None:
+        if self._loop and not self._next_try and self._parts:
+            self._next_try = self._loop.call_later(TURN_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        self._next_try = None
+        self.push()
 
     def finish(self, seconds: float) -> None:
         """Write what waits, and wait for the other side for so many seconds."""
@@ -117,9 +148,13 @@ class Channel:
 
     def wait(self, seconds: float) -> bool:
         """Wait until the other side takes more; return whether it does within so many seconds."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            if not self._turn.wait(seconds):
+                return False
         poller = poll()
         poller.register(self._target, POLLOUT)
-        return bool(poller.poll(seconds * 1000))
+        return bool(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
     def forget(self) -> None:
         """Begin anew after a fork: what waits is the parent's to write."""
@@ -127,6 +162,7 @@ class Channel:
         self._parts.clear()
         self._waiting = 0
         self._sending = False
+        self._turn.midway = False
 
 
 class DescriptorOutput(io.RawIOBase):
@@ -159,18 +195,32 @@ class LogOutput(DescriptorOutput):
         self.channel = channel or Channel(descriptor)
         self._owns_channel = channel is None
         self._why = ""
+        self._unfinished = b""
         self._unreported = 0
         self._reported_at = float("-inf")
 
     def close(self) -> None:
-        if not self.closed and self._owns_channel:
-            self.channel.close()
+        if not self.closed:
+            self.flush()
+            if self._owns_channel:
+                self.channel.close()
         super().close()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
-        if size := len(data):
-            self.channel.put(self, bytes(data))
-        return size
+        # A line of more than 8 KiB comes in several writes; what has no end yet waits for it, or for a flush.
+        whole, self._unfinished = self._unfinished + data, b""
+        if whole[-1:] != b"\n" and len(whole) <= WAITING_MAX:
+            end = whole.rfind(b"\n") + 1
+            whole, self._unfinished = whole[:end], whole[end:]
+        if whole:
+            self.channel.put(self, whole)
+        return len(data)
+
+    def flush(self) -> None:
+        """Write what has no end yet as well."""
+        rest, self._unfinished = self._unfinished, b""
+        if rest:
+            self.channel.put(self, rest)
 
     def drop(self, data: bytes, why: str) -> None:
         """Count what cannot be written."""
@@ -200,6 +250,7 @@ class LogOutput(DescriptorOutput):
     def forget(self) -> None:
         """Begin anew after a fork."""
         self.channel.forget()
+        self._unfinished = b""
         self._unreported = self.dropped = 0
 
 

@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import Any
 
+import httpx
 import pytest
 from starlette.routing import Route
 
@@ -194,6 +195,16 @@ async def test_listener_on_loopback_tells_nothing_under_another_name(path: str) 
         administer(running, admin_bind=Address("0.0.0.0", 9000)) as port,
     ):
         assert (await port.get("/api/settings", headers={"Host": "balancer:9000"})).status_code == 200
+
+
+@pytest.mark.parametrize("hosts", [("localhost", "rebound.example"), ("rebound.example", "localhost")])
+async def test_request_with_two_hosts_of_which_one_is_foreign_is_not_served(hosts: tuple[str, str]) -> None:
+    async with balance(stats=Stats()) as running:
+        feed = StatusFeed(lambda: [running.balancer], ContainerNames([]))
+        app = admin_app(lambda: [running.balancer], Settings(admin_bind=Address("127.0.0.1", 9000)), feed)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            response = await client.get("/api/settings", headers=[("Host", host) for host in hosts])
+        assert (response.status_code, response.json()["error"]) == (403, "foreign_host")
 
 
 async def test_settings_show_no_password_of_a_url() -> None:

@@ -14,6 +14,7 @@ from typing import IO
 
 import pytest
 
+from balancer.cli.output import Output
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
 from tests.support.processes import serving
@@ -142,3 +143,18 @@ async def test_watch_whose_reader_is_late_ends_with_all_of_its_output(unread_pip
             _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")
     assert found.count(b" ms  ok\n") == 5
+
+
+def test_output_of_a_command_without_an_end_has_the_end_of_its_last_line_or_none() -> None:
+    reader, writer = os.pipe()
+    output = Output(writer)
+    output.never_wait()
+    output.write(b"a line\nhalf")
+    assert os.read(reader, 100) == b"a line\n"
+    output.flush()
+    assert os.read(reader, 100) == b"half"
+    output.write(b" of it")
+    assert output.status(0) == 0
+    assert os.read(reader, 100) == b" of it"
+    os.close(reader)
+    os.close(writer)

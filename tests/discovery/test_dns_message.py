@@ -136,6 +136,16 @@ def test_target_of_a_few_pointers_is_read_and_one_of_many_is_refused() -> None:
         Reply(chain(HOPS_MAX + 1), True).services()
 
 
+def test_target_that_is_too_long_by_the_name_it_points_at_is_refused() -> None:
+    label, begin = b"\x3f" + b"a" * 63, len(HEADER)
+    first = service(label * 3 + b"\xc0\x0c")[begin:]
+    second = service(label * 3 + (0xC000 + begin + 18).to_bytes(2))[begin:]
+    two = HEADER[:6] + b"\0\2" + HEADER[8:]
+    assert len(Reply(two + first + first, True).services()[0][0].target) == 3 * 64 + 6
+    with pytest.raises(OSError, match="a name of more than 255 bytes"):
+        Reply(two + first + second, True).services()
+
+
 @given(st.data())
 def test_dns_message_of_any_bytes_is_read_or_refused(data: st.DataObject) -> None:
     whole = message(

@@ -1,1 +1,1 @@
-"""A coverage-guided fuzzer over both protocols: ``make fuzz``. See docs/fuzzing.md."""
+"""A fuzzer, guided by coverage, over all that comes from outside: ``make fuzz``. See docs/fuzzing.md."""

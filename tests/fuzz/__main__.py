@@ -9,9 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from tests.fuzz.case import SIZE_MAX, run
-from tests.fuzz.seeds import seeds
-from tests.support.pipes import PipeLoop
+from tests.fuzz.targets import DICTIONARIES, TARGETS, found_cases, load
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".cache"
@@ -28,40 +26,50 @@ _EXECUTIONS = re.compile(r"stat::number_of_executed_units:\s+(\d+)")
 def main() -> int:
     arguments = _arguments()
     if arguments.replay:
-        return _replay(arguments.replay)
-    arguments.findings.mkdir(parents=True, exist_ok=True)
-    arguments.corpus.mkdir(parents=True, exist_ok=True)
-    for seed in [*seeds(), *(it.read_bytes() for it in (HERE / "cases").iterdir())]:
-        (arguments.corpus / f"{zlib.crc32(seed):08x}").write_bytes(seed)
-    before = set(arguments.findings.iterdir())
+        return _replay(arguments.replay, arguments.target)
+    targets = arguments.target or list(TARGETS)
+    seconds = max(1, arguments.seconds // len(targets))
+    return max([_fuzz(target, seconds, arguments) for target in targets])
+
+
+def _fuzz(target: str, seconds: int, arguments: argparse.Namespace) -> int:
+    """Fuzz one target; return 1 if anything was found."""
+    module = load(target)
+    findings, corpus = arguments.findings / target, arguments.corpus / target
+    findings.mkdir(parents=True, exist_ok=True)
+    corpus.mkdir(parents=True, exist_ok=True)
+    for seed in [*module.seeds(), *(it.read_bytes() for it in found_cases(target))]:
+        (corpus / f"{zlib.crc32(seed):08x}").write_bytes(seed)
+    before = set(findings.iterdir())
+    dictionary = DICTIONARIES / f"{target}.txt"
     command = [
-        sys.executable, "-m", "tests.fuzz.target", str(arguments.findings), str(arguments.corpus),
-        f"-max_total_time={arguments.seconds}", f"-max_len={SIZE_MAX}", f"-timeout={HANGS}",
-        f"-dict={HERE / 'dictionary.txt'}", f"-artifact_prefix={arguments.findings}/hang-", f"-seed={arguments.seed}",
-        "-print_final_stats=1", "-rss_limit_mb=0",
+        sys.executable, "-m", "tests.fuzz.target", target, str(findings), str(corpus),
+        f"-max_total_time={seconds}", f"-max_len={module.SIZE_MAX}", f"-timeout={HANGS}", f"-dict={dictionary}",
+        f"-artifact_prefix={findings}/hang-", f"-seed={arguments.seed}", "-print_final_stats=1", "-rss_limit_mb=0",
     ]  # fmt: skip
-    fuzzer = _Run()
+    fuzzer = _Run(target)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
         assert process.stderr
         for line in process.stderr:
             fuzzer.hear(line)
     # What hangs, or ends the process, libFuzzer keeps by itself.
-    found = {arguments.findings / kind for kind in fuzzer.kinds} | (set(arguments.findings.iterdir()) - before)
+    found = {findings / kind for kind in fuzzer.kinds} | (set(findings.iterdir()) - before)
     print(
-        f"fuzz: {fuzzer.executions} executions in {arguments.seconds} s, coverage {fuzzer.coverage} edges and"
+        f"{target}: {fuzzer.executions} executions in {seconds} s, coverage {fuzzer.coverage} edges and"
         f" {fuzzer.features} features, {fuzzer.corpus} cases kept, {len(found)} findings"
     )
     for path in sorted(found):
         print(f"  {path} ({path.stat().st_size} bytes)")
     if process.returncode and not found:
-        print(f"fuzz: the fuzzer failed with exit status {process.returncode}:\n{''.join(fuzzer.tail)}")
+        print(f"{target}: the fuzzer failed with exit status {process.returncode}:\n{''.join(fuzzer.tail)}")
     return int(bool(found) or process.returncode != 0)
 
 
 class _Run:
     """What libFuzzer says of a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: str) -> None:
+        self._target = target
         self.executions = self.coverage = self.features = self.corpus = 0
         self.kinds: set[str] = set()
         self.tail: list[str] = []
@@ -71,7 +79,7 @@ class _Run:
         self.tail = [*self.tail[-30:], line]
         if line.startswith("finding: "):
             self.kinds.add(line.removeprefix("finding: ").strip())
-            print(line, end="", flush=True)
+            print(f"{self._target}: {line}", end="", flush=True)
         elif status := _STATUS.match(line):
             executions, _, coverage, features, corpus, pace = status.groups()
             self.executions, self.coverage = int(executions), int(coverage)
@@ -79,16 +87,21 @@ class _Run:
             # By the pace, which is 0 at first, rather than by a clock: about once in REPORT_SECONDS.
             if int(pace) and self.executions - self._told >= REPORT_SECONDS * int(pace):
                 self._told = self.executions
-                print(f"{executions} executions, {pace} a second, coverage {coverage}, {corpus} cases kept", flush=True)
+                words = f"{executions} executions, {pace} a second, coverage {coverage}, {corpus} cases kept"
+                print(f"{self._target}: {words}", flush=True)
         elif final := _EXECUTIONS.match(line):
             self.executions = int(final[1])
 
 
-def _replay(paths: list[Path]) -> int:
-    """Play cases once and say what is wrong with each."""
+def _replay(paths: list[Path], targets: list[str] | None) -> int:
+    """Play cases once and say what is wrong with each. The folder of a case is its target, unless one is given."""
     failed = 0
     for path in paths:
-        found = run(path.read_bytes(), PipeLoop())
+        target = targets[0] if targets else path.absolute().parent.name
+        if target not in TARGETS:
+            print(f"{path}: its folder is no target; say --target, with one of {', '.join(TARGETS)}")
+            return 2
+        found = load(target).player()(path.read_bytes())
         failed += bool(found)
         print(f"{path}: {path.read_bytes()!r}")
         print("".join(f"  {it}\n" for it in found or ["nothing wrong"]), end="")
@@ -97,7 +110,10 @@ def _replay(paths: list[Path]) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=1800, help="how long (default: 30 minutes)")
+    parser.add_argument(
+        "--seconds", type=int, default=1800, help="how long, all targets together (default: 30 minutes)"
+    )
+    parser.add_argument("--target", nargs="+", choices=TARGETS, help="what to fuzz (default: all, one after the other)")
     parser.add_argument("--seed", type=int, default=0, help="of libFuzzer's randomness; 0 takes another each time")
     parser.add_argument("--findings", type=Path, default=CACHE / "findings", help="where cases go that went wrong")
     parser.add_argument("--corpus", type=Path, default=CACHE / "corpus", help="where cases are that reach more code")

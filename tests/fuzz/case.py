@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from balancer.types import Address
+from tests.fuzz.play import Play
+from tests.fuzz.seeds import seeds as seeds  # those of this target
 from tests.support.judge import finish
 from tests.support.pipes import Pipe, PipeLoop
 from tests.support.world import MEMBERS, Client, Link, World
@@ -43,6 +45,12 @@ REFUSE, SILENT, FINE = b"d", b"h", b"u"  # members refuse connections, do not an
 FORGET, GIVE_UP = b"f", b"v"  # the members have left, or hang
 SHUT, END, CUT_ALL = b"s", b"w", b"x"  # the server stops: its connections are told; streams end; requests are cut
 ONE, TLS = b"L", b"S"  # for the whole case: a request at a time for each member; clients speak TLS
+
+
+def player() -> Play:
+    """What plays cases, one after the other on one loop."""
+    loop = PipeLoop()
+    return lambda data: run(data, loop)
 
 
 def run(data: bytes, loop: PipeLoop) -> list[str]:

@@ -1,4 +1,4 @@
-"""The fuzzer's own process: libFuzzer by atheris, which brings bytes, and ``case.run``, which judges what they do.
+"""The fuzzer's own process: libFuzzer by atheris, which brings bytes, and a target, which judges what they do.
 
 A finding does not end the run: the shortest case of each kind is kept in a file, and the run goes on.
 """
@@ -13,9 +13,12 @@ from pathlib import Path
 
 import atheris
 
+from tests.fuzz.play import Play
+from tests.fuzz.targets import load
+
+# The name of the target comes first, because its imports are what is measured.
 with atheris.instrument_imports(include=["balancer"]):
-    from tests.fuzz import case
-    from tests.support.pipes import PipeLoop
+    MODULE = load(sys.argv[1])
 
 # What differs between two findings of one kind: bytes, numbers, and everything that is told in detail.
 _DETAIL = re.compile(r"b'.*|b\".*|bytearray.*|Message\(.*|\[.*|\d+|; .*", re.DOTALL)
@@ -32,15 +35,15 @@ class Target:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._kinds: set[str] = set()
-        self._loop = PipeLoop()
+        self._play: Play = MODULE.player()
 
     def __call__(self, data: bytes) -> None:
         try:
-            found = case.run(data, self._loop)
+            found = self._play(data)
         except Exception:
             found = [f"an exception: {traceback.format_exc()}"]
         if found:
-            self._loop = PipeLoop()  # Whatever is left on the old one must not play on.
+            self._play = MODULE.player()  # Whatever is left on the old loop must not play on.
             for finding in found:
                 self._keep(finding, data)
 
@@ -57,7 +60,7 @@ class Target:
 
 
 def main(arguments: list[str]) -> None:
-    directory, options = Path(arguments[0]), arguments[1:]
+    directory, options = Path(arguments[1]), arguments[2:]
     target: Callable[[bytes], None] = Target(directory)
     atheris.Setup([sys.argv[0], *options], target)
     atheris.Fuzz()

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.case import run
 from tests.fuzz.known import OPEN, unknown
-from tests.fuzz.seeds import seeds
-from tests.support.pipes import PipeLoop
+from tests.fuzz.targets import TARGETS, found_cases, load
 
-CASES = sorted((Path(__file__).parent / "cases").iterdir())
+CASES = [(target, path) for target in TARGETS for path in found_cases(target)]
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
-def test_cases_that_were_found_do_not_happen_again(path: Path, loop: PipeLoop, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("target", "path"), CASES, ids=[path.name for _, path in CASES])
+def test_cases_that_were_found_do_not_happen_again(target: str, path: Path, request: pytest.FixtureRequest) -> None:
     if path.name in OPEN:
         request.applymarker(pytest.mark.xfail(reason=OPEN[path.name][1]))
-    assert run(path.read_bytes(), loop) == []
+    assert load(target).player()(path.read_bytes()) == []
 
 
-def test_seeds_of_the_fuzzer_pass_the_judge(loop: PipeLoop) -> None:
-    assert [(seed, found) for seed in seeds() if (found := unknown(run(seed, loop)))] == []
+@pytest.mark.parametrize("target", TARGETS)
+def test_seeds_of_the_fuzzer_pass_the_judge(target: str) -> None:
+    module = load(target)
+    play = module.player()
+    assert [(seed, found) for seed in module.seeds() if (found := unknown(play(seed)))] == []

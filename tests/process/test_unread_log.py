@@ -17,10 +17,9 @@ from balancer.demo.system import free_port
 from tests.support.processes import Serving, serving
 from tests.support.wire import LIMIT, Member
 
-# Targets of so many bytes, of which so many are more than any stream takes while it is not read. A pipe takes a line of
-# a page as one, also where several processes write to it.
-LONG = 3700
-MANY = 700
+# Targets of so many bytes, of which so many are more than any stream takes while it is not read.
+LONG = 15_000
+MANY = 400
 
 
 @pytest.fixture

@@ -34,10 +34,10 @@ def finish(world: World) -> list[str]:
         if unanswered := _unanswered(client):
             found.append(f"{client.host}: a request has no answer and the connection is open: {unanswered}")
     world.leave()
-    found += _leaks(world)
+    found += leaks(world)
     world.close()
     found += world.trouble
-    seen = _seen(world, found)
+    seen = requests_seen(world, found)
     if any("is not HTTP" in it for it in found):
         return found  # What its client got cannot be told from this.
     for client in world.clients:
@@ -70,7 +70,8 @@ def _unanswered(client: Client) -> Message | None:
     return whole[done] if done < len(whole) else None
 
 
-def _leaks(world: World) -> list[str]:
+def leaks(world: World) -> list[str]:
+    """What is left in a world that everybody has left, in words."""
     balancer = world.balancer
     members = balancer.membership.members.values()
     counts = {
@@ -130,7 +131,7 @@ class _Complete:
         self.on_message_complete = lambda: whole.append(None)
 
 
-def _seen(world: World, found: list[str]) -> list[Seen]:
+def requests_seen(world: World, found: list[str]) -> list[Seen]:
     """All requests that members saw, in the order in which they began."""
     everything: list[Seen] = []
     for link in world.links:

@@ -19,6 +19,7 @@ from balancer.frontend.http1_connection import Http1Connection
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import HealthEvent
 from balancer.members.probe import Verdict
+from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from tests.support.pipes import Pipe, PipeLoop
 from tests.support.reader import Message, Requests, Responses
@@ -83,9 +84,17 @@ class Link:
 
 
 class World:
-    """``answering``: members answer by themselves. ``limit``: MAX_REQUESTS_PER_MEMBER."""
+    """``answering``: members answer by themselves. ``limit``: MAX_REQUESTS_PER_MEMBER. ``stats``: figures of it all."""
 
-    def __init__(self, loop: PipeLoop, *, answering: bool = True, tls: bool = False, limit: int = 0) -> None:
+    def __init__(
+        self,
+        loop: PipeLoop,
+        *,
+        answering: bool = True,
+        tls: bool = False,
+        limit: int = 0,
+        stats: Stats | None = None,
+    ) -> None:
         self.loop = loop
         self.answering = answering
         self.tls = tls
@@ -114,6 +123,7 @@ class World:
             probe=self._probe,
             clock=loop.time,
             rng=Random(0),
+            stats=stats,
         )
         # The same request is the same to the byte wherever it comes.
         self.balancer.dispatcher._new_id = lambda: b"id"
@@ -282,6 +292,6 @@ class _Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == "asyncio":
             return  # Another loop's, of a test before: this one's has a handler of its own.
-        # uvicorn's word for a WebSocket handshake that was refused.
-        if not record.getMessage().startswith("ASGI callable returned without completing handshake"):
+        # uvicorn's words for a WebSocket handshake that was refused, and for a response that its member broke off.
+        if not record.getMessage().startswith("ASGI callable returned without completing"):
             self._trouble.append(f"logged: {record.getMessage()}")

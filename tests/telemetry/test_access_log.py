@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from balancer.dispatch.context import ID_MAX, Attempt, RequestRecord
 from balancer.http.request import Request
-from balancer.telemetry.access_log import WAITING_MAX, AccessLog, _pieces, as_json, as_text
+from balancer.telemetry.access_log import WAITING_MAX, AccessLog, as_json, as_text
 from balancer.types import Address
 
 FAILED = Attempt(Address("10.0.0.3", 80), "refused", "connection refused")
@@ -100,11 +100,3 @@ def test_line_for_people_is_coloured_by_the_class_of_its_status() -> None:
 @given(target=st.binary())
 def test_line_for_people_has_nothing_in_it_that_moves_a_cursor(target: bytes) -> None:
     assert as_text(record(target), 0.0).isprintable()
-
-
-@given(lines=st.lists(st.text(alphabet="aé", max_size=20)), limit=st.integers(1, 50))
-def test_several_processes_write_whole_lines_of_which_a_pipe_takes_as_many_as_one(lines: list[str], limit: int) -> None:
-    pieces = list(_pieces(lines, limit))
-    assert [line for piece in pieces for line in piece] == lines
-    for piece in pieces:
-        assert len(piece) < 2 or len("".join(f"{line}\n" for line in piece).encode()) <= limit

@@ -234,3 +234,30 @@ def test_prints_go_out_as_lines(ends: Ends) -> None:
         assert read() == "a é \\udc80\nerror\n".encode()
         assert log_output.dropped_lines() == {"stdout": 0, "stderr": 0}
         assert not log_output.tick()
+
+
+def test_line_of_several_writes_waits_for_its_end_or_a_flush(ends: Ends) -> None:
+    output = LogOutput(ends.writer, "it")
+    output.write(b"a line\nhalf")
+    assert ends.read() == b"a line\n"
+    output.write(b" of it")
+    assert ends.read() == b""
+    output.write(b"\nno end")
+    assert ends.read() == b"half of it\n"
+    output.flush()
+    assert ends.read() == b"no end"
+    output.write(b"x" * 2**20)
+    output.write(b"x" * 2**20)
+    assert ends.read() == b""
+    output.write(b"x")
+    assert ends.read()
+
+
+def test_long_print_is_one_write(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        installed(patch, ends)
+        [output, _] = log_output._installed
+        written: list[bytes] = []
+        monkeypatch.setattr(output.channel, "put", lambda stream, data: written.append(data))
+        print("x" * 20_000)
+    assert written == [b"x" * 20_000 + b"\n"]
