@@ -147,9 +147,8 @@ class Settings:
         "bytes a second that a client has to send of a body, after the first 20 s and before the response begins",
     )
     max_connections: int = setting(0, count(0, 10_000_000), "connections of clients in all (0: no limit)")
-    max_connections_per_client: int = setting(
-        0, count(0, 10_000_000), "connections of one client's address (0: no limit)"
-    )
+    max_connections_per_client: int = setting(0, count(0, 10_000_000), "connections of one client (0: no limit)")
+    client_prefix_v6: int = setting(64, count(1, 128), "bits of an IPv6 address that tell one client from another")
     trusted_proxies: tuple[IPNetwork, ...] = setting(
         (), NETWORKS, "whose X-Forwarded-* and Forwarded are kept and extended; everybody else's are replaced"
     )

@@ -37,7 +37,7 @@ from balancer.frontend.client_connection import (
 )
 from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
 from balancer.frontend.http2_stream import NO_ERROR, Http2Stream
-from balancer.http.headers import Headers, sound_request_id
+from balancer.http.headers import Headers, plain_address, sound_request_id
 from balancer.http.http2 import check_http2, join_cookies, server_settings
 from balancer.http.request import Request
 from balancer.loop_time import loop_time
@@ -71,7 +71,7 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.peer = self.client[0] if self.client else ""
+        self.peer = plain_address(self.client[0]) if self.client else ""
         self.begin_checks(loop_time().time())
         try:
             self.registry.admit(self)
