@@ -37,6 +37,7 @@ from balancer.config.parsers import (
     choice,
     count,
     seconds,
+    share,
 )
 from balancer.types import Address, IPNetwork, UnixSocket
 
@@ -126,6 +127,9 @@ class Settings:
     queue_max: int = setting(1000, count(0, 1_000_000), "how many requests may wait for a member")
     queue_max_bytes: int = setting(
         64 * 1024 * 1024, count(0, 1 << 40), "how many bytes of bodies the requests that wait may hold in memory"
+    )
+    max_queue_share: float = setting(
+        0.1, share(0.01), "what a client has of the queue and of the members' slots while others wait (1: no shares)"
     )
     connect_timeout: float = setting(1.0, seconds(0.01, 3600), "limit for a connection to a member")
     response_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for a member's first response byte")
