@@ -170,16 +170,24 @@ def _url(text: str) -> str:
     return text
 
 
-def seconds(low: float, high: float) -> Kind:
-    """Return the kind of a duration in seconds."""
-
+def _between(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         number = float(text)
         if not low <= number <= high:  # also refuses nan
             raise ValueError("out of range")
         return number
 
-    return Kind(parse, f"seconds from {low:g} to {high:g}")
+    return parse
+
+
+def seconds(low: float, high: float) -> Kind:
+    """Return the kind of a duration in seconds."""
+    return Kind(_between(low, high), f"seconds from {low:g} to {high:g}")
+
+
+def share(low: float) -> Kind:
+    """Return the kind of a share of something, 1 for all of it."""
+    return Kind(_between(low, 1), f"a number from {low:g} to 1")
 
 
 def count(low: int, high: int) -> Kind:

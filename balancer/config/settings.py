@@ -37,6 +37,7 @@ from balancer.config.parsers import (
     choice,
     count,
     seconds,
+    share,
 )
 from balancer.types import Address, IPNetwork, UnixSocket
 
@@ -127,6 +128,9 @@ class Settings:
     queue_max_bytes: int = setting(
         64 * 1024 * 1024, count(0, 1 << 40), "how many bytes of bodies the requests that wait may hold in memory"
     )
+    max_queue_share: float = setting(
+        0.1, share(0.01), "what a client has of the queue and of the members' slots while others wait (1: no shares)"
+    )
     connect_timeout: float = setting(1.0, seconds(0.01, 3600), "limit for a connection to a member")
     response_timeout: float = setting(60.0, seconds(0.01, 86400), "limit for a member's first response byte")
     stream_idle_timeout: float = setting(
@@ -147,9 +151,8 @@ class Settings:
         "bytes a second that a client has to send of a body, after the first 20 s and before the response begins",
     )
     max_connections: int = setting(0, count(0, 10_000_000), "connections of clients in all (0: no limit)")
-    max_connections_per_client: int = setting(
-        0, count(0, 10_000_000), "connections of one client's address (0: no limit)"
-    )
+    max_connections_per_client: int = setting(0, count(0, 10_000_000), "connections of one client (0: no limit)")
+    client_prefix_v6: int = setting(64, count(1, 128), "bits of an IPv6 address that tell one client from another")
     trusted_proxies: tuple[IPNetwork, ...] = setting(
         (), NETWORKS, "whose X-Forwarded-* and Forwarded are kept and extended; everybody else's are replaced"
     )

@@ -3,8 +3,8 @@
 Rules:
 * A member has at most ``limit`` requests at a time.
 * No request waits while a member could take it (but see the last rule). While requests wait, a new one joins the queue.
-* A slot that becomes free goes to the request that has waited longest. That happens in the same step,
-  so that no other can slip in between.
+* A slot that becomes free goes to the request whose turn it is (``balancer.dispatch.turns``). That happens in the same
+  step, so that no other can slip in between.
 * A request gets a member that failed it before only while every other one is busy or gone.
 * Where no member was available and requests wait, the first member back gets its share of them, not all. The rest
   wait for the other members that DNS names, or for its next free slot, as long as ``GradualRelease`` has it.
@@ -19,7 +19,6 @@ from math import ceil, inf
 from typing import Protocol
 
 from balancer.dispatch.queue import PendingQueue, QueuedRequest
-from balancer.errors import Refusal
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
 from balancer.members.membership import Membership
@@ -75,19 +74,20 @@ class Admission:
         """Queue a request for at most ``patience`` seconds. Raises Refusal where waiting is of no use."""
         if not self._membership.has_available:
             self.on_shortage()
-        try:
-            self._queue.push(queued, patience, moving=self._membership.has_available and not self.releasing_gradually)
-        except Refusal:
-            if not self.releasing_gradually:
-                raise
+        if self.releasing_gradually and not self._queue.has_room(queued):
             # A member with more than its share is better than a refusal.
             self.effective_limit = min(self._limit, self.effective_limit + 1)
             self.assign_queued()
-            self._queue.push(queued, patience, moving=False)
+        self._queue.push(queued, patience, moving=self._membership.has_available and not self.releasing_gradually)
 
-    def release(self, member: Member) -> None:
-        """Take a member back after a request; its slot goes to the request that has waited longest."""
+    def release(self, member: Member, queued: QueuedRequest | None = None) -> None:
+        """Take a member back after a request; its slot goes to the request whose turn is next.
+
+        ``queued``: the request, if it may have got the member in its turn.
+        """
         member.in_flight -= 1
+        if queued:
+            self._queue.end_turn(queued)
         if self._queue.waiting and member.in_flight < self.effective_limit and self._membership.is_available(member):
             while (queued := self._queue.head()) and not self._give(queued, member):
                 pass
@@ -142,6 +142,7 @@ class Admission:
             member.in_flight -= 1
             member.requests -= 1
             return False
+        self._queue.take_turn(queued)
         return True
 
     def _choose(self, request: AnyRequest, tried: Container[Member]) -> Member | None:
@@ -159,6 +160,7 @@ class Admission:
         first, self._built_for = self._built_for < 0, self._membership.generation
         changed = self._membership.pop_changes()
         available = self._membership.available
+        self._queue.turns.slots = self._limit * max(1, len(available))
         if changed is None or first:
             self._policy.build(available)
         else:

@@ -141,7 +141,7 @@ class Dispatcher(FastPathDispatcher):
                     return
             finally:
                 context.attempt_duration = max(0.0, self._clock() - attempts.began)
-                self.admission.release(member)
+                self.admission.release(member, attempts.queued)
             outgoing.fresh = attempts.repeats > 0
             outgoing.repeatable = outgoing.repeatable and attempts.repeats < self._settings.retries
             if attempts.pause:
@@ -225,42 +225,53 @@ class Dispatcher(FastPathDispatcher):
     async def _wait_for_member(
         self, queued: QueuedRequest, body: ReplayableBody | None, until: float, record: RequestRecord
     ) -> Member:
-        """Queue the request, in order of arrival, until a member can take it. Raises Refusal if none can."""
+        """Queue the request until its turn comes and a member can take it. Raises Refusal if none can."""
         began = self._clock()
-        assigned: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[Member | Refusal] = asyncio.get_running_loop().create_future()
 
-        def give(member: Member) -> bool:
-            if assigned.done():
+        def end(outcome: Member | Refusal) -> bool:
+            if ended.done():
                 return False
-            assigned.set_result(member)
+            ended.set_result(outcome)
             return True
 
-        queued.give = give
-        patience = max(0.0, until - loop_time().time())
+        queued.give = queued.refuse = end
+        queued.client = self._key_of(self._request_headers.origin(record.request.headers, record.request.client))
         queued.in_hand = body.size if body else 0
+        patience = max(0.0, until - loop_time().time())
         is_queued = False
         try:
             self.admission.wait(queued, patience)
             is_queued = True
             async with Limit(patience):
-                await assigned
+                outcome = await ended
+            if isinstance(outcome, Refusal):
+                raise outcome
         except (Refusal, TimeoutError) as error:
-            if not assigned.done() or assigned.cancelled():
+            if not _member_in(ended):
                 if member := self.admission.fallback(queued):
                     return member
                 if isinstance(error, Refusal):
                     raise
                 raise (overloaded() if self._membership.has_available else self._no_member(record)) from None
         except asyncio.CancelledError:
-            if assigned.done() and not assigned.cancelled():
-                self.admission.release(assigned.result())
+            if member := _member_in(ended):
+                self.admission.release(member, queued)
             raise
         finally:
             self.queue.discard(queued)
             if is_queued:
                 record.queued += self._clock() - began
         self.queue.record_wait(queued, self._clock() - began)
-        return assigned.result()
+        given = _member_in(ended)
+        assert given
+        return given
+
+
+def _member_in(ended: asyncio.Future[Member | Refusal]) -> Member | None:
+    """Return the member that a request has got, or None if its wait has had another end, or none yet."""
+    outcome = ended.result() if ended.done() and not ended.cancelled() else None
+    return outcome if isinstance(outcome, Member) else None
 
 
 async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, headers: Headers) -> None:

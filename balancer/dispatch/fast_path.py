@@ -19,6 +19,7 @@ from balancer.dispatch.queue import PendingQueue
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import Refusal
 from balancer.http import loops
+from balancer.http.clients import client_keys
 from balancer.http.headers import TRACE_FIELDS, Headers, with_request_id
 from balancer.http.request import AnyRequest, Request
 from balancer.http.request_headers import RequestHeaders, with_prefix
@@ -60,11 +61,12 @@ class FastPathDispatcher(RequestHandler):
         self._request_headers = RequestHeaders(
             settings.trusted_proxies, TRACE_FIELDS if trace else frozenset(), settings.drop_underscore_headers
         )
+        self._key_of = client_keys(settings.client_prefix_v6)
         self._new_id = request_ids()
         self._sends_id = settings.response_request_id
         self._trace = trace
         self._budget = retry.Budget()
-        self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes)
+        self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes, settings.max_queue_share)
         self.admission = Admission(membership, policy, self.queue, settings.max_requests_per_member)
 
     def begin(self, request: Request) -> RequestContext:

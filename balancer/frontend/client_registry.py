@@ -11,6 +11,7 @@ from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import ActiveRequests
 from balancer.errors import Refusal
 from balancer.frontend.client_connection import ClientConnection
+from balancer.http.clients import client_keys
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 from balancer.loop_time import Timer, loop_time
@@ -36,7 +37,9 @@ class ClientRegistry:
         # Connections that only wait for the answer that there are too many: they do not count.
         self._rejected: set[ClientConnection] = set()
         self._peak = 0
-        self._per_address: Counter[str] = Counter()
+        # Connections by client; see ``balancer.http.clients``.
+        self._key_of = client_keys(settings.client_prefix_v6)
+        self._per_client: Counter[str] = Counter()
         self._sweeper: Timer | None = None
         # Set once the last connection has ended; None where nothing waits for that.
         self._emptied: asyncio.Event | None = None
@@ -83,14 +86,14 @@ class ClientRegistry:
             words = f"{there if bound == 'connections' else 'you have'} {counted(limit, 'connection')} already"
             self.limits.reached(bound, connection.peer, f"is refused a connection, by MAX_{bound.upper()}={limit}")
             raise Refusal(503, "too_many_connections", words, retry_after=1)
-        self._per_address[connection.peer] += 1
+        self._per_client[self._key_of(connection.peer)] += 1
 
     def _bound_reached(self, peer: str) -> str:
         """Return the bound of LIMITS that one more connection of this client exceeds, or ""."""
         limit, each = self.settings.max_connections, self.settings.max_connections_per_client
         if limit and len(self.connections) - len(self._rejected) > limit:
             return "connections"
-        return "connections_per_client" if each and self._per_address[peer] >= each else ""
+        return "connections_per_client" if each and self._per_client[self._key_of(peer)] >= each else ""
 
     def remove(self, connection: ClientConnection) -> None:
         """Remove a connection that has ended."""
@@ -101,9 +104,10 @@ class ClientRegistry:
             if connection in self._rejected:
                 self._rejected.remove(connection)
                 return
-            self._per_address[connection.peer] -= 1
-            if not self._per_address[connection.peer]:
-                del self._per_address[connection.peer]
+            key = self._key_of(connection.peer)
+            self._per_client[key] -= 1
+            if not self._per_client[key]:
+                del self._per_client[key]
 
     def _start_round(self) -> list[ClientConnection]:
         """Return all connections; give memory back whenever half of a peak has left."""

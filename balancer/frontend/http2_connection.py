@@ -40,7 +40,7 @@ from balancer.frontend.client_connection import (
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http2_stream import Http2Stream
 from balancer.frontend.turns import TURN_BYTES, FairConnection
-from balancer.http.headers import Headers, sound_request_id
+from balancer.http.headers import Headers, plain_address, sound_request_id
 from balancer.http.http2 import (
     ENHANCE_YOUR_CALM,
     FAULTS,
@@ -91,7 +91,7 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
         super().connection_made(transport)
         # Its pauses are reasons for which this connection does not read, beside turns.
         self.flow = FlowControl(cast(asyncio.Transport, self))
-        self.peer = self.client[0] if self.client else ""
+        self.peer = plain_address(self.client[0]) if self.client else ""
         self.begin_checks(loop_time().time())
         try:
             self.registry.admit(self)

@@ -45,6 +45,9 @@ def test_defaults_are_those_of_the_contract() -> None:
     [
         ("alias", "_http._tcp.apps.", "_http._tcp.apps."),
         ("alias", "1", "1"),
+        ("client_prefix_v6", "56", 56),
+        ("max_queue_share", "0.25", 0.25),
+        ("max_queue_share", "1", 1.0),
         ("alias", "192.168.144.2", "192.168.144.2"),
         ("alias", "FD00:0::2", "fd00::2"),
         ("alias", "[fd00::2]", "fd00::2"),

@@ -23,9 +23,9 @@ REQUEST = Request("GET", b"/", [], "192.0.2.1")
 class System:
     """``members`` members that are up, and what was given to whom."""
 
-    def __init__(self, members: int, limit: int = 0) -> None:
+    def __init__(self, members: int, limit: int = 0, queue: PendingQueue | None = None) -> None:
         self.membership = Membership()
-        self.queue = PendingQueue(100, 0)
+        self.queue = PendingQueue(100, 0) if queue is None else queue
         self.admission = Admission(self.membership, RoundRobin(Nought()), self.queue, limit)
         self.given: list[tuple[str, Member]] = []
         self.resolve(members)

@@ -12,6 +12,9 @@ import pytest
 
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
+from balancer.frontend.client_registry import ClientRegistry
+from balancer.process.sockets import listen
+from balancer.types import Address
 from tests.support import wire
 from tests.support.http2 import Answer, Http2Client
 from tests.support.http2_door import CANCEL, REFUSED_STREAM, reset, spoken
@@ -423,3 +426,16 @@ async def test_http2_request_in_flight_is_finished_when_the_server_stops(tmp_pat
             await client.until(lambda: False)
         status, _, err = await serve.stop()
     assert (status, "Traceback" in err) == (0, False)
+
+
+async def test_ipv4_client_of_an_ipv6_socket_has_its_plain_address(tmp_path: Path) -> None:
+    async with Member() as member, spoken(tmp_path, member) as here:
+        running, sock = here.running, listen("BIND", Address("::", 0))
+        clients = ClientRegistry(running.balancer.proxy, running.balancer.settings)
+        async with wire.listening(running.balancer, sock, clients, running.certificate):
+            running.address = Address("127.0.0.1", sock.getsockname()[1])
+            async with here.client() as client:
+                assert (await client.get("/")).status == 200
+                assert (await client.answer(await client.ask(method=b"CONNECT"))).status == 501
+        assert [it.request.client for it in running.records] == ["127.0.0.1", "127.0.0.1"]
+        assert b"\r\nx-forwarded-for: 127.0.0.1\r\n" in member.received[0]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from balancer.frontend import client_connection, client_registry, http1_connection
 from tests.support.hostile import CHUNKED, POST
+from tests.support.http2 import Http2Client
 from tests.support.messages import GET
+from tests.support.proxy_header import announced as behind_proxy
+from tests.support.tls import issue, trusting
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, answer_all, balance
 
 ENOUGH = 10
@@ -232,6 +236,46 @@ async def test_clients_behind_a_trusted_proxy_are_told_apart() -> None:
         for client, source in ((one, b"10.0.0.1"), (same, b"10.0.0.1"), (another, b"10.0.0.2")):
             await client.send(b"PROXY TCP4 %b 10.0.0.9 4711 80\r\n" % source)
             assert await is_served(client) is (client is not same)
+
+
+@pytest.mark.parametrize("door", ["HTTP/1.1", "TLS", "HTTP/2"])
+async def test_addresses_of_one_ipv6_prefix_are_one_client_at_every_door(door: str, tmp_path: Path) -> None:
+    tls = trusting("h2" if door == "HTTP/2" else "http/1.1") if door != "HTTP/1.1" else None
+    settings: dict[str, Any] = {"max_connections_per_client": 1, "http2": door == "HTTP/2"}
+    if tls:
+        settings |= issue(tmp_path)
+    async with Member() as member, behind_proxy(member, **settings) as running, AsyncExitStack() as clients:
+        for source, is_there in (
+            ("TCP6 2001:db8:0:1::7 ::1", True),
+            ("TCP6 2001:db8:0:1:ffff::8 ::1", False),
+            ("TCP6 2001:db8:0:2::7 ::1", True),
+            ("TCP4 192.0.2.7 192.0.2.1", True),
+            ("TCP6 ::ffff:192.0.2.7 ::1", False),
+            ("TCP6 ::ffff:192.0.2.8 ::1", True),
+        ):
+            first = f"PROXY {source} 4711 80\r\n".encode()
+            client = await clients.enter_async_context(running.client(tls, first))
+            if door == "HTTP/2":
+                speaker = Http2Client(client)
+                await speaker.begin()
+                assert speaker.ended is not is_there, source
+                if is_there:
+                    assert (await speaker.get("/")).status == 200
+            else:
+                assert await is_served(client) is is_there, source
+        # What is passed on and logged is the whole address.
+        assert "2001:db8:0:1::7" in [it.request.client for it in running.records]
+
+
+async def test_prefix_of_one_client_is_a_setting() -> None:
+    async with (
+        Member() as member,
+        behind_proxy(member, max_connections_per_client=1, client_prefix_v6=128) as running,
+        running.client(first=b"PROXY TCP6 2001:db8::7 ::1 4711 80\r\n") as one,
+        running.client(first=b"PROXY TCP6 2001:db8::8 ::1 4711 80\r\n") as other,
+    ):
+        assert await is_served(one)
+        assert await is_served(other)
 
 
 # What a head may have.

@@ -1,0 +1,229 @@
+"""One client's requests do not hold up another's, at any front end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import wire
+from tests.support.http2 import Http2Client
+from tests.support.messages import LAST_GET as GET
+from tests.support.tls import issue, trusting
+from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
+from tests.wire.test_balancing import Gate
+
+HONEST, ATTACKER = "127.0.0.1", "127.0.0.2"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n" + b"a" * 1000
+
+# An attacker's requests.
+CROWD = 100
+
+# What a client gets: the status line and headers, or those of HTTP/2, and the body.
+Ask = Callable[[str], Awaitable[bytes]]
+
+
+@asynccontextmanager
+async def connection_from(running: Running, host: str, tls: Any = None) -> AsyncIterator[Connection]:
+    reader, writer = await asyncio.open_connection(
+        *running.address, local_addr=(host, 0), ssl=tls, server_hostname="127.0.0.1" if tls else None
+    )
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.close()
+
+
+async def exchange(running: Running, host: str, request: bytes = GET, tls: Any = None) -> bytes:
+    async with connection_from(running, host, tls) as client:
+        await client.send(request)
+        return await client.to_end()
+
+
+async def exchange_http2(running: Running, host: str, tls: Any) -> bytes:
+    async with connection_from(running, host, tls) as connection:
+        client = Http2Client(connection)
+        await client.begin()
+        answer = await client.get("/")
+        return b"HTTP/2 %d \r\n%b" % (answer.status, answer.body)
+
+
+class Door:
+    """A front end: the settings of its balancer, and how clients ask there."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.settings: dict[str, Any] = {}
+        self._ask: Callable[[Running, str], Awaitable[bytes]] = exchange
+        if name == "TLS":
+            self.settings = issue(folder)
+            self._ask = partial(exchange, tls=trusting("http/1.1"))
+        elif name == "HTTP/2":
+            self.settings = {**issue(folder), "http2": True}
+            self._ask = partial(exchange_http2, tls=trusting("h2"))
+
+    def ask(self, running: Running, host: str) -> asyncio.Task[bytes]:
+        async def answer() -> bytes:
+            return await self._ask(running, host)
+
+        return asyncio.create_task(answer())
+
+
+@pytest.fixture(params=["HTTP/1.1", "TLS", "HTTP/2", "ASGI"])
+def door(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Door:
+    if request.param == "ASGI":
+        monkeypatch.setattr(wire, "edge", False)
+    return Door(request.param, tmp_path)
+
+
+def queued(running: Running) -> int:
+    return len(running.balancer.dispatcher.queue)
+
+
+def refused(answer: bytes) -> bool:
+    return answer.split(b" ")[1] == b"503"
+
+
+async def test_one_client_s_requests_do_not_hold_up_another_s(door: Door) -> None:
+    gate = Gate()
+    settings = {"max_requests_per_member": 2, "queue_timeout": 3 * LIMIT, **door.settings}
+    async with Member(gate) as member, balance(member, **settings) as running:
+        attack = [door.ask(running, ATTACKER) for _ in range(CROWD)]
+        await eventually(lambda: (gate.waiting, queued(running)) == (2, CROWD - 2))
+        honest = door.ask(running, HONEST)
+        await eventually(lambda: queued(running) == CROWD - 1)
+        gate.let(4)  # The two that members have, one in its turn, and this one.
+        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
+        gate.let(CROWD - 3)
+        assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack))
+
+
+async def test_place_in_a_full_queue_is_made_by_the_client_that_has_most(door: Door) -> None:
+    gate = Gate()
+    settings = {"max_requests_per_member": 1, "queue_max": 20, "queue_timeout": 3 * LIMIT, **door.settings}
+    async with Member(gate) as member, balance(member, **settings) as running:
+        attack = [door.ask(running, ATTACKER) for _ in range(21)]
+        await eventually(lambda: (gate.waiting, queued(running)) == (1, 20))
+        honest = door.ask(running, HONEST)
+        (gone,), attack_left = await asyncio.wait(attack, return_when=asyncio.FIRST_COMPLETED)
+        assert refused(gone.result())
+        assert b"20 of its 20 requests were yours, whose share is 2" in gone.result()
+        assert refused(await door.ask(running, ATTACKER))
+        # It is in the log as any request is.
+        first, second = running.records
+        assert (first.status, first.error, first.request.client) == (503, "queue_full", ATTACKER)
+        assert first.queued > 0
+        assert (second.status, second.error, second.queued) == (503, "queue_full", 0)
+        gate.let(3)
+        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
+        gate.let(18)
+        assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack_left))
+
+
+async def test_one_address_before_all_clients_has_the_whole_queue(door: Door) -> None:
+    """As where Docker's own proxy accepts the connections, or a proxy that is not trusted."""
+    gate = Gate()
+    settings = {"max_requests_per_member": 2, "queue_max": 30, "queue_timeout": 3 * LIMIT, **door.settings}
+    async with Member(gate) as member, balance(member, **settings) as running:
+        crowd = [door.ask(running, HONEST) for _ in range(32)]
+        await eventually(lambda: (gate.waiting, queued(running)) == (2, 30))
+        answer = await door.ask(running, HONEST)
+        assert refused(answer)
+        assert b"30 requests wait for a member already\n" in answer
+        gate.let(32)
+        assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*crowd))
+        assert gate.most == 2
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_clients_behind_a_trusted_proxy_are_those_that_it_names() -> None:
+    gate = Gate()
+    settings: dict[str, Any] = {"max_requests_per_member": 1, "trusted_proxies": (ip_network("127.0.0.0/8"),)}
+
+    def via_proxy(client: str) -> asyncio.Task[bytes]:
+        named = GET.replace(b"\r\n\r\n", f"\r\nX-Forwarded-For: 192.0.2.99, {client}\r\n\r\n".encode())
+        return asyncio.create_task(exchange(running, HONEST, named))
+
+    async with Member(gate) as member, balance(member, **settings) as running:
+        attack = [via_proxy(f"2001:db8::{number:x}") for number in range(20)]
+        await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
+        honest = via_proxy("2001:db8:0:1::1")
+        await eventually(lambda: queued(running) == 20)
+        gate.let(3)
+        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
+        gate.let(18)
+        await asyncio.gather(*attack)
+
+
+async def test_claims_of_clients_make_no_clients_of_them() -> None:
+    gate = Gate()
+    async with Member(gate) as member, balance(member, max_requests_per_member=1) as running:
+        claims = [GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.%d\r\n\r\n" % number) for number in range(20)]
+        attack = [asyncio.create_task(exchange(running, ATTACKER, claim)) for claim in claims]
+        await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
+        honest = asyncio.create_task(exchange(running, HONEST))
+        await eventually(lambda: queued(running) == 20)
+        gate.let(3)
+        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
+        gate.let(18)
+        await asyncio.gather(*attack)
+
+
+async def test_bytes_in_the_queue_are_shared_as_places_are() -> None:
+    gate = Gate()
+    settings: dict[str, Any] = {"max_requests_per_member": 1, "queue_max_bytes": 10_000}
+    async with Member(gate) as member, balance(member, **settings) as running:
+        first = asyncio.create_task(exchange(running, ATTACKER))
+        await eventually(lambda: gate.waiting == 1)
+        attack = [asyncio.create_task(exchange(running, ATTACKER, POST)) for _ in range(10)]
+        await eventually(lambda: queued(running) == 10)
+        honest = asyncio.create_task(exchange(running, HONEST, POST))
+        await eventually(lambda: any(task.done() for task in attack) or honest.done())
+        assert not honest.done()
+        gate.let(12)
+        assert (await honest).endswith(b"ok")
+        answers = await asyncio.gather(first, *attack)
+        assert len([answer for answer in answers if answer.endswith(b"ok")]) == 10
+        (gone,) = [answer for answer in answers if refused(answer)]
+        assert b"10000 bytes were yours, whose share is 1000" in gone
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_client_that_keeps_its_slots_does_not_get_those_of_another_that_waits() -> None:
+    """The answers to the attacker take for ever, those to the twenty people of an office do not."""
+    turns, forever = asyncio.Semaphore(0), asyncio.Event()
+    kept = 0
+
+    async def script(connection: Connection) -> None:
+        nonlocal kept
+        while True:
+            if b"x-slow" in await connection.head():
+                kept += 1
+                await forever.wait()
+            else:
+                await turns.acquire()
+            await connection.send(wire.OK)
+
+    async def ask() -> None:
+        while not forever.is_set():
+            await exchange(running, HONEST)
+
+    slow = GET.replace(b"\r\n\r\n", b"\r\nX-Slow: 1\r\n\r\n")
+    settings: dict[str, Any] = {"max_requests_per_member": 10, "queue_timeout": 3 * LIMIT}
+    async with Member(script) as member, balance(member, **settings) as running:
+        office = [asyncio.create_task(ask()) for _ in range(20)]
+        await eventually(lambda: queued(running) == 10)
+        attack = [asyncio.create_task(exchange(running, ATTACKER, slow)) for _ in range(50)]
+        for answered in range(40):
+            await eventually(lambda: (queued(running), len(running.records)) == (60, answered))  # noqa: B023 - awaited
+            turns.release()
+        assert kept == 5, "of the ten slots"
+        forever.set()
+        for _ in range(40):
+            turns.release()
+        await asyncio.gather(*office, *attack)
