@@ -19,8 +19,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from balancer.admin.auth import CHALLENGE, deny, deny_host, prove
+from balancer.admin.auth import CHALLENGE, Denial, deny, deny_host, has_token, prove
 from balancer.admin.history import Pool
+from balancer.admin.places import deny_page
 from balancer.admin.pool_view import Usage, View
 from balancer.admin.prometheus import metrics_endpoint
 from balancer.admin.readiness import readiness_endpoint
@@ -28,12 +29,11 @@ from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
 from balancer.members.member import Member
+from balancer.telemetry.client_limits import ClientLimits
 from balancer.telemetry.stats import Stats
 
 HERE = Path(__file__).parent
 
-# Pages that may be open at a time.
-MAX_PAGES = 200
 # Bytes that the body of an action may have.
 MAX_BODY_BYTES = 4096
 
@@ -56,19 +56,22 @@ class Supervised(NamedTuple):
 
 def admin_app(
     pools: Callable[[], Sequence[View]],
-    settings: Settings,
+    settings: Callable[[], Settings],
     feed: StatusFeed,
     unrouted: Callable[[], Stats | None] = lambda: None,
     processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
     supervised: Supervised | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    limits: ClientLimits | None = None,
 ) -> Starlette:
     """Return the application of the admin port.
 
-    ``pools``: those that the data listener gives requests to. ``feed``: runs beside it. ``unrouted``: figures of
-    requests that no route led to a pool. ``processes``: those that serve. ``supervised``: their supervisor.
-    ``stopping``: whether the balancer is about to stop.
+    ``pools``: those that the data listener gives requests to. ``settings``: those in effect, with the token of now.
+    ``feed``: runs beside it. ``unrouted``: figures of requests that no route led to a pool. ``processes``: those that
+    serve. ``supervised``: their supervisor. ``stopping``: whether the balancer is about to stop. ``limits``: those that
+    clients of the admin port have reached.
     """
+    limits = limits or ClientLimits()
 
     async def healthz(request: Request) -> Response:
         if not processes():
@@ -85,8 +88,9 @@ def admin_app(
         Route("/healthz", healthz),
         Route("/readyz", readiness_endpoint(pools, stopping)),
         Route("/members", members),
-        Route("/metrics", metrics_endpoint(pools, unrouted, processes)),
+        Route("/metrics", metrics_endpoint(pools, unrouted, processes, limits)),
         *_api(settings, feed, processes, supervised),
+        Route("/api/stream", Stream(settings, feed, limits)),
         *_page(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _in_json})
@@ -95,13 +99,16 @@ def admin_app(
 
 
 def _api(
-    settings: Settings, feed: StatusFeed, processes: Callable[[], Sequence[Usage]], supervised: Supervised | None
+    settings: Callable[[], Settings],
+    feed: StatusFeed,
+    processes: Callable[[], Sequence[Usage]],
+    supervised: Supervised | None,
 ) -> list[BaseRoute]:
     async def state(request: Request) -> Response:
         running = {
             "supervisor": supervised.pid if supervised else None,
             "generation": supervised.generation if supervised else 0,
-            "proof": await _proof(request.query_params.get("challenge"), settings.admin_token, supervised),
+            "proof": await _proof(request.query_params.get("challenge"), settings().admin_token, supervised),
             "processes": [process._asdict() for process in processes()],
         }
         return JSONResponse(feed.status() | running, headers=FRESH)
@@ -110,26 +117,24 @@ def _api(
         return JSONResponse({"events": feed.events()}, headers=FRESH)
 
     async def settings_in_effect(request: Request) -> Response:
-        rows = [{"name": name, "value": value, "meaning": meaning} for name, value, meaning in settings.rows()]
+        rows = [{"name": name, "value": value, "meaning": meaning} for name, value, meaning in settings().rows()]
         return JSONResponse({"settings": rows}, headers=FRESH)
 
     return [
         Route("/api/status", state),
         Route("/api/events", events),
         Route("/api/settings", settings_in_effect),
-        Route("/api/stream", Stream(feed)),
         Route("/api/members/{address}/drain", _action(settings, feed, True), methods=["POST"]),
         Route("/api/members/{address}/undrain", _action(settings, feed, False), methods=["POST"]),
     ]
 
 
-def _action(settings: Settings, feed: StatusFeed, drained: bool) -> Callable[[Request], Any]:
+def _action(settings: Callable[[], Settings], feed: StatusFeed, drained: bool) -> Callable[[Request], Any]:
     """Return the endpoint that drains a member, or undrains it."""
 
     async def act(request: Request) -> Response:
-        if denial := deny(settings, {name.lower(): value for name, value in request.headers.items()}):
-            headers = {"www-authenticate": "Bearer"} if denial.status == 401 else None
-            return problem(denial.status, denial.error, denial.reason, headers)
+        if denial := deny(settings(), _by_name(request.headers)):
+            return refusal(denial)
         action, address = await _read_action(request), request.path_params["address"]
         if action.name is not None:
             for pool, member in _members(feed.pools(), address, action.pool):
@@ -164,6 +169,15 @@ FRESH = {"cache-control": "no-store"}
 def problem(status: int, error: str, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return an error of the API: one word for programs, a sentence for people."""
     return JSONResponse({"error": error, "reason": reason}, status, FRESH | (headers or {}))
+
+
+def refusal(denial: Denial) -> JSONResponse:
+    """Return the refusal of a request; a 401 has the scheme that it takes (RFC 9110 section 15.5.2)."""
+    return problem(*denial, {"www-authenticate": "Bearer"} if denial.status == 401 else None)
+
+
+def _by_name(headers: Headers) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 class Unusable(HTTPException):
@@ -238,33 +252,28 @@ def _members(pools: Sequence[Pool], text: str, name: str | None) -> list[tuple[P
 class Stream:
     """Server-sent events: the whole state once, then its changes."""
 
-    def __init__(self, feed: StatusFeed) -> None:
+    def __init__(self, settings: Callable[[], Settings], feed: StatusFeed, limits: ClientLimits) -> None:
+        self._settings = settings
         self._feed = feed
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
             raise HTTPException(405, headers={"Allow": "GET"})
-        if self._feed.page_count >= MAX_PAGES:
-            await problem(503, "too_many_pages", f"{MAX_PAGES} pages are open already")(scope, receive, send)
+        settings, headers = self._settings(), _by_name(Headers(scope=scope))
+        client: str = scope["client"][0] if scope["client"] else ""
+        if denial := deny_page(settings, self._feed.subscribers, client, headers):
+            if denial.status == 503:
+                self._limits.reached("admin_pages", client, f"is refused a stream of the admin port: {denial.reason}")
+            await refusal(denial)(scope, receive, send)
             return
-        with Subscriber(self._feed) as subscriber:
-            watcher = asyncio.get_running_loop().create_task(_watch(receive, subscriber))
-            try:
-                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                while piece := await subscriber.next():
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
-            finally:
-                watcher.cancel()
-                await asyncio.gather(watcher, return_exceptions=True)
-
-
-async def _watch(receive: Receive, subscriber: Subscriber) -> None:
-    """Wait for the client to leave: uvicorn's ``send`` does nothing once it has, so only this message shows it."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    subscriber.close()
+        with Subscriber(self._feed, None if has_token(settings, headers) else client) as subscriber:
+            fields = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+            await send({"type": "http.response.start", "status": 200, "headers": fields})
+            # A client that leaves cancels this.
+            while piece := await subscriber.next():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
 
 
 def _page() -> list[BaseRoute]:
@@ -290,7 +299,7 @@ def _file(name: str, path: Path) -> Route:
 class Secured:
     """Adds the fields of SECURITY to every response, and refuses requests under the name of another host."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Callable[[], Settings]) -> None:
         self._app = app
         self._settings = settings
 
@@ -303,8 +312,8 @@ class Secured:
         # A server in front may pass on two, and others here look at the last.
         hosts = Headers(scope=scope).getlist("host") if scope["type"] == "http" else []
         for host in hosts:
-            if denial := deny_host(self._settings, host):
-                await problem(*denial)(scope, receive, secured)
+            if denial := deny_host(self._settings(), host):
+                await refusal(denial)(scope, receive, secured)
                 return
 
         await self._app(scope, receive, secured if scope["type"] == "http" else send)

@@ -36,6 +36,9 @@ class Denial(NamedTuple):
     reason: str
 
 
+TOKEN_NEEDED = Denial(401, "token_needed", f"this takes Authorization: Bearer and the value of {TOKEN}")
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host, as in a URL or an address, is this machine by itself."""
     if host == "localhost":
@@ -78,15 +81,20 @@ def deny(settings: Settings, headers: Mapping[str, str]) -> Denial | None:
         return Denial(415, "not_json", "this takes Content-Type: application/json, and an empty body or a JSON object")
     match access(settings):
         case "token":
-            scheme, _, presented = headers.get("authorization", "").partition(" ")
-            expected = (settings.admin_token or "").encode()
-            right = hmac.compare_digest(presented.strip().encode(), expected)
-            if scheme.lower() != "bearer" or not right:
-                return Denial(401, "token_needed", f"this takes Authorization: Bearer and the value of {TOKEN}")
+            if not has_token(settings, headers):
+                return TOKEN_NEEDED
         case "refused":
             words = f"{settings.admin_bind} is not on loopback, so this needs {TOKEN}, and it is not set"
             return Denial(403, "no_token_set", words)
     return None
+
+
+def has_token(settings: Settings, headers: Mapping[str, str]) -> bool:
+    """Whether a request comes with the token that is set. ``headers``: by name in lower case."""
+    scheme, _, presented = headers.get("authorization", "").partition(" ")
+    expected = (settings.admin_token or "").encode()
+    right = hmac.compare_digest(presented.strip().encode(), expected)
+    return bool(expected) and scheme.lower() == "bearer" and right
 
 
 # The text to be proved, new each time: 32 random bytes.

@@ -32,6 +32,7 @@ from balancer.admin.pool_view import Usage, View, by_name
 from balancer.errors import LOG_ONLY, REASONS, TOKENS
 from balancer.members.health import State
 from balancer.members.member import Member
+from balancer.telemetry.client_limits import ClientLimits
 from balancer.telemetry.latencies import cumulated
 from balancer.telemetry.stats import Stats, Tally, by_class
 from balancer.version import __version__
@@ -52,13 +53,15 @@ def metrics_endpoint(
     pools: Callable[[], Sequence[View]],
     unrouted: Callable[[], Stats | None] = lambda: None,
     processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
+    limits: ClientLimits | None = None,
 ) -> Callable[[Request], Awaitable[Response]]:
     """Return the endpoint of ``/metrics``, which answers in Prometheus' text format or OpenMetrics, by the request.
 
-    ``pools``: those that get requests now. ``unrouted``: figures of requests that no route led to a pool.
+    ``pools``: those that get requests now. ``unrouted``: figures of requests that no route led to a pool. ``limits``:
+    those that clients of the admin port have reached.
     """
     registry = CollectorRegistry()
-    registry.register(PoolCollector(pools, unrouted, processes))
+    registry.register(PoolCollector(pools, unrouted, processes, limits))
     ProcessCollector(registry=registry)
 
     async def metrics(request: Request) -> Response:
@@ -190,10 +193,12 @@ class PoolCollector(Collector):
         pools: Callable[[], Sequence[View]],
         unrouted: Callable[[], Stats | None] = lambda: None,
         processes: Callable[[], Sequence[Usage]] = lambda: [Usage.own()],
+        limits: ClientLimits | None = None,
     ) -> None:
         self._pools = pools
         self._unrouted = unrouted
         self._processes = processes
+        self._limits = limits
 
     def describe(self) -> Iterable[Metric]:
         """Return all metrics without samples."""
@@ -211,6 +216,8 @@ class PoolCollector(Collector):
                 found.add("balancer_log_lines_dropped_total", {**of_process, "stream": stream}, number)
             for limit, number in usage.client_limits.items():
                 found.add("balancer_client_limits_total", {**of_process, "limit": limit}, number)
+        for limit, number in self._limits.counts.items() if self._limits else ():
+            found.add("balancer_client_limits_total", {"process": "admin", "limit": limit}, number)
         pools = by_name(self._pools())
         # Pools may have one listener, and its clients, in common.
         known = {id(clients): len(clients) for pool in pools.values() if (clients := pool.clients) is not None}

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 class Subscriber:
-    """An open page: use it within ``with``, and await ``next`` for the bytes to send."""
+    """An open page: use it within ``with``, and await ``next`` for the bytes to send.
 
-    def __init__(self, feed: StatusFeed) -> None:
+    ``client``: the address of one without the token, or None for one with it.
+    """
+
+    def __init__(self, feed: StatusFeed, client: str | None = None) -> None:
         self._feed = feed
+        self.client = client
         self._seen = -1
         self.wake = asyncio.Event()
-        self.gone = False
 
     def __enter__(self) -> Subscriber:
         self._feed.subscribers.add(self)
@@ -29,21 +32,16 @@ class Subscriber:
     def __exit__(self, *exception: object) -> None:
         self._feed.subscribers.discard(self)
 
-    def close(self) -> None:
-        """End the stream: the page has gone."""
-        self.gone = True
-        self.wake.set()
-
     async def next(self) -> bytes:
         """Return what the page has not got, as server-sent events; b"" at the end.
 
         A page that reads too slowly misses some messages, and gets the whole state again.
         """
         feed = self._feed
-        while self._seen == feed.number and not (self.gone or feed.closed):
+        while self._seen == feed.number and not feed.closed:
             self.wake.clear()
             await self.wake.wait()
-        if self.gone or feed.closed:
+        if feed.closed:
             return b""
         piece = feed._delta if self._seen == feed._delta_from >= 0 else feed.full_state()
         self._seen = feed.number

@@ -114,6 +114,11 @@ def add_reload(reload: argparse.ArgumentParser) -> None:
         help="what its admin listener has to prove to know (default as for serve; BALANCER_ADMIN_TOKEN)",
     )
     reload.add_argument(
+        "--admin-token-file",
+        metavar="VALUE",
+        help="file with that token (default as for serve; BALANCER_ADMIN_TOKEN_FILE)",
+    )
+    reload.add_argument(
         "--pid", type=_number(int, 1, 2**31 - 1), help="process id of its supervisor, where there is no admin listener"
     )
 

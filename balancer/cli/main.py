@@ -21,6 +21,7 @@ from balancer.cli.output import Output, command_output
 from balancer.config.cpu import usable_cores
 from balancer.config.display import variable, without_userinfo
 from balancer.config.settings import Settings, SettingsError, misspelt
+from balancer.config.token_file import with_token
 from balancer.errors import FAILED, UNUSABLE
 from balancer.process.sockets import CannotListen, listening
 from balancer.routing.parse import describe, read
@@ -93,7 +94,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         field.name: value for field in fields(Settings) if (value := getattr(arguments, field.name)) is not None
     }
     _report_misspelt()
-    settings = Settings.load(os.environ, flags_given)
+    settings = with_token(Settings.load(os.environ, flags_given))
     if settings.otel_endpoint and not find_spec("opentelemetry"):
         name = variable("otel_endpoint")
         raise SettingsError(
@@ -175,12 +176,12 @@ def _processes(settings: Settings) -> int:
 def _reload(arguments: argparse.Namespace) -> int:
     from balancer.cli.reload import run
 
-    names = ("admin_bind", "admin_token")
+    names = ("admin_bind", "admin_token", "admin_token_file")
     flags_given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     read = {*map(variable, names), variable("admin")}  # The old name has to be noticed.
     environ = {name: value for name, value in os.environ.items() if name in read}
     _report_misspelt()
-    settings = Settings.load(environ, flags_given)
+    settings = with_token(Settings.load(environ, flags_given))
     return run(settings.admin_bind, None if arguments.pid is None else int(arguments.pid), settings.admin_token)
 
 

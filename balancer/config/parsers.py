@@ -263,6 +263,7 @@ NETWORKS = Kind(
     _networks, "networks in CIDR notation with commas or newlines between, such as 10.0.0.0/8,192.168.0.1/32"
 )
 PEM_FILE = Kind(_file, "the path of a PEM file")
+TOKEN_FILE = Kind(_file, "the path of a file with nothing but the token, white space around it apart")
 TOKEN = Kind(_token, "a cookie name such as member")
 SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")

@@ -32,6 +32,7 @@ from balancer.config.parsers import (
     ROUTES,
     SECRET,
     TOKEN,
+    TOKEN_FILE,
     URL,
     Kind,
     choice,
@@ -97,6 +98,9 @@ class Settings:
     )
     admin_token: str | None = setting(
         None, SECRET, "what drain and undrain ask for; without one they are refused unless the admin is on loopback"
+    )
+    admin_token_file: str | None = setting(
+        None, TOKEN_FILE, "file with that token, such as a secret of Docker's; SIGHUP reads it again"
     )
     policy: str = setting("round_robin", POLICY, "who gets the next request")
     hash_key: tuple[str, str] = setting(

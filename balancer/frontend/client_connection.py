@@ -240,6 +240,11 @@ class ClientConnection:
         else:
             self._check_phase(now - self._since, now)
 
+    @property
+    def waits_since(self) -> float:
+        """The reading of ``LoopTime`` since when the balancer waits for the client, as of the last check."""
+        return self._since
+
     def stop_waiting(self) -> None:
         """Leave out the time from here to the next check: it is the balancer's."""
         self._checked = None

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-
-import uvicorn
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from balancer.admin.aggregate import Aggregator
 from balancer.admin.app import Supervised, admin_app
 from balancer.admin.auth import access
+from balancer.admin.connections import AdminConnections, admin_limits
 from balancer.admin.pool_view import Usage, View
 from balancer.admin.status_feed import StatusFeed
-from balancer.asgi.websocket import MAX_MESSAGE
-from balancer.config.settings import Settings
+from balancer.asgi.application import ApplicationRequests
+from balancer.config.settings import Settings, SettingsError
+from balancer.config.token_file import read_token
 from balancer.discovery.container_names import ContainerNames
 from balancer.discovery.resolver import system_nameservers
+from balancer.errors import Refusal
+from balancer.http.request import Request
+from balancer.process.data_listener import DataListener
 from balancer.process.handover import WorkerContext
 from balancer.process.signals import Signals
+from balancer.telemetry.client_limits import ClientLimits
 from balancer.telemetry.stats import Stats
-from balancer.types import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+# Seconds in which answers may go on once the listener has stopped.
+DRAIN_SECONDS = 1.0
 
 
 async def serve_admin(
     settings: Settings, sock: socket.socket, channels: Sequence[socket.socket], context: WorkerContext
 ) -> None:
     """Serve the admin port with the sum of the reports of ``channels``, until a signal of the supervisor."""
-    signals = Signals(context, lambda: None)
+    signals = Signals(context, lambda: admin.read_token_again())
     aggregator = Aggregator(channels)
     admin = Admin(aggregator.current, settings, context, aggregator.unrouted, aggregator.processes, signals.stop.is_set)
     log.info("admin on %s", settings.admin_bind)
@@ -46,52 +49,6 @@ async def serve_admin(
     admin.stop()
     await serving
     aggregator.close()
-
-
-class Listener(uvicorn.Server):
-    """A uvicorn server among others in this process: it leaves signals alone."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._stopped = asyncio.Event()
-
-    async def main_loop(self) -> None:
-        """Wait for ``stop``. uvicorn's own loop checks a flag ten times a second."""
-        await self.on_tick(0)
-        await self._stopped.wait()
-
-    def stop(self) -> None:
-        """Accept no more connections, and end when the open ones have ended."""
-        self.should_exit = True
-        self._stopped.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals of this process as they are."""
-        yield
-
-
-def make_listener(app: App, keepalive: float, drain_limit: int) -> Listener:
-    """Return an ASGI server for one socket; ``keepalive`` and ``drain_limit`` (for its shutdown) are in seconds."""
-    return Listener(
-        uvicorn.Config(
-            app,
-            interface="asgi3",
-            http="httptools",
-            ws="websockets-sansio",
-            ws_max_size=MAX_MESSAGE,
-            # Messages of members are not compressed either: messages cross as they are.
-            ws_per_message_deflate=False,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=math.ceil(keepalive),
-            timeout_graceful_shutdown=drain_limit,
-        )
-    )
 
 
 class Admin:
@@ -111,16 +68,35 @@ class Admin:
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         names = ContainerNames([settings.resolver] if settings.resolver else system_nameservers())
-        self._feed = StatusFeed(pools, names, access=access(settings))
+        self._settings = settings
+        self.read_token_again()
+        self._feed = StatusFeed(pools, names, access=access(self._settings))
         supervised = Supervised(context.supervisor, context.generation) if context else None
-        app = admin_app(pools, settings, self._feed, unrouted, processes, supervised, stopping)
-        self._listener = make_listener(app, keepalive=5, drain_limit=1)
+        self._limits = ClientLimits()
+        self._app = admin_app(
+            pools,
+            lambda: self._settings,
+            self._feed,
+            unrouted,
+            processes,
+            supervised,
+            stopping,
+            self._limits,
+        )
+        requests = ApplicationRequests(self._app, self._on_refused)
+        self._clients = AdminConnections(requests, admin_limits(settings), self._limits)
+        self._stopped = asyncio.Event()
 
     async def serve(self, sock: socket.socket) -> None:
         """Serve until ``stop``."""
+        listener = DataListener(self._clients.settings, sock, self._clients, self._app)
         feed = asyncio.create_task(self._feed.run())
         try:
-            await self._listener.serve(sockets=[sock])
+            await listener.start()
+            await self._stopped.wait()
+            self._clients.stop(0.0)
+            await listener.close()
+            await listener.wait_closed(DRAIN_SECONDS)
         finally:
             feed.cancel()
             await asyncio.gather(feed, return_exceptions=True)
@@ -128,4 +104,23 @@ class Admin:
     def stop(self) -> None:
         """End the streams of open pages, and the listener."""
         self._feed.close()
-        self._listener.stop()
+        self._stopped.set()
+
+    def read_token_again(self) -> None:
+        """Take the token that is in its file now; where that cannot be used, the one before stays."""
+        if not (path := self._settings.admin_token_file):
+            return
+        try:
+            before, token = self._settings.admin_token, read_token(path)
+        except SettingsError as error:
+            log.error("%s; the token before stays", error)
+            return
+        self._settings = replace(self._settings, admin_token=token)
+        if token != before:
+            log.info("the token of the admin port is read again from %s", path)
+
+    def _on_refused(self, request: Request, refusal: Refusal) -> None:
+        """Count and log a request that is refused: the admin port has no access log."""
+        if refusal.token != "too_many_connections":  # That is counted as a connection.
+            words = f"sends the admin port what is refused: {refusal.status} {refusal.reason}"
+            self._limits.reached("admin_request", request.client, words)

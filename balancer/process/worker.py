@@ -167,7 +167,7 @@ class Worker:
         if self._tracing:
             self._observers.append(self._tracing)
         self._balancer = self._make_balancer()
-        self._signals = Signals(context, partial(_read_again, self._balancer, config.certificate))
+        self._signals = Signals(context, self._read_again)
         # Requests are cut at SHUTDOWN_TIMEOUT; a second later, so are clients that do not read what was sent.
         self._limit = self._settings.shutdown_timeout + 1.0
         self._clients = ClientRegistry(self._balancer.proxy, self._settings)
@@ -286,6 +286,18 @@ class Worker:
             await proxy.end_streams()
         await closed
 
+    def _read_again(self) -> None:
+        """Read certificate, routes and token again, on SIGHUP."""
+        certificate, balancer, token = self._config.certificate, self._balancer, self._settings.admin_token_file
+        if certificate:
+            certificate.reload()
+        if isinstance(balancer, Pools):
+            balancer.reload()
+        if self._admin:
+            self._admin.read_token_again()
+        if not (certificate or token or isinstance(balancer, Pools)):
+            log.info("SIGHUP: there is no file to read again: no certificate, no routes, no token")
+
     def _close(self) -> None:
         if self._admin:
             self._admin.stop()
@@ -295,13 +307,3 @@ class Worker:
 
 async def _serve(config: WorkerConfig, context: WorkerContext) -> None:
     await Worker(config, context).run()
-
-
-def _read_again(balancer: LoadBalancer | Pools, certificate: Certificate | None) -> None:
-    """Read certificate and routes again, on SIGHUP."""
-    if certificate:
-        certificate.reload()
-    if isinstance(balancer, Pools):
-        balancer.reload()
-    elif not certificate:
-        log.info("SIGHUP: there is neither a certificate nor a file of routes to read again")

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # What a client has met, by the value of the label ``limit``.
 LIMITS = frozenset(
     {
+        "admin_pages",  # the places of streams on the admin port
+        "admin_request",  # a request that the admin port's front end refuses: it has no access log
         "connections",  # MAX_CONNECTIONS
         "connections_per_client",  # MAX_CONNECTIONS_PER_CLIENT
         "header_timeout",  # HEADER_TIMEOUT, without a byte of a request

@@ -32,7 +32,7 @@ def requests(member: Member) -> int:
 async def test_every_route_is_documented_and_every_documented_one_is_there() -> None:
     async with balance() as running:
         made = StatusFeed(lambda: [running.balancer], ContainerNames([]))
-        routes = admin_app(lambda: [running.balancer], Settings(), made).routes
+        routes = admin_app(lambda: [running.balancer], Settings, made).routes
     served = {it.path for it in routes if isinstance(it, Route)}
     page = {it for it in served if it.startswith("/static/")} | {"/", "/openapi.json"}
     assert served - page == set(OPENAPI["paths"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from balancer.admin import places
 from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.demo.dns_server import DnsServer, Zone
@@ -133,6 +134,26 @@ async def test_page_where_actions_are_refused_says_why() -> None:
     async with shown(MANY[:1], admin_bind=Address("0.0.0.0", 9000)) as (page, _, _, _):
         await expect(page.get_by_text("BALANCER_ADMIN_TOKEN is not set")).to_be_visible()
         await expect(page.get_by_role("button", name="Drain")).to_be_disabled()
+
+
+async def test_page_without_a_place_asks_for_the_token_and_gets_a_place_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "MAX_PAGES", places.KEPT + 1)
+    token = "correct-horse-battery"
+    async with shown(MANY[:1], admin_token=token) as (page, _, _, port):
+        assert page.context.browser
+        late = await page.context.browser.new_page()
+        await late.goto(f"http://{port.address}/")
+        await expect(late.locator("#live")).to_have_text("refused, trying again")
+        await expect(late.locator("#banner")).to_contain_text("with it there are places left")
+        await late.get_by_role("button", name="Token").click()
+        await late.locator("#token-value").fill("wrong-horse-battery")
+        await late.keyboard.press("Enter")
+        await expect(late.locator("#token-why")).to_contain_text("That is not the token.")
+        await late.locator("#token-value").fill(token)
+        await late.keyboard.press("Enter")
+        await expect(late.locator("#live")).to_have_text("live")
+        await expect(late.locator("#rows tr")).to_have_count(1)
+        await late.close()
 
 
 async def test_telephone_shows_everything_without_scrolling_sideways() -> None:

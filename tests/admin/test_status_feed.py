@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from balancer.admin import app, status_feed
+from balancer.admin import places, status_feed
 from balancer.admin.history import CHART
 from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
@@ -116,7 +116,7 @@ async def test_page_that_does_not_read_is_sent_everything_anew_and_costs_no_memo
 
 
 async def test_pages_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MAX_PAGES", 1)
+    monkeypatch.setattr(places, "MAX_PAGES", 1)
     async with balance(stats=Stats()) as running, administer(running) as port:
         async with opened(port) as page:
             await page.next()

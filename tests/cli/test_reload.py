@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
@@ -239,6 +240,22 @@ async def test_reload_finds_the_supervisor_by_the_admin_listener(token: str) -> 
             await it.logged("SIGUSR2: trying the new code")
 
 
+async def test_reload_takes_the_token_from_its_file_as_it_is_now(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    async with running_balancer(admin_token_file=str(file)) as (it, admin):
+        environ = {"BALANCER_ADMIN_TOKEN_FILE": str(file)}
+        status, out, err = await command(f"--admin-bind={admin}", **environ)
+        assert (status, err, out[:10]) == (0, "", "reloaded: ")
+        file.write_text("another-token\n")
+        status, _, err = await command(f"--admin-bind={admin}", **environ)
+        assert (status, "does not prove" in err) == (FAILED, True)
+        it.process.send_signal(signal.SIGHUP)
+        await it.logged("the token of the admin port is read again")
+        status, out, err = await command(f"--admin-bind={admin}", f"--admin-token-file={file}")
+        assert (status, err, out[:10]) == (0, "", "reloaded: ")
+
+
 @pytest.mark.parametrize("token", ["", "another-token"])
 async def test_balancer_with_another_token_or_none_is_not_reloaded(token: str) -> None:
     async with running_balancer(admin_token=token) as (it, admin):
@@ -261,10 +278,10 @@ async def test_challenge_that_is_none_is_told_what_is_accepted() -> None:
 
 
 @asynccontextmanager
-async def running_balancer(admin_token: str = "") -> AsyncIterator[tuple[Serving, str]]:
+async def running_balancer(**settings: Any) -> AsyncIterator[tuple[Serving, str]]:
     """``balancer serve`` with its mark, and where its admin listener is."""
     admin = f"127.0.0.1:{free_port()}"
-    async with Member() as member, serving(member, admin=admin, admin_token=admin_token) as it:
+    async with Member() as member, serving(member, admin=admin, **settings) as it:
         await it.logged("admin on ")
         yield it, admin
 

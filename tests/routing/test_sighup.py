@@ -162,7 +162,7 @@ async def test_sighup_reads_certificate_and_routes(tmp_path: Path) -> None:
 async def test_sighup_ends_nothing_where_there_is_nothing_to_read(tmp_path: Path) -> None:
     async with Member(named("one")) as one:
         async with serving(one) as serve:
-            await hang_up(serve, "SIGHUP: there is neither a certificate nor a file of routes to read again")
+            await hang_up(serve, "SIGHUP: there is no file to read again: no certificate, no routes, no token")
             status, _, err = await serve.stop()
             assert (status, "Traceback" in err) == (0, False)
         routes = f"/x=apps:{one.address.port}"

@@ -16,9 +16,9 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from balancer.admin.prometheus import METRICS, metrics_endpoint
-from balancer.process.admin_listener import make_listener
 from balancer.process.sockets import listen
 from balancer.types import Address
+from tests.support.mounting import make_listener
 from tests.support.wire import Running
 
 Series = tuple[str, frozenset[tuple[str, str]]]

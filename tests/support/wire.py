@@ -20,7 +20,6 @@ from balancer.hooks import Hooks
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.probe import Probe
 from balancer.policies import Policy
-from balancer.process.admin_listener import make_listener
 from balancer.process.data_listener import DataListener
 from balancer.process.sockets import listen
 from balancer.routing.pools import Pools
@@ -30,6 +29,7 @@ from balancer.types import Address, UnixSocket
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.native import NativeUpstream
 from tests.support.messages import GET
+from tests.support.mounting import make_listener
 from tests.support.scripted import ScriptedResolver
 
 # What requests go through unless a test brings its own.

@@ -5,13 +5,14 @@
 import { Chart, Colours } from "./chart.js";
 import { byId, count, counted, duration, latency, make, put, timeOfDay } from "./format.js";
 import { Members } from "./members.js";
+import { Stream } from "./stream.js";
 
 const EVENTS = 200;
 const CHANGES = 40;
 const LEVEL_MARKS = { good: "✓", info: "·", warning: "!", bad: "✕" };
 const TOKEN = "balancer-admin-token";
 
-const state = { pools: new Map(), chosen: null, events: new Map(), about: {}, skew: 0, source: null };
+const state = { pools: new Map(), chosen: null, events: new Map(), about: {}, skew: 0 };
 const chart = new Chart();
 const members = new Members(drain);
 
@@ -287,7 +288,7 @@ async function drain(member, drained, again = false) {
   }
   if (response.status === 401) {
     sessionStorage.removeItem(TOKEN);
-    return askToken(() => drain(member, drained, true), "That is not the token. It is the value of BALANCER_ADMIN_TOKEN.");
+    return askToken(() => drain(member, drained, true), wrong);
   }
   if (!response.ok) {
     const problem = await response.json().catch(() => ({ reason: response.statusText }));
@@ -305,7 +306,8 @@ function toast(text) {
   toasting = setTimeout(() => (box.hidden = true), 5000);
 }
 
-const asked = "Drain and undrain ask for the value of BALANCER_ADMIN_TOKEN. It is kept until this tab is closed.";
+const asked = "Drain and undrain ask for the value of BALANCER_ADMIN_TOKEN, and pages that send it have places of their own. It is kept until this tab is closed.";
+const wrong = "That is not the token. It is the value of BALANCER_ADMIN_TOKEN.";
 let withToken = null;
 function askToken(then, why = asked) {
   withToken = then;
@@ -324,6 +326,7 @@ byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(TOKEN, byId("token-value").value.trim());
   byId("token").close();
+  stream.open(); // Where the page waits for a place, the token has one.
   withToken?.();
 });
 byId("troubles").addEventListener("change", (event) => byId("events").classList.toggle("only", event.target.checked));
@@ -347,26 +350,16 @@ function live(what, text) {
   put(pill, text);
 }
 
-function connect() {
-  if (state.source) return;
-  const source = (state.source = new EventSource("/api/stream"));
-  source.addEventListener("open", () => live("live", "live"));
-  source.addEventListener("whole", (event) => onWhole(JSON.parse(event.data)));
-  source.addEventListener("delta", (event) => onDelta(JSON.parse(event.data)));
-  source.addEventListener("error", () => {
-    live("lost", "connection lost, trying again");
-    if (source.readyState === EventSource.CLOSED) {
-      disconnect();
-      setTimeout(connect, 2000);
-    }
-  });
-}
-
-function disconnect() {
-  state.source?.close();
-  state.source = null;
-}
+const token = { get: () => sessionStorage.getItem(TOKEN), forget: () => sessionStorage.removeItem(TOKEN) };
+const stream = new Stream("/api/stream", token, { whole: onWhole, delta: onDelta }, (what, problem) => {
+  live(what, what === "live" ? "live" : problem ? "refused, trying again" : "connection lost, trying again");
+  if (!problem) return;
+  put(byId("banner"), problem.reason);
+  byId("banner").hidden = false;
+  if (problem.error === "token_needed") askToken(null, wrong);
+  if (problem.error === "pages_need_token") byId("open-token").hidden = false;
+});
 
 // A hidden page costs nothing, and browsers allow six connections to a host.
-document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
-if (!document.hidden) connect();
+document.addEventListener("visibilitychange", () => (document.hidden ? stream.close() : stream.open()));
+if (!document.hidden) stream.open();
