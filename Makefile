@@ -47,10 +47,15 @@ hooks: .venv/.ready
 	$(BIN)/pre-commit install
 
 # Every requirements.txt but that of the documentation site, for every Python and platform, in one file. Versions stay while they fit what is required:
-# make lock OPTIONS=--upgrade, or "--upgrade-package rich", takes newer ones. The file names no package index.
+# make lock OPTIONS=--upgrade, or "--upgrade-package rich", takes newer ones. The file names no package index. What the images
+# install stands, in the same versions, in a requirements.lock with the hashes of all files of each version.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
+LOCKED := balancer/requirements balancer/http2-requirements balancer/otel-requirements worker/requirements
 lock: .venv/.ready
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" \
-		--output-file constraints.txt $(OPTIONS) $(shell git ls-files '*requirements.txt' ':!docs') >/dev/null
+	$(COMPILE) --output-file constraints.txt $(OPTIONS) $(shell git ls-files '*requirements.txt' ':!docs') >/dev/null
+	for part in $(LOCKED); do \
+		$(COMPILE) --generate-hashes --constraint constraints.txt --output-file $$part.lock $$part.txt >/dev/null || exit 1; \
+	done
 
 # Leaves the sdist and the wheel in dist/, once the wheel has been tried in an environment of its own.
 dist: .venv/.ready

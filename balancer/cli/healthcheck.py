@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 
+from balancer.config.own_address import own_address
 from balancer.config.settings import Settings, SettingsError
 from balancer.types import Address, UnixSocket
 
@@ -15,8 +16,9 @@ LIMIT_SECONDS = 2
 
 
 def reachable(address: Address) -> tuple[str, int]:
-    """Return the address of a listener from within its own container."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host), address.port
+    """Return the address of a listener from within its own container. Raises OSError if its name has none."""
+    host, port = own_address(address)
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from random import Random
 from typing import TYPE_CHECKING
@@ -155,6 +155,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             admin = []
             if settings.admin_bind:
                 admin = stack.enter_context(listening(variable("admin_bind"), settings.admin_bind, 1, before.admin))
+                # A name or a network is one address by now, which says whether the listener is on loopback.
+                settings = replace(settings, admin_bind=Address(*admin[0].getsockname()[:2]))
         except CannotListen as error:
             print(error, file=sys.stderr)
             return FAILED

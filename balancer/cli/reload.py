@@ -104,7 +104,7 @@ def _fetch_status(admin: Address, token: str | None) -> Status:
         text = asyncio.run(_fetch(f"http://{Address(*reachable(admin))}/api/status?challenge={challenge}"))
     except TimeoutError:
         raise CannotReload(f"the admin listener on {admin} has not answered within {ANSWER_SECONDS:g} s") from None
-    except httpx.HTTPError as error:
+    except (OSError, httpx.HTTPError) as error:
         why = str(error)[:QUOTED] or type(error).__name__
         raise CannotReload(f"the admin listener on {admin} does not answer: {why}") from None
     try:

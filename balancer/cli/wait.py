@@ -9,6 +9,7 @@ import http.client
 import re
 import sys
 import time
+from contextlib import closing
 from urllib.parse import urlencode
 
 from balancer.cli.healthcheck import reachable
@@ -62,17 +63,15 @@ def run(admin: Address | None, wanted: int, pool: str | None, timeout: float) ->
 def _ask(admin: Address, wanted: int, pool: str | None) -> tuple[bool, str]:
     """Return whether so many members are up, and the counts in words. Raises CannotWait where that cannot change."""
     query = urlencode({"up": wanted} | ({"pool": pool} if pool else {}))
-    connection = http.client.HTTPConnection(*reachable(admin), timeout=ANSWER_SECONDS)
     try:
-        connection.request("GET", f"/readyz?{query}")
-        answer = connection.getresponse()
-        status, words = answer.status, answer.read(ANSWER_BYTES).decode("utf-8", "replace").strip()
+        with closing(http.client.HTTPConnection(*reachable(admin), timeout=ANSWER_SECONDS)) as connection:
+            connection.request("GET", f"/readyz?{query}")
+            answer = connection.getresponse()
+            status, words = answer.status, answer.read(ANSWER_BYTES).decode("utf-8", "replace").strip()
     except OSError as error:
         return False, f"the balancer does not answer on {admin}: {error.strerror or error}"
     except http.client.HTTPException as error:
         raise CannotWait(f"what answers on {admin} is not HTTP: {repr(error)[:200]}") from None
-    finally:
-        connection.close()
     if status in (400, 404) and words.isprintable():
         raise CannotWait(words[:500])
     if status not in (200, 503) or not _ANSWER.match(words):

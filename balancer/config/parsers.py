@@ -48,11 +48,13 @@ def entries(text: str) -> list[str]:
     return re.split(r"\s*,?\s*[\r\n]\s*,?\s*|\s*,\s*", text.strip())
 
 
-def _parse_address(text: str, default_port: int | None = None) -> Address:
+def _parse_address(
+    text: str, default_port: int | None = None, check: Callable[[str], object] = ipaddress.ip_address
+) -> Address:
     bracketed = re.fullmatch(r"\[(?P<host>[^\]]+)\](?::(?P<port>\d+))?", text)
     plain = bracketed or re.fullmatch(r"(?P<host>[^:\[\]]+)(?::(?P<port>\d+))?", text)
     host, port = (plain["host"], plain["port"]) if plain else (text, None)
-    ipaddress.ip_address(host)
+    check(host)
     if port is None:
         if default_port is None:
             raise ValueError("a port is missing")
@@ -64,11 +66,21 @@ def _port(text: str) -> int:
     return _number(text, 1, 65535)
 
 
-def _listening_address(text: str) -> Address:
+def _listening_address(text: str, check: Callable[[str], object] = ipaddress.ip_address) -> Address:
     # A port alone means every address of IPv4, as in nginx, HAProxy and Go.
     if alone := re.fullmatch(r"(?:\*?:)?(?P<port>[0-9]+)", text):
         return Address("0.0.0.0", _port(alone["port"]))
-    return _parse_address(text)
+    return _parse_address(text, check=check)
+
+
+def _own_host(host: str) -> None:
+    """Refuse a host that is neither an IP address, nor a network in which this machine has one, nor a DNS name."""
+    if "/" in host:
+        _network(host)
+    elif not is_address(host):
+        _dns_name(host)
+        if re.fullmatch(r"(.*\.)?[0-9]+\.?", host):
+            raise ValueError("not an address, and no domain is a number")
 
 
 def _listener(text: str) -> Address | UnixSocket:
@@ -82,7 +94,7 @@ def _listener(text: str) -> Address | UnixSocket:
 
 
 def _listener_or_off(text: str) -> Address | None:
-    return None if text == "off" else _listening_address(text)
+    return None if text == "off" else _listening_address(text, _own_host)
 
 
 def _nameserver(text: str) -> Address:
@@ -255,7 +267,12 @@ def _hash_key(text: str) -> tuple[str, str]:
 ALIAS = Kind(_alias, "a DNS name such as apps or _http._tcp.apps, or an IP address")
 PORT = Kind(_port, "a port from 1 to 65535")
 LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, a port alone (0.0.0.0), or unix:/path")
-LISTENER_OR_OFF = Kind(_listener_or_off, "ip:port, such as 127.0.0.1:9000, a port alone (0.0.0.0), or off", unset="off")
+LISTENER_OR_OFF = Kind(
+    _listener_or_off,
+    "ip:port, such as 127.0.0.1:9000, a port alone (0.0.0.0), a name or a network of which it takes this machine's own"
+    " address, such as balancer-admin:9000 or 10.0.0.0/24:9000, or off",
+    unset="off",
+)
 NAMESERVER = Kind(_nameserver, "ip[:port] of a DNS server, such as 127.0.0.11", unset="(the system's)")
 PATH = Kind(_path, "a path such as /healthz")
 HOST = Kind(_host, "a host such as shop.example or shop.example:8080", unset="(the alias)")

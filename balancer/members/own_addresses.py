@@ -10,9 +10,9 @@ Rules:
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Collection, Iterable
 
+from balancer.config.own_address import is_own
 from balancer.errors import Refusal
 from balancer.members.health import HealthEvent
 from balancer.members.probe import Probe, Verdict
@@ -69,16 +69,5 @@ def find_own(addresses: Iterable[Address], listener: Address | UnixSocket | None
         return set()
     found = (address for address in addresses if address.port == listener.port)
     if listener.host in _ALL:
-        return {address for address in found if _is_of_this_host(address)}
+        return {address for address in found if is_own(address.host)}
     return {address for address in found if address.host == listener.host}
-
-
-def _is_of_this_host(address: Address) -> bool:
-    """Whether an address belongs to this host: the kernel sends to it from itself. No packet is sent."""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.connect(address)
-            host: str = sock.getsockname()[0]
-    except OSError:  # There is no way to it.
-        return False
-    return host == address.host

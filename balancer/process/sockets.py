@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from balancer.config.own_address import own_address
 from balancer.types import Address, UnixSocket
 
 BACKLOG = 2048
@@ -68,7 +69,7 @@ def listen_all(name: str, address: Address | UnixSocket, count: int) -> list[soc
 def listen(name: str, address: Address | UnixSocket) -> socket.socket:
     """Return a listening socket for the setting ``name``. Raises CannotListen with the reason."""
     try:
-        return _listen_unix(address.path) if isinstance(address, UnixSocket) else _listen_tcp(address)
+        return _listen_unix(address.path) if isinstance(address, UnixSocket) else _listen_tcp(own_address(address))
     except OSError as error:
         raise _cannot(name, address, error) from error
 

@@ -64,6 +64,7 @@ async def test_container_started_by_hand_joins_and_leaves_unnoticed(compose: Com
             )
         ).strip()  # fmt: skip
         try:
+            await compose.run("docker", "network", "connect", f"{compose.project}_redis", container)
             assert "by-hand" in await compose.hostnames(2, NOTICED)
         finally:
             await compose.run("docker", "stop", container)

@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.engine
 
-LISTENERS = {"BALANCER_BIND": "0.0.0.0:80", "BALANCER_ADMIN_BIND": "0.0.0.0:9000"}
+LISTENERS = {"BALANCER_BIND": "0.0.0.0:80", "BALANCER_ADMIN_BIND": "balancer-admin:9000"}
 WORDS = "BALANCER_POLICI is not a setting and is ignored; did you mean BALANCER_POLICY?"
 
 
@@ -56,5 +56,12 @@ def test_stack_passes_a_misspelt_name_of_the_env_file(project: Path) -> None:
     (project / ".env").write_text("BALANCER_POLICI=hash\nBALANCER_BIND=127.0.0.1:81\n")
     files = [f"--compose-file=deploy/swarm/{name}.yaml" for name in ("stack", "env")]
     found = environment(project, "stack", "config", *files)
-    assert LISTENERS.items() <= found.items()
+    assert (found["BALANCER_BIND"], found["BALANCER_ADMIN_BIND"]) == ("0.0.0.0:80", "127.0.0.1:9000")
     assert misspelt(found) == [WORDS]
+
+
+def test_stack_puts_the_admin_port_on_a_network_of_its_own(project: Path) -> None:
+    (project / ".env").write_text("BALANCER_ADMIN_BIND=0.0.0.0:9000\n")
+    files = [f"--compose-file=deploy/swarm/{name}.yaml" for name in ("stack", "env", "admin")]
+    found = environment(project, "stack", "config", *files, ADMIN_SUBNET="10.9.8.0/24")
+    assert found["BALANCER_ADMIN_BIND"] == "10.9.8.0/24:9000"

@@ -77,7 +77,10 @@ async def test_scale_commands_of_the_readme_change_who_answers(quickstart: Compo
 async def test_service_of_the_readme_takes_requests_by_its_alias(quickstart: Compose, tmp_path: Path) -> None:
     override = tmp_path / "compose.override.yaml"
     override.write_text(SERVICE.text)
-    compose = Compose("balancershop", files=("compose.yaml", str(override)))
+    # The worker of the example counts in Redis, which the reader's service knows nothing of.
+    counting = tmp_path / "counting.yaml"
+    counting.write_text("services: {shop: {networks: {redis: {}}}}")
+    compose = Compose("balancershop", files=("compose.yaml", str(override), str(counting)))
     # The image of the example stands for the one of a reader, so that no registry is asked.
     await compose.run("docker", "image", "tag", "balancer-worker", "registry.example/shop")
     try:
