@@ -41,8 +41,8 @@ class AdminConnections(ClientRegistry):
     def admit(self, connection: ClientConnection) -> None:
         if len(self.connections) - len(self._rejected) >= MAX_CONNECTIONS:
             self._make_room("connections", self.connections - self._rejected)
-        elif self._per_address[connection.peer] >= MAX_CONNECTIONS_PER_CLIENT:
-            own = {it for it in self.connections - self._rejected if it.peer == connection.peer}
+        elif self._per_client[key := self._key_of(connection.peer)] >= MAX_CONNECTIONS_PER_CLIENT:
+            own = {it for it in self.connections - self._rejected if self._key_of(it.peer) == key}
             self._make_room("connections_per_client", own)
         super().admit(connection)
 

@@ -201,7 +201,8 @@ async def test_listener_on_loopback_tells_nothing_under_another_name(path: str) 
 async def test_request_with_two_hosts_of_which_one_is_foreign_is_not_served(hosts: tuple[str, str]) -> None:
     async with balance(stats=Stats()) as running:
         feed = StatusFeed(lambda: [running.balancer], ContainerNames([]))
-        app = admin_app(lambda: [running.balancer], Settings(admin_bind=Address("127.0.0.1", 9000)), feed)
+        settings = Settings(admin_bind=Address("127.0.0.1", 9000))
+        app = admin_app(lambda: [running.balancer], lambda: settings, feed)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             response = await client.get("/api/settings", headers=[("Host", host) for host in hosts])
         assert (response.status_code, response.json()["error"]) == (403, "foreign_host")

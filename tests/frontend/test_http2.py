@@ -433,7 +433,7 @@ async def test_ipv4_client_of_an_ipv6_socket_has_its_plain_address(tmp_path: Pat
         running, sock = here.running, listen("BIND", Address("::", 0))
         clients = ClientRegistry(running.balancer.proxy, running.balancer.settings)
         async with wire.listening(running.balancer, sock, clients, running.certificate):
-            running.address = Address("127.0.0.1", sock.getsockname()[1])
+            running.listens = Address("127.0.0.1", sock.getsockname()[1])
             async with here.client() as client:
                 assert (await client.get("/")).status == 200
                 assert (await client.answer(await client.ask(method=b"CONNECT"))).status == 501

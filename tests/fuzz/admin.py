@@ -148,7 +148,7 @@ class _Admin:
         supervised = Supervised(1, 0)
         usage = Usage.own()
         self.app = admin_app(
-            lambda: [balancer], self.settings, self.feed, processes=lambda: [usage], supervised=supervised
+            lambda: [balancer], lambda: self.settings, self.feed, processes=lambda: [usage], supervised=supervised
         )
 
     def drained(self) -> list[str]:
