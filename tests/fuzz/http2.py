@@ -36,7 +36,7 @@ from tests.support.pipes import PipeLoop
 
 ESCAPE = b"\xff"
 SIZE_MAX = 4096
-TIME_MAX = 200.0
+TIME_MAX = 100.0
 FILLER_MAX = 512
 REPEATS_MAX = 600
 # A second of the virtual clock takes half a millisecond for timers and probes, ten times as much under coverage.
