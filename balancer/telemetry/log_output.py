@@ -101,11 +101,12 @@ class Channel:
             data = b"\n" + data
         sent = self._send(data)
         self._waiting += len(data) - len(self._parts.popleft()[1]) - sent
-        rest = data[sent:]
-        midway = bool(rest) and data[sent - 1 : sent] != b"\n"
-        # The turn is kept for the rest of the line, and not for the lines behind it.
-        end = rest.find(b"\n") + 1 if midway else 0
-        self._parts.extendleft((stream, piece) for piece in (rest[end:], rest[:end]) if piece)
+        midway = False
+        if sent < len(data):
+            midway = data[sent - 1 : sent] != b"\n"
+            # The turn is kept for the rest of the line, and not for the lines behind it.
+            end = data.find(b"\n", sent) + 1 or len(data) if midway else sent
+            self._parts.extendleft((stream, piece) for piece in (data[end:], data[sent:end]) if piece)
         self._turn.end(midway)
 
     def attach(self, loop: AbstractEventLoop | None) -> None:

@@ -7,7 +7,8 @@ together. A line of a long target has more. Hence one process at a time writes, 
   ado: supervisor, processes that serve, that of the admin port, and those before and after a reload.
 * A process has the lock for one write. Where the other side takes a part of a line alone, the process keeps the lock
   until it takes the rest. A process that ends, however it ends, loses the lock.
-* What such a process leaves may be half a line. A byte that all processes share says so, and the next one ends it.
+* What such a process leaves may be half a line. A byte that all processes of one supervisor share says so (those
+  after a reload have another), and the next one ends it.
 * A file takes no turns: the kernel writes there whole, one after the other.
 """
 

@@ -265,7 +265,7 @@ class _Player:
             admin = self._made[number] = _Admin(_Loop(), number)
             admin.world.open()
         found: list[str] = []
-        with bounded(found, len(data)):
+        with bounded(found, data.__len__):
             for text in data[1:].split(b"\xff")[:REQUESTS_MAX]:
                 if request := _parse(text):
                     found += admin.ask(request)

@@ -34,7 +34,7 @@ def run(data: bytes) -> list[str]:
     data = data[:SIZE_MAX]
     found: list[str] = []
     reply = Reply(data, over_tcp=True)
-    with bounded(found, len(data), SECONDS_PER_BYTE):
+    with bounded(found, data.__len__, SECONDS_PER_BYTE):
         for query in QUERIES:
             if answers(data, query) and len(data) < len(query):
                 found.append("an answer is shorter than its question")
@@ -48,7 +48,7 @@ def run(data: bytes) -> list[str]:
             found.append(f"an address of another length; {addresses}")
     if services:
         found += _faults(*services)
-    with bounded(found, len(data), SECONDS_PER_BYTE):
+    with bounded(found, data.__len__, SECONDS_PER_BYTE):
         message = _message(reply)
     if message:
         found += _differences(message, packed, services)
