@@ -46,6 +46,10 @@ async def exchange(running: Running, host: str, request: bytes = GET, tls: Any =
         return await client.to_end()
 
 
+async def exchange_behind_proxy(running: Running, host: str) -> bytes:
+    return await exchange(running, "127.0.0.3", f"PROXY TCP4 {host} 127.0.0.1 4711 80\r\n".encode() + GET)
+
+
 async def exchange_http2(running: Running, host: str, tls: Any) -> bytes:
     async with connection_from(running, host, tls) as connection:
         client = Http2Client(connection)
@@ -64,8 +68,12 @@ class Door:
             self.settings = issue(folder)
             self._ask = partial(exchange, tls=trusting("http/1.1"))
         elif name == "HTTP/2":
+            pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
             self.settings = {**issue(folder), "http2": True}
             self._ask = partial(exchange_http2, tls=trusting("h2"))
+        elif name == "PROXY":
+            self.settings = {"proxy_protocol": True, "trusted_proxies": (ip_network("127.0.0.0/8"),)}
+            self._ask = exchange_behind_proxy
 
     def ask(self, running: Running, host: str) -> asyncio.Task[bytes]:
         async def answer() -> bytes:
@@ -74,7 +82,7 @@ class Door:
         return asyncio.create_task(answer())
 
 
-@pytest.fixture(params=["HTTP/1.1", "TLS", "HTTP/2", "ASGI"])
+@pytest.fixture(params=["HTTP/1.1", "TLS", "PROXY", "HTTP/2", "ASGI"])
 def door(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Door:
     if request.param == "ASGI":
         monkeypatch.setattr(wire, "edge", False)
