@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from balancer.frontend.client_registry import ClientRegistry
+from balancer.process.sockets import listen
+from balancer.types import UnixSocket
 from tests.support import wire
 from tests.support.http2 import Http2Client
 from tests.support.messages import LAST_GET as GET
@@ -180,6 +183,30 @@ async def test_claims_of_clients_make_no_clients_of_them() -> None:
         assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
         gate.let(18)
         await asyncio.gather(*attack)
+
+
+async def test_clients_of_a_unix_socket_are_one_client(tmp_path: Path) -> None:
+    gate = Gate()
+    path = tmp_path / "socket"
+
+    async def locally() -> bytes:
+        client = Connection(*await asyncio.open_unix_connection(path))
+        await client.send(GET)
+        received = await client.to_end()
+        client.close()
+        return received
+
+    async with Member(gate) as member, balance(member, max_requests_per_member=1) as running:
+        local = ClientRegistry(running.balancer.proxy, running.balancer.settings)
+        async with wire.listening(running.balancer, listen("BIND", UnixSocket(str(path))), local):
+            attack = [asyncio.create_task(locally()) for _ in range(20)]
+            await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
+            honest = asyncio.create_task(exchange(running, HONEST))
+            await eventually(lambda: queued(running) == 20)
+            gate.let(3)
+            assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
+            gate.let(18)
+            assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack))
 
 
 async def test_bytes_in_the_queue_are_shared_as_places_are() -> None:
