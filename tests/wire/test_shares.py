@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from balancer.frontend.client_registry import ClientRegistry
+from balancer.process.sockets import listen
+from balancer.types import UnixSocket
 from tests.support import wire
 from tests.support.http2 import Http2Client
 from tests.support.messages import LAST_GET as GET
@@ -46,6 +49,10 @@ async def exchange(running: Running, host: str, request: bytes = GET, tls: Any =
         return await client.to_end()
 
 
+async def exchange_behind_proxy(running: Running, host: str) -> bytes:
+    return await exchange(running, "127.0.0.3", f"PROXY TCP4 {host} 127.0.0.1 4711 80\r\n".encode() + GET)
+
+
 async def exchange_http2(running: Running, host: str, tls: Any) -> bytes:
     async with connection_from(running, host, tls) as connection:
         client = Http2Client(connection)
@@ -64,8 +71,12 @@ class Door:
             self.settings = issue(folder)
             self._ask = partial(exchange, tls=trusting("http/1.1"))
         elif name == "HTTP/2":
+            pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
             self.settings = {**issue(folder), "http2": True}
             self._ask = partial(exchange_http2, tls=trusting("h2"))
+        elif name == "PROXY":
+            self.settings = {"proxy_protocol": True, "trusted_proxies": (ip_network("127.0.0.0/8"),)}
+            self._ask = exchange_behind_proxy
 
     def ask(self, running: Running, host: str) -> asyncio.Task[bytes]:
         async def answer() -> bytes:
@@ -74,7 +85,7 @@ class Door:
         return asyncio.create_task(answer())
 
 
-@pytest.fixture(params=["HTTP/1.1", "TLS", "HTTP/2", "ASGI"])
+@pytest.fixture(params=["HTTP/1.1", "TLS", "PROXY", "HTTP/2", "ASGI"])
 def door(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Door:
     if request.param == "ASGI":
         monkeypatch.setattr(wire, "edge", False)
@@ -172,6 +183,30 @@ async def test_claims_of_clients_make_no_clients_of_them() -> None:
         assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
         gate.let(18)
         await asyncio.gather(*attack)
+
+
+async def test_clients_of_a_unix_socket_are_one_client(tmp_path: Path) -> None:
+    gate = Gate()
+    path = tmp_path / "socket"
+
+    async def locally() -> bytes:
+        client = Connection(*await asyncio.open_unix_connection(path))
+        await client.send(GET)
+        received = await client.to_end()
+        client.close()
+        return received
+
+    async with Member(gate) as member, balance(member, max_requests_per_member=1) as running:
+        local = ClientRegistry(running.balancer.proxy, running.balancer.settings)
+        async with wire.listening(running.balancer, listen("BIND", UnixSocket(str(path))), local):
+            attack = [asyncio.create_task(locally()) for _ in range(20)]
+            await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
+            honest = asyncio.create_task(exchange(running, HONEST))
+            await eventually(lambda: queued(running) == 20)
+            gate.let(3)
+            assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
+            gate.let(18)
+            assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack))
 
 
 async def test_bytes_in_the_queue_are_shared_as_places_are() -> None:
