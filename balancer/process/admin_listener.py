@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from balancer.admin.aggregate import Aggregator
 from balancer.admin.app import Supervised, admin_app
-from balancer.admin.auth import access
+from balancer.admin.auth import access, has_token
 from balancer.admin.connections import AdminConnections, admin_limits
 from balancer.admin.pool_view import Usage, View
 from balancer.admin.status_feed import StatusFeed
@@ -83,7 +83,7 @@ class Admin:
             stopping,
             self._limits,
         )
-        requests = ApplicationRequests(self._app, self._on_refused)
+        requests = ApplicationRequests(self._app, self._on_refused, self._is_preferred)
         self._clients = AdminConnections(requests, admin_limits(settings), self._limits)
         self._stopped = asyncio.Event()
 
@@ -118,6 +118,11 @@ class Admin:
         self._settings = replace(self._settings, admin_token=token)
         if token != before:
             log.info("the token of the admin port is read again from %s", path)
+
+    def _is_preferred(self, request: Request) -> bool:
+        """Whether a request has the token."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
+        return has_token(self._settings, headers)
 
     def _on_refused(self, request: Request, refusal: Refusal) -> None:
         """Count and log a request that is refused: the admin port has no access log."""
