@@ -98,7 +98,7 @@ TIMEOUTS: dict[Phase, Callable[[Settings], float]] = {
     ACTIVE: lambda settings: inf,
     IDLE: lambda settings: settings.keepalive_timeout,
     SWITCHING: lambda settings: inf,
-    TUNNEL: lambda settings: settings.stream_idle_timeout,
+    TUNNEL: lambda settings: inf,
     DONE: lambda settings: inf,
     REJECTED: lambda settings: inf,
     DISCARDING: lambda settings: DISCARD_SILENCE,

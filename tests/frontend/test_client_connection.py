@@ -76,7 +76,7 @@ def test_every_phase_has_a_time_out() -> None:
 
 def test_phases_in_which_the_client_owes_something_end() -> None:
     endless = {phase.name for phase in Phase if timeout(phase, Settings()) == inf}
-    assert endless == {"AWAIT_CONTINUE", "ACTIVE", "SWITCHING", "DONE", "REJECTED", "CLOSED"}
+    assert endless == {"AWAIT_CONTINUE", "ACTIVE", "SWITCHING", "TUNNEL", "DONE", "REJECTED", "CLOSED"}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_phases_in_which_the_client_owes_something_end() -> None:
     [
         ("header_timeout", {Phase.HANDSHAKE, Phase.NEW, Phase.HEAD}),
         ("keepalive_timeout", {Phase.IDLE}),
-        ("stream_idle_timeout", {Phase.BODY, Phase.TUNNEL}),
+        ("stream_idle_timeout", {Phase.BODY}),
     ],
 )
 def test_setting_limits_its_phases(setting: str, phases: set[Phase]) -> None:
