@@ -11,6 +11,7 @@ from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import ActiveRequests
 from balancer.errors import Refusal
 from balancer.frontend.client_connection import ClientConnection
+from balancer.frontend.kernel_figures import acknowledged, unacknowledged
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 from balancer.loop_time import Timer, loop_time
@@ -134,9 +135,18 @@ class RegisteredConnection(ClientConnection):
 
     __slots__ = ("registry",)
 
+    transport: asyncio.Transport
+
     def __init__(self, registry: ClientRegistry) -> None:
         super().__init__(registry.settings)
         self.registry = registry
+
+    @property
+    def taken(self) -> int:
+        acked = acknowledged(self.transport)
+        if acked is not None:
+            return acked
+        return self.drained - self.transport.get_write_buffer_size() - unacknowledged(self.transport)
 
     def limit_reached(self, limit: str, words: str) -> None:
         self.registry.limits.reached(limit, self.peer, words)

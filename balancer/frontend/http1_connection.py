@@ -25,6 +25,7 @@ from balancer.frontend.client_connection import (
     CLOSED,
     DISCARDING,
     DONE,
+    DRAINED,
     ENDING,
     HEAD,
     IDLE,
@@ -151,6 +152,7 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         self.writable.clear()
 
     def resume_writing(self) -> None:
+        self.drained += DRAINED
         self.writable.set()
 
     # Requests.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from balancer.dispatch.active_requests import end_between_events, end_event_stream
@@ -107,10 +106,8 @@ class Http1Exchange(ClientExchange):
         # Only a client whose request names WebSocket speaks it, whatever protocol the member names.
         requested = [name.strip() for name in self.request.upgrade.lower().split(b",")]
         websocket = upgrade.lower() == b"websocket" and b"websocket" in requested
-        connection = self._connection
-        silence, ended = connection.limits.stream_idle_timeout, partial(connection.registry.remove, connection)
-        self._tunnel = Tunnel(connection.transport, response, websocket, silence, ended)
-        connection.become_tunnel(self._tunnel)
+        self._tunnel = Tunnel(self._connection, response, websocket)
+        self._connection.become_tunnel(self._tunnel)
         await self._tunnel.run(count)
 
     def begin_shutdown(self) -> Coroutine[Any, Any, None] | None:

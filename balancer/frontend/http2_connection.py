@@ -31,6 +31,7 @@ from balancer.errors import SHUTTING_DOWN, Refusal
 from balancer.frontend.client_connection import (
     ACTIVE,
     CLOSED,
+    DRAINED,
     IDLE,
     LINGERING,
     timeout,
@@ -96,6 +97,7 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
         self.flow.pause_reading()
 
     def resume_writing(self) -> None:
+        self.drained += DRAINED
         super().resume_writing()
         self.resume_reading_if_idle()
 
@@ -208,6 +210,11 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
     @property
     def unread(self) -> int:
         return self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+
+    def check_timeouts(self, now: float) -> None:
+        super().check_timeouts(now)
+        for stream in list(self._streams.values()):
+            stream.check_progress(now)
 
     def timeout_keep_alive_handler(self) -> None:
         """Do nothing: the registry closes idle connections, after KEEPALIVE_TIMEOUT. uvicorn would after 5 s."""

@@ -154,7 +154,12 @@ class Member:
 
 
 class Running:
-    """A balancer that serves on ``address``. ``records`` has a record for every finished request."""
+    """A balancer that serves on ``address``. ``records`` has a record for every finished request.
+
+    ``registry``: of its clients, or None where they are served through ASGI.
+    """
+
+    registry: ClientRegistry | None = None
 
     def __init__(
         self, balancer: LoadBalancer, address: Address, records: list[RequestRecord], certificate: Certificate | None
@@ -243,6 +248,7 @@ async def balance(
         certificate = Certificate.of(effective)
         async with listening(balancer, sock, clients, certificate):
             running = Running(balancer, address, records, certificate)
+            running.registry = clients
             if wait:
                 await running.available(len(addresses))
             yield running
