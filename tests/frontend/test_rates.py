@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "WATCH_SECONDS", 0.05)
 
 
+UPGRADE = b"Connection: upgrade\r\nUpgrade: tcp\r\n\r\n"
+SWITCHES = b"HTTP/1.1 101 Switching Protocols\r\n" + UPGRADE
+
+
 async def serve(connection: Connection) -> None:
     """Read bodies whole, and answer by the path: much, or a little now and then."""
     while True:
@@ -57,6 +61,8 @@ async def serve(connection: Connection) -> None:
             for _ in range(size // 100_000):
                 connection.writer.write(bytes(100_000))
                 await connection.writer.drain()
+        elif head.startswith(b"GET /tunnel"):
+            await connection.send(SWITCHES + bytes(FLOOD))
         elif head.startswith(b"GET /events"):
             await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             for _ in range(30):
@@ -78,6 +84,9 @@ class Http1:
 
     async def get(self, path: str) -> None:
         await self._connection.send(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+
+    async def switch(self) -> None:
+        await self._connection.send(b"GET /tunnel HTTP/1.1\r\nHost: a\r\n" + UPGRADE)
 
     async def send(self, data: bytes) -> None:
         with suppress(ConnectionError):
@@ -380,6 +389,18 @@ async def test_member_that_sends_slowly_is_not_its_clients_fault(at: str, tmp_pa
         await here.is_served()
 
 
+@pytest.mark.parametrize("reads", [0, 100])
+@pytest.mark.parametrize("at", [it for it in DOORS if it != "HTTP/2"])
+async def test_client_that_reads_too_little_of_a_tunnel_is_cut_off(at: str, reads: int, tmp_path: Path) -> None:
+    limits = {"min_body_rate": HIGH} if reads else {"min_body_rate": 0, "stream_idle_timeout": SOON}
+    async with door(at, tmp_path, **limits) as here, here.client() as client:
+        await client.switch()
+        async with beside(lambda: client.take(reads)) if reads else nullcontext():
+            await eventually(lambda: bool(here.running.records))
+        assert here.registry
+        assert here.registry.limits.counts["unread"] == 1
+
+
 # What becomes of the places that the slow ones had.
 
 
@@ -392,6 +413,7 @@ async def test_slow_clients_do_not_keep_all_places(way: str, at: str, tmp_path: 
             await (client.post(FLOOD) if way == "up" else client.get("/flood"))
             step = (lambda it=client: it.send(b"a")) if way == "up" else (lambda it=client: it.take(100))
             await stack.enter_async_context(beside(step))
+        await eventually(lambda: here.running.balancer.proxy.active + len(here.running.records) == 20)
         honest = await stack.enter_async_context(here.client())
         await honest.get("/")
         assert await honest.is_answered()
