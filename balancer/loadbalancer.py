@@ -136,7 +136,7 @@ class LoadBalancer:
         self.dispatcher = make_dispatcher(
             settings, self.membership, policy, self.upstream, all_done(self._observers), clock, self._trace
         )
-        self.proxy = Proxy(self.dispatcher)
+        self.proxy = Proxy(self.dispatcher, settings)
         self._prober = Prober(
             self.own_addresses.probe,
             self.membership,

@@ -18,6 +18,7 @@ from typing import Any
 from balancer.asgi.request import HttpRequest, make_request
 from balancer.asgi.scope import prefix
 from balancer.asgi.websocket import WebSocketRequest
+from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import ActiveRequests
 from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import PENDING
@@ -25,16 +26,18 @@ from balancer.dispatch.refusals import refuse_unrecorded
 from balancer.errors import ClientGone, Refusal
 from balancer.http.headers import sound_request_id
 from balancer.http.validation import check_passed
+from balancer.loop_time import loop_time
 from balancer.types import Receive, Scope, Send
 
 WATCH_SECONDS = 0.4
 
 
 class Proxy(ActiveRequests):
-    """Serves every HTTP request and every WebSocket of its scope through the dispatcher."""
+    """Serves every HTTP request and every WebSocket of its scope through the dispatcher. ``limits``: of uploads."""
 
-    def __init__(self, dispatcher: Dispatcher | None) -> None:
+    def __init__(self, dispatcher: Dispatcher | None, limits: Settings) -> None:
         super().__init__(dispatcher)
+        self._limits = limits
         self._watching = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -61,7 +64,7 @@ class Proxy(ActiveRequests):
             return
         if not self._watching:
             self._watching = True
-            loop.call_later(WATCH_SECONDS, self._watch)
+            loop_time().call_later(WATCH_SECONDS, self._watch)
         context = (self.dispatcher or self.choose(request)).begin(request)
         context.prefix = prefix(scope)
         await self.serve(active, context, task)
@@ -69,12 +72,15 @@ class Proxy(ActiveRequests):
             await active.complete_for_middleware()
 
     def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
+        clock = loop_time()
         for active in self.in_flight:
             active.watch(time.monotonic() - WATCH_SECONDS)
+            # Where the connections are this program's own, they check the progress of their requests.
+            if self.connections is None and isinstance(active, HttpRequest):
+                active.check_progress(clock.time(), self._limits)
         self._watching = bool(self.in_flight)
         if self._watching:
-            loop.call_later(WATCH_SECONDS, self._watch)
+            clock.call_later(WATCH_SECONDS, self._watch)
 
 
 async def serve_lifespan(

@@ -9,12 +9,15 @@ from contextlib import suppress
 from typing import Any
 
 from balancer.asgi.scope import client, target
+from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import end_between_events, end_event_stream
 from balancer.dispatch.dispatcher import CLIENT_GONE
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED, ActiveRequest
 from balancer.errors import ClientGone, Refusal
+from balancer.frontend.progress import Progress, body_refusal
 from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id, without_length
 from balancer.http.request import Request
+from balancer.loop_time import Limit
 from balancer.types import Message, Receive, Scope, Send
 from balancer.upstream.base import UpstreamResponse
 
@@ -69,6 +72,12 @@ class HttpRequest(AsgiRequest):
         super().__init__(receive, send, task)
         # The wait for a disconnect and the reading of the body share one channel: first the body.
         self.ended = not _carries_body(scope)
+        # Of the body: its progress, once it lasts for more than a moment; the limit of the wait for its next piece,
+        # while there is one; why that has ended.
+        self._upload: Progress | None = None
+        self._received = 0
+        self._wait: Limit | None = None
+        self._refusal: Refusal | None = None
 
     @property
     def is_watchable(self) -> bool:
@@ -76,13 +85,42 @@ class HttpRequest(AsgiRequest):
 
     async def read(self) -> bytes:
         while not self.ended:
-            message = await self._receive()
+            message = await self._next()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             self.ended = not message.get("more_body", False)
             if piece := message.get("body", b""):
+                self._received += len(piece)
                 return bytes(piece)
         return b""
+
+    async def _next(self) -> Message:
+        """Return the server's next message. Raises Refusal where the body has stopped, or comes too slowly."""
+        try:
+            async with Limit(None) as self._wait:
+                return await self._receive()
+        except TimeoutError:
+            raise self._refusal or ClientGone from None
+        finally:
+            self._wait = None
+
+    def check_progress(self, now: float, limits: Settings) -> None:
+        """End the wait for a body that has stopped, or comes too slowly. ``now``: a reading of ``LoopTime``.
+
+        Only the wait counts: what the server beneath holds has come. What the client takes of the response, only that
+        server knows.
+        """
+        if self.ended:
+            return
+        upload = self._upload = self._upload or Progress()
+        upload.received = self._received
+        if self._wait is None or self._refusal:
+            upload.rest()
+            return
+        answered = None if self.state is PENDING else self.context.body_bytes
+        if slowness := upload.check(now, limits, answered):
+            self._refusal = body_refusal(slowness, limits)
+            self._wait.renew(0)
 
     async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
         if self.state is not PENDING:

@@ -152,7 +152,8 @@ class Settings:
     min_body_rate: int = setting(
         240,
         count(0, 1 << 30),
-        "bytes a second that a client has to send of a body, after the first 20 s and before the response begins",
+        "bytes a second, after the first 20 s, that a client has to send of a body before the response begins, and to"
+        " take of what waits for it",
     )
     max_connections: int = setting(0, count(0, 10_000_000), "connections of clients in all (0: no limit)")
     max_connections_per_client: int = setting(0, count(0, 10_000_000), "connections of one client (0: no limit)")

@@ -9,10 +9,8 @@ is handed to the protocol that its client speaks.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import socket
-import termios
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -21,6 +19,7 @@ from balancer.errors import LOCAL_RESOURCE_ERRNOS, Refusal
 from balancer.frontend.client_connection import Phase, timeout, unread_timeout
 from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.http1_streaming import Http1Exchange
+from balancer.frontend.kernel_figures import CLIENT_SOCKET, unacknowledged
 from balancer.frontend.tls import HTTP2, Certificate
 from balancer.frontend.tunnel import HIGH_WATER
 from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
@@ -168,18 +167,8 @@ def drop_finished(connections: Iterable[Any]) -> None:
     """Drop connections that only wait for the client to end TLS from its side."""
     for connection in list(connections):
         transport = connection.transport
-        if transport.is_closing() and not transport.get_write_buffer_size() and _is_acknowledged(transport):
+        if transport.is_closing() and not transport.get_write_buffer_size() and not unacknowledged(transport):
             transport.abort()
-
-
-def _is_acknowledged(transport: asyncio.Transport) -> bool:
-    """Whether the peer's kernel has acknowledged every byte; True where the kernel does not report it (not Linux)."""
-    unread = bytearray(4)
-    try:
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unread)
-    except (AttributeError, OSError):
-        return True
-    return not any(unread)
 
 
 class _ProtocolSelector(asyncio.Protocol):
@@ -213,8 +202,9 @@ class _ProxiedTransport:
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "peername":
             return self._source, 0
-        # Given a socket, uvicorn reads the peer's address from it.
-        return default if name == "socket" else self._transport.get_extra_info(name, default)
+        if name == "socket":
+            return default  # uvicorn would read the peer's address from it.
+        return self._transport.get_extra_info("socket" if name == CLIENT_SOCKET else name, default)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

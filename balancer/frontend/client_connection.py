@@ -6,8 +6,8 @@ Rules:
 * No connection has a timer or reads a clock: ``ClientRegistry`` checks all of them once a second. A connection in the
   same phase on two checks has been in it the whole time between.
 * Time in which a request is answered, or in which the balancer does not read, does not count against the client.
-* A body has a least rate until its response begins. From then on, a byte of either side ends the silence of both.
-* Bytes that the client has not read for STREAM_IDLE_TIMEOUT end the connection in any phase.
+* A body has a least rate until its response begins, and a client that keeps bytes waiting has the same, in any phase:
+  ``balancer.frontend.progress`` has the rule.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Final
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
+from balancer.frontend.progress import Progress, body_refusal, unread_words
 from balancer.phase_checks import CHECK_STATES, check_phases
-from balancer.words import counted
 
 # Seconds in which a client may read the last answer before its connection is closed for good.
 LINGER_SECONDS = 1.0
@@ -29,8 +29,8 @@ LINGER_SECONDS = 1.0
 DISCARD_SILENCE = 5.0
 DISCARD_SECONDS = 30.0
 DISCARD_BYTES = 256 * 1024 * 1024
-# Seconds that a body may take whatever its rate.
-RATE_SECONDS = 20.0
+# Bytes that leave the buffer of a transport between ``pause_writing`` and ``resume_writing``, at least.
+DRAINED = 48 * 1024
 
 
 class Phase(Enum):
@@ -98,7 +98,7 @@ TIMEOUTS: dict[Phase, Callable[[Settings], float]] = {
     ACTIVE: lambda settings: inf,
     IDLE: lambda settings: settings.keepalive_timeout,
     SWITCHING: lambda settings: inf,
-    TUNNEL: lambda settings: settings.stream_idle_timeout,
+    TUNNEL: lambda settings: inf,
     DONE: lambda settings: inf,
     REJECTED: lambda settings: inf,
     DISCARDING: lambda settings: DISCARD_SILENCE,
@@ -117,70 +117,38 @@ def unread_timeout(settings: Settings) -> float:
     return settings.stream_idle_timeout
 
 
-class BodyRate:
-    """Progress of a request's body. ``received``: bytes since the check that noticed the phase."""
-
-    __slots__ = ("_last_piece", "received")
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Count from here: another phase has begun."""
-        self.received = 0
-        # Bytes, with those of the response, at the last check that found more of them, and its time.
-        self._last_piece = (0, 0.0)
-
-    def check(self, waited: float, now: float, limits: Settings, answered: int | None = None) -> Refusal | None:
-        """Return the refusal of a body that has stopped or is too slow.
-
-        ``waited``: seconds since its phase began. ``answered``: bytes of the response so far, or None before its head.
-        Once a response has begun, its application sets the pace. Then only silence of both sides counts.
-        """
-        if self._silence(waited, now, self.received + (answered or 0)) > (limit := timeout(BODY, limits)):
-            return Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s")
-        least = limits.min_body_rate
-        if answered is None and waited > RATE_SECONDS and self.received < least * (waited - RATE_SECONDS):
-            return Refusal(408, "request_timeout", f"the body came with less than {counted(least, 'byte')}/s")
-        return None
-
-    def is_discarded(self, waited: float, now: float, silence: float) -> bool:
-        """Whether no more is read of what comes behind the last answer. ``silence``: seconds that end it."""
-        is_silent = self._silence(waited, now, self.received) > silence
-        return is_silent or waited > DISCARD_SECONDS or self.received > DISCARD_BYTES
-
-    def _silence(self, waited: float, now: float, progress: int) -> float:
-        """Return the seconds since ``progress`` last grew, or since the phase began."""
-        if progress != self._last_piece[0]:
-            self._last_piece = (progress, now)
-        return min(waited, now - self._last_piece[1])
-
-
 class ClientConnection:
     """A client connection. ``peer``: the client's IP address, or "" without one. ``messages``: requests so far.
 
-    ``body``: progress of what comes in, in the phases BODY, DISCARDING and LINGERING.
+    ``body``: progress of what comes in, in the phases BODY, DISCARDING and LINGERING. ``drained``: bytes that have left
+    the transport's buffer while it was full, at least.
     """
 
-    __slots__ = ("_checked", "_since", "_unread", "body", "limits", "messages", "peer", "phase")
+    __slots__ = ("_checked", "_download", "_since", "body", "drained", "limits", "messages", "peer", "phase")
 
     def __init__(self, limits: Settings) -> None:
         self.limits = limits
         self.peer = ""
         self.phase: Phase = NEW
         self.messages = 0
-        self.body = BodyRate()
+        self.body = Progress()
+        self.drained = 0
         # Phase and number of messages at the last check, None unless the client had to act then; and since when.
         self._checked: tuple[Phase, int] | None = (NEW, 0)
         self._since = 0.0
-        # Bytes unread by the client at the last check, and since when there are so many.
-        self._unread = (0, 0.0)
+        # Progress of what goes out; None until bytes have waited for the client.
+        self._download: Progress | None = None
 
     # Each protocol defines these.
 
     @property
     def unread(self) -> int:
         """Bytes that wait for the client to read them; 0 while it reads fast enough."""
+        raise NotImplementedError
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the client has taken, or a figure that grows with them."""
         raise NotImplementedError
 
     @property
@@ -221,12 +189,10 @@ class ClientConnection:
 
     def check_timeouts(self, now: float) -> None:
         """End the connection if the client has taken too long. ``now``: a reading of ``LoopTime``."""
-        unread = self.unread
-        if unread != self._unread[0]:
-            self._unread = (unread, now)
-        elif unread and now > self._unread[1] + (limit := unread_timeout(self.limits)):
-            self.limit_reached("unread", f"has read nothing for {limit:g} s; it is cut off")
-            self.abort()
+        if self.unread:
+            self._check_download(now)
+        elif self._download:
+            self._download.rest()
         if not self.is_waiting:
             self.stop_waiting()
             return
@@ -236,7 +202,7 @@ class ClientConnection:
             if self._checked != (NEW, 0) or self.phase is not HEAD:
                 self._since = now
             self._checked = state
-            self.body.restart()
+            self.body.begin(now, self.limits)
         else:
             self._check_phase(now - self._since, now)
 
@@ -249,13 +215,22 @@ class ClientConnection:
         """Leave out the time from here to the next check: it is the balancer's."""
         self._checked = None
 
+    def _check_download(self, now: float) -> None:
+        """Cut the client off if it takes too little of what waits for it."""
+        download = self._download = self._download or Progress()
+        download.received = self.taken
+        if slowness := download.check(now, self.limits):
+            self.limit_reached("unread", unread_words(slowness, self.limits))
+            self.abort()
+
     def _check_phase(self, waited: float, now: float) -> None:
         """End the phase if it may not last for ``waited`` seconds."""
         if self.phase is BODY:
-            if refusal := self.body.check(waited, now, self.limits, self.answered):
-                self.reject(refusal)
+            if slowness := self.body.check(now, self.limits, self.answered):
+                self.reject(body_refusal(slowness, self.limits))
         elif self.phase is LINGERING or self.phase is DISCARDING:
-            if self.body.is_discarded(waited, now, limit := timeout(self.phase, self.limits)):
+            is_silent = self.body.silence(now) > (limit := timeout(self.phase, self.limits))
+            if is_silent or waited > DISCARD_SECONDS or self.body.received > DISCARD_BYTES:
                 self.time_out(limit)
         elif waited > (limit := timeout(self.phase, self.limits)):
             if self.phase is NEW:

@@ -11,6 +11,7 @@ from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import ActiveRequests
 from balancer.errors import Refusal
 from balancer.frontend.client_connection import ClientConnection
+from balancer.frontend.kernel_figures import acknowledged, unacknowledged
 from balancer.http.clients import client_keys
 from balancer.http.memo import Memo
 from balancer.http.request import Request
@@ -21,6 +22,9 @@ from balancer.words import counted
 # Seconds between checks of limits, and connections that are checked in one turn of the event loop.
 SWEEP_SECONDS = 1.0
 SWEEP_BATCH = 500
+# Bytes that a client may have taken without a sign of it, where buffers alone show what it takes: a piece on a Unix
+# socket, of up to 104 KiB, is there until its last byte has been read. An account that they go to opens full.
+LUMP = 1 << 20
 # Connections at their peak from which on memory is given back once half of them have left.
 TRIM_PEAK = 100
 
@@ -138,9 +142,18 @@ class RegisteredConnection(ClientConnection):
 
     __slots__ = ("registry",)
 
+    transport: asyncio.Transport
+
     def __init__(self, registry: ClientRegistry) -> None:
         super().__init__(registry.settings)
         self.registry = registry
+
+    @property
+    def taken(self) -> int:
+        acked = acknowledged(self.transport)
+        if acked is not None:
+            return acked
+        return LUMP + self.drained - self.transport.get_write_buffer_size() - unacknowledged(self.transport)
 
     def limit_reached(self, limit: str, words: str) -> None:
         self.registry.limits.reached(limit, self.peer, words)

@@ -25,6 +25,7 @@ from balancer.frontend.client_connection import (
     CLOSED,
     DISCARDING,
     DONE,
+    DRAINED,
     ENDING,
     HEAD,
     IDLE,
@@ -153,6 +154,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         self.writable.clear()
 
     def resume_writing(self) -> None:
+        self.drained += DRAINED
         self.writable.set()
 
     # Requests.

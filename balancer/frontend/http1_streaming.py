@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from balancer.dispatch.active_requests import end_between_events, end_event_stream
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED
 from balancer.errors import SHUTTING_DOWN, ClientGone
-from balancer.frontend.client_connection import TUNNEL, timeout
 from balancer.frontend.http1_exchange import CHUNKED, FINAL, LARGE, NONE, ClientExchange
 from balancer.frontend.tunnel import CLOSE_SECONDS, Tunnel
 from balancer.http.chunked import last_chunk
@@ -108,10 +106,8 @@ class Http1Exchange(ClientExchange):
         # Only a client whose request names WebSocket speaks it, whatever protocol the member names.
         requested = [name.strip() for name in self.request.upgrade.lower().split(b",")]
         websocket = upgrade.lower() == b"websocket" and b"websocket" in requested
-        connection = self._connection
-        silence, ended = timeout(TUNNEL, connection.limits), partial(connection.registry.remove, connection)
-        self._tunnel = Tunnel(connection.transport, response, websocket, silence, ended)
-        connection.become_tunnel(self._tunnel)
+        self._tunnel = Tunnel(self._connection, response, websocket)
+        self._connection.become_tunnel(self._tunnel)
         await self._tunnel.run(count)
 
     def begin_shutdown(self) -> Coroutine[Any, Any, None] | None:

@@ -33,6 +33,7 @@ from balancer.errors import SHUTTING_DOWN, Refusal
 from balancer.frontend.client_connection import (
     ACTIVE,
     CLOSED,
+    DRAINED,
     IDLE,
     LINGERING,
     timeout,
@@ -127,10 +128,6 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
     def free_bytes(self) -> int:
         return WINDOW if self.overhead.is_small else 0
 
-    def check_timeouts(self, now: float) -> None:
-        self.overhead.renew(now)
-        super().check_timeouts(now)
-
     def pause_reading(self) -> None:
         """Stop reading, where uvicorn takes this connection for its transport."""
         self.pause()
@@ -145,6 +142,7 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
         self.flow.pause_reading()
 
     def resume_writing(self) -> None:
+        self.drained += DRAINED
         super().resume_writing()
         self.resume_reading_if_idle()
 
@@ -281,6 +279,12 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
     @property
     def unread(self) -> int:
         return self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+
+    def check_timeouts(self, now: float) -> None:
+        self.overhead.renew(now)
+        super().check_timeouts(now)
+        for stream in list(self._streams.values()):
+            stream.check_progress(now)
 
     def timeout_keep_alive_handler(self) -> None:
         """Do nothing: the registry closes idle connections, after KEEPALIVE_TIMEOUT. uvicorn would after 5 s."""

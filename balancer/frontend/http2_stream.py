@@ -1,21 +1,28 @@
-"""A request over HTTP/2: one stream of a connection, as an ASGI application reads and answers it."""
+"""A request over HTTP/2: one stream of a connection, as an ASGI application reads and answers it.
+
+Rules:
+* Each stream has the rates and limits of silence that a connection of HTTP/1.1 has (``balancer.frontend.progress``).
+* Bytes wait for the client while a window stays shut, the stream's or the connection's: the client grants both. While
+  the connection itself is not read, its own check has that, and streams rest.
+* No upload is to blame while the balancer does not read from the connection, for the sake of another stream.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 import zttp
 from uvicorn.protocols.http.zttp_h2_impl import RequestResponseCycle
 
-from balancer.errors import ClientGone, Refusal
-from balancer.frontend.client_connection import BODY, LINGERING, timeout, unread_timeout
+from balancer.errors import Refusal
+from balancer.frontend.client_connection import LINGERING, timeout
+from balancer.frontend.progress import Progress, Slowness, body_refusal, unread_words
 from balancer.http.headers import Headers
 from balancer.http.http2 import CANCEL, NO_ERROR, STATUS_MAX, with_status
 from balancer.http.request import TARGET_EXTENSION
-from balancer.loop_time import Limit, loop_time
+from balancer.loop_time import loop_time
 from balancer.types import Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -36,8 +43,14 @@ class Http2Stream:
         self._task: asyncio.Task[Any] | None = None
         self._receive: Receive
         self._send: Send
-        # When the last piece of the response was sent, as a reading of ``LoopTime``.
-        self._answered_at = -inf
+        # Bytes of the body that the application has read, and of the response that zttp has.
+        self._read = 0
+        self._answered = 0
+        # Progress of both, once they last for more than a moment.
+        self._upload: Progress | None = None
+        self._download: Progress | None = None
+        # Why no more of the body is read.
+        self._refusal: Refusal | None = None
         self.cycle: RequestResponseCycle
         self.event = event
         self.gone = False
@@ -47,6 +60,44 @@ class Http2Stream:
         self.gone = True
         if self._task:
             self._task.cancel("client_gone")
+
+    # The check.
+
+    def check_progress(self, now: float) -> None:
+        """End the request if its client sends or takes too little. ``now``: a reading of ``LoopTime``."""
+        if self.gone:
+            return
+        if slowness := self._check_upload(now):
+            self._refusal = body_refusal(slowness, self._limits)
+            self.cycle.message_event.set()
+        if slowness := self._check_download(now):
+            self._connection.limit_reached("unread", unread_words(slowness, self._limits))
+            self._break_off()
+            self.client_left()
+
+    def _check_upload(self, now: float) -> Slowness | None:
+        cycle = self.cycle
+        if not cycle.more_body or cycle.response_complete or self._refusal:
+            return None
+        received = self._read + len(cycle.body)
+        upload = self._upload = self._upload or Progress()
+        upload.received = received
+        if self._connection.flow.read_paused or (self._expects and not received):
+            upload.rest()
+            return None
+        return upload.check(now, self._limits, self._answered if cycle.response_started else None)
+
+    def _check_download(self, now: float) -> Slowness | None:
+        pending = self._handle.pending_bytes
+        if pending and not self._connection.flow.write_paused:
+            download = self._download = self._download or Progress()
+            download.received = self._answered - pending
+            return download.check(now, self._limits)
+        if self._download:
+            self._download.rest()
+        return None
+
+    # The course of a request.
 
     async def serve(
         self, app: Callable[[Any, Any, Any], Awaitable[None]], scope: Scope, receive: Receive, send: Send
@@ -79,26 +130,15 @@ class Http2Stream:
 
     async def receive(self) -> Message:
         cycle = self.cycle
-        if not cycle.more_body or cycle.message_event.is_set():
-            return await self._receive()
-        if self._expects:
+        if self._expects and cycle.more_body and not cycle.message_event.is_set():
             self._expects = False
             self._handle.send_informational(100)
             self._connection.flush()
-        clock = loop_time()
-        since = clock.time()
-        while True:
-            limit = timeout(BODY, self._limits)
-            try:
-                async with Limit(since + limit - clock.time()):
-                    return await self._receive()
-            except TimeoutError:
-                if self._connection.flow.read_paused:
-                    since = clock.time()  # Reading from the client is paused, for the sake of another stream.
-                elif self._answered_at > since:
-                    since = self._answered_at  # A byte of the response ends the silence as well.
-                else:
-                    raise Refusal(408, "request_timeout", f"no byte of the body for {limit:g} s") from None
+        message = await self._receive()
+        if self._refusal:
+            raise self._refusal
+        self._read += len(message.get("body", b""))
+        return message
 
     async def send(self, message: Message) -> None:
         try:
@@ -108,17 +148,11 @@ class Http2Stream:
                 await self._send(message)
             if body := message.get("body"):
                 self._connection.overhead.carry(len(body))
-            self._answered_at = loop_time().time()
+                self._answered += len(body)
         except zttp.LocalProtocolError as error:
             await self._send_without_tabs(message, error)
-        while pending := self._handle.pending_bytes:
-            try:
-                async with Limit(unread_timeout(self._limits)):
-                    while self._handle.pending_bytes == pending:
-                        await self._connection.credit.wait()
-            except TimeoutError:
-                self._break_off()
-                raise ClientGone from None
+        while self._handle.pending_bytes:
+            await self._connection.credit.wait()
 
     async def _send_status(self, message: Message) -> None:
         """Send a head with a status that zttp refuses: any three digits are one (RFC 9110 section 15)."""

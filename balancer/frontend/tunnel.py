@@ -4,20 +4,25 @@ Rules:
 * Bytes pass unchanged. The frames of a WebSocket are counted, so that a close frame can follow a side that ends
   without one: 1014 for a member that died, 1001 for a client that left or a balancer that stops (RFC 6455 section
   7.4.1). The client's answer to 1001 goes on to the member, which closes too.
-* What one side does not take is not read from the other.
-* Either side may end its direction first; the other then has ``silence`` seconds between two pieces. A side
-  that is cut off cuts off the other.
+* What one side does not take is not read from the other. A client that takes too little is cut off like any other, by
+  its connection.
+* Either side may end its direction first; the other then has STREAM_IDLE_TIMEOUT between two pieces. A side that is cut
+  off cuts off the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from balancer.errors import TruncatedResponse
 from balancer.http.websocket_frames import BAD_GATEWAY, GOING_AWAY, Frames, close_frame
 from balancer.loop_time import Limit
 from balancer.upstream.base import UpstreamResponse
+
+if TYPE_CHECKING:
+    from balancer.frontend.http1_connection import Http1Connection
 
 # Seconds that a WebSocket's side may take to answer a close.
 CLOSE_SECONDS = 1.0
@@ -26,19 +31,13 @@ HIGH_WATER = 64 * 1024
 
 
 class Tunnel(asyncio.Protocol):
-    """Bytes between a client and a member. ``silence``: seconds that one direction may pause once the other has ended.
+    """Bytes between a client and a member. ``connection``: the client's, which still checks what its client takes."""
 
-    ``on_lost``: called at the end of the client's connection.
-    """
-
-    def __init__(
-        self, transport: asyncio.Transport, response: UpstreamResponse, websocket: bool, silence: float,
-        on_lost: Callable[[], None],
-    ) -> None:  # fmt: skip
-        self._transport = transport
+    def __init__(self, connection: Http1Connection, response: UpstreamResponse, websocket: bool) -> None:
+        self._connection = connection
+        self._transport = connection.transport
         self._response = response
-        self._silence = silence
-        self._on_lost = on_lost
+        self._silence = connection.limits.stream_idle_timeout
         self._client_frames = Frames() if websocket else None
         self._member_frames = Frames() if websocket else None
         self._pieces: list[bytes] = []
@@ -46,8 +45,6 @@ class Tunnel(asyncio.Protocol):
         self._reading = True
         self._client_ended = False
         self._client_progress = asyncio.Event()
-        self._writable = asyncio.Event()
-        self._writable.set()
         # Runs once a side has begun to end; with ``_renewed``, again from each piece of the other.
         self._limit = Limit(None)
         self._renewed = False
@@ -72,17 +69,17 @@ class Tunnel(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._connection.pause_writing()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._connection.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._client_ended = True
         self._client_progress.set()
-        self._writable.set()
+        self._connection.writable.set()
         self._set_limit(CLOSE_SECONDS)
-        self._on_lost()
+        self._connection.registry.remove(self._connection)
 
     # The course of a tunnel.
 
@@ -175,7 +172,7 @@ class Tunnel(asyncio.Protocol):
                 self._progress()
                 if data := data[size:]:
                     await asyncio.sleep(0)
-            await self._writable.wait()
+            await self._connection.writable.wait()
         if self._member_frames and self._member_frames.is_between:
             self._close_client(BAD_GATEWAY, "the member's connection died")
         if self._transport.can_write_eof() and not self._transport.is_closing():

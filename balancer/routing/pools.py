@@ -47,8 +47,8 @@ Done = Callable[[RequestRecord], None]
 class RoutedProxy(Proxy):
     """The front end of several dispatchers. ``switch`` sets them; until then there is no route."""
 
-    def __init__(self, on_done: Done, clock: Clock) -> None:
-        super().__init__(None)
+    def __init__(self, on_done: Done, clock: Clock, limits: Settings) -> None:
+        super().__init__(None, limits)
         self._on_done = on_done
         self._clock = clock
         self._new_id = request_ids()
@@ -131,7 +131,7 @@ class Pools:
     ) -> None:
         self.settings = settings
         self.stats = stats
-        self.proxy = RoutedProxy(all_done([*observers, stats] if stats else observers), clock)
+        self.proxy = RoutedProxy(all_done([*observers, stats] if stats else observers), clock, settings)
         self._make = make
         self._active = {settings: make(settings) for settings in table.pools.values()}
         # Pools that still have requests, each with the task that waits for their end.

@@ -8,9 +8,11 @@ from math import inf
 import pytest
 
 from balancer.config.settings import Settings
+from balancer.errors import Refusal
 from balancer.frontend import client_registry
 from balancer.frontend.client_connection import (
     ACTIVE,
+    BODY,
     DISCARD_BYTES,
     DISCARDING,
     HEAD,
@@ -18,7 +20,6 @@ from balancer.frontend.client_connection import (
     LINGERING,
     NEW,
     TIMEOUTS,
-    BodyRate,
     ClientConnection,
     Phase,
     timeout,
@@ -39,10 +40,15 @@ class Connection(ClientConnection):
         self.ends: list[str] = []
         self.waiting = True
         self.kept = 0
+        self.read = 0
 
     @property
     def unread(self) -> int:
         return self.kept
+
+    @property
+    def taken(self) -> int:
+        return self.read
 
     @property
     def is_waiting(self) -> bool:
@@ -50,6 +56,9 @@ class Connection(ClientConnection):
 
     def limit_reached(self, limit: str, words: str) -> None:
         self.ends.append(limit)
+
+    def reject(self, refusal: Refusal) -> None:
+        self.ends.append(refusal.reason)
 
     def abort(self) -> None:
         self.ends.append("abort")
@@ -76,7 +85,7 @@ def test_every_phase_has_a_time_out() -> None:
 
 def test_phases_in_which_the_client_owes_something_end() -> None:
     endless = {phase.name for phase in Phase if timeout(phase, Settings()) == inf}
-    assert endless == {"AWAIT_CONTINUE", "ACTIVE", "SWITCHING", "DONE", "REJECTED", "CLOSED"}
+    assert endless == {"AWAIT_CONTINUE", "ACTIVE", "SWITCHING", "TUNNEL", "DONE", "REJECTED", "CLOSED"}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +93,7 @@ def test_phases_in_which_the_client_owes_something_end() -> None:
     [
         ("header_timeout", {Phase.HANDSHAKE, Phase.NEW, Phase.HEAD}),
         ("keepalive_timeout", {Phase.IDLE}),
-        ("stream_idle_timeout", {Phase.BODY, Phase.TUNNEL}),
+        ("stream_idle_timeout", {Phase.BODY}),
     ],
 )
 def test_setting_limits_its_phases(setting: str, phases: set[Phase]) -> None:
@@ -179,31 +188,53 @@ def test_client_that_sends_too_much_behind_its_answer_is_closed(it: Connection) 
 def test_client_that_reads_nothing_is_aborted_in_any_phase(it: Connection, phase: Phase) -> None:
     if phase is not NEW:
         it.phase = phase
-    it.kept, it.waiting = 10, False
+    it.kept, it.read, it.waiting = 10, 100_000, False
     assert it.check(1.0, 61.0) == []
-    it.kept = 9
-    assert it.check(62.0, 122.0) == []
-    assert it.check(122.1) == ["unread", "abort"]
+    it.read += 100_000
+    assert it.check(61.0, 121.0) == []
+    assert it.check(121.1) == ["unread", "abort"]
 
 
-def test_body_of_which_no_byte_comes_is_refused() -> None:
-    rate = BodyRate()
-    limits = Settings(stream_idle_timeout=60, min_body_rate=0)
-    assert rate.check(0.0, 100.0, limits) is None
-    rate.received = 1
-    assert rate.check(50.0, 150.0, limits) is None
-    refusal = rate.check(110.1, 210.1, limits)
-    assert refusal
-    assert (refusal.status, refusal.reason) == (408, "no byte of the body for 60 s")
+def test_client_that_reads_a_byte_now_and_then_is_aborted(it: Connection) -> None:
+    it.kept, it.waiting = 10, False
+    for now in range(1, 22):
+        it.read += 1
+        assert it.check(float(now)) == []
+    assert it.check(22.0) == ["unread", "abort"]
 
 
-def test_body_that_is_slower_than_the_least_rate_is_refused() -> None:
-    rate, limits = BodyRate(), Settings(min_body_rate=100)
-    rate.received = 1000
-    assert rate.check(29.9, 129.9, limits) is None
-    refusal = rate.check(30.1, 130.1, limits)
-    assert refusal
-    assert (refusal.status, refusal.reason) == (408, "the body came with less than 100 bytes/s")
+def test_client_that_reads_all_now_and_then_may_be_as_slow_as_its_member(it: Connection) -> None:
+    it.waiting = False
+    for now in range(1, 1000):
+        it.kept = now % 2
+        assert it.check(float(now)) == []
+
+
+def test_body_is_checked_from_the_check_that_finds_it(it: Connection) -> None:
+    it.phase = HEAD
+    it.check(5.0)
+    it.phase = BODY
+    assert it.check(9.0, 29.0) == []
+    assert it.check(29.1) == ["the body came with less than 240 bytes/s"]
+
+
+def test_bytes_from_before_the_first_check_of_a_body_count(it: Connection) -> None:
+    it.phase = HEAD
+    it.phase = BODY
+    it.body.received += 100_000
+    assert it.check(9.0, 30.0, 69.0) == []
+    assert it.check(69.1) == ["no byte of the body for 60 s"]
+
+
+def test_body_that_is_not_read_is_not_refused(it: Connection) -> None:
+    it.phase = HEAD
+    it.phase = BODY
+    it.check(9.0, 28.0)
+    it.waiting = False
+    assert it.check(100.0) == []
+    it.waiting = True
+    assert it.check(101.0, 121.0) == []
+    assert it.check(121.1) == ["the body came with less than 240 bytes/s"]
 
 
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"

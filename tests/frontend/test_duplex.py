@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from balancer.frontend import client_connection, client_registry
+from balancer.frontend import client_registry, progress
 from balancer.upstream.native import NativeUpstream
 from tests.support import wire
 from tests.support.hostile import CHUNKED
@@ -23,7 +23,7 @@ END = b"0\r\n\r\n"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rate and silence of a body count from tenths of seconds on."""
-    monkeypatch.setattr(client_connection, "RATE_SECONDS", 0.1)
+    monkeypatch.setattr(progress, "RATE_SECONDS", 0.1)
     monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
     monkeypatch.setitem(wire.defaults, "stream_idle_timeout", 0.5)
     monkeypatch.setitem(wire.defaults, "min_body_rate", 1_000_000)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from balancer.frontend import client_connection, client_registry, http1_connection
+from balancer.frontend import client_connection, client_registry, http1_connection, progress
 from tests.support.hostile import CHUNKED, POST
 from tests.support.http2 import Http2Client
 from tests.support.messages import GET
@@ -340,7 +340,7 @@ async def test_limits_of_a_head_are_the_settings(
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate of a body counts from tenths of seconds on."""
-    monkeypatch.setattr(client_connection, "RATE_SECONDS", 0.2)
+    monkeypatch.setattr(progress, "RATE_SECONDS", 0.2)
     monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
 
 
@@ -413,7 +413,7 @@ async def test_body_that_the_member_does_not_take_is_not_cut_off(monkeypatch: py
         receiving = asyncio.create_task(client.head())
         done, _ = await asyncio.wait([sending, receiving], timeout=2)
         assert not done
-        monkeypatch.setattr(client_connection, "RATE_SECONDS", LIMIT)
+        monkeypatch.setattr(progress, "RATE_SECONDS", LIMIT)
         taking.set()
         await sending
         assert (await receiving).startswith(b"HTTP/1.1 200 ")

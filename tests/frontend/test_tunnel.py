@@ -151,6 +151,21 @@ async def test_client_that_is_cut_off_takes_its_tunnel_along(who: str) -> None:
         assert [it.in_flight for it in running.balancer.membership.members.values()] == [0]
 
 
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("use", ["silent", "in use"])
+async def test_tunnel_outlives_the_limits_of_http(use: str) -> None:
+    async with Member(accept) as member, balance(member) as running, running.client() as client:
+        await client.send(ASKS)
+        await client.head()
+        for _ in range(10):
+            await asyncio.sleep(0.1)  # The limits are 0.3 s.
+            if use == "in use":
+                await client.send(b"a")
+                assert await client.exactly(1) == b"a"
+        await client.send(b"b")
+        assert await client.exactly(1) == b"b"
+
+
 async def test_websocket_that_dies_in_mid_frame_is_not_closed_as_if_it_were_whole() -> None:
     whole, half = Frame(Opcode.BINARY, bytes(300)).serialize(mask=False), b"\x82\x7e\x01"
 

@@ -27,8 +27,11 @@ BOUNDS = (
           "tests/frontend/test_connection.py::test_body_has_to_go_on"),
     Bound("a client that does not read", "closed after 60 s",
           "tests/frontend/test_connection.py::test_client_that_does_not_read_is_cut_off"),
-    Bound("a body that trickles in", "408 below 240 bytes/s, after 20 s",
+    Bound("a body that trickles in", "408 below 240 bytes/s, after 20 s, or after 60 s if it was fast before",
           "tests/frontend/test_limits.py::test_body_that_trickles_in_is_cut_off"),
+    Bound("a client that reads a little now and then",
+          "closed below 240 bytes/s, after 20 s, or after 60 s if it was fast before",
+          "tests/frontend/test_rates.py::test_client_that_reads_a_little_now_and_then_is_cut_off"),
     Bound("a body that waits for 100 (Continue)", "100 after 1 s, where the member says nothing",
           "tests/wire/test_interim.py::"
           "test_client_that_waits_for_a_member_that_never_says_go_on_hears_it_from_the_balancer"),
