@@ -7,6 +7,9 @@ Rules:
 * A timer that fires late by more than LATE_SECONDS shows that the loop stood still. That time is left out for all.
 * While timers are set, one of them fires every BEAT_SECONDS, which bounds the error.
 * After such a gap, timers wait for GRACE_SECONDS, in which the loop reads what has come.
+* A loop may be late in every turn, and never so late: each takes 0.3 s, and a connection takes five of them. Where a
+  time-out says that another machine is down, a patient timer counts STEP_SECONDS of a turn at most. It ends all the
+  same after PATIENCE times its delay.
 
 What has to do with other machines stays in real time, such as the age of an idle connection to a member. So do figures.
 """
@@ -21,6 +24,8 @@ from typing import Any
 BEAT_SECONDS = 0.5
 LATE_SECONDS = 0.5
 GRACE_SECONDS = 0.05
+STEP_SECONDS = 0.1
+PATIENCE = 5.0
 # Loops round the time of a timer to milliseconds.
 _ROUNDING = 0.002
 
@@ -61,6 +66,10 @@ class LoopTime:
         if self._beat is None:
             self._beat = Timer(self, self._loop, BEAT_SECONDS, self._on_beat, ())
         return Timer(self, self._loop, delay, callback, args)
+
+    def call_patiently(self, delay: float, callback: Callable[..., object], *args: Any) -> PatientTimer:
+        """Call back once the loop has run for ``delay`` seconds in short turns, or for PATIENCE times that."""
+        return PatientTimer(self, delay, callback, args)
 
     def ended(self) -> None:
         """Count a timer off that has fired or was cancelled."""
@@ -124,17 +133,47 @@ class Timer:
         self._callback(*self._args)
 
 
+class PatientTimer:
+    """A call that is due once the loop has had time enough for others to answer; see ``LoopTime.call_patiently``."""
+
+    __slots__ = ("_args", "_callback", "_clock", "_ends", "_left", "_timer")
+
+    def __init__(self, clock: LoopTime, delay: float, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._clock = clock
+        self._callback = callback
+        self._args = args
+        self._left = delay
+        self._ends = clock.time() + PATIENCE * delay
+        self._timer = self._next_step()
+
+    def _next_step(self) -> Timer:
+        step = min(self._left, STEP_SECONDS)
+        self._left -= step
+        return self._clock.call_later(step, self._on_step)
+
+    def _on_step(self) -> None:
+        if self._left > _ROUNDING and self._clock.time() < self._ends:
+            self._timer = self._next_step()
+        else:
+            self._callback(*self._args)
+
+    def cancel(self) -> None:
+        """Do not call back, unless that has been done."""
+        self._timer.cancel()
+
+
 class Limit:
     """A limit of time on what is awaited within, as ``asyncio.timeout`` is one. It raises TimeoutError.
 
-    ``seconds``: from the beginning on, or None for no limit until ``renew``.
+    ``seconds``: from the beginning on, or None for no limit until ``renew``. ``patient``: see ``call_patiently``.
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, patient: bool = False) -> None:
         self._seconds = seconds
+        self._patient = patient
         self._scope = asyncio.timeout(None)
         self._clock = loop_time()
-        self._timer: Timer | None = None
+        self._timer: Timer | PatientTimer | None = None
 
     @property
     def is_set(self) -> bool:
@@ -144,7 +183,8 @@ class Limit:
     def renew(self, seconds: float) -> None:
         """Let it end ``seconds`` from now on."""
         self._cancel()
-        self._timer = self._clock.call_later(max(0.0, seconds), self._expire)
+        call_later = self._clock.call_patiently if self._patient else self._clock.call_later
+        self._timer = call_later(max(0.0, seconds), self._expire)
 
     async def __aenter__(self) -> Limit:
         await self._scope.__aenter__()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from balancer.loop_time import BEAT_SECONDS, GRACE_SECONDS, Limit, loop_time
+from balancer.loop_time import BEAT_SECONDS, GRACE_SECONDS, PATIENCE, Limit, loop_time
 from tests.support.virtual import VirtualLoop
 
 
@@ -124,6 +124,68 @@ def test_limit_ends_what_takes_too_long_and_not_what_was_paused(run: Run) -> Non
         async with Limit(1.0):
             here().call_later(0.1, here().stand_still, 75.0)
             await asyncio.sleep(0.8)
+
+    run(check())
+
+
+async def patiently(delay: float, turn: float) -> float:
+    """When a patient timer fires, in real time, of a loop whose turns take so long."""
+    fired: asyncio.Future[float] = here().create_future()
+
+    def drag() -> None:
+        here().stand_still(turn)
+        if not fired.done():
+            here().call_soon(drag)
+
+    loop_time().call_patiently(delay, lambda: fired.set_result(here().time()))
+    if turn:
+        drag()
+    return await fired
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 1.0, 30.0])
+def test_patient_timer_fires_after_its_delay_in_a_loop_that_is_in_time(delay: float, run: Run) -> None:
+    async def check() -> None:
+        assert await patiently(delay, turn=0.0) == pytest.approx(delay, abs=0.02)
+
+    run(check())
+
+
+@pytest.mark.parametrize(("turn", "at"), [(0.05, 1.0), (0.2, 2.0), (0.24, 2.4)])
+def test_patient_timer_counts_a_long_turn_as_a_tenth_of_a_second(turn: float, at: float, run: Run) -> None:
+    async def check() -> None:
+        # This loop begins a timer behind the drag of a turn, so each step may take two of them.
+        assert at - 0.01 <= await patiently(1.0, turn) <= 2 * at + turn
+
+    run(check())
+
+
+def test_patient_timer_has_an_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("balancer.loop_time.STEP_SECONDS", 0.01)
+
+    async def check() -> None:
+        assert await patiently(1.0, turn=0.2) == pytest.approx(PATIENCE, abs=0.5)
+
+    run(check())
+
+
+def test_patient_timer_that_is_cancelled_does_not_fire(run: Run) -> None:
+    async def check() -> None:
+        timer = loop_time().call_patiently(1.0, pytest.fail)
+        await asyncio.sleep(0.5)
+        timer.cancel()
+        timer.cancel()
+        await asyncio.sleep(2.0)
+
+    run(check())
+
+
+def test_limit_that_is_patient_ends_all_the_same(run: Run) -> None:
+    async def check() -> None:
+        with pytest.raises(TimeoutError):
+            async with Limit(1.0, patient=True):
+                await asyncio.sleep(3.0)
+        assert here().time() == pytest.approx(1.0, abs=0.02)
 
     run(check())
 

@@ -26,7 +26,7 @@ def make_probe(settings: Settings) -> Probe:
 
     async def probe(address: Address) -> Verdict:
         try:
-            async with Limit(within):
+            async with Limit(within, patient=True):
                 reader, writer = await asyncio.open_connection(address.host, address.port)
         except OSError as error:
             if error.errno in LOCAL_RESOURCE_ERRNOS:
@@ -38,7 +38,7 @@ def make_probe(settings: Settings) -> Probe:
                 return HealthEvent.PROBE_OK, "accepts connections"
             clock = loop_time()
             deadline = clock.time() + limit
-            async with Limit(limit):
+            async with Limit(limit, patient=True):
                 writer.write(request)
                 status_line = await reader.readline()
             if status_line.startswith(b"HTTP/1."):

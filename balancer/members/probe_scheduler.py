@@ -258,7 +258,7 @@ class Prober:
         return member.answered and member.state is State.UP and not self._requests_path
 
     async def _run_probe(self, member: Member, number: int, doubtful: bool) -> None:
-        late = loop_time().call_later(LATE_SECONDS, self._late, member, number)
+        late = loop_time().call_patiently(LATE_SECONDS, self._late, member, number)
         try:
             event, reason = await self._probe(member.address)
         finally:
