@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import mimetypes
+import re
 import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -36,6 +37,9 @@ HERE = Path(__file__).parent
 
 # Bytes that the body of an action may have.
 MAX_BODY_BYTES = 4096
+
+# What JSON can escape and UTF-8 cannot say: half of a pair of surrogates (RFC 8259 section 8.2).
+_HALF = re.compile("[\ud800-\udfff]")
 
 # No page but the balancer's own may run, frame or feed anything here.
 SECURITY = {
@@ -220,7 +224,7 @@ async def _read_action(request: Request) -> Action:
         body = None
     fields = body if isinstance(body, dict) else {"": body}
     if not fields.keys() <= {*Action._fields} or not all(
-        value is None or isinstance(value, str) for value in fields.values()
+        value is None or (isinstance(value, str) and not _HALF.search(value)) for value in fields.values()
     ):
         example = '{"pool": "apps", "name": "shop-worker-1"}'
         takes = f"the body may be empty or a JSON object with the pool, the container's name or both, such as {example}"

@@ -225,6 +225,8 @@ async def test_settings_show_no_password_of_a_url() -> None:
         ("/api/members/{one}/drain", b'{"pool": 7}', 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
         ("/api/members/{one}/drain", b'{"poll": "apps"}', 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
         ("/api/members/{one}/drain", b'{"name": 7}', 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
+        ("/api/members/{one}/drain", rb'{"name": "\ud800"}', 400, "bad_body", '"name": "shop-worker-1"}'),
+        ("/api/members/{one}/drain", rb'{"pool": "\udfff"}', 400, "bad_body", '"name": "shop-worker-1"}'),
         ("/api/members/{one}/drain", b'"apps"', 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
         ("/api/members/{one}/drain", b'null', 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
         ("/api/members/{one}/drain", b"[]", 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
