@@ -28,7 +28,7 @@ class Crowd(AsyncExitStack):
         self._port = port
 
     async def open(self, host: str = "127.77.0.1", headers: dict[str, str] | None = None) -> httpx.Response:
-        transport = httpx.AsyncHTTPTransport(local_address=host)
+        transport = httpx.AsyncHTTPTransport(local_address=host, verify=False)
         client = httpx.AsyncClient(transport=transport, base_url=f"http://{self._port.address}", timeout=10)
         await self.enter_async_context(client)
         response = await self.enter_async_context(client.stream("GET", "/api/stream", headers=headers))
