@@ -39,11 +39,12 @@ class AdminConnections(ClientRegistry):
     """The connections of the admin port, and their limits."""
 
     def admit(self, connection: ClientConnection) -> None:
-        if len(self.connections) - len(self._rejected) >= MAX_CONNECTIONS:
-            self._make_room("connections", self.connections - self._rejected)
-        elif self._per_client[key := self._key_of(connection.peer)] >= MAX_CONNECTIONS_PER_CLIENT:
-            own = {it for it in self.connections - self._rejected if self._key_of(it.peer) == key}
-            self._make_room("connections_per_client", own)
+        counted = self.connections - self._rejected
+        key = self._key_of(connection.peer)
+        if self._per_client[key] >= MAX_CONNECTIONS_PER_CLIENT:
+            self._make_room("connections_per_client", [it for it in counted if self._key_of(it.peer) == key])
+        elif len(counted) >= MAX_CONNECTIONS:
+            self._make_room("connections", counted)
         super().admit(connection)
 
     def _make_room(self, bound: str, connections: Iterable[ClientConnection]) -> None:

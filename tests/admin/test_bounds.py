@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from balancer.admin import connections
 from balancer.frontend import client_registry
 from balancer.telemetry.stats import Stats
 from tests.support.admin import AdminPort, administer
-from tests.support.wire import LIMIT, Connection, Member, balance
+from tests.support.wire import LIMIT, Connection, Member, balance, eventually
 
 ONE, OTHER = "127.77.0.1", "127.77.0.2"
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -134,3 +135,29 @@ async def test_one_address_has_a_share_of_the_connections() -> None:
             assert sum([await answered(it) for it in crowd]) == 64
             assert await answered(crowd[-1])
             assert await answered(one)
+
+
+async def test_clients_that_read_nothing_make_room_for_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with admin() as port, AsyncExitStack() as stack:
+        crowd = [await stack.enter_async_context(client(port, OTHER)) for _ in range(3)]
+        for it in crowd:
+            it.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            it.writer.write(request * 90)
+        clients = port.admin._clients
+        await eventually(lambda: sum(it.unread > 0 for it in clients.connections) == 3)
+        async with client(port) as one:
+            assert await answered(one)
+            assert len(clients.connections) == 3
+
+
+async def test_open_streams_make_room_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
+    async with admin() as port, AsyncExitStack() as stack:
+        for _ in range(3):
+            it = await stack.enter_async_context(client(port, OTHER))
+            await it.send(b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await it.head()).startswith(b"HTTP/1.1 200 ")
+        async with client(port) as one:
+            assert refused(await one.to_end(), 503, b"too_many_connections")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from balancer.admin import places
+from balancer.asgi import application
 from balancer.telemetry.stats import Stats
 from tests.support.admin import AdminPort, administer, check
 from tests.support.wire import Member, balance
@@ -26,7 +28,7 @@ class Crowd(AsyncExitStack):
         self._port = port
 
     async def open(self, host: str = "127.77.0.1", headers: dict[str, str] | None = None) -> httpx.Response:
-        transport = httpx.AsyncHTTPTransport(local_address=host)
+        transport = httpx.AsyncHTTPTransport(local_address=host, verify=False)
         client = httpx.AsyncClient(transport=transport, base_url=f"http://{self._port.address}", timeout=10)
         await self.enter_async_context(client)
         response = await self.enter_async_context(client.stream("GET", "/api/stream", headers=headers))
@@ -84,6 +86,18 @@ async def test_page_with_a_wrong_token_is_refused_as_an_action_is() -> None:
         late = await them.open(headers={"Authorization": "Bearer wrong-horse-battery"})
         assert (late.status_code, late.json()["error"]) == (401, "token_needed")
         assert late.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/api/status", "/metrics", "/"])
+async def test_request_with_the_token_waits_for_no_turn(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "PAUSE", 100_000)
+    async with balance(stats=Stats()) as running, administer(running, admin_token=TOKEN) as port:
+        assert (await port.get(path)).status_code == 200
+        waits = asyncio.create_task(port.get(path))
+        for _ in range(3):
+            assert (await port.get(path, headers=BEARER)).status_code == 200
+        assert not waits.done()
+        waits.cancel()
 
 
 # The token in a file.

@@ -240,10 +240,11 @@ async def test_reload_finds_the_supervisor_by_the_admin_listener(token: str) -> 
             await it.logged("SIGUSR2: trying the new code")
 
 
-async def test_reload_takes_the_token_from_its_file_as_it_is_now(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_reload_takes_the_token_from_its_file_as_it_is_now(processes: str, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(f"{TOKEN}\n")
-    async with running_balancer(admin_token_file=str(file)) as (it, admin):
+    async with running_balancer(admin_token_file=str(file), processes=processes) as (it, admin):
         environ = {"BALANCER_ADMIN_TOKEN_FILE": str(file)}
         status, out, err = await command(f"--admin-bind={admin}", **environ)
         assert (status, err, out[:10]) == (0, "", "reloaded: ")

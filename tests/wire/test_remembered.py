@@ -20,7 +20,10 @@ from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.http1_exchange import ClientExchange
 from balancer.http.request import Request
 from balancer.telemetry.access_log import AccessLog
+from balancer.telemetry.stats import Stats
+from balancer.types import Address
 from tests.support import wire
+from tests.support.admin import administer
 from tests.support.calls import calling
 from tests.support.hostile import CHUNKED, HEAD_MAX, TARGET_MAX
 from tests.support.http2 import Http2Client
@@ -70,6 +73,17 @@ async def unix_socket(member: Member, folder: Path) -> AsyncIterator[Ask]:
 
 
 @asynccontextmanager
+async def admin(member: Member, folder: Path) -> AsyncIterator[Ask]:
+    async with (
+        balance(member, stats=Stats()) as running,
+        administer(running, admin_bind=Address("0.0.0.0", 9000)) as port,
+    ):
+        reader, writer = await asyncio.open_connection(*port.address)
+        yield lambda values: ask_raw(Connection(reader, writer), values)
+        writer.close()
+
+
+@asynccontextmanager
 async def websocket(member: Member, folder: Path) -> AsyncIterator[Ask]:
     async with balance(member) as running, running.client() as client:
         yield lambda values: ask_raw(client, [b"upgrade", *values], HANDSHAKE)
@@ -111,6 +125,7 @@ PLAIN: dict[str, Door] = {
     "Unix socket": unix_socket,
     "ASGI": through_asgi(http),
     "own call": own_call,
+    "admin": admin,
 }
 # Whose handshake is for another test.
 DOORS: dict[str, Door] = {**PLAIN, "WebSocket": websocket, "WebSocket through ASGI": through_asgi(websocket)}
