@@ -68,6 +68,8 @@ CLOSED: Final = Phase.CLOSED
 
 # What comes in these is dropped.
 ENDING: Final = frozenset({DONE, REJECTED, DISCARDING, LINGERING})
+# No answer follows in these.
+ENDED: Final = frozenset({TUNNEL, DISCARDING, LINGERING, CLOSED})
 
 # Any phase but CLOSED may end because the client leaves, and any in which HTTP is expected by a refusal.
 _ENDS = frozenset({REJECTED, DISCARDING, LINGERING, CLOSED})

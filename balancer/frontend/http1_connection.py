@@ -5,7 +5,7 @@ Rules (RFC 9110, RFC 9112):
   goes to a member.
 * Responses leave in the order of their requests; the next request of a connection is not begun
   before the last is answered.
-* Bytes of a client wait up to a high-water mark, and bytes for it up to the transport's.
+* Bytes of a client wait up to a high-water mark, and bytes for it up to the transport's: no request is begun beyond it.
 * ``phase`` is what the client is expected to do. ``balancer.frontend.client_connection`` has the order of phases, and
   how long each may last. State of one request is on its exchange.
 
@@ -26,6 +26,7 @@ from balancer.frontend.client_connection import (
     DISCARDING,
     DONE,
     DRAINED,
+    ENDED,
     ENDING,
     HEAD,
     IDLE,
@@ -156,6 +157,8 @@ class Http1Connection(FairConnection, asyncio.Protocol):
     def resume_writing(self) -> None:
         self.drained += DRAINED
         self.writable.set()
+        if self._current is None and self.phase not in ENDED:
+            self._go_on()
 
     # Requests.
 
@@ -214,11 +217,18 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         if self.phase is CLOSED:
             return
         if exchange.state is not ResponseState.COMPLETE:
-            self._break_off(exchange)
+            exchange.break_off()
         elif self._parser.exchange is exchange or exchange.closes:
             # A client in mid-body reads the answer behind it, unless that ends with the connection.
             self._linger(DISCARDING if self.phase is BODY and exchange.framing is not Framing.CLOSE else LINGERING)
-        elif self._queue:
+        elif self.writable.is_set():
+            self._go_on()
+        else:
+            self.pause()  # ``resume_writing`` goes on: answers that the client does not read must not pile up.
+
+    def _go_on(self) -> None:
+        """Begin the next exchange, if there is one, or end the connection if none may follow."""
+        if self._queue:
             self._begin()
         elif self.phase is SWITCHING:
             self._decline_upgrade()
@@ -242,7 +252,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         if self._current is not None:
             # The answer says so, unless its head has been sent: then the client may send one more request.
             self._current.closes = self._current.closes or self._current.state is ResponseState.PENDING
-        elif self.phase is DISCARDING:
+        elif self.phase is DISCARDING or self._queue:
             pass  # It ends by itself, and a reset would lose the answer.
         elif grace := max(NEW_SECONDS, self.registry.idle_grace) if self.phase is NEW else self.registry.idle_grace:
             loop_time().call_later(grace, self._close_if_idle)
@@ -250,19 +260,11 @@ class Http1Connection(FairConnection, asyncio.Protocol):
             self.transport.close()
 
     def _close_if_idle(self) -> None:
-        if self._current is None and self.phase is not HEAD and self._parser.exchange is None:
+        if self._current is None and not self._queue and self.phase is not HEAD and self._parser.exchange is None:
             self.transport.close()
 
     def abort(self) -> None:
         self.transport.abort()
-
-    def _break_off(self, exchange: ClientExchange) -> None:
-        """Break off a response, so that the client does not take it for the whole."""
-        if exchange.framing is Framing.CLOSE:
-            self.transport.abort()
-        else:
-            exchange.flush()
-            self.transport.close()
 
     def reject(self, refusal: Refusal) -> None:
         """Send a refusal once everything before has been answered: the client's bytes cannot be served."""

@@ -230,6 +230,14 @@ class ClientExchange(ActiveRequest, DirectSink):
             head = head[:-4].removesuffix(_KEEP_ALIVE) + b"\r\nconnection: close\r\n\r\n"
         return head
 
+    def break_off(self) -> None:
+        """End the connection, so that the client does not take the response for the whole."""
+        if self.framing is CLOSE:
+            self._connection.transport.abort()
+        else:
+            self.flush()
+            self._connection.transport.close()
+
     def flush(self) -> None:
         """Send the head, if it still waits for the first piece of the body."""
         if head := self._take_head(whole=False):

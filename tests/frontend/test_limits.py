@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from ipaddress import ip_network
@@ -458,6 +459,40 @@ async def test_requests_ahead_up_to_the_bound_do_not_end_the_connection() -> Non
             await client.send(numbered(http1_connection.PIPELINE_MAX))
             for _ in range(http1_connection.PIPELINE_MAX):
                 assert b"connection: close" not in await answer(client)
+
+
+@pytest.mark.parametrize("together", [1, 90], ids=["apart", "ahead"])
+async def test_answers_that_the_client_does_not_read_do_not_pile_up(together: int) -> None:
+    """Its requests wait meanwhile. Once it reads, it gets all answers in order."""
+    size, count = 60_000, 90
+
+    async def in_order(connection: Connection) -> None:
+        while True:
+            path = (await connection.head()).split(b" ")[1]
+            await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + path.ljust(size))
+
+    async with Member(in_order) as member, balance(member) as running:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        sock.connect(running.address)
+        client = Connection(*await asyncio.open_connection(sock=sock))
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        requests = numbered(count)
+        each = len(requests) // count + 1
+        for at in range(0, len(requests), together * each):
+            await client.send(requests[at : at + together * each])
+            await asyncio.sleep(0.005)
+        before = -1
+        while len(running.records) != before:
+            before = len(running.records)
+            await asyncio.sleep(0.2)
+        (connection,) = running.balancer.proxy.connections or ()
+        held = connection.transport.get_write_buffer_size()  # type: ignore[attr-defined]
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        for number in range(count):
+            assert (await answer(client)).endswith(b"\r\n\r\n" + (b"/%d" % number).ljust(size))
+        client.close()
+        assert held < 4 * size
 
 
 # HEAD.

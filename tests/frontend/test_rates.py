@@ -16,15 +16,13 @@ pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
 from balancer.asgi import app
 from balancer.frontend import client_registry, progress
-from balancer.frontend.client_registry import ClientRegistry
-from balancer.process.sockets import listen
-from balancer.types import UnixSocket
-from tests.support import wire
+from balancer.types import Address, UnixSocket
+from tests.support.doors import ALL, HTTP1, OWN
 from tests.support.http2 import Http2Client
 from tests.support.http2_door import CANCEL
-from tests.support.proxy_header import LOOPBACK, V1
-from tests.support.tls import issue, trusting
-from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance, eventually, listening
+from tests.support.proxy_header import V1
+from tests.support.tls import trusting
+from tests.support.wire import LIMIT, OK, Connection, Member, Running, eventually
 
 # Seconds between two pieces of what trickles, and bytes that no kernel and no window hold.
 TICK = 0.02
@@ -194,38 +192,33 @@ Client = Http1 | Http2
 
 
 @dataclass
-class Door:
-    """A balancer behind one front end. ``limits``: what clients have reached, or None where another has them."""
+class Here:
+    """A balancer behind one front end, and its clients."""
 
     running: Running
-    registry: ClientRegistry | None
     client: Callable[[], Any]
 
     async def ended_as(self, error: str, unread: int = 0) -> None:
         """The one request has ended so, and so often clients were cut off for what they have not read."""
         await eventually(lambda: bool(self.running.records))
         assert self.running.records[0].error == error
-        if self.registry:
-            assert self.registry.limits.counts["unread"] == unread
+        if self.running.clients:
+            assert self.running.clients.limits.counts["unread"] == unread
 
     async def is_served(self) -> None:
         await self.running.idle()
         assert [it.error for it in self.running.records] == [""]
 
 
-def small(family: int = socket.AF_INET) -> socket.socket:
-    """A socket whose kernel takes little for a client that does not read."""
-    sock = socket.socket(family)
+@asynccontextmanager
+async def connected(listens: Address | UnixSocket, first: bytes = b"", tls: Any = None) -> AsyncIterator[Connection]:
+    """A connection of whose bytes kernel and program take little before the test does."""
+    is_unix = isinstance(listens, UnixSocket)
+    sock = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
     sock.setblocking(False)
-    return sock
-
-
-@asynccontextmanager
-async def connected(family: int, address: Any, first: bytes = b"", tls: Any = None) -> AsyncIterator[Connection]:
-    sock = small(family)
-    await asyncio.get_running_loop().sock_connect(sock, address)
-    make = asyncio.open_unix_connection if family == socket.AF_UNIX else asyncio.open_connection
+    await asyncio.get_running_loop().sock_connect(sock, listens.path if isinstance(listens, UnixSocket) else listens)
+    make = asyncio.open_unix_connection if is_unix else asyncio.open_connection
     reader, writer = await make(sock=sock, limit=16_384)
     try:
         if first:
@@ -237,36 +230,17 @@ async def connected(family: int, address: Any, first: bytes = b"", tls: Any = No
         writer.transport.abort()
 
 
-def settings_of(name: str, folder: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if "TLS" in name or name == "HTTP/2":
-        settings |= issue(folder)
-    if name == "HTTP/2":
-        settings["http2"] = True
-    if "PROXY" in name:
-        settings |= {"proxy_protocol": True, "trusted_proxies": LOOPBACK}
-    return settings
-
-
 @asynccontextmanager
-async def door(name: str, folder: Path, **limits: Any) -> AsyncIterator[Door]:
+async def door(name: str, folder: Path, **limits: Any) -> AsyncIterator[Here]:
     """A balancer with this front end, before a member that plays ``serve``."""
-    async with AsyncExitStack() as stack:
-        member = await stack.enter_async_context(Member(serve))
-        running = await stack.enter_async_context(balance(member, **settings_of(name, folder), **limits))
-        family, address = socket.AF_INET, running.address
-        registry = running.clients
-        if name == "Unix socket":
-            family, address = socket.AF_UNIX, str(folder / "socket")  # type: ignore[assignment]
-            registry = ClientRegistry(running.balancer.proxy, running.balancer.settings)
-            sock = listen("BIND", UnixSocket(str(folder / "socket")))
-            await stack.enter_async_context(listening(running.balancer, sock, registry))
-        tls = trusting("h2" if name == "HTTP/2" else "http/1.1") if running.certificate else None
+    async with Member(serve) as member, ALL[name](member, folder, **limits) as opened:
+        running = opened.running
+        tls = trusting("h2" if opened.speaks_http2 else "http/1.1") if running.certificate else None
 
         @asynccontextmanager
         async def client() -> AsyncIterator[Client]:
-            async with connected(family, address, V1 if "PROXY" in name else b"", tls) as connection:
-                if name != "HTTP/2":
+            async with connected(running.listens, V1 if "PROXY" in name else b"", tls) as connection:
+                if not opened.speaks_http2:
                     yield Http1(connection)
                     return
                 speaker = Http2Client(connection, window=1000)
@@ -275,24 +249,12 @@ async def door(name: str, folder: Path, **limits: Any) -> AsyncIterator[Door]:
                 yield spoken
                 await spoken.close()
 
-        yield Door(running, registry, client)
+        yield Here(running, client)
 
 
-DOORS = ["HTTP/1.1", "TLS", "HTTP/2", "PROXY", "PROXY and TLS", "Unix socket"]
-
-
-@pytest.fixture(params=DOORS)
-def at(request: pytest.FixtureRequest) -> str:
-    """A front end of the balancer's own."""
-    return str(request.param)
-
-
-@pytest.fixture(params=[*DOORS, "ASGI"])
-def at_any(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Any front end. uvicorn serves as the server beneath ASGI."""
-    if request.param == "ASGI":
-        monkeypatch.setattr(wire, "edge", False)
-    return str(request.param)
+at_own = pytest.mark.parametrize("at", OWN)
+# uvicorn serves as the server beneath ASGI.
+at_any = pytest.mark.parametrize("at", ALL)
 
 
 async def trickle(step: Callable[[], Awaitable[Any]], times: int = 1_000_000) -> None:
@@ -319,18 +281,20 @@ SILENT = b"408 no byte of the body for %g s" % SOON
 SLOW = b"408 the body came with less than %d bytes/s" % HIGH
 
 
+@at_any
 @pytest.mark.parametrize("rate", [0, LOW])
-async def test_upload_that_stops_is_refused(rate: int, at_any: str, tmp_path: Path) -> None:
-    async with door(at_any, tmp_path, min_body_rate=rate, stream_idle_timeout=SOON) as here, here.client() as client:
+async def test_upload_that_stops_is_refused(rate: int, at: str, tmp_path: Path) -> None:
+    async with door(at, tmp_path, min_body_rate=rate, stream_idle_timeout=SOON) as here, here.client() as client:
         await client.post(FLOOD)
         await client.send(bytes(50_000))
         assert (await client.refusal()).startswith(SILENT)
         await here.ended_as("request_timeout")
 
 
+@at_any
 @pytest.mark.parametrize("burst", [0, 1000])
-async def test_upload_that_trickles_in_is_refused(burst: int, at_any: str, tmp_path: Path) -> None:
-    async with door(at_any, tmp_path, min_body_rate=HIGH) as here, here.client() as client:
+async def test_upload_that_trickles_in_is_refused(burst: int, at: str, tmp_path: Path) -> None:
+    async with door(at, tmp_path, min_body_rate=HIGH) as here, here.client() as client:
         await client.post(FLOOD)
         await client.send(bytes(burst))
         async with beside(lambda: client.send(b"a")):
@@ -338,11 +302,12 @@ async def test_upload_that_trickles_in_is_refused(burst: int, at_any: str, tmp_p
         await here.ended_as("request_timeout")
 
 
+@at_any
 @pytest.mark.parametrize("size", [2000, 20_000])
-async def test_upload_that_is_slow_but_honest_is_served(size: int, at_any: str, tmp_path: Path) -> None:
+async def test_upload_that_is_slow_but_honest_is_served(size: int, at: str, tmp_path: Path) -> None:
     """It comes at five or fifty times the least rate, in pieces; or with pauses that are longer than RATE_SECONDS."""
     limits = {"min_body_rate": LOW, "stream_idle_timeout": LATER}
-    async with door(at_any, tmp_path, **limits) as here, here.client() as client:
+    async with door(at, tmp_path, **limits) as here, here.client() as client:
         await client.post(50 * size)
         await trickle(lambda: client.send(bytes(size)), times=25)
         await asyncio.sleep(2 * SOON)
@@ -354,6 +319,7 @@ async def test_upload_that_is_slow_but_honest_is_served(size: int, at_any: str, 
 # Downloads.
 
 
+@at_own
 async def test_client_that_reads_nothing_is_cut_off(at: str, tmp_path: Path) -> None:
     async with door(at, tmp_path, min_body_rate=0, stream_idle_timeout=SOON) as here, here.client() as client:
         await client.get("/flood")
@@ -361,6 +327,7 @@ async def test_client_that_reads_nothing_is_cut_off(at: str, tmp_path: Path) -> 
         assert await client.is_cut_off()
 
 
+@at_own
 async def test_client_that_reads_a_little_now_and_then_is_cut_off(at: str, tmp_path: Path) -> None:
     async with door(at, tmp_path, min_body_rate=HIGH) as here, here.client() as client:
         await client.get("/flood")
@@ -369,6 +336,7 @@ async def test_client_that_reads_a_little_now_and_then_is_cut_off(at: str, tmp_p
         assert await client.is_cut_off()
 
 
+@at_own
 async def test_client_that_is_slow_but_honest_gets_all(at: str, tmp_path: Path) -> None:
     limits = {"min_body_rate": LOW, "stream_idle_timeout": LATER}
     async with door(at, tmp_path, **limits) as here, here.client() as client:
@@ -381,6 +349,7 @@ async def test_client_that_is_slow_but_honest_gets_all(at: str, tmp_path: Path) 
         await here.is_served()
 
 
+@at_own
 async def test_member_that_sends_slowly_is_not_its_clients_fault(at: str, tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH, "stream_idle_timeout": LATER}
     async with door(at, tmp_path, **limits) as here, here.client() as client:
@@ -390,20 +359,21 @@ async def test_member_that_sends_slowly_is_not_its_clients_fault(at: str, tmp_pa
 
 
 @pytest.mark.parametrize("reads", [0, 100])
-@pytest.mark.parametrize("at", [it for it in DOORS if it != "HTTP/2"])
+@pytest.mark.parametrize("at", HTTP1)
 async def test_client_that_reads_too_little_of_a_tunnel_is_cut_off(at: str, reads: int, tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH} if reads else {"min_body_rate": 0, "stream_idle_timeout": SOON}
     async with door(at, tmp_path, **limits) as here, here.client() as client:
         await client.switch()
         async with beside(lambda: client.take(reads)) if reads else nullcontext():
             await eventually(lambda: bool(here.running.records))
-        assert here.registry
-        assert here.registry.limits.counts["unread"] == 1
+        assert here.running.clients
+        assert here.running.clients.limits.counts["unread"] == 1
 
 
 # What becomes of the places that the slow ones had.
 
 
+@at_own
 @pytest.mark.parametrize("way", ["up", "down"])
 async def test_slow_clients_do_not_keep_all_places(way: str, at: str, tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH, "max_requests_per_member": 20, "queue_timeout": LATER}
