@@ -150,6 +150,11 @@ class Settings:
     max_connections_per_client: int = setting(
         0, count(0, 10_000_000), "connections of one client's address (0: no limit)"
     )
+    max_handshakes: int = setting(
+        1024,
+        count(0, 10_000_000),
+        "connections in a TLS handshake or a PROXY header at a time, a 16th of them of one client (0: no limit)",
+    )
     trusted_proxies: tuple[IPNetwork, ...] = setting(
         (), NETWORKS, "whose X-Forwarded-* and Forwarded are kept and extended; everybody else's are replaced"
     )

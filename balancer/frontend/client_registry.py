@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections import Counter
 
 from balancer import malloc
 from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import ActiveRequests
-from balancer.errors import Refusal
 from balancer.frontend.client_connection import ClientConnection
+from balancer.frontend.places import Place, Places
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 from balancer.loop_time import Timer, loop_time
 from balancer.telemetry.client_limits import ClientLimits
-from balancer.words import counted
 
 # Seconds between checks of limits, and connections that are checked in one turn of the event loop.
 SWEEP_SECONDS = 1.0
@@ -25,18 +23,20 @@ TRIM_PEAK = 100
 
 
 class ClientRegistry:
-    """The connections of a listener, and their limits. ``limits``: those that clients have reached."""
+    """The connections of a listener, and their limits.
+
+    ``limits``: those that clients have reached. ``places``: of the connections that were accepted, whatever they speak.
+    ``connections``: those that have come to HTTP.
+    """
 
     def __init__(self, proxy: ActiveRequests, settings: Settings, limits: ClientLimits | None = None) -> None:
         self.proxy = proxy
         self.settings = settings
         self.limits = limits or ClientLimits()
+        self.places = Places(settings, self.limits)
         self.connections: set[ClientConnection] = set()
         proxy.connections = self.connections
-        # Connections that only wait for the answer that there are too many: they do not count.
-        self._rejected: set[ClientConnection] = set()
         self._peak = 0
-        self._per_address: Counter[str] = Counter()
         self._sweeper: Timer | None = None
         # Set once the last connection has ended; None where nothing waits for that.
         self._emptied: asyncio.Event | None = None
@@ -71,39 +71,22 @@ class ClientRegistry:
             self._emptied.clear()
             await self._emptied.wait()
 
-    def admit(self, connection: ClientConnection) -> None:
-        """Count a new connection. Raises Refusal where there are too many."""
+    def admit(self, connection: RegisteredConnection) -> None:
+        """Add a connection that has come to HTTP. Raises Refusal where there are too many."""
         self.connections.add(connection)
         if self._sweeper is None:
             self._sweeper = loop_time().call_later(SWEEP_SECONDS, self._sweep, [])
-        if bound := self._bound_reached(connection.peer):
-            self._rejected.add(connection)
-            limit = getattr(self.settings, f"max_{bound}")
-            there = "there is" if limit == 1 else "there are"
-            words = f"{there if bound == 'connections' else 'you have'} {counted(limit, 'connection')} already"
-            self.limits.reached(bound, connection.peer, f"is refused a connection, by MAX_{bound.upper()}={limit}")
-            raise Refusal(503, "too_many_connections", words, retry_after=1)
-        self._per_address[connection.peer] += 1
+        place = connection.place
+        place.arrive()
+        if place.refusal:
+            raise place.refusal
 
-    def _bound_reached(self, peer: str) -> str:
-        """Return the bound of LIMITS that one more connection of this client exceeds, or ""."""
-        limit, each = self.settings.max_connections, self.settings.max_connections_per_client
-        if limit and len(self.connections) - len(self._rejected) > limit:
-            return "connections"
-        return "connections_per_client" if each and self._per_address[peer] >= each else ""
-
-    def remove(self, connection: ClientConnection) -> None:
+    def remove(self, connection: RegisteredConnection) -> None:
         """Remove a connection that has ended."""
-        if connection in self.connections:
-            self.connections.remove(connection)
-            if self._emptied and not self.connections:
-                self._emptied.set()
-            if connection in self._rejected:
-                self._rejected.remove(connection)
-                return
-            self._per_address[connection.peer] -= 1
-            if not self._per_address[connection.peer]:
-                del self._per_address[connection.peer]
+        self.connections.discard(connection)
+        connection.place.free()
+        if self._emptied and not self.connections:
+            self._emptied.set()
 
     def _start_round(self) -> list[ClientConnection]:
         """Return all connections; give memory back whenever half of a peak has left."""
@@ -130,13 +113,14 @@ class ClientRegistry:
 
 
 class RegisteredConnection(ClientConnection):
-    """A connection of a listener. ``registry``: the listener's."""
+    """A connection of a listener. ``registry``: the listener's. ``place``: where it is counted."""
 
-    __slots__ = ("registry",)
+    __slots__ = ("place", "registry")
 
-    def __init__(self, registry: ClientRegistry) -> None:
+    def __init__(self, registry: ClientRegistry, place: Place) -> None:
         super().__init__(registry.settings)
         self.registry = registry
+        self.place = place
 
     def limit_reached(self, limit: str, words: str) -> None:
         self.registry.limits.reached(limit, self.peer, words)

@@ -39,6 +39,7 @@ from balancer.frontend.client_registry import ClientRegistry, RegisteredConnecti
 from balancer.frontend.http1_exchange import ClientExchange, Framing
 from balancer.frontend.http1_parser import RequestParser
 from balancer.frontend.http1_streaming import Http1Exchange
+from balancer.frontend.places import Place
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.http.headers import plain_address
 from balancer.http.memo import HEAD_MAX
@@ -62,8 +63,8 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         "writable",
     )  # fmt: skip
 
-    def __init__(self, registry: ClientRegistry) -> None:
-        super().__init__(registry)
+    def __init__(self, registry: ClientRegistry, place: Place) -> None:
+        super().__init__(registry, place)
         # Global.
         self.loop = asyncio.get_running_loop()
         # Per connection.
@@ -92,7 +93,7 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         self.peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._origin = f"{self.scheme} {self.peer}"
-        self.begin_checks(loop_time().time())
+        self.begin_checks(self.place.since)
         if self.registry.stopping:
             self.shutdown()  # It was accepted when the listener closed.
         try:

@@ -37,6 +37,7 @@ from balancer.frontend.client_connection import (
 )
 from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
 from balancer.frontend.http2_stream import NO_ERROR, Http2Stream
+from balancer.frontend.places import Place
 from balancer.http.headers import Headers, sound_request_id
 from balancer.http.http2 import check_http2, join_cookies, server_settings
 from balancer.http.request import Request
@@ -54,8 +55,8 @@ _MAX_STREAM_ID = 2**31 - 1
 class Http2Connection(RegisteredConnection, ZttpH2Protocol):
     """A client connection that speaks HTTP/2."""
 
-    def __init__(self, registry: ClientRegistry, config: uvicorn.Config) -> None:
-        RegisteredConnection.__init__(self, registry)
+    def __init__(self, registry: ClientRegistry, config: uvicorn.Config, place: Place) -> None:
+        RegisteredConnection.__init__(self, registry, place)
         ZttpH2Protocol.__init__(self, config, ServerState(), {})
         self._application = self.app
         self._streams: dict[int, Http2Stream] = {}
@@ -72,7 +73,7 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.peer = self.client[0] if self.client else ""
-        self.begin_checks(loop_time().time())
+        self.begin_checks(self.place.since)
         try:
             self.registry.admit(self)
         except Refusal:

@@ -22,7 +22,12 @@ LIMITS = frozenset(
     {
         "connections",  # MAX_CONNECTIONS
         "connections_per_client",  # MAX_CONNECTIONS_PER_CLIENT
+        "discarding",  # time or bytes behind an answer that came before the end of its request
+        "handshake_failed",  # neither TLS nor HTTP on the port of TLS, or no TLS that both sides speak
+        "handshake_timeout",  # HEADER_TIMEOUT, in a PROXY header or a TLS handshake
+        "handshakes",  # MAX_HANDSHAKES
         "header_timeout",  # HEADER_TIMEOUT, without a byte of a request
+        "lingering",  # a second behind the last answer, in which the client went on sending
         "proxy_header",  # a PROXY header that is missing or malformed
         "unread",  # STREAM_IDLE_TIMEOUT, while bytes waited for the client
         "wrong_protocol",  # TLS on a port without, or the reverse

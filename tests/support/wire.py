@@ -26,7 +26,7 @@ from balancer.process.sockets import listen
 from balancer.routing.pools import Pools
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
-from balancer.types import Address
+from balancer.types import Address, UnixSocket
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.native import NativeUpstream
 from tests.support.messages import GET
@@ -154,13 +154,19 @@ class Member:
 
 
 class Running:
-    """A balancer that serves on ``address``. ``records`` has a record for every finished request."""
+    """A balancer that serves on ``address``, or on a Unix socket (``path``).
+
+    ``records`` has a record for every finished request.
+    """
 
     def __init__(
-        self, balancer: LoadBalancer, address: Address, records: list[RequestRecord], certificate: Certificate | None
-    ) -> None:
+        self, balancer: LoadBalancer, address: Address, records: list[RequestRecord], certificate: Certificate | None,
+        clients: ClientRegistry | None = None, path: str = "",
+    ) -> None:  # fmt: skip
         self.balancer = balancer
         self.address = address
+        self.path = path
+        self.clients = clients
         self.records = records
         self.certificate = certificate
 
@@ -171,7 +177,10 @@ class Running:
     @asynccontextmanager
     async def client(self, tls: ssl.SSLContext | None = None, first: bytes = b"") -> AsyncIterator[Connection]:
         """A raw connection to the balancer. ``first``: bytes that are sent before the TLS handshake."""
-        reader, writer = await asyncio.open_connection(*self.address)
+        if self.path:
+            reader, writer = await asyncio.open_unix_connection(self.path)
+        else:
+            reader, writer = await asyncio.open_connection(*self.address)
         try:
             if first:
                 writer.write(first)
@@ -236,13 +245,14 @@ async def balance(
         policy=own_policy,
         hooks=hooks,
     )
-    sock = listen("BIND", Address("127.0.0.1", 0))
-    address = Address("127.0.0.1", sock.getsockname()[1])
+    path = effective.bind.path if isinstance(effective.bind, UnixSocket) else ""
+    sock = listen("BIND", UnixSocket(path) if path else Address("127.0.0.1", 0))
+    address = Address("127.0.0.1", 0 if path else sock.getsockname()[1])
     async with balancer:
         clients = ClientRegistry(balancer.proxy, effective) if edge else None
         certificate = Certificate.of(effective)
         async with listening(balancer, sock, clients, certificate):
-            running = Running(balancer, address, records, certificate)
+            running = Running(balancer, address, records, certificate, clients, path)
             if wait:
                 await running.available(len(addresses))
             yield running
