@@ -14,12 +14,10 @@ asyncio's listener has no PROXY headers, no time limit for TLS and no word for t
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import socket
 import ssl
-import termios
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -29,6 +27,7 @@ from balancer.frontend.client_connection import Phase, timeout, unread_timeout
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.http1_streaming import Http1Exchange
+from balancer.frontend.last_bytes import OWN_SOCKET
 from balancer.frontend.places import Place
 from balancer.frontend.tls import HTTP2, Certificate
 from balancer.frontend.tunnel import HIGH_WATER
@@ -46,7 +45,7 @@ _NEVER = 1e6
 PAUSE_SECONDS = 1.0
 # Sockets accepted in one turn of the event loop, and TLS handshakes begun in one: a full one takes about 1 ms.
 ACCEPTS_PER_TURN = 100
-HANDSHAKES_PER_TURN = 8
+HANDSHAKES_PER_TURN = 4
 
 # Makes a protocol for a new connection; its arguments: whether the client speaks HTTP/2, and its place.
 Make = Callable[[bool, Place], asyncio.Protocol]
@@ -233,24 +232,6 @@ def _finish(made: Any, waiter: asyncio.Future[None]) -> None:
         made.send(None)
 
 
-def drop_finished(connections: Iterable[Any]) -> None:
-    """Drop connections that only wait for the client to end TLS from its side."""
-    for connection in list(connections):
-        transport = connection.transport
-        if transport.is_closing() and not transport.get_write_buffer_size() and _is_acknowledged(transport):
-            transport.abort()
-
-
-def _is_acknowledged(transport: asyncio.Transport) -> bool:
-    """Whether the peer's kernel has acknowledged every byte; True where the kernel does not report it (not Linux)."""
-    unread = bytearray(4)
-    try:
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, unread)
-    except (AttributeError, OSError):
-        return True
-    return not any(unread)
-
-
 class _ProtocolSelector(asyncio.Protocol):
     """Stands in until the protocol of a connection is known, and hands over to it."""
 
@@ -283,6 +264,8 @@ class _ProxiedTransport:
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "peername":
             return self._source, 0
+        if name == OWN_SOCKET:
+            return self._transport.get_extra_info("socket")
         # Given a socket, uvicorn reads the peer's address from it.
         return default if name == "socket" else self._transport.get_extra_info(name, default)
 

@@ -8,6 +8,8 @@ Rules:
 * Time in which a request is answered, or in which the balancer does not read, does not count against the client.
 * A body has a least rate until its response begins. From then on, a byte of either side ends the silence of both.
 * Bytes that the client has not read for STREAM_IDLE_TIMEOUT end the connection in any phase.
+* A connection that has its last answer is gone a second after the client's kernel has acknowledged the last byte,
+  whatever the client sends. Only an upload that was refused in mid-body, in good faith, is read on within DISCARD_….
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from balancer.words import counted
 
 # Seconds in which a client may read the last answer before its connection is closed for good.
 LINGER_SECONDS = 1.0
-# Bounds for what a client sends behind its last answer: seconds of silence in mid-body, seconds and bytes in all. (The
-# seconds are nginx's lingering_timeout and lingering_time.)
+# Bytes that are read of what a client sends behind its last answer, so that a reset does not overtake that.
+LINGER_BYTES = 64 * 1024
+# Bounds for a client that is in the middle of an upload when it has its last answer: seconds of silence, seconds and
+# bytes in all. (The seconds are nginx's lingering_timeout and lingering_time.)
 DISCARD_SILENCE = 5.0
 DISCARD_SECONDS = 30.0
 DISCARD_BYTES = 256 * 1024 * 1024
@@ -83,7 +87,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     SWITCHING: frozenset({TUNNEL, IDLE, DONE}) | _ENDS,
     TUNNEL: frozenset({CLOSED}),
     DONE: frozenset({DONE, TUNNEL}) | _ENDS,
-    REJECTED: frozenset({LINGERING, CLOSED}),
+    REJECTED: frozenset({DISCARDING, LINGERING, CLOSED}),
     DISCARDING: frozenset({CLOSED}),
     LINGERING: frozenset({LINGERING, ACTIVE, CLOSED}),
     CLOSED: frozenset(),
@@ -145,9 +149,8 @@ class BodyRate:
         return None
 
     def is_discarded(self, waited: float, now: float, silence: float) -> bool:
-        """Whether no more is read of what comes behind the last answer. ``silence``: seconds that end it."""
-        is_silent = self._silence(waited, now, self.received) > silence
-        return is_silent or waited > DISCARD_SECONDS or self.received > DISCARD_BYTES
+        """Whether no more is read of an upload behind its answer. ``silence``: seconds that end it."""
+        return waited > DISCARD_SECONDS or self._silence(waited, now, self.received) > silence
 
     def _silence(self, waited: float, now: float, progress: int) -> float:
         """Return the seconds since ``progress`` last grew, or since the phase began."""
@@ -159,10 +162,11 @@ class BodyRate:
 class ClientConnection:
     """A client connection. ``peer``: the client's IP address, or "" without one. ``messages``: requests so far.
 
-    ``body``: progress of what comes in, in the phases BODY, DISCARDING and LINGERING.
+    ``body``: progress of what comes in, in the phases BODY and DISCARDING. ``dropped``: bytes that came behind the last
+    request that is served.
     """
 
-    __slots__ = ("_checked", "_since", "_unread", "body", "limits", "messages", "peer", "phase")
+    __slots__ = ("_came", "_checked", "_since", "_unread", "body", "dropped", "limits", "messages", "peer", "phase")
 
     def __init__(self, limits: Settings) -> None:
         self.limits = limits
@@ -170,9 +174,12 @@ class ClientConnection:
         self.phase: Phase = NEW
         self.messages = 0
         self.body = BodyRate()
+        self.dropped = 0
         # Phase and number of messages at the last check, None unless the client had to act then; and since when.
         self._checked: tuple[Phase, int] | None = (NEW, 0)
         self._since = 0.0
+        # Bytes that had come when the last answer was noticed.
+        self._came = 0
         # Bytes unread by the client at the last check, and since when there are so many.
         self._unread = (0, 0.0)
 
@@ -182,6 +189,21 @@ class ClientConnection:
     def unread(self) -> int:
         """Bytes that wait for the client to read them; 0 while it reads fast enough."""
         raise NotImplementedError
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the connection closes as soon as what was sent has left, and TLS has ended."""
+        return False
+
+    @property
+    def untaken(self) -> int:
+        """Bytes that the client's kernel has not acknowledged."""
+        return self.unread
+
+    @property
+    def came(self) -> int:
+        """Bytes that have come from the client, as far as its kernel's side is known."""
+        return self.dropped
 
     @property
     def answered(self) -> int | None:
@@ -199,6 +221,10 @@ class ClientConnection:
 
     def abort(self) -> None:
         """Close the connection immediately."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Stop reading from the client for now."""
         raise NotImplementedError
 
     def shutdown(self) -> None:
@@ -221,6 +247,9 @@ class ClientConnection:
 
     def check_timeouts(self, now: float) -> None:
         """End the connection if the client has taken too long. ``now``: a reading of ``LoopTime``."""
+        if self.phase is LINGERING or self.is_closing:
+            self._check_taken(now)
+            return
         unread = self.unread
         if unread != self._unread[0]:
             self._unread = (unread, now)
@@ -249,12 +278,48 @@ class ClientConnection:
         if self.phase is BODY:
             if refusal := self.body.check(waited, now, self.limits, self.answered):
                 self.reject(refusal)
-        elif self.phase is LINGERING or self.phase is DISCARDING:
-            if self.body.is_discarded(waited, now, limit := timeout(self.phase, self.limits)):
-                self.time_out(limit)
+        elif self.phase is DISCARDING:
+            if self.body.is_discarded(waited, now, timeout(DISCARDING, self.limits)):
+                self._end_discarding()
         elif waited > (limit := timeout(self.phase, self.limits)):
             if self.phase is NEW:
                 self.limit_reached("header_timeout", f"has sent nothing for {limit:g} s; its connection is closed")
+            self.time_out(limit)
+
+    # Behind the last answer.
+
+    def drop(self, size: int) -> None:
+        """Count bytes that come behind the last request that is served, and read no more where there are too many."""
+        self.dropped += size
+        self.body.received += size
+        if self.phase is not DISCARDING:
+            if self.dropped > LINGER_BYTES:
+                self.pause()
+        elif self.dropped > DISCARD_BYTES:
+            self._end_discarding()
+
+    def _end_discarding(self) -> None:
+        self.limit_reached("discarding", "goes on with, or stops in, an upload that has its answer; it is cut off")
+        self.time_out(timeout(DISCARDING, self.limits))
+
+    def _check_taken(self, now: float) -> None:
+        """End the connection a second after the client has taken its last byte."""
+        state, untaken, limit = (LINGERING, self.messages), self.untaken, timeout(LINGERING, self.limits)
+        if state != self._checked:
+            self._checked, self._since, self._unread, self._came = state, now, (untaken, now), self.came
+        elif untaken != self._unread[0]:
+            self._unread = (untaken, now)
+        elif untaken and now > self._unread[1] + (within := unread_timeout(self.limits)):
+            self.limit_reached("unread", f"has read nothing for {within:g} s; it is cut off")
+            self.abort()
+        elif not untaken and now > self._unread[1] + limit:
+            if self.dropped or self.came > self._came:
+                self.limit_reached("lingering", f"goes on sending {limit:g} s after its last answer; it is cut off")
+            if self.is_closing:
+                self.abort()
+            else:
+                self.time_out(limit)
+        elif now > self._since + DISCARD_SECONDS and not self.is_closing:
             self.time_out(limit)
 
 

@@ -8,6 +8,7 @@ import gc
 from balancer import malloc
 from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import ActiveRequests
+from balancer.frontend import last_bytes
 from balancer.frontend.client_connection import ClientConnection
 from balancer.frontend.places import Place, Places
 from balancer.http.memo import Memo
@@ -115,6 +116,8 @@ class ClientRegistry:
 class RegisteredConnection(ClientConnection):
     """A connection of a listener. ``registry``: the listener's. ``place``: where it is counted."""
 
+    transport: asyncio.Transport
+
     __slots__ = ("place", "registry")
 
     def __init__(self, registry: ClientRegistry, place: Place) -> None:
@@ -124,3 +127,21 @@ class RegisteredConnection(ClientConnection):
 
     def limit_reached(self, limit: str, words: str) -> None:
         self.registry.limits.reached(limit, self.peer, words)
+
+    @property
+    def is_closing(self) -> bool:
+        return self.transport.is_closing()
+
+    @property
+    def untaken(self) -> int:
+        return last_bytes.untaken(self.transport)
+
+    @property
+    def came(self) -> int:
+        return last_bytes.received(self.transport)
+
+    def close(self) -> None:
+        """Close the connection once what was sent has left."""
+        if not self.transport.can_write_eof():
+            last_bytes.read_little(self.transport)  # TLS reads on until the client ends it, too.
+        self.transport.close()

@@ -51,6 +51,8 @@ from balancer.loop_time import loop_time
 HALF_CLOSED_SECONDS = 0.5
 # Seconds for the first request of a client when the listener closes: it may be on its way.
 NEW_SECONDS = 1.0
+# Refusals of clients in good faith, which may be in the middle of an upload and read the answer behind it.
+TOO_LARGE = frozenset({413, 414, 431})
 # Requests of a client ahead of the first answer, after which the connection ends (RFC 9112 section 9.3.2).
 PIPELINE_MAX = 100
 
@@ -146,7 +148,7 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         elif phase not in ENDING:
             self._parse(data)
         else:
-            self.body.received += len(data)
+            self.drop(len(data))
 
     def pause_writing(self) -> None:
         self.writable.clear()
@@ -214,7 +216,9 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
             self._break_off(exchange)
         elif self._parser.exchange is exchange or exchange.closes:
             # A client in mid-body reads the answer behind it, unless that ends with the connection.
-            self._linger(DISCARDING if self.phase is BODY and exchange.framing is not Framing.CLOSE else LINGERING)
+            refusal, is_framed = self._parser.refusal, exchange.framing is not Framing.CLOSE
+            is_uploading = refusal.status in TOO_LARGE if refusal else self.phase is BODY
+            self._linger(DISCARDING if is_uploading and is_framed else LINGERING)
         elif self._queue:
             self._begin()
         elif self.phase is SWITCHING:
@@ -222,7 +226,7 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         elif self._parser.refusal:
             self._send_error(self._parser.refusal)
         elif self.phase is DONE:
-            self.transport.close()
+            self.close()
         else:
             self.resume()
             if self.registry.stopping:
@@ -244,11 +248,11 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         elif grace := max(NEW_SECONDS, self.registry.idle_grace) if self.phase is NEW else self.registry.idle_grace:
             loop_time().call_later(grace, self._close_if_idle)
         else:
-            self.transport.close()
+            self.close()
 
     def _close_if_idle(self) -> None:
         if self._current is None and self.phase is not HEAD and self._parser.exchange is None:
-            self.transport.close()
+            self.close()
 
     def abort(self) -> None:
         self.transport.abort()
@@ -259,7 +263,7 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
             self.transport.abort()
         else:
             exchange.flush()
-            self.transport.close()
+            self.close()
 
     def reject(self, refusal: Refusal) -> None:
         """Send a refusal once everything before has been answered: the client's bytes cannot be served."""
@@ -280,17 +284,17 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         status, fields, text = refusal_response(refusal, self.registry.proxy.refused(request, refusal))
         is_head = "HEAD" in (self._parser.method, request.method)
         self.transport.write(response_head(status, fields, b"connection: close") + (b"" if is_head else text))
-        self._linger()
+        self._linger(DISCARDING if status in TOO_LARGE else LINGERING)
 
-    def _linger(self, phase: Phase = LINGERING) -> None:
+    def _linger(self, phase: Phase) -> None:
         """Close once the client has had time to read the answer: a close with bytes unread resets the connection."""
         self.phase = phase
         self._parser.drop_body()
         self._queue.clear()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
-        elif phase is LINGERING and not self._parser.refusal:
-            self.transport.close()  # TLS has no end of one side alone, and no more is due from the client.
+        elif phase is LINGERING:
+            self.close()  # TLS has no end of one side alone.
         self.resume()
 
     # Other protocols.
@@ -343,4 +347,4 @@ class Http1Connection(RegisteredConnection, asyncio.Protocol):
         if self.phase is HEAD:
             self.reject(Refusal(408, "request_timeout", f"a request head may take {limit:g} s"))
         else:
-            self.transport.close()
+            self.close()

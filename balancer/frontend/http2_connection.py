@@ -37,6 +37,7 @@ from balancer.frontend.client_connection import (
 )
 from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
 from balancer.frontend.http2_stream import NO_ERROR, Http2Stream
+from balancer.frontend.last_bytes import read_little
 from balancer.frontend.places import Place
 from balancer.http.headers import Headers, sound_request_id
 from balancer.http.http2 import check_http2, join_cookies, server_settings
@@ -63,7 +64,8 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
         self._opened = 0
         self._resets = 0
         self._settings_sent = False
-        self._retiring = False
+        # When the client was sent GOAWAY, and not the end of the connection with it.
+        self._retired_at: float | None = None
         self._stopping = False
         # Set for a moment when the client may have granted credit for more bytes.
         self.credit = asyncio.Event()
@@ -88,6 +90,8 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.transport.is_closing():
+            read_little(self.transport)  # TLS reads on until the client ends it, too.
         self.credit.set()
         self.credit.clear()
 
@@ -156,6 +160,7 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
     def _close_connection(self) -> None:
         # uvicorn counts a stream as closed although bytes of it are still waiting for the client.
         if not self._streams:
+            read_little(self.transport)
             super()._close_connection()
 
     # The course of a connection.
@@ -172,13 +177,17 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
     def _idle(self) -> None:
         if self.phase is CLOSED:
             return
-        if self._retiring:
+        if self._retired_at is not None and loop_time().time() < self._retired_at + timeout(LINGERING, self.limits):
             # Requests that were on their way before GOAWAY are still served.
             self.phase = LINGERING
-        elif self._stopping or self.shutdown_requested or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
+        elif self._is_ending or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
             self._close_connection()
         else:
             self.phase = IDLE
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._retired_at is not None or self._stopping or self.shutdown_requested
 
     def _reject(self, event: zttp.Request, fields: Headers, refusal: Refusal) -> None:
         method, id = event.method.decode("latin-1"), sound_request_id(fields)
@@ -194,8 +203,8 @@ class Http2Connection(RegisteredConnection, ZttpH2Protocol):
 
     def _retire(self) -> None:
         """Have the client open another connection for further requests (RFC 9113 section 6.8)."""
-        if not self._retiring:
-            self._retiring = True
+        if self._retired_at is None:
+            self._retired_at = loop_time().time()
             self.conn.close(NO_ERROR, _MAX_STREAM_ID)
             self.flush()
 

@@ -10,9 +10,10 @@ from functools import partial
 import uvicorn
 
 from balancer.config.settings import Settings
-from balancer.frontend.acceptor import Acceptor, PlainConnection, TlsConnection, drop_finished
+from balancer.frontend.acceptor import Acceptor, PlainConnection, TlsConnection
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
+from balancer.frontend.last_bytes import drop_finished
 from balancer.frontend.places import Place
 from balancer.frontend.tls import Certificate
 from balancer.http.request_headers import RequestHeaders

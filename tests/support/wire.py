@@ -188,7 +188,11 @@ class Running:
                 await writer.start_tls(tls, server_hostname=self.address.host)
             yield Connection(reader, writer)
         finally:
-            writer.close()
+            # What the balancer does not take would keep the transport open.
+            if writer.transport.get_write_buffer_size():
+                writer.transport.abort()
+            else:
+                writer.close()
 
     async def exchange(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own; everything that comes back until the balancer closes."""
