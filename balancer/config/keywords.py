@@ -10,7 +10,7 @@ from balancer.config.settings import Settings, SettingsError
 SERVE_ONLY = frozenset(
     {
         "bind", "admin_bind", "max_header_bytes", "max_headers", "max_uri_bytes", "header_timeout", "keepalive_timeout",
-        "max_connections", "max_connections_per_client", "proxy_protocol", "tls_cert", "tls_key",
+        "max_connections", "max_connections_per_client", "max_handshakes", "proxy_protocol", "tls_cert", "tls_key",
         "http2", "access_log", "otel_endpoint", "processes", "shutdown_delay", "shutdown_timeout", "reload_timeout",
         "admin_token", "admin_token_file", "routes",
     }

@@ -158,6 +158,11 @@ class Settings:
     max_connections: int = setting(0, count(0, 10_000_000), "connections of clients in all (0: no limit)")
     max_connections_per_client: int = setting(0, count(0, 10_000_000), "connections of one client (0: no limit)")
     client_prefix_v6: int = setting(64, count(1, 128), "bits of an IPv6 address that tell one client from another")
+    max_handshakes: int = setting(
+        1024,
+        count(0, 10_000_000),
+        "connections in a TLS handshake or a PROXY header at a time, a 16th of them of one client (0: no limit)",
+    )
     trusted_proxies: tuple[IPNetwork, ...] = setting(
         (), NETWORKS, "whose X-Forwarded-* and Forwarded are kept and extended; everybody else's are replaced"
     )

@@ -1,9 +1,14 @@
-"""Accepts connections that begin with something before HTTP: a PROXY header, a TLS handshake, or both in this order.
+"""Accepts connections at every door, and takes in what comes before HTTP: a PROXY header, a TLS handshake, or both.
 
-A client that speaks HTTP where TLS is due is refused in HTTP.
+Each is handed to the protocol that its client speaks. A client that speaks HTTP where TLS is due is refused in HTTP.
 
-asyncio's listener has no PROXY headers and no time limit for TLS, so connections are accepted here. Each
-is handed to the protocol that its client speaks.
+Rules:
+* A connection is counted from accept on; ``balancer.frontend.places`` has the limits.
+* PROXY header, handshake and the first head together may take HEADER_TIMEOUT.
+* A turn of the event loop begins few handshakes, since each takes as long as many requests. What waits for its turn
+  does so in the kernel.
+
+asyncio's listener has no PROXY headers, no time limit for TLS and no word for the log when descriptors run out.
 """
 
 from __future__ import annotations
@@ -11,22 +16,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable
+import ssl
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
-from balancer.config.settings import Settings
 from balancer.errors import LOCAL_RESOURCE_ERRNOS, Refusal
 from balancer.frontend.client_connection import Phase, timeout, unread_timeout
+from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.http1_streaming import Http1Exchange
-from balancer.frontend.kernel_figures import CLIENT_SOCKET, unacknowledged
+from balancer.frontend.kernel_figures import CLIENT_SOCKET
+from balancer.frontend.places import Place
 from balancer.frontend.tls import HTTP2, Certificate
 from balancer.frontend.tunnel import HIGH_WATER
+from balancer.http.headers import plain_address
 from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
 from balancer.http.request import Request
 from balancer.http.validation import TOKEN, malformed
-from balancer.loop_time import Limit
-from balancer.telemetry.client_limits import ClientLimits
+from balancer.loop_time import Limit, loop_time
 
 log = logging.getLogger(__name__)
 
@@ -34,44 +43,51 @@ log = logging.getLogger(__name__)
 _NEVER = 1e6
 # Seconds without accepting after the process has run out of files.
 PAUSE_SECONDS = 1.0
-# Sockets accepted in one turn of the event loop.
+# Sockets accepted in one turn of the event loop, and TLS handshakes begun in one: a full one takes about 1 ms.
 ACCEPTS_PER_TURN = 100
+HANDSHAKES_PER_TURN = 4
 
-# Makes a protocol for a new connection; its argument: whether the client speaks HTTP/2.
-Make = Callable[[bool], asyncio.Protocol]
+# Makes a protocol for a new connection; its arguments: whether the client speaks HTTP/2, and its place.
+Make = Callable[[bool, Place], asyncio.Protocol]
 
 
 class Acceptor:
     """Accepts on ``sock`` until it is closed.
 
-    ``limits``: a PROXY header and a TLS handshake have ``header_timeout`` each. Once the last byte has been sent, a
-    client has ``stream_idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
+    ``registry``: counts the connections, and has the settings. Once the last byte has been sent, a client of TLS has
+    ``stream_idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
     ``has_proxy_header``: called with a peer's IP address ("" on a Unix socket); returns whether its connections must
-    begin with a PROXY header. Those of other peers must not, and are served as their own. ``make_plain``: makes a
-    protocol for a client that speaks HTTP where TLS is due. ``reached``: counts the bounds that clients reach.
+    begin with a PROXY header. Those of other peers must not, and are served as their own. ``is_proxy``: called with the
+    same; returns whether clients without number come from there. ``make_plain``: makes a protocol for a client that
+    speaks HTTP where TLS is due.
     """
 
     def __init__(
         self,
         sock: socket.socket,
+        registry: ClientRegistry,
         make: Make,
-        limits: Settings,
         certificate: Certificate | None = None,
-        has_proxy_header: Callable[[str], bool] = lambda peer: False,
         *,
-        make_plain: Callable[[], asyncio.Protocol],
-        reached: ClientLimits,
+        has_proxy_header: Callable[[str], bool],
+        is_proxy: Callable[[str], bool],
+        make_plain: Callable[[Place], asyncio.Protocol],
     ) -> None:
         self._sock = sock
         self._make = make
-        self._limits = limits
+        self._settings = registry.settings
+        self._places = registry.places
+        self._reached = registry.limits.reached
         self._certificate = certificate
         self._has_proxy_header = has_proxy_header
+        self._is_proxy = is_proxy
         self._make_plain = make_plain
-        self._reached = reached
         self._loop = asyncio.get_running_loop()
-        self._arriving: set[asyncio.Task[None]] = set()
+        self._clock = loop_time()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
+        # Sockets to accept in the next turn: twice as many as in the last, unless that found no more.
+        self._batch = 1
         sock.setblocking(False)
         self._loop.add_reader(sock, self._accept)
 
@@ -81,15 +97,16 @@ class Acceptor:
             self._resume.cancel()
         self._loop.remove_reader(self._sock)
         self._sock.close()
-        for task in self._arriving:
-            task.cancel()
-        await asyncio.gather(*self._arriving, return_exceptions=True)
+        self._places.drop_handshakes()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _accept(self) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
+        handshakes = 0
+        for _ in range(self._batch):
             try:
                 sock, peer = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
+                self._batch = 1
                 return
             except OSError as error:
                 if error.errno not in LOCAL_RESOURCE_ERRNOS:
@@ -98,33 +115,79 @@ class Acceptor:
                 self._loop.remove_reader(self._sock)
                 self._resume = self._loop.call_later(PAUSE_SECONDS, self._loop.add_reader, self._sock, self._accept)
                 return
-            sock.setblocking(False)
-            task = self._loop.create_task(self._arrive(sock, peer[0] if isinstance(peer, tuple) else ""))
-            self._arriving.add(task)
-            task.add_done_callback(self._arriving.discard)
+            if self._begin(sock, peer[0] if isinstance(peer, tuple) else "") and self._certificate:
+                handshakes += 1
+                if handshakes == HANDSHAKES_PER_TURN:
+                    return
+        self._batch = min(2 * self._batch, ACCEPTS_PER_TURN)
 
-    async def _arrive(self, sock: socket.socket, peer: str) -> None:
-        who = peer or "a Unix socket"
+    def _begin(self, sock: socket.socket, peer: str) -> bool:
+        """Take a connection in. Returns False if it is closed, because there are too many."""
+        peer = plain_address(peer)
+        is_proxied = self._has_proxy_header(peer)
+        is_handshake = is_proxied or self._certificate is not None
+        now = self._clock.time()
+        place = self._places.take(peer, now, is_handshake)
+        if not place or not (is_proxied or self._places.name(place, peer, now, is_handshake and self._is_proxy(peer))):
+            sock.close()
+            return False
+        if not is_handshake:
+            self._connect_plain(sock, place)
+            return True
+        sock.setblocking(False)
+        task = self._loop.create_task(self._settle(sock, place, self._arrive(sock, peer, place, is_proxied)))
+        place.drop = task.cancel
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _connect_plain(self, sock: socket.socket, place: Place) -> None:
+        """Hand a connection over to its protocol without a task, which would cost as much as all else here."""
+        made: Any = self._loop.connect_accepted_socket(partial(self._make, False, place), sock)
         try:
-            source = ""
-            if self._has_proxy_header(peer):
-                async with Limit(timeout(Phase.HANDSHAKE, self._limits)):
+            made.send(None).add_done_callback(partial(_finish, made))
+        except OSError as error:
+            log.debug("a connection came to nothing: %s", error)
+            place.free()
+            sock.close()
+
+    async def _settle(self, sock: socket.socket, place: Place, arrive: Coroutine[Any, Any, None]) -> None:
+        """Hand a connection over to its protocol, or close it."""
+        try:
+            await arrive
+        except OSError as error:
+            # There is no request yet that could be answered.
+            log.debug("a connection came to nothing: %s", error)
+        finally:
+            if place.is_arriving:
+                place.free()
+                sock.close()
+
+    async def _connect(self, sock: socket.socket, place: Place, make: Make, source: str = "", **tls: Any) -> None:
+        await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(make, place, source), sock, **tls)
+
+    async def _arrive(self, sock: socket.socket, peer: str, place: Place, is_proxied: bool) -> None:
+        step, source, within = "PROXY header", "", timeout(Phase.HANDSHAKE, self._settings)
+        try:
+            async with Limit(within):
+                if is_proxied:
                     source = await self._read_source(sock)
-            async with Limit(timeout(Phase.HANDSHAKE, self._limits)):
+                    # Without a source, as in a health check, the proxy speaks for itself.
+                    if not self._places.name(place, source or peer, self._clock.time(), not source):
+                        return
+                step = "TLS handshake"
                 tls = await self._prepare_tls(sock)
                 is_misdirected = self._certificate is not None and not tls
-                make: Make = (lambda http2: self._make_plain()) if is_misdirected else self._make
-                await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(make, source), sock, **tls)
+                make: Make = (lambda http2, place: self._make_plain(place)) if is_misdirected else self._make
+                await self._connect(sock, place, make, source, **tls)
         except Malformed as error:
-            self._reached.reached("proxy_header", peer, f"begins with no sound PROXY header, and is closed: {error}")
-            sock.close()
-        except (TimeoutError, OSError) as error:
-            # There is no request yet that could be answered.
-            log.debug("a connection from %s came to nothing: %s", who, error)
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
+            self._reached("proxy_header", peer, f"begins with no sound PROXY header, and is closed: {error}")
+        except TimeoutError:
+            words = f"has not ended its {step} after {within:g} s; its connection is closed"
+            self._reached("handshake_timeout", source or peer, words)
+        except ssl.SSLError as error:
+            words = f"fails in its TLS handshake, and is closed: {error.reason or error}"
+            self._reached("handshake_failed", source or peer, words)
 
     async def _prepare_tls(self, sock: socket.socket) -> dict[str, Any]:
         """Return asyncio's arguments for a handshake; none without a certificate, or where the client begins HTTP."""
@@ -137,7 +200,7 @@ class Acceptor:
         return {
             "ssl": self._certificate.context,
             "ssl_handshake_timeout": _NEVER,  # Its own timer goes on while the loop does not.
-            "ssl_shutdown_timeout": unread_timeout(self._limits),
+            "ssl_shutdown_timeout": unread_timeout(self._settings),
         }
 
     async def _read_source(self, sock: socket.socket) -> str:
@@ -163,19 +226,18 @@ class Acceptor:
             self._loop.remove_reader(sock)
 
 
-def drop_finished(connections: Iterable[Any]) -> None:
-    """Drop connections that only wait for the client to end TLS from its side."""
-    for connection in list(connections):
-        transport = connection.transport
-        if transport.is_closing() and not transport.get_write_buffer_size() and not unacknowledged(transport):
-            transport.abort()
+def _finish(made: Any, waiter: asyncio.Future[None]) -> None:
+    """Let a coroutine end that waited for this alone."""
+    with suppress(StopIteration, OSError):
+        made.send(None)
 
 
 class _ProtocolSelector(asyncio.Protocol):
     """Stands in until the protocol of a connection is known, and hands over to it."""
 
-    def __init__(self, make: Make, source: str) -> None:
+    def __init__(self, make: Make, place: Place, source: str) -> None:
         self._make = make
+        self._place = place
         self._source = source
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -184,7 +246,7 @@ class _ProtocolSelector(asyncio.Protocol):
         if tls:
             # By default 512 KiB may wait for a client that does not read, eight times what may without TLS.
             transport.set_write_buffer_limits(high=HIGH_WATER)
-        protocol = self._make(tls is not None and tls.selected_alpn_protocol() == HTTP2)
+        protocol = self._make(tls is not None and tls.selected_alpn_protocol() == HTTP2, self._place)
         transport.set_protocol(protocol)
         proxied = cast(asyncio.Transport, _ProxiedTransport(transport, self._source)) if self._source else transport
         protocol.connection_made(proxied)

@@ -8,6 +8,8 @@ Rules:
 * Time in which a request is answered, or in which the balancer does not read, does not count against the client.
 * A body has a least rate until its response begins, and a client that keeps bytes waiting has the same, in any phase:
   ``balancer.frontend.progress`` has the rule.
+* A connection that has its last answer is gone a second after the client's kernel has acknowledged the last byte,
+  whatever the client sends. Only an upload that was refused in mid-body, in good faith, is read on within DISCARD_….
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from balancer.phase_checks import CHECK_STATES, check_phases
 
 # Seconds in which a client may read the last answer before its connection is closed for good.
 LINGER_SECONDS = 1.0
-# Bounds for what a client sends behind its last answer: seconds of silence in mid-body, seconds and bytes in all. (The
-# seconds are nginx's lingering_timeout and lingering_time.)
+# Bytes that are read of what a client sends behind its last answer, so that a reset does not overtake that.
+LINGER_BYTES = 64 * 1024
+# Bounds for a client that is in the middle of an upload when it has its last answer: seconds of silence, seconds and
+# bytes in all. (The seconds are nginx's lingering_timeout and lingering_time.)
 DISCARD_SILENCE = 5.0
 DISCARD_SECONDS = 30.0
 DISCARD_BYTES = 256 * 1024 * 1024
@@ -122,11 +126,14 @@ def unread_timeout(settings: Settings) -> float:
 class ClientConnection:
     """A client connection. ``peer``: the client's IP address, or "" without one. ``messages``: requests so far.
 
-    ``body``: progress of what comes in, in the phases BODY, DISCARDING and LINGERING. ``drained``: bytes that have left
-    the transport's buffer while it was full, at least.
+    ``body``: progress of what comes in, in the phases BODY and DISCARDING. ``drained``: bytes that have left the
+    transport's buffer while it was full, at least. ``dropped``: bytes that came behind the last request that is served.
     """
 
-    __slots__ = ("_checked", "_download", "_since", "body", "drained", "limits", "messages", "peer", "phase")
+    __slots__ = (
+        "_came", "_checked", "_download", "_since", "_untaken", "body", "drained", "dropped", "limits", "messages",
+        "peer", "phase",
+    )  # fmt: skip
 
     def __init__(self, limits: Settings) -> None:
         self.limits = limits
@@ -134,12 +141,16 @@ class ClientConnection:
         self.phase: Phase = NEW
         self.messages = 0
         self.body = Progress()
-        self.drained = 0
+        self.drained = self.dropped = 0
         # Phase and number of messages at the last check, None unless the client had to act then; and since when.
         self._checked: tuple[Phase, int] | None = (NEW, 0)
         self._since = 0.0
         # Progress of what goes out; None until bytes have waited for the client.
         self._download: Progress | None = None
+        # Behind the last answer: bytes that the client had not taken at the last check, since when there are so many,
+        # and bytes that had come when the end was noticed.
+        self._untaken = (0, 0.0)
+        self._came = 0
 
     # Each protocol defines these.
 
@@ -152,6 +163,21 @@ class ClientConnection:
     def taken(self) -> int:
         """Bytes that the client has taken, or a figure that grows with them."""
         raise NotImplementedError
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the connection closes as soon as what was sent has left, and TLS has ended."""
+        return False
+
+    @property
+    def untaken(self) -> int:
+        """Bytes that the client's kernel has not acknowledged."""
+        return self.unread
+
+    @property
+    def came(self) -> int:
+        """Bytes that have come from the client, as far as its kernel's side is known."""
+        return self.dropped
 
     @property
     def answered(self) -> int | None:
@@ -169,6 +195,10 @@ class ClientConnection:
 
     def abort(self) -> None:
         """Close the connection immediately."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Stop reading from the client for now."""
         raise NotImplementedError
 
     def shutdown(self) -> None:
@@ -191,6 +221,9 @@ class ClientConnection:
 
     def check_timeouts(self, now: float) -> None:
         """End the connection if the client has taken too long. ``now``: a reading of ``LoopTime``."""
+        if self.phase is LINGERING or self.is_closing:
+            self._check_taken(now)
+            return
         if self.unread:
             self._check_download(now)
         elif self._download:
@@ -230,13 +263,49 @@ class ClientConnection:
         if self.phase is BODY:
             if slowness := self.body.check(now, self.limits, self.answered):
                 self.reject(body_refusal(slowness, self.limits))
-        elif self.phase is LINGERING or self.phase is DISCARDING:
-            is_silent = self.body.silence(now) > (limit := timeout(self.phase, self.limits))
-            if is_silent or waited > DISCARD_SECONDS or self.body.received > DISCARD_BYTES:
-                self.time_out(limit)
+        elif self.phase is DISCARDING:
+            is_silent = self.body.silence(now) > timeout(DISCARDING, self.limits)
+            if is_silent or waited > DISCARD_SECONDS:
+                self._end_discarding()
         elif waited > (limit := timeout(self.phase, self.limits)):
             if self.phase is NEW:
                 self.limit_reached("header_timeout", f"has sent nothing for {limit:g} s; its connection is closed")
+            self.time_out(limit)
+
+    # Behind the last answer.
+
+    def drop(self, size: int) -> None:
+        """Count bytes that come behind the last request that is served, and read no more where there are too many."""
+        self.dropped += size
+        self.body.received += size
+        if self.phase is not DISCARDING:
+            if self.dropped > LINGER_BYTES:
+                self.pause()
+        elif self.dropped > DISCARD_BYTES:
+            self._end_discarding()
+
+    def _end_discarding(self) -> None:
+        self.limit_reached("discarding", "goes on with, or stops in, an upload that has its answer; it is cut off")
+        self.time_out(timeout(DISCARDING, self.limits))
+
+    def _check_taken(self, now: float) -> None:
+        """End the connection a second after the client has taken its last byte."""
+        state, untaken, limit = (LINGERING, self.messages), self.untaken, timeout(LINGERING, self.limits)
+        if state != self._checked:
+            self._checked, self._since, self._untaken, self._came = state, now, (untaken, now), self.came
+        elif untaken != self._untaken[0]:
+            self._untaken = (untaken, now)
+        elif not untaken and now > self._untaken[1] + limit:
+            if self.dropped or self.came > self._came:
+                self.limit_reached("lingering", f"goes on sending {limit:g} s after its last answer; it is cut off")
+            if self.is_closing:
+                self.abort()
+            else:
+                self.time_out(limit)
+            return
+        if untaken:
+            self._check_download(now)
+        if now > self._since + DISCARD_SECONDS and not self.is_closing:
             self.time_out(limit)
 
 

@@ -4,46 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections import Counter
 
 from balancer import malloc
 from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import ActiveRequests
-from balancer.errors import Refusal
 from balancer.frontend.client_connection import ClientConnection
-from balancer.frontend.kernel_figures import acknowledged, unacknowledged
-from balancer.http.clients import client_keys
+from balancer.frontend.kernel_figures import acknowledged, read_little, received, untaken
+from balancer.frontend.places import Place, Places
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 from balancer.loop_time import Timer, loop_time
 from balancer.telemetry.client_limits import ClientLimits
-from balancer.words import counted
 
 # Seconds between checks of limits, and connections that are checked in one turn of the event loop.
 SWEEP_SECONDS = 1.0
 SWEEP_BATCH = 500
+# Connections at their peak from which on memory is given back once half of them have left.
+TRIM_PEAK = 100
 # Bytes that a client may have taken without a sign of it, where buffers alone show what it takes: a piece on a Unix
 # socket, of up to 104 KiB, is there until its last byte has been read. An account that they go to opens full.
 LUMP = 1 << 20
-# Connections at their peak from which on memory is given back once half of them have left.
-TRIM_PEAK = 100
 
 
 class ClientRegistry:
-    """The connections of a listener, and their limits. ``limits``: those that clients have reached."""
+    """The connections of a listener, and their limits.
+
+    ``limits``: those that clients have reached. ``places``: of the connections that were accepted, whatever they speak.
+    ``connections``: those that have come to HTTP.
+    """
 
     def __init__(self, proxy: ActiveRequests, settings: Settings, limits: ClientLimits | None = None) -> None:
         self.proxy = proxy
         self.settings = settings
         self.limits = limits or ClientLimits()
-        self.connections: set[ClientConnection] = set()
+        self.places = Places(settings, self.limits)
+        self.connections: set[RegisteredConnection] = set()
         proxy.connections = self.connections
-        # Connections that only wait for the answer that there are too many: they do not count.
-        self._rejected: set[ClientConnection] = set()
         self._peak = 0
-        # Connections by client; see ``balancer.http.clients``.
-        self._key_of = client_keys(settings.client_prefix_v6)
-        self._per_client: Counter[str] = Counter()
         self._sweeper: Timer | None = None
         # Set once the last connection has ended; None where nothing waits for that.
         self._emptied: asyncio.Event | None = None
@@ -78,42 +75,24 @@ class ClientRegistry:
             self._emptied.clear()
             await self._emptied.wait()
 
-    def admit(self, connection: ClientConnection) -> None:
-        """Count a new connection. Raises Refusal where there are too many."""
+    def admit(self, connection: RegisteredConnection) -> None:
+        """Add a connection that has come to HTTP. Raises Refusal where there are too many."""
         self.connections.add(connection)
         if self._sweeper is None:
             self._sweeper = loop_time().call_later(SWEEP_SECONDS, self._sweep, [])
-        if bound := self._bound_reached(connection.peer):
-            self._rejected.add(connection)
-            limit = getattr(self.settings, f"max_{bound}")
-            there = "there is" if limit == 1 else "there are"
-            words = f"{there if bound == 'connections' else 'you have'} {counted(limit, 'connection')} already"
-            self.limits.reached(bound, connection.peer, f"is refused a connection, by MAX_{bound.upper()}={limit}")
-            raise Refusal(503, "too_many_connections", words, retry_after=1)
-        self._per_client[self._key_of(connection.peer)] += 1
+        place = connection.place
+        place.arrive()
+        if place.refusal:
+            raise place.refusal
 
-    def _bound_reached(self, peer: str) -> str:
-        """Return the bound of LIMITS that one more connection of this client exceeds, or ""."""
-        limit, each = self.settings.max_connections, self.settings.max_connections_per_client
-        if limit and len(self.connections) - len(self._rejected) > limit:
-            return "connections"
-        return "connections_per_client" if each and self._per_client[self._key_of(peer)] >= each else ""
-
-    def remove(self, connection: ClientConnection) -> None:
+    def remove(self, connection: RegisteredConnection) -> None:
         """Remove a connection that has ended."""
-        if connection in self.connections:
-            self.connections.remove(connection)
-            if self._emptied and not self.connections:
-                self._emptied.set()
-            if connection in self._rejected:
-                self._rejected.remove(connection)
-                return
-            key = self._key_of(connection.peer)
-            self._per_client[key] -= 1
-            if not self._per_client[key]:
-                del self._per_client[key]
+        self.connections.discard(connection)
+        connection.place.free()
+        if self._emptied and not self.connections:
+            self._emptied.set()
 
-    def _start_round(self) -> list[ClientConnection]:
+    def _start_round(self) -> list[RegisteredConnection]:
         """Return all connections; give memory back whenever half of a peak has left."""
         connections = list(self.connections)
         self._peak = max(self._peak, len(connections))
@@ -123,7 +102,7 @@ class ClientRegistry:
             malloc.trim()
         return connections
 
-    def _sweep(self, left: list[ClientConnection]) -> None:
+    def _sweep(self, left: list[RegisteredConnection]) -> None:
         """Check all connections, a batch a turn, so that requests pass in between."""
         clock = loop_time()
         now = clock.time()
@@ -138,22 +117,41 @@ class ClientRegistry:
 
 
 class RegisteredConnection(ClientConnection):
-    """A connection of a listener. ``registry``: the listener's."""
-
-    __slots__ = ("registry",)
+    """A connection of a listener. ``registry``: the listener's. ``place``: where it is counted."""
 
     transport: asyncio.Transport
 
-    def __init__(self, registry: ClientRegistry) -> None:
+    __slots__ = ("place", "registry")
+
+    def __init__(self, registry: ClientRegistry, place: Place) -> None:
         super().__init__(registry.settings)
         self.registry = registry
+        self.place = place
 
     @property
     def taken(self) -> int:
         acked = acknowledged(self.transport)
         if acked is not None:
             return acked
-        return LUMP + self.drained - self.transport.get_write_buffer_size() - unacknowledged(self.transport)
+        return LUMP + self.drained - self.untaken
 
     def limit_reached(self, limit: str, words: str) -> None:
         self.registry.limits.reached(limit, self.peer, words)
+
+    @property
+    def is_closing(self) -> bool:
+        return self.transport.is_closing()
+
+    @property
+    def untaken(self) -> int:
+        return untaken(self.transport)
+
+    @property
+    def came(self) -> int:
+        return received(self.transport)
+
+    def close(self) -> None:
+        """Close the connection once what was sent has left."""
+        if not self.transport.can_write_eof():
+            read_little(self.transport)  # TLS reads on until the client ends it, too.
+        self.transport.close()

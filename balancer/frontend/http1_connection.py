@@ -41,6 +41,7 @@ from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_exchange import ClientExchange, Framing
 from balancer.frontend.http1_parser import RequestParser
 from balancer.frontend.http1_streaming import Http1Exchange
+from balancer.frontend.places import Place
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.frontend.turns import TURN_BYTES, FairConnection
 from balancer.http.headers import plain_address
@@ -53,6 +54,8 @@ from balancer.loop_time import loop_time
 HALF_CLOSED_SECONDS = 0.5
 # Seconds for the first request of a client when the listener closes: it may be on its way.
 NEW_SECONDS = 1.0
+# Refusals of clients in good faith, which may be in the middle of an upload and read the answer behind it.
+TOO_LARGE = frozenset({413, 414, 431})
 # Requests of a client ahead of the first answer, after which the connection ends (RFC 9112 section 9.3.2).
 PIPELINE_MAX = 100
 
@@ -62,8 +65,8 @@ class Http1Connection(FairConnection, asyncio.Protocol):
 
     __slots__ = ("_current", "_origin", "_parser", "_queue", "_rest", "loop", "scheme", "transport", "writable")
 
-    def __init__(self, registry: ClientRegistry) -> None:
-        super().__init__(registry)
+    def __init__(self, registry: ClientRegistry, place: Place) -> None:
+        super().__init__(registry, place)
         # Global.
         self.loop = asyncio.get_running_loop()
         # Per connection.
@@ -91,7 +94,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         self.peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._origin = f"{self.scheme} {self.peer}"
-        self.begin_checks(loop_time().time())
+        self.begin_checks(self.place.since)
         if self.registry.stopping:
             self.shutdown()  # It was accepted when the listener closed.
         try:
@@ -138,7 +141,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
                     self._parse(data, key)
                 return
         elif phase in ENDING:
-            self.body.received += len(data)
+            self.drop(len(data))
             if len(data) > TURN_BYTES:
                 self.end_turn(b"")
             return
@@ -220,7 +223,9 @@ class Http1Connection(FairConnection, asyncio.Protocol):
             exchange.break_off()
         elif self._parser.exchange is exchange or exchange.closes:
             # A client in mid-body reads the answer behind it, unless that ends with the connection.
-            self._linger(DISCARDING if self.phase is BODY and exchange.framing is not Framing.CLOSE else LINGERING)
+            refusal, is_framed = self._parser.refusal, exchange.framing is not Framing.CLOSE
+            is_uploading = refusal.status in TOO_LARGE if refusal else self.phase is BODY
+            self._linger(DISCARDING if is_uploading and is_framed else LINGERING)
         elif self.writable.is_set():
             self._go_on()
         else:
@@ -235,7 +240,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         elif self._parser.refusal:
             self._send_error(self._parser.refusal)
         elif self.phase is DONE:
-            self.transport.close()
+            self.close()
         else:
             self.resume()
             if self.registry.stopping:
@@ -257,11 +262,11 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         elif grace := max(NEW_SECONDS, self.registry.idle_grace) if self.phase is NEW else self.registry.idle_grace:
             loop_time().call_later(grace, self._close_if_idle)
         else:
-            self.transport.close()
+            self.close()
 
     def _close_if_idle(self) -> None:
         if self._current is None and not self._queue and self.phase is not HEAD and self._parser.exchange is None:
-            self.transport.close()
+            self.close()
 
     def abort(self) -> None:
         self.transport.abort()
@@ -285,17 +290,17 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         status, fields, text = refusal_response(refusal, self.registry.proxy.refused(request, refusal))
         is_head = "HEAD" in (self._parser.method, request.method)
         self.transport.write(response_head(status, fields, b"connection: close") + (b"" if is_head else text))
-        self._linger()
+        self._linger(DISCARDING if status in TOO_LARGE else LINGERING)
 
-    def _linger(self, phase: Phase = LINGERING) -> None:
+    def _linger(self, phase: Phase) -> None:
         """Close once the client has had time to read the answer: a close with bytes unread resets the connection."""
         self.phase = phase
         self._parser.drop_body()
         self._queue.clear()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
-        elif phase is LINGERING and not self._parser.refusal:
-            self.transport.close()  # TLS has no end of one side alone, and no more is due from the client.
+        elif phase is LINGERING:
+            self.close()  # TLS has no end of one side alone.
         self.resume()
 
     # Other protocols.
@@ -345,4 +350,4 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         if self.phase is HEAD:
             self.reject(Refusal(408, "request_timeout", f"a request head may take {limit:g} s"))
         else:
-            self.transport.close()
+            self.close()

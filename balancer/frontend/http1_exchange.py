@@ -236,7 +236,7 @@ class ClientExchange(ActiveRequest, DirectSink):
             self._connection.transport.abort()
         else:
             self.flush()
-            self._connection.transport.close()
+            self._connection.close()
 
     def flush(self) -> None:
         """Send the head, if it still waits for the first piece of the body."""

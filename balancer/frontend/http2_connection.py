@@ -40,6 +40,8 @@ from balancer.frontend.client_connection import (
 )
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http2_stream import Http2Stream
+from balancer.frontend.kernel_figures import read_little
+from balancer.frontend.places import Place
 from balancer.frontend.turns import TURN_BYTES, FairConnection
 from balancer.http.headers import Headers, plain_address, sound_request_id
 from balancer.http.http2 import (
@@ -70,15 +72,16 @@ _MAX_STREAM_ID = 2**31 - 1
 class Http2Connection(FairConnection, ZttpH2Protocol):
     """A client connection that speaks HTTP/2."""
 
-    def __init__(self, registry: ClientRegistry, config: uvicorn.Config) -> None:
-        FairConnection.__init__(self, registry)
+    def __init__(self, registry: ClientRegistry, config: uvicorn.Config, place: Place) -> None:
+        FairConnection.__init__(self, registry, place)
         ZttpH2Protocol.__init__(self, config, ServerState(), {})
         self._application = self.app
         self._streams: dict[int, Http2Stream] = {}
         self._opened = 0
         self._resets = 0
         self._settings_sent = False
-        self._retiring = False
+        # When the client was sent GOAWAY, and not the end of the connection with it.
+        self._retired_at: float | None = None
         self._stopping = False
         # The client has done what ends a connection: nothing more is read.
         self._is_cut_off = False
@@ -93,7 +96,7 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
         # Its pauses are reasons for which this connection does not read, beside turns.
         self.flow = FlowControl(cast(asyncio.Transport, self))
         self.peer = plain_address(self.client[0]) if self.client else ""
-        self.begin_checks(loop_time().time())
+        self.begin_checks(self.place.since)
         try:
             self.registry.admit(self)
         except Refusal:
@@ -118,6 +121,8 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
             self._cut_off("http2_error", f"breaks the rules of HTTP/2, and its connection is ended: {error}")
             return
         self.flush()
+        if self.transport.is_closing():
+            read_little(self.transport)  # TLS reads on until the client ends it, too.
         self.credit.set()
         self.credit.clear()
         if self.overhead.is_too_much and not self.transport.is_closing():
@@ -211,6 +216,7 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
     def _close_connection(self) -> None:
         # uvicorn counts a stream as closed although bytes of it are still waiting for the client.
         if not self._streams:
+            read_little(self.transport)
             super()._close_connection()
 
     # The course of a connection.
@@ -221,7 +227,8 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
         Nothing more is read meanwhile: it would take turns from others, in vain.
         """
         self.limit_reached(limit, words)
-        self._is_cut_off = self._retiring = True
+        self._is_cut_off = True
+        self._retired_at = loop_time().time()
         self.flush()
         self.drop_waiting()
         self.flow.pause_reading()
@@ -242,13 +249,17 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
     def _idle(self) -> None:
         if self.phase is CLOSED:
             return
-        if self._retiring:
+        if self._retired_at is not None and loop_time().time() < self._retired_at + timeout(LINGERING, self.limits):
             # Requests that were on their way before GOAWAY are still served.
             self.phase = LINGERING
-        elif self._stopping or self.shutdown_requested or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
+        elif self._is_ending or self._opened >= STREAMS_MAX or self._resets >= RESETS_MAX:
             self._close_connection()
         else:
             self.phase = IDLE
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._retired_at is not None or self._stopping or self.shutdown_requested
 
     def _reject(self, event: zttp.Request, fields: Headers, refusal: Refusal) -> None:
         method, id = event.method.decode("latin-1"), sound_request_id(fields)
@@ -264,8 +275,8 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
 
     def _retire(self) -> None:
         """Have the client open another connection for further requests (RFC 9113 section 6.8)."""
-        if not self._retiring:
-            self._retiring = True
+        if self._retired_at is None:
+            self._retired_at = loop_time().time()
             self.conn.close(NO_ERROR, _MAX_STREAM_ID)
             self.flush()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 
 from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
+from balancer.frontend.places import Place
 
 # Bytes of a connection that are parsed in one turn. 16 KiB of the smallest chunks or frames take 1 to 3 ms.
 TURN_BYTES = 16 * 1024
@@ -24,10 +25,9 @@ class FairConnection(RegisteredConnection):
     __slots__ = ("_is_due", "_reading", "_waiting")
 
     loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
 
-    def __init__(self, registry: ClientRegistry) -> None:
-        super().__init__(registry)
+    def __init__(self, registry: ClientRegistry, place: Place) -> None:
+        super().__init__(registry, place)
         # Whether the protocol wants bytes.
         self._reading = True
         # Bytes for the turns to come: None while the transport may read, and empty where only its reads wait.

@@ -10,9 +10,11 @@ from functools import partial
 import uvicorn
 
 from balancer.config.settings import Settings
-from balancer.frontend.acceptor import Acceptor, PlainConnection, TlsConnection, drop_finished
+from balancer.frontend.acceptor import Acceptor, PlainConnection, TlsConnection
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
+from balancer.frontend.kernel_figures import drop_finished
+from balancer.frontend.places import Place
 from balancer.frontend.tls import Certificate
 from balancer.http.request_headers import RequestHeaders
 from balancer.loop_time import Limit
@@ -20,8 +22,6 @@ from balancer.types import Receive, Scope, Send
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# Connections that the kernel queues until they are accepted.
-BACKLOG = 2048
 # Seconds between two checks, at the end, for TLS clients that have got everything.
 FINISHED_SECONDS = 0.2
 
@@ -46,32 +46,26 @@ class DataListener:
         self._registry = registry
         self._app = app
         self._certificate = certificate
-        self._server: asyncio.Server | None = None
         self._acceptor: Acceptor | None = None
         self._trusts = RequestHeaders(settings.trusted_proxies).trusts
 
     async def start(self) -> None:
         """Begin to accept."""
-        if self._certificate or self._settings.proxy_protocol:
-            self._acceptor = Acceptor(
-                self._sock,
-                self._protocols(),
-                self._settings,
-                self._certificate,
-                self._has_proxy_header,
-                make_plain=partial(PlainConnection, self._registry),
-                reached=self._registry.limits,
-            )
-        else:
-            loop = asyncio.get_running_loop()
-            make = partial(Http1Connection, self._registry)
-            self._server = await loop.create_server(make, sock=self._sock, backlog=BACKLOG)
+        self._acceptor = Acceptor(
+            self._sock,
+            self._registry,
+            self._protocols(),
+            self._certificate,
+            has_proxy_header=self._has_proxy_header,
+            is_proxy=lambda peer: not peer or self._trusts(peer),
+            make_plain=partial(PlainConnection, self._registry),
+        )
 
-    def _protocols(self) -> Callable[[bool], asyncio.Protocol]:
-        """Return a function that makes a connection; its argument: whether ALPN has found HTTP/2."""
+    def _protocols(self) -> Callable[[bool, Place], asyncio.Protocol]:
+        """Return a function that makes a connection; its arguments: whether ALPN has found HTTP/2, and its place."""
         http1 = partial(TlsConnection if self._certificate else Http1Connection, self._registry)
         if not self._settings.http2:
-            return lambda http2: http1()
+            return lambda http2, place: http1(place)
         from balancer.frontend.http2_connection import Http2Connection
 
         config = uvicorn.Config(
@@ -86,7 +80,7 @@ class DataListener:
         )
         config.load()
         http2 = partial(Http2Connection, self._registry, config)
-        return lambda is_http2: http2() if is_http2 else http1()
+        return lambda is_http2, place: http2(place) if is_http2 else http1(place)
 
     def _has_proxy_header(self, peer: str) -> bool:
         """Whether a peer's connections begin with a PROXY header. A Unix socket has its file mode for that."""
@@ -97,8 +91,6 @@ class DataListener:
         acceptor, self._acceptor = self._acceptor, None
         if acceptor:
             await acceptor.close()
-        if self._server:
-            self._server.close()
         self._registry.shut_down_connections()
 
     async def wait_closed(self, within: float) -> None:

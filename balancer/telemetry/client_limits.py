@@ -24,10 +24,15 @@ LIMITS = frozenset(
         "admin_request",  # a request that the admin port's front end refuses: it has no access log
         "connections",  # MAX_CONNECTIONS
         "connections_per_client",  # MAX_CONNECTIONS_PER_CLIENT
+        "discarding",  # time or bytes behind an answer that came before the end of its request
+        "handshake_failed",  # neither TLS nor HTTP on the port of TLS, or no TLS that both sides speak
+        "handshake_timeout",  # HEADER_TIMEOUT, in a PROXY header or a TLS handshake
+        "handshakes",  # MAX_HANDSHAKES
         "header_timeout",  # HEADER_TIMEOUT, without a byte of a request
         "http2_control",  # frames of HTTP/2 that carry nothing, too many for what the others carry
         "http2_error",  # what ends a connection of HTTP/2 (RFC 9113 section 5.4.1)
         "http2_stream",  # what ends a stream of HTTP/2 (section 5.4.2)
+        "lingering",  # a second behind the last answer, in which the client went on sending
         "proxy_header",  # a PROXY header that is missing or malformed
         "unread",  # STREAM_IDLE_TIMEOUT, while bytes waited for the client
         "wrong_protocol",  # TLS on a port without, or the reverse

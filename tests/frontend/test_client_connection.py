@@ -15,10 +15,13 @@ from balancer.frontend.client_connection import (
     BODY,
     DISCARD_BYTES,
     DISCARDING,
+    DONE,
     HEAD,
     IDLE,
+    LINGER_BYTES,
     LINGERING,
     NEW,
+    REJECTED,
     TIMEOUTS,
     ClientConnection,
     Phase,
@@ -39,6 +42,7 @@ class Connection(ClientConnection):
         super().__init__(LIMITS)
         self.ends: list[str] = []
         self.waiting = True
+        self.closing = False
         self.kept = 0
         self.read = 0
 
@@ -59,6 +63,13 @@ class Connection(ClientConnection):
 
     def reject(self, refusal: Refusal) -> None:
         self.ends.append(refusal.reason)
+
+    @property
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause(self) -> None:
+        self.ends.append("pause")
 
     def abort(self) -> None:
         self.ends.append("abort")
@@ -152,36 +163,77 @@ def test_lingering_connection_has_a_second(it: Connection) -> None:
     assert it.check(2.1) == ["lingering 1"]
 
 
-@pytest.mark.parametrize(("phase", "silence"), [(LINGERING, 1.0), (DISCARDING, 5.0)])
-def test_client_that_goes_on_sending_behind_its_answer_lingers_for_half_a_minute(
-    it: Connection, phase: Phase, silence: float
-) -> None:
+def test_lingering_connection_is_gone_a_second_after_its_last_byte_was_taken(it: Connection) -> None:
+    it.phase = LINGERING
+    it.kept = 10
+    assert it.check(100.0, 105.0) == []
+    it.kept = 5
+    assert it.check(106.0, 115.0) == []
+    it.kept = 0
+    assert it.check(116.0, 117.0) == []
+    it.drop(1)
+    assert it.check(117.1) == ["lingering", "lingering 1"]
+
+
+def test_lingering_connection_of_which_nothing_is_taken_ends(it: Connection) -> None:
+    it.phase = LINGERING
+    it.kept = 10
+    assert it.check(100.0, 130.0) == []
+    assert it.check(130.1) == ["lingering 1"]
+
+
+@pytest.mark.parametrize("phase", [IDLE, ACTIVE, LINGERING])
+def test_connection_that_closes_is_cut_off_a_second_after_its_last_byte_was_taken(phase: Phase, it: Connection) -> None:
+    """TLS waits for the client to end it, too."""
+    it.phase = phase
+    it.closing, it.kept = True, 10
+    assert it.check(100.0, 150.0) == []
+    it.kept = 0
+    assert it.check(151.0, 152.0) == []
+    assert it.check(152.1) == ["abort"]
+
+
+def test_connection_that_closes_and_whose_client_takes_nothing_is_cut_off(it: Connection) -> None:
+    it.phase = LINGERING
+    it.closing, it.kept = True, 10
+    assert it.check(100.0, 160.0) == []
+    assert it.check(160.1) == ["unread", "abort"]
+
+
+@pytest.mark.parametrize("phase", [DONE, REJECTED, LINGERING])
+def test_little_is_read_behind_the_last_request(phase: Phase, it: Connection) -> None:
+    it.phase = phase
+    it.drop(LINGER_BYTES)
+    assert it.ends == []
+    it.drop(1)
+    assert it.ends == ["pause"]
+
+
+def test_upload_that_goes_on_behind_its_answer_is_read_for_half_a_minute(it: Connection) -> None:
     it.phase = IDLE
-    it.phase = phase
-    it.check(100.0)
-    for now in range(101, 131):
-        it.body.received += 1
-        assert it.check(float(now)) == []
-    it.body.received += 1
-    assert it.check(130.1) == [f"{phase.value} {silence:g}"]
-
-
-@pytest.mark.parametrize(("phase", "silence"), [(LINGERING, 1.0), (DISCARDING, 5.0)])
-def test_client_that_stops_behind_its_answer_is_closed(it: Connection, phase: Phase, silence: float) -> None:
-    it.phase = phase
-    it.check(100.0)
-    it.body.received += 1
-    assert it.check(101.0, 101.0 + silence) == []
-    assert it.check(101.1 + silence) == [f"{phase.value} {silence:g}"]
-
-
-def test_client_that_sends_too_much_behind_its_answer_is_closed(it: Connection) -> None:
     it.phase = DISCARDING
     it.check(100.0)
-    it.body.received += DISCARD_BYTES
-    assert it.check(101.0) == []
-    it.body.received += 1
-    assert it.check(101.1) == ["discarding 5"]
+    for now in range(101, 131):
+        it.drop(1)
+        assert it.check(float(now)) == []
+    it.drop(1)
+    assert it.check(130.1) == ["discarding", "discarding 5"]
+
+
+def test_upload_that_stops_behind_its_answer_is_closed(it: Connection) -> None:
+    it.phase = DISCARDING
+    it.check(100.0)
+    it.drop(1)
+    assert it.check(101.0, 106.0) == []
+    assert it.check(106.1) == ["discarding", "discarding 5"]
+
+
+def test_upload_that_is_too_much_behind_its_answer_is_closed_at_once(it: Connection) -> None:
+    it.phase = DISCARDING
+    it.drop(DISCARD_BYTES)
+    assert it.ends == []
+    it.drop(1)
+    assert it.ends == ["discarding", "discarding 5"]
 
 
 @pytest.mark.parametrize("phase", [NEW, IDLE, ACTIVE])

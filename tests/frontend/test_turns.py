@@ -78,7 +78,10 @@ class Bare:
 
     def __init__(self, running: Running) -> None:
         self.transport = Recorded()
-        self.connection = Http1Connection(ClientRegistry(running.balancer.proxy, Settings()))
+        registry = ClientRegistry(running.balancer.proxy, Settings())
+        place = registry.places.take("", 0.0)
+        assert place
+        self.connection = Http1Connection(registry, place)
         self.connection.connection_made(self.transport)
 
     async def body_by_turns(self) -> list[int]:

@@ -99,7 +99,9 @@ class Http2World(World):
         self.http2 = client = Http2Client(pipe)
 
         def accept() -> None:
-            client.protocol = Http2Connection(self.front, self._config)
+            place = self.front.places.take("10.1.0.1", self.loop.time())
+            assert place
+            client.protocol = Http2Connection(self.front, self._config, place)
             pipe.connect(client.protocol)
 
         self.loop.call_soon(accept)

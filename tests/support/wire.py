@@ -196,7 +196,11 @@ class Running:
                 await writer.start_tls(tls, server_hostname=self.address.host)
             yield Connection(reader, writer)
         finally:
-            writer.close()
+            # What the balancer does not take would keep the transport open.
+            if writer.transport.get_write_buffer_size():
+                writer.transport.abort()
+            else:
+                writer.close()
 
     async def exchange(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own; everything that comes back until the balancer closes."""
@@ -231,14 +235,13 @@ async def balance(
     hooks: Sequence[Hooks] = (),
     stats: Stats | None = None,
     wait: bool = True,
-    unix: UnixSocket | None = None,
     observers: Sequence[Observer] = (),
     trace: Trace | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
-    """A balancer over these members on a loopback port, or on ``unix``; ``settings`` as fields of Settings.
+    """A balancer over these members on a loopback port, or on a Unix socket that is ``bind``.
 
-    ``own_policy`` takes the place of the one in the settings.
+    ``settings``: as fields of Settings. ``own_policy`` takes the place of the one in them.
     """
     addresses = [it.address if isinstance(it, Member) else it for it in members]
     records: list[RequestRecord] = []
@@ -254,6 +257,7 @@ async def balance(
         policy=own_policy,
         hooks=hooks,
     )
+    unix = effective.bind if isinstance(effective.bind, UnixSocket) else None
     sock = listen("BIND", unix or Address("127.0.0.1", 0))
     address = unix or Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:

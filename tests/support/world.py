@@ -147,7 +147,9 @@ class World:
         self.clients.append(client)
 
         def accept() -> None:
-            pipe.connect(Http1Connection(self.front))
+            place = self.front.places.take(host, self.loop.time())
+            assert place
+            pipe.connect(Http1Connection(self.front, place))
 
         self.loop.call_soon(accept)
         self.loop.turn()

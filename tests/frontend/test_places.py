@@ -1,0 +1,331 @@
+"""Connections count from accept on, at every door, and what comes before HTTP is bounded in number and in time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import ssl
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from balancer.config.settings import Settings
+from balancer.frontend import client_registry, places
+from balancer.frontend.places import Place, Places
+from balancer.telemetry.client_limits import ClientLimits
+from tests.support.messages import GET
+from tests.support.processes import serving
+from tests.support.proxy_header import V1
+from tests.support.stalls import DOORS, HELLO, STALLS, Door
+from tests.support.tls import issue, trusting
+from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
+
+each_door = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS.keys())
+each_stall = pytest.mark.parametrize(
+    ("door", "sent"), STALLS, ids=[f"{door.name} after {len(sent)} bytes" for door, sent in STALLS]
+)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handshake makes room, however slow the machine; a test of that sets it anew."""
+    monkeypatch.setattr(places, "PATIENCE_SECONDS", LIMIT)
+
+
+def reached(running: Running) -> dict[str, int]:
+    assert running.clients
+    return {limit: count for limit, count in running.clients.limits.counts.items() if count}
+
+
+async def asks(client: Connection) -> bytes:
+    """The status of an answer, or b"" from a connection that is closed."""
+    try:
+        await client.send(GET)
+    except ConnectionError:
+        return b""
+    return (await client.to_end() if client.reader.at_eof() else await first_line(client))[9:12]
+
+
+async def first_line(client: Connection) -> bytes:
+    try:
+        return await client.until(b"\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return b""
+
+
+async def outcome(door: Door, running: Running) -> bytes:
+    """What another client gets: a status, or b"" if it is closed."""
+    try:
+        async with door.client(running) as client:
+            if door.tls != "h2":
+                return await asks(client)
+            from tests.support.http2 import Http2Client
+
+            spoken = Http2Client(client)
+            await spoken.begin()
+            return b"" if spoken.ended or spoken.goaway else str((await spoken.get("/")).status).encode()
+    except (ConnectionError, ssl.SSLError):
+        return b""
+
+
+def skip_without_http2(door: Door) -> None:
+    if door.tls == "h2":
+        pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
+
+
+async def held(running: Running, count: int) -> None:
+    """Wait until so many places are taken."""
+    assert running.clients
+    taken = running.clients.places
+    await eventually(lambda: taken.held == count)
+
+
+@each_door
+async def test_connections_that_send_nothing_count(door: Door, tmp_path: Path) -> None:
+    skip_without_http2(door)
+    async with Member() as member, door.open(tmp_path, member, max_connections=2) as running:
+        async with door.stalled(running), door.stalled(running):
+            await held(running, 2)
+            assert await outcome(door, running) == (b"" if door.tls == "h2" else b"503")
+            assert reached(running) == {"connections": 1}
+        await held(running, 0)
+        assert await outcome(door, running) == b"200"
+
+
+@each_stall
+async def test_connections_before_http_count(door: Door, sent: bytes, tmp_path: Path) -> None:
+    skip_without_http2(door)
+    async with Member() as member, door.open(tmp_path, member, max_connections=1) as running:
+        async with door.stalled(running, sent):
+            await held(running, 1)
+            assert await outcome(door, running) == (b"" if door.tls == "h2" else b"503")
+        await held(running, 0)
+        assert await outcome(door, running) == b"200"
+
+
+@each_door
+async def test_connections_of_one_client_count_before_http(door: Door, tmp_path: Path) -> None:
+    """From accept on, or from the PROXY header on, which names it."""
+    skip_without_http2(door)
+    sent = door.first
+    async with Member() as member, door.open(tmp_path, member, max_connections_per_client=1) as running:
+        async with door.stalled(running, sent) as client:
+            await held(running, 1)
+            if sent:
+                assert running.clients
+                per_client = running.clients.places.per_client
+                await eventually(lambda: bool(per_client))
+            assert await outcome(door, running) == (b"" if door.tls == "h2" else b"503")
+            assert reached(running) == {"connections_per_client": 1}
+            client.close()
+        await held(running, 0)
+        assert await outcome(door, running) == b"200"
+
+
+@each_stall
+async def test_connections_before_http_are_bounded(
+    door: Door, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In all, also where nothing else bounds them."""
+    skip_without_http2(door)
+    monkeypatch.setattr(places, "CLIENT_PART", 1)
+    async with (
+        Member() as member,
+        door.open(tmp_path, member, max_handshakes=3) as running,
+        AsyncExitStack() as stack,
+    ):
+        clients = [await stack.enter_async_context(door.stalled(running, sent)) for _ in range(3)]
+        await held(running, 3)
+        for _ in range(2):
+            assert await outcome(door, running) == b""
+        assert reached(running) == {"handshakes": 2}
+        clients[1].close()
+        await held(running, 2)
+        assert await outcome(door, running) == b"200"
+
+
+@pytest.mark.parametrize("name", ["TLS", "PROXY and TLS"])
+async def test_one_client_has_a_part_of_the_handshakes(name: str, tmp_path: Path) -> None:
+    door = DOORS[name]
+    async with Member() as member, door.open(tmp_path, member, max_handshakes=2 * places.CLIENT_PART) as running:
+        async with door.stalled(running, door.first + HELLO), door.stalled(running, door.first + HELLO):
+            await held(running, 2)
+            assert running.clients
+            per_client = running.clients.places.per_client
+            await eventually(lambda: sum(per_client.values()) == 2)
+            assert await outcome(door, running) == b""
+            assert reached(running) == {"handshakes": 1}
+            if door.first:
+                another = V1.replace(b"192.0.2.7", b"192.0.2.8")
+                async with running.client(trusting(), another) as client:
+                    assert await asks(client) == b"200"
+        await held(running, 0)
+        assert await outcome(door, running) == b"200"
+
+
+@each_stall
+async def test_handshake_that_stalls_makes_room(
+    door: Door, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without_http2(door)
+    async with Member() as member, door.open(tmp_path, member, max_connections=1) as running:
+        async with door.stalled(running, sent) as stalled:
+            await held(running, 1)
+            monkeypatch.setattr(places, "PATIENCE_SECONDS", 0.0)
+            assert await outcome(door, running) == b"200"
+            assert await stalled.to_end() == b""
+        assert reached(running) == {"handshakes": 1}
+        await held(running, 0)
+
+
+@each_door
+async def test_only_so_many_refused_connections_get_an_answer(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without_http2(door)
+    monkeypatch.setattr(places, "REFUSED_MAX", 1)
+    async with Member() as member, door.open(tmp_path, member, max_connections=1) as running:
+        async with door.stalled(running):
+            await held(running, 1)
+            async with door.client(running):
+                assert running.clients
+                assert running.clients.places.refused == 1
+                assert await outcome(door, running) == b""
+        await held(running, 0)
+        await eventually(lambda: not running.clients or running.clients.places.refused == 0)
+        assert await outcome(door, running) == b"200"
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [("PROXY", b""), ("PROXY and TLS", V1), ("PROXY and TLS", V1 + HELLO), ("TLS", HELLO), ("TLS", b"")],
+)
+async def test_all_that_comes_before_a_request_shares_one_time(
+    name: str, sent: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    door = DOORS[name]
+    async with Member() as member, door.open(tmp_path, member, header_timeout=2) as running, running.client() as client:
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(1.3)
+        await client.send(sent)
+        await client.to_end()
+        assert asyncio.get_running_loop().time() - began < 3.2
+        assert reached(running) == {"handshake_timeout": 1}
+    (line,) = (it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING)
+    who = "192.0.2.7" if V1 in sent else "127.0.0.1"
+    step = "TLS handshake" if sent or name == "TLS" else "PROXY header"
+    assert line == f"a client at {who} has not ended its {step} after 2 s; its connection is closed"
+
+
+@pytest.mark.parametrize("name", ["PROXY", "TLS", "PROXY and TLS"])
+async def test_first_head_has_what_the_handshake_has_left(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
+    door = DOORS[name]
+    async with Member() as member, door.open(tmp_path, member, header_timeout=2) as running, running.client() as client:
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(1.3)
+        if door.first:
+            client.writer.write(door.first)
+        if door.tls:
+            await client.writer.start_tls(trusting(), server_hostname="127.0.0.1")
+        await client.send(b"GET / HTTP/1.1\r\n")
+        assert b" 408 " in await client.to_end()
+        assert asyncio.get_running_loop().time() - began < 3.2
+
+
+async def test_client_without_a_protocol_in_common_is_counted(tmp_path: Path) -> None:
+    tls = trusting()
+    tls.minimum_version = tls.maximum_version = ssl.TLSVersion.TLSv1_2
+    tls.set_ciphers("AES256-SHA256")
+    async with Member() as member, balance(member, **issue(tmp_path)) as running:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            async with running.client(tls):
+                pass
+        await eventually(lambda: reached(running) == {"handshake_failed": 1})
+
+
+async def test_client_that_leaves_in_its_handshake_is_no_failure(tmp_path: Path) -> None:
+    async with Member() as member, balance(member, **issue(tmp_path)) as running:
+        for sent in (b"", HELLO):
+            async with running.client() as client:
+                await client.send(sent)
+            await held(running, 0)
+        assert reached(running) == {}
+
+
+def serving_process(supervisor: int) -> int:
+    """The one process that a supervisor has."""
+    return int(Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()[0])
+
+
+@pytest.mark.parametrize("name", ["plain", "TLS", "Unix socket"])
+async def test_process_without_descriptors_says_so_and_lets_clients_wait(name: str, tmp_path: Path) -> None:
+    door = DOORS[name]
+    settings: dict[str, Any] = {key: str(value) for key, value in door.settings(tmp_path).items()}
+    async with Member() as member, serving(member, **settings) as serve, AsyncExitStack() as stack:
+        await serve.logged("up: accepts connections")
+        context = trusting() if door.tls else None
+        waiting = [await stack.enter_async_context(serve.client()) for _ in range(10)]
+        await asyncio.sleep(0.2)
+        pid = serving_process(serve.process.pid)
+        used = max(map(int, os.listdir(f"/proc/{pid}/fd")))  # noqa: PTH208
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, before[1]))
+        waiting += [await stack.enter_async_context(serve.client()) for _ in range(60)]
+        await serve.logged("no connection can be accepted: Too many open files")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        for client in waiting[-3:]:
+            if context:
+                await client.writer.start_tls(context, server_hostname="127.0.0.1")
+            assert await asks(client) == b"200"
+
+
+# The counting itself.
+
+
+def counting(**settings: Any) -> Places:
+    return Places(Settings(**settings), ClientLimits())
+
+
+def taken(places: Places, peer: str, now: float = 0.0) -> Place | None:
+    place = places.take(peer, now, handshake=True)
+    return place if place and places.name(place, peer, now) else None
+
+
+def test_place_is_given_back_once() -> None:
+    it = counting(max_connections=2)
+    place, other = it.take("a", 0.0), it.take("b", 0.0)
+    assert place and other
+    for _ in range(2):
+        place.free()
+    assert it.held == 1
+
+
+def test_nothing_is_left_of_connections_that_have_ended() -> None:
+    it = counting(max_connections=3, max_connections_per_client=2, max_handshakes=64)
+    found = [place for client in "aaabbbccc" for place in [taken(it, client)] if place]
+    assert [place.refusal is None for place in found] == [True, True, False, True, False, False, False, False, False]
+    found[0].arrive()
+    for place in found:
+        place.free()
+    assert (it.held, it.refused, it.per_client, it.handshakes) == (0, 0, {}, {})
+    assert not it.handshakes_of
+
+
+def test_oldest_handshake_makes_room_and_none_that_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "PATIENCE_SECONDS", 1.0)
+    it, dropped = counting(max_handshakes=2), []
+    for number, (now, client) in enumerate([(0.0, "a"), (0.5, "b")]):
+        place = taken(it, client, now)
+        assert place
+        place.drop = lambda number=number: dropped.append(number)
+    assert taken(it, "c", 0.9) is None
+    assert taken(it, "c", 1.1)
+    assert dropped == [0]
+    assert taken(it, "d", 1.2) is None
