@@ -56,10 +56,9 @@ class Acceptor:
 
     ``registry``: counts the connections, and has the settings. Once the last byte has been sent, a client of TLS has
     ``stream_idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
-    ``has_proxy_header``: called with a peer's IP address ("" on a Unix socket); returns whether its connections must
-    begin with a PROXY header. Those of other peers must not, and are served as their own. ``is_proxy``: called with the
-    same; returns whether clients without number come from there. ``make_plain``: makes a protocol for a client that
-    speaks HTTP where TLS is due.
+    ``is_proxy``: called with a peer's IP address ("" on a Unix socket); returns whether clients without number come
+    from there. Where PROXY headers are on, its connections must begin with one. Those of other peers must not, and are
+    served as their own. ``make_plain``: makes a protocol for a client that speaks HTTP where TLS is due.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class Acceptor:
         make: Make,
         certificate: Certificate | None = None,
         *,
-        has_proxy_header: Callable[[str], bool],
         is_proxy: Callable[[str], bool],
         make_plain: Callable[[Place], asyncio.Protocol],
     ) -> None:
@@ -79,7 +77,6 @@ class Acceptor:
         self._places = registry.places
         self._reached = registry.limits.reached
         self._certificate = certificate
-        self._has_proxy_header = has_proxy_header
         self._is_proxy = is_proxy
         self._make_plain = make_plain
         self._loop = asyncio.get_running_loop()
@@ -123,19 +120,25 @@ class Acceptor:
 
     def _begin(self, sock: socket.socket, peer: str) -> bool:
         """Take a connection in. Returns False if it is closed, because there are too many."""
-        peer = plain_address(peer)
-        is_proxied = self._has_proxy_header(peer)
+        client = plain_address(peer)
+        is_proxied = self._settings.proxy_protocol and self._is_proxy(peer)
         is_handshake = is_proxied or self._certificate is not None
         now = self._clock.time()
-        place = self._places.take(peer, now, is_handshake)
-        if not place or not (is_proxied or self._places.name(place, peer, now, is_handshake and self._is_proxy(peer))):
+        place = self._places.take(client, now, is_handshake)
+        if (
+            place
+            and not is_proxied
+            and not self._places.name(place, client, now, is_handshake and self._is_proxy(peer))
+        ):
+            place = None
+        if place is None:
             sock.close()
             return False
         if not is_handshake:
             self._connect_plain(sock, place)
             return True
         sock.setblocking(False)
-        task = self._loop.create_task(self._settle(sock, place, self._arrive(sock, peer, place, is_proxied)))
+        task = self._loop.create_task(self._settle(sock, place, self._arrive(sock, client, place, is_proxied)))
         place.drop = task.cancel
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

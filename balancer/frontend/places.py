@@ -106,8 +106,8 @@ class Places:
         """
         client = self.key_of(peer)
         each = self._settings.max_connections_per_client
-        same = self.handshakes_of.get(client) or {}
-        if place.refusal is None and each and self.per_client[client] >= each and not self._make_room(same, now):
+        is_full = each and place.refusal is None and self.per_client[client] >= each
+        if is_full and not self._make_room(self.handshakes_of.get(client) or {}, now):
             refusal = self._refuse("connections_per_client", peer)
             if refusal is None:
                 place.free()

@@ -56,8 +56,7 @@ class DataListener:
             self._registry,
             self._protocols(),
             self._certificate,
-            has_proxy_header=self._has_proxy_header,
-            is_proxy=lambda peer: not peer or self._trusts(peer),
+            is_proxy=self._is_proxy,
             make_plain=partial(PlainConnection, self._registry),
         )
 
@@ -82,9 +81,9 @@ class DataListener:
         http2 = partial(Http2Connection, self._registry, config)
         return lambda is_http2, place: http2(place) if is_http2 else http1(place)
 
-    def _has_proxy_header(self, peer: str) -> bool:
-        """Whether a peer's connections begin with a PROXY header. A Unix socket has its file mode for that."""
-        return self._settings.proxy_protocol and (not peer or self._trusts(peer))
+    def _is_proxy(self, peer: str) -> bool:
+        """Whether a peer is trusted to speak for clients. A Unix socket has its file mode for that."""
+        return not peer or self._trusts(peer)
 
     async def close(self) -> None:
         """Accept no more clients, and have every connection finish its requests."""

@@ -6,15 +6,17 @@ import asyncio
 import logging
 import os
 import resource
+import socket
 import ssl
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from balancer.config.settings import Settings
-from balancer.frontend import client_registry, places
+from balancer.frontend import acceptor, client_registry, places
 from balancer.frontend.places import Place, Places
 from balancer.telemetry.client_limits import ClientLimits
 from tests.support.messages import GET
@@ -237,6 +239,21 @@ async def test_first_head_has_what_the_handshake_has_left(
         await client.send(b"GET / HTTP/1.1\r\n")
         assert b" 408 " in await client.to_end()
         assert asyncio.get_running_loop().time() - began < 3.2
+
+
+async def test_turn_of_the_loop_begins_few_handshakes(tmp_path: Path) -> None:
+    """Each takes as long as many requests of those who are there."""
+    async with Member() as member, balance(member, **issue(tmp_path)) as running:
+        assert running.clients
+        waiting = [socket.create_connection(running.address, LIMIT) for _ in range(10 * acceptor.HANDSHAKES_PER_TURN)]
+        begun = [0]
+        async with asyncio.timeout(LIMIT):
+            while begun[-1] < len(waiting):
+                await asyncio.sleep(0)
+                begun.append(running.clients.places.held)
+        assert max(after - before for before, after in pairwise(begun)) <= acceptor.HANDSHAKES_PER_TURN
+        for sock in waiting:
+            sock.close()
 
 
 async def test_client_without_a_protocol_in_common_is_counted(tmp_path: Path) -> None:
