@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from balancer.admin.auth import CHALLENGE, Denial, deny, deny_host, has_token, prove
+from balancer.admin.auth import CHALLENGE, deny, has_token, prove
 from balancer.admin.history import Pool
 from balancer.admin.places import deny_page
 from balancer.admin.pool_view import Usage, View
 from balancer.admin.prometheus import metrics_endpoint
 from balancer.admin.readiness import readiness_endpoint
+from balancer.admin.responses import FRESH, Secured, problem, refusal
 from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
@@ -40,15 +41,6 @@ MAX_BODY_BYTES = 4096
 
 # What JSON can escape and UTF-8 cannot say: half of a pair of surrogates (RFC 8259 section 8.2).
 _HALF = re.compile("[\ud800-\udfff]")
-
-# No page but the balancer's own may run, frame or feed anything here.
-SECURITY = {
-    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-}
 
 
 class Supervised(NamedTuple):
@@ -165,19 +157,6 @@ async def _proof(challenge: str | None, token: str | None, supervised: Supervise
         return None
     # In a thread: the first one takes the time of a thousand requests.
     return await asyncio.to_thread(prove, token, challenge, supervised.pid, supervised.generation)
-
-
-FRESH = {"cache-control": "no-store"}
-
-
-def problem(status: int, error: str, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return an error of the API: one word for programs, a sentence for people."""
-    return JSONResponse({"error": error, "reason": reason}, status, FRESH | (headers or {}))
-
-
-def refusal(denial: Denial) -> JSONResponse:
-    """Return the refusal of a request; a 401 has the scheme that it takes (RFC 9110 section 15.5.2)."""
-    return problem(*denial, {"www-authenticate": "Bearer"} if denial.status == 401 else None)
 
 
 def _by_name(headers: Headers) -> dict[str, str]:
@@ -298,29 +277,6 @@ def _file(name: str, path: Path) -> Route:
         return Response(content, media_type=kind, headers=headers)
 
     return Route(name, file)
-
-
-class Secured:
-    """Adds the fields of SECURITY to every response, and refuses requests under the name of another host."""
-
-    def __init__(self, app: ASGIApp, settings: Callable[[], Settings]) -> None:
-        self._app = app
-        self._settings = settings
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY)
-            await send(message)
-
-        # A server in front may pass on two, and others here look at the last.
-        hosts = Headers(scope=scope).getlist("host") if scope["type"] == "http" else []
-        for host in hosts:
-            if denial := deny_host(self._settings(), host):
-                await refusal(denial)(scope, receive, secured)
-                return
-
-        await self._app(scope, receive, secured if scope["type"] == "http" else send)
 
 
 def status(pool: View, now: float) -> dict[str, object]:

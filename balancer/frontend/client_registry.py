@@ -150,6 +150,9 @@ class RegisteredConnection(ClientConnection):
     def came(self) -> int:
         return received(self.transport)
 
+    def abort(self) -> None:
+        self.transport.abort()
+
     def close(self) -> None:
         """Close the connection once what was sent has left."""
         if not self.transport.can_write_eof():

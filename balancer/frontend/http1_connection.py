@@ -268,9 +268,6 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         if self._current is None and not self._queue and self.phase is not HEAD and self._parser.exchange is None:
             self.close()
 
-    def abort(self) -> None:
-        self.transport.abort()
-
     def reject(self, refusal: Refusal) -> None:
         """Send a refusal once everything before has been answered: the client's bytes cannot be served."""
         # Its traceback would keep this connection alive, and the head of the request.

@@ -300,8 +300,5 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
     def timeout_keep_alive_handler(self) -> None:
         """Do nothing: the registry closes idle connections, after KEEPALIVE_TIMEOUT. uvicorn would after 5 s."""
 
-    def abort(self) -> None:
-        self.transport.abort()
-
     def time_out(self, limit: float) -> None:
         self._close_connection()

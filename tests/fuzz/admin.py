@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from balancer.admin.app import SECURITY, Supervised, admin_app
+from balancer.admin.app import Supervised, admin_app
 from balancer.admin.auth import access, is_loopback
 from balancer.admin.pool_view import Usage
+from balancer.admin.responses import SECURITY
 from balancer.admin.status_feed import StatusFeed
 from balancer.config.settings import Settings
 from balancer.discovery.container_names import ContainerNames
