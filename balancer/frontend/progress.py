@@ -17,7 +17,7 @@ STREAM_IDLE_TIMEOUT once it has been faster. A burst in the beginning does not p
 
 With the defaults a phone at 2 KB/s fills its account (14.4 KB) in 5 to 8 s. A video player that then reads nothing
 for 50 s has 10 s left, and 12 KB fill the account again. 240 bytes/s is what a modem
-of 2400 baud carries. IIS and Kestrel demand as much by default, the latter both ways. A client that holds a place of a
+of 2400 baud carries. IIS and Kestrel demand as much by default, both ways. A client that holds a place of a
 member at that rate has to send or take 14.4 KB a minute for it.
 """
 
