@@ -17,7 +17,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -125,12 +125,9 @@ class Acceptor:
         is_handshake = is_proxied or self._certificate is not None
         now = self._clock.time()
         place = self._places.take(client, now, is_handshake)
-        if (
-            place
-            and not is_proxied
-            and not self._places.name(place, client, now, is_handshake and self._is_proxy(peer))
-        ):
-            place = None
+        if place and not is_proxied:
+            for_many = is_handshake and self._is_proxy(peer)
+            place = place if self._places.name(place, client, now, for_many) else None
         if place is None:
             sock.close()
             return False
@@ -138,11 +135,19 @@ class Acceptor:
             self._connect_plain(sock, place)
             return True
         sock.setblocking(False)
-        task = self._loop.create_task(self._settle(sock, place, self._arrive(sock, client, place, is_proxied)))
+        task = self._loop.create_task(self._arrive(sock, client, place, is_proxied))
         place.drop = task.cancel
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # A task that is cancelled before it has begun does nothing, and closes nothing.
+        task.add_done_callback(partial(self._settle, sock, place))
         return True
+
+    def _settle(self, sock: socket.socket, place: Place, task: asyncio.Task[None]) -> None:
+        """Close a connection that has not come to its protocol."""
+        self._tasks.discard(task)
+        if place.is_arriving:
+            place.free()
+            sock.close()
 
     def _connect_plain(self, sock: socket.socket, place: Place) -> None:
         """Hand a connection over to its protocol without a task, which would cost as much as all else here."""
@@ -153,18 +158,6 @@ class Acceptor:
             log.debug("a connection came to nothing: %s", error)
             place.free()
             sock.close()
-
-    async def _settle(self, sock: socket.socket, place: Place, arrive: Coroutine[Any, Any, None]) -> None:
-        """Hand a connection over to its protocol, or close it."""
-        try:
-            await arrive
-        except OSError as error:
-            # There is no request yet that could be answered.
-            log.debug("a connection came to nothing: %s", error)
-        finally:
-            if place.is_arriving:
-                place.free()
-                sock.close()
 
     async def _connect(self, sock: socket.socket, place: Place, make: Make, source: str = "", **tls: Any) -> None:
         await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(make, place, source), sock, **tls)
@@ -191,6 +184,9 @@ class Acceptor:
         except ssl.SSLError as error:
             words = f"fails in its TLS handshake, and is closed: {error.reason or error}"
             self._reached("handshake_failed", source or peer, words)
+        except OSError as error:
+            # There is no request yet that could be answered.
+            log.debug("a connection from %s came to nothing: %s", source or peer or "a Unix socket", error)
 
     async def _prepare_tls(self, sock: socket.socket) -> dict[str, Any]:
         """Return asyncio's arguments for a handshake; none without a certificate, or where the client begins HTTP."""

@@ -12,9 +12,9 @@ from typing import cast
 import pytest
 
 from balancer.frontend import client_connection, client_registry, http2_connection
+from tests.support.before_http import DOORS, Door
 from tests.support.hostile import CHUNKED, POST
 from tests.support.messages import GET
-from tests.support.stalls import DOORS, Door
 from tests.support.stubborn import StubbornConnection, stubborn
 from tests.support.wire import LIMIT, Connection, Member, Running, answer_all
 

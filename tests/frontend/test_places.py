@@ -19,10 +19,10 @@ from balancer.config.settings import Settings
 from balancer.frontend import acceptor, client_registry, places
 from balancer.frontend.places import Place, Places
 from balancer.telemetry.client_limits import ClientLimits
+from tests.support.before_http import DOORS, HELLO, STALLS, Door
 from tests.support.messages import GET
 from tests.support.processes import serving
 from tests.support.proxy_header import V1
-from tests.support.stalls import DOORS, HELLO, STALLS, Door
 from tests.support.tls import issue, trusting
 from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
 
@@ -184,6 +184,22 @@ async def test_handshake_that_stalls_makes_room(
         await held(running, 0)
 
 
+async def test_handshakes_that_make_room_in_their_first_turn_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "PATIENCE_SECONDS", 0.0)
+    async with Member() as member, balance(member, max_handshakes=1, **issue(tmp_path)) as running:
+        waiting = [socket.create_connection(running.address, LIMIT) for _ in range(20)]
+        for sock in waiting[:-1]:
+            sock.setblocking(False)
+            async with asyncio.timeout(LIMIT):
+                assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+        await held(running, 1)
+        for sock in waiting:
+            sock.close()
+        await held(running, 0)
+
+
 @each_door
 async def test_only_so_many_refused_connections_get_an_answer(
     door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,7 +300,7 @@ def serving_process(supervisor: int) -> int:
 @pytest.mark.parametrize("name", ["plain", "TLS", "Unix socket"])
 async def test_process_without_descriptors_says_so_and_lets_clients_wait(name: str, tmp_path: Path) -> None:
     door = DOORS[name]
-    settings: dict[str, Any] = {key: str(value) for key, value in door.settings(tmp_path).items()}
+    settings: dict[str, Any] = {"bind": f"unix:{tmp_path}/balancer.sock"} if door.unix else door.settings(tmp_path)
     async with Member() as member, serving(member, **settings) as serve, AsyncExitStack() as stack:
         await serve.logged("up: accepts connections")
         context = trusting() if door.tls else None

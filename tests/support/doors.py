@@ -238,7 +238,7 @@ async def proxy_header_and_tls(member: Member, folder: Path, **settings: Any) ->
 @asynccontextmanager
 async def unix_socket(member: Member, folder: Path, **settings: Any) -> AsyncIterator[Door]:
     path = folder / "balancer.sock"
-    async with balance(member, bind=UnixSocket(str(path)), **settings) as running:
+    async with balance(member, unix=UnixSocket(str(path)), **settings) as running:
         yield Door(running)
     path.unlink()
 

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.support.stalls import Door
+from tests.support.before_http import Door
 from tests.support.tls import trusting
 from tests.support.wire import LIMIT, Connection, Running
 

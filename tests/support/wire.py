@@ -235,13 +235,14 @@ async def balance(
     hooks: Sequence[Hooks] = (),
     stats: Stats | None = None,
     wait: bool = True,
+    unix: UnixSocket | None = None,
     observers: Sequence[Observer] = (),
     trace: Trace | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
-    """A balancer over these members on a loopback port, or on a Unix socket that is ``bind``.
+    """A balancer over these members on a loopback port, or on ``unix``; ``settings`` as fields of Settings.
 
-    ``settings``: as fields of Settings. ``own_policy`` takes the place of the one in them.
+    ``own_policy`` takes the place of the one in the settings.
     """
     addresses = [it.address if isinstance(it, Member) else it for it in members]
     records: list[RequestRecord] = []
@@ -257,7 +258,6 @@ async def balance(
         policy=own_policy,
         hooks=hooks,
     )
-    unix = effective.bind if isinstance(effective.bind, UnixSocket) else None
     sock = listen("BIND", unix or Address("127.0.0.1", 0))
     address = unix or Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:

@@ -36,7 +36,7 @@ class Door:
         if self.first:
             found |= {"proxy_protocol": True, "trusted_proxies": LOOPBACK}
         if self.unix:
-            found["bind"] = UnixSocket(str(folder / "balancer.sock"))
+            found["unix"] = UnixSocket(str(folder / "balancer.sock"))
         return found
 
     @asynccontextmanager
