@@ -78,7 +78,7 @@ class Http2Client:
             kind, flags, stream = head[3], head[4], int.from_bytes(head[5:]) & 0x7FFFFFFF
             self.got.asked.add(stream)
             payload = self._sent[self._at + 9 : self._at + 9 + int.from_bytes(head[:3])]
-            if kind == DATA:
+            if kind == DATA and stream not in self.closed:
                 self.bodies[stream] = self.bodies.get(stream, b"") + payload
             if kind in (DATA, HEADERS) and flags & END_STREAM:
                 self.closed.add(stream)
