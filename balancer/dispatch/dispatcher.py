@@ -98,8 +98,11 @@ class Dispatcher(FastPathDispatcher):
     def _outgoing(self, context: RequestContext, sink: Sink) -> UpstreamRequest:
         """Return the request as members get it. Raises Refusal where no member must get it."""
         request = context.request
-        if context.body and content_length(request.headers) > context.body.limit:
-            raise too_large(context.body.limit)
+        if context.body:
+            length = content_length(request.headers)
+            if length > context.body.limit:
+                raise too_large(context.body.limit)
+            context.body.length = None if request.chunked else length
         if context.is_local_call:
             headers = self._request_headers.of_local_call(request.headers, request.chunked)
         else:

@@ -7,6 +7,7 @@ from math import inf
 from balancer.dispatch.refusals import too_large
 from balancer.http.headers import Headers
 from balancer.http.request import Body
+from balancer.http.validation import malformed
 
 # A request body up to this size stays in hand, so that the request can be sent again.
 REPLAY_BYTES = 64 * 1024
@@ -15,8 +16,12 @@ REPLAY_BYTES = 64 * 1024
 class ReplayableBody:
     """A request body that can be sent again from its beginning, while it is small.
 
-    ``limit``: bytes that it may have at most. ``in_hand``: all that has been read is kept.
+    ``limit``: bytes that it may have at most. ``in_hand``: all that has been read is kept. ``length``: bytes that its
+    Content-Length announces, or None where there is none. A body of another length is refused: what is beyond it would
+    be another request for a member. HTTP/2 and servers of ASGI frame bodies in their own way.
     """
+
+    length: int | None = None
 
     def __init__(self, source: Body, limit: float = inf) -> None:
         self._source = source
@@ -56,7 +61,10 @@ class ReplayableBody:
         return self._source_ended and self._position == len(self._kept)
 
     async def read(self) -> bytes:
-        """Return the next piece, or b"" at the end. Raises Refusal beyond ``limit`` bytes."""
+        """Return the next piece, or b"" at the end. Raises Refusal beyond ``limit`` bytes, and for another ``length``.
+
+        No byte of a piece that is refused is returned.
+        """
         if self._size > self.limit:
             raise too_large(self.limit)
         if self._position < len(self._kept):
@@ -69,6 +77,8 @@ class ReplayableBody:
         self._size += len(piece)
         if self._size > self.limit:
             raise too_large(self.limit)
+        if self.length is not None and (self._size > self.length or (self._source_ended and self._size < self.length)):
+            raise malformed("the body is longer or shorter than its Content-Length")
         if self.in_hand and self._size > REPLAY_BYTES:
             self.in_hand = False
             self._kept.clear()

@@ -270,7 +270,7 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
         if event.method != b"HEAD":
             stream.send_data(text)
         stream.end_message()
-        if not event.end_stream:
+        if not event.end_stream or stream.pending_bytes:  # The client sends on, or has no room for the text.
             loop_time().call_later(timeout(LINGERING, self.limits), self.reset, event.stream_id, NO_ERROR)
 
     def _retire(self) -> None:

@@ -112,6 +112,8 @@ class Http2Stream:
             scope["http_version"] = "1.1"
         try:
             await app(scope, self.receive, self.send)
+            if not self.cycle.response_started:
+                self._break_off()  # It was cut while the head waited for the client: uvicorn would answer 500.
         except asyncio.CancelledError:
             # The client has left, or the server's time is up: no answer is due.
             self._break_off()

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.dispatch.replay import REPLAY_BYTES, ReplayableBody
+from balancer.errors import Refusal
 from balancer.http.headers import NO_FIELDS
 
 
@@ -82,3 +83,26 @@ async def test_body_that_outgrows_the_limit_on_its_second_try_is_sent_whole_by_t
     body.rewind()
     assert await rest(body) == b"".join(pieces)
     assert not body.in_hand
+
+
+@pytest.mark.parametrize("pieces", [[b"abcd"], [b"ab", b"cd"], [b"abc", b"d"], [b"ab"], [b"a", b"b"], []])
+async def test_body_of_another_length_than_announced_is_refused_before_what_is_too_much_is_read(
+    pieces: list[bytes],
+) -> None:
+    body = ReplayableBody(Pieces(pieces))
+    body.length = 3
+    read = b""
+    with pytest.raises(Refusal, match="longer or shorter") as refused:
+        while piece := await body.read():
+            read += piece
+    assert (refused.value.status, refused.value.token) == (400, "malformed_request")
+    assert b"abc".startswith(read)
+
+
+@pytest.mark.parametrize("pieces", [[b"abc"], [b"a", b"bc"], [b"a", b"b", b"c"]])
+async def test_body_of_the_length_announced_is_read_each_time(pieces: list[bytes]) -> None:
+    body = ReplayableBody(Pieces(pieces))
+    body.length = 3
+    for _ in range(2):
+        assert await rest(body) == b"abc"
+        body.rewind()

@@ -147,3 +147,30 @@ async def test_refused_bodies_are_not_waited_for(tmp_path: Path, monkeypatch: py
         # RFC 9113 section 8.1: the client is told to stop.
         await client.until(lambda: answer.reset is not None)
         assert answer.reset == 0
+
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("pieces", [[b"abc" + SMUGGLED], [b"ab", b"c" + SMUGGLED], [b"abc", SMUGGLED]])
+async def test_http2_body_that_is_longer_than_its_length_is_no_second_request(
+    pieces: list[bytes], tmp_path: Path
+) -> None:
+    arrived = asyncio.Event()
+
+    async def waits(connection: Connection) -> None:
+        await connection.head()
+        arrived.set()
+        await connection.to_end()
+
+    async with Member(waits) as member, spoken(tmp_path, member) as here, here.client() as client:
+        stream = await client.ask((b"content-length", b"3"), method=b"POST", end=False)
+        for piece in pieces:
+            await client.send(stream, piece)
+            if piece != pieces[-1]:
+                await arrived.wait()
+        answer = await client.answer(stream)
+        assert (answer.status, dict(answer.headers)[b"x-balancer-error"]) == (400, b"malformed_request")
+        await eventually(lambda: here.running.records != [])
+        assert b"smuggled" not in b"".join(member.received)
+        assert [(it.status, it.error) for it in here.running.records] == [(400, "malformed_request")]

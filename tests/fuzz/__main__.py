@@ -45,7 +45,8 @@ def _fuzz(target: str, seconds: int, arguments: argparse.Namespace) -> int:
     command = [
         sys.executable, "-m", "tests.fuzz.target", target, str(findings), str(corpus),
         f"-max_total_time={seconds}", f"-max_len={module.SIZE_MAX}", f"-timeout={HANGS}", f"-dict={dictionary}",
-        f"-artifact_prefix={findings}/hang-", f"-seed={arguments.seed}", "-print_final_stats=1", "-rss_limit_mb=0",
+        f"-report_slow_units={HANGS}", f"-artifact_prefix={findings}/hang-", f"-seed={arguments.seed}",
+        "-print_final_stats=1", "-rss_limit_mb=0",
     ]  # fmt: skip
     fuzzer = _Run(target)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:

@@ -142,6 +142,8 @@ class _Case:
     def _do(self, letter: bytes, rest: bytes) -> None:
         if (letter in self._frames and rest) or letter in self._others:
             self._last = [*self._last[-1:], letter + rest]
+            if letter in (CODED, CODED_BODY_FOLLOWS, CONTINUE, FRAME, RAW) and rest:
+                self._client.made = False
             self._frame(letter, rest, 0)
         elif letter in (AGAIN, BOTH_AGAIN) and rest:
             self._again(self._last[-1:] if letter == AGAIN else self._last, rest[0])

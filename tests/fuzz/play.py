@@ -11,7 +11,7 @@ Play = Callable[[bytes], list[str]]
 
 # Seconds of CPU time that a case may take whatever it is, and for each of its bytes: five times what the slowest of
 # the seeds take under coverage.
-SECONDS = 0.25
+SECONDS = 1.0
 SECONDS_PER_BYTE = 200e-6
 
 

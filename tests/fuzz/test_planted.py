@@ -15,6 +15,7 @@ import balancer.frontend.http2_connection
 import tests.fuzz.proxy
 from balancer.admin.auth import TOKEN as TOKEN_NAME
 from balancer.discovery.dns_message import Reply
+from balancer.dispatch.replay import ReplayableBody
 from balancer.frontend.http2_connection import Http2Connection
 from balancer.frontend.http2_stream import Http2Stream
 from balancer.http.proxy_protocol import Header, parse
@@ -107,6 +108,10 @@ def answer_that_never_comes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Http2Stream, "serve", wait)
 
 
+def body_that_is_not_counted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReplayableBody, "length", property(lambda self: None, lambda self, length: None))
+
+
 PLANTED: list[tuple[str, Patch, str]] = [
     ("proxy", header_that_is_too_long, "it is no header"),
     ("proxy", source_that_is_another, "another source"),
@@ -120,6 +125,7 @@ PLANTED: list[tuple[str, Patch, str]] = [
     ("http2", request_that_is_not_checked, "raised"),
     ("http2", exception_that_escapes, "Http2Connection: raised: RuntimeError('a bug')"),
     ("http2", answer_that_never_comes, "a request has no answer and no end"),
+    ("http2", body_that_is_not_counted, "a member got bytes that belong to no request"),
     ("http2", answer_of_another, "got another response than its member gave"),
 ]
 

@@ -9,7 +9,9 @@ import uvicorn
 from balancer.frontend.http2_connection import Http2Connection
 from tests.support.http2_reader import (
     CONTINUATION,
+    DATA,
     END_HEADERS,
+    END_STREAM,
     HEADERS,
     PREFACE,
     RST_STREAM,
@@ -37,6 +39,11 @@ class Http2Client:
         self.protocol: Http2Connection
         # Methods and targets of the requests that were made of lines, by stream; None where there were two.
         self.asked: dict[int, tuple[bytes, bytes] | None] = {}
+        # Whether nothing else was sent: no field block and no frame that was not made of a piece.
+        self.made = True
+        # Bodies, and streams that have ended.
+        self.bodies: dict[int, bytes] = {}
+        self.closed: set[int] = set()
         self._sent = b""
         self._at = len(PREFACE)
         # Streams whose head has been sent whole, and those that the client has reset.
@@ -66,8 +73,15 @@ class Http2Client:
         """Note the streams that what was sent opens."""
         while len(self._sent) >= self._at + 9:
             head = self._sent[self._at : self._at + 9]
+            if len(self._sent) < self._at + 9 + int.from_bytes(head[:3]):
+                return
             kind, flags, stream = head[3], head[4], int.from_bytes(head[5:]) & 0x7FFFFFFF
             self.got.asked.add(stream)
+            payload = self._sent[self._at + 9 : self._at + 9 + int.from_bytes(head[:3])]
+            if kind == DATA and stream not in self.closed:
+                self.bodies[stream] = self.bodies.get(stream, b"") + payload
+            if kind in (DATA, HEADERS) and flags & END_STREAM:
+                self.closed.add(stream)
             if kind in (HEADERS, CONTINUATION) and flags & END_HEADERS:
                 self.begun.add(stream)
             elif kind == RST_STREAM:
@@ -148,11 +162,25 @@ def finish(world: Http2World) -> list[str]:
     for it in seen:
         if len(it.request.values(b"host")) != 1:
             found.append(f"a member got a request without one Host: {it.request}")
+        if client.made and not any(_is_sent(it, client, stream) for stream in client.asked):
+            found.append(f"a member got a request that was not sent; {it.request}")
     for stream, request in client.asked.items():
         response = client.got.responses.get(stream)
         if request and response and response.status and not response.value(b"x-balancer-error"):
             found += _faults(request, response, seen)
     return found
+
+
+def _is_sent(seen: Seen, client: Http2Client, stream: int) -> bool:
+    """Whether what a member saw may be the request of this stream."""
+    request, asked, body = seen.request, client.asked[stream], client.bodies.get(stream, b"")
+    if asked is None:
+        return True
+    if (request.method, request.target) != asked:
+        return False
+    # Of a body with a length, nobody can tell before its end that more is to come.
+    whole = request.values(b"content-length") or (request.body == body and stream in client.closed)
+    return body.startswith(request.body) and (not request.complete or bool(whole))
 
 
 def _faults(request: tuple[bytes, bytes], response: Response, seen: Sequence[Seen]) -> list[str]:

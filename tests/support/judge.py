@@ -174,6 +174,8 @@ def _seen_on(link: Link, found: list[str]) -> list[Seen]:
                 found.append(f"a member got {messages[index + 1]} on a connection that it had said it closes")
     if requests.error:
         found.append(f"a member got what is not HTTP ({requests.error}): {written!r}")
+    elif requests.half_head:
+        found.append(f"a member got bytes that belong to no request: {requests.half_head!r}")
     return seen
 
 

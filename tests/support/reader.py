@@ -68,6 +68,13 @@ class Requests:
     def whole(self) -> list[Message]:
         return [it for it in self.messages if it.complete]
 
+    @property
+    def half_head(self) -> bytes:
+        """Bytes of a head whose end has not come."""
+        if self.messages and not self.messages[-1].complete:
+            return b""
+        return self._pending.lstrip(b"\r\n") + (bytes(self._parser.trailing_data[0]) if self._parser else b"")
+
     def _step(self) -> bool:
         """Go on by a message, if there is one."""
         if self._parser is None:
