@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Snapshot
 from balancer.members.member import Member
+from balancer.telemetry.client_limits import ClientLimits
 from balancer.telemetry.log_output import dropped_lines
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock
@@ -72,7 +73,8 @@ class View(Protocol):
 class Usage(NamedTuple):
     """A process that serves. ``cpu``: seconds that it has used so far; ``memory``: its resident bytes.
 
-    ``log_lines_dropped``: by stream, because it was not read or could not be written.
+    ``log_lines_dropped``: by stream, because it was not read or could not be written. ``client_limits``: how often
+    clients have reached each bound.
     """
 
     number: int
@@ -80,11 +82,13 @@ class Usage(NamedTuple):
     cpu: float
     memory: int
     log_lines_dropped: Mapping[str, int]
+    client_limits: Mapping[str, int]
 
     @classmethod
-    def own(cls, number: int = 0) -> Usage:
-        """Return the usage of this process."""
-        return cls(number, os.getpid(), time.process_time(), _resident_memory(), dropped_lines())
+    def own(cls, limits: ClientLimits | None = None, number: int = 0) -> Usage:
+        """Return the usage of this process. ``limits``: those of its clients, where it has any."""
+        reached = (limits or ClientLimits()).counts
+        return cls(number, os.getpid(), time.process_time(), _resident_memory(), dropped_lines(), dict(reached))
 
 
 def _resident_memory() -> int:

@@ -16,6 +16,7 @@ from balancer.loadbalancer import LoadBalancer
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.routing.pools import Pools
+from balancer.telemetry.client_limits import ClientLimits
 from balancer.telemetry.events import Event
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
@@ -113,11 +114,12 @@ class _LastReport:
 
 
 class Reporter:
-    """Reports on process ``number`` through a channel: ``run`` until cancelled."""
+    """Reports on process ``number`` through a channel: ``run`` until cancelled. ``limits``: those of its clients."""
 
-    def __init__(self, number: int, sock: socket.socket, balancer: LoadBalancer | Pools) -> None:
+    def __init__(self, number: int, sock: socket.socket, balancer: LoadBalancer | Pools, limits: ClientLimits) -> None:
         self._number = number
         self._balancer = balancer
+        self._limits = limits
         self._channel = Channel(sock, self._receive)
         self._due = asyncio.Event()
         self._last: dict[LoadBalancer, _LastReport] = {}
@@ -161,7 +163,7 @@ class Reporter:
         unrouted = self._balancer.stats if isinstance(self._balancer, Pools) else None
         clients = self._balancer.proxy.connections
         report = Report(
-            Usage.own(self._number),
+            Usage.own(self._limits, self._number),
             self._started,
             self._whole,
             [_pool_report(pool, pool.stats, self._last[pool], self._whole) for pool in pools if pool.stats],

@@ -126,6 +126,7 @@ METRICS = (
         ("process", "stream"),
         "Log lines that a process dropped, because the stream was not read or could not be written.",
     ),
+    Spec("balancer_client_limits_total", "counter", ("process", "limit"), "Bounds that clients have reached."),
     Spec("balancer_client_connections", "gauge", (), "Connections of clients that are open."),
     Spec("balancer_unrouted_requests_total", "counter", ("method", "code"), "Requests that no route led to a pool."),
     Spec(
@@ -208,6 +209,8 @@ class PoolCollector(Collector):
             found.add("balancer_process_resident_memory_bytes", of_process, usage.memory)
             for stream, number in usage.log_lines_dropped.items():
                 found.add("balancer_log_lines_dropped_total", {**of_process, "stream": stream}, number)
+            for limit, number in usage.client_limits.items():
+                found.add("balancer_client_limits_total", {**of_process, "limit": limit}, number)
         pools = by_name(self._pools())
         # Pools may have one listener, and its clients, in common.
         known = {id(clients): len(clients) for pool in pools.values() if (clients := pool.clients) is not None}

@@ -27,7 +27,7 @@ from balancer.http.proxy_protocol import FIXED, REST_MAX, Malformed, parse
 from balancer.http.request import Request
 from balancer.http.validation import TOKEN, malformed
 from balancer.loop_time import Limit
-from balancer.telemetry.rare_log import RareLog
+from balancer.telemetry.client_limits import ClientLimits
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Acceptor:
     client has ``stream_idle_timeout`` to take it and to end TLS from its side. ``certificate``: TLS is spoken.
     ``has_proxy_header``: called with a peer's IP address ("" on a Unix socket); returns whether its connections must
     begin with a PROXY header. Those of other peers must not, and are served as their own. ``make_plain``: makes a
-    protocol for a client that speaks HTTP where TLS is due.
+    protocol for a client that speaks HTTP where TLS is due. ``reached``: counts the bounds that clients reach.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Acceptor:
         has_proxy_header: Callable[[str], bool] = lambda peer: False,
         *,
         make_plain: Callable[[], asyncio.Protocol],
+        reached: ClientLimits,
     ) -> None:
         self._sock = sock
         self._make = make
@@ -68,7 +69,7 @@ class Acceptor:
         self._certificate = certificate
         self._has_proxy_header = has_proxy_header
         self._make_plain = make_plain
-        self._headerless = RareLog(log)
+        self._reached = reached
         self._loop = asyncio.get_running_loop()
         self._arriving: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
@@ -116,9 +117,7 @@ class Acceptor:
                 make: Make = (lambda http2: self._make_plain()) if is_misdirected else self._make
                 await self._loop.connect_accepted_socket(lambda: _ProtocolSelector(make, source), sock, **tls)
         except Malformed as error:
-            self._headerless.warning(
-                "a connection from %s begins with no sound PROXY header, and is closed: %s", who, error
-            )
+            self._reached.reached("proxy_header", peer, f"begins with no sound PROXY header, and is closed: {error}")
             sock.close()
         except (TimeoutError, OSError) as error:
             # There is no request yet that could be answered.
@@ -244,7 +243,7 @@ class PlainConnection(Http1Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.registry.log_misdirected(self.peer, "HTTP without TLS to the port of TLS; it gets a 400")
+        self.limit_reached("wrong_protocol", "speaks HTTP without TLS to the port of TLS; it gets a 400")
 
     def add_exchange(self, request: Request, version: str, closes: bool) -> Http1Exchange:
         raise _speaks_tls()

@@ -193,6 +193,10 @@ class ClientConnection:
         """Whether the balancer waits for the client, so that the time counts."""
         return True
 
+    def limit_reached(self, limit: str, words: str) -> None:
+        """Count a bound, one of ``balancer.telemetry.client_limits.LIMITS``; ``words``: what the client does."""
+        raise NotImplementedError
+
     def abort(self) -> None:
         """Close the connection immediately."""
         raise NotImplementedError
@@ -220,7 +224,8 @@ class ClientConnection:
         unread = self.unread
         if unread != self._unread[0]:
             self._unread = (unread, now)
-        elif unread and now > self._unread[1] + unread_timeout(self.limits):
+        elif unread and now > self._unread[1] + (limit := unread_timeout(self.limits)):
+            self.limit_reached("unread", f"has read nothing for {limit:g} s; it is cut off")
             self.abort()
         if not self.is_waiting:
             self.stop_waiting()
@@ -248,6 +253,8 @@ class ClientConnection:
             if self.body.is_discarded(waited, now, limit := timeout(self.phase, self.limits)):
                 self.time_out(limit)
         elif waited > (limit := timeout(self.phase, self.limits)):
+            if self.phase is NEW:
+                self.limit_reached("header_timeout", f"has sent nothing for {limit:g} s; its connection is closed")
             self.time_out(limit)
 
 

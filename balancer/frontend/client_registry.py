@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 from collections import Counter
 
 from balancer import malloc
@@ -15,10 +14,8 @@ from balancer.frontend.client_connection import ClientConnection
 from balancer.http.memo import Memo
 from balancer.http.request import Request
 from balancer.loop_time import Timer, loop_time
-from balancer.telemetry.rare_log import RareLog
+from balancer.telemetry.client_limits import ClientLimits
 from balancer.words import counted
-
-log = logging.getLogger(__name__)
 
 # Seconds between checks of limits, and connections that are checked in one turn of the event loop.
 SWEEP_SECONDS = 1.0
@@ -28,11 +25,12 @@ TRIM_PEAK = 100
 
 
 class ClientRegistry:
-    """The connections of a listener, and their limits."""
+    """The connections of a listener, and their limits. ``limits``: those that clients have reached."""
 
-    def __init__(self, proxy: ActiveRequests, settings: Settings) -> None:
+    def __init__(self, proxy: ActiveRequests, settings: Settings, limits: ClientLimits | None = None) -> None:
         self.proxy = proxy
         self.settings = settings
+        self.limits = limits or ClientLimits()
         self.connections: set[ClientConnection] = set()
         proxy.connections = self.connections
         # Connections that only wait for the answer that there are too many: they do not count.
@@ -45,7 +43,6 @@ class ClientRegistry:
         # Requests without a body that have come before, by their bytes and their origin.
         self.requests: Memo[tuple[bytes, str], Request] = Memo()
         proxy.on_switch.append(self._clear_requests)
-        self._misdirected = RareLog(log)
         # Each answer is the last of its connection; seconds that a connection may idle after an answer.
         self.stopping = False
         self.idle_grace = 0.0
@@ -53,10 +50,6 @@ class ClientRegistry:
     def _clear_requests(self) -> None:
         """Empty the cache: routes have changed, and each request has to find its own anew."""
         self.requests = Memo()
-
-    def log_misdirected(self, peer: str, words: str) -> None:
-        """Log that a client speaks TLS to a port without, or the reverse."""
-        self._misdirected.warning("a client at %s speaks %s", peer or "a Unix socket", words)
 
     def stop(self, idle_grace: float) -> None:
         """Make each answer the last of its connection: the listener is about to close.
@@ -83,14 +76,21 @@ class ClientRegistry:
         self.connections.add(connection)
         if self._sweeper is None:
             self._sweeper = loop_time().call_later(SWEEP_SECONDS, self._sweep, [])
-        limit, each = self.settings.max_connections, self.settings.max_connections_per_client
-        full = limit and len(self.connections) - len(self._rejected) > limit
-        if full or (each and self._per_address[connection.peer] >= each):
+        if bound := self._bound_reached(connection.peer):
             self._rejected.add(connection)
-            there = f"there {'is' if limit == 1 else 'are'} {counted(limit, 'connection')} already"
-            words = there if full else f"you have {counted(each, 'connection')} already"
+            limit = getattr(self.settings, f"max_{bound}")
+            there = "there is" if limit == 1 else "there are"
+            words = f"{there if bound == 'connections' else 'you have'} {counted(limit, 'connection')} already"
+            self.limits.reached(bound, connection.peer, f"is refused a connection, by MAX_{bound.upper()}={limit}")
             raise Refusal(503, "too_many_connections", words, retry_after=1)
         self._per_address[connection.peer] += 1
+
+    def _bound_reached(self, peer: str) -> str:
+        """Return the bound of LIMITS that one more connection of this client exceeds, or ""."""
+        limit, each = self.settings.max_connections, self.settings.max_connections_per_client
+        if limit and len(self.connections) - len(self._rejected) > limit:
+            return "connections"
+        return "connections_per_client" if each and self._per_address[peer] >= each else ""
 
     def remove(self, connection: ClientConnection) -> None:
         """Remove a connection that has ended."""
@@ -127,3 +127,16 @@ class ClientRegistry:
             self._sweeper = clock.call_later(0 if left else SWEEP_SECONDS, self._sweep, left)
         else:
             self._sweeper = None
+
+
+class RegisteredConnection(ClientConnection):
+    """A connection of a listener. ``registry``: the listener's."""
+
+    __slots__ = ("registry",)
+
+    def __init__(self, registry: ClientRegistry) -> None:
+        super().__init__(registry.settings)
+        self.registry = registry
+
+    def limit_reached(self, limit: str, words: str) -> None:
+        self.registry.limits.reached(limit, self.peer, words)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
 
 from balancer.dispatch.interfaces import ResponseState
 from balancer.dispatch.refusals import refusal_response
@@ -34,9 +33,9 @@ from balancer.frontend.client_connection import (
     REJECTED,
     SWITCHING,
     TUNNEL,
-    ClientConnection,
     Phase,
 )
+from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
 from balancer.frontend.http1_exchange import ClientExchange, Framing
 from balancer.frontend.http1_parser import RequestParser
 from balancer.frontend.http1_streaming import Http1Exchange
@@ -47,9 +46,6 @@ from balancer.http.request import Request
 from balancer.http.serialize import response_head
 from balancer.loop_time import loop_time
 
-if TYPE_CHECKING:
-    from balancer.frontend.client_registry import ClientRegistry
-
 # Seconds in which a client that has closed its side may still get its answers.
 HALF_CLOSED_SECONDS = 0.5
 # Seconds for the first request of a client when the listener closes: it may be on its way.
@@ -58,18 +54,17 @@ NEW_SECONDS = 1.0
 PIPELINE_MAX = 100
 
 
-class Http1Connection(ClientConnection, asyncio.Protocol):
+class Http1Connection(RegisteredConnection, asyncio.Protocol):
     """A client connection that speaks HTTP/1.1. ``writable``: set while the client takes what it is sent."""
 
     __slots__ = (
-        "_current", "_origin", "_parser", "_queue", "_reading", "_rest", "loop", "registry", "scheme",
-        "transport", "writable",
+        "_current", "_origin", "_parser", "_queue", "_reading", "_rest", "loop", "scheme", "transport",
+        "writable",
     )  # fmt: skip
 
     def __init__(self, registry: ClientRegistry) -> None:
-        super().__init__(registry.settings)
+        super().__init__(registry)
         # Global.
-        self.registry = registry
         self.loop = asyncio.get_running_loop()
         # Per connection.
         self.transport: asyncio.Transport
@@ -234,7 +229,7 @@ class Http1Connection(ClientConnection, asyncio.Protocol):
 
     def on_tls_handshake(self) -> None:
         """Log a client that speaks TLS, which cannot read its answer."""
-        self.registry.log_misdirected(self.peer, "TLS to a port without; BALANCER_TLS_CERT is not set")
+        self.limit_reached("wrong_protocol", "speaks TLS to a port without; BALANCER_TLS_CERT is not set")
 
     # The end of a connection.
 

@@ -33,10 +33,9 @@ from balancer.frontend.client_connection import (
     CLOSED,
     IDLE,
     LINGERING,
-    ClientConnection,
     timeout,
 )
-from balancer.frontend.client_registry import ClientRegistry
+from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
 from balancer.frontend.http2_stream import NO_ERROR, Http2Stream
 from balancer.http.headers import Headers, sound_request_id
 from balancer.http.http2 import check_http2, join_cookies, server_settings
@@ -52,13 +51,12 @@ RESETS_MAX, RESETS_LAST = 128, 192
 _MAX_STREAM_ID = 2**31 - 1
 
 
-class Http2Connection(ClientConnection, ZttpH2Protocol):
+class Http2Connection(RegisteredConnection, ZttpH2Protocol):
     """A client connection that speaks HTTP/2."""
 
     def __init__(self, registry: ClientRegistry, config: uvicorn.Config) -> None:
-        ClientConnection.__init__(self, registry.settings)
+        RegisteredConnection.__init__(self, registry)
         ZttpH2Protocol.__init__(self, config, ServerState(), {})
-        self._registry = registry
         self._application = self.app
         self._streams: dict[int, Http2Stream] = {}
         self._opened = 0
@@ -76,14 +74,14 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
         self.peer = self.client[0] if self.client else ""
         self.begin_checks(loop_time().time())
         try:
-            self._registry.admit(self)
+            self.registry.admit(self)
         except Refusal:
             self._close_connection()  # There is no request yet that could be answered.
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.phase = CLOSED
-        self._registry.remove(self)
+        self.registry.remove(self)
         for stream in self._streams.values():
             stream.client_left()
 
@@ -184,7 +182,7 @@ class Http2Connection(ClientConnection, ZttpH2Protocol):
     def _reject(self, event: zttp.Request, fields: Headers, refusal: Refusal) -> None:
         method, id = event.method.decode("latin-1"), sound_request_id(fields)
         request = Request(method, event.target, fields, self.peer, "https", id=id)
-        status, headers, text = refusal_response(refusal, self._registry.proxy.refused(request, refusal))
+        status, headers, text = refusal_response(refusal, self.registry.proxy.refused(request, refusal))
         stream = self.conn.stream(event.stream_id)
         stream.send_response(status, headers)
         if event.method != b"HEAD":

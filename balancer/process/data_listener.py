@@ -60,6 +60,7 @@ class DataListener:
                 self._certificate,
                 self._has_proxy_header,
                 make_plain=partial(PlainConnection, self._registry),
+                reached=self._registry.limits,
             )
         else:
             loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from balancer.admin.ipc import pair
+from balancer.admin.pool_view import Usage
 from balancer.admin.process_report import Reporter
 from balancer.config.settings import Settings, SettingsError
 from balancer.errors import FAILED, UNUSABLE
@@ -233,11 +234,20 @@ class Worker:
         if config.admin:
             unrouted = (lambda: balancer.stats) if isinstance(balancer, Pools) else (lambda: None)
             stopping = self._signals.stop.is_set
-            self._admin = Admin(balancer.current, self._settings, self._context, unrouted, stopping=stopping)
+            self._admin = Admin(
+                balancer.current,
+                self._settings,
+                self._context,
+                unrouted,
+                lambda: [Usage.own(self._clients.limits)],
+                stopping,
+            )
             tasks.create_task(self._admin.serve(config.admin))
             log.info("admin on %s", self._settings.admin_bind)
         if config.channel:
-            self._reports = tasks.create_task(Reporter(config.number, config.channel, balancer).run())
+            self._reports = tasks.create_task(
+                Reporter(config.number, config.channel, balancer, self._clients.limits).run()
+            )
         self._context.ready()
 
     async def _announce(self) -> None:

@@ -62,7 +62,7 @@ class Fleet:
             "connections": None,
         }  # fmt: skip
         reports = [PoolReport(**(values | pool | {"name": name})) for name in names.split()]
-        self.aggregator._receive(Report(Usage(number, pid, 1.0, 1000, {}), started, whole, reports, None, 3))
+        self.aggregator._receive(Report(Usage(number, pid, 1.0, 1000, {}, {}), started, whole, reports, None, 3))
 
     @property
     def pool(self) -> MergedPool:

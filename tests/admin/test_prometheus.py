@@ -226,7 +226,7 @@ async def test_scrape_in_pieces_is_the_same_as_in_one() -> None:
         ours = "".join(
             line for line in text.splitlines(keepends=True) if not line.removeprefix("# HELP ").startswith("process_")
         )
-        ours = re.sub(r"^balancer_(process|log_lines)_.*\n", "", ours, flags=re.MULTILINE)
+        ours = re.sub(r"^balancer_(process|log_lines|client_limits)_.*\n", "", ours, flags=re.MULTILINE)
         body, end = whole.removesuffix("# EOF\n"), whole.endswith("# EOF\n")
         assert ours.startswith(body)
         assert ours.endswith("# EOF\n") == end

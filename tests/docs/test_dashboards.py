@@ -14,6 +14,7 @@ from promql_parser import parse_duration
 from balancer.admin.prometheus import METRICS, STATES
 from balancer.errors import LOG_ONLY, REASONS, TOKENS
 from balancer.members.health import TRANSITIONS, HealthEvent, State
+from balancer.telemetry.client_limits import LIMITS
 from tests.support.explained import CASES
 from tests.support.metrics import known
 from tests.support.paths import ROOT
@@ -50,6 +51,7 @@ VALUES = {
     ("balancer_state_changes_total", "state"): frozenset(map(str, State)),
     ("balancer_state_changes_total", "event"): frozenset(it.name.lower() for it in HealthEvent),
     ("balancer_upstream_connections", "state"): frozenset({"active", "idle"}),
+    ("balancer_client_limits_total", "limit"): LIMITS,
 }
 
 

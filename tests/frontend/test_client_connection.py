@@ -48,6 +48,9 @@ class Connection(ClientConnection):
     def is_waiting(self) -> bool:
         return self.waiting
 
+    def limit_reached(self, limit: str, words: str) -> None:
+        self.ends.append(limit)
+
     def abort(self) -> None:
         self.ends.append("abort")
 
@@ -95,7 +98,7 @@ def test_stream_idle_timeout_limits_what_is_not_read() -> None:
 
 def test_new_connection_has_its_time_from_the_first_moment_on(it: Connection) -> None:
     assert it.check(1.0, 9.9) == []
-    assert it.check(10.1) == ["new 10"]
+    assert it.check(10.1) == ["header_timeout", "new 10"]
 
 
 def test_first_head_has_the_time_of_the_new_connection(it: Connection) -> None:
@@ -180,7 +183,7 @@ def test_client_that_reads_nothing_is_aborted_in_any_phase(it: Connection, phase
     assert it.check(1.0, 61.0) == []
     it.kept = 9
     assert it.check(62.0, 122.0) == []
-    assert it.check(122.1) == ["abort"]
+    assert it.check(122.1) == ["unread", "abort"]
 
 
 def test_body_of_which_no_byte_comes_is_refused() -> None:

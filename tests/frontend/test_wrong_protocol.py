@@ -164,7 +164,7 @@ async def test_connection_without_the_proxy_header_that_is_due_is_in_the_log(
         for _ in range(3):
             assert await running.exchange(GET) == b""
     (line,) = warnings(caplog)
-    assert line.startswith("a connection from 127.0.0.1 begins with no sound PROXY header, and is closed: ")
+    assert line.startswith("a client at 127.0.0.1 begins with no sound PROXY header, and is closed: ")
 
 
 def test_rare_log_has_a_line_a_minute_and_counts_the_others(caplog: pytest.LogCaptureFixture) -> None:

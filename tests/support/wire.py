@@ -26,7 +26,7 @@ from balancer.process.sockets import listen
 from balancer.routing.pools import Pools
 from balancer.telemetry.observer import Observer
 from balancer.telemetry.stats import Stats
-from balancer.types import Address
+from balancer.types import Address, UnixSocket
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.native import NativeUpstream
 from tests.support.messages import GET
@@ -154,15 +154,29 @@ class Member:
 
 
 class Running:
-    """A balancer that serves on ``address``. ``records`` has a record for every finished request."""
+    """A balancer that serves on ``address``. ``records`` has a record for every finished request.
+
+    ``clients``: of its own front end, None where a server beneath ASGI has them.
+    """
 
     def __init__(
-        self, balancer: LoadBalancer, address: Address, records: list[RequestRecord], certificate: Certificate | None
+        self,
+        balancer: LoadBalancer,
+        address: Address | UnixSocket,
+        records: list[RequestRecord],
+        certificate: Certificate | None,
+        clients: ClientRegistry | None,
     ) -> None:
         self.balancer = balancer
-        self.address = address
+        self.listens = address
         self.records = records
         self.certificate = certificate
+        self.clients = clients
+
+    @property
+    def address(self) -> Address:
+        assert isinstance(self.listens, Address)
+        return self.listens
 
     @property
     def url(self) -> str:
@@ -171,7 +185,10 @@ class Running:
     @asynccontextmanager
     async def client(self, tls: ssl.SSLContext | None = None, first: bytes = b"") -> AsyncIterator[Connection]:
         """A raw connection to the balancer. ``first``: bytes that are sent before the TLS handshake."""
-        reader, writer = await asyncio.open_connection(*self.address)
+        if isinstance(self.listens, UnixSocket):
+            reader, writer = await asyncio.open_unix_connection(self.listens.path)
+        else:
+            reader, writer = await asyncio.open_connection(*self.listens)
         try:
             if first:
                 writer.write(first)
@@ -214,11 +231,12 @@ async def balance(
     hooks: Sequence[Hooks] = (),
     stats: Stats | None = None,
     wait: bool = True,
+    unix: UnixSocket | None = None,
     observers: Sequence[Observer] = (),
     trace: Trace | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
-    """A balancer over these members on a loopback port; ``settings`` as fields of Settings.
+    """A balancer over these members on a loopback port, or on ``unix``; ``settings`` as fields of Settings.
 
     ``own_policy`` takes the place of the one in the settings.
     """
@@ -236,13 +254,13 @@ async def balance(
         policy=own_policy,
         hooks=hooks,
     )
-    sock = listen("BIND", Address("127.0.0.1", 0))
-    address = Address("127.0.0.1", sock.getsockname()[1])
+    sock = listen("BIND", unix or Address("127.0.0.1", 0))
+    address = unix or Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:
         clients = ClientRegistry(balancer.proxy, effective) if edge else None
         certificate = Certificate.of(effective)
         async with listening(balancer, sock, clients, certificate):
-            running = Running(balancer, address, records, certificate)
+            running = Running(balancer, address, records, certificate, clients)
             if wait:
                 await running.available(len(addresses))
             yield running
