@@ -23,8 +23,8 @@ class Row:
 
     ``enough_ms``: a p99 that is good enough, whatever that of the peers is. ``gentle``: the attack takes next to no CPU
     time, so the candidates are attacked all at once. ``operator``: an operator with the token gets a status stream
-    meanwhile. ``smuggles``: no request of the attacker may reach a member. ``ends``: the balancer has to end connections,
-    or streams, before the attack is over.
+    meanwhile. ``smuggles``: no request of the attacker may reach a member. ``ends``: the balancer has to end
+    connections, or streams, before the attack is over.
 
     The rest is configured of each candidate: requests that a member is given at a time, connections in all (then honest
     clients have theirs before the attack begins, and open none), a limit for silence in mid-body, a route by path and a
