@@ -154,7 +154,7 @@ honest clients have theirs before, and open no others.
 * *verdict*: *holds* where p99 is at most {times:.0f} times that of the better of nginx and HAProxy (one that fails
   is no yardstick), or {enough:.0f} ms if that is more; memory grows by at most {growth:.0f} MiB and is back within
   {left:.0f} % {after:.0f} s later; no member changes its state; what is ended or refused is shown; no line of
-  the log is lost; what is half sent, refused or too slow is ended in the end.
+  the log is lost, and none a traceback; what is half sent, refused or too slow is ended in the end.
 * A dash: nginx and HAProxy have no such port, or nothing was ended or refused.
 """
 

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -166,7 +167,7 @@ class Run:
         risen = {name: rise for name, value in counters.items() if (rise := value - self._counters.get(name, 0.0)) > 0}
         with (self._directory / "output.log").open("rb") as log:
             log.seek(self._log_size)
-            logged = sum(SOURCE.encode() in line for line in log)
+            lines = Counter((SOURCE.encode() in line, line.startswith(b"Traceback ")) for line in log)
         return Figures(
             self._latency,
             self._tally,
@@ -175,7 +176,8 @@ class Run:
             after_kib,
             changes=int(sum(rise for name, rise in risen.items() if name.startswith(_CHANGES))),
             counted={name: rise for name, rise in risen.items() if name.startswith(_REFUSALS) and _GONE not in name},
-            logged=logged,
+            logged=lines[True, False],
+            tracebacks=lines[False, True],
             lost=int(sum(rise for name, rise in risen.items() if name.startswith(_LOST))),
             operator=self._operator,
             reached=self._reached,

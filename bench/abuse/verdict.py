@@ -23,7 +23,8 @@ class Figures:
 
     ``changes``: changes of state of members. ``counted``: counters of refusals that rose, by how much. ``logged``:
     lines of its log that name the attacker. ``lost``: lines that it dropped. ``operator``: whether an operator got in,
-    if that was tried. ``reached``: requests of the attacker that a member was given, where none is to be.
+    if that was tried. ``tracebacks``: in its log. ``reached``: requests of the attacker that a member was given, where
+    none is to be.
     """
 
     latency: Latency
@@ -35,6 +36,7 @@ class Figures:
     counted: dict[str, float] = field(default_factory=dict)
     logged: int = 0
     lost: int = 0
+    tracebacks: int = 0
     operator: bool = True
     reached: int = 0
     alive: bool = True
@@ -69,6 +71,8 @@ def complaints(row: Row, ours: Figures, peers: Iterable[Figures]) -> Iterator[st
         yield "never ended"
     if ours.lost:
         yield f"lines of the log were dropped ({ours.lost})"
+    if ours.tracebacks:
+        yield f"tracebacks in the log ({ours.tracebacks})"
     if not ours.operator:
         yield "an operator is locked out"
     if row.smuggles and ours.reached:

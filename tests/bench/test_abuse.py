@@ -71,6 +71,7 @@ def test_allowed_p99_is_three_times_that_of_the_better_peer_or_what_is_enough() 
         (_figures(attack=Tally(ended=1)), "unlogged"),
         (_figures(attack=Tally(refused=1)), "unlogged"),
         (_figures(lost=3), "lines of the log were dropped (3)"),
+        (_figures(tracebacks=2), "tracebacks in the log (2)"),
         (_figures(operator=False), "an operator is locked out"),
         (_figures(alive=False), "it ended"),
     ],
@@ -259,3 +260,4 @@ async def test_run_has_honest_clients_served_and_an_attack_shown(
     assert figures.logged
     assert figures.before_kib <= figures.peak_kib
     assert figures.alive
+    assert not figures.tracebacks
