@@ -91,6 +91,9 @@ def nginx(setup: Setup) -> Command:
         server = f"limit_conn all {row.connections};"
     if row.idle_timeout:
         server += f" send_timeout {row.idle_timeout}s; client_body_timeout {row.idle_timeout}s;"
+    if row.routed:
+        # A head that the balancer takes, and by default nginx and HAProxy refuse.
+        server += " large_client_header_buffers 4 64k;"
     if setup.tls:
         door = " ssl http2"
         server += f" ssl_certificate {setup.certificate}; ssl_certificate_key {setup.key};"
@@ -116,6 +119,7 @@ HAPROXY = """
 global
     nbthread 1
     maxconn {maxconn}
+    {buffers}
     log stdout format raw local0 info
 defaults
     mode http
@@ -157,6 +161,7 @@ def haproxy(setup: Setup) -> Command:
         listen=site.listen,
         door=door,
         cookie=cookie,
+        buffers="tune.bufsize 65536" if row.routed else "",
         routes="use_backend api if { path_beg /api }" if row.routed else "",
         servers="\n".join(
             f"    server member{number} {member}{limit}{f' cookie member{number}' if cookie else ''}"

@@ -27,8 +27,8 @@ class Row:
     connections, or streams, before the attack is over.
 
     The rest is configured of each candidate: requests that a member is given at a time, connections in all (then honest
-    clients have theirs before the attack begins, and open none), a limit for silence in mid-body, a route by path and a
-    sticky cookie.
+    clients have theirs before the attack begins, and open none), a limit for silence in mid-body, a route by path, a
+    sticky cookie and large heads.
     """
 
     name: str
