@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage test-long test-versions lint types hooks lock dist docs bench drill simulate strictness fuzz clean
+.PHONY: demo test coverage test-long test-versions lint types hooks lock dist docs bench drill simulate strictness abuse fuzz clean
 
 # Takes the environment of the tests where there is one already, or makes one of an eighth of its size.
 demo: $(if $(wildcard .venv/.ready),.venv/.ready,.venv/.demo)
@@ -81,6 +81,10 @@ simulate: .venv/.ready
 # Options: make strictness OPTIONS="--cases chunks" (prints only), and see bench/README.md.
 strictness: .venv/.ready bench/.cache/venv/.ready
 	bench/.cache/venv/bin/python -m bench.strictness $(OPTIONS)
+
+# Options: make abuse OPTIONS="--rows ping-1,smuggling" (prints only), "--candidates ours", "--seconds 2", and see bench/README.md.
+abuse: .venv/.ready
+	$(BIN)/python -m bench.abuse $(OPTIONS)
 
 # Options: make fuzz OPTIONS="--seconds 60" (default: half an hour), "--target http2 dns", "--replay FILE"; see docs/fuzzing.md.
 fuzz: tests/fuzz/.cache/venv/.ready

@@ -49,6 +49,7 @@ http {{
     fastcgi_temp_path {directory}/upstream-unused;
     uwsgi_temp_path {directory}/upstream-unused;
     scgi_temp_path {directory}/upstream-unused;
+    {http}
     upstream sink {{ server unix:{directory}/sink.sock; keepalive 256; }}
     server {{
         listen unix:{directory}/sink.sock;
@@ -56,6 +57,7 @@ http {{
     }}
     server {{
         {listens}
+        {server}
         location = / {{ return 200 "{answer}"; }}
         location = /distinct {{ add_header X-Request-ID $request_id; return 200 "{answer}"; }}
         location = /16m {{ alias {directory}/16m; }}
@@ -83,8 +85,13 @@ class Upstreams:
 
 
 @contextmanager
-def running_upstreams(directory: Path, core: int, count: int = 2) -> Iterator[Upstreams]:
-    """``count`` members, all served by one nginx process, and a DNS server, on one core."""
+def running_upstreams(
+    directory: Path, core: int, count: int = 2, http: str = "", server: str = ""
+) -> Iterator[Upstreams]:
+    """``count`` members, all served by one nginx process, and a DNS server, on one core.
+
+    ``http`` and ``server`` are directives that the members have besides.
+    """
     hosts = addresses(FIRST_MEMBER, count)
     port = free_port(*hosts)
     resolver = Address("127.0.0.1", free_port())
@@ -99,6 +106,8 @@ def running_upstreams(directory: Path, core: int, count: int = 2) -> Iterator[Up
             files=open_files(),
             connections=open_files() // 2,
             answer=ANSWER,
+            http=http,
+            server=server,
             listens="\n        ".join(f"listen {host}:{port} backlog=4096;" for host in hosts),
         )
     )
