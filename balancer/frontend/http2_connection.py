@@ -109,6 +109,9 @@ class Http2Connection(FairConnection, ZttpH2Protocol):
         self.registry.remove(self)
         for stream in self._streams.values():
             stream.client_left()
+        # Both know this object: without them, reference counts free it.
+        self.app = self._application
+        self.flow = FlowControl(self.transport)
 
     def data_received(self, data: bytes) -> None:
         if len(data) > TURN_BYTES and len(data) > self.free_bytes:

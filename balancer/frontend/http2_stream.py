@@ -58,6 +58,7 @@ class Http2Stream:
     def client_left(self) -> None:
         """Cancel the request: its client has left."""
         self.gone = True
+        self.cycle.disconnected = True  # uvicorn would answer for an application that says nothing.
         if self._task:
             self._task.cancel("client_gone")
 
