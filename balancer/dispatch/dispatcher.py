@@ -206,7 +206,7 @@ class Dispatcher(FastPathDispatcher):
     async def _pass_on(self, response: UpstreamResponse, member: Member, context: RequestContext, sink: Sink) -> None:
         """Pass a member's response on to its end. Raises TruncatedResponse, ClientGone, or a hook's Refusal."""
         if response.status != SWITCHING_PROTOCOLS:
-            self._membership.record_response(member, response.closes, self._clock())
+            self._membership.record_response(member, response.status, response.closes, self._clock())
         try:
             self._on_response_head(context, response)
             policy_headers = self._policy.response_headers(context.hook_request or context.request, member)

@@ -130,7 +130,7 @@ class FastPathDispatcher(RequestHandler):
             sink.continue_in_task()
             return
         now = self._clock()
-        self._membership.record_response(member, response.closes, now)
+        self._membership.record_response(member, response.status, response.closes, now)
         headers = response.headers
         policy_headers = self._policy.response_headers(hook_request or context.request, member)
         if policy_headers:

@@ -11,7 +11,8 @@ Rules:
   within HEALTH_TIMEOUT.
 * A suspect gets requests only while no member is up. A member becomes one by a late or failed probe. So does one that
   used to keep connections open and now announces ``Connection: close`` CLOSES_TO_SUSPECT times in a row, as a draining
-  one does. One that always closes, or that closes now and then, does not count.
+  one does. One that always closes, or that closes now and then, does not count. Nor does a refusal of the request
+  (REFUSALS), behind which servers close: any client can have one, as often as it likes.
 * No state takes away what a member has in flight (``Upstream.check_network`` finds members that the network has lost).
 * A member that is new or down comes up only if DNS has named it since contact with it last failed. While DNS does
   not answer, the address may belong to a container of another service by now.
@@ -71,6 +72,8 @@ LATE_SECONDS = 1.0
 
 # Successive responses with ``Connection: close`` after which a member is a suspect.
 CLOSES_TO_SUSPECT = 2
+# Statuses of a request that a server does not read to its end, or does not trust, and so closes the connection behind.
+REFUSALS = frozenset({400, 408, 411, 413, 414, 417, 431, 501, 505})
 
 TRANSITIONS: dict[State, dict[HealthEvent, State]] = {
     State.JOINING: {

@@ -23,7 +23,7 @@ from itertools import islice
 from math import inf
 
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
-from balancer.members.health import CLOSES_TO_SUSPECT, CONTACT_LOST, TRANSITIONS, HealthEvent, State
+from balancer.members.health import CLOSES_TO_SUSPECT, CONTACT_LOST, REFUSALS, TRANSITIONS, HealthEvent, State
 from balancer.members.member import BY_ADDRESS, Member, Tier, tier_of
 from balancer.types import Address
 from balancer.words import counted
@@ -302,13 +302,13 @@ class Membership:
             member.drained = drained
             self._place(member)
 
-    def record_response(self, member: Member, closes: bool, now: float) -> None:
+    def record_response(self, member: Member, status: int, closes: bool, now: float) -> None:
         """Note a response of a member. ``closes``: it announced the end of its connection."""
         member.answered = True
         if not closes:
             member.keeps_alive = True
             member.closes = 0
-        elif member.keeps_alive:
+        elif member.keeps_alive and status not in REFUSALS:
             member.closes += 1
             if member.closes >= CLOSES_TO_SUSPECT:
                 self.observe(member, HealthEvent.CLOSE_ANNOUNCED, now, by_request=True)

@@ -301,16 +301,16 @@ def test_member_that_starts_to_close_its_connections_is_suspect(closes: list[boo
     assert CLOSES_TO_SUSPECT == 2
     membership, (member,) = all_up(1)
     for close in closes:
-        membership.record_response(member, close, 1.0)
+        membership.record_response(member, 200, close, 1.0)
     assert member.state is state
 
 
 def test_suspect_that_a_probe_clears_has_to_close_twice_again() -> None:
     membership, (member,) = all_up(1)
     for close in (False, True, True):
-        membership.record_response(member, close, 1.0)
+        membership.record_response(member, 200, close, 1.0)
     membership.observe(member, HealthEvent.PROBE_OK, 2.0)
-    membership.record_response(member, True, 3.0)
+    membership.record_response(member, 200, True, 3.0)
     assert member.state is State.UP
 
 

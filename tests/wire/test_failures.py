@@ -365,3 +365,21 @@ async def test_member_that_always_closes_is_not_suspected() -> None:
         for _ in range(5):
             await running.exchange(GET)
         assert running.balancer.membership.members[member.address].state is State.UP
+
+
+@pytest.mark.parametrize(
+    "status", [b"400 Bad Request", b"413 Content Too Large", b"431 Request Header Fields Too Large"]
+)
+async def test_member_that_closes_behind_requests_it_refuses_is_not_suspected(status: bytes) -> None:
+    async def script(connection: Connection) -> None:
+        while True:
+            bad = b"x-bad" in await connection.head()
+            refusal = b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status
+            await connection.send(refusal if bad else OK)
+
+    async with Member(script) as one, Member() as two, balance(one, two, health_interval=60) as running:
+        for _ in range(2):
+            await running.exchange(GET)
+        for _ in range(10):
+            await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nX-Bad: 1\r\n\r\n"))
+        assert running.balancer.membership.members[one.address].state is State.UP
