@@ -1,4 +1,4 @@
-"""The page of bounds names settings and constants that there are, with the values that they have."""
+"""The threat model names settings and constants that there are, with the values that they have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from balancer.config.display import variable
 from balancer.config.settings import Settings
 from tests.support.paths import ROOT
 
-PAGE = (ROOT / "docs" / "reference" / "bounds.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "threat-model.md").read_text()
 DEFAULTS = {variable(field.name): field.default for field in fields(Settings)}
 UNITS = {"KiB": 1024, "MiB": 1024 * 1024}
 
