@@ -89,7 +89,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     SWITCHING: frozenset({TUNNEL, IDLE, DONE}) | _ENDS,
     TUNNEL: frozenset({CLOSED}),
     DONE: frozenset({DONE, TUNNEL}) | _ENDS,
-    REJECTED: frozenset({LINGERING, CLOSED}),
+    REJECTED: frozenset({DISCARDING, LINGERING, CLOSED}),
     DISCARDING: frozenset({CLOSED}),
     LINGERING: frozenset({LINGERING, ACTIVE, CLOSED}),
     CLOSED: frozenset(),

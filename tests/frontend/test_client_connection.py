@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -176,6 +177,7 @@ def test_lingering_connection_is_gone_a_second_after_its_last_byte_was_taken(it:
 
 
 def test_lingering_connection_of_which_nothing_is_taken_ends(it: Connection) -> None:
+    it.limits = replace(LIMITS, min_body_rate=0)
     it.phase = LINGERING
     it.kept = 10
     assert it.check(100.0, 130.0) == []
@@ -184,6 +186,7 @@ def test_lingering_connection_of_which_nothing_is_taken_ends(it: Connection) -> 
 
 @pytest.mark.parametrize("phase", [IDLE, ACTIVE, LINGERING])
 def test_connection_that_closes_is_cut_off_a_second_after_its_last_byte_was_taken(phase: Phase, it: Connection) -> None:
+    it.limits = replace(LIMITS, min_body_rate=0)
     """TLS waits for the client to end it, too."""
     it.phase = phase
     it.closing, it.kept = True, 10
@@ -194,6 +197,7 @@ def test_connection_that_closes_is_cut_off_a_second_after_its_last_byte_was_take
 
 
 def test_connection_that_closes_and_whose_client_takes_nothing_is_cut_off(it: Connection) -> None:
+    it.limits = replace(LIMITS, min_body_rate=0)
     it.phase = LINGERING
     it.closing, it.kept = True, 10
     assert it.check(100.0, 160.0) == []

@@ -9,7 +9,7 @@ import resource
 import socket
 import ssl
 from contextlib import AsyncExitStack
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +307,8 @@ async def test_process_without_descriptors_says_so_and_lets_clients_wait(name: s
         waiting = [await stack.enter_async_context(serve.client()) for _ in range(10)]
         await asyncio.sleep(0.2)
         pid = serving_process(serve.process.pid)
-        used = max(map(int, os.listdir(f"/proc/{pid}/fd")))  # noqa: PTH208
+        opened = set(map(int, os.listdir(f"/proc/{pid}/fd")))  # noqa: PTH208
+        used = next(number for number in count() if number not in opened)
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, before[1]))
         waiting += [await stack.enter_async_context(serve.client()) for _ in range(60)]
