@@ -167,9 +167,12 @@ class _Admin:
         self.loop.settle()
         found = list(answer.trouble)
         if not task.done():
-            task.cancel()
+            task.cancel()  # The front end does so once a client has left.
             self.loop.settle()
+        if not task.done():
             found.append(f"a request never ends; {request}")
+        elif task.cancelled():
+            pass
         elif error := task.exception():
             found.append(f"raised: {type(error).__name__}: {error}; {request}")
         elif not (stays or answer.ended or request.leaves):

@@ -10,6 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 import balancer.admin.app
+import balancer.admin.responses
 import balancer.discovery.dns_message
 import balancer.frontend.http2_connection
 import tests.fuzz.proxy
@@ -66,7 +67,7 @@ def action_of_anybody(patch: pytest.MonkeyPatch) -> None:
 
 
 def action_under_any_host(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(balancer.admin.app, "deny_host", lambda settings, host: None)
+    patch.setattr(balancer.admin.responses, "deny_host", lambda settings, host: None)
 
 
 def problem_in_words(patch: pytest.MonkeyPatch) -> None:
