@@ -54,8 +54,6 @@ from balancer.loop_time import loop_time
 HALF_CLOSED_SECONDS = 0.5
 # Seconds for the first request of a client when the listener closes: it may be on its way.
 NEW_SECONDS = 1.0
-# Refusals of clients in good faith, which may be in the middle of an upload and read the answer behind it.
-TOO_LARGE = frozenset({413, 414, 431})
 # Requests of a client ahead of the first answer, after which the connection ends (RFC 9112 section 9.3.2).
 PIPELINE_MAX = 100
 
@@ -224,7 +222,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         elif self._parser.exchange is exchange or exchange.closes:
             # A client in mid-body reads the answer behind it, unless that ends with the connection.
             refusal, is_framed = self._parser.refusal, exchange.framing is not Framing.CLOSE
-            is_uploading = refusal.status in TOO_LARGE if refusal else self.phase is BODY
+            is_uploading = self._parser.meets_upload(refusal.status, self.waiting) if refusal else self.phase is BODY
             self._linger(DISCARDING if is_uploading and is_framed else LINGERING)
         elif self.writable.is_set():
             self._go_on()
@@ -287,7 +285,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         status, fields, text = refusal_response(refusal, self.registry.proxy.refused(request, refusal))
         is_head = "HEAD" in (self._parser.method, request.method)
         self.transport.write(response_head(status, fields, b"connection: close") + (b"" if is_head else text))
-        self._linger(DISCARDING if status in TOO_LARGE else LINGERING)
+        self._linger(DISCARDING if self._parser.meets_upload(status, self.waiting) else LINGERING)
 
     def _linger(self, phase: Phase) -> None:
         """Close once the client has had time to read the answer: a close with bytes unread resets the connection."""

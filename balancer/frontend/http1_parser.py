@@ -29,9 +29,11 @@ from balancer.http.validation import TOKEN, check, headers_too_large, malformed
 if TYPE_CHECKING:
     from balancer.frontend.http1_connection import Http1Connection
 
-_END_OF_HEAD = b"\r\n\r\n"
+END_OF_HEAD = b"\r\n\r\n"
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)*+")
 _LINE_BREAKS = b"\r\n"
+# Refusals of clients in good faith, which may be in the middle of an upload and read the answer behind it.
+TOO_LARGE = frozenset({413, 414, 431})
 # The first byte of TLS (RFC 8446 section 5.1: a record of the type *handshake*).
 TLS_HANDSHAKE = 0x16
 
@@ -99,8 +101,8 @@ class RequestParser:
         if (self._is_split or data[0] in _LINE_BREAKS) and not (data := self._skip_empty_lines(data)):
             return b""
         tail = self._tail
-        found = (tail + data if tail else data).find(_END_OF_HEAD)
-        end = len(data) if found < 0 else found + len(_END_OF_HEAD) - len(tail)
+        found = (tail + data if tail else data).find(END_OF_HEAD)
+        end = len(data) if found < 0 else found + len(END_OF_HEAD) - len(tail)
         self._tail = (tail + data)[-3:] if found < 0 else b""
         self.head_bytes += end
         head = data if end == len(data) else data[:end]
@@ -182,6 +184,7 @@ class RequestParser:
         self.head_bytes += found.end()
         if self.head_bytes > self._limits.max_header_bytes:
             self.refusal = headers_too_large(self._limits)
+            self._tail = b"\n"  # There is no head.
             return b""
         data = data[found.end() :]
         if data == b"\r":
@@ -247,6 +250,13 @@ class RequestParser:
         request = self._refused or Request(method, self._target, self._headers, peer, scheme)
         request.id = sound_request_id(request.headers)
         return request
+
+    def meets_upload(self, status: int, waiting: bytes) -> bool:
+        """Whether a client that gets a refusal may be in the middle of an upload: its head has an end.
+
+        ``waiting``: bytes of it that are still to be parsed.
+        """
+        return status in TOO_LARGE and (not self._tail or END_OF_HEAD in waiting)
 
     @property
     def method(self) -> str:

@@ -109,6 +109,11 @@ class FairConnection(RegisteredConnection):
         self._waiting = None
 
     @property
+    def waiting(self) -> bytes:
+        """Bytes of the client that wait for their turn."""
+        return bytes(self._waiting or b"")
+
+    @property
     def has_waiting(self) -> bool:
         """Whether bytes of the client wait for their turn."""
         return bool(self._waiting)

@@ -64,6 +64,7 @@ async def answered(client: Connection | StubbornConnection) -> bytes:
 ENDS = {
     "malformed": (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", b" 400 "),
     "bad chunk": (CHUNKED + b"nonsense\r\n", b" 400 "),
+    "head without end": (GET[:-2] + b"X: " + b"a" * 40_000, b" 431 "),
     "last answer": (GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), b" 200 "),
     "HTTP/1.0": (GET.replace(b"HTTP/1.1", b"HTTP/1.0"), b" 200 "),
 }
