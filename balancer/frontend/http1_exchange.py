@@ -180,7 +180,7 @@ class ClientExchange(ActiveRequest, DirectSink):
             if self.complete or self._connection.phase is not AWAIT_CONTINUE:
                 return  # The body is there already, or on its way.
             self._connection.phase = BODY
-        self._connection.transport.write(response_head(status, headers))
+        self._send(response_head(status, headers))
 
     def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
         self.state = COMPLETE
@@ -241,4 +241,10 @@ class ClientExchange(ActiveRequest, DirectSink):
     def flush(self) -> None:
         """Send the head, if it still waits for the first piece of the body."""
         if head := self._take_head(whole=False):
-            self._connection.transport.write(head)
+            self._send(head)
+
+    def _send(self, data: bytes) -> None:
+        """Write to the client, unless it has left in the same turn of the event loop: uvloop raises then."""
+        transport = self._connection.transport
+        if not transport.is_closing():
+            transport.write(data)

@@ -94,7 +94,7 @@ class Http1Exchange(ClientExchange):
 
     async def finish(self) -> None:
         self.flush()
-        self._connection.transport.write(b"0\r\n\r\n" if self.framing is CHUNKED else b"")
+        self._send(b"0\r\n\r\n" if self.framing is CHUNKED else b"")
         self.state = COMPLETE
 
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
@@ -102,7 +102,7 @@ class Http1Exchange(ClientExchange):
         upgrade = response.upgrade or self.request.upgrade
         lines = b"connection: upgrade", b"upgrade: " + upgrade
         head = response_head(101, headers, *lines, reason=response.reason)
-        self._connection.transport.write(head)
+        self._send(head)
         # Only a client whose request names WebSocket speaks it, whatever protocol the member names.
         requested = [name.strip() for name in self.request.upgrade.lower().split(b",")]
         websocket = upgrade.lower() == b"websocket" and b"websocket" in requested

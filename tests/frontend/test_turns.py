@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -11,13 +12,16 @@ from random import Random
 import pytest
 
 from balancer.config.settings import Settings
+from balancer.frontend import http1_connection
 from balancer.frontend.client_connection import CLOSED, LINGERING
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
+from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.turns import TURN_BYTES
+from balancer.http.headers import Headers
 from tests.support.flood import DOORS, HTTP1, HTTP2, MEBI, Flood, Turns, door, sink
 from tests.support.messages import GET
-from tests.support.wire import OK, Connection, Member, Running, balance, eventually
+from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance, eventually
 
 # A piece of a flood (of HTTP/2, the first has 64 KiB), what is left of another in the same turn, and requests.
 TURN_MAX = 96 * 1024
@@ -76,8 +80,8 @@ class Recorded(asyncio.Transport):
 class Bare:
     """A connection of HTTP/1.1 without a socket, to which a test gives bytes."""
 
-    def __init__(self, running: Running) -> None:
-        self.transport = Recorded()
+    def __init__(self, running: Running, transport: Recorded | None = None) -> None:
+        self.transport = transport or Recorded()
         registry = ClientRegistry(running.balancer.proxy, Settings())
         place = registry.places.take("", 0.0)
         assert place
@@ -265,3 +269,38 @@ async def test_requests_behind_a_switch_that_is_declined_are_answered() -> None:
         for _ in range(51):
             await client.head()
             assert await client.exactly(2) == b"ok"
+
+
+class Closed(Recorded):
+    """A transport that has closed takes nothing more, as uvloop's."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.ends:
+            raise RuntimeError("the handler is closed")
+        super().write(data)
+
+
+async def test_client_that_leaves_in_the_turn_of_its_answer_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    begun = asyncio.Event()
+
+    class Observed(Http1Exchange):
+        async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
+            await super().start(status, headers, reason)
+            it.connection.transport.close()
+            it.connection.connection_lost(None)
+            begun.set()
+
+    async def slow(connection: Connection) -> None:
+        await connection.head()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        await connection.to_end()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http1_connection, "Http1Exchange", Observed)
+        async with Member(slow) as member, balance(member) as running:
+            it = Bare(running, Closed())
+            it.connection.data_received(GET)
+            async with asyncio.timeout(LIMIT):
+                await begun.wait()
+            await running.idle()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
