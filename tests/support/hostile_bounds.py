@@ -25,7 +25,7 @@ BOUNDS = (
           "tests/frontend/test_connection.py::test_idle_connection_is_closed_without_a_word"),
     Bound("a body that stops", "408 after 20 s, or after 60 s if it was fast before",
           "tests/frontend/test_connection.py::test_body_has_to_go_on"),
-    Bound("a client that does not read", "closed after 60 s",
+    Bound("a client that does not read", "closed after 60 s, or sooner if it has taken less than 240 bytes/s",
           "tests/frontend/test_connection.py::test_client_that_does_not_read_is_cut_off"),
     Bound("a body that trickles in", "408 below 240 bytes/s, after 20 s, or after 60 s if it was fast before",
           "tests/frontend/test_limits.py::test_body_that_trickles_in_is_cut_off"),
