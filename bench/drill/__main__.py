@@ -98,8 +98,8 @@ async def _phases(arguments: argparse.Namespace) -> int:
             await _keep_log(compose, arguments.log)
     if not (arguments.only or arguments.plain or arguments.asgi):
         PICTURE.write_text(picture)
-    if not arguments.plain:  # These bring workers of their own.
-        more, more_phases = await drill_services(services_project(arguments.asgi), only)
+    if not (arguments.plain or arguments.asgi):  # These bring workers of their own, and routes to several pools.
+        more, more_phases = await drill_services(services_project(), only)
         found, phases = found + more, phases + more_phases
     problems = unexcused(found, phases)
     verdict = problems or ["nothing was lost, nothing ran twice, nobody waited too long"]

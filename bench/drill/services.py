@@ -20,13 +20,12 @@ from tests.support.compose import Compose
 PROJECT = "balancerservices"
 # With these, the workers of one kind are three with a turn each, of the other two with eight each.
 SCALE = {"worker": 0, "sync": 3, "gthread": 2, "shop": 1, "api": 1}
-# ClientRegistry that send short requests meanwhile, and the pause of each in seconds.
+# Clients that send short requests meanwhile, and the pause of each in seconds.
 CLIENTS, PAUSE = 4, 0.2
 
 
-def project(asgi: bool = False) -> Compose:
-    files = ["compose.yaml", "bench/drill/services.yaml", *(["bench/drill/asgi.yaml"] if asgi else [])]
-    return Compose(PROJECT, files=files)
+def project() -> Compose:
+    return Compose(PROJECT, files=["compose.yaml", "bench/drill/services.yaml"])
 
 
 def phases(outcomes: list[Outcome]) -> list[Phase]:
