@@ -158,7 +158,8 @@ class _Admin:
     def ask(self, request: _Request) -> list[str]:
         before, answer = self.drained(), _Answer()
         self._gone = self.loop.create_future()
-        task = self.loop.create_task(self._serve(request, answer))
+        # Not by the world's factory: it keeps all tasks to its end, and this world lives for millions of cases.
+        task = asyncio.Task(self._serve(request, answer), loop=self.loop)
         self.loop.settle()
         if not task.done():
             self.loop.wait(PATIENCE)
