@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from balancer import malloc
 from balancer.admin.ipc import pair
 from balancer.admin.pool_view import Usage
 from balancer.admin.process_report import Reporter
@@ -104,6 +105,7 @@ def worker_specs(
 def prepare() -> None:
     """Prepare this process once, before others are forked from it."""
     raise_file_limit()
+    malloc.keep()
     # Objects of the start stay for good: the collector need not check them again. It need not run as often as by
     # default, because objects of a request are freed by counting references.
     gc.collect()
