@@ -13,7 +13,7 @@ from typing import Any
 
 from balancer.dispatch.context import RequestContext, RequestRecord, Span
 from balancer.errors import ClientGone, Refusal
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import AS_THEY_ARE, NO_FIELDS, Headers, Spelling
 from balancer.http.request import Request
 from balancer.upstream.base import PendingResponse, UpstreamResponse
 
@@ -37,10 +37,11 @@ PENDING, STARTED, COMPLETE = ResponseState
 class Sink:
     """The receiver of a response. ``start`` and ``write`` wait while the client takes no more, and raise ClientGone.
 
-    ``state``: of the response.
+    ``state``: of the response. ``spelling``: of the names of its headers, where the member gives one.
     """
 
     state: ResponseState = PENDING
+    spelling: Spelling = AS_THEY_ARE
 
     def send_interim(self, status: int, headers: Headers) -> None:
         """Pass an interim response on (RFC 9110 section 15.2), or drop it where the sink cannot."""

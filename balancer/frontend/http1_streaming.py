@@ -11,7 +11,7 @@ from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTE
 from balancer.errors import SHUTTING_DOWN, ClientGone
 from balancer.frontend.http1_exchange import CHUNKED, FINAL, ClientExchange
 from balancer.frontend.tunnel import CLOSE_SECONDS, Tunnel
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import NO_FIELDS, Headers, as_lines
 from balancer.http.serialize import response_head
 from balancer.upstream.base import UpstreamResponse
 
@@ -81,9 +81,8 @@ class Http1Exchange(ClientExchange):
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         self.state = STARTED
         upgrade = response.upgrade or self.request.upgrade
-        lines = b"connection: upgrade", b"upgrade: " + upgrade
-        head = response_head(101, headers, *lines, reason=response.reason)
-        self._send(head)
+        lines = as_lines([*headers, (b"connection", b"upgrade"), (b"upgrade", upgrade)], self.spelling)
+        self._send(response_head(101, lines, response.reason))
         # Only a client whose request names WebSocket speaks it, whatever protocol the member names.
         requested = [name.strip() for name in self.request.upgrade.lower().split(b",")]
         websocket = upgrade.lower() == b"websocket" and b"websocket" in requested
