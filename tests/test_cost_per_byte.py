@@ -15,23 +15,29 @@ from balancer.http.proxy_protocol import Malformed, parse
 from balancer.http.request import Request
 from balancer.http.request_headers import RequestHeaders
 from balancer.http.validation import check
-from balancer.policies.sticky import cookie_of
+from balancer.policies import make_policy
 from balancer.routing.path_safety import most_permissive, resolve_harmless
+from tests.support.nought import Nought
+from tests.support.policies import members, one
 from tests.support.routes import request as routed
 from tests.support.routes import table
 
 # Bytes of one call: what a client may send in a head by default. CPU seconds that each of them may take: the slowest
-# here takes a fifth of that. The finds of before took 0.14 to 0.33 us.
+# here takes 0.06 us on a busy machine. The parsers that an audit found took 0.15 to 0.3 us there.
 SIZE = 16 * 1024
 LIMIT = 0.1e-6
 
 LIMITS = Settings(max_uri_bytes=2 * SIZE)
 trusting = RequestHeaders((ip_network("10.0.0.0/8"),))
 routes = table("/api", "/")
+sticky = make_policy(Settings(sticky_cookie="member"), Nought())
+sticky.build(members(1, 1))
 
 
-def with_cookie(value: bytes) -> Request:
-    return Request("GET", b"/", [(b"cookie", value)], "10.0.0.1", "http")
+def cookie(value: bytes) -> None:
+    """All that a request costs with this cookie: it is read for the choice, and again for the response."""
+    request = Request("GET", b"/", [(b"cookie", value)], "10.0.0.1", "http")
+    sticky.response_headers(request, one(sticky, request))
 
 
 def headers(name: bytes) -> Callable[[bytes], object]:
@@ -56,9 +62,9 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "percent signs in every reading": (most_permissive, b"%"),
     "escapes in segments": (most_permissive, b"/%41"),
     "a path to be routed": (lambda path: routes.find(routed("a", "/api" + path.decode())), b"/"),
-    "semicolons of a cookie": (lambda value: cookie_of(b"member", with_cookie(b"member2" + value)), b";"),
-    "spaces of a cookie": (lambda value: cookie_of(b"member", with_cookie(b"member2;" + value)), b" "),
-    "names in a cookie": (lambda value: cookie_of(b"member", with_cookie(value)), b"member2;"),
+    "semicolons of a cookie": (lambda value: cookie(b"member2" + value), b";"),
+    "spaces of a cookie": (lambda value: cookie(b"member2;" + value), b" "),
+    "names in a cookie": (cookie, b"member2;"),
     "elements of Forwarded": (headers(b"forwarded"), b"for=a,"),
     "elements of X-Forwarded-For": (headers(b"x-forwarded-for"), b"1.2.3.4,"),
     "marks of CDN-Loop": (headers(b"cdn-loop"), b"a,"),

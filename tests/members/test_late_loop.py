@@ -119,7 +119,7 @@ async def test_member_that_answers_at_once_changes_no_state_in_a_late_loop(monke
     # A probe takes four turns.
     monkeypatch.setattr("balancer.members.probe_scheduler.LATE_SECONDS", 2 * TURN_SECONDS)
     with threaded() as member:
-        async with balance(member.address, health_path="/healthz", health_interval=0.2) as running:
+        async with balance(member.address, health_path="/healthz", health_interval=0.2, connect_timeout=0.2) as running:
             states = set()
             with late(TURN_SECONDS):
                 for _ in range(20):
