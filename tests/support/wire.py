@@ -183,12 +183,14 @@ class Running:
         return f"{'https' if self.certificate else 'http'}://{self.address}"
 
     @asynccontextmanager
-    async def client(self, tls: ssl.SSLContext | None = None, first: bytes = b"") -> AsyncIterator[Connection]:
-        """A raw connection to the balancer. ``first``: bytes that are sent before the TLS handshake."""
+    async def client(
+        self, tls: ssl.SSLContext | None = None, first: bytes = b"", host: str = ""
+    ) -> AsyncIterator[Connection]:
+        """A raw connection to the balancer. ``first``: bytes that are sent before the TLS handshake; ``host``: from."""
         if isinstance(self.listens, UnixSocket):
             reader, writer = await asyncio.open_unix_connection(self.listens.path)
         else:
-            reader, writer = await asyncio.open_connection(*self.listens)
+            reader, writer = await asyncio.open_connection(*self.listens, local_addr=(host, 0) if host else None)
         try:
             if first:
                 writer.write(first)
