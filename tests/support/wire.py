@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
 
 from balancer.config.settings import Settings
@@ -99,6 +99,28 @@ class Connection:
         self.writer.transport.abort()
 
 
+@asynccontextmanager
+async def connected(
+    to: Address | UnixSocket, tls: ssl.SSLContext | None = None, first: bytes = b"", host: str = ""
+) -> AsyncIterator[Connection]:
+    """A raw connection. ``first``: bytes that are sent before the TLS handshake; ``host``: an own address."""
+    if isinstance(to, UnixSocket):
+        reader, writer = await asyncio.open_unix_connection(to.path)
+    else:
+        reader, writer = await asyncio.open_connection(*to, local_addr=(host, 0) if host else None)
+    try:
+        writer.write(first)
+        if tls:
+            await writer.start_tls(tls, server_hostname="127.0.0.1")
+        yield Connection(reader, writer)
+    finally:
+        # What the peer does not take would keep the transport open.
+        if writer.transport.get_write_buffer_size():
+            writer.transport.abort()
+        else:
+            writer.close()
+
+
 async def keep_answering(connection: Connection) -> None:
     """The usual member: 200 and "ok" for every request without a body, on a connection that stays open."""
     while True:
@@ -182,27 +204,11 @@ class Running:
     def url(self) -> str:
         return f"{'https' if self.certificate else 'http'}://{self.address}"
 
-    @asynccontextmanager
-    async def client(
+    def client(
         self, tls: ssl.SSLContext | None = None, first: bytes = b"", host: str = ""
-    ) -> AsyncIterator[Connection]:
-        """A raw connection to the balancer. ``first``: bytes that are sent before the TLS handshake; ``host``: from."""
-        if isinstance(self.listens, UnixSocket):
-            reader, writer = await asyncio.open_unix_connection(self.listens.path)
-        else:
-            reader, writer = await asyncio.open_connection(*self.listens, local_addr=(host, 0) if host else None)
-        try:
-            if first:
-                writer.write(first)
-            if tls:
-                await writer.start_tls(tls, server_hostname=self.address.host)
-            yield Connection(reader, writer)
-        finally:
-            # What the balancer does not take would keep the transport open.
-            if writer.transport.get_write_buffer_size():
-                writer.transport.abort()
-            else:
-                writer.close()
+    ) -> AbstractAsyncContextManager[Connection]:
+        """A raw connection to the balancer, as ``connected`` makes them."""
+        return connected(self.listens, tls, first, host)
 
     async def exchange(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own; everything that comes back until the balancer closes."""

@@ -14,9 +14,9 @@ from balancer.process.sockets import listen
 from balancer.types import UnixSocket
 from tests.support import wire
 from tests.support.doors import ALL, Door, OpenDoor, Reply
+from tests.support.gate import Gate
 from tests.support.messages import LAST_GET as GET
 from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
-from tests.wire.test_balancing import Gate
 
 HONEST, ATTACKER = "127.0.0.1", "127.0.0.2"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n" + b"a" * 1000
