@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from balancer.frontend import client_connection, client_registry, http2_connection
-from tests.support.doors import HTTP1, OWN, Door, OpenDoor, each_http1_door
+from tests.support.doors import HTTP1, OWN, Door, OpenDoor, at_once
 from tests.support.hostile import CHUNKED, POST
 from tests.support.http2 import Http2Client
 from tests.support.messages import GET
@@ -20,7 +20,7 @@ from tests.support.stubborn import StubbornConnection, stubborn
 from tests.support.wire import LIMIT, Connection, Member, answer_all
 
 PIECE = bytes(100_000)
-# Loopback lets through 500 MB in the time of these tests. Buffers of two kernels hold some megabytes.
+# Loopback lets through some 200 MB at each door in the time of these tests. Buffers of two kernels hold 4 MB.
 MOST = 40_000_000
 DOOR_OF_HTTP2 = OWN["HTTP/2"]
 
@@ -69,7 +69,7 @@ ENDS = {
 }
 
 
-@each_http1_door
+@at_once(HTTP1)
 @pytest.mark.parametrize(("sent", "status"), ENDS.values(), ids=ENDS.keys())
 async def test_client_with_its_last_answer_is_cut_off(sent: bytes, status: bytes, door: Door, tmp_path: Path) -> None:
     async with (
@@ -82,7 +82,7 @@ async def test_client_with_its_last_answer_is_cut_off(sent: bytes, status: bytes
         await is_cut_off(client, here)
 
 
-@each_http1_door
+@at_once(HTTP1)
 async def test_client_that_was_too_slow_is_cut_off(door: Door, tmp_path: Path) -> None:
     async with (
         Member() as member,
@@ -94,7 +94,7 @@ async def test_client_that_was_too_slow_is_cut_off(door: Door, tmp_path: Path) -
         await is_cut_off(client, here)
 
 
-@each_http1_door
+@at_once(HTTP1)
 async def test_client_that_was_one_too_many_is_cut_off(door: Door, tmp_path: Path) -> None:
     async with (
         Member() as member,
@@ -106,7 +106,7 @@ async def test_client_that_was_one_too_many_is_cut_off(door: Door, tmp_path: Pat
         await is_cut_off(client, here)
 
 
-@each_http1_door
+@at_once(HTTP1)
 async def test_little_is_read_from_a_client_that_waits_for_its_last_answer(door: Door, tmp_path: Path) -> None:
     """Such as one that has asked for events: the answer may take hours."""
     goes_on = asyncio.Event()
@@ -129,7 +129,7 @@ async def test_little_is_read_from_a_client_that_waits_for_its_last_answer(door:
         assert seconds < LIMIT
 
 
-@each_http1_door
+@at_once(HTTP1)
 async def test_upload_that_is_refused_is_read_on(door: Door, tmp_path: Path) -> None:
     """urllib and requests read nothing before they have sent all."""
     size = 20_000_000
@@ -145,7 +145,7 @@ async def test_upload_that_is_refused_is_read_on(door: Door, tmp_path: Path) -> 
         assert b" 413 " in await answered(client)
 
 
-@each_http1_door
+@at_once(HTTP1)
 async def test_upload_that_is_refused_and_has_no_end_is_cut_off(
     door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from balancer.config.settings import Settings
 from balancer.frontend import acceptor, client_registry, places
 from balancer.frontend.places import Place, Places
 from balancer.telemetry.client_limits import ClientLimits
-from tests.support.doors import HELLO, OWN, Door, OpenDoor, Reply, each_own_door
+from tests.support.doors import HELLO, OWN, Door, OpenDoor, Reply, at_once, folder
 from tests.support.messages import GET
 from tests.support.processes import serving
 from tests.support.proxy_header import V1
@@ -48,7 +48,7 @@ async def held(here: OpenDoor, count: int) -> None:
     await eventually(lambda: here.clients.places.held == count)
 
 
-@each_own_door
+@at_once(OWN)
 async def test_connections_that_send_nothing_count(door: Door, tmp_path: Path) -> None:
     async with Member() as member, door.open(member, tmp_path, max_connections=2) as here:
         async with here.stalled(), here.stalled():
@@ -69,7 +69,7 @@ async def test_connections_before_http_count(door: Door, sent: bytes, tmp_path: 
         assert await here.ask() == Reply(200)
 
 
-@each_own_door
+@at_once(OWN)
 async def test_connections_of_one_client_count_before_http(door: Door, tmp_path: Path) -> None:
     """From accept on, or from the PROXY header on, which names it."""
     sent = door.first
@@ -153,7 +153,7 @@ async def test_handshakes_that_make_room_in_their_first_turn_are_closed(
         await held(here, 0)
 
 
-@each_own_door
+@at_once(OWN)
 async def test_only_so_many_refused_connections_get_an_answer(
     door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,37 +169,38 @@ async def test_only_so_many_refused_connections_get_an_answer(
         assert await here.ask() == Reply(200)
 
 
-@pytest.mark.parametrize(
-    ("name", "sent"),
-    [("PROXY", b""), ("PROXY and TLS", V1), ("PROXY and TLS", V1 + HELLO), ("TLS", HELLO), ("TLS", b"")],
-)
-async def test_all_that_comes_before_a_request_shares_one_time(
-    name: str, sent: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    door = OWN[name]
-    async with (
-        Member() as member,
-        door.open(member, tmp_path, header_timeout=2) as here,
-        here.running.client() as client,
-    ):
+async def stall(door: Door, sent: bytes, folder: Path) -> str:
+    """Begin late, and send no more than this; returns what the log is to say of it."""
+    async with Member() as member, door.open(member, folder, header_timeout=2) as here, here.stalled() as client:
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(1.3)
         await client.send(sent)
         await client.to_end()
         assert asyncio.get_running_loop().time() - began < 3.2
         assert here.reached == {"handshake_timeout": 1}
-    (line,) = (it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING)
     who = "192.0.2.7" if V1 in sent else "127.0.0.1"
-    step = "TLS handshake" if sent or name == "TLS" else "PROXY header"
-    assert line == f"a client at {who} has not ended its {step} after 2 s; its connection is closed"
+    step = "PROXY header" if door.first and V1 not in sent else "TLS handshake"
+    return f"a client at {who} has not ended its {step} after 2 s; its connection is closed"
 
 
-@pytest.mark.parametrize("name", ["PROXY", "TLS", "PROXY and TLS"])
+async def test_all_that_comes_before_a_request_shares_one_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        stalls = [
+            group.create_task(stall(door, sent, folder(tmp_path, number)))
+            for number, (door, sent) in enumerate(STALLS)
+            if not door.unix
+        ]
+    lines = [it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING]
+    assert sorted(lines) == sorted(it.result() for it in stalls)
+
+
+@at_once({name: OWN[name] for name in ("PROXY", "TLS", "PROXY and TLS")})
 async def test_first_head_has_what_the_handshake_has_left(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
-    door = OWN[name]
     async with (
         Member() as member,
         door.open(member, tmp_path, header_timeout=2) as here,

@@ -17,7 +17,7 @@ pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 from balancer.asgi import app
 from balancer.frontend import client_registry, progress
 from balancer.types import UnixSocket
-from tests.support.doors import OWN, Door, OpenDoor, each_door, each_http1_door, each_own_door
+from tests.support.doors import ALL, HTTP1, OWN, Door, OpenDoor, at_once
 from tests.support.http2 import Http2Client
 from tests.support.http2_door import CANCEL
 from tests.support.tls import trusting
@@ -273,7 +273,7 @@ SILENT = b"408 no byte of the body for %g s" % SOON
 SLOW = b"408 the body came with less than %d bytes/s" % HIGH
 
 
-@each_door
+@at_once(ALL)
 @pytest.mark.parametrize("rate", [0, LOW])
 async def test_upload_that_stops_is_refused(rate: int, door: Door, tmp_path: Path) -> None:
     async with balanced(door, tmp_path, min_body_rate=rate, stream_idle_timeout=SOON) as here, here.client() as client:
@@ -283,7 +283,7 @@ async def test_upload_that_stops_is_refused(rate: int, door: Door, tmp_path: Pat
         await here.ended_as("request_timeout")
 
 
-@each_door
+@at_once(ALL)
 @pytest.mark.parametrize("burst", [0, 1000])
 async def test_upload_that_trickles_in_is_refused(burst: int, door: Door, tmp_path: Path) -> None:
     async with balanced(door, tmp_path, min_body_rate=HIGH) as here, here.client() as client:
@@ -294,7 +294,7 @@ async def test_upload_that_trickles_in_is_refused(burst: int, door: Door, tmp_pa
         await here.ended_as("request_timeout")
 
 
-@each_door
+@at_once(ALL)
 @pytest.mark.parametrize("size", [2000, 20_000])
 async def test_upload_that_is_slow_but_honest_is_served(size: int, door: Door, tmp_path: Path) -> None:
     """It comes at five or fifty times the least rate, in pieces; or with pauses that are longer than RATE_SECONDS."""
@@ -311,7 +311,7 @@ async def test_upload_that_is_slow_but_honest_is_served(size: int, door: Door, t
 # Downloads.
 
 
-@each_own_door
+@at_once(OWN)
 async def test_client_that_reads_nothing_is_cut_off(door: Door, tmp_path: Path) -> None:
     async with balanced(door, tmp_path, min_body_rate=0, stream_idle_timeout=SOON) as here, here.client() as client:
         await client.get("/flood")
@@ -319,7 +319,7 @@ async def test_client_that_reads_nothing_is_cut_off(door: Door, tmp_path: Path) 
         assert await client.is_cut_off()
 
 
-@each_own_door
+@at_once(OWN)
 async def test_client_that_reads_a_little_now_and_then_is_cut_off(door: Door, tmp_path: Path) -> None:
     async with balanced(door, tmp_path, min_body_rate=HIGH) as here, here.client() as client:
         await client.get("/flood")
@@ -328,7 +328,7 @@ async def test_client_that_reads_a_little_now_and_then_is_cut_off(door: Door, tm
         assert await client.is_cut_off()
 
 
-@each_own_door
+@at_once(OWN)
 async def test_client_that_is_slow_but_honest_gets_all(door: Door, tmp_path: Path) -> None:
     limits = {"min_body_rate": LOW, "stream_idle_timeout": LATER}
     async with balanced(door, tmp_path, **limits) as here, here.client() as client:
@@ -341,7 +341,7 @@ async def test_client_that_is_slow_but_honest_gets_all(door: Door, tmp_path: Pat
         await here.is_served()
 
 
-@each_own_door
+@at_once(OWN)
 async def test_member_that_sends_slowly_is_not_its_clients_fault(door: Door, tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH, "stream_idle_timeout": LATER}
     async with balanced(door, tmp_path, **limits) as here, here.client() as client:
@@ -351,7 +351,7 @@ async def test_member_that_sends_slowly_is_not_its_clients_fault(door: Door, tmp
 
 
 @pytest.mark.parametrize("reads", [0, 100])
-@each_http1_door
+@at_once(HTTP1)
 async def test_client_that_reads_too_little_of_a_tunnel_is_cut_off(door: Door, reads: int, tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH} if reads else {"min_body_rate": 0, "stream_idle_timeout": SOON}
     async with balanced(door, tmp_path, **limits) as here, here.client() as client:
@@ -365,7 +365,7 @@ async def test_client_that_reads_too_little_of_a_tunnel_is_cut_off(door: Door, r
 # What becomes of the places that the slow ones had.
 
 
-@each_own_door
+@at_once(OWN)
 @pytest.mark.parametrize("way", ["up", "down"])
 async def test_slow_clients_do_not_keep_all_places(way: str, door: Door, tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH, "max_requests_per_member": 20, "queue_timeout": LATER}

@@ -19,7 +19,8 @@ from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.turns import TURN_BYTES
 from balancer.http.headers import Headers
-from tests.support.doors import OWN, Door, Reply, each_http1_door
+from tests.support.doors import HTTP1 as DOORS_OF_HTTP1
+from tests.support.doors import OWN, Door, Reply
 from tests.support.flood import HTTP1, HTTP2, MEBI, Flood, Turns, sink
 from tests.support.messages import GET
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance, eventually
@@ -212,7 +213,7 @@ async def measuring(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("half_closed", [False, True])
-@each_http1_door
+@pytest.mark.parametrize("door", DOORS_OF_HTTP1.values(), ids=DOORS_OF_HTTP1)
 async def test_chunks_in_one_piece_arrive_whole(door: Door, half_closed: bool, tmp_path: Path) -> None:
     rng = Random(1)
     pieces = [rng.randbytes(rng.choice([1, 2, 3, 10, 5000, 40_000])) for _ in range(100)]

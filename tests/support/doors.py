@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,8 @@ class Door:
         if self.speaks_http2:
             pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
         unix = UnixSocket(str(folder / "balancer.sock")) if self.unix else None
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(wire, "edge", self.own)
-            async with balance(member, unix=unix, **self.settings(folder) | settings) as running:
-                yield (OpenHttp2Door if self.speaks_http2 else OpenDoor)(self, running)
+        async with balance(member, unix=unix, own_edge=self.own, **self.settings(folder) | settings) as running:
+            yield (OpenHttp2Door if self.speaks_http2 else OpenDoor)(self, running)
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Reply:
     body: bytes = field(default=b"", compare=False)
 
 
+Test = Callable[..., Coroutine[Any, Any, None]]
 # Sends a request, of the fields of Asked, and returns what comes back.
 Ask = Callable[..., Awaitable[Reply]]
 
@@ -289,6 +290,36 @@ ALL = {
 OWN = {name: door for name, door in ALL.items() if door.own}
 HTTP1 = {name: door for name, door in OWN.items() if not door.speaks_http2}
 
-each_door = pytest.mark.parametrize("door", ALL.values(), ids=ALL)
-each_own_door = pytest.mark.parametrize("door", OWN.values(), ids=OWN)
-each_http1_door = pytest.mark.parametrize("door", HTTP1.values(), ids=HTTP1)
+
+def folder(parent: Path, number: int) -> Path:
+    """A new folder with a short path: that of a Unix socket has 107 bytes at most."""
+    made = parent / str(number)
+    made.mkdir()
+    return made
+
+
+def at_once(doors: Mapping[str, Door]) -> Callable[[Test], Test]:
+    """Run a test that waits for time to pass at these doors at the same time, each with a folder of its own."""
+
+    def decorate(test: Test) -> Test:
+        async def at(door: Door, tmp_path: Path, **given: Any) -> None:
+            try:
+                await test(door=door, tmp_path=tmp_path, **given)
+            except BaseException as error:
+                error.add_note(f"at the door {door.name}")
+                raise
+
+        @wraps(test)
+        async def at_all(tmp_path: Path, **given: Any) -> None:
+            if any(door.speaks_http2 for door in doors.values()):
+                pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
+            async with asyncio.TaskGroup() as group:
+                for number, door in enumerate(doors.values()):
+                    group.create_task(at(door, folder(tmp_path, number), **given))
+
+        signature = inspect.signature(test)
+        others = [it for name, it in signature.parameters.items() if name != "door"]
+        at_all.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+        return at_all
+
+    return decorate

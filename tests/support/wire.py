@@ -6,8 +6,8 @@ import asyncio
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Self
 
 from balancer.config.settings import Settings
@@ -18,6 +18,7 @@ from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.tls import Certificate
 from balancer.hooks import Hooks
 from balancer.loadbalancer import LoadBalancer
+from balancer.members import probe_scheduler
 from balancer.members.probe import Probe
 from balancer.policies import Policy
 from balancer.process.data_listener import DataListener
@@ -40,6 +41,9 @@ edge = True
 
 # Settings that differ from the product's defaults for the test under way.
 defaults: dict[str, Any] = {}
+
+# Balancers that wait for their first members, and the step of probes for all others.
+starting, tick = 0, probe_scheduler.TICK
 
 # Longer than anything here takes; only a failing test waits for it.
 LIMIT = 10.0
@@ -233,6 +237,20 @@ class _Recorder(Observer):
         self._records.append(record)
 
 
+@contextmanager
+def quick_probes() -> Iterator[None]:
+    """Begin first probes at once, and not in one step with others that may come; several balancers may start so."""
+    global starting
+    starting += 1
+    probe_scheduler.TICK = 0.001
+    try:
+        yield
+    finally:
+        starting -= 1
+        if not starting:
+            probe_scheduler.TICK = tick
+
+
 @asynccontextmanager
 async def balance(
     *members: Member | Address,
@@ -244,13 +262,14 @@ async def balance(
     stats: Stats | None = None,
     wait: bool = True,
     unix: UnixSocket | None = None,
+    own_edge: bool | None = None,
     observers: Sequence[Observer] = (),
     trace: Trace | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A balancer over these members on a loopback port, or on ``unix``; ``settings`` as fields of Settings.
 
-    ``own_policy`` takes the place of the one in the settings.
+    ``own_policy`` takes the place of the one in the settings, and ``own_edge`` of ``edge``.
     """
     addresses = [it.address if isinstance(it, Member) else it for it in members]
     records: list[RequestRecord] = []
@@ -269,12 +288,13 @@ async def balance(
     sock = listen("BIND", unix or Address("127.0.0.1", 0))
     address = unix or Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:
-        clients = ClientRegistry(balancer.proxy, effective) if edge else None
+        clients = ClientRegistry(balancer.proxy, effective) if (edge if own_edge is None else own_edge) else None
         certificate = Certificate.of(effective)
         async with listening(balancer, sock, clients, certificate):
             running = Running(balancer, address, records, certificate, clients)
             if wait:
-                await running.available(len(addresses))
+                with quick_probes():
+                    await running.available(len(addresses))
             yield running
 
 
@@ -306,9 +326,11 @@ async def listening(
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait until something has become true; TimeoutError if it does not."""
+    pause = 0.001
     async with asyncio.timeout(LIMIT):
         while not condition():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.01)
 
 
 async def answer_all(connection: Connection) -> None:

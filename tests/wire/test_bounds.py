@@ -10,7 +10,7 @@ import pytest
 
 from balancer.frontend import client_registry
 from balancer.frontend.http1_connection import PIPELINE_MAX
-from tests.support.doors import ALL, OWN, Door, Reply, each_http1_door, each_own_door
+from tests.support.doors import ALL, HTTP1, OWN, Door, Reply, at_once
 from tests.support.wire import Connection, Member, eventually
 
 MEBI = 1 << 20
@@ -111,7 +111,7 @@ SLOW = {
 
 
 @pytest.mark.usefixtures("impatient")
-@each_own_door
+@at_once(OWN)
 @pytest.mark.parametrize("case", SLOW)
 async def test_client_that_does_not_go_on_is_ended_at_every_door(case: str, door: Door, tmp_path: Path) -> None:
     slow = SLOW[case]
@@ -125,7 +125,7 @@ async def test_client_that_does_not_go_on_is_ended_at_every_door(case: str, door
 
 
 @pytest.mark.usefixtures("impatient")
-@each_own_door
+@at_once(OWN)
 async def test_client_that_reads_nothing_is_cut_off_at_every_door(door: Door, tmp_path: Path) -> None:
     async with Member(member) as it, door.open(it, tmp_path) as here:
         await here.read_nothing()
@@ -138,7 +138,7 @@ async def test_client_that_reads_nothing_is_cut_off_at_every_door(door: Door, tm
 
 
 @pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_client"])
-@each_own_door
+@at_once(OWN)
 async def test_connection_beyond_a_bound_is_refused_at_every_door(
     door: Door, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +158,7 @@ async def test_connection_beyond_a_bound_is_refused_at_every_door(
 # Bounds of HTTP/1.1 alone.
 
 
-@each_http1_door
+@at_once(HTTP1)
 async def test_requests_ahead_of_their_answers_are_bounded_at_every_door(door: Door, tmp_path: Path) -> None:
     async with Member(member) as it, door.open(it, tmp_path) as here, here.client() as client:
         await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 300)
