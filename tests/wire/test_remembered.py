@@ -141,7 +141,7 @@ async def test_websocket_with_two_hosts_is_refused() -> None:
 
 # Memory. Each request is another one, and as long as may be.
 
-REQUESTS = 100
+REQUESTS = 40
 LONG = HEAD_MAX - 1024
 # What may stay of all of them, in bytes: no more than of sixteen.
 KEPT = 512 * 1024
