@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from ipaddress import ip_network
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from tests.support import wire
 from tests.support.doors import ALL, Door, OpenDoor, Reply
 from tests.support.gate import Gate
 from tests.support.messages import LAST_GET as GET
-from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
+from tests.support.proxy_header import LOOPBACK
+from tests.support.wire import LIMIT, Connection, Member, Running, balance, connected, eventually
 
 HONEST, ATTACKER = "127.0.0.1", "127.0.0.2"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n" + b"a" * 1000
@@ -99,62 +100,58 @@ async def test_one_address_before_all_clients_has_the_whole_queue(door: Door, tm
         assert gate.most == 2
 
 
+async def is_next(
+    running: Running, gate: Gate, crowd: list[Coroutine[Any, Any, bytes]], honest: Coroutine[Any, Any, bytes]
+) -> None:
+    """Have a crowd of 20 wait for one slot; one more, of another client, is answered after two of them."""
+    attack = [asyncio.create_task(it) for it in crowd]
+    await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
+    other = asyncio.create_task(honest)
+    await eventually(lambda: queued(running) == 20)
+    gate.let(3)
+    assert (await asyncio.wait_for(other, LIMIT)).endswith(b"ok")
+    gate.let(18)
+    assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack))
+
+
+def forwarded(clients: str) -> bytes:
+    return GET.replace(b"\r\n\r\n", f"\r\nX-Forwarded-For: {clients}\r\n\r\n".encode())
+
+
 @pytest.mark.usefixtures("each_way")
 async def test_clients_behind_a_trusted_proxy_are_those_that_it_names() -> None:
     gate = Gate()
-    settings: dict[str, Any] = {"max_requests_per_member": 1, "trusted_proxies": (ip_network("127.0.0.0/8"),)}
-
-    def via_proxy(client: str) -> asyncio.Task[bytes]:
-        named = GET.replace(b"\r\n\r\n", f"\r\nX-Forwarded-For: 192.0.2.99, {client}\r\n\r\n".encode())
-        return asyncio.create_task(exchange(running, HONEST, named))
-
+    settings: dict[str, Any] = {"max_requests_per_member": 1, "trusted_proxies": LOOPBACK}
     async with Member(gate) as member, balance(member, **settings) as running:
-        attack = [via_proxy(f"2001:db8::{number:x}") for number in range(20)]
-        await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
-        honest = via_proxy("2001:db8:0:1::1")
-        await eventually(lambda: queued(running) == 20)
-        gate.let(3)
-        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
-        gate.let(18)
-        await asyncio.gather(*attack)
+
+        def via_proxy(client: str) -> Coroutine[Any, Any, bytes]:
+            return exchange(running, HONEST, forwarded(f"192.0.2.99, {client}"))
+
+        await is_next(
+            running, gate, [via_proxy(f"2001:db8::{number:x}") for number in range(20)], via_proxy("2001:db8:0:1::1")
+        )
 
 
 async def test_claims_of_clients_make_no_clients_of_them() -> None:
     gate = Gate()
     async with Member(gate) as member, balance(member, max_requests_per_member=1) as running:
-        claims = [GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.%d\r\n\r\n" % number) for number in range(20)]
-        attack = [asyncio.create_task(exchange(running, ATTACKER, claim)) for claim in claims]
-        await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
-        honest = asyncio.create_task(exchange(running, HONEST))
-        await eventually(lambda: queued(running) == 20)
-        gate.let(3)
-        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
-        gate.let(18)
-        await asyncio.gather(*attack)
+        claims = [exchange(running, ATTACKER, forwarded(f"192.0.2.{number}")) for number in range(20)]
+        await is_next(running, gate, claims, exchange(running, HONEST))
 
 
 async def test_clients_of_a_unix_socket_are_one_client(tmp_path: Path) -> None:
     gate = Gate()
-    path = tmp_path / "socket"
+    socket = UnixSocket(str(tmp_path / "socket"))
 
     async def locally() -> bytes:
-        client = Connection(*await asyncio.open_unix_connection(path))
-        await client.send(GET)
-        received = await client.to_end()
-        client.close()
-        return received
+        async with connected(socket) as client:
+            await client.send(GET)
+            return await client.to_end()
 
     async with Member(gate) as member, balance(member, max_requests_per_member=1) as running:
         local = ClientRegistry(running.balancer.proxy, running.balancer.settings)
-        async with wire.listening(running.balancer, listen("BIND", UnixSocket(str(path))), local):
-            attack = [asyncio.create_task(locally()) for _ in range(20)]
-            await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
-            honest = asyncio.create_task(exchange(running, HONEST))
-            await eventually(lambda: queued(running) == 20)
-            gate.let(3)
-            assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
-            gate.let(18)
-            assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack))
+        async with wire.listening(running.balancer, listen("BIND", socket), local):
+            await is_next(running, gate, [locally() for _ in range(20)], exchange(running, HONEST))
 
 
 async def test_bytes_in_the_queue_are_shared_as_places_are() -> None:
