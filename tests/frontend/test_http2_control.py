@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
+from balancer.frontend import client_connection, client_registry
 from balancer.http.http2 import ENHANCE_YOUR_CALM, OVERHEAD_MAX, SECOND_WORTH, Overhead
 from tests.support.doors import OWN, Reply
 from tests.support.flood import MEBI, PREFACE, Flood, frame, sink
@@ -39,8 +40,10 @@ FLOODS = {
 
 @pytest.mark.parametrize("kind", FLOODS)
 async def test_flood_of_frames_that_carry_nothing_ends_the_connection(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
     async with (
         Member(sink) as member,
         DOOR.open(member, tmp_path) as here,

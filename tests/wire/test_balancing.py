@@ -99,7 +99,8 @@ async def test_queue_that_moves_too_slowly_refuses_at_once() -> None:
 
 
 async def test_cookie_keeps_a_client_at_its_member_until_that_is_gone() -> None:
-    async with Member() as one, Member() as two, balance(one, two, sticky_cookie="member") as running:
+    settings: dict[str, Any] = {"sticky_cookie": "member", "health_interval": 0.1}
+    async with Member() as one, Member() as two, balance(one, two, **settings) as running:
         first = await running.exchange(GET)
         found = re.search(rb"set-cookie: (member=[0-9a-f]{16}); Path=/; HttpOnly; SameSite=Lax\r\n", first)
         assert found
