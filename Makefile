@@ -8,7 +8,7 @@ BIN := .venv/bin
 demo: $(if $(wildcard .venv/.ready),.venv/.ready,.venv/.demo)
 	$(BIN)/balancer demo
 
-# Tests run in three processes for two cores; those on the engine share its state and the machine's time, and run one after the other.
+# Tests run in two processes for each core; those on the engine share its state and the machine's time, and run one after the other.
 test: .venv/.ready
 	$(BIN)/pytest --numprocesses auto -m "not long" --ignore tests/engine
 	$(BIN)/pytest -m "not long" tests/engine

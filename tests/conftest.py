@@ -16,6 +16,7 @@ import uvloop
 from hypothesis import settings
 
 from balancer.frontend import client_connection, client_registry
+from balancer.process import data_listener
 from balancer.upstream.httpx_adapter import HttpxUpstream
 from balancer.upstream.native import NativeUpstream
 from tests.support import wire
@@ -41,9 +42,8 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Three processes for two cores: more than half of what a test takes is waiting for sockets and processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores + (cores + 1) // 2
+    """Two processes for each core: three quarters of what a test takes is waiting for sockets and processes."""
+    return 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def pytest_collection_finish() -> None:
@@ -59,9 +59,10 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 @pytest.fixture(autouse=True)
 def quick_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """uvicorn sleeps for a tenth of a second at each stop, which a thousand tests need not wait for."""
+    """At each stop uvicorn sleeps for a tenth of a second, and a listener with TLS for a fifth, once a test."""
     own = {**vars(asyncio), "sleep": lambda seconds: asyncio.sleep(seconds / 10)}
     monkeypatch.setattr(uvicorn.server, "asyncio", SimpleNamespace(**own))
+    monkeypatch.setattr(data_listener, "FINISHED_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from balancer.discovery.container_names import ContainerNames
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
 from tests.support.admin import JSON, OPENAPI, administer, check, opened
+from tests.support.gate import Gate
 from tests.support.messages import LAST_GET as GET
 from tests.support.scripted import ScriptedProbe
-from tests.support.wire import OK, Connection, Member, balance
+from tests.support.wire import Connection, Member, balance, eventually
 
 TOKEN = "correct-horse-battery"
 
@@ -103,23 +104,16 @@ async def test_member_that_dies_is_in_the_events_with_what_it_cost() -> None:
 
 
 async def test_drained_member_finishes_what_it_has_and_gets_no_more() -> None:
-    asked, answer = asyncio.Event(), asyncio.Event()
-
-    async def slow(connection: Connection) -> None:
-        await connection.head()
-        asked.set()
-        await answer.wait()
-        await connection.send(OK)
-
+    gate = Gate()
     async with (
-        Member(slow) as one,
+        Member(gate) as one,
         Member() as two,
         balance(one, two, stats=Stats()) as running,
         administer(running) as port,
     ):
         first = asyncio.create_task(running.exchange(GET))
         second = asyncio.create_task(running.exchange(GET))
-        await asked.wait()
+        await eventually(lambda: gate.waiting == 1)
         response = await port.act("drain", one.address)
         assert response.status_code == 200
         check("Drained", response.json())
@@ -128,7 +122,7 @@ async def test_drained_member_finishes_what_it_has_and_gets_no_more() -> None:
             assert b" 200 " in await running.exchange(GET)
         assert (requests(one), requests(two)) == (1, 6)
         assert (await port.member(one.address))["drained"]
-        answer.set()
+        gate.let(3)
         assert b" 200 " in await first
         assert b" 200 " in await second
         response = await port.act("undrain", one.address, {"pool": "apps"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from balancer.admin import connections
 from balancer.frontend import client_registry
 from balancer.telemetry.stats import Stats
 from tests.support.admin import AdminPort, administer
-from tests.support.wire import LIMIT, Connection, Member, balance, eventually
+from tests.support.wire import LIMIT, Connection, Member, balance, connected, eventually
 
 ONE, OTHER = "127.77.0.1", "127.77.0.2"
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -34,14 +34,9 @@ async def admin(**settings: Any) -> AsyncIterator[AdminPort]:
         yield port
 
 
-@asynccontextmanager
-async def client(port: AdminPort, host: str = ONE) -> AsyncIterator[Connection]:
+def client(port: AdminPort, host: str = ONE) -> AbstractAsyncContextManager[Connection]:
     """A raw connection from an address of loopback."""
-    reader, writer = await asyncio.open_connection(*port.address, local_addr=(host, 0))
-    try:
-        yield Connection(reader, writer)
-    finally:
-        writer.close()
+    return connected(port.address, host=host)
 
 
 def refused(received: bytes, status: int, token: bytes) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ from balancer.http.request import Request
 from balancer.process.data_listener import DataListener
 from balancer.process.sockets import listen
 from balancer.types import Address, Message, Receive, Scope, Send
-from tests.support.wire import Connection, eventually
+from tests.support.wire import Connection, connected, eventually
 
 HEAD = b"%b /a%%20b?c=d HTTP/1.1\r\nHost: localhost\r\n"
 GET = HEAD % b"GET" + b"\r\n"
@@ -32,13 +32,8 @@ class Served:
         self.address = address
         self.refused: list[str] = []
 
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[Connection]:
-        reader, writer = await asyncio.open_connection(*self.address)
-        try:
-            yield Connection(reader, writer)
-        finally:
-            writer.close()
+    def client(self) -> AbstractAsyncContextManager[Connection]:
+        return connected(self.address)
 
     async def exchange(self, request: bytes) -> bytes:
         async with self.client() as client:

@@ -21,7 +21,9 @@ from balancer.demo import system
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import System, free_port, preferred_port
 from balancer.watch import Loop, Tally
-from tests.support.wire import OK, Connection, Member, balance
+from tests.support.gate import Gate
+from tests.support.processes import serving
+from tests.support.wire import Connection, Member, balance, eventually
 
 
 async def start(*arguments: str, **environ: str) -> Process:
@@ -188,37 +190,20 @@ async def test_watch_fails_when_a_request_fails_and_says_why() -> None:
 
 
 async def test_serve_finishes_what_is_in_flight_when_it_is_told_to_stop() -> None:
-    asked, answer = asyncio.Event(), asyncio.Event()
-
-    async def slow(connection: Connection) -> None:
-        await connection.head()
-        asked.set()
-        await answer.wait()
-        await connection.send(OK)
-
-    zone = Zone()
-    zone.records["apps"] = [("A", "127.0.0.1")]
-    port, admin = free_port(), free_port()
-    async with Member(slow) as member, DnsServer(zone) as server:
-        process = await start(
-            "serve",
-            f"--bind=127.0.0.1:{port}",
-            f"--admin-bind=127.0.0.1:{admin}",
-            f"--upstream-port={member.address.port}",
-            BALANCER_RESOLVER=str(server.address),
-        )
-        await _listening(port)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        client = Connection(reader, writer)
+    gate = Gate()
+    async with (
+        Member(gate) as member,
+        serving(member, admin=f"127.0.0.1:{free_port()}") as serve,
+        serve.client() as client,
+    ):
         await client.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
-        await asyncio.wait_for(asked.wait(), 10)
-        process.terminate()
-        await _refusing(port)
-        answer.set()
+        await eventually(lambda: gate.waiting == 1)
+        serve.process.terminate()
+        await _refusing(serve.port)
+        gate.let()
         assert (await client.to_end()).endswith(b"\r\n\r\nok")
-        writer.close()
-        out, err = await process.communicate()
-    assert process.returncode == 0
+        out, err = await serve.process.communicate()
+        assert serve.process.returncode == 0
     assert b"Traceback" not in err
     assert b'"target":"/slow","status":200,"bytes":2' in out
 
@@ -247,31 +232,20 @@ async def test_serve_has_more_clients_than_the_soft_limit_on_open_files() -> Non
 
 
 async def test_request_that_outlasts_the_drain_is_told_so() -> None:
-    zone = Zone()
-    port = free_port()
-    async with DnsServer(zone) as server:
-        process = await start(
-            "serve",
-            f"--bind=127.0.0.1:{port}",
-            "--admin-bind=off",
-            "--shutdown-timeout=0.3",
-            BALANCER_RESOLVER=str(server.address),
-        )
-        await _listening(port)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        client = Connection(reader, writer)
+    async with (
+        Member() as member,
+        serving(member, aliases=(), shutdown_timeout="0.3") as serve,
+        serve.client() as client,
+    ):
         await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         # Only a connection that was taken up can be finished.
-        assert process.stderr
-        while b"DNS for apps" not in await process.stderr.readline():
-            pass
-        process.terminate()
+        await serve.logged("DNS for apps")
+        serve.process.terminate()
         answer = await client.to_end()
-        writer.close()
-        _, err = await process.communicate()
+        _, err = await serve.process.communicate()
+        assert serve.process.returncode == 0
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"x-balancer-error: shutting_down\r\n" in answer
-    assert process.returncode == 0
     assert b"Traceback" not in err
 
 

@@ -26,10 +26,5 @@ def engine() -> None:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def compose(engine: None) -> AsyncIterator[Compose]:
     """The project, up with one worker; each test sets the scale that it needs."""
-    compose = Compose()
-    await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
-    try:
-        await compose("up", "--build", "--detach", "--wait", "--scale", "worker=1")
+    async with Compose().running() as compose:
         yield compose
-    finally:
-        await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")

@@ -106,7 +106,7 @@ async def test_stop_in_the_first_moment_of_a_slow_container_is_quick(compose: Co
     began = time.monotonic()
     await compose.run("docker", "stop", container)
     assert time.monotonic() - began < 8, "it waited for SIGKILL, which comes after ten seconds"
-    await compose("up", "--detach", "--wait", "--force-recreate")
+    await compose("up", "--detach", "--wait", "--force-recreate", "--no-deps", service)
 
 
 async def test_count_outlives_the_containers_and_a_killed_redis(compose: Compose) -> None:

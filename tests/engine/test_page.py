@@ -26,12 +26,8 @@ PATIENCE = 20_000
 async def system(engine: None) -> AsyncIterator[Compose]:
     """A project of its own, because actions need a token here."""
     compose = Compose("balancerpage", BALANCER_ADMIN_TOKEN=TOKEN, BALANCER_HEALTH_PATH="/healthz")
-    await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
-    try:
-        await compose("up", "--build", "--detach", "--wait", "--scale", "worker=1")
+    async with compose.running():
         yield compose
-    finally:
-        await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
 
 
 @pytest_asyncio.fixture(loop_scope="session")

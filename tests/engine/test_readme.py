@@ -25,10 +25,6 @@ STARTED = 300.0
 NOTICED = 10.0
 
 
-async def down(compose: Compose) -> None:
-    await compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
-
-
 async def answers(compose: Compose) -> bool:
     try:
         return (await compose.get()).status_code == 200
@@ -40,7 +36,7 @@ async def answers(compose: Compose) -> bool:
 async def quickstart(engine: None) -> AsyncIterator[Compose]:
     """The system as the quickstart brings it up, in the foreground; on free ports, as the README offers."""
     compose = Compose("balancerreadme")
-    await down(compose)
+    await compose.down()
     foreground = asyncio.create_task(compose.run("sh", "-c", UP.commands))
     try:
         async with asyncio.timeout(STARTED):
@@ -49,7 +45,7 @@ async def quickstart(engine: None) -> AsyncIterator[Compose]:
                 await asyncio.sleep(0.5)
         yield compose
     finally:
-        await down(compose)
+        await compose.down()
         await asyncio.wait([foreground])
 
 
@@ -88,5 +84,5 @@ async def test_service_of_the_readme_takes_requests_by_its_alias(quickstart: Com
         shops = {it[:12] for it in await compose.containers("shop")}
         assert await compose.hostnames(2, NOTICED) == shops
     finally:
-        await down(compose)
+        await compose.down()
         await compose.run("docker", "image", "rm", "registry.example/shop")

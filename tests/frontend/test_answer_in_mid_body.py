@@ -15,8 +15,8 @@ from tests.support.tls import issue, trusting
 from tests.support.wire import LIMIT, Connection, Member, Running, balance
 
 PIECE = bytes(10_000)
-# How often a piece is sent, and the pause between two: twice as long as a client without a body may linger.
-PIECES, PAUSE = 50, 0.05
+# How often a piece is sent, and the pause between two: thrice as long in all as one without a body may linger.
+PIECES, PAUSE = 50, 0.012
 UPLOAD = POST + b"Content-Length: %d\r\n\r\n" % (PIECES * len(PIECE))
 REFUSAL = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n"
 
@@ -32,6 +32,12 @@ def refuse(pause: float = 0.0) -> wire.Script:
         await connection.to_end()
 
     return script
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -117,7 +123,6 @@ async def test_body_that_is_refused_as_too_large_is_read_on(files: dict[str, Any
 async def test_body_is_read_on_within_bounds_of_time_and_bytes(
     name: str, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(client_connection, name, bound)
     async with Member(refuse()) as member, balance(member) as running, running.client() as client:
         assert await lasts(running, client) < LIMIT
@@ -125,7 +130,6 @@ async def test_body_is_read_on_within_bounds_of_time_and_bytes(
 
 
 async def test_client_that_stops_in_mid_body_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(client_connection, "DISCARD_SILENCE", 0.3)
     async with Member(refuse()) as member, balance(member) as running, running.client() as client:
         await client.send(UPLOAD + PIECE)

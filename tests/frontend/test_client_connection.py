@@ -309,7 +309,7 @@ async def test_empty_lines_between_requests_are_no_request(
             assert (await client.head()).startswith(b"HTTP/1.1 200 ")
             assert await client.exactly(2) == b"ok"
             await client.send(between)
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(0.4)
         await client.send(request_bytes)
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
 

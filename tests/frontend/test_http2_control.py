@@ -11,8 +11,10 @@ import pytest
 
 pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
+from balancer.frontend import client_connection, client_registry
 from balancer.http.http2 import ENHANCE_YOUR_CALM, OVERHEAD_MAX, SECOND_WORTH, Overhead
-from tests.support.flood import MEBI, PREFACE, Door, Flood, door, frame, sink
+from tests.support.doors import OWN, Reply
+from tests.support.flood import MEBI, PREFACE, Flood, frame, sink
 from tests.support.http2 import Http2Client
 from tests.support.http2_door import CANCEL, HEAD
 from tests.support.wire import OK, Connection, Member, eventually
@@ -22,9 +24,7 @@ GOAWAY = bytes((0, 0, 8, 7, 0, 0, 0, 0, 0))
 POST = frame(0x1, b"\x83\x87\x84\x41\x01a", stream=1, flags=0x4)
 
 
-def counts(here: Door) -> dict[str, int]:
-    return {kind: count for kind, count in here.registry.limits.counts.items() if count}
-
+DOOR = OWN["HTTP/2"]
 
 FLOODS = {
     "PING": (PREFACE, frame(0x6, b"12345678")),
@@ -40,19 +40,21 @@ FLOODS = {
 
 @pytest.mark.parametrize("kind", FLOODS)
 async def test_flood_of_frames_that_carry_nothing_ends_the_connection(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
     async with (
         Member(sink) as member,
-        door("HTTP/2", tmp_path, member) as here,
-        here.honest() as ask,
+        DOOR.open(member, tmp_path) as here,
+        here.asking() as ask,
         Flood(here, FLOODS[kind], 24 * MEBI) as flood,
     ):
         await eventually(lambda: flood.has_ended)
         assert flood.goaway == ENHANCE_YOUR_CALM
         assert flood.sent < 24 * MEBI
-        await ask()
-        assert sum(counts(here).values()) == 1
+        assert await ask() == Reply(200)
+        assert sum(here.reached.values()) == 1
         (line,) = [it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING]
         assert line.startswith("a client at 127.0.0.1 ")
 
@@ -68,14 +70,14 @@ async def test_stream_of_1_byte_messages_with_an_answer_to_each_is_no_flood(tmp_
             connection.received += await connection.reader.read(65536)
         await connection.send(OK)
 
-    async with Member(all_of_it) as member, door("HTTP/2", tmp_path, member) as here, here.client() as connection:
+    async with Member(all_of_it) as member, DOOR.open(member, tmp_path) as here, here.client() as connection:
         client = Http2Client(connection)
         await client.begin()
         stream = await client.ask_raw([(b":method", b"POST"), *HEAD[1:]], end=False)
         reading = asyncio.create_task(client.answer(stream))
         await connection.send(count * each + frame(0x0, stream=1, flags=1))
         answer = await reading
-        assert (answer.status, client.goaway, counts(here)) == (200, None, {})
+        assert (answer.status, client.goaway, here.reached) == (200, None, {})
 
 
 # The count, by the second.
@@ -147,7 +149,7 @@ def test_payload_before_a_flood_does_not_make_up_for_it() -> None:
 
 
 async def test_rapid_reset_is_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with Member() as member, door("HTTP/2", tmp_path, member) as here, here.client() as connection:
+    async with Member() as member, DOOR.open(member, tmp_path) as here, here.client() as connection:
         client = Http2Client(connection)
         await client.begin()
         for _ in range(300):
@@ -158,40 +160,40 @@ async def test_rapid_reset_is_counted_and_logged(tmp_path: Path, caplog: pytest.
         await client.until(client.told_to_go)
         assert client.goaway
         assert client.goaway.error_code == ENHANCE_YOUR_CALM
-        assert counts(here) == {"http2_error": 1}
+        assert here.reached == {"http2_error": 1}
         assert "breaks the rules of HTTP/2" in caplog.text
 
 
 async def test_malformed_frame_is_counted_and_ends_the_requests_of_its_connection(tmp_path: Path) -> None:
-    async with Member(sink) as member, door("HTTP/2", tmp_path, member) as here, here.client() as connection:
+    async with Member(sink) as member, DOOR.open(member, tmp_path) as here, here.client() as connection:
         client = Http2Client(connection)
         await client.begin()
         await client.ask_raw([(b":method", b"POST"), *HEAD[1:]], end=False)
-        await eventually(lambda: here.registry.proxy.active == 1)
+        await eventually(lambda: here.clients.proxy.active == 1)
         await connection.send(frame(0x3, b"\0\0\0\x08", stream=99))
         await client.until(client.told_to_go)
-        assert counts(here) == {"http2_error": 1}
-        await eventually(lambda: here.registry.proxy.active == 0)
+        assert here.reached == {"http2_error": 1}
+        await eventually(lambda: here.clients.proxy.active == 0)
         await client.until(lambda: False)
-        await eventually(lambda: not here.registry.connections)
+        await eventually(lambda: not here.clients.connections)
 
 
 async def test_malformed_request_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with Member() as member, door("HTTP/2", tmp_path, member) as here, here.client() as connection:
+    async with Member() as member, DOOR.open(member, tmp_path) as here, here.client() as connection:
         client = Http2Client(connection)
         await client.begin()
         answer = await client.answer(await client.ask_raw(HEAD[1:]))
-        assert (answer.reset, counts(here)) == (1, {"http2_stream": 1})
+        assert (answer.reset, here.reached) == (1, {"http2_stream": 1})
         assert "PROTOCOL_ERROR" in caplog.text
 
 
 async def test_reset_by_a_client_that_has_left_is_no_fault(tmp_path: Path) -> None:
-    async with Member(sink) as member, door("HTTP/2", tmp_path, member) as here, here.client() as connection:
+    async with Member(sink) as member, DOOR.open(member, tmp_path) as here, here.client() as connection:
         client = Http2Client(connection)
         await client.begin()
         stream = await client.ask_raw([(b":method", b"POST"), *HEAD[1:]], end=False)
-        await eventually(lambda: here.registry.proxy.active == 1)
+        await eventually(lambda: here.clients.proxy.active == 1)
         client.h2.reset_stream(stream, CANCEL)
         await client.flush()
-        await eventually(lambda: here.registry.proxy.active == 0)
-        assert counts(here) == {}
+        await eventually(lambda: here.clients.proxy.active == 0)
+        assert here.reached == {}

@@ -139,16 +139,6 @@ async def test_body_larger_than_any_buffer_passes_where_there_is_no_limit() -> N
 # Connections.
 
 
-@asynccontextmanager
-async def client_of(running: Running, host: str) -> AsyncIterator[Connection]:
-    """A connection from that address of loopback."""
-    reader, writer = await asyncio.open_connection(*running.address, local_addr=(host, 0))
-    try:
-        yield Connection(reader, writer)
-    finally:
-        writer.close()
-
-
 async def is_served(client: Connection) -> bool:
     """Whether a request is answered; otherwise the connection has to be refused, and closed."""
     await client.send(GET)
@@ -165,7 +155,7 @@ async def is_served(client: Connection) -> bool:
 async def is_served_in_the_end(running: Running, host: str) -> None:
     async with asyncio.timeout(LIMIT):
         while True:
-            async with client_of(running, host) as client:
+            async with running.client(host=host) as client:
                 if await is_served(client):
                     return
             await asyncio.sleep(0.01)
@@ -173,11 +163,11 @@ async def is_served_in_the_end(running: Running, host: str) -> None:
 
 async def test_connections_beyond_the_limit_are_refused_until_one_leaves() -> None:
     async with Member() as member, balance(member, max_connections=2) as running:
-        async with client_of(running, "127.0.0.1") as one, client_of(running, "127.0.0.2") as two:
+        async with running.client(host="127.0.0.1") as one, running.client(host="127.0.0.2") as two:
             assert await is_served(one)
             assert await is_served(two)
             for host in ("127.0.0.1", "127.0.0.3"):
-                async with client_of(running, host) as beyond:
+                async with running.client(host=host) as beyond:
                     assert not await is_served(beyond)
             # Those who are there go on.
             assert await is_served(one)
@@ -190,14 +180,14 @@ async def test_connections_of_one_client_beyond_its_limit_are_refused_until_one_
     async with (
         Member() as member,
         balance(member, max_connections_per_client=2) as running,
-        client_of(running, "127.0.0.1") as one,
-        client_of(running, "127.0.0.1") as two,
+        running.client(host="127.0.0.1") as one,
+        running.client(host="127.0.0.1") as two,
     ):
         assert await is_served(one)
         assert await is_served(two)
-        async with client_of(running, "127.0.0.1") as beyond:
+        async with running.client(host="127.0.0.1") as beyond:
             assert not await is_served(beyond)
-        async with client_of(running, "127.0.0.2") as another:
+        async with running.client(host="127.0.0.2") as another:
             assert await is_served(another)
         one.reset()
         await is_served_in_the_end(running, "127.0.0.1")

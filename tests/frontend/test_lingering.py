@@ -12,17 +12,17 @@ from typing import cast
 import pytest
 
 from balancer.frontend import client_connection, client_registry, http2_connection
-from tests.support.before_http import DOORS, Door
+from tests.support.doors import HTTP1, OWN, Door, OpenDoor, at_once
 from tests.support.hostile import CHUNKED, POST
+from tests.support.http2 import Http2Client
 from tests.support.messages import GET
 from tests.support.stubborn import StubbornConnection, stubborn
-from tests.support.wire import LIMIT, Connection, Member, Running, answer_all
+from tests.support.wire import LIMIT, Connection, Member, answer_all
 
 PIECE = bytes(100_000)
-# Loopback lets through 500 MB in the time of these tests. Buffers of two kernels hold some megabytes.
+# Loopback lets through some 200 MB at each door in the time of these tests. Buffers of two kernels hold 4 MB.
 MOST = 40_000_000
-HTTP1 = {name: door for name, door in DOORS.items() if door.tls != "h2"}
-each_door = pytest.mark.parametrize("door", HTTP1.values(), ids=HTTP1.keys())
+DOOR_OF_HTTP2 = OWN["HTTP/2"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +44,13 @@ async def last(send: Callable[[], Awaitable[None]]) -> tuple[float, int]:
     return clock() - began, pieces
 
 
-async def is_cut_off(client: Connection | StubbornConnection, running: Running, limit: str = "lingering") -> None:
-    assert running.clients
+async def is_cut_off(client: Connection | StubbornConnection, here: OpenDoor, limit: str = "lingering") -> None:
     seconds, pieces = await last(lambda: client.send(PIECE))
     assert seconds < LIMIT / 2
     assert pieces * len(PIECE) < MOST
-    counts = running.clients.limits.counts
-    assert counts[limit] == 1
-    assert running.clients.places.held + running.clients.places.refused == len(running.clients.connections)
+    assert here.reached[limit] == 1
+    places = here.clients.places
+    assert places.held + places.refused == len(here.clients.connections)
 
 
 async def answered(client: Connection | StubbornConnection) -> bytes:
@@ -70,44 +69,44 @@ ENDS = {
 }
 
 
-@each_door
+@at_once(HTTP1)
 @pytest.mark.parametrize(("sent", "status"), ENDS.values(), ids=ENDS.keys())
 async def test_client_with_its_last_answer_is_cut_off(sent: bytes, status: bytes, door: Door, tmp_path: Path) -> None:
     async with (
         Member(answer_all) as member,
-        door.open(tmp_path, member) as running,
-        stubborn(door, running) as client,
+        door.open(member, tmp_path) as here,
+        stubborn(here) as client,
     ):
         await client.send(sent)
         assert status in await answered(client)
-        await is_cut_off(client, running)
+        await is_cut_off(client, here)
 
 
-@each_door
+@at_once(HTTP1)
 async def test_client_that_was_too_slow_is_cut_off(door: Door, tmp_path: Path) -> None:
     async with (
         Member() as member,
-        door.open(tmp_path, member, header_timeout=0.3) as running,
-        stubborn(door, running) as client,
+        door.open(member, tmp_path, header_timeout=0.3) as here,
+        stubborn(here) as client,
     ):
         await client.send(b"GET / HTTP/1.1\r\n")
         assert b" 408 " in await answered(client)
-        await is_cut_off(client, running)
+        await is_cut_off(client, here)
 
 
-@each_door
+@at_once(HTTP1)
 async def test_client_that_was_one_too_many_is_cut_off(door: Door, tmp_path: Path) -> None:
     async with (
         Member() as member,
-        door.open(tmp_path, member, max_connections=1) as running,
-        door.client(running),
-        stubborn(door, running) as client,
+        door.open(member, tmp_path, max_connections=1) as here,
+        here.client(),
+        stubborn(here) as client,
     ):
         assert b" 503 " in await answered(client)
-        await is_cut_off(client, running)
+        await is_cut_off(client, here)
 
 
-@each_door
+@at_once(HTTP1)
 async def test_little_is_read_from_a_client_that_waits_for_its_last_answer(door: Door, tmp_path: Path) -> None:
     """Such as one that has asked for events: the answer may take hours."""
     goes_on = asyncio.Event()
@@ -117,13 +116,12 @@ async def test_little_is_read_from_a_client_that_waits_for_its_last_answer(door:
         await goes_on.wait()
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    async with Member(wait) as member, door.open(tmp_path, member) as running, stubborn(door, running) as client:
+    async with Member(wait) as member, door.open(member, tmp_path) as here, stubborn(here) as client:
         await client.send(ENDS["last answer"][0])
         sending = asyncio.create_task(last(lambda: client.send(PIECE)))
         done, _ = await asyncio.wait([sending], timeout=1.0)
         assert not done
-        assert running.clients
-        (connection,) = running.clients.connections
+        (connection,) = here.clients.connections
         assert connection.dropped < MOST
         goes_on.set()
         assert b" 200 " in await answered(client)
@@ -131,14 +129,14 @@ async def test_little_is_read_from_a_client_that_waits_for_its_last_answer(door:
         assert seconds < LIMIT
 
 
-@each_door
+@at_once(HTTP1)
 async def test_upload_that_is_refused_is_read_on(door: Door, tmp_path: Path) -> None:
     """urllib and requests read nothing before they have sent all."""
     size = 20_000_000
     async with (
         Member() as member,
-        door.open(tmp_path, member, max_body_bytes=10) as running,
-        stubborn(door, running) as client,
+        door.open(member, tmp_path, max_body_bytes=10) as here,
+        stubborn(here) as client,
     ):
         await client.send(POST + b"Content-Length: %d\r\n\r\n" % size)
         for _ in range(size // len(PIECE)):
@@ -147,29 +145,28 @@ async def test_upload_that_is_refused_is_read_on(door: Door, tmp_path: Path) -> 
         assert b" 413 " in await answered(client)
 
 
-@each_door
+@at_once(HTTP1)
 async def test_upload_that_is_refused_and_has_no_end_is_cut_off(
     door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_connection, "DISCARD_BYTES", 1_000_000)
     async with (
         Member() as member,
-        door.open(tmp_path, member, max_body_bytes=10) as running,
-        stubborn(door, running) as client,
+        door.open(member, tmp_path, max_body_bytes=10) as here,
+        stubborn(here) as client,
     ):
         await client.send(CHUNKED + b"fffffff\r\n" + PIECE)
         assert b" 413 " in await answered(client)
-        await is_cut_off(client, running, "discarding")
+        await is_cut_off(client, here, "discarding")
 
 
 async def test_client_that_ends_its_side_is_not_counted(tmp_path: Path) -> None:
     for door in HTTP1.values():
-        async with Member() as member, door.open(tmp_path, member) as running, door.client(running) as client:
+        async with Member() as member, door.open(member, tmp_path) as here, here.client() as client:
             await client.send(ENDS["last answer"][0])
             await client.to_end()
             client.close()
-            assert running.clients
-            assert running.clients.limits.counts["lingering"] == 0
+            assert "lingering" not in here.reached
 
 
 # HTTP/2.
@@ -178,12 +175,8 @@ async def test_client_that_ends_its_side_is_not_counted(tmp_path: Path) -> None:
 async def test_http_2_client_that_ignores_the_end_of_its_connection_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
-    from tests.support.http2 import Http2Client
-
     monkeypatch.setattr(http2_connection, "STREAMS_MAX", 1)
-    door = DOORS["HTTP/2"]
-    async with Member() as member, door.open(tmp_path, member) as running, stubborn(door, running) as connection:
+    async with Member() as member, DOOR_OF_HTTP2.open(member, tmp_path) as here, stubborn(here) as connection:
         client = Http2Client(cast(Connection, connection))
         await client.begin()
         assert (await client.get("/")).status == 200
@@ -196,11 +189,7 @@ async def test_http_2_client_that_ignores_the_end_of_its_connection_is_cut_off(
 
 @pytest.mark.parametrize("sent", [b"nonsense" * 10, b"\0\0\x05\x06\0\0\0\0\0" + bytes(5)], ids=["preface", "frame"])
 async def test_http_2_client_that_is_malformed_is_cut_off(sent: bytes, tmp_path: Path) -> None:
-    pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
-    from tests.support.http2 import Http2Client
-
-    door = DOORS["HTTP/2"]
-    async with Member() as member, door.open(tmp_path, member) as running, stubborn(door, running) as connection:
+    async with Member() as member, DOOR_OF_HTTP2.open(member, tmp_path) as here, stubborn(here) as connection:
         if b"nonsense" not in sent:
             await Http2Client(cast(Connection, connection)).begin()
         await connection.send(sent)
@@ -212,13 +201,9 @@ async def test_http_2_client_that_is_malformed_is_cut_off(sent: bytes, tmp_path:
 async def test_http_2_client_that_ignores_goaway_gets_no_more_requests_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
-    from tests.support.http2 import Http2Client
-
     monkeypatch.setattr(http2_connection, "STREAMS_MAX", 100)
     monkeypatch.setattr(http2_connection, "STREAMS_LAST", 2)
-    door = DOORS["HTTP/2"]
-    async with Member() as member, door.open(tmp_path, member) as running, stubborn(door, running) as connection:
+    async with Member() as member, DOOR_OF_HTTP2.open(member, tmp_path) as here, stubborn(here) as connection:
         client = Http2Client(cast(Connection, connection))
         await client.begin()
         clock = asyncio.get_running_loop().time

@@ -19,14 +19,14 @@ from balancer.config.settings import Settings
 from balancer.frontend import acceptor, client_registry, places
 from balancer.frontend.places import Place, Places
 from balancer.telemetry.client_limits import ClientLimits
-from tests.support.before_http import DOORS, HELLO, STALLS, Door
+from tests.support.doors import HELLO, OWN, Door, OpenDoor, Reply, at_once, folder
 from tests.support.messages import GET
 from tests.support.processes import serving
 from tests.support.proxy_header import V1
-from tests.support.tls import issue, trusting
-from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
+from tests.support.tls import trusting
+from tests.support.wire import LIMIT, Member, eventually
 
-each_door = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS.keys())
+STALLS = [(door, sent) for door in OWN.values() for sent in door.stalls]
 each_stall = pytest.mark.parametrize(
     ("door", "sent"), STALLS, ids=[f"{door.name} after {len(sent)} bytes" for door, sent in STALLS]
 )
@@ -38,94 +38,52 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "PATIENCE_SECONDS", LIMIT)
 
 
-def reached(running: Running) -> dict[str, int]:
-    assert running.clients
-    return {limit: count for limit, count in running.clients.limits.counts.items() if count}
+def beyond(door: Door) -> Reply:
+    """The answer to a connection that is one too many."""
+    return Reply(0) if door.speaks_http2 else Reply(503, "too_many_connections")
 
 
-async def asks(client: Connection) -> bytes:
-    """The status of an answer, or b"" from a connection that is closed."""
-    try:
-        await client.send(GET)
-    except ConnectionError:
-        return b""
-    return (await client.to_end() if client.reader.at_eof() else await first_line(client))[9:12]
-
-
-async def first_line(client: Connection) -> bytes:
-    try:
-        return await client.until(b"\r\n")
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return b""
-
-
-async def outcome(door: Door, running: Running) -> bytes:
-    """What another client gets: a status, or b"" if it is closed."""
-    try:
-        async with door.client(running) as client:
-            if door.tls != "h2":
-                return await asks(client)
-            from tests.support.http2 import Http2Client
-
-            spoken = Http2Client(client)
-            await spoken.begin()
-            return b"" if spoken.ended or spoken.goaway else str((await spoken.get("/")).status).encode()
-    except (ConnectionError, ssl.SSLError):
-        return b""
-
-
-def skip_without_http2(door: Door) -> None:
-    if door.tls == "h2":
-        pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
-
-
-async def held(running: Running, count: int) -> None:
+async def held(here: OpenDoor, count: int) -> None:
     """Wait until so many places are taken."""
-    assert running.clients
-    taken = running.clients.places
-    await eventually(lambda: taken.held == count)
+    await eventually(lambda: here.clients.places.held == count)
 
 
-@each_door
+@at_once(OWN)
 async def test_connections_that_send_nothing_count(door: Door, tmp_path: Path) -> None:
-    skip_without_http2(door)
-    async with Member() as member, door.open(tmp_path, member, max_connections=2) as running:
-        async with door.stalled(running), door.stalled(running):
-            await held(running, 2)
-            assert await outcome(door, running) == (b"" if door.tls == "h2" else b"503")
-            assert reached(running) == {"connections": 1}
-        await held(running, 0)
-        assert await outcome(door, running) == b"200"
+    async with Member() as member, door.open(member, tmp_path, max_connections=2) as here:
+        async with here.stalled(), here.stalled():
+            await held(here, 2)
+            assert await here.ask() == beyond(door)
+            assert here.reached == {"connections": 1}
+        await held(here, 0)
+        assert await here.ask() == Reply(200)
 
 
 @each_stall
 async def test_connections_before_http_count(door: Door, sent: bytes, tmp_path: Path) -> None:
-    skip_without_http2(door)
-    async with Member() as member, door.open(tmp_path, member, max_connections=1) as running:
-        async with door.stalled(running, sent):
-            await held(running, 1)
-            assert await outcome(door, running) == (b"" if door.tls == "h2" else b"503")
-        await held(running, 0)
-        assert await outcome(door, running) == b"200"
+    async with Member() as member, door.open(member, tmp_path, max_connections=1) as here:
+        async with here.stalled(sent):
+            await held(here, 1)
+            assert await here.ask() == beyond(door)
+        await held(here, 0)
+        assert await here.ask() == Reply(200)
 
 
-@each_door
+@at_once(OWN)
 async def test_connections_of_one_client_count_before_http(door: Door, tmp_path: Path) -> None:
     """From accept on, or from the PROXY header on, which names it."""
-    skip_without_http2(door)
     sent = door.first
-    async with Member() as member, door.open(tmp_path, member, max_connections_per_client=1) as running:
-        async with door.stalled(running, sent) as client:
-            await held(running, 1)
+    async with Member() as member, door.open(member, tmp_path, max_connections_per_client=1) as here:
+        async with here.stalled(sent) as client:
+            await held(here, 1)
             if sent:
-                assert running.clients
-                per_client = running.clients.places.per_client
+                per_client = here.clients.places.per_client
                 await eventually(lambda: bool(per_client))
-            assert await outcome(door, running) == (b"" if door.tls == "h2" else b"503")
-            assert reached(running) == {"connections_per_client": 1}
+            assert await here.ask() == beyond(door)
+            assert here.reached == {"connections_per_client": 1}
             client.close()
-        await held(running, 0)
-        assert await outcome(door, running) == b"200"
+        await held(here, 0)
+        assert await here.ask() == Reply(200)
 
 
 @each_stall
@@ -133,124 +91,126 @@ async def test_connections_before_http_are_bounded(
     door: Door, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In all, also where nothing else bounds them."""
-    skip_without_http2(door)
     monkeypatch.setattr(places, "CLIENT_PART", 1)
     async with (
         Member() as member,
-        door.open(tmp_path, member, max_handshakes=3) as running,
+        door.open(member, tmp_path, max_handshakes=3) as here,
         AsyncExitStack() as stack,
     ):
-        clients = [await stack.enter_async_context(door.stalled(running, sent)) for _ in range(3)]
-        await held(running, 3)
+        clients = [await stack.enter_async_context(here.stalled(sent)) for _ in range(3)]
+        await held(here, 3)
         for _ in range(2):
-            assert await outcome(door, running) == b""
-        assert reached(running) == {"handshakes": 2}
+            assert await here.ask() == Reply(0)
+        assert here.reached == {"handshakes": 2}
         clients[1].close()
-        await held(running, 2)
-        assert await outcome(door, running) == b"200"
+        await held(here, 2)
+        assert await here.ask() == Reply(200)
 
 
 @pytest.mark.parametrize("name", ["TLS", "PROXY and TLS"])
 async def test_one_client_has_a_part_of_the_handshakes(name: str, tmp_path: Path) -> None:
-    door = DOORS[name]
-    async with Member() as member, door.open(tmp_path, member, max_handshakes=2 * places.CLIENT_PART) as running:
-        async with door.stalled(running, door.first + HELLO), door.stalled(running, door.first + HELLO):
-            await held(running, 2)
-            assert running.clients
-            per_client = running.clients.places.per_client
+    door = OWN[name]
+    async with Member() as member, door.open(member, tmp_path, max_handshakes=2 * places.CLIENT_PART) as here:
+        async with here.stalled(door.first + HELLO), here.stalled(door.first + HELLO):
+            await held(here, 2)
+            per_client = here.clients.places.per_client
             await eventually(lambda: sum(per_client.values()) == 2)
-            assert await outcome(door, running) == b""
-            assert reached(running) == {"handshakes": 1}
+            assert await here.ask() == Reply(0)
+            assert here.reached == {"handshakes": 1}
             if door.first:
-                another = V1.replace(b"192.0.2.7", b"192.0.2.8")
-                async with running.client(trusting(), another) as client:
-                    assert await asks(client) == b"200"
-        await held(running, 0)
-        assert await outcome(door, running) == b"200"
+                assert await here.ask("192.0.2.8") == Reply(200)
+        await held(here, 0)
+        assert await here.ask() == Reply(200)
 
 
 @each_stall
 async def test_handshake_that_stalls_makes_room(
     door: Door, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    skip_without_http2(door)
-    async with Member() as member, door.open(tmp_path, member, max_connections=1) as running:
-        async with door.stalled(running, sent) as stalled:
-            await held(running, 1)
+    async with Member() as member, door.open(member, tmp_path, max_connections=1) as here:
+        async with here.stalled(sent) as stalled:
+            await held(here, 1)
             monkeypatch.setattr(places, "PATIENCE_SECONDS", 0.0)
-            assert await outcome(door, running) == b"200"
+            assert await here.ask() == Reply(200)
             assert await stalled.to_end() == b""
-        assert reached(running) == {"handshakes": 1}
-        await held(running, 0)
+        assert here.reached == {"handshakes": 1}
+        await held(here, 0)
 
 
 async def test_handshakes_that_make_room_in_their_first_turn_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "PATIENCE_SECONDS", 0.0)
-    async with Member() as member, balance(member, max_handshakes=1, **issue(tmp_path)) as running:
-        waiting = [socket.create_connection(running.address, LIMIT) for _ in range(20)]
+    async with Member() as member, OWN["TLS"].open(member, tmp_path, max_handshakes=1) as here:
+        waiting = [socket.create_connection(here.running.address, LIMIT) for _ in range(20)]
         for sock in waiting[:-1]:
             sock.setblocking(False)
             async with asyncio.timeout(LIMIT):
                 assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
-        await held(running, 1)
+        await held(here, 1)
         for sock in waiting:
             sock.close()
-        await held(running, 0)
+        await held(here, 0)
 
 
-@each_door
+@at_once(OWN)
 async def test_only_so_many_refused_connections_get_an_answer(
     door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    skip_without_http2(door)
     monkeypatch.setattr(places, "REFUSED_MAX", 1)
-    async with Member() as member, door.open(tmp_path, member, max_connections=1) as running:
-        async with door.stalled(running):
-            await held(running, 1)
-            async with door.client(running):
-                assert running.clients
-                assert running.clients.places.refused == 1
-                assert await outcome(door, running) == b""
-        await held(running, 0)
-        await eventually(lambda: not running.clients or running.clients.places.refused == 0)
-        assert await outcome(door, running) == b"200"
+    async with Member() as member, door.open(member, tmp_path, max_connections=1) as here:
+        async with here.stalled():
+            await held(here, 1)
+            async with here.client():
+                assert here.clients.places.refused == 1
+                assert await here.ask() == Reply(0)
+        await held(here, 0)
+        await eventually(lambda: here.clients.places.refused == 0)
+        assert await here.ask() == Reply(200)
 
 
-@pytest.mark.parametrize(
-    ("name", "sent"),
-    [("PROXY", b""), ("PROXY and TLS", V1), ("PROXY and TLS", V1 + HELLO), ("TLS", HELLO), ("TLS", b"")],
-)
-async def test_all_that_comes_before_a_request_shares_one_time(
-    name: str, sent: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    door = DOORS[name]
-    async with Member() as member, door.open(tmp_path, member, header_timeout=2) as running, running.client() as client:
+async def stall(door: Door, sent: bytes, folder: Path) -> str:
+    """Begin late, and send no more than this; returns what the log is to say of it."""
+    async with Member() as member, door.open(member, folder, header_timeout=2) as here, here.stalled() as client:
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(1.3)
         await client.send(sent)
         await client.to_end()
         assert asyncio.get_running_loop().time() - began < 3.2
-        assert reached(running) == {"handshake_timeout": 1}
-    (line,) = (it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING)
+        assert here.reached == {"handshake_timeout": 1}
     who = "192.0.2.7" if V1 in sent else "127.0.0.1"
-    step = "TLS handshake" if sent or name == "TLS" else "PROXY header"
-    assert line == f"a client at {who} has not ended its {step} after 2 s; its connection is closed"
+    step = "PROXY header" if door.first and V1 not in sent else "TLS handshake"
+    return f"a client at {who} has not ended its {step} after 2 s; its connection is closed"
 
 
-@pytest.mark.parametrize("name", ["PROXY", "TLS", "PROXY and TLS"])
+async def test_all_that_comes_before_a_request_shares_one_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        stalls = [
+            group.create_task(stall(door, sent, folder(tmp_path, number)))
+            for number, (door, sent) in enumerate(STALLS)
+            if not door.unix
+        ]
+    lines = [it.getMessage() for it in caplog.records if it.levelno >= logging.WARNING]
+    assert sorted(lines) == sorted(it.result() for it in stalls)
+
+
+@at_once({name: OWN[name] for name in ("PROXY", "TLS", "PROXY and TLS")})
 async def test_first_head_has_what_the_handshake_has_left(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
-    door = DOORS[name]
-    async with Member() as member, door.open(tmp_path, member, header_timeout=2) as running, running.client() as client:
+    async with (
+        Member() as member,
+        door.open(member, tmp_path, header_timeout=2) as here,
+        here.running.client() as client,
+    ):
         began = asyncio.get_running_loop().time()
         await asyncio.sleep(1.3)
         if door.first:
             client.writer.write(door.first)
-        if door.tls:
+        if door.protocol:
             await client.writer.start_tls(trusting(), server_hostname="127.0.0.1")
         await client.send(b"GET / HTTP/1.1\r\n")
         assert b" 408 " in await client.to_end()
@@ -259,14 +219,15 @@ async def test_first_head_has_what_the_handshake_has_left(
 
 async def test_turn_of_the_loop_begins_few_handshakes(tmp_path: Path) -> None:
     """Each takes as long as many requests of those who are there."""
-    async with Member() as member, balance(member, **issue(tmp_path)) as running:
-        assert running.clients
-        waiting = [socket.create_connection(running.address, LIMIT) for _ in range(10 * acceptor.HANDSHAKES_PER_TURN)]
+    async with Member() as member, OWN["TLS"].open(member, tmp_path) as here:
+        waiting = [
+            socket.create_connection(here.running.address, LIMIT) for _ in range(10 * acceptor.HANDSHAKES_PER_TURN)
+        ]
         begun = [0]
         async with asyncio.timeout(LIMIT):
             while begun[-1] < len(waiting):
                 await asyncio.sleep(0)
-                begun.append(running.clients.places.held)
+                begun.append(here.clients.places.held)
         assert max(after - before for before, after in pairwise(begun)) <= acceptor.HANDSHAKES_PER_TURN
         for sock in waiting:
             sock.close()
@@ -276,20 +237,20 @@ async def test_client_without_a_protocol_in_common_is_counted(tmp_path: Path) ->
     tls = trusting()
     tls.minimum_version = tls.maximum_version = ssl.TLSVersion.TLSv1_2
     tls.set_ciphers("AES256-SHA256")
-    async with Member() as member, balance(member, **issue(tmp_path)) as running:
+    async with Member() as member, OWN["TLS"].open(member, tmp_path) as here:
         with pytest.raises((ssl.SSLError, ConnectionError)):
-            async with running.client(tls):
+            async with here.running.client(tls):
                 pass
-        await eventually(lambda: reached(running) == {"handshake_failed": 1})
+        await eventually(lambda: here.reached == {"handshake_failed": 1})
 
 
 async def test_client_that_leaves_in_its_handshake_is_no_failure(tmp_path: Path) -> None:
-    async with Member() as member, balance(member, **issue(tmp_path)) as running:
+    async with Member() as member, OWN["TLS"].open(member, tmp_path) as here:
         for sent in (b"", HELLO):
-            async with running.client() as client:
+            async with here.running.client() as client:
                 await client.send(sent)
-            await held(running, 0)
-        assert reached(running) == {}
+            await held(here, 0)
+        assert here.reached == {}
 
 
 def serving_process(supervisor: int) -> int:
@@ -297,13 +258,13 @@ def serving_process(supervisor: int) -> int:
     return int(Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()[0])
 
 
-@pytest.mark.parametrize("name", ["plain", "TLS", "Unix socket"])
+@pytest.mark.parametrize("name", ["HTTP/1.1", "TLS", "Unix socket"])
 async def test_process_without_descriptors_says_so_and_lets_clients_wait(name: str, tmp_path: Path) -> None:
-    door = DOORS[name]
+    door = OWN[name]
     settings: dict[str, Any] = {"bind": f"unix:{tmp_path}/balancer.sock"} if door.unix else door.settings(tmp_path)
     async with Member() as member, serving(member, **settings) as serve, AsyncExitStack() as stack:
         await serve.logged("up: accepts connections")
-        context = trusting() if door.tls else None
+        context = trusting() if door.protocol else None
         waiting = [await stack.enter_async_context(serve.client()) for _ in range(10)]
         await asyncio.sleep(0.2)
         pid = serving_process(serve.process.pid)
@@ -317,7 +278,8 @@ async def test_process_without_descriptors_says_so_and_lets_clients_wait(name: s
         for client in waiting[-3:]:
             if context:
                 await client.writer.start_tls(context, server_hostname="127.0.0.1")
-            assert await asks(client) == b"200"
+            await client.send(GET)
+            assert await OpenDoor.reply(client) == Reply(200)
 
 
 # The counting itself.

@@ -16,11 +16,10 @@ pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
 from balancer.asgi import app
 from balancer.frontend import client_registry, progress
-from balancer.types import Address, UnixSocket
-from tests.support.doors import ALL, HTTP1, OWN
+from balancer.types import UnixSocket
+from tests.support.doors import ALL, HTTP1, OWN, Door, OpenDoor, at_once
 from tests.support.http2 import Http2Client
 from tests.support.http2_door import CANCEL
-from tests.support.proxy_header import V1
 from tests.support.tls import trusting
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, eventually
 
@@ -212,8 +211,9 @@ class Here:
 
 
 @asynccontextmanager
-async def connected(listens: Address | UnixSocket, first: bytes = b"", tls: Any = None) -> AsyncIterator[Connection]:
+async def connected(here: OpenDoor) -> AsyncIterator[Connection]:
     """A connection of whose bytes kernel and program take little before the test does."""
+    listens = here.running.listens
     is_unix = isinstance(listens, UnixSocket)
     sock = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
@@ -222,26 +222,23 @@ async def connected(listens: Address | UnixSocket, first: bytes = b"", tls: Any 
     make = asyncio.open_unix_connection if is_unix else asyncio.open_connection
     reader, writer = await make(sock=sock, limit=16_384)
     try:
-        if first:
-            writer.write(first)
-        if tls:
-            await writer.start_tls(tls, server_hostname="127.0.0.1")
+        writer.write(here.door.first)
+        if here.door.protocol:
+            await writer.start_tls(trusting(here.door.protocol), server_hostname="127.0.0.1")
         yield Connection(reader, writer)
     finally:
         writer.transport.abort()
 
 
 @asynccontextmanager
-async def door(name: str, folder: Path, **limits: Any) -> AsyncIterator[Here]:
+async def balanced(door: Door, folder: Path, **limits: Any) -> AsyncIterator[Here]:
     """A balancer with this front end, before a member that plays ``serve``."""
-    async with Member(serve) as member, ALL[name](member, folder, **limits) as opened:
-        running = opened.running
-        tls = trusting("h2" if opened.speaks_http2 else "http/1.1") if running.certificate else None
+    async with Member(serve) as member, door.open(member, folder, **limits) as opened:
 
         @asynccontextmanager
         async def client() -> AsyncIterator[Client]:
-            async with connected(running.listens, V1 if "PROXY" in name else b"", tls) as connection:
-                if not opened.speaks_http2:
+            async with connected(opened) as connection:
+                if not door.speaks_http2:
                     yield Http1(connection)
                     return
                 speaker = Http2Client(connection, window=1000)
@@ -250,12 +247,7 @@ async def door(name: str, folder: Path, **limits: Any) -> AsyncIterator[Here]:
                 yield spoken
                 await spoken.close()
 
-        yield Here(running, client)
-
-
-at_own = pytest.mark.parametrize("at", OWN)
-# uvicorn serves as the server beneath ASGI.
-at_any = pytest.mark.parametrize("at", ALL)
+        yield Here(opened.running, client)
 
 
 async def trickle(step: Callable[[], Awaitable[Any]], times: int = 1_000_000) -> None:
@@ -282,20 +274,20 @@ SILENT = b"408 no byte of the body for %g s" % SOON
 SLOW = b"408 the body came with less than %d bytes/s" % HIGH
 
 
-@at_any
+@at_once(ALL)
 @pytest.mark.parametrize("rate", [0, LOW])
-async def test_upload_that_stops_is_refused(rate: int, at: str, tmp_path: Path) -> None:
-    async with door(at, tmp_path, min_body_rate=rate, stream_idle_timeout=SOON) as here, here.client() as client:
+async def test_upload_that_stops_is_refused(rate: int, door: Door, tmp_path: Path) -> None:
+    async with balanced(door, tmp_path, min_body_rate=rate, stream_idle_timeout=SOON) as here, here.client() as client:
         await client.post(FLOOD)
         await client.send(bytes(50_000))
         assert (await client.refusal()).startswith(SILENT)
         await here.ended_as("request_timeout")
 
 
-@at_any
+@at_once(ALL)
 @pytest.mark.parametrize("burst", [0, 1000])
-async def test_upload_that_trickles_in_is_refused(burst: int, at: str, tmp_path: Path) -> None:
-    async with door(at, tmp_path, min_body_rate=HIGH) as here, here.client() as client:
+async def test_upload_that_trickles_in_is_refused(burst: int, door: Door, tmp_path: Path) -> None:
+    async with balanced(door, tmp_path, min_body_rate=HIGH) as here, here.client() as client:
         await client.post(FLOOD)
         await client.send(bytes(burst))
         async with beside(lambda: client.send(b"a")):
@@ -303,12 +295,12 @@ async def test_upload_that_trickles_in_is_refused(burst: int, at: str, tmp_path:
         await here.ended_as("request_timeout")
 
 
-@at_any
+@at_once(ALL)
 @pytest.mark.parametrize("size", [2000, 20_000])
-async def test_upload_that_is_slow_but_honest_is_served(size: int, at: str, tmp_path: Path) -> None:
+async def test_upload_that_is_slow_but_honest_is_served(size: int, door: Door, tmp_path: Path) -> None:
     """It comes at five or fifty times the least rate, in pieces; or with pauses that are longer than RATE_SECONDS."""
     limits = {"min_body_rate": LOW, "stream_idle_timeout": LATER}
-    async with door(at, tmp_path, **limits) as here, here.client() as client:
+    async with balanced(door, tmp_path, **limits) as here, here.client() as client:
         await client.post(50 * size)
         await trickle(lambda: client.send(bytes(size)), times=25)
         await asyncio.sleep(2 * SOON)
@@ -320,27 +312,27 @@ async def test_upload_that_is_slow_but_honest_is_served(size: int, at: str, tmp_
 # Downloads.
 
 
-@at_own
-async def test_client_that_reads_nothing_is_cut_off(at: str, tmp_path: Path) -> None:
-    async with door(at, tmp_path, min_body_rate=0, stream_idle_timeout=SOON) as here, here.client() as client:
+@at_once(OWN)
+async def test_client_that_reads_nothing_is_cut_off(door: Door, tmp_path: Path) -> None:
+    async with balanced(door, tmp_path, min_body_rate=0, stream_idle_timeout=SOON) as here, here.client() as client:
         await client.get("/flood")
         await here.ended_as("client_gone", unread=1)
         assert await client.is_cut_off()
 
 
-@at_own
-async def test_client_that_reads_a_little_now_and_then_is_cut_off(at: str, tmp_path: Path) -> None:
-    async with door(at, tmp_path, min_body_rate=HIGH) as here, here.client() as client:
+@at_once(OWN)
+async def test_client_that_reads_a_little_now_and_then_is_cut_off(door: Door, tmp_path: Path) -> None:
+    async with balanced(door, tmp_path, min_body_rate=HIGH) as here, here.client() as client:
         await client.get("/flood")
         async with beside(lambda: client.take(100)):
             await here.ended_as("client_gone", unread=1)
         assert await client.is_cut_off()
 
 
-@at_own
-async def test_client_that_is_slow_but_honest_gets_all(at: str, tmp_path: Path) -> None:
+@at_once(OWN)
+async def test_client_that_is_slow_but_honest_gets_all(door: Door, tmp_path: Path) -> None:
     limits = {"min_body_rate": LOW, "stream_idle_timeout": LATER}
-    async with door(at, tmp_path, **limits) as here, here.client() as client:
+    async with balanced(door, tmp_path, **limits) as here, here.client() as client:
         await client.get("/film")
         for _ in range(25):
             assert await client.take(20_000)
@@ -350,20 +342,20 @@ async def test_client_that_is_slow_but_honest_gets_all(at: str, tmp_path: Path) 
         await here.is_served()
 
 
-@at_own
-async def test_member_that_sends_slowly_is_not_its_clients_fault(at: str, tmp_path: Path) -> None:
+@at_once(OWN)
+async def test_member_that_sends_slowly_is_not_its_clients_fault(door: Door, tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH, "stream_idle_timeout": LATER}
-    async with door(at, tmp_path, **limits) as here, here.client() as client:
+    async with balanced(door, tmp_path, **limits) as here, here.client() as client:
         await client.get("/events")
         assert await client.is_answered()
         await here.is_served()
 
 
 @pytest.mark.parametrize("reads", [0, 100])
-@pytest.mark.parametrize("at", HTTP1)
-async def test_client_that_reads_too_little_of_a_tunnel_is_cut_off(at: str, reads: int, tmp_path: Path) -> None:
+@at_once(HTTP1)
+async def test_client_that_reads_too_little_of_a_tunnel_is_cut_off(door: Door, reads: int, tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH} if reads else {"min_body_rate": 0, "stream_idle_timeout": SOON}
-    async with door(at, tmp_path, **limits) as here, here.client() as client:
+    async with balanced(door, tmp_path, **limits) as here, here.client() as client:
         await client.switch()
         async with beside(lambda: client.take(reads)) if reads else nullcontext():
             await eventually(lambda: bool(here.running.records))
@@ -374,11 +366,11 @@ async def test_client_that_reads_too_little_of_a_tunnel_is_cut_off(at: str, read
 # What becomes of the places that the slow ones had.
 
 
-@at_own
+@at_once(OWN)
 @pytest.mark.parametrize("way", ["up", "down"])
-async def test_slow_clients_do_not_keep_all_places(way: str, at: str, tmp_path: Path) -> None:
+async def test_slow_clients_do_not_keep_all_places(way: str, door: Door, tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH, "max_requests_per_member": 20, "queue_timeout": LATER}
-    async with door(at, tmp_path, **limits) as here, AsyncExitStack() as stack:
+    async with balanced(door, tmp_path, **limits) as here, AsyncExitStack() as stack:
         for _ in range(20):
             client = await stack.enter_async_context(here.client())
             await (client.post(FLOOD) if way == "up" else client.get("/flood"))
@@ -392,7 +384,7 @@ async def test_slow_clients_do_not_keep_all_places(way: str, at: str, tmp_path: 
 
 async def test_slow_uploads_beside_each_other_on_one_connection_are_refused(tmp_path: Path) -> None:
     limits = {"min_body_rate": HIGH, "max_requests_per_member": 20, "queue_timeout": LATER}
-    async with door("HTTP/2", tmp_path, **limits) as here, here.client() as client:
+    async with balanced(OWN["HTTP/2"], tmp_path, **limits) as here, here.client() as client:
         speaker = client._client
         uploads = [await speaker.ask((b"content-length", b"%d" % FLOOD), method=b"POST", end=False) for _ in range(20)]
         assert (await speaker.get("/")).body == b"ok"
@@ -402,7 +394,7 @@ async def test_slow_uploads_beside_each_other_on_one_connection_are_refused(tmp_
 
 
 async def test_client_that_opens_its_windows_and_reads_a_little_is_cut_off(tmp_path: Path) -> None:
-    async with door("HTTP/2", tmp_path, min_body_rate=HIGH) as here, AsyncExitStack() as stack:
+    async with balanced(OWN["HTTP/2"], tmp_path, min_body_rate=HIGH) as here, AsyncExitStack() as stack:
         client = await stack.enter_async_context(here.client())
         speaker = client._client
         speaker.h2.update_settings({0x4: 2**31 - 1})

@@ -29,6 +29,7 @@ from websockets.asyncio.client import connect
 
 from balancer.cli.main import main
 from balancer.config.settings import SettingsError
+from balancer.frontend import client_connection, client_registry
 from balancer.frontend.tls import Certificate
 from tests.support.messages import GET
 from tests.support.processes import serving
@@ -176,7 +177,12 @@ async def test_client_that_closes_its_side_has_left(files: dict[str, Any], caplo
     assert not [it for it in caplog.records if it.name == "asyncio"]
 
 
-async def test_refusal_in_the_middle_of_an_upload_is_read_by_the_client(files: dict[str, Any]) -> None:
+async def test_refusal_in_the_middle_of_an_upload_is_read_by_the_client(
+    files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_connection, "DISCARD_SILENCE", 0.5)
+    monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
+
     async def refuse(connection: Connection) -> None:
         await connection.head()
         await connection.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")

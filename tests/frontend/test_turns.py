@@ -19,28 +19,30 @@ from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.turns import TURN_BYTES
 from balancer.http.headers import Headers
-from tests.support.flood import DOORS, HTTP1, HTTP2, MEBI, Flood, Turns, door, sink
+from tests.support.doors import HTTP1 as DOORS_OF_HTTP1
+from tests.support.doors import OWN, Door, Reply
+from tests.support.flood import HTTP1, HTTP2, MEBI, Flood, Turns, sink
 from tests.support.messages import GET
 from tests.support.wire import LIMIT, OK, Connection, Member, Running, balance, eventually
 
 # A piece of a flood (of HTTP/2, the first has 64 KiB), what is left of another in the same turn, and requests.
 TURN_MAX = 96 * 1024
 FLOOD = 24 * MEBI
-DOORS_OF_HTTP1 = [name for name in DOORS if name != "HTTP/2"]
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name in DOORS for kind in (HTTP2 if name == "HTTP/2" else HTTP1)]
+    ("name", "kind"), [(name, kind) for name, door in OWN.items() for kind in (HTTP2 if door.speaks_http2 else HTTP1)]
 )
 async def test_flood_takes_a_bounded_piece_of_each_turn_and_requests_go_on(
     name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = Turns(monkeypatch)
-    async with Member(sink) as member, door(name, tmp_path, member) as here, here.honest() as ask:
+    async with Member(sink) as member, OWN[name].open(member, tmp_path) as here, here.asking() as ask:
+        assert await ask() == Reply(200)
         async with turns.counted(), Flood(here, (HTTP1 | HTTP2)[kind], FLOOD) as flood:
             await eventually(lambda: turns.total > MEBI // 2)
             for _ in range(5):
-                await ask()
+                assert await ask() == Reply(200)
             assert flood.sent < FLOOD
             assert turns.total < FLOOD
         assert turns.most <= TURN_MAX
@@ -211,14 +213,14 @@ async def measuring(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("half_closed", [False, True])
-@pytest.mark.parametrize("name", DOORS_OF_HTTP1)
-async def test_chunks_in_one_piece_arrive_whole(name: str, half_closed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("door", DOORS_OF_HTTP1.values(), ids=DOORS_OF_HTTP1)
+async def test_chunks_in_one_piece_arrive_whole(door: Door, half_closed: bool, tmp_path: Path) -> None:
     rng = Random(1)
     pieces = [rng.randbytes(rng.choice([1, 2, 3, 10, 5000, 40_000])) for _ in range(100)]
     data = CHUNKED + b"".join(b"%x\r\n%b\r\n" % (len(it), it) for it in pieces) + b"0\r\n\r\n"
     async with (
         Member(measuring) as member,
-        door(name, tmp_path, member) as here,
+        door.open(member, tmp_path) as here,
         here.client() as client,
     ):
         await client.send(data)

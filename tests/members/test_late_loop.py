@@ -30,7 +30,7 @@ class Threaded:
         self._delay = delay
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = Address(*self._listener.getsockname())
-        self._ends = False
+        self._ends = threading.Event()
         self._connections: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -39,7 +39,7 @@ class Threaded:
         while True:
             connection, _ = self._listener.accept()
             self._connections.append(connection)
-            if self._ends:
+            if self._ends.is_set():
                 return
             thread = threading.Thread(target=self._serve, args=(connection,))
             self._threads.append(thread)
@@ -47,14 +47,13 @@ class Threaded:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            while connection.recv(65536):
-                time.sleep(self._delay)
+            while connection.recv(65536) and not self._ends.wait(self._delay):
                 connection.sendall(OK)
         except OSError:
             pass
 
     def close(self) -> None:
-        self._ends = True
+        self._ends.set()
         socket.create_connection(self.address).close()
         self._threads[0].join()
         for connection in self._connections:

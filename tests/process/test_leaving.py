@@ -9,9 +9,10 @@ import httpx
 import pytest
 
 from balancer.demo.system import free_port
+from tests.support.gate import Gate
 from tests.support.messages import GET
 from tests.support.processes import Serving, serving
-from tests.support.wire import LIMIT, OK, Connection, Member
+from tests.support.wire import LIMIT, Connection, Member, eventually
 
 CLIENTS = 20
 
@@ -74,24 +75,17 @@ async def test_delay_ends_by_itself() -> None:
 
 
 async def test_request_in_flight_has_its_time_after_the_delay() -> None:
-    arrived, gate = asyncio.Event(), asyncio.Event()
-
-    async def slow(connection: Connection) -> None:
-        await connection.head()
-        arrived.set()
-        await gate.wait()
-        await connection.send(OK)
-
+    gate = Gate()
     async with (
-        Member(slow) as member,
+        Member(gate) as member,
         serving(member, shutdown_delay="0.3", shutdown_timeout="30") as serve,
         serve.client() as client,
     ):
         await client.send(GET)
-        await arrived.wait()
+        await eventually(lambda: gate.waiting == 1)
         serve.process.terminate()
         await serve.logged("stopping: 1 request in progress")
-        gate.set()
+        gate.let()
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
         assert await ended(serve) == 0
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Self
 from urllib.parse import unquote
 
 import httpx
@@ -63,6 +64,20 @@ class Compose:
 
     async def __call__(self, *arguments: str) -> str:
         return await self.run("docker", "compose", *arguments)
+
+    async def down(self) -> None:
+        """Remove all that there is of the project."""
+        await self("down", "--volumes", "--timeout", "1", "--remove-orphans")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """The project anew, up with one worker; nothing is left of it afterwards."""
+        await self.down()
+        try:
+            await self("up", "--build", "--detach", "--wait", "--scale", "worker=1")
+            yield self
+        finally:
+            await self.down()
 
     async def scale(self, workers: int) -> None:
         await self("up", "--detach", "--no-recreate", "--scale", f"worker={workers}")

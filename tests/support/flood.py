@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -16,17 +15,9 @@ pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
 import zttp
 
-from balancer.config.settings import Settings
-from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_parser import RequestParser
-from balancer.frontend.tls import Certificate
-from balancer.process.sockets import listen
-from balancer.types import Address, UnixSocket
-from tests.support.http2 import Http2Client
-from tests.support.messages import GET
-from tests.support.proxy_header import LOOPBACK, V1
-from tests.support.tls import issue, trusting
-from tests.support.wire import OK, Connection, Member, balance, listening
+from tests.support.doors import OpenDoor
+from tests.support.wire import OK, Connection
 
 MEBI = 1 << 20
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -46,7 +37,6 @@ HTTP2 = {
     "table size": (PREFACE, frame(0x4, b"\0\x01\0\0\x10\0")),
     "WINDOW_UPDATE": (PREFACE, frame(0x8, b"\0\0\0\x01")),
 }
-DOORS = ["HTTP/1.1", "TLS", "HTTP/2", "PROXY", "PROXY and TLS", "Unix socket"]
 
 
 async def sink(connection: Connection) -> None:
@@ -59,75 +49,13 @@ async def sink(connection: Connection) -> None:
         await connection.send(OK)
 
 
-class Door:
-    """One way into a balancer."""
-
-    def __init__(self, name: str, registry: ClientRegistry, address: Any) -> None:
-        self.name = name
-        self.registry = registry
-        self._address = address
-        self._first = V1 if name.startswith("PROXY") else b""
-        protocol = {"HTTP/2": "h2", "TLS": "http/1.1", "PROXY and TLS": "http/1.1"}.get(name, "")
-        self._tls = trusting(protocol) if protocol else None
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[Connection]:
-        if isinstance(self._address, str):
-            reader, writer = await asyncio.open_unix_connection(self._address)
-        else:
-            reader, writer = await asyncio.open_connection(*self._address)
-        try:
-            writer.write(self._first)
-            if self._tls:
-                await writer.start_tls(self._tls, server_hostname="127.0.0.1")
-            yield Connection(reader, writer)
-        finally:
-            writer.close()
-
-    @asynccontextmanager
-    async def honest(self) -> AsyncIterator[Any]:
-        """A coroutine function that sends a request, on a connection that stays open, and reads its answer."""
-        async with self.client() as connection:
-            if self.name == "HTTP/2":
-                http2 = Http2Client(connection)
-                await http2.begin()
-
-                async def ask() -> None:
-                    assert (await http2.get("/")).body == b"ok"
-            else:
-
-                async def ask() -> None:
-                    await connection.send(GET)
-                    assert (await connection.head()).startswith(b"HTTP/1.1 200")
-                    await connection.exactly(2)
-
-            await ask()
-            yield ask
-
-
-@asynccontextmanager
-async def door(name: str, folder: Path, member: Member, **more: Any) -> AsyncIterator[Door]:
-    """A balancer with this door in front of it."""
-    settings: dict[str, Any] = dict(more)
-    if name in ("TLS", "HTTP/2", "PROXY and TLS"):
-        settings |= issue(folder) | {"http2": name == "HTTP/2"}
-    if name.startswith("PROXY"):
-        settings |= {"proxy_protocol": True, "trusted_proxies": LOOPBACK}
-    address = UnixSocket(str(folder / "balancer.sock")) if name == "Unix socket" else Address("127.0.0.1", 0)
-    async with balance(member) as running:
-        registry = ClientRegistry(running.balancer.proxy, Settings(**settings))
-        sock = listen("BIND", address)
-        async with listening(running.balancer, sock, registry, Certificate.of(registry.settings)):
-            yield Door(name, registry, sock.getsockname())
-
-
 class Flood:
     """A thread that sends up to ``size`` bytes of a flood: what begins it, and what it repeats.
 
     ``sent``: bytes that have gone out. ``has_ended``: the balancer has closed the connection.
     """
 
-    def __init__(self, door: Door, kind: tuple[bytes, bytes], size: int) -> None:
+    def __init__(self, door: OpenDoor, kind: tuple[bytes, bytes], size: int) -> None:
         self._door = door
         self._begin, self._piece = kind
         self._size = size

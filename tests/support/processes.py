@@ -8,12 +8,13 @@ import ssl
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
-from tests.support.wire import LIMIT, Connection, Member
+from balancer.types import Address, UnixSocket
+from tests.support.wire import LIMIT, Connection, Member, connected
 
 
 class Serving:
@@ -24,21 +25,11 @@ class Serving:
         self.bind = bind
         self.port = 0 if bind.startswith("unix:") else int(bind.rpartition(":")[2])
 
-    @asynccontextmanager
-    async def client(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Connection]:
-        reader, writer = await self._connect()
-        try:
-            if tls:
-                await writer.start_tls(tls, server_hostname="127.0.0.1")
-            yield Connection(reader, writer)
-        finally:
-            writer.close()
-
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    def client(self, tls: ssl.SSLContext | None = None) -> AbstractAsyncContextManager[Connection]:
         if self.bind.startswith("unix:"):
-            return await asyncio.open_unix_connection(self.bind.removeprefix("unix:"))
+            return connected(UnixSocket(self.bind.removeprefix("unix:")), tls)
         host = self.bind.rpartition(":")[0].strip("[]")
-        return await asyncio.open_connection({"::": "::1"}.get(host, host), self.port)
+        return connected(Address({"::": "::1"}.get(host, host), self.port), tls)
 
     async def logged(self, text: str) -> None:
         """Wait until a line with ``text`` has been written to standard error."""
@@ -58,12 +49,10 @@ class Serving:
         async with asyncio.timeout(LIMIT):
             while self.process.returncode is None:
                 try:
-                    _, writer = await self._connect()
+                    async with self.client():
+                        return
                 except OSError:
                     await asyncio.sleep(0.02)
-                else:
-                    writer.close()
-                    return
         raise AssertionError(f"it ended: {(await self.process.communicate())[1].decode()}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from tests.support import wire
 from tests.support.scripted import ScriptedResolver
-from tests.support.wire import Connection, Member, eventually
+from tests.support.wire import Connection, Member, connected, eventually
 
 
 def named(name: str, gate: asyncio.Event | None = None) -> wire.Script:
@@ -64,13 +64,8 @@ class Routed:
     def records(self) -> list[RequestRecord]:
         return self.recorder.records
 
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[Connection]:
-        reader, writer = await asyncio.open_connection(*self.address)
-        try:
-            yield Connection(reader, writer)
-        finally:
-            writer.close()
+    def client(self) -> AbstractAsyncContextManager[Connection]:
+        return connected(self.address)
 
     async def ask(
         self, target: str = "/", host: str = "a", method: str = "GET", more: str = "", body: bytes = b""

@@ -7,9 +7,9 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.support.before_http import Door
+from tests.support.doors import OpenDoor
 from tests.support.tls import trusting
-from tests.support.wire import LIMIT, Connection, Running, in_lower_case
+from tests.support.wire import LIMIT, Connection, in_lower_case
 
 
 class StubbornConnection:
@@ -66,12 +66,12 @@ class StubbornConnection:
 
 
 @asynccontextmanager
-async def stubborn(door: Door, running: Running) -> AsyncIterator[Connection | StubbornConnection]:
+async def stubborn(here: OpenDoor) -> AsyncIterator[Connection | StubbornConnection]:
     """A client that has come to HTTP at this door."""
-    async with running.client(first=door.first) as raw:
-        if not door.tls:
+    async with here.running.client(first=here.door.first) as raw:
+        if not here.door.protocol:
             yield raw
             return
-        client = StubbornConnection(raw, trusting(door.tls))
+        client = StubbornConnection(raw, trusting(here.door.protocol))
         await client.begin()
         yield client

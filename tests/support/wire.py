@@ -7,8 +7,8 @@ import re
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Self
 
 from balancer.config.settings import Settings
@@ -19,6 +19,7 @@ from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.tls import Certificate
 from balancer.hooks import Hooks
 from balancer.loadbalancer import LoadBalancer
+from balancer.members import probe_scheduler
 from balancer.members.probe import Probe
 from balancer.policies import Policy
 from balancer.process.data_listener import DataListener
@@ -41,6 +42,9 @@ edge = True
 
 # Settings that differ from the product's defaults for the test under way.
 defaults: dict[str, Any] = {}
+
+# Balancers that wait for their first members, and the step of probes for all others.
+starting, tick = 0, probe_scheduler.TICK
 
 # Longer than anything here takes; only a failing test waits for it.
 LIMIT = 10.0
@@ -107,6 +111,28 @@ class Connection:
         sock: socket.socket = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
         self.writer.transport.abort()
+
+
+@asynccontextmanager
+async def connected(
+    to: Address | UnixSocket, tls: ssl.SSLContext | None = None, first: bytes = b"", host: str = ""
+) -> AsyncIterator[Connection]:
+    """A raw connection. ``first``: bytes that are sent before the TLS handshake; ``host``: an own address."""
+    if isinstance(to, UnixSocket):
+        reader, writer = await asyncio.open_unix_connection(to.path)
+    else:
+        reader, writer = await asyncio.open_connection(*to, local_addr=(host, 0) if host else None)
+    try:
+        writer.write(first)
+        if tls:
+            await writer.start_tls(tls, server_hostname="127.0.0.1")
+        yield Connection(reader, writer)
+    finally:
+        # What the peer does not take would keep the transport open.
+        if writer.transport.get_write_buffer_size():
+            writer.transport.abort()
+        else:
+            writer.close()
 
 
 async def keep_answering(connection: Connection) -> None:
@@ -192,25 +218,11 @@ class Running:
     def url(self) -> str:
         return f"{'https' if self.certificate else 'http'}://{self.address}"
 
-    @asynccontextmanager
-    async def client(self, tls: ssl.SSLContext | None = None, first: bytes = b"") -> AsyncIterator[Connection]:
-        """A raw connection to the balancer. ``first``: bytes that are sent before the TLS handshake."""
-        if isinstance(self.listens, UnixSocket):
-            reader, writer = await asyncio.open_unix_connection(self.listens.path)
-        else:
-            reader, writer = await asyncio.open_connection(*self.listens)
-        try:
-            if first:
-                writer.write(first)
-            if tls:
-                await writer.start_tls(tls, server_hostname=self.address.host)
-            yield Connection(reader, writer)
-        finally:
-            # What the balancer does not take would keep the transport open.
-            if writer.transport.get_write_buffer_size():
-                writer.transport.abort()
-            else:
-                writer.close()
+    def client(
+        self, tls: ssl.SSLContext | None = None, first: bytes = b"", host: str = ""
+    ) -> AbstractAsyncContextManager[Connection]:
+        """A raw connection to the balancer, as ``connected`` makes them."""
+        return connected(self.listens, tls, first, host)
 
     async def exchange(self, request: bytes) -> bytes:
         """Send bytes on a connection of their own; everything that comes back until the balancer closes."""
@@ -235,6 +247,20 @@ class _Recorder(Observer):
         self._records.append(record)
 
 
+@contextmanager
+def quick_probes() -> Iterator[None]:
+    """Begin first probes at once, and not in one step with others that may come; several balancers may start so."""
+    global starting
+    starting += 1
+    probe_scheduler.TICK = 0.001
+    try:
+        yield
+    finally:
+        starting -= 1
+        if not starting:
+            probe_scheduler.TICK = tick
+
+
 @asynccontextmanager
 async def balance(
     *members: Member | Address,
@@ -246,13 +272,14 @@ async def balance(
     stats: Stats | None = None,
     wait: bool = True,
     unix: UnixSocket | None = None,
+    own_edge: bool | None = None,
     observers: Sequence[Observer] = (),
     trace: Trace | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A balancer over these members on a loopback port, or on ``unix``; ``settings`` as fields of Settings.
 
-    ``own_policy`` takes the place of the one in the settings.
+    ``own_policy`` takes the place of the one in the settings, and ``own_edge`` of ``edge``.
     """
     addresses = [it.address if isinstance(it, Member) else it for it in members]
     records: list[RequestRecord] = []
@@ -271,12 +298,13 @@ async def balance(
     sock = listen("BIND", unix or Address("127.0.0.1", 0))
     address = unix or Address("127.0.0.1", sock.getsockname()[1])
     async with balancer:
-        clients = ClientRegistry(balancer.proxy, effective) if edge else None
+        clients = ClientRegistry(balancer.proxy, effective) if (edge if own_edge is None else own_edge) else None
         certificate = Certificate.of(effective)
         async with listening(balancer, sock, clients, certificate):
             running = Running(balancer, address, records, certificate, clients)
             if wait:
-                await running.available(len(addresses))
+                with quick_probes():
+                    await running.available(len(addresses))
             yield running
 
 
@@ -308,9 +336,11 @@ async def listening(
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait until something has become true; TimeoutError if it does not."""
+    pause = 0.001
     async with asyncio.timeout(LIMIT):
         while not condition():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.01)
 
 
 async def answer_all(connection: Connection) -> None:

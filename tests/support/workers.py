@@ -9,12 +9,13 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from balancer.demo.system import free_port
+from balancer.types import Address
 from tests.support.paths import ROOT
-from tests.support.wire import LIMIT, Connection
+from tests.support.wire import LIMIT, Connection, connected
 
 # Seconds for a process to end that drains until its limit.
 STOP_LIMIT = 20.0
@@ -28,13 +29,8 @@ class Worker:
         self.port = port
         self.host = host
 
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[Connection]:
-        reader, writer = await asyncio.open_connection(self.host, self.port)
-        try:
-            yield Connection(reader, writer)
-        finally:
-            writer.close()
+    def client(self) -> AbstractAsyncContextManager[Connection]:
+        return connected(Address(self.host, self.port))
 
     async def get(self, path: str) -> bytes:
         """The whole answer."""

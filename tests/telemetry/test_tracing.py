@@ -144,7 +144,7 @@ class _Collector(BaseHTTPRequestHandler):
 def collector() -> Iterator[HTTPServer]:
     _Collector.bodies = []
     server = HTTPServer(("127.0.0.1", 0), _Collector)
-    thread = Thread(target=server.serve_forever)
+    thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
     server.shutdown()

@@ -14,34 +14,11 @@ from balancer.demo.system import free_port
 from balancer.dispatch.retry import BUDGET_FLOOR
 from balancer.members.probe_scheduler import OVERLAP
 from balancer.types import Address
+from tests.support.gate import Gate
 from tests.support.messages import LAST_GET as GET
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
 
 pytestmark = pytest.mark.usefixtures("each_way")
-
-
-class Gate:
-    """A member's script that answers only what it is told to; ``waiting`` requests are in its hands."""
-
-    def __init__(self) -> None:
-        self.waiting = 0
-        self.most = 0
-        self._let = asyncio.Semaphore(0)
-
-    async def __call__(self, connection: Connection) -> None:
-        while True:
-            await connection.head()
-            self.waiting += 1
-            self.most = max(self.most, self.waiting)
-            try:
-                await self._let.acquire()
-            finally:
-                self.waiting -= 1
-            await connection.send(OK)
-
-    def let(self, requests: int = 1) -> None:
-        for _ in range(requests):
-            self._let.release()
 
 
 async def test_member_has_no_more_requests_than_its_limit_and_the_rest_get_their_turn() -> None:
@@ -122,7 +99,8 @@ async def test_queue_that_moves_too_slowly_refuses_at_once() -> None:
 
 
 async def test_cookie_keeps_a_client_at_its_member_until_that_is_gone() -> None:
-    async with Member() as one, Member() as two, balance(one, two, sticky_cookie="member") as running:
+    settings: dict[str, Any] = {"sticky_cookie": "member", "health_interval": 0.1}
+    async with Member() as one, Member() as two, balance(one, two, **settings) as running:
         first = await running.exchange(GET)
         found = re.search(rb"set-cookie: (member=[0-9a-f]{16}); Path=/; HttpOnly; SameSite=Lax\r\n", first)
         assert found

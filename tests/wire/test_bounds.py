@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,8 @@ import pytest
 
 from balancer.frontend import client_registry
 from balancer.frontend.http1_connection import PIPELINE_MAX
-from tests.support.doors import ALL, HTTP1, OWN, Door, Opens, Reply
+from tests.support.doors import ALL, HTTP1, OWN, Door, Reply, at_once
 from tests.support.wire import Connection, Member, eventually
-
-pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
 
 MEBI = 1 << 20
 LARGE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (64 * MEBI) + bytes(MEBI)
@@ -46,7 +43,7 @@ class Refused(NamedTuple):
     ask: dict[str, Any]
     reply: Reply
     settings: dict[str, Any]
-    doors: dict[str, Opens] = ALL
+    doors: dict[str, Door] = ALL
 
 
 BEYOND = {
@@ -80,7 +77,7 @@ BEYOND = {
 @pytest.mark.parametrize(("bound", "door"), [(bound, door) for bound, case in BEYOND.items() for door in case.doors])
 async def test_request_beyond_a_bound_is_refused_at_every_door(bound: str, door: str, tmp_path: Path) -> None:
     case = BEYOND[bound]
-    async with Member(member) as it, case.doors[door](it, tmp_path, **case.settings) as here:
+    async with Member(member) as it, case.doors[door].open(it, tmp_path, **case.settings) as here:
         assert await here.ask(**case.ask) == case.reply
         assert await here.ask() == Reply(200)
         await here.running.idle()
@@ -93,9 +90,12 @@ async def test_request_beyond_a_bound_is_refused_at_every_door(bound: str, door:
 
 
 class Ended(NamedTuple):
-    """A client that does not go on. ``reply``: what it gets; ``counted``: as which bound; both over HTTP/2, too."""
+    """A client that does not go on. ``act``: a method of OpenDoor.
 
-    act: Callable[[Door], Awaitable[Reply]]
+    ``reply``: what it gets; ``counted``: as which bound; both over HTTP/2, too.
+    """
+
+    act: str
     reply: Reply
     http2: Reply
     counted: str = ""
@@ -103,35 +103,31 @@ class Ended(NamedTuple):
 
 
 SLOW = {
-    "says nothing": Ended(Door.say_nothing, Reply(0), Reply(0), "header_timeout", "header_timeout"),
-    "half a head": Ended(
-        Door.send_half_a_head, Reply(408, "request_timeout"), Reply(0), http2_counted="header_timeout"
-    ),
-    "half a body": Ended(Door.send_half_a_body, Reply(408, "request_timeout"), Reply(408, "request_timeout")),
-    "idle": Ended(Door.stay_idle, Reply(0), Reply(0)),
+    "says nothing": Ended("say_nothing", Reply(0), Reply(0), "header_timeout", "header_timeout"),
+    "half a head": Ended("send_half_a_head", Reply(408, "request_timeout"), Reply(0), http2_counted="header_timeout"),
+    "half a body": Ended("send_half_a_body", Reply(408, "request_timeout"), Reply(408, "request_timeout")),
+    "idle": Ended("stay_idle", Reply(0), Reply(0)),
 }
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("door", OWN)
+@at_once(OWN)
 @pytest.mark.parametrize("case", SLOW)
-async def test_client_that_does_not_go_on_is_ended_at_every_door(case: str, door: str, tmp_path: Path) -> None:
+async def test_client_that_does_not_go_on_is_ended_at_every_door(case: str, door: Door, tmp_path: Path) -> None:
     slow = SLOW[case]
-    async with Member(member) as it, OWN[door](it, tmp_path) as here:
-        reply, counted = (slow.http2, slow.http2_counted) if here.speaks_http2 else (slow.reply, slow.counted)
-        assert await getattr(here, slow.act.__name__)() == reply
+    async with Member(member) as it, door.open(it, tmp_path) as here:
+        reply, counted = (slow.http2, slow.http2_counted) if door.speaks_http2 else (slow.reply, slow.counted)
+        assert await getattr(here, slow.act)() == reply
         await here.running.idle()
-        clients = here.running.clients
-        assert clients
-        await eventually(lambda: not clients.connections)
+        await eventually(lambda: not here.clients.connections)
         assert here.reached == ({counted: 1} if counted else {})
         assert [record.error for record in here.running.records if record.error] == [reply.token] * bool(reply.token)
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("door", OWN)
-async def test_client_that_reads_nothing_is_cut_off_at_every_door(door: str, tmp_path: Path) -> None:
-    async with Member(member) as it, OWN[door](it, tmp_path) as here:
+@at_once(OWN)
+async def test_client_that_reads_nothing_is_cut_off_at_every_door(door: Door, tmp_path: Path) -> None:
+    async with Member(member) as it, door.open(it, tmp_path) as here:
         await here.read_nothing()
         await here.running.idle()
         assert here.reached == {"unread": 1}
@@ -142,31 +138,29 @@ async def test_client_that_reads_nothing_is_cut_off_at_every_door(door: str, tmp
 
 
 @pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_client"])
-@pytest.mark.parametrize("door", OWN)
+@at_once(OWN)
 async def test_connection_beyond_a_bound_is_refused_at_every_door(
-    door: str, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    door: Door, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_registry, "SWEEP_SECONDS", 0.05)
-    async with Member(member) as it, OWN[door](it, tmp_path, **{limit: 2}) as here:
-        clients = here.running.clients
-        assert clients
+    async with Member(member) as it, door.open(it, tmp_path, **{limit: 2}) as here:
         async with AsyncExitStack() as open_ones:
             for _ in range(2):
-                await open_ones.enter_async_context(here.connect())
-            await eventually(lambda: len(clients.connections) == 2)
-            refused = Reply(0) if here.speaks_http2 else Reply(503, "too_many_connections")
+                await open_ones.enter_async_context(here.client())
+            await eventually(lambda: len(here.clients.connections) == 2)
+            refused = Reply(0) if door.speaks_http2 else Reply(503, "too_many_connections")
             assert await here.say_nothing() == refused
             assert here.reached == {limit.removeprefix("max_"): 1}
-        await eventually(lambda: not clients.connections)
+        await eventually(lambda: not here.clients.connections)
         assert await here.ask() == Reply(200)
 
 
 # Bounds of HTTP/1.1 alone.
 
 
-@pytest.mark.parametrize("door", HTTP1)
-async def test_requests_ahead_of_their_answers_are_bounded_at_every_door(door: str, tmp_path: Path) -> None:
-    async with Member(member) as it, HTTP1[door](it, tmp_path) as here, here.connect() as client:
+@at_once(HTTP1)
+async def test_requests_ahead_of_their_answers_are_bounded_at_every_door(door: Door, tmp_path: Path) -> None:
+    async with Member(member) as it, door.open(it, tmp_path) as here, here.client() as client:
         await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 300)
         answers = (await client.to_end()).count(b"HTTP/1.1 200 OK")
         assert PIPELINE_MAX <= answers < 300

@@ -54,7 +54,7 @@ async def test_member_that_is_gone_is_found_out_by_a_request_that_does_not_notic
 
 
 async def test_member_that_comes_back_is_used_again() -> None:
-    async with Member() as member, balance(member) as running:
+    async with Member() as member, balance(member, health_interval=0.1) as running:
         await member.stop()
         await running.available(0)
         await member.start_again()

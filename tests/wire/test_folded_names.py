@@ -10,16 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.support import wire
-from tests.support.http2_door import spoken
-from tests.support.proxy_header import V1, announced
-from tests.support.tls import issue, trusting
+from tests.support.doors import ALL, Door, Reply
 from tests.support.wire import Connection, Member, answer_all, balance
 
 Fields = list[tuple[bytes, bytes]]
 # Sends a request with these fields, and waits for the answer.
 Ask = Callable[[Fields], Awaitable[None]]
-Door = Callable[..., AbstractAsyncContextManager[Ask]]
+Way = Callable[..., AbstractAsyncContextManager[Ask]]
 
 FORGED = (
     b"X_Forwarded_For", b"x_forwarded_for", b"X_FORWARDED-FOR", b"X-Forwarded_Proto", b"X_Forwarded_Host",
@@ -44,33 +41,17 @@ async def ask_raw(client: Connection, fields: Fields, more: bytes = b"") -> None
     await client.head()
 
 
-@asynccontextmanager
-async def http(member: Member, folder: Path, **settings: Any) -> AsyncIterator[Ask]:
-    async with balance(member, **settings) as running, running.client() as client:
-        yield lambda fields: ask_raw(client, fields)
+def plain(door: Door) -> Way:
+    @asynccontextmanager
+    async def opened(member: Member, folder: Path, **settings: Any) -> AsyncIterator[Ask]:
+        async with door.open(member, folder, **settings) as here:
 
+            async def ask(fields: Fields) -> None:
+                assert await here.ask(fields=fields) == Reply(200)
 
-@asynccontextmanager
-async def tls(member: Member, folder: Path, **settings: Any) -> AsyncIterator[Ask]:
-    async with balance(member, **issue(folder), **settings) as running, running.client(trusting()) as client:
-        yield lambda fields: ask_raw(client, fields)
+            yield ask
 
-
-@asynccontextmanager
-async def proxy_header(member: Member, folder: Path, **settings: Any) -> AsyncIterator[Ask]:
-    async with announced(member, **settings) as running, running.client(first=V1) as client:
-        yield lambda fields: ask_raw(client, fields)
-
-
-@asynccontextmanager
-async def http2(member: Member, folder: Path, **settings: Any) -> AsyncIterator[Ask]:
-    async with spoken(folder, member, **settings) as here, here.client() as client:
-
-        async def ask(fields: Fields) -> None:
-            lower = [(name.lower(), value) for name, value in fields]
-            assert (await client.answer(await client.ask(*lower))).status == 200
-
-        yield ask
+    return opened
 
 
 @asynccontextmanager
@@ -87,40 +68,25 @@ async def tunnel(member: Member, folder: Path, **settings: Any) -> AsyncIterator
 
 @asynccontextmanager
 async def websocket(member: Member, folder: Path, **settings: Any) -> AsyncIterator[Ask]:
-    async with balance(member, **settings) as running, running.client() as client:
+    async with ALL["ASGI"].open(member, folder, **settings) as here, here.client() as client:
         yield lambda fields: ask_raw(client, fields, b"Connection: Upgrade\r\n" + HANDSHAKE)
 
 
-def through_asgi(door: Door) -> Door:
-    @asynccontextmanager
-    async def opened(member: Member, folder: Path, **settings: Any) -> AsyncIterator[Ask]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(wire, "edge", False)
-            async with door(member, folder, **settings) as ask:
-                yield ask
-
-    return opened
-
-
-DOORS: dict[str, Door] = {
-    "HTTP/1.1": http,
-    "TLS": tls,
-    "PROXY": proxy_header,
-    "HTTP/2": http2,
+WAYS: dict[str, Way] = {
+    **{name: plain(door) for name, door in ALL.items()},
     "tunnel": tunnel,
-    "ASGI": through_asgi(http),
-    "WebSocket through ASGI": through_asgi(websocket),
+    "WebSocket through ASGI": websocket,
 }
-each_door = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+each_way_in = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
-@each_door
-async def test_name_that_folds_into_a_header_of_the_balancers_reaches_no_member(door: Door, tmp_path: Path) -> None:
-    async with Member() as plain, door(plain, tmp_path) as ask:
+@each_way_in
+async def test_name_that_folds_into_a_header_of_the_balancers_reaches_no_member(way: Way, tmp_path: Path) -> None:
+    async with Member() as unforged, way(unforged, tmp_path) as ask:
         await ask([(b"X-Request-ID", b"mine")])
-    async with Member() as member, door(member, tmp_path) as ask:
+    async with Member() as member, way(member, tmp_path) as ask:
         await ask([(b"X-Request-ID", b"mine"), *((name, b"6.6.6.6") for name in FORGED), *ODD])
-    (before,), (after,) = plain.received, member.received
+    (before,), (after,) = unforged.received, member.received
     assert b"6.6.6.6" not in after
     assert b"\r\nx-request-id: mine\r\n" in after
     # Other names pass as they are.
@@ -129,9 +95,9 @@ async def test_name_that_folds_into_a_header_of_the_balancers_reaches_no_member(
     assert folded(after) == folded(before) | {b"X_API_KEY", b"_", b"X__Y"}
 
 
-@each_door
-async def test_names_with_an_underscore_are_dropped_where_the_setting_has_it(door: Door, tmp_path: Path) -> None:
-    async with Member() as member, door(member, tmp_path, drop_underscore_headers=True) as ask:
+@each_way_in
+async def test_names_with_an_underscore_are_dropped_where_the_setting_has_it(way: Way, tmp_path: Path) -> None:
+    async with Member() as member, way(member, tmp_path, drop_underscore_headers=True) as ask:
         await ask([(b"X-Plain", b"1"), *ODD])
         (received,) = member.received
         assert b"\r\nx-plain: 1\r\n" in received
@@ -139,7 +105,7 @@ async def test_names_with_an_underscore_are_dropped_where_the_setting_has_it(doo
 
 
 async def test_handshake_that_folds_into_the_balancers_own_reaches_no_member(tmp_path: Path) -> None:
-    async with Member() as member, through_asgi(websocket)(member, tmp_path) as ask:
+    async with Member() as member, websocket(member, tmp_path) as ask:
         await ask([(b"Sec_WebSocket_Key", b"6.6.6.6"), (b"Sec-WebSocket_Version", b"6.6.6.6")])
         assert b"6.6.6.6" not in member.received[0]
 

@@ -22,14 +22,13 @@ from balancer.http.request import Request
 from balancer.telemetry.access_log import AccessLog
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
-from tests.support import wire
 from tests.support.admin import administer
 from tests.support.calls import calling
+from tests.support.doors import ALL, Door
 from tests.support.hostile import CHUNKED, HEAD_MAX, TARGET_MAX
 from tests.support.http2 import Http2Client
 from tests.support.messages import GET
-from tests.support.processes import serving
-from tests.support.proxy_header import LOOPBACK, V1, announced
+from tests.support.proxy_header import LOOPBACK
 from tests.support.tls import issue, trusting
 from tests.support.wire import OK, Connection, Member, Running, balance, eventually
 
@@ -37,7 +36,7 @@ from tests.support.wire import OK, Connection, Member, Running, balance, eventua
 
 # Sends a request with these values of ``Connection``, one a field; the status of the answer.
 Ask = Callable[[list[bytes]], Awaitable[int]]
-Door = Callable[[Member, Path], AbstractAsyncContextManager[Ask]]
+Way = Callable[[Member, Path], AbstractAsyncContextManager[Ask]]
 
 HANDSHAKE = b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 
@@ -48,28 +47,17 @@ async def ask_raw(client: Connection, values: list[bytes], more: bytes = b"") ->
     return int((await client.head()).split(b" ")[1])
 
 
-@asynccontextmanager
-async def http(member: Member, folder: Path) -> AsyncIterator[Ask]:
-    async with balance(member) as running, running.client() as client:
-        yield lambda values: ask_raw(client, values)
+def plain(door: Door) -> Way:
+    @asynccontextmanager
+    async def opened(member: Member, folder: Path) -> AsyncIterator[Ask]:
+        async with door.open(member, folder) as here:
 
+            async def ask(values: list[bytes]) -> int:
+                return (await here.ask(fields=[(b"Connection", it) for it in values])).status
 
-@asynccontextmanager
-async def tls(member: Member, folder: Path) -> AsyncIterator[Ask]:
-    async with balance(member, **issue(folder)) as running, running.client(trusting()) as client:
-        yield lambda values: ask_raw(client, values)
+            yield ask
 
-
-@asynccontextmanager
-async def proxy_header(member: Member, folder: Path) -> AsyncIterator[Ask]:
-    async with announced(member) as running, running.client(first=V1) as client:
-        yield lambda values: ask_raw(client, values)
-
-
-@asynccontextmanager
-async def unix_socket(member: Member, folder: Path) -> AsyncIterator[Ask]:
-    async with serving(member, bind=f"unix:{folder / 'balancer.sock'}") as serve, serve.client() as client:
-        yield lambda values: ask_raw(client, values)
+    return opened
 
 
 @asynccontextmanager
@@ -83,19 +71,11 @@ async def admin(member: Member, folder: Path) -> AsyncIterator[Ask]:
         writer.close()
 
 
-@asynccontextmanager
-async def websocket(member: Member, folder: Path) -> AsyncIterator[Ask]:
-    async with balance(member) as running, running.client() as client:
-        yield lambda values: ask_raw(client, [b"upgrade", *values], HANDSHAKE)
-
-
-def through_asgi(door: Door) -> Door:
+def websocket(door: Door) -> Way:
     @asynccontextmanager
     async def opened(member: Member, folder: Path) -> AsyncIterator[Ask]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(wire, "edge", False)
-            async with door(member, folder) as ask:
-                yield ask
+        async with door.open(member, folder) as here, here.client() as client:
+            yield lambda values: ask_raw(client, [b"upgrade", *values], HANDSHAKE)
 
     return opened
 
@@ -118,35 +98,36 @@ def names(first: int, count: int) -> bytes:
     return b", ".join(b"x-%d" % number for number in range(first, first + count))
 
 
-PLAIN: dict[str, Door] = {
-    "HTTP/1.1": http,
-    "TLS": tls,
-    "PROXY": proxy_header,
-    "Unix socket": unix_socket,
-    "ASGI": through_asgi(http),
+# HTTP/2 has no such field.
+PLAIN: dict[str, Way] = {
+    **{name: plain(door) for name, door in ALL.items() if not door.speaks_http2},
     "own call": own_call,
     "admin": admin,
 }
 # Whose handshake is for another test.
-DOORS: dict[str, Door] = {**PLAIN, "WebSocket": websocket, "WebSocket through ASGI": through_asgi(websocket)}
+WAYS: dict[str, Way] = {
+    **PLAIN,
+    "WebSocket": websocket(ALL["HTTP/1.1"]),
+    "WebSocket through ASGI": websocket(ALL["ASGI"]),
+}
 
 WITHIN = [[names(0, 32)], [names(0, 30), names(30, 2)], [names(0, 1)] * 32]
 BEYOND = [[names(0, 33)], [names(0, 30), names(30, 3)], [names(0, 1)] * 33, [b"," * 32], [names(0, 3000)]]
 
 
 @pytest.mark.parametrize("values", WITHIN, ids=lambda it: f"{len(it)} fields")
-@pytest.mark.parametrize("door", PLAIN.values(), ids=PLAIN)
-async def test_options_of_connection_up_to_the_bound_pass(door: Door, values: list[bytes], tmp_path: Path) -> None:
-    async with Member() as member, door(member, tmp_path) as ask:
+@pytest.mark.parametrize("way", PLAIN.values(), ids=PLAIN)
+async def test_options_of_connection_up_to_the_bound_pass(way: Way, values: list[bytes], tmp_path: Path) -> None:
+    async with Member() as member, way(member, tmp_path) as ask:
         assert await ask(values) == 200
 
 
 @pytest.mark.parametrize("values", BEYOND, ids=lambda it: f"{len(b','.join(it))} bytes in {len(it)} fields")
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 async def test_options_of_connection_beyond_the_bound_are_refused_at_every_door(
-    door: Door, values: list[bytes], tmp_path: Path
+    way: Way, values: list[bytes], tmp_path: Path
 ) -> None:
-    async with Member() as member, door(member, tmp_path) as ask:
+    async with Member() as member, way(member, tmp_path) as ask:
         assert await ask(values) == 400
         assert member.received == []
 
@@ -160,7 +141,7 @@ async def test_websocket_with_two_hosts_is_refused() -> None:
 
 # Memory. Each request is another one, and as long as may be.
 
-REQUESTS = 100
+REQUESTS = 40
 LONG = HEAD_MAX - 1024
 # What may stay of all of them, in bytes: no more than of sixteen.
 KEPT = 512 * 1024

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
-from ipaddress import ip_network
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -16,197 +13,145 @@ from balancer.frontend.client_registry import ClientRegistry
 from balancer.process.sockets import listen
 from balancer.types import UnixSocket
 from tests.support import wire
-from tests.support.http2 import Http2Client
+from tests.support.doors import ALL, Door, OpenDoor, Reply
+from tests.support.gate import Gate
 from tests.support.messages import LAST_GET as GET
-from tests.support.tls import issue, trusting
-from tests.support.wire import LIMIT, Connection, Member, Running, balance, eventually
-from tests.wire.test_balancing import Gate
+from tests.support.proxy_header import LOOPBACK
+from tests.support.wire import LIMIT, Connection, Member, Running, balance, connected, eventually
 
 HONEST, ATTACKER = "127.0.0.1", "127.0.0.2"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1000\r\n\r\n" + b"a" * 1000
 
 # An attacker's requests.
 CROWD = 100
-
-# What a client gets: the status line and headers, or those of HTTP/2, and the body.
-Ask = Callable[[str], Awaitable[bytes]]
+FULL = Reply(503, "queue_full")
 
 
-@asynccontextmanager
-async def connection_from(running: Running, host: str, tls: Any = None) -> AsyncIterator[Connection]:
-    reader, writer = await asyncio.open_connection(
-        *running.address, local_addr=(host, 0), ssl=tls, server_hostname="127.0.0.1" if tls else None
-    )
-    try:
-        yield Connection(reader, writer)
-    finally:
-        writer.close()
-
-
-async def exchange(running: Running, host: str, request: bytes = GET, tls: Any = None) -> bytes:
-    async with connection_from(running, host, tls) as client:
+async def exchange(running: Running, host: str, request: bytes = GET) -> bytes:
+    async with running.client(host=host) as client:
         await client.send(request)
         return await client.to_end()
 
 
-async def exchange_behind_proxy(running: Running, host: str) -> bytes:
-    return await exchange(running, "127.0.0.3", f"PROXY TCP4 {host} 127.0.0.1 4711 80\r\n".encode() + GET)
+# Those that tell clients apart.
+DOORS = {name: door for name, door in ALL.items() if door.first or not door.unix}
+each_door = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
 
 
-async def exchange_http2(running: Running, host: str, tls: Any) -> bytes:
-    async with connection_from(running, host, tls) as connection:
-        client = Http2Client(connection)
-        await client.begin()
-        answer = await client.get("/")
-        return b"HTTP/2 %d \r\n%b" % (answer.status, answer.body)
-
-
-class Door:
-    """A front end: the settings of its balancer, and how clients ask there."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.settings: dict[str, Any] = {}
-        self._ask: Callable[[Running, str], Awaitable[bytes]] = exchange
-        if name == "TLS":
-            self.settings = issue(folder)
-            self._ask = partial(exchange, tls=trusting("http/1.1"))
-        elif name == "HTTP/2":
-            pytest.importorskip("zttp", reason="HTTP/2 needs the extra http2")
-            self.settings = {**issue(folder), "http2": True}
-            self._ask = partial(exchange_http2, tls=trusting("h2"))
-        elif name == "PROXY":
-            self.settings = {"proxy_protocol": True, "trusted_proxies": (ip_network("127.0.0.0/8"),)}
-            self._ask = exchange_behind_proxy
-
-    def ask(self, running: Running, host: str) -> asyncio.Task[bytes]:
-        async def answer() -> bytes:
-            return await self._ask(running, host)
-
-        return asyncio.create_task(answer())
-
-
-@pytest.fixture(params=["HTTP/1.1", "TLS", "PROXY", "HTTP/2", "ASGI"])
-def door(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Door:
-    if request.param == "ASGI":
-        monkeypatch.setattr(wire, "edge", False)
-    return Door(request.param, tmp_path)
+def ask(here: OpenDoor, host: str) -> asyncio.Task[Reply]:
+    return asyncio.create_task(here.ask(host))
 
 
 def queued(running: Running) -> int:
     return len(running.balancer.dispatcher.queue)
 
 
-def refused(answer: bytes) -> bool:
-    return answer.split(b" ")[1] == b"503"
-
-
-async def test_one_client_s_requests_do_not_hold_up_another_s(door: Door) -> None:
+@each_door
+async def test_one_client_s_requests_do_not_hold_up_another_s(door: Door, tmp_path: Path) -> None:
     gate = Gate()
-    settings = {"max_requests_per_member": 2, "queue_timeout": 3 * LIMIT, **door.settings}
-    async with Member(gate) as member, balance(member, **settings) as running:
-        attack = [door.ask(running, ATTACKER) for _ in range(CROWD)]
-        await eventually(lambda: (gate.waiting, queued(running)) == (2, CROWD - 2))
-        honest = door.ask(running, HONEST)
-        await eventually(lambda: queued(running) == CROWD - 1)
+    settings: dict[str, Any] = {"max_requests_per_member": 2, "queue_timeout": 3 * LIMIT}
+    async with Member(gate) as member, door.open(member, tmp_path, **settings) as here:
+        attack = [ask(here, ATTACKER) for _ in range(CROWD)]
+        await eventually(lambda: (gate.waiting, queued(here.running)) == (2, CROWD - 2))
+        honest = ask(here, HONEST)
+        await eventually(lambda: queued(here.running) == CROWD - 1)
         gate.let(4)  # The two that members have, one in its turn, and this one.
-        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
+        assert await asyncio.wait_for(honest, LIMIT) == Reply(200)
         gate.let(CROWD - 3)
-        assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack))
+        assert all(answer == Reply(200) for answer in await asyncio.gather(*attack))
 
 
-async def test_place_in_a_full_queue_is_made_by_the_client_that_has_most(door: Door) -> None:
+@each_door
+async def test_place_in_a_full_queue_is_made_by_the_client_that_has_most(door: Door, tmp_path: Path) -> None:
     gate = Gate()
-    settings = {"max_requests_per_member": 1, "queue_max": 20, "queue_timeout": 3 * LIMIT, **door.settings}
-    async with Member(gate) as member, balance(member, **settings) as running:
-        attack = [door.ask(running, ATTACKER) for _ in range(21)]
-        await eventually(lambda: (gate.waiting, queued(running)) == (1, 20))
-        honest = door.ask(running, HONEST)
+    settings: dict[str, Any] = {"max_requests_per_member": 1, "queue_max": 20, "queue_timeout": 3 * LIMIT}
+    async with Member(gate) as member, door.open(member, tmp_path, **settings) as here:
+        attack = [ask(here, ATTACKER) for _ in range(21)]
+        await eventually(lambda: (gate.waiting, queued(here.running)) == (1, 20))
+        honest = ask(here, HONEST)
         (gone,), attack_left = await asyncio.wait(attack, return_when=asyncio.FIRST_COMPLETED)
-        assert refused(gone.result())
-        assert b"20 of its 20 requests were yours, whose share is 2" in gone.result()
-        assert refused(await door.ask(running, ATTACKER))
+        assert gone.result() == FULL
+        assert b"20 of its 20 requests were yours, whose share is 2" in gone.result().body
+        assert await ask(here, ATTACKER) == FULL
         # It is in the log as any request is.
-        first, second = running.records
+        first, second = here.running.records
         assert (first.status, first.error, first.request.client) == (503, "queue_full", ATTACKER)
         assert first.queued > 0
         assert (second.status, second.error, second.queued) == (503, "queue_full", 0)
         gate.let(3)
-        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
+        assert await asyncio.wait_for(honest, LIMIT) == Reply(200)
         gate.let(18)
-        assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack_left))
+        assert all(answer == Reply(200) for answer in await asyncio.gather(*attack_left))
 
 
-async def test_one_address_before_all_clients_has_the_whole_queue(door: Door) -> None:
+@each_door
+async def test_one_address_before_all_clients_has_the_whole_queue(door: Door, tmp_path: Path) -> None:
     """As where Docker's own proxy accepts the connections, or a proxy that is not trusted."""
     gate = Gate()
-    settings = {"max_requests_per_member": 2, "queue_max": 30, "queue_timeout": 3 * LIMIT, **door.settings}
-    async with Member(gate) as member, balance(member, **settings) as running:
-        crowd = [door.ask(running, HONEST) for _ in range(32)]
-        await eventually(lambda: (gate.waiting, queued(running)) == (2, 30))
-        answer = await door.ask(running, HONEST)
-        assert refused(answer)
-        assert b"30 requests wait for a member already\n" in answer
+    settings: dict[str, Any] = {"max_requests_per_member": 2, "queue_max": 30, "queue_timeout": 3 * LIMIT}
+    async with Member(gate) as member, door.open(member, tmp_path, **settings) as here:
+        crowd = [ask(here, HONEST) for _ in range(32)]
+        await eventually(lambda: (gate.waiting, queued(here.running)) == (2, 30))
+        answer = await ask(here, HONEST)
+        assert answer == FULL
+        assert b"30 requests wait for a member already\n" in answer.body
         gate.let(32)
-        assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*crowd))
+        assert all(answer == Reply(200) for answer in await asyncio.gather(*crowd))
         assert gate.most == 2
+
+
+async def is_next(
+    running: Running, gate: Gate, crowd: list[Coroutine[Any, Any, bytes]], honest: Coroutine[Any, Any, bytes]
+) -> None:
+    """Have a crowd of 20 wait for one slot; one more, of another client, is answered after two of them."""
+    attack = [asyncio.create_task(it) for it in crowd]
+    await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
+    other = asyncio.create_task(honest)
+    await eventually(lambda: queued(running) == 20)
+    gate.let(3)
+    assert (await asyncio.wait_for(other, LIMIT)).endswith(b"ok")
+    gate.let(18)
+    assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack))
+
+
+def forwarded(clients: str) -> bytes:
+    return GET.replace(b"\r\n\r\n", f"\r\nX-Forwarded-For: {clients}\r\n\r\n".encode())
 
 
 @pytest.mark.usefixtures("each_way")
 async def test_clients_behind_a_trusted_proxy_are_those_that_it_names() -> None:
     gate = Gate()
-    settings: dict[str, Any] = {"max_requests_per_member": 1, "trusted_proxies": (ip_network("127.0.0.0/8"),)}
-
-    def via_proxy(client: str) -> asyncio.Task[bytes]:
-        named = GET.replace(b"\r\n\r\n", f"\r\nX-Forwarded-For: 192.0.2.99, {client}\r\n\r\n".encode())
-        return asyncio.create_task(exchange(running, HONEST, named))
-
+    settings: dict[str, Any] = {"max_requests_per_member": 1, "trusted_proxies": LOOPBACK}
     async with Member(gate) as member, balance(member, **settings) as running:
-        attack = [via_proxy(f"2001:db8::{number:x}") for number in range(20)]
-        await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
-        honest = via_proxy("2001:db8:0:1::1")
-        await eventually(lambda: queued(running) == 20)
-        gate.let(3)
-        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
-        gate.let(18)
-        await asyncio.gather(*attack)
+
+        def via_proxy(client: str) -> Coroutine[Any, Any, bytes]:
+            return exchange(running, HONEST, forwarded(f"192.0.2.99, {client}"))
+
+        await is_next(
+            running, gate, [via_proxy(f"2001:db8::{number:x}") for number in range(20)], via_proxy("2001:db8:0:1::1")
+        )
 
 
 async def test_claims_of_clients_make_no_clients_of_them() -> None:
     gate = Gate()
     async with Member(gate) as member, balance(member, max_requests_per_member=1) as running:
-        claims = [GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.%d\r\n\r\n" % number) for number in range(20)]
-        attack = [asyncio.create_task(exchange(running, ATTACKER, claim)) for claim in claims]
-        await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
-        honest = asyncio.create_task(exchange(running, HONEST))
-        await eventually(lambda: queued(running) == 20)
-        gate.let(3)
-        assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
-        gate.let(18)
-        await asyncio.gather(*attack)
+        claims = [exchange(running, ATTACKER, forwarded(f"192.0.2.{number}")) for number in range(20)]
+        await is_next(running, gate, claims, exchange(running, HONEST))
 
 
 async def test_clients_of_a_unix_socket_are_one_client(tmp_path: Path) -> None:
     gate = Gate()
-    path = tmp_path / "socket"
+    socket = UnixSocket(str(tmp_path / "socket"))
 
     async def locally() -> bytes:
-        client = Connection(*await asyncio.open_unix_connection(path))
-        await client.send(GET)
-        received = await client.to_end()
-        client.close()
-        return received
+        async with connected(socket) as client:
+            await client.send(GET)
+            return await client.to_end()
 
     async with Member(gate) as member, balance(member, max_requests_per_member=1) as running:
         local = ClientRegistry(running.balancer.proxy, running.balancer.settings)
-        async with wire.listening(running.balancer, listen("BIND", UnixSocket(str(path))), local):
-            attack = [asyncio.create_task(locally()) for _ in range(20)]
-            await eventually(lambda: (gate.waiting, queued(running)) == (1, 19))
-            honest = asyncio.create_task(exchange(running, HONEST))
-            await eventually(lambda: queued(running) == 20)
-            gate.let(3)
-            assert (await asyncio.wait_for(honest, LIMIT)).endswith(b"ok")
-            gate.let(18)
-            assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*attack))
+        async with wire.listening(running.balancer, listen("BIND", socket), local):
+            await is_next(running, gate, [locally() for _ in range(20)], exchange(running, HONEST))
 
 
 async def test_bytes_in_the_queue_are_shared_as_places_are() -> None:
@@ -224,7 +169,7 @@ async def test_bytes_in_the_queue_are_shared_as_places_are() -> None:
         assert (await honest).endswith(b"ok")
         answers = await asyncio.gather(first, *attack)
         assert len([answer for answer in answers if answer.endswith(b"ok")]) == 10
-        (gone,) = [answer for answer in answers if refused(answer)]
+        (gone,) = [answer for answer in answers if b" 503 " in answer]
         assert b"10000 bytes were yours, whose share is 1000" in gone
 
 
