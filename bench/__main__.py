@@ -10,14 +10,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import members, memory, peers, report, steady
-from bench.candidates import BALANCER, CANDIDATES, VARIANTS, Candidate
+from bench.candidates import BALANCER, BASELINE, CANDIDATES, VARIANTS, Candidate
 from bench.loads import LOADS
 from bench.processes import ROOT, BenchError, cores, ended_by_signals
 from bench.rounds import run_load
@@ -49,8 +49,10 @@ def _arguments() -> argparse.Namespace:
         "--loads", type=_names(ALL), default=None, metavar="LOAD,…", help=f"some of {', '.join(ALL)} (default all)"
     )
     parser.add_argument(
+        "--candidates",
         "--only",
-        type=_names([candidate.name for candidate in [*CANDIDATES, *VARIANTS]]),
+        dest="only",
+        type=_names([candidate.name for candidate in [*CANDIDATES, *VARIANTS]], {"nginx": BASELINE}),
         default=None,
         metavar="CANDIDATE,…",
         help=f"some of {', '.join(candidate.name for candidate in [*CANDIDATES, *VARIANTS])} "
@@ -98,9 +100,9 @@ def _positive(text: str) -> int:
     return number
 
 
-def _names(known: Sequence[str]) -> Any:
+def _names(known: Sequence[str], short: Mapping[str, str] | None = None) -> Any:
     def parse(text: str) -> list[str]:
-        wanted = text.split(",")
+        wanted = [(short or {}).get(name, name) for name in text.split(",")]
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)} unknown; known are {', '.join(known)}")

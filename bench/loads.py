@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import traffic
 from bench.peers import program
 from bench.processes import Address, BenchError, Server, busy_seconds, fetch, pinned
-from bench.upstreams import ANSWER, LARGE_MIB, MIB
+from bench.upstreams import ANSWER, BODIES, LARGE_MIB, MIB
 
 # More than any candidate takes for one request under the largest load.
 TIMEOUT_SECONDS = 20
@@ -38,7 +42,8 @@ class Load:
     """``body`` and ``answer`` are the sizes of the bodies in bytes; ``per_mib``: CPU time is told per MiB.
 
     ``rate``: requests a second, come what may, with latency from when each was due; without one, a closed loop.
-    ``fresh``: each on a connection of its own. ``distinct``: no two requests are the same.
+    ``fresh``: each on a connection of its own. ``distinct``: no two requests are the same. ``traffic``: the kind of
+    requests in traffic.py that is sent, to ``paths`` with answers of these sizes instead of to ``path``.
     """
 
     name: str
@@ -52,27 +57,27 @@ class Load:
     rate: float = 0.0
     fresh: bool = False
     distinct: bool = False
+    traffic: str = ""
+    paths: Mapping[str, int] = field(default_factory=dict)
 
     def verify(self, address: Address) -> None:
-        """One request by itself; BenchError unless the whole answer comes back."""
-        status, length = fetch(address, self.method, self.path, b"{}" + bytes(self.body - 2) if self.body else None)
-        if (status, length) != (200, self.answer):
-            raise BenchError(f"{self.method} {self.path} gives status {status} and {length} bytes, not {self.answer}")
+        """One request by itself to each path; BenchError unless the whole answer comes back."""
+        for path, answer in (self.paths or {self.path: self.answer}).items():
+            status, length = fetch(address, self.method, path, b"{}" + bytes(self.body - 2) if self.body else None)
+            if (status, length) != (200, answer):
+                raise BenchError(f"{self.method} {path} gives status {status} and {length} bytes, not {answer}")
 
     def measure(self, server: Server, address: Address, seconds: int, core: int) -> Sample:
         """Run the load on ``core`` for so many seconds and take the server's CPU time before and after."""
-        if self.rate:
-            argv = self._paced(address, seconds)
-        else:
-            argv = self._upload(address, seconds) if self.body > MIB else self._wrk(address, seconds)
-        before, busy_before = server.cpu_seconds(), busy_seconds(server.core)
-        done = subprocess.run(
-            pinned(core, argv),
-            capture_output=True,
-            text=True,
-            timeout=seconds + 4 * TIMEOUT_SECONDS,
-        )
-        cpu = server.cpu_seconds() - before
+        with self._command(address, seconds) as argv:
+            before, busy_before = server.cpu_seconds(), busy_seconds(server.core)
+            done = subprocess.run(
+                pinned(core, argv),
+                capture_output=True,
+                text=True,
+                timeout=seconds + 4 * TIMEOUT_SECONDS,
+            )
+            cpu = server.cpu_seconds() - before
         foreign = max(0.0, busy_seconds(server.core) - busy_before - cpu)
         line = next((line for line in reversed(done.stdout.splitlines()) if line.startswith("{")), None)
         if done.returncode or line is None:
@@ -93,7 +98,22 @@ class Load:
             errors={kind: number for kind, number in figures["errors"].items() if number},
         )
 
-    def _wrk(self, address: Address, seconds: int) -> list[str]:
+    @contextmanager
+    def _command(self, address: Address, seconds: int) -> Iterator[list[str]]:
+        """The generator's command line, while what it reads is there."""
+        if self.rate:
+            yield self._paced(address, seconds)
+        elif self.body > MIB:
+            yield self._upload(address, seconds)
+        elif self.traffic:
+            with tempfile.NamedTemporaryFile(prefix="bench-templates-") as file:
+                file.write(traffic.written(traffic.templates(self.traffic, str(address))))
+                file.flush()
+                yield self._wrk(address, seconds, "templates", file.name, str(traffic.start()))
+        else:
+            yield self._wrk(address, seconds, *(["distinct"] if self.distinct else []))
+
+    def _wrk(self, address: Address, seconds: int, *arguments: str) -> list[str]:
         return [
             program("wrk"),
             "--threads=1",
@@ -106,7 +126,7 @@ class Load:
             "--",
             self.method,
             str(self.body),
-            *(["distinct"] if self.distinct else []),
+            *arguments,
         ]
 
     def _upload(self, address: Address, seconds: int) -> list[str]:
@@ -129,7 +149,23 @@ def _post(name: str, size: int) -> Load:
     return Load(name, f"POST of {size // 1024} KiB JSON, 32 connections", 32, path="/json", method="POST", body=size)
 
 
+PAGES = {f"/browser/{name}/page": size for name, size in BODIES.items()}
+
+
+def _browser(connections: int) -> Load:
+    return Load(
+        f"browser-{connections}",
+        f"GET as browsers send it, ten headers with a cookie, no two alike, {connections} keep-alive connections; "
+        "responses of nine headers, four of which differ each time, and 43 bytes, 4 KiB and 64 KiB by turns",
+        connections,
+        traffic="browser",
+        paths=PAGES,
+    )
+
+
 LOADS = [
+    _browser(32),
+    _browser(256),
     _get(1),
     _get(32),
     _get(256),
