@@ -17,14 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from bench import members, memory, peers, report, steady
-from bench.candidates import BALANCER, BASELINE, CANDIDATES, VARIANTS, Candidate
+from bench.builds import Builds
+from bench.candidates import BALANCER, BASELINE, BESIDE, COMPILED, OURS, PEERS, Candidate, of_balancer
 from bench.loads import LOADS
 from bench.processes import ROOT, BenchError, cores, ended_by_signals
 from bench.rounds import run_load
 from bench.upstreams import HUGE_MIB, Upstreams, running_upstreams
 
 MEMORY = [memory.IDLE, memory.SLOW, memory.HUGE, memory.CROWD]
-ALL = [*(load.name for load in LOADS), steady.NAME, members.NAME, *MEMORY]
+# By the name of the measurement, the load whose requests come at a steady rate.
+PACED = {
+    steady.name_of(load): load for load in LOADS if load.name in ("get-32", "browser-256", "api-post-32", "proxied-32")
+}
+ALL = [*(load.name for load in LOADS), *PACED, *members.SENT, *MEMORY]
+KNOWN = [*(candidate.name for candidate in PEERS), *OURS]
+DEFAULT = [*(candidate.name for candidate in PEERS), BALANCER, COMPILED]
 PARTIAL = ROOT / "bench" / ".cache" / "partial"
 
 
@@ -52,16 +59,26 @@ def _arguments() -> argparse.Namespace:
         "--candidates",
         "--only",
         dest="only",
-        type=_names([candidate.name for candidate in [*CANDIDATES, *VARIANTS]], {"nginx": BASELINE}),
+        type=_names(KNOWN, {"nginx": BASELINE}),
         default=None,
         metavar="CANDIDATE,…",
-        help=f"some of {', '.join(candidate.name for candidate in [*CANDIDATES, *VARIANTS])} "
-        f"(default all but the variants of the balancer; for {', '.join(MEMORY)} the balancer alone)",
+        help=f"some of {', '.join(KNOWN)} (default {', '.join(DEFAULT)}; for {', '.join(MEMORY)} the balancer alone)",
+    )
+    parser.add_argument(
+        "--python", default="", metavar="PATH", help="the interpreter that runs the balancer (default the bench's own)"
+    )
+    parser.add_argument(
+        "--beside", default="", metavar="COMMIT|PATH", help=f"another checkout, which takes part as {BESIDE}"
     )
     parser.add_argument(
         "--steady",
-        action="store_true",
-        help=f"only this, at {steady.SHARE:.0%} of the most that the balancer answers".replace("%", "%%"),
+        "--paced",
+        type=_share,
+        metavar="SHARE",
+        nargs="?",
+        const=steady.SHARE,
+        help=f"only requests at that share ({steady.SHARE}) of the most that the balancer answers: those of --loads, "
+        f"out of {', '.join(load.name for load in PACED.values())} (default get-32)",
     )
     parser.add_argument(
         "--idle", type=_positive, metavar="N", nargs="?", const=10000, help="only this, with N idle clients (10000)"
@@ -100,6 +117,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise ValueError
+    return share
+
+
 def _names(known: Sequence[str], short: Mapping[str, str] | None = None) -> Any:
     def parse(text: str) -> list[str]:
         wanted = [(short or {}).get(name, name) for name in text.split(",")]
@@ -118,22 +142,24 @@ class Run:
         self._arguments = arguments
         self._directory = directory
         self._cores = cores()
-        self._candidates = [
-            candidate
-            for candidate in [*CANDIDATES, *VARIANTS]
-            if candidate.name in (arguments.only or [one.name for one in CANDIDATES])
-        ]
+        self._builds = Builds(arguments.python, arguments.beside)
+        wanted = [*(arguments.only or DEFAULT), *([BESIDE] if arguments.beside else [])]
+        self._candidates = [it for it in [*PEERS, *of_balancer(self._builds)] if it.name in wanted]
         sizes = {
             memory.IDLE: arguments.idle,
             memory.SLOW: arguments.slow_readers,
             memory.HUGE: arguments.big_body and min(arguments.big_body, HUGE_MIB),
             memory.CROWD: arguments.crowd,
         }
-        asked = [name for name, size in sizes.items() if size] + [steady.NAME] * arguments.steady
+        asked = [name for name, size in sizes.items() if size]
         self._loads: list[str] = arguments.loads or asked or ALL
+        if arguments.steady:
+            sent = arguments.loads or ["get-32"]
+            self._loads = [name for name, load in PACED.items() if load.name in sent or name in sent]
         defaults = {memory.IDLE: 10000, memory.SLOW: 200, memory.HUGE: HUGE_MIB, memory.CROWD: 40}
         self._sizes = {name: size or defaults[name] for name, size in sizes.items()}
-        self._complete = self._loads == ALL and arguments.only is None and not asked
+        plain = not (arguments.only or arguments.python or arguments.beside)
+        self._complete = self._loads == ALL and plain
 
     def run(self) -> int:
         """Returns the exit status: 1 if the balancer failed or had errors."""
@@ -148,25 +174,27 @@ class Run:
             "rounds": self._arguments.rounds,
             "seconds": self._arguments.seconds,
             "machine": peers.machine(),
-            "candidates": {
-                candidate.name: {"version": candidate.version(), "what": candidate.what}
-                for candidate in self._candidates
-            },
+            "candidates": {it.name: {"version": _version(it), "what": it.what} for it in self._candidates},
             "loads": {},
             "memory": {},
         }
         rounds, seconds = self._arguments.rounds, self._arguments.seconds
         with running_upstreams(self._directory, self._cores[1]) as upstreams:
-            runs = {load.name: partial(run_load, load) for load in LOADS} | {steady.NAME: steady.run_steady}
+            runs = {load.name: partial(run_load, load) for load in LOADS}
+            share = self._arguments.steady or steady.SHARE
+            runs |= {name: partial(steady.run_steady, load, share) for name, load in PACED.items()}
             for name, run in runs.items():
                 if name in self._loads:
                     results["loads"][name] = run(
                         self._candidates, upstreams, rounds, seconds, self._cores, self._directory, _say
                     )
                     self._finished(results, name)
-        if members.NAME in self._loads:
-            results["loads"][members.NAME] = members.run_members(rounds, seconds, self._cores, self._directory, _say)
-            self._finished(results, members.NAME)
+        for name in members.SENT:
+            if name in self._loads:
+                results["loads"][name] = members.run_members(
+                    name, self._candidates, rounds, seconds, self._cores, self._directory, _say
+                )
+                self._finished(results, name)
         if any(name in self._loads for name in MEMORY):
             with running_upstreams(self._directory, self._cores[1]) as upstreams:
                 self._memory(upstreams, results)
@@ -178,7 +206,7 @@ class Run:
         wanted = (
             self._candidates
             if self._arguments.only
-            else [candidate for candidate in CANDIDATES if candidate.name == BALANCER]
+            else [candidate for candidate in self._candidates if candidate.name == BALANCER]
         )
         for name in MEMORY:
             if name in self._loads:
@@ -228,15 +256,24 @@ class Run:
             known = json.loads(report.RESULTS_JSON.read_text())
             results = results | {part: known[part] | results[part] for part in ("candidates", "loads", "memory")}
         if self._complete or self._arguments.publish:
-            report.write(results, report.RESULTS_JSON, report.RESULTS_MD, report.CHART)
+            report.publish(results)
         else:
             report.write(results, PARTIAL / "results.json", PARTIAL / "RESULTS.md", PARTIAL / "bench.svg")
 
 
+def _version(candidate: Candidate) -> str:
+    """A build that cannot be made fails under each load, with the reason."""
+    try:
+        return candidate.version()
+    except BenchError as error:
+        _say(f"{candidate.name}: {error}")
+        return "?"
+
+
 def _ours_failed(results: report.Results) -> bool:
     for load in results["loads"].values():
-        ours = load["candidates"].get(BALANCER, {"errors": {}})
-        if BALANCER in load["failures"] or ours["errors"]:
+        found = [figures["errors"] for name, figures in load["candidates"].items() if name in OURS]
+        if any(found) or any(name in OURS for name in load["failures"]):
             return True
     ours = [figures[BALANCER] for figures in results["memory"].values() if BALANCER in figures]
     return any("failed" in figures or figures.get("beside", {}).get("errors") for figures in ours)

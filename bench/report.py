@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.candidates import BALANCER, BASELINE
+from bench.candidates import BALANCER, BASELINE, COMPILED, OURS
 from bench.chart import draw
-from bench.members import NAME as MEMBERS
 from bench.memory import CROWD, HUGE, IDLE, SLOW
 from bench.processes import ROOT
 
@@ -21,7 +20,16 @@ Results = dict[str, Any]
 RESULTS_JSON = ROOT / "bench" / "results.json"
 RESULTS_MD = ROOT / "bench" / "RESULTS.md"
 CHART = ROOT / "docs" / "bench.svg"
-CHARTED = "get-32"
+CHARTED = "browser-32"
+# Headlines, by file: the loads that the table between the marks compares.
+DOCS = {
+    ROOT / "README.md": ["browser-32", "get-32"],
+    ROOT / "README.pt-BR.md": ["browser-32", "get-32"],
+    ROOT / "docs" / "performance" / "README.md": [
+        "browser-32", "browser-256", "api-post-32", "proxied-32", "tls-32", "h2-32", "get-32",
+    ],
+}  # fmt: skip
+MARKS = "<!-- make bench writes this table -->\n", "<!-- to here -->\n"
 
 HOW_TO_READ = f"""\
 * Figures are medians over the rounds; *from-to* is the least and the most of the CPU time.
@@ -40,7 +48,7 @@ HOW_TO_READ = f"""\
 def header(load: dict[str, Any]) -> list[str]:
     if "rate" in load:
         return ["", "p50 ms", "p99 ms", "from-to", f"of {BASELINE}", "requests/s", "core %", "others %", "errors"]
-    relation = "of 2 members" if "idle_core_percent" in load else f"of {BASELINE}"
+    relation = f"of {load.get('of', BASELINE)}"
     rate = "MiB/s" if load["unit"].endswith("MiB") else "requests/s"
     return ["", load["unit"], "from-to", relation, rate, "p50 ms", "p99 ms", "peak MiB", "core %", "others %", "errors"]
 
@@ -103,7 +111,13 @@ def plain_table(title: str, load: dict[str, Any]) -> str:
         for row in table
     ]
     idle = [f"idle: {percent:5.2f} % of a core, {name}" for name, percent in load.get("idle_core_percent", {}).items()]
-    return "\n".join([f"{title}: {load['description']}", *lines, *idle])
+    left_out = [line] if (line := _left_out(load)) else []
+    return "\n".join([f"{title}: {load['description']}", *lines, *left_out, *idle])
+
+
+def _left_out(load: dict[str, Any]) -> str:
+    reasons = [f"{name} ({reason})" for name, reason in load.get("left_out", {}).items()]
+    return f"Left out: {', '.join(reasons)}." if reasons else ""
 
 
 def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -189,7 +203,9 @@ def markdown(results: Results) -> str:
         measured = f" Measured {load['measured']}." if "measured" in load else ""
         lines += ["", f"## {name}", "", f"{load['description']}.{measured}", ""]
         lines += _markdown_table(header(load), rows(load))
-        if name == MEMBERS:
+        if left_out := _left_out(load):
+            lines += ["", left_out]
+        if load.get("idle_core_percent"):
             idle = [[variant, f"{percent:.2f} %"] for variant, percent in load["idle_core_percent"].items()]
             lines += ["", *_markdown_table(["idle balancer with", "of a core"], idle)]
     if results["memory"]:
@@ -205,7 +221,7 @@ def chart(results: Results) -> str | None:
     return draw(
         "CPU time per proxied request, µs (less is better)",
         f"{load['description']}; one core; medians of {results['rounds']} alternated rounds; {results['date'][:10]}",
-        [(name, figures["cpu"], name == BALANCER) for name, figures in load["candidates"].items()],
+        [(name, figures["cpu"], name in OURS) for name, figures in load["candidates"].items()],
     )
 
 
@@ -219,8 +235,38 @@ def write(results: Results, results_json: Path, results_md: Path, svg: Path) -> 
         svg.write_text(drawn)
 
 
+def publish(results: Results) -> None:
+    """Write the results, the chart, and the tables of the docs."""
+    write(results, RESULTS_JSON, RESULTS_MD, CHART)
+    for path, loads in DOCS.items():
+        path.write_text(with_table(path.read_text(), results, loads))
+
+
+def with_table(text: str, results: Results, loads: Sequence[str]) -> str:
+    """The text with the CPU times of these loads between the marks, if those that it headlines were run."""
+    run = [name for name in loads if name in results["loads"]]
+    if CHARTED not in run or MARKS[0] not in text:
+        return text
+    names = [
+        name for name in results["loads"][CHARTED]["candidates"] if name not in OURS or name in (BALANCER, COMPILED)
+    ]
+    body = [[name, *(_cell(results["loads"][load], name) for load in run)] for name in names]
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    table = "\n".join(_markdown_table(["CPU µs/request", *run], body))
+    return f"{before}{MARKS[0]}\n{table}\n\n{MARKS[1]}{after}"
+
+
+def _cell(load: dict[str, Any], name: str) -> str:
+    figures = load["candidates"].get(name)
+    if figures is None:
+        return "-"
+    ratio = f" ({figures['ratio']:.2f})" if figures["ratio"] and name != BASELINE else ""
+    return _short(figures["cpu"]) + ratio
+
+
 def main() -> None:
-    write(json.loads(RESULTS_JSON.read_text()), RESULTS_JSON, RESULTS_MD, CHART)
+    publish(json.loads(RESULTS_JSON.read_text()))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,16 @@ http {{
             add_header X-Request-ID $request_id;
             {pages}
         }}
+        location /api/ {{
+            proxy_pass http://sink;
+            proxy_method GET;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Content-Length "";
+            proxy_pass_request_body off;
+            add_header Cache-Control no-store;
+            add_header X-Request-ID $request_id;
+        }}
         location = /16m {{ alias {directory}/16m; }}
         location = /1g {{ alias {directory}/1g; }}
         location / {{

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from balancer.demo.system import free_port
 from bench import peers
-from bench.candidates import CANDIDATES, Candidate, Command, Site, caddy
+from bench.builds import Builds
+from bench.candidates import PEERS, Candidate, of_balancer
+from bench.configs import Command, Site, caddy
 from bench.processes import ROOT, Address, BenchError, Server, cores, ended_by_signals
 from bench.strictness import report, timed
 from bench.strictness.client import PATIENCE, answer_case, request_case, settle
@@ -65,7 +67,7 @@ def _caddy_for_any_host(site: Site) -> Command:
 
 
 def _candidates(names: Iterable[str]) -> list[Candidate]:
-    known = {candidate.name: candidate for candidate in CANDIDATES}
+    known = {candidate.name: candidate for candidate in [*PEERS, *of_balancer(Builds())]}
     known["caddy"] = dataclasses.replace(known["caddy"], command=_caddy_for_any_host)
     return [known[name] for name in names]
 

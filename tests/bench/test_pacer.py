@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.pacer import Pacer
+from bench.pacer import Pacer, repeated
 from bench.upstreams import ANSWER
 from tests.support.wire import Connection, Member
 
@@ -16,7 +16,8 @@ REPLY = f"HTTP/1.1 200 OK\r\nContent-Length: {len(ANSWER)}\r\n\r\n{ANSWER}".enco
 
 
 async def pace(member: Member, rate: float, seconds: float, connections: int, *, fresh: bool = False) -> dict[str, Any]:
-    pacer = Pacer(*member.address, "/", rate, connections, fresh)
+    host, port = member.address
+    pacer = Pacer(host, port, repeated(f"{host}:{port}", "/", fresh), rate, connections, fresh)
     return await asyncio.to_thread(pacer.run, seconds)
 
 
