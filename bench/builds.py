@@ -50,9 +50,20 @@ class Build:
         """Modules of the bench come from where the harness has them."""
         return {"PYTHONPATH": os.pathsep.join([str(self.sources), os.environ.get("PYTHONPATH", str(ROOT))])}
 
+    def spelled(self, argv: Sequence[str]) -> list[str]:
+        """A command line with the flags that these sources know: ``--admin-bind`` was ``--admin`` once."""
+        if "--admin-bind" in self._asked("serve", "--help"):
+            return list(argv)
+        return [argument.replace("--admin-bind=", "--admin=") for argument in argv]
+
     def version(self) -> str:
-        said = _said([self.python, "-m", "balancer", "--version"], env={**os.environ, **self.env})
+        said = self._asked("--version")
         return f"{said.removeprefix('balancer').strip()}, {self.origin}, Python {describe_python(self.python)}"
+
+    def _asked(self, *arguments: str) -> str:
+        # In that directory, which Python looks into first.
+        argv = [self.python, "-m", "balancer", *arguments]
+        return _must(argv, self.sources, {**os.environ, **self.env}).strip()
 
 
 class Builds:
@@ -190,5 +201,5 @@ def _must(argv: Sequence[str], cwd: Path = ROOT, env: Mapping[str, str] | None =
     return done.stdout
 
 
-def _said(argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    return _must(argv, env=env).strip()
+def _said(argv: Sequence[str]) -> str:
+    return _must(argv).strip()

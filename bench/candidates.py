@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _PLAIN_ALONE = {"tls": "its server is set up without TLS", "http2": "its server 
 class Candidate:
     """``command`` writes the configuration and says how to start it.
 
-    ``without``: why it takes no part at doors that have one of these. ``ours``: it is the balancer, with ``flags``.
+    ``without``: why it takes no part at doors that have one of these.
     """
 
     name: str
@@ -34,7 +35,6 @@ class Candidate:
     command: Callable[[Site], Command]
     version: Callable[[], str]
     without: Mapping[str, str] = field(default_factory=dict)
-    ours: bool = False
 
     def left_out(self, door: Door) -> str | None:
         """Why it cannot take a load at that door, if so."""
@@ -209,20 +209,25 @@ def of_balancer(builds: Builds) -> list[Candidate]:
     """The balancer in every build, with each of ``FEATURES`` besides."""
     found = []
     for name, (what, build) in _BUILDS.items():
-
-        def plain(site: Site, build: Callable[[Builds], Build] = build) -> Command:
-            return balancer(site, build=build(builds))
-
-        def version(build: Callable[[Builds], Build] = build) -> str:
-            return build(builds).version()
-
-        found.append(Candidate(name, what, plain, version, ours=True))
+        made = partial(build, builds)
+        version = partial(_version, made)
+        found.append(Candidate(name, what, partial(_command, made, _unchanged), version))
         for feature, (adds, change) in FEATURES.items():
-
-            def command(
-                site: Site, plain: Callable[[Site], Command] = plain, change: Callable[[Command], Command] = change
-            ) -> Command:
-                return change(plain(site))
-
-            found.append(Candidate(f"{name}-{feature}", f"{name} with {adds}", command, version, ours=True))
+            found.append(
+                Candidate(f"{name}-{feature}", f"{name} with {adds}", partial(_command, made, change), version)
+            )
     return found
+
+
+def _command(made: Callable[[], Build], change: Callable[[Command], Command], site: Site) -> Command:
+    build = made()
+    command = change(balancer(site, build=build))
+    return replace(command, argv=build.spelled(command.argv))
+
+
+def _version(made: Callable[[], Build]) -> str:
+    return made().version()
+
+
+def _unchanged(command: Command) -> Command:
+    return command
