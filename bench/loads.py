@@ -183,6 +183,13 @@ LOADS = [
     _browser(32),
     _browser(256),
     Load(
+        "browser-small-32",
+        "browser-32 with bodies of 43 bytes alone: what heads cost",
+        32,
+        traffic="small",
+        path="/browser/43/page",
+    ),
+    Load(
         "api-post-32",
         f"POST of {traffic.API_BODY} bytes of JSON with a bearer token, no two alike, 32 keep-alive connections",
         32,

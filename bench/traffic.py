@@ -51,6 +51,12 @@ def browser(rng: Random, host: str, place: int) -> str:
     return _head("GET", target, headers)
 
 
+def small(rng: Random, host: str, place: int) -> str:
+    """The same for the smallest body alone."""
+    target, headers = _browser(rng, host, 0)
+    return _head("GET", target, headers)
+
+
 def proxied(rng: Random, host: str, place: int) -> str:
     """The same from a proxy in front of the balancer, which says on whose behalf it asks, and under which id."""
     target, headers = _browser(rng, host, place)
@@ -104,7 +110,12 @@ def _head(method: str, target: str, headers: Headers) -> str:
     return f"{method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
 
 
-KINDS: dict[str, Callable[[Random, str, int], str]] = {"browser": browser, "proxied": proxied, "api": api}
+KINDS: dict[str, Callable[[Random, str, int], str]] = {
+    "browser": browser,
+    "small": small,
+    "proxied": proxied,
+    "api": api,
+}
 _measurements = itertools.count()
 
 
