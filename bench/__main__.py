@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,12 +17,14 @@ from typing import Any
 from bench import members, memory, peers, report, steady
 from bench.builds import Builds
 from bench.candidates import BALANCER, BASELINE, BESIDE, COMPILED, OURS, PEERS, Candidate, of_balancer
+from bench.command import framed, names, positive, raise_file_limit, share
 from bench.loads import LOADS
-from bench.processes import ROOT, BenchError, cores, ended_by_signals
+from bench.processes import ROOT, BenchError, cores
 from bench.rounds import run_load
 from bench.upstreams import HUGE_MIB, Upstreams, running_upstreams
 
-MEMORY = [memory.IDLE, memory.SLOW, memory.HUGE, memory.CROWD]
+# With the seconds that each takes.
+MEMORY = {memory.IDLE: 45.0, memory.SLOW: 20.0, memory.HUGE: 115.0, memory.CROWD: 75.0}
 # By the name of the measurement, the load whose requests come at a steady rate.
 PACED = {
     steady.name_of(load): load for load in LOADS if load.name in ("get-32", "browser-256", "api-post-32", "proxied-32")
@@ -37,29 +37,21 @@ PARTIAL = ROOT / "bench" / ".cache" / "partial"
 
 def main() -> int:
     arguments = _arguments()
-    try:
-        with ended_by_signals(), tempfile.TemporaryDirectory(prefix="bench-") as directory:
-            return Run(arguments, Path(directory)).run()
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench: stopped", file=sys.stderr)
-        return 130
+    return framed("bench", lambda directory: Run(arguments, directory).run())
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="The balancer beside its peers, on loopback.")
-    parser.add_argument("--rounds", type=_positive, default=5, help="rounds of each load (default 5)")
-    parser.add_argument("--seconds", type=_positive, default=3, help="length of a measurement (default 3)")
+    parser.add_argument("--rounds", type=positive, default=5, help="rounds of each load (default 5)")
+    parser.add_argument("--seconds", type=positive, default=3, help="length of a measurement (default 3)")
     parser.add_argument(
-        "--loads", type=_names(ALL), default=None, metavar="LOAD,…", help=f"some of {', '.join(ALL)} (default all)"
+        "--loads", type=names(ALL), default=None, metavar="LOAD,…", help=f"some of {', '.join(ALL)} (default all)"
     )
     parser.add_argument(
         "--candidates",
         "--only",
         dest="only",
-        type=_names(KNOWN, {"nginx": BASELINE}),
+        type=names(KNOWN, {"nginx": BASELINE}),
         default=None,
         metavar="CANDIDATE,…",
         help=f"some of {', '.join(KNOWN)} (default {', '.join(DEFAULT)}; for {', '.join(MEMORY)} the balancer alone)",
@@ -73,7 +65,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--steady",
         "--paced",
-        type=_share,
+        type=share,
         metavar="SHARE",
         nargs="?",
         const=steady.SHARE,
@@ -81,14 +73,14 @@ def _arguments() -> argparse.Namespace:
         f"out of {', '.join(load.name for load in PACED.values())} (default get-32)",
     )
     parser.add_argument(
-        "--idle", type=_positive, metavar="N", nargs="?", const=10000, help="only this, with N idle clients (10000)"
+        "--idle", type=positive, metavar="N", nargs="?", const=10000, help="only this, with N idle clients (10000)"
     )
     parser.add_argument(
-        "--slow-readers", type=_positive, metavar="N", nargs="?", const=200, help="only this, with N clients (200)"
+        "--slow-readers", type=positive, metavar="N", nargs="?", const=200, help="only this, with N clients (200)"
     )
     parser.add_argument(
         "--big-body",
-        type=_positive,
+        type=positive,
         metavar="MIB",
         nargs="?",
         const=HUGE_MIB,
@@ -96,7 +88,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--crowd",
-        type=_positive,
+        type=positive,
         metavar="SECONDS",
         nargs="?",
         const=40,
@@ -108,31 +100,6 @@ def _arguments() -> argparse.Namespace:
         help="write bench/RESULTS.md and docs/bench.svg although this is not a run of everything",
     )
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share <= 1:
-        raise ValueError
-    return share
-
-
-def _names(known: Sequence[str], short: Mapping[str, str] | None = None) -> Any:
-    def parse(text: str) -> list[str]:
-        wanted = [(short or {}).get(name, name) for name in text.split(",")]
-        unknown = [name for name in wanted if name not in known]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} unknown; known are {', '.join(known)}")
-        return [name for name in known if name in wanted]
-
-    return parse
 
 
 class Run:
@@ -164,11 +131,13 @@ class Run:
     def run(self) -> int:
         """Returns the exit status: 1 if the balancer failed or had errors."""
         peers.install()
-        _raise_file_limit()
+        raise_file_limit()
         self._copy_sources()
         # The harness itself, and so everything that it does not pin, stays away from the proxy's core.
         os.sched_setaffinity(0, {self._cores[1]})
         started = time.monotonic()
+        expected = expected_seconds(self._loads, len(self._candidates), self._arguments.rounds, self._arguments.seconds)
+        _say(f"about {1 + expected // 60:.0f} minutes")
         results: report.Results = {
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "rounds": self._arguments.rounds,
@@ -261,6 +230,22 @@ class Run:
             report.write(results, PARTIAL / "results.json", PARTIAL / "RESULTS.md", PARTIAL / "bench.svg")
 
 
+def expected_seconds(loads: Sequence[str], candidates: int, rounds: int, seconds: int) -> float:
+    """How long a run takes, but for what has to be installed or compiled."""
+    # Of a measurement, around its time; of a candidate in a load: started, asked, warmed up, and stopped.
+    around, once = 0.5, 1.5
+    each = rounds * (seconds + around) + once
+    total = 0.0
+    for name in loads:
+        if name in PACED:
+            total += (candidates + 2) * each
+        elif name in members.SENT:
+            total += 40 + 6 * each
+        else:
+            total += MEMORY.get(name, candidates * each)
+    return total
+
+
 def _version(candidate: Candidate) -> str:
     """A build that cannot be made fails under each load, with the reason."""
     try:
@@ -277,11 +262,6 @@ def _ours_failed(results: report.Results) -> bool:
             return True
     ours = [figures[BALANCER] for figures in results["memory"].values() if BALANCER in figures]
     return any("failed" in figures or figures.get("beside", {}).get("errors") for figures in ours)
-
-
-def _raise_file_limit() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _say(line: str) -> None:

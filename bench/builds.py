@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,9 +20,9 @@ from pathlib import Path
 from bench.processes import ROOT, BenchError
 
 CACHE = ROOT / "bench" / ".cache"
-# What the balancer needs of other distributions, with HTTP/2, and what it is compiled with besides mypy.
+# What the balancer needs of other distributions, with HTTP/2, and what it is compiled with.
 REQUIREMENTS = ("balancer/requirements.txt", "balancer/http2-requirements.txt")
-COMPILED_WITH = ("setuptools", "wheel", "balancer/otel-requirements.txt")
+COMPILED_WITH = "balancer/compile-requirements.txt"
 # Parts of a checkout from which it is compiled.
 PARTS = ("balancer", "worker", "pyproject.toml", "setup.py", "README.md")
 
@@ -52,18 +51,21 @@ class Build:
 
     def spelled(self, argv: Sequence[str]) -> list[str]:
         """A command line with the flags that these sources know: ``--admin-bind`` was ``--admin`` once."""
-        if "--admin-bind" in self._asked("serve", "--help"):
+        if "--admin-bind" in _asked(self, "serve", "--help"):
             return list(argv)
         return [argument.replace("--admin-bind=", "--admin=") for argument in argv]
 
     def version(self) -> str:
-        said = self._asked("--version")
+        said = _asked(self, "--version")
         return f"{said.removeprefix('balancer').strip()}, {self.origin}, Python {describe_python(self.python)}"
 
-    def _asked(self, *arguments: str) -> str:
-        # In that directory, which Python looks into first.
-        argv = [self.python, "-m", "balancer", *arguments]
-        return _must(argv, self.sources, {**os.environ, **self.env}).strip()
+
+@cache
+def _asked(build: Build, *arguments: str) -> str:
+    """What its command says."""
+    # In that directory, which Python looks into first.
+    argv = [build.python, "-m", "balancer", *arguments]
+    return _must(argv, build.sources, {**os.environ, **build.env}).strip()
 
 
 class Builds:
@@ -104,7 +106,7 @@ class Builds:
 
 @cache
 def describe_python(python: str) -> str:
-    """Its version, and whether it was optimised with profiles, which makes interpreted code a fifth faster."""
+    """Its version, and whether it was optimised with profiles, which makes interpreted code faster."""
     return _said([python, "-c", _DESCRIBE])
 
 
@@ -121,9 +123,9 @@ def origin(root: Path = ROOT) -> str:
 
 
 def environment(python: str, *more: str) -> str:
-    """The interpreter of a virtual environment of ``python`` with what the balancer needs, and these."""
+    """The interpreter of a virtual environment of ``python`` with what the balancer needs, and ``more`` files name."""
     needs = [*REQUIREMENTS, *more]
-    stated = "".join((ROOT / name).read_text() if name.endswith(".txt") else name for name in needs)
+    stated = "".join((ROOT / name).read_text() for name in needs)
     key = _digest([os.path.realpath(python), describe_python(python), stated, (ROOT / "constraints.txt").read_text()])
     place = CACHE / f"python-{key}"
     made = str(place / "bin" / "python")
@@ -131,7 +133,7 @@ def environment(python: str, *more: str) -> str:
         return made
     print(f"an environment of {python} in {place.relative_to(ROOT)} …", flush=True)
     _must([python, "-m", "venv", "--clear", str(place)])
-    wanted = [part for name in needs for part in (("-r", name) if name.endswith(".txt") else (name,))]
+    wanted = [part for name in needs for part in ("-r", name)]
     _must([made, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", *wanted])
     (place / ".ready").touch()
     return made
@@ -139,7 +141,7 @@ def environment(python: str, *more: str) -> str:
 
 def compiled(python: str) -> Path:
     """A directory with the balancer of this checkout, compiled in place for that interpreter."""
-    if not (ROOT / "setup.py").read_text().count("BALANCER_COMPILE"):
+    if not (ROOT / COMPILED_WITH).exists():
         raise BenchError("this checkout cannot be compiled")
     tag = _said([python, "-c", "import sysconfig; print(sysconfig.get_config_var('SOABI'))"])
     place = CACHE / f"compiled-{_digest([tag, describe_python(python)])}"
@@ -154,8 +156,7 @@ def compiled(python: str) -> Path:
         target = place / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
-    mypy = tomllib.loads((place / "pyproject.toml").read_text())["tool"]["balancer"]["mypy"]
-    by = environment(python, *COMPILED_WITH, f"mypy=={mypy}")
+    by = environment(python, COMPILED_WITH)
     _must([by, "setup.py", "-q", "build_ext", "--inplace"], place, {**os.environ, "BALANCER_COMPILE": "1"})
     stamp.write_text(sources)
     return place

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 
 from bench.upstreams import BODIES
@@ -142,6 +142,6 @@ def requests(kind: str, host: str, first: int) -> Iterator[bytes]:
         yield made[number % len(made)] % {b"n": number}
 
 
-def written(parts: Sequence[str]) -> bytes:
+def written(parts: Iterable[str]) -> bytes:
     """Templates as wrk.lua reads them."""
     return "".join(part + END for part in parts).encode()
