@@ -58,12 +58,12 @@ class Candidate:
             server = stack.enter_context(Server(self.name, command.argv, core, directory / "output.log", command.env))
             server.wait_for_answer(site.listen, tls=door.tls)
             if command.scraped:
-                stack.enter_context(_scraped(command.scraped))
+                stack.enter_context(scraped(command.scraped))
             yield server, site.listen
 
 
 @contextmanager
-def _scraped(admin: Address) -> Iterator[None]:
+def scraped(admin: Address) -> Iterator[None]:
     """Ask an admin port for its metrics again and again."""
     ended = threading.Event()
 

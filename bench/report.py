@@ -21,14 +21,25 @@ RESULTS_JSON = ROOT / "bench" / "results.json"
 RESULTS_MD = ROOT / "bench" / "RESULTS.md"
 CHART = ROOT / "docs" / "bench.svg"
 CHARTED = "browser-32"
-# Headlines, by file: the loads that the table between the marks compares.
+# Headlines, by file: the loads that the table between the marks compares, and what stands above it.
+_SHORT = ["browser-32", "get-32"]
 DOCS = {
-    ROOT / "README.md": ["browser-32", "get-32"],
-    ROOT / "README.pt-BR.md": ["browser-32", "get-32"],
-    ROOT / "docs" / "performance" / "README.md": [
-        "browser-32", "browser-256", "api-post-32", "proxied-32", "tls-32", "h2-32", "get-32",
-    ],
-}  # fmt: skip
+    ROOT / "README.md": (
+        _SHORT,
+        "CPU time for each request, and how many times nginx's: requests as browsers send them, no two alike "
+        "(`browser-32`), and a best case, one request repeated (`get-32`).",
+    ),
+    ROOT / "README.pt-BR.md": (
+        _SHORT,
+        "Tempo de CPU por requisição, e quantas vezes o do nginx: requisições como as dos navegadores, nenhuma igual a "
+        "outra (`browser-32`), e o melhor caso, uma requisição repetida (`get-32`).",
+    ),
+    ROOT / "docs" / "performance" / "README.md": (
+        ["browser-32", "browser-256", "browser-small-32", "api-post-32", "proxied-32", "tls-32", "h2-32", "get-32"],
+        "CPU time for each request, and how many times nginx's; `get-32` is a best case, one request repeated, and "
+        "[the bench](../../bench/README.md#loads) says what the others send.",
+    ),
+}
 MARKS = "<!-- make bench writes this table -->\n", "<!-- to here -->\n"
 
 HOW_TO_READ = f"""\
@@ -238,11 +249,11 @@ def write(results: Results, results_json: Path, results_md: Path, svg: Path) -> 
 def publish(results: Results) -> None:
     """Write the results, the chart, and the tables of the docs."""
     write(results, RESULTS_JSON, RESULTS_MD, CHART)
-    for path, loads in DOCS.items():
-        path.write_text(with_table(path.read_text(), results, loads))
+    for path, (loads, above) in DOCS.items():
+        path.write_text(with_table(path.read_text(), results, loads, above))
 
 
-def with_table(text: str, results: Results, loads: Sequence[str]) -> str:
+def with_table(text: str, results: Results, loads: Sequence[str], above: str) -> str:
     """The text with the CPU times of these loads between the marks, if those that it headlines were run."""
     run = [name for name in loads if name in results["loads"]]
     if CHARTED not in run or MARKS[0] not in text:
@@ -254,7 +265,7 @@ def with_table(text: str, results: Results, loads: Sequence[str]) -> str:
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     table = "\n".join(_markdown_table(["CPU µs/request", *run], body))
-    return f"{before}{MARKS[0]}\n{table}\n\n{MARKS[1]}{after}"
+    return f"{before}{MARKS[0]}\n{above}\n\n{table}\n\n{MARKS[1]}{after}"
 
 
 def _cell(load: dict[str, Any], name: str) -> str:

@@ -139,7 +139,7 @@ def running_upstreams(
             files=open_files(),
             connections=open_files() // 2,
             answer=ANSWER,
-            pages="\n            ".join(f"location /browser/{name}/ {{ try_files /{name} =404; }}" for name in BODIES),
+            pages="\n            ".join(map(_page, BODIES)),
             http=http,
             server=server,
             listens="\n        ".join(f"listen {host}:{port} backlog=4096;" for host in hosts),
@@ -154,6 +154,11 @@ def running_upstreams(
         nginx.wait_for_answer(Address(hosts[-1], port), "/any")
         _wait_for_listener(resolver)
         yield Upstreams([Address(host, port) for host in hosts], resolver, nginx)
+
+
+def _page(size: str) -> str:
+    answer = f'return 200 "{ANSWER}"' if BODIES[size] == len(ANSWER) else f"try_files /{size} =404"
+    return f"location /browser/{size}/ {{ {answer}; }}"
 
 
 def _wait_for_listener(address: Address) -> None:

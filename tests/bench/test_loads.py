@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from balancer import __version__
 from balancer.config.settings import Settings
-from bench import h2, report, steady, traffic
+from bench import candidates, h2, report, steady, traffic
 from bench.__main__ import ALL, DEFAULT, KNOWN, PACED, expected_seconds
 from bench.builds import Build, Builds, describe_python
 from bench.candidates import BALANCER, BASELINE, BESIDE, COMPILED, FEATURES, PEERS, of_balancer
@@ -24,6 +25,7 @@ from bench.processes import Address, BenchError, Server
 from bench.rounds import reasons
 from bench.upstreams import FIRST_MEMBER, Upstreams
 from tests.support.paths import ROOT
+from tests.support.wire import Connection, Member
 
 DOORS = [Door(), Door(tls=True), Door(tls=True, http2=True), Door(trusted=True)]
 CANDIDATES = [*PEERS, *of_balancer(Builds())]
@@ -166,20 +168,21 @@ def test_the_table_of_the_docs_is_written_between_the_marks() -> None:
         "h2-32": {"candidates": {BALANCER: figures(123.4, 6.17)}},
     }
     text = f"before\n{report.MARKS[0]}old\n{report.MARKS[1]}after\n"
-    written = report.with_table(text, {"loads": loads}, ["browser-32", "tls-32", "h2-32"])
+    written = report.with_table(text, {"loads": loads}, ["browser-32", "tls-32", "h2-32"], "above")
     assert written.startswith("before\n") and written.endswith("after\n")
     assert "old" not in written and "balancer-log" not in written
     assert f"| {BASELINE} | 20.0 | - |" in written
     assert f"| {BALANCER} | 40.0 (2.00) | 123 (6.17) |" in written
-    assert report.with_table(written, {"loads": loads}, ["browser-32", "tls-32", "h2-32"]) == written
-    assert report.with_table(text, {"loads": {}}, ["browser-32"]) == text
+    assert report.with_table(written, {"loads": loads}, ["browser-32", "tls-32", "h2-32"], "above") == written
+    assert report.with_table(text, {"loads": {}}, ["browser-32"], "above") == text
 
 
 @pytest.mark.parametrize("path", list(report.DOCS), ids=lambda path: path.name)
 def test_docs_have_the_marks_and_name_loads(path: Path) -> None:
     text = path.read_text()
     assert text.count(report.MARKS[0]) == text.count(report.MARKS[1]) == 1
-    assert set(report.DOCS[path]) <= {load.name for load in LOADS}
+    loads, _ = report.DOCS[path]
+    assert set(loads) <= {load.name for load in LOADS}
 
 
 def test_reasons_stand_below_the_table() -> None:
@@ -198,3 +201,19 @@ def test_the_readme_of_the_bench_says_what_every_load_sends() -> None:
     assert [name for name in ALL if f"`{name}`" not in text] == []
     assert [name for name in (BALANCER, COMPILED, BESIDE) if f"`{name}`" not in text] == []
     assert [name for name in FEATURES if f"`-{name}`" not in text] == []
+
+
+async def test_the_metrics_of_an_admin_port_are_read_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "SCRAPE_SECONDS", 0.05)
+    asked: list[bytes] = []
+
+    async def answer(connection: Connection) -> None:
+        asked.append(await connection.head())
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with Member(answer) as member:
+        with candidates.scraped(Address(*member.address)):
+            async with asyncio.timeout(10):
+                while len(asked) < 3:
+                    await asyncio.sleep(0.01)
+    assert {head.partition(b"\r\n")[0] for head in asked} == {b"GET /metrics HTTP/1.1"}
