@@ -222,12 +222,20 @@ class Run:
     def _write(self, results: report.Results) -> None:
         if self._arguments.publish and not self._complete:
             # The parts that were measured take the place of the older ones.
-            known = json.loads(report.RESULTS_JSON.read_text())
-            results = results | {part: known[part] | results[part] for part in ("candidates", "loads", "memory")}
+            results = merged(json.loads(report.RESULTS_JSON.read_text()), results)
         if self._complete or self._arguments.publish:
             report.publish(results)
         else:
             report.write(results, PARTIAL / "results.json", PARTIAL / "RESULTS.md", PARTIAL / "bench.svg")
+
+
+def merged(known: report.Results, results: report.Results) -> report.Results:
+    """The results, with the parts that were not measured as they are known, in the order of a complete run."""
+    merged = dict(results)
+    for part, order in (("candidates", KNOWN), ("loads", ALL), ("memory", ALL)):
+        both = known[part] | results[part]
+        merged[part] = {name: both[name] for name in [*order, *both] if name in both}
+    return merged
 
 
 def expected_seconds(loads: Sequence[str], candidates: int, rounds: int, seconds: int) -> float:

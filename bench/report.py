@@ -21,6 +21,7 @@ RESULTS_JSON = ROOT / "bench" / "results.json"
 RESULTS_MD = ROOT / "bench" / "RESULTS.md"
 CHART = ROOT / "docs" / "bench.svg"
 CHARTED = "browser-32"
+CHARTED_AS = "requests as browsers send them, no two alike, 32 connections"
 # Headlines, by file: the loads that the table between the marks compares, and what stands above it.
 _SHORT = ["browser-32", "get-32"]
 DOCS = {
@@ -231,8 +232,8 @@ def chart(results: Results) -> str | None:
         return None
     return draw(
         "CPU time per proxied request, µs (less is better)",
-        f"{load['description']}; one core; medians of {results['rounds']} alternated rounds; {results['date'][:10]}",
-        [(name, figures["cpu"], name in OURS) for name, figures in load["candidates"].items()],
+        f"{CHARTED_AS}; one core; medians of {results['rounds']} alternated rounds; {results['date'][:10]}",
+        [(name, load["candidates"][name]["cpu"], name in OURS) for name in _headlined(load)],
     )
 
 
@@ -258,14 +259,17 @@ def with_table(text: str, results: Results, loads: Sequence[str], above: str) ->
     run = [name for name in loads if name in results["loads"]]
     if CHARTED not in run or MARKS[0] not in text:
         return text
-    names = [
-        name for name in results["loads"][CHARTED]["candidates"] if name not in OURS or name in (BALANCER, COMPILED)
-    ]
+    names = _headlined(results["loads"][CHARTED])
     body = [[name, *(_cell(results["loads"][load], name) for load in run)] for name in names]
     before, _, rest = text.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     table = "\n".join(_markdown_table(["CPU µs/request", *run], body))
     return f"{before}{MARKS[0]}\n{above}\n\n{table}\n\n{MARKS[1]}{after}"
+
+
+def _headlined(load: dict[str, Any]) -> list[str]:
+    """Peers and the balancer, without what its features cost and without other checkouts."""
+    return [name for name in load["candidates"] if name not in OURS or name in (BALANCER, COMPILED)]
 
 
 def _cell(load: dict[str, Any], name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from balancer import __version__
 from balancer.config.settings import Settings
 from bench import candidates, h2, report, steady, traffic
-from bench.__main__ import ALL, DEFAULT, KNOWN, PACED, expected_seconds
+from bench.__main__ import ALL, DEFAULT, KNOWN, PACED, expected_seconds, merged
 from bench.builds import Build, Builds, describe_python
 from bench.candidates import BALANCER, BASELINE, BESIDE, COMPILED, FEATURES, PEERS, of_balancer
 from bench.command import names, share
@@ -91,6 +92,19 @@ def test_loads_at_a_steady_rate_have_names_of_their_own() -> None:
 def test_a_complete_run_is_bounded() -> None:
     assert expected_seconds(ALL, len(DEFAULT), 5, 3) < 100 * 60
     assert expected_seconds(["browser-32"], 2, 2, 3) < 60
+
+
+def test_what_was_measured_takes_the_place_of_the_same_part_in_the_order_of_a_complete_run() -> None:
+    known = {"date": 1, "candidates": {BALANCER: "old", BASELINE: "old"}, "loads": {"get-32": "old"}, "memory": {}}
+    results = {"date": 2, "candidates": {BALANCER: "new"}, "loads": {"browser-32": "new"}, "memory": {}}
+    assert json.dumps(merged(known, results)) == json.dumps(
+        {
+            "date": 2,
+            "candidates": {BASELINE: "old", BALANCER: "new"},
+            "loads": {"browser-32": "new", "get-32": "old"},
+            "memory": {},
+        }
+    )
 
 
 def test_names_come_in_the_order_of_those_known_and_may_be_short() -> None:
