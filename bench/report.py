@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,26 +23,31 @@ RESULTS_MD = ROOT / "bench" / "RESULTS.md"
 CHART = ROOT / "docs" / "bench.svg"
 CHARTED = "browser-32"
 CHARTED_AS = "requests as browsers send them, no two alike, 32 connections"
-# Headlines, by file: the loads that the table between the marks compares, and what stands above it.
-_SHORT = ["browser-32", "get-32"]
-DOCS = {
+# What the docs say of the figures, by file: between the marks, which stand at the ends of lines.
+MARKS = " <!-- make bench writes from here -->\n", " <!-- to here -->\n"
+SENTENCES = {
     ROOT / "README.md": (
-        _SHORT,
-        "CPU time for each request, and how many times nginx's: requests as browsers send them, no two alike "
-        "(`browser-32`), and a best case, one request repeated (`get-32`).",
+        "Requests as browsers send them, no two alike, cost {browser-32[balancer]} µs of CPU time each "
+        "({browser-32[balancer-compiled]} compiled; nginx with a fixed list of members {browser-32[nginx-keepalive]}, "
+        "HAProxy {browser-32[haproxy]}, Traefik {browser-32[traefik]}, Caddy {browser-32[caddy]}); one request "
+        "repeated, a best case, {get-32[balancer]} ({get-32[balancer-compiled]} compiled; nginx "
+        "{get-32[nginx-keepalive]}): [performance](docs/performance/README.md)."
     ),
     ROOT / "README.pt-BR.md": (
-        _SHORT,
-        "Tempo de CPU por requisição, e quantas vezes o do nginx: requisições como as dos navegadores, nenhuma igual a "
-        "outra (`browser-32`), e o melhor caso, uma requisição repetida (`get-32`).",
-    ),
-    ROOT / "docs" / "performance" / "README.md": (
-        ["browser-32", "browser-256", "browser-small-32", "api-post-32", "proxied-32", "tls-32", "h2-32", "get-32"],
-        "CPU time for each request, and how many times nginx's; `get-32` is a best case, one request repeated, and "
-        "[the bench](../../bench/README.md#loads) says what the others send.",
+        "Requisições como as dos navegadores, nenhuma igual a outra, custam {browser-32[balancer]} µs de CPU cada "
+        "({browser-32[balancer-compiled]} compilado; o nginx com uma lista fixa, {browser-32[nginx-keepalive]}; "
+        "HAProxy {browser-32[haproxy]}, Traefik {browser-32[traefik]}, Caddy {browser-32[caddy]}); uma requisição "
+        "repetida, o melhor caso, {get-32[balancer]} ({get-32[balancer-compiled]} compilado; nginx "
+        "{get-32[nginx-keepalive]}): [performance](docs/performance/README.md)."
     ),
 }
-MARKS = "<!-- make bench writes this table -->\n", "<!-- to here -->\n"
+TABLES = {
+    ROOT / "docs" / "performance" / "README.md": (
+        ["browser-32", "browser-256", "browser-small-32", "api-post-32", "proxied-32", "tls-32", "h2-32", "get-32"],
+        "CPU time in µs for each request, and how many times nginx's; `get-32` is a best case, one request repeated, "
+        "and [the bench](../../bench/README.md#loads) says what the others send.",
+    )
+}
 
 HOW_TO_READ = f"""\
 * Figures are medians over the rounds; *from-to* is the least and the most of the CPU time.
@@ -250,21 +256,38 @@ def write(results: Results, results_json: Path, results_md: Path, svg: Path) -> 
 def publish(results: Results) -> None:
     """Write the results, the chart, and the tables of the docs."""
     write(results, RESULTS_JSON, RESULTS_MD, CHART)
-    for path, (loads, above) in DOCS.items():
-        path.write_text(with_table(path.read_text(), results, loads, above))
+    for path, sentence in SENTENCES.items():
+        if said := _filled(sentence, results):
+            path.write_text(between_marks(path.read_text(), said))
+    for path, (loads, above) in TABLES.items():
+        if CHARTED in results["loads"]:
+            table = "\n".join(_headlines(results, loads))
+            path.write_text(between_marks(path.read_text(), f"{above}\n\n{table}\n\n"))
 
 
-def with_table(text: str, results: Results, loads: Sequence[str], above: str) -> str:
-    """The text with the CPU times of these loads between the marks, if those that it headlines were run."""
+def between_marks(text: str, said: str) -> str:
+    """The text with that in place of what stands between the marks."""
+    before, _, rest = text.partition(MARKS[0])
+    return f"{before}{MARKS[0]}\n{said}{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+
+
+def _filled(sentence: str, results: Results) -> str | None:
+    """The sentence with CPU times, unless one was not measured."""
+    times = {
+        load: {name: f"{figures['cpu']:.0f}" for name, figures in measured["candidates"].items() if "cpu" in figures}
+        for load, measured in results["loads"].items()
+    }
+    try:
+        return textwrap.fill(sentence.format_map(times), 138, break_long_words=False, break_on_hyphens=False)
+    except KeyError:
+        return None
+
+
+def _headlines(results: Results, loads: Sequence[str]) -> list[str]:
     run = [name for name in loads if name in results["loads"]]
-    if CHARTED not in run or MARKS[0] not in text:
-        return text
     names = _headlined(results["loads"][CHARTED])
     body = [[name, *(_cell(results["loads"][load], name) for load in run)] for name in names]
-    before, _, rest = text.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    table = "\n".join(_markdown_table(["CPU µs/request", *run], body))
-    return f"{before}{MARKS[0]}\n{above}\n\n{table}\n\n{MARKS[1]}{after}"
+    return _markdown_table(["", *run], body)
 
 
 def _headlined(load: dict[str, Any]) -> list[str]:

@@ -174,29 +174,38 @@ def figures(cpu: float, ratio: float) -> dict[str, Any]:
     return {"cpu": cpu, "ratio": ratio}
 
 
-def test_the_table_of_the_docs_is_written_between_the_marks() -> None:
-    loads = {
-        "browser-32": {
-            "candidates": {BASELINE: figures(20, 1), "balancer-log": figures(1, 1), BALANCER: figures(40, 2)}
-        },
-        "h2-32": {"candidates": {BALANCER: figures(123.4, 6.17)}},
-    }
-    text = f"before\n{report.MARKS[0]}old\n{report.MARKS[1]}after\n"
-    written = report.with_table(text, {"loads": loads}, ["browser-32", "tls-32", "h2-32"], "above")
-    assert written.startswith("before\n") and written.endswith("after\n")
-    assert "old" not in written and "balancer-log" not in written
-    assert f"| {BASELINE} | 20.0 | - |" in written
-    assert f"| {BALANCER} | 40.0 (2.00) | 123 (6.17) |" in written
-    assert report.with_table(written, {"loads": loads}, ["browser-32", "tls-32", "h2-32"], "above") == written
-    assert report.with_table(text, {"loads": {}}, ["browser-32"], "above") == text
+def test_what_the_docs_say_is_written_between_the_marks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    readme, page = tmp_path / "README.md", tmp_path / "page.md"
+    for path in (readme, page):
+        path.write_text(f"image{report.MARKS[0]}\nold{report.MARKS[1]}after\n")
+    monkeypatch.setattr(report, "write", lambda *_: None)
+    monkeypatch.setattr(report, "SENTENCES", {readme: "{browser-32[balancer]} and {h2-32[balancer]}"})
+    monkeypatch.setattr(report, "TABLES", {page: (["browser-32", "tls-32", "h2-32"], "above")})
+    browser = {BASELINE: figures(20, 1), "balancer-log": figures(1, 1), BALANCER: figures(40, 2)}
+    loads = {"browser-32": {"candidates": browser}}
+    report.publish({"loads": loads})
+    assert "old" in readme.read_text(), "one of its figures was not measured"
+    loads["h2-32"] = {"candidates": {BALANCER: figures(123.4, 6.17)}}
+    for _ in range(2):
+        report.publish({"loads": loads})
+        assert readme.read_text() == f"image{report.MARKS[0]}\n40 and 123{report.MARKS[1]}after\n"
+        lines = page.read_text().splitlines()
+        assert lines[2:4] == ["above", ""]
+        assert lines[4] == "|  | browser-32 | h2-32 |"
+        assert lines[6:8] == [f"| {BASELINE} | 20.0 | - |", f"| {BALANCER} | 40.0 (2.00) | 123 (6.17) |"]
+        assert lines[-1] == "after"
 
 
-@pytest.mark.parametrize("path", list(report.DOCS), ids=lambda path: path.name)
-def test_docs_have_the_marks_and_name_loads(path: Path) -> None:
+@pytest.mark.parametrize("path", [*report.SENTENCES, *report.TABLES], ids=str)
+def test_docs_have_the_marks(path: Path) -> None:
     text = path.read_text()
     assert text.count(report.MARKS[0]) == text.count(report.MARKS[1]) == 1
-    loads, _ = report.DOCS[path]
-    assert set(loads) <= {load.name for load in LOADS}
+
+
+def test_docs_speak_of_candidates_and_loads_that_there_are() -> None:
+    measured = {name: dict.fromkeys(DEFAULT, 1.0) for name in ALL}
+    assert all(sentence.format_map(measured) for sentence in report.SENTENCES.values())
+    assert all(set(loads) <= {load.name for load in LOADS} for loads, _ in report.TABLES.values())
 
 
 def test_reasons_stand_below_the_table() -> None:
