@@ -102,10 +102,11 @@ tests/fuzz/.cache/venv/.ready: tests/fuzz/requirements.txt balancer/requirements
 	touch $@
 
 # What only the bench needs has an environment of its own, beside the same versions of what the balancer needs.
-bench/.cache/venv/.ready: bench/requirements.txt balancer/requirements.txt constraints.txt
+bench/.cache/venv/.ready: bench/requirements.txt balancer/requirements.txt balancer/http2-requirements.txt constraints.txt
 	$(PYTHON) -m venv bench/.cache/venv
 	bench/.cache/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--requirement balancer/requirements.txt --requirement bench/requirements.txt
+		--requirement balancer/requirements.txt --requirement balancer/http2-requirements.txt \
+		--requirement bench/requirements.txt
 	touch $@
 
 # The documentation site in build/site; a broken link or a page outside of the navigation fails it.

@@ -7,7 +7,7 @@ from html import escape
 from itertools import pairwise
 
 WIDTH = 760
-LEFT = 150
+LEFT = 160
 RIGHT = 150
 ROW = 30
 BAR = 18

@@ -1,4 +1,4 @@
-"""The balancer against itself: 1000 members beside 2, under load and idle."""
+"""The balancer and peers, each against itself: 1000 members beside 2, under load and idle."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from balancer.demo.system import free_port
-from bench.candidates import BALANCER, Candidate, Command, Site, balancer, nginx_keepalive
-from bench.loads import LOADS
-from bench.peers import balancer_version
+from bench.candidates import BALANCER, BASELINE, COMPILED, Candidate
+from bench.configs import Command, Site
+from bench.loads import LOADS, Load
 from bench.processes import START_SECONDS, Address, BenchError, Server
 from bench.rounds import Say, alternate, summarize
-from bench.upstreams import ALIAS, MANY_ALIAS, running_upstreams
+from bench.upstreams import ALIAS, MANY_ALIAS, Upstreams, running_upstreams
 
-NAME = "members-1000"
-MANY = 1000
+NAME, BROWSER = "members-1000", "members-1000-browser"
+# By the name of the measurement: the load, and which peers are measured beside the balancer.
+SENT = {NAME: ("get-32", [BASELINE]), BROWSER: ("browser-32", [BASELINE, "haproxy"])}
+MANY, FEW = 1000, "2 members"
 # The admin listener asks for the names of all containers when they come and are up, which is not what is measured.
 SETTLE_SECONDS = 16.0
 IDLE_SECONDS = 8.0
@@ -46,7 +48,7 @@ class Variant:
 
 
 VARIANTS = [
-    Variant("2 members", 2, loaded=True),
+    Variant(FEW, 2, loaded=True),
     Variant(f"{MANY} members", MANY, loaded=True),
     Variant(f"{MANY} members, resolves, never probes", MANY, probes=False),
     Variant(f"{MANY} members, probes, never resolves", MANY, resolves=False),
@@ -54,67 +56,102 @@ VARIANTS = [
 ]
 
 
-def run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: Path, say: Say) -> dict[str, Any]:
-    """CPU a request with 2 and with ``MANY`` members, and what the idle balancer takes of a core."""
+def run_members(
+    name: str,
+    candidates: Sequence[Candidate],
+    rounds: int,
+    seconds: int,
+    cores: tuple[int, int],
+    directory: Path,
+    say: Say,
+) -> dict[str, Any]:
+    """CPU a request with 2 and with ``MANY`` members; for ``NAME`` also what the idle balancer takes of a core.
+
+    The balancer is the compiled one where that is a candidate and the pure one is not.
+    """
+    known = {candidate.name: candidate for candidate in candidates}
+    ours = known.get(BALANCER) or known.get(COMPILED)
     try:
-        return _run_members(rounds, seconds, cores, directory, say)
+        if ours is None:
+            raise BenchError(f"neither {BALANCER} nor {COMPILED} takes part")
+        directory = directory / name
+        directory.mkdir()
+        with running_upstreams(directory, cores[1], MANY) as upstreams:
+            measured = _Measurement(name, ours, upstreams, cores, directory, say)
+            return measured.run([known[it] for it in SENT[name][1] if it in known], rounds, seconds)
     except (BenchError, OSError) as error:
-        say(f"{NAME} failed: {error}")
-        failures = {BALANCER: str(error)}
+        say(f"{name} failed: {error}")
+        empty: dict[str, Any] = {"description": "", "unit": "CPU µs/request", "candidates": {}, "of": FEW}
+        return empty | {"failures": {ours.name if ours else BALANCER: str(error)}}
+
+
+class _Measurement:
+    def __init__(
+        self,
+        name: str,
+        ours: Candidate,
+        upstreams: Upstreams,
+        cores: tuple[int, int],
+        directory: Path,
+        say: Say,
+    ) -> None:
+        self._load: Load = replace(next(load for load in LOADS if load.name == SENT[name][0]), name=name)
+        self._ours = ours
+        self._variants = [it for it in VARIANTS if it.loaded or name == NAME]
+        self._upstreams = upstreams
+        self._cores = cores
+        self._directory = directory
+        self._say = say
+
+    def run(self, peers: Sequence[Candidate], rounds: int, seconds: int) -> dict[str, Any]:
+        with ExitStack() as stack, ExitStack() as idle_only:
+            running = {it.name: self._start(it, stack if it.loaded else idle_only) for it in self._variants}
+            idle = {}
+            if len(self._variants) > sum(it.loaded for it in self._variants):
+                time.sleep(SETTLE_SECONDS)
+                idle = _idle({name: server for name, (server, _) in running.items()})
+            idle_only.close()
+            loaded = {it.name: running[it.name] for it in self._variants if it.loaded}
+            relation = dict.fromkeys(loaded, FEW)
+            for peer in peers:
+                title = "nginx" if peer.name == BASELINE else peer.name
+                for count in (2, MANY):
+                    loaded[f"{title}, {count} members"] = self._start_peer(peer, count, stack)
+                    relation[f"{title}, {count} members"] = f"{title}, {FEW}"
+            failures: dict[str, str] = {}
+            samples = alternate(self._load, loaded, rounds, seconds, self._cores[1], failures, self._say)
+            peaks = {name: server.peak_kib() / 1024 for name, (server, _) in loaded.items()}
+        figures = {name: summarize(self._load, taken, peaks[name]) for name, taken in samples.items()}
+        for name, figure in figures.items():
+            few = figures.get(relation[name], {}).get("cpu")
+            figure["ratio"] = figure["cpu"] / few if few else None
+        beside = " and ".join(["the balancer", *("nginx" if it.name == BASELINE else it.name for it in peers)])
         return {
-            "description": "",
+            "description": f"{self._load.description}; {beside}, each with {MANY} members beside itself with 2",
             "unit": "CPU µs/request",
-            "candidates": {},
+            "candidates": figures,
             "failures": failures,
-            "idle_core_percent": {},
-        }
+            "of": FEW,
+        } | ({"idle_core_percent": idle} if idle else {})
 
+    def _start(self, variant: Variant, stack: ExitStack) -> tuple[Server, Address]:
+        admin = Address("127.0.0.1", free_port())
 
-def _run_members(rounds: int, seconds: int, cores: tuple[int, int], directory: Path, say: Say) -> dict[str, Any]:
-    load = replace(next(load for load in LOADS if load.name == "get-32"), name=NAME)
-    directory = directory / NAME
-    directory.mkdir()
-    with ExitStack() as stack, ExitStack() as idle_only:
-        upstreams = stack.enter_context(running_upstreams(directory, cores[1], MANY))
-        running: dict[str, tuple[Server, Address]] = {}
-        for number, variant in enumerate(VARIANTS):
-            admin = Address("127.0.0.1", free_port())
+        def command(site: Site) -> Command:
+            made = self._ours.command(site)
+            return replace(made, argv=[*made.argv, *variant.flags(), f"--admin-bind={admin}"])
 
-            def command(site: Site, variant: Variant = variant, admin: Address = admin) -> Command:
-                return balancer(site, *variant.flags(), f"--admin-bind={admin}")
+        candidate = replace(self._ours, name=variant.name, command=command)
+        place = self._directory / f"variant{self._variants.index(variant)}"
+        entrant = stack.enter_context(candidate.running(self._upstreams, place, self._cores[0]))
+        _wait_for_members(admin, variant.members)
+        self._say(f"{self._load.name}  {variant.name}: all up")
+        return entrant
 
-            candidate = Candidate(BALANCER, variant.name, command, balancer_version)
-            running[variant.name] = (stack if variant.loaded else idle_only).enter_context(
-                candidate.running(upstreams, directory / f"variant{number}", cores[0])
-            )
-            _wait_for_members(admin, variant.members)
-            say(f"{NAME}  {variant.name}: all up")
-        time.sleep(SETTLE_SECONDS)
-        idle = _idle({name: server for name, (server, _) in running.items()})
-        idle_only.close()
-        failures: dict[str, str] = {}
-        loaded = {variant.name: running[variant.name] for variant in VARIANTS if variant.loaded}
-        for count in (2, MANY):
-
-            def nginx(site: Site, count: int = count) -> Command:
-                return nginx_keepalive(replace(site, count=count))
-
-            name = f"nginx, {count} members"
-            peer = Candidate(name, "", nginx, balancer_version)
-            loaded[name] = stack.enter_context(peer.running(upstreams, directory / f"nginx{count}", cores[0]))
-        samples = alternate(load, loaded, rounds, seconds, cores[1], failures, say)
-        peaks = {name: server.peak_kib() / 1024 for name, (server, _) in loaded.items()}
-    figures = {name: summarize(load, taken, peaks[name]) for name, taken in samples.items()}
-    for name, figure in figures.items():
-        few = figures.get("nginx, 2 members" if name.startswith("nginx") else VARIANTS[0].name, {}).get("cpu")
-        figure["ratio"] = figure["cpu"] / few if few else None
-    return {
-        "description": f"{load.description}; the balancer and nginx, each with {MANY} members beside itself with 2",
-        "unit": "CPU µs/request",
-        "candidates": figures,
-        "failures": failures,
-        "idle_core_percent": idle,
-    }
+    def _start_peer(self, peer: Candidate, count: int, stack: ExitStack) -> tuple[Server, Address]:
+        candidate = replace(peer, command=lambda site: peer.command(replace(site, count=count)))
+        place = self._directory / f"{peer.name}{count}"
+        return stack.enter_context(candidate.running(self._upstreams, place, self._cores[0]))
 
 
 def _wait_for_members(admin: Address, expected: int) -> None:

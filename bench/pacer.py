@@ -1,6 +1,8 @@
 """Requests at a fixed rate, whatever becomes of those before them.
 
-``python -m bench.pacer HOST PORT PATH RATE SECONDS CONNECTIONS [fresh]``. Prints one line of JSON, as wrk.lua does.
+``python -m bench.pacer HOST PORT PATH RATE SECONDS CONNECTIONS [fresh | KIND=NUMBER]``. Prints one line of JSON,
+as wrk.lua does. With a ``KIND`` of traffic.py it sends such requests, from the ``NUMBER`` on, instead of GET for
+``PATH``.
 
 A request's latency counts from when it was due, not from when it was sent: a closed loop such as wrk's sends less to
 a server that stalls, and so leaves out of its figures what everybody else would have waited (coordinated omission).
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import json
 import os
 import random
@@ -26,15 +29,14 @@ import sys
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.upstreams import ANSWER
+from bench import traffic
 
 # Seconds that answers may take once the last request is due.
 PATIENCE = 10.0
-# How an answer ends: with the member's body, or with the last chunk.
-ENDS = (ANSWER.encode(), b"\r\n0\r\n\r\n")
+LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ABSOLUTE = 1
@@ -54,24 +56,53 @@ class Timer:
 
 
 class Connection:
-    """What one request at a time makes use of: when that was due, and what has come of its answer."""
+    """What one request at a time makes use of: when that was due, and what has come of its answer.
 
-    __slots__ = ("connected", "data", "due", "sock")
+    ``missing``: so many bytes of the answer have not come; None before its length is known, -1 if it comes in chunks.
+    ``size`` have, of which ``data`` are kept: the head, and of chunks all.
+    """
+
+    __slots__ = ("connected", "data", "due", "missing", "size", "sock")
 
     def __init__(self) -> None:
         self.sock: socket.socket | None = None
         self.connected = False
         self.due = 0.0
+        self.renew()
+
+    def renew(self) -> None:
+        """Expect another answer."""
         self.data = b""
+        self.missing: int | None = None
+        self.size = 0
+
+    def take(self, piece: bytes) -> bool:
+        """Whether the answer is complete with this piece of it. It has a length, or comes in chunks."""
+        self.size += len(piece)
+        if self.missing is None:
+            self.data += piece
+            head, end, body = self.data.partition(b"\r\n\r\n")
+            if not end:
+                return False
+            length = head.lower().partition(b"\r\ncontent-length:")[2]
+            self.missing = int(length.partition(b"\r\n")[0]) - len(body) if length else -1
+        elif self.missing > 0:
+            self.missing -= len(piece)
+        else:
+            self.data += piece
+        return self.missing == 0 or (self.missing < 0 and self.data.endswith(LAST_CHUNK))
 
 
 class Pacer:
-    def __init__(self, host: str, port: int, path: str, rate: float, connections: int, fresh: bool) -> None:
+    """``requests``: what is sent, one after the other."""
+
+    def __init__(
+        self, host: str, port: int, requests: Iterator[bytes], rate: float, connections: int, fresh: bool
+    ) -> None:
         self._address = (host, port)
         self._rate = rate
         self._fresh = fresh
-        close = "Connection: close\r\n" if fresh else ""
-        self._request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n{close}\r\n".encode()
+        self._requests = requests
         self._epoll = select.epoll()
         self._idle = deque(Connection() for _ in range(connections))
         self._busy: dict[int, Connection] = {}
@@ -147,7 +178,7 @@ class Pacer:
             return
         self._busy[connection.sock.fileno()] = connection
         try:
-            connection.sock.send(self._request)
+            connection.sock.send(next(self._requests))
         except OSError:
             self._fail(connection, "broken")
 
@@ -165,7 +196,7 @@ class Pacer:
                 return
             connection.connected = True
             self._epoll.modify(fd, select.EPOLLIN)
-            sock.send(self._request)
+            sock.send(next(self._requests))
             return
         try:
             piece = sock.recv(65536)
@@ -174,16 +205,14 @@ class Pacer:
         if not piece:
             self._fail(connection, "broken")
             return
-        data = connection.data + piece
-        if not data.endswith(ENDS):
-            connection.data = data
+        if not connection.take(piece):
             return
-        if not data.startswith(b"HTTP/1.1 200 "):
+        if not connection.data.startswith(b"HTTP/1.1 200 "):
             self._fail(connection, "status")
             return
         self._latencies.append(time.monotonic() - connection.due)
-        self._bytes += len(data)
-        connection.data = b""
+        self._bytes += connection.size
+        connection.renew()
         del self._busy[fd]
         if self._fresh:
             self._close(connection)
@@ -199,7 +228,14 @@ class Pacer:
     def _close(self, connection: Connection) -> None:
         assert connection.sock
         connection.sock.close()
-        connection.sock, connection.connected, connection.data = None, False, b""
+        connection.sock, connection.connected = None, False
+        connection.renew()
+
+
+def repeated(host: str, path: str, fresh: bool) -> Iterator[bytes]:
+    """The same GET again and again."""
+    close = "Connection: close\r\n" if fresh else ""
+    return itertools.repeat(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{close}\r\n".encode())
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -207,9 +243,15 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def main() -> None:
-    host, port, path, rate, seconds, connections, *fresh = sys.argv[1:]
+    host, port, path, rate, seconds, connections, *kind = sys.argv[1:]
     gc.disable()
-    pacer = Pacer(host, int(port), path, float(rate), int(connections), fresh == ["fresh"])
+    fresh = kind == ["fresh"]
+    if kind and not fresh:
+        name, _, first = kind[0].partition("=")
+        requests = traffic.requests(name, f"{host}:{port}", int(first))
+    else:
+        requests = repeated(f"{host}:{port}", path, fresh)
+    pacer = Pacer(host, int(port), requests, float(rate), int(connections), fresh)
     print(json.dumps(pacer.run(float(seconds))))
 
 

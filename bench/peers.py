@@ -14,16 +14,18 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.processes import ROOT, BenchError
+from bench.builds import describe_python, origin
+from bench.processes import BenchError
 
-DEBIAN = ("nginx", "haproxy", "wrk")
+# Programs of Debian, and the packages that they are in.
+DEBIAN = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "openssl": "openssl"}
 _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def install() -> None:
     """Debian's packages, unless they are there. (The PyPI ones are in bench/requirements.txt.)"""
-    missing = [name for name in DEBIAN if _find(name) is None]
+    missing = [package for name, package in DEBIAN.items() if _find(name) is None]
     if not missing:
         return
     command = ["apt-get", "install", "--yes", "-qq", "--no-install-recommends", *missing]
@@ -37,7 +39,7 @@ def install() -> None:
             if done.returncode:
                 raise BenchError(f"{' '.join(step)} failed:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
     if Path("/run/systemd/system").exists():
-        services = [name for name in missing if name != "wrk"]
+        services = [name for name in missing if name in ("nginx", "haproxy")]
         subprocess.run(["systemctl", "disable", "--quiet", *services], check=False)
 
 
@@ -103,10 +105,7 @@ def packages(*names: str) -> str:
 def balancer_version() -> str:
     from balancer import __version__
 
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
-    commit = f", commit {done.stdout.strip()}" if done and done.returncode == 0 else ""
-    return f"{__version__}{commit}, {packages('starlette', 'uvicorn', 'httptools', 'uvloop')}"
+    return f"{__version__}, {origin()}, {packages('starlette', 'uvicorn', 'httptools', 'uvloop')}"
 
 
 def machine() -> dict[str, str]:
@@ -115,6 +114,7 @@ def machine() -> dict[str, str]:
     return {
         "CPU": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
         "kernel": platform.release(),
-        "Python": platform.python_version(),
+        "Python": describe_python(sys.executable),
         "wrk": first_version(program("wrk"), "--version"),
+        "h2load": first_version(program("h2load"), "--version"),
     }

@@ -6,6 +6,7 @@ import ctypes
 import http.client
 import os
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,13 +91,13 @@ class Server:
         except ProcessLookupError:
             pass
 
-    def wait_for_answer(self, address: Address, path: str = "/") -> None:
+    def wait_for_answer(self, address: Address, path: str = "/", tls: bool = False) -> None:
         """Return once ``GET path`` is answered 200; BenchError with the end of the log if that does not come."""
         deadline = time.monotonic() + START_SECONDS
         last = "nothing"
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                status, _ = fetch(address, "GET", path, timeout=2)
+                status, _ = fetch(address, "GET", path, timeout=2, tls=tls)
             except (OSError, http.client.HTTPException) as error:
                 last = str(error)
             else:
@@ -175,15 +176,28 @@ def busy_seconds(core: int) -> float:
     return (user + nice + system + irq + softirq + steal) / _TICKS
 
 
-def fetch(address: Address, method: str, path: str, body: bytes | None = None, timeout: float = 30) -> tuple[int, int]:
-    """(status, length of the body) of one request on a connection of its own."""
-    connection = http.client.HTTPConnection(*address, timeout=timeout)
+def fetch(
+    address: Address, method: str, path: str, body: bytes | None = None, timeout: float = 30, tls: bool = False
+) -> tuple[int, int]:
+    """(status, length of the body) of one request on a connection of its own; any certificate will do."""
+    connection = (
+        http.client.HTTPSConnection(*address, timeout=timeout, context=unverified())
+        if tls
+        else http.client.HTTPConnection(*address, timeout=timeout)
+    )
     try:
         connection.request(method, path, body=body)
         response = connection.getresponse()
         return response.status, len(response.read())
     finally:
         connection.close()
+
+
+def unverified() -> ssl.SSLContext:
+    """A client's context that takes any certificate, as the load generators do."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 @contextmanager

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.candidates import BALANCER, BASELINE
+from bench.candidates import BALANCER, BASELINE, COMPILED, OURS
 from bench.chart import draw
-from bench.members import NAME as MEMBERS
 from bench.memory import CROWD, HUGE, IDLE, SLOW
 from bench.processes import ROOT
 
@@ -21,7 +21,33 @@ Results = dict[str, Any]
 RESULTS_JSON = ROOT / "bench" / "results.json"
 RESULTS_MD = ROOT / "bench" / "RESULTS.md"
 CHART = ROOT / "docs" / "bench.svg"
-CHARTED = "get-32"
+CHARTED = "browser-32"
+CHARTED_AS = "requests as browsers send them, no two alike, 32 connections"
+# What the docs say of the figures, by file: between the marks, which stand at the ends of lines.
+MARKS = " <!-- make bench writes from here -->\n", " <!-- to here -->\n"
+SENTENCES = {
+    ROOT / "README.md": (
+        "Requests as browsers send them, no two alike, cost {browser-32[balancer]} µs of CPU time each "
+        "({browser-32[balancer-compiled]} compiled; nginx with a fixed list of members {browser-32[nginx-keepalive]}, "
+        "HAProxy {browser-32[haproxy]}, Traefik {browser-32[traefik]}, Caddy {browser-32[caddy]}); one request "
+        "repeated, a best case, {get-32[balancer]} ({get-32[balancer-compiled]} compiled; nginx "
+        "{get-32[nginx-keepalive]}): [performance](docs/performance/README.md)."
+    ),
+    ROOT / "README.pt-BR.md": (
+        "Requisições como as dos navegadores, nenhuma igual a outra, custam {browser-32[balancer]} µs de CPU cada "
+        "({browser-32[balancer-compiled]} compilado; o nginx com uma lista fixa, {browser-32[nginx-keepalive]}; "
+        "HAProxy {browser-32[haproxy]}, Traefik {browser-32[traefik]}, Caddy {browser-32[caddy]}); uma requisição "
+        "repetida, o melhor caso, {get-32[balancer]} ({get-32[balancer-compiled]} compilado; nginx "
+        "{get-32[nginx-keepalive]}): [performance](docs/performance/README.md)."
+    ),
+}
+TABLES = {
+    ROOT / "docs" / "performance" / "README.md": (
+        ["browser-32", "browser-256", "browser-small-32", "api-post-32", "proxied-32", "tls-32", "h2-32", "get-32"],
+        "CPU time in µs for each request, and how many times nginx's; `get-32` is a best case, one request repeated, "
+        "and [the bench](../../bench/README.md#loads) says what the others send.",
+    )
+}
 
 HOW_TO_READ = f"""\
 * Figures are medians over the rounds; *from-to* is the least and the most of the CPU time.
@@ -40,7 +66,7 @@ HOW_TO_READ = f"""\
 def header(load: dict[str, Any]) -> list[str]:
     if "rate" in load:
         return ["", "p50 ms", "p99 ms", "from-to", f"of {BASELINE}", "requests/s", "core %", "others %", "errors"]
-    relation = "of 2 members" if "idle_core_percent" in load else f"of {BASELINE}"
+    relation = f"of {load.get('of', BASELINE)}"
     rate = "MiB/s" if load["unit"].endswith("MiB") else "requests/s"
     return ["", load["unit"], "from-to", relation, rate, "p50 ms", "p99 ms", "peak MiB", "core %", "others %", "errors"]
 
@@ -103,7 +129,13 @@ def plain_table(title: str, load: dict[str, Any]) -> str:
         for row in table
     ]
     idle = [f"idle: {percent:5.2f} % of a core, {name}" for name, percent in load.get("idle_core_percent", {}).items()]
-    return "\n".join([f"{title}: {load['description']}", *lines, *idle])
+    left_out = [line] if (line := _left_out(load)) else []
+    return "\n".join([f"{title}: {load['description']}", *lines, *left_out, *idle])
+
+
+def _left_out(load: dict[str, Any]) -> str:
+    reasons = [f"{name} ({reason})" for name, reason in load.get("left_out", {}).items()]
+    return f"Left out: {', '.join(reasons)}." if reasons else ""
 
 
 def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -189,7 +221,9 @@ def markdown(results: Results) -> str:
         measured = f" Measured {load['measured']}." if "measured" in load else ""
         lines += ["", f"## {name}", "", f"{load['description']}.{measured}", ""]
         lines += _markdown_table(header(load), rows(load))
-        if name == MEMBERS:
+        if left_out := _left_out(load):
+            lines += ["", left_out]
+        if load.get("idle_core_percent"):
             idle = [[variant, f"{percent:.2f} %"] for variant, percent in load["idle_core_percent"].items()]
             lines += ["", *_markdown_table(["idle balancer with", "of a core"], idle)]
     if results["memory"]:
@@ -204,8 +238,8 @@ def chart(results: Results) -> str | None:
         return None
     return draw(
         "CPU time per proxied request, µs (less is better)",
-        f"{load['description']}; one core; medians of {results['rounds']} alternated rounds; {results['date'][:10]}",
-        [(name, figures["cpu"], name == BALANCER) for name, figures in load["candidates"].items()],
+        f"{CHARTED_AS}; one core; medians of {results['rounds']} alternated rounds; {results['date'][:10]}",
+        [(name, load["candidates"][name]["cpu"], name in OURS) for name in _headlined(load)],
     )
 
 
@@ -219,8 +253,58 @@ def write(results: Results, results_json: Path, results_md: Path, svg: Path) -> 
         svg.write_text(drawn)
 
 
+def publish(results: Results) -> None:
+    """Write the results, the chart, and the tables of the docs."""
+    write(results, RESULTS_JSON, RESULTS_MD, CHART)
+    for path, sentence in SENTENCES.items():
+        if said := _filled(sentence, results):
+            path.write_text(between_marks(path.read_text(), said))
+    for path, (loads, above) in TABLES.items():
+        if CHARTED in results["loads"]:
+            table = "\n".join(_headlines(results, loads))
+            path.write_text(between_marks(path.read_text(), f"{above}\n\n{table}\n\n"))
+
+
+def between_marks(text: str, said: str) -> str:
+    """The text with that in place of what stands between the marks."""
+    before, _, rest = text.partition(MARKS[0])
+    return f"{before}{MARKS[0]}\n{said}{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+
+
+def _filled(sentence: str, results: Results) -> str | None:
+    """The sentence with CPU times, unless one was not measured."""
+    times = {
+        load: {name: f"{figures['cpu']:.0f}" for name, figures in measured["candidates"].items() if "cpu" in figures}
+        for load, measured in results["loads"].items()
+    }
+    try:
+        return textwrap.fill(sentence.format_map(times), 138, break_long_words=False, break_on_hyphens=False)
+    except KeyError:
+        return None
+
+
+def _headlines(results: Results, loads: Sequence[str]) -> list[str]:
+    run = [name for name in loads if name in results["loads"]]
+    names = _headlined(results["loads"][CHARTED])
+    body = [[name, *(_cell(results["loads"][load], name) for load in run)] for name in names]
+    return _markdown_table(["", *run], body)
+
+
+def _headlined(load: dict[str, Any]) -> list[str]:
+    """Peers and the balancer, without what its features cost and without other checkouts."""
+    return [name for name in load["candidates"] if name not in OURS or name in (BALANCER, COMPILED)]
+
+
+def _cell(load: dict[str, Any], name: str) -> str:
+    figures = load["candidates"].get(name)
+    if figures is None:
+        return "-"
+    ratio = f" ({figures['ratio']:.2f})" if figures["ratio"] and name != BASELINE else ""
+    return _short(figures["cpu"]) + ratio
+
+
 def main() -> None:
-    write(json.loads(RESULTS_JSON.read_text()), RESULTS_JSON, RESULTS_MD, CHART)
+    publish(json.loads(RESULTS_JSON.read_text()))
 
 
 if __name__ == "__main__":

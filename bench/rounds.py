@@ -34,19 +34,9 @@ def run_load(
 ) -> dict[str, Any]:
     """The figures of every candidate under one load, as results.json has them."""
     failures: dict[str, str] = {}
+    left_out = reasons(load, candidates)
     with ExitStack() as stack:
-        entrants: Entrants = {}
-        for candidate in candidates:
-            try:
-                entrant = stack.enter_context(
-                    candidate.running(upstreams, directory / f"{load.name}-{candidate.name}", cores[0])
-                )
-                load.verify(entrant[1])
-            except (BenchError, OSError) as error:
-                failures[candidate.name] = str(error)
-                say(f"{candidate.name} cannot take part in {load.name}: {error}")
-            else:
-                entrants[candidate.name] = entrant
+        entrants = started(load, candidates, upstreams, cores[0], directory, failures, say, stack)
         samples = alternate(load, entrants, rounds, seconds, cores[1], failures, say)
         peaks = {name: server.peak_kib() / 1024 for name, (server, _) in entrants.items()}
     figures = {name: summarize(load, samples[name], peaks[name]) for name in samples}
@@ -60,7 +50,41 @@ def run_load(
             candidate.name: figures[candidate.name] for candidate in candidates if candidate.name in figures
         },
         "failures": failures,
+        "left_out": left_out,
     }
+
+
+def reasons(load: Load, candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Of those candidates that cannot take the load: why."""
+    found = {candidate.name: candidate.left_out(load.door) for candidate in candidates}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def started(
+    load: Load,
+    candidates: Sequence[Candidate],
+    upstreams: Upstreams,
+    core: int,
+    directory: Path,
+    failures: dict[str, str],
+    say: Say,
+    stack: ExitStack,
+) -> Entrants:
+    """The candidates that can take the load, started, each asked for one correct response."""
+    entrants: Entrants = {}
+    for candidate in candidates:
+        if candidate.left_out(load.door):
+            continue
+        try:
+            place = directory / f"{load.name}-{candidate.name}"
+            entrant = stack.enter_context(candidate.running(upstreams, place, core, load.door))
+            load.verify(entrant[1])
+        except (BenchError, OSError) as error:
+            failures[candidate.name] = str(error)
+            say(f"{candidate.name} cannot take part in {load.name}: {error}")
+        else:
+            entrants[candidate.name] = entrant
+    return entrants
 
 
 def alternate(

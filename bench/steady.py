@@ -9,13 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.candidates import BALANCER, BASELINE, CANDIDATES, Candidate
-from bench.loads import LOADS, Load, Sample
-from bench.processes import BenchError
-from bench.rounds import Entrants, Say, alternate, summarize
+from bench.candidates import BALANCER, BASELINE, COMPILED, Candidate
+from bench.loads import Load, Sample
+from bench.rounds import Entrants, Say, alternate, reasons, started, summarize
 from bench.upstreams import Upstreams
 
-NAME = "steady"
 # Of the most that the balancer answers.
 SHARE = 0.7
 # The load without a proxy: what of a latency is the generator's and the member's.
@@ -24,7 +22,14 @@ DIRECT = "no proxy"
 TOO_SLOW = ("starlette-httpx", "starlette-aiohttp")
 
 
+def name_of(load: Load) -> str:
+    """What the load is called at a steady rate."""
+    return "steady" if load.name == "get-32" else f"{load.name}-steady"
+
+
 def run_steady(
+    full: Load,
+    share: float,
     candidates: Sequence[Candidate],
     upstreams: Upstreams,
     rounds: int,
@@ -33,29 +38,23 @@ def run_steady(
     directory: Path,
     say: Say,
 ) -> dict[str, Any]:
-    """The balancer's most with 32 connections; then everybody at 70 % of that, as results.json has them."""
-    full = next(load for load in LOADS if load.name == "get-32")
-    wanted = [
-        candidate
-        for candidate in CANDIDATES
-        if candidate.name == BALANCER or (candidate in candidates and candidate.name not in TOO_SLOW)
-    ]
+    """The balancer's most in a closed loop; then everybody at that share of it, as results.json has them.
+
+    It is the most of the compiled balancer where that takes part.
+    """
+    name = name_of(full)
+    wanted = [candidate for candidate in candidates if candidate.name not in TOO_SLOW]
     failures: dict[str, str] = {}
-    entrants: Entrants = {DIRECT: (upstreams.server, upstreams.members[0])}
+    load = replace(full, name=name, description="")
     with ExitStack() as stack:
-        for candidate in wanted:
-            place = directory / f"{NAME}-{candidate.name}"
-            try:
-                entrants[candidate.name] = stack.enter_context(candidate.running(upstreams, place, cores[0]))
-            except (BenchError, OSError) as error:
-                failures[candidate.name] = str(error)
-                say(f"{candidate.name} cannot take part in {NAME}: {error}")
-        load = replace(full, name=NAME, description="")
+        running = started(load, wanted, upstreams, cores[0], directory, failures, say, stack)
+        entrants: Entrants = {DIRECT: (upstreams.server, upstreams.members[0])} | running
         most = 0.0
-        if BALANCER in entrants:
-            alone = alternate(full, {BALANCER: entrants[BALANCER]}, rounds, seconds, cores[1], failures, say)
-            most = median(sample.requests / sample.seconds for sample in alone[BALANCER]) if alone else 0.0
-            load = _load(full, most)
+        ours = next((it for it in (COMPILED, BALANCER) if it in running), None)
+        if ours:
+            alone = alternate(full, {ours: entrants[ours]}, rounds, seconds, cores[1], failures, say)
+            most = median(sample.requests / sample.seconds for sample in alone[ours]) if alone else 0.0
+            load = _load(full, ours, most, share)
         samples = alternate(load, entrants, rounds, seconds, cores[1], failures, say) if most else {}
         peaks = {name: server.peak_kib() / 1024 for name, (server, _) in entrants.items()}
     figures = {name: _summarize(load, taken, peaks[name]) for name, taken in samples.items()}
@@ -69,17 +68,18 @@ def run_steady(
         "most": most,
         "candidates": {name: figures[name] for name in entrants if name in figures},
         "failures": failures,
+        "left_out": reasons(load, wanted),
     }
 
 
-def _load(full: Load, most: float) -> Load:
-    rate = round(SHARE * most, -2)
+def _load(full: Load, ours: str, most: float, share: float) -> Load:
+    rate = round(share * most, -2)
     return replace(
         full,
-        name=NAME,
+        name=name_of(full),
         rate=rate,
-        description=f"{full.description}, {rate:.0f} requests/s at random times, {SHARE:.0%} of the {most:.0f} "
-        f"that the balancer answers at the most; latency from when each was due",
+        description=f"{full.description}; {rate:.0f} requests/s at random times, {share:.0%} of the {most:.0f} "
+        f"that {ours} answers at the most; latency from when each was due",
     )
 
 

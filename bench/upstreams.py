@@ -24,8 +24,12 @@ MIB = 1024 * 1024
 ANSWER = "Hello World I am 0123456789ab! 12345 times."
 LARGE_MIB = 16
 HUGE_MIB = 1024
+# Bodies of pages by the name of their size, in bytes.
+BODIES = {"43": len(ANSWER), "4k": 4096, "64k": 65536}
 
-# ``/`` answers at once, and so does ``/distinct``, with another head each time. Other paths read the whole request
+# ``/`` answers at once, and so does ``/distinct``, with another head each time. Pages below
+# ``/browser/`` have nine headers, of which Date, ETag, X-Request-ID and Set-Cookie differ; head and
+# body leave in one piece, as from most application servers. Other paths read the whole request
 # body first: ``return`` alone would answer before the body has come, so they hand the head on to a server inside of
 # the same process once they have it.
 CONFIG = """
@@ -60,6 +64,32 @@ http {{
         {server}
         location = / {{ return 200 "{answer}"; }}
         location = /distinct {{ add_header X-Request-ID $request_id; return 200 "{answer}"; }}
+        location /browser/ {{
+            root {directory}/pages;
+            sendfile off;
+            output_buffers 1 128k;
+            etag off;
+            max_ranges 0;
+            open_file_cache max=16;
+            open_file_cache_valid 1h;
+            default_type "text/html; charset=utf-8";
+            add_header Last-Modified "";
+            add_header Cache-Control "private, max-age=0";
+            add_header ETag '"$connection-$connection_requests"';
+            add_header Set-Cookie "session=$request_id; Path=/; HttpOnly; SameSite=Lax";
+            add_header X-Request-ID $request_id;
+            {pages}
+        }}
+        location /api/ {{
+            proxy_pass http://sink;
+            proxy_method GET;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Content-Length "";
+            proxy_pass_request_body off;
+            add_header Cache-Control no-store;
+            add_header X-Request-ID $request_id;
+        }}
         location = /16m {{ alias {directory}/16m; }}
         location = /1g {{ alias {directory}/1g; }}
         location / {{
@@ -98,6 +128,9 @@ def running_upstreams(
     (directory / "16m").write_bytes(os.urandom(MIB) * LARGE_MIB)
     with (directory / "1g").open("wb") as file:
         file.truncate(HUGE_MIB * MIB)
+    (directory / "pages").mkdir()
+    for name, size in BODIES.items():
+        (directory / "pages" / name).write_bytes((ANSWER * (size // len(ANSWER) + 1)).encode()[:size])
     config = directory / "upstream.conf"
     config.write_text(
         CONFIG.format(
@@ -106,6 +139,7 @@ def running_upstreams(
             files=open_files(),
             connections=open_files() // 2,
             answer=ANSWER,
+            pages="\n            ".join(map(_page, BODIES)),
             http=http,
             server=server,
             listens="\n        ".join(f"listen {host}:{port} backlog=4096;" for host in hosts),
@@ -120,6 +154,11 @@ def running_upstreams(
         nginx.wait_for_answer(Address(hosts[-1], port), "/any")
         _wait_for_listener(resolver)
         yield Upstreams([Address(host, port) for host in hosts], resolver, nginx)
+
+
+def _page(size: str) -> str:
+    answer = f'return 200 "{ANSWER}"' if BODIES[size] == len(ANSWER) else f"try_files /{size} =404"
+    return f"location /browser/{size}/ {{ {answer}; }}"
 
 
 def _wait_for_listener(address: Address) -> None:

@@ -1,5 +1,6 @@
--- The request of a load, and the figures as one line of JSON. Arguments: method, bytes of the body, "distinct" for
--- requests of which each has a target of its own.
+-- The request of a load, and the figures as one line of JSON. Arguments: method, bytes of the body; "distinct" for
+-- requests of which each has a target of its own, or "templates", a file and a number: requests as traffic.py writes
+-- them, which have the number, and those after it, in their places.
 function init(args)
    wrk.method = args[1]
    local size = tonumber(args[2])
@@ -13,6 +14,29 @@ function init(args)
          number = number + 1
          return wrk.format(nil, path .. "?n=" .. number)
       end
+   elseif args[3] == "templates" then
+      request = from_templates(args[4], tonumber(args[5]))
+   end
+end
+
+-- One concatenation a request: the generator shares its core with the members.
+function from_templates(name, number)
+   local file = assert(io.open(name, "rb"))
+   local templates, concat = {}, table.concat
+   for template in file:read("*a"):gmatch("([^%z\1][^\1]*)\1") do
+      local pieces = {}
+      for piece in (template .. "\0"):gmatch("(%Z*)%z") do
+         pieces[#pieces + 1] = piece
+      end
+      templates[#templates + 1] = pieces
+   end
+   file:close()
+   local count = #templates
+   return function()
+      local pieces = templates[number % count + 1]
+      local text = concat(pieces, number)
+      number = number + 1
+      return text
    end
 end
 

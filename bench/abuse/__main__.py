@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -19,7 +17,8 @@ from bench.abuse.candidates import BALANCER, COMMANDS, TITLES, takes_part, versi
 from bench.abuse.rows import ROWS, Row
 from bench.abuse.run import Run
 from bench.abuse.verdict import Figures
-from bench.processes import ROOT, BenchError, cores, ended_by_signals
+from bench.command import framed, names, raise_file_limit
+from bench.processes import ROOT, BenchError, cores
 from bench.upstreams import Upstreams, running_upstreams
 from tests.support.tls import issue
 
@@ -37,16 +36,8 @@ MEMBER_SERVER = """large_client_header_buffers 4 64k;
 
 def main() -> int:
     arguments = _arguments()
-    try:
-        rows, candidates = _chosen(arguments.rows, arguments.candidates)
-        with ended_by_signals(), tempfile.TemporaryDirectory(prefix="abuse-") as directory:
-            return run(Path(directory), rows, candidates, arguments)
-    except BenchError as error:
-        print(f"abuse: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("abuse: stopped", file=sys.stderr)
-        return 130
+    rows = [KNOWN[name] for name in arguments.rows]
+    return framed("abuse", lambda directory: run(directory, rows, arguments.candidates, arguments))
 
 
 def _arguments() -> argparse.Namespace:
@@ -54,8 +45,20 @@ def _arguments() -> argparse.Namespace:
         prog="python -m bench.abuse",
         description="Attacks on the balancer and its peers, with honest clients beside them.",
     )
-    parser.add_argument("--rows", metavar="NAME[,NAME]", help="only these; prints, and writes no page")
-    parser.add_argument("--candidates", metavar="NAME[,NAME]", help=f"only these of {', '.join(COMMANDS)}; likewise")
+    parser.add_argument(
+        "--rows",
+        type=names(KNOWN),
+        default=list(KNOWN),
+        metavar="NAME[,NAME]",
+        help="only these; prints, and writes no page",
+    )
+    parser.add_argument(
+        "--candidates",
+        type=names(COMMANDS),
+        default=list(COMMANDS),
+        metavar="NAME[,NAME]",
+        help=f"only these of {', '.join(COMMANDS)}; likewise",
+    )
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="of each attack without a time of its own (default: %(default)s)"
     )
@@ -64,15 +67,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     return parser.parse_args()
-
-
-def _chosen(rows: str | None, candidates: str | None) -> tuple[list[Row], list[str]]:
-    names = rows.split(",") if rows else list(KNOWN)
-    chosen = candidates.split(",") if candidates else list(COMMANDS)
-    for name, all_names in (*((it, KNOWN) for it in names), *((it, COMMANDS) for it in chosen)):
-        if name not in all_names:
-            raise BenchError(f"{name!r} is none of {', '.join(all_names)}")
-    return [KNOWN[name] for name in names], chosen
 
 
 def run(directory: Path, rows: Sequence[Row], candidates: Sequence[str], arguments: argparse.Namespace) -> int:
@@ -84,8 +78,7 @@ def run(directory: Path, rows: Sequence[Row], candidates: Sequence[str], argumen
     complete = len(rows) == len(ROWS) and len(candidates) == len(COMMANDS)
     peers.install()
     os.environ["PYTHONPATH"] = str(ROOT)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     both = cores()
     os.sched_setaffinity(0, {both[1]})
     issue(directory)

@@ -12,7 +12,6 @@ import contextlib
 import ipaddress
 import json
 import os
-import resource
 import signal
 import socket
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import uvloop
 
 from bench.abuse.honest import client_context
+from bench.command import raise_file_limit
 
 SOURCE = "127.0.0.2"
 # No run lasts longer, whatever is asked for, nor has more places.
@@ -198,8 +198,7 @@ def main() -> None:
         raise SystemExit(f"{host} is not on loopback")
     # The honest clients and the members share the core: what they wait for is not to be the attacker.
     os.nice(10)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         attackers = Attackers(ATTACKS[name], host, int(port))
         tally = runner.run(attackers.run(min(float(seconds), MOST_SECONDS), min(int(count), MOST_PLACES)))

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from balancer.demo.system import free_port
 from bench.abuse.attack import SOURCE, Tally
-from bench.abuse.candidates import BALANCER, COMMANDS, TOKEN, Setup
+from bench.abuse.candidates import BALANCER, COMMANDS, TOKEN, Setup, site_of
 from bench.abuse.honest import PATIENCE, START_SECONDS, Latency, Plan
 from bench.abuse.rows import Row
 from bench.abuse.verdict import Figures
-from bench.candidates import Site
+from bench.doors import Certificate
 from bench.processes import Address, BenchError, Server, pinned
 from bench.upstreams import Upstreams
 
@@ -90,10 +90,9 @@ class Run:
         self._stop = threading.Event()
         self._peak = 0
         self._operator = True
-        site = Site(Address("127.0.0.1", free_port()), upstreams, self._directory)
-        admin = Address("127.0.0.1", free_port())
-        certificates = directory / "certificate.pem", directory / "key.pem"
-        self._setup = Setup(site, row, admin, *certificates)
+        certificate = Certificate(directory / "certificate.pem", directory / "key.pem")
+        listen, admin = Address("127.0.0.1", free_port()), Address("127.0.0.1", free_port())
+        self._setup = Setup(site_of(row, listen, upstreams, self._directory, certificate), row, admin)
         self._member_log = directory / "members.log"
 
     def begin(self, seconds: float) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import dataclasses
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
@@ -17,8 +16,11 @@ from pathlib import Path
 
 from balancer.demo.system import free_port
 from bench import peers
-from bench.candidates import CANDIDATES, Candidate, Command, Site, caddy
-from bench.processes import ROOT, Address, BenchError, Server, cores, ended_by_signals
+from bench.builds import Builds
+from bench.candidates import PEERS, Candidate, of_balancer
+from bench.command import framed, names
+from bench.configs import Command, Site, caddy
+from bench.processes import ROOT, Address, Server, cores
 from bench.strictness import report, timed
 from bench.strictness.client import PATIENCE, answer_case, request_case, settle
 from bench.strictness.member import Member
@@ -32,15 +34,7 @@ TRIES = 5
 
 def main() -> int:
     arguments = _arguments()
-    try:
-        with ended_by_signals(), tempfile.TemporaryDirectory(prefix="strictness-") as directory:
-            return asyncio.run(run(Path(directory), arguments.cases, arguments.only))
-    except BenchError as error:
-        print(f"strictness: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("strictness: stopped", file=sys.stderr)
-        return 130
+    return framed("strictness", lambda directory: asyncio.run(run(directory, arguments.cases, arguments.only)))
 
 
 def _arguments() -> argparse.Namespace:
@@ -51,7 +45,7 @@ def _arguments() -> argparse.Namespace:
         "--cases", metavar="TEXT", help="only cases with that in their name; prints, and writes nothing"
     )
     parser.add_argument(
-        "--only", choices=report.COLUMNS, action="append", help="only this candidate; prints, and writes nothing"
+        "--only", type=names(report.COLUMNS), metavar="NAME[,NAME]", help="only these; prints, and writes nothing"
     )
     return parser.parse_args()
 
@@ -65,7 +59,7 @@ def _caddy_for_any_host(site: Site) -> Command:
 
 
 def _candidates(names: Iterable[str]) -> list[Candidate]:
-    known = {candidate.name: candidate for candidate in CANDIDATES}
+    known = {candidate.name: candidate for candidate in [*PEERS, *of_balancer(Builds())]}
     known["caddy"] = dataclasses.replace(known["caddy"], command=_caddy_for_any_host)
     return [known[name] for name in names]
 

@@ -118,7 +118,7 @@ balancer (`tests/frontend/test_connection.py`, `tests/upstream/test_hostile_memb
 Measured {date}: {versions}.
 
 Everybody stands on loopback before the same member, which writes down what reaches it, and has the configuration
-of the bench ([bench/candidates.py](../../bench/candidates.py)), otherwise its defaults. That means for nginx:
+of the bench ([bench/configs.py](../../bench/configs.py)), otherwise its defaults. That means for nginx:
 `proxy_http_version 1.1`, a `Host` of its own to the member, request bodies of any size; for HAProxy: `timeout client
 75s`, `timeout server 60s`, `http-reuse always`. Caddy takes any `Host` here. Rows with *bounded* for a section
 are limits of this project that no RFC sets: there, others may just have larger ones.

@@ -22,13 +22,13 @@ from bench.abuse import frames, report, run
 from bench.abuse.attack import Tally
 from bench.abuse.attacks import ATTACKS
 from bench.abuse.attacks_http2 import SMUGGLING, hpack_bomb, made_you_reset, rapid_reset, smuggled
-from bench.abuse.candidates import BALANCER, TITLES, Setup, ours, takes_part
+from bench.abuse.candidates import BALANCER, TITLES, Setup, ours, site_of, takes_part
 from bench.abuse.frames import FrameReader, Kind
 from bench.abuse.honest import latency
 from bench.abuse.rows import ROWS, Row
 from bench.abuse.run import samples
 from bench.abuse.verdict import Figures, allowed_ms, complaints
-from bench.candidates import Site
+from bench.doors import Certificate
 from bench.processes import Address, Server
 from bench.strictness.member import Member
 from bench.upstreams import ALIAS, FIRST_MEMBER, Upstreams
@@ -189,10 +189,10 @@ def test_rows_have_names_of_their_own_and_attacks_that_exist() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_settings_of_a_row_are_some_that_the_balancer_takes(row: Row, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate = Certificate(tmp_path / "certificate.pem", tmp_path / "key.pem")
     upstreams = Upstreams([Address(FIRST_MEMBER, 8000)], Address("127.0.0.1", 53), Server("", [], 0, tmp_path / "log"))
-    site = Site(Address("127.0.0.1", 8080), upstreams, tmp_path)
-    command = ours(Setup(site, row, Address("127.0.0.1", 9000), certificate, key))
+    site = site_of(row, Address("127.0.0.1", 8080), upstreams, tmp_path, certificate)
+    command = ours(Setup(site, row, Address("127.0.0.1", 9000)))
     flags = dict(it.removeprefix("--").split("=", 1) for it in command.argv[4:])
     settings = Settings.load({}, {name.replace("-", "_"): value for name, value in flags.items()})
     assert settings.max_requests_per_member == row.member_limit

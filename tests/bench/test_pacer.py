@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
 import pytest
 
-from bench.pacer import Pacer
+from bench import traffic
+from bench.pacer import Connection as Incoming
+from bench.pacer import Pacer, repeated
 from bench.upstreams import ANSWER
 from tests.support.wire import Connection, Member
 
@@ -16,7 +19,8 @@ REPLY = f"HTTP/1.1 200 OK\r\nContent-Length: {len(ANSWER)}\r\n\r\n{ANSWER}".enco
 
 
 async def pace(member: Member, rate: float, seconds: float, connections: int, *, fresh: bool = False) -> dict[str, Any]:
-    pacer = Pacer(*member.address, "/", rate, connections, fresh)
+    host, port = member.address
+    pacer = Pacer(host, port, repeated(f"{host}:{port}", "/", fresh), rate, connections, fresh)
     return await asyncio.to_thread(pacer.run, seconds)
 
 
@@ -71,3 +75,37 @@ async def test_pacer_counts_what_is_no_answer_as_an_error() -> None:
     assert figures["requests"] == 0
     assert figures["errors"]["status"] + figures["errors"]["broken"] == number
     assert figures["errors"]["status"] > 0 < figures["errors"]["broken"]
+
+
+BODY = b"x" * 100
+RESPONSES = {
+    "length": b"HTTP/1.1 200 OK\r\nServer: x\r\ncontent-length: 100\r\nDate: y\r\n\r\n" + BODY,
+    "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n" + BODY + b"\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("response", list(RESPONSES.values()), ids=list(RESPONSES))
+def test_a_response_is_complete_with_its_last_byte_wherever_it_is_cut(response: bytes) -> None:
+    for cut in range(1, len(response)):
+        incoming = Incoming()
+        assert not incoming.take(response[:cut])
+        assert not (cut < len(response) - 1 and incoming.take(response[cut:-1]))
+        assert incoming.take(response[max(cut, len(response) - 1) :])
+        assert incoming.size == len(response)
+
+
+async def test_pacer_sends_the_requests_that_it_is_given_one_after_the_other() -> None:
+    received: list[bytes] = []
+
+    async def answer(connection: Connection) -> None:
+        while True:
+            received.append(await connection.head())
+            await connection.send(REPLY)
+
+    async with Member(answer) as member:
+        host, port = member.address
+        requests = traffic.requests("browser", f"{host}:{port}", traffic.FIRST)
+        await asyncio.to_thread(Pacer(host, port, requests, 200, 1, False).run, 0.2)
+    expected = itertools.islice(traffic.requests("browser", f"{host}:{port}", traffic.FIRST), len(received))
+    assert len(received) > 10
+    assert [head.partition(b"\r\n")[0] for head in received] == [it.partition(b"\r\n")[0] for it in expected]
