@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 SYNCHRONOUS = [
     *(f"dispatch/{name}" for name in ("admission", "context", "fast_path", "interfaces", "queue", "retry", "turns")),
     *(f"frontend/{name}" for name in ("client_connection", "http1_connection", "http1_exchange", "http1_parser")),
-    *(f"http/{name}" for name in ("chunked", "clients", "headers", "memo", "serialize")),
+    *(f"http/{name}" for name in ("chunked", "clients", "headers", "serialize", "simple_heads", "value_cache")),
     *(f"members/{name}" for name in ("health", "member", "membership")),
     *(f"upstream/{name}" for name in ("base", "connection", "connection_pool", "exchange", "phase", "response_parser")),
 ]

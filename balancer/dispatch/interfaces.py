@@ -13,7 +13,7 @@ from typing import Any
 
 from balancer.dispatch.context import RequestContext, RequestRecord, Span
 from balancer.errors import ClientGone, Refusal
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import AS_THEY_ARE, NO_FIELDS, Headers, Spelling
 from balancer.http.request import Request
 from balancer.upstream.base import PendingResponse, UpstreamResponse
 
@@ -37,10 +37,11 @@ PENDING, STARTED, COMPLETE = ResponseState
 class Sink:
     """The receiver of a response. ``start`` and ``write`` wait while the client takes no more, and raise ClientGone.
 
-    ``state``: of the response.
+    ``state``: of the response. ``spelling``: of the names of its headers, where the member gives one.
     """
 
     state: ResponseState = PENDING
+    spelling: Spelling = AS_THEY_ARE
 
     def send_interim(self, status: int, headers: Headers) -> None:
         """Pass an interim response on (RFC 9110 section 15.2), or drop it where the sink cannot."""
@@ -71,6 +72,13 @@ class Sink:
         ``count`` is called with the number of bytes that went to the client.
         """
         raise NotImplementedError
+
+
+def is_event_stream(headers: Headers) -> bool:
+    """Whether a response with these headers is server-sent events that may end after any event."""
+    fields = dict(headers)
+    plain = not fields.keys() & {b"content-length", b"content-encoding"}
+    return plain and fields.get(b"content-type", b"").startswith(b"text/event-stream")
 
 
 class ActiveRequest(Sink):
@@ -108,9 +116,7 @@ class ActiveRequest(Sink):
     @property
     def is_event_stream(self) -> bool:
         """Whether the response is server-sent events that may end after any event."""
-        fields = dict(self._headers)
-        plain = not fields.keys() & {b"content-length", b"content-encoding"}
-        return plain and fields.get(b"content-type", b"").startswith(b"text/event-stream")
+        return is_event_stream(self._headers)
 
     @property
     def is_between_events(self) -> bool:
@@ -129,13 +135,23 @@ class ActiveRequest(Sink):
 
 
 class DirectSink(Sink):
-    """A sink that takes a complete response without waiting."""
+    """A sink that takes a response without waiting."""
 
-    def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
-        """Send a whole response, with these headers in place of its own.
+    @property
+    def is_writable(self) -> bool:
+        """Whether the client is there and takes what it is sent."""
+        raise NotImplementedError
 
-        A client that has left is no error here.
-        """
+    def answer(self, response: PendingResponse, body: bytes) -> None:
+        """Send a whole response. A client that has left is no error here."""
+        raise NotImplementedError
+
+    def begin_response(self, response: PendingResponse) -> None:
+        """Begin a response that comes in pieces; a piece follows in the same step."""
+        raise NotImplementedError
+
+    def pass_on(self, data: bytes, more: bool, trailers: Headers) -> None:
+        """Send a piece of the body, as ``write`` does."""
         raise NotImplementedError
 
     def on_response_progress(self) -> None:
@@ -155,6 +171,10 @@ class RequestHandler:
     def begin(self, request: Request) -> RequestContext:
         """Return the context of a new request."""
         raise NotImplementedError
+
+    def may_repeat(self, request: Request) -> bool:
+        """Whether a request may be sent again after a member had it."""
+        return True
 
     def try_send_nowait(self, context: RequestContext, sink: DirectSink, body: bytes) -> bool:
         """See ``FastPathDispatcher.try_send_nowait``."""

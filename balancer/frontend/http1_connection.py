@@ -44,8 +44,7 @@ from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.places import Place
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.frontend.turns import TURN_BYTES, FairConnection
-from balancer.http.headers import plain_address
-from balancer.http.memo import HEAD_MAX
+from balancer.http.headers import as_lines, plain_address
 from balancer.http.request import Request
 from balancer.http.serialize import response_head
 from balancer.loop_time import loop_time
@@ -61,7 +60,7 @@ PIPELINE_MAX = 100
 class Http1Connection(FairConnection, asyncio.Protocol):
     """A client connection that speaks HTTP/1.1. ``writable``: set while the client takes what it is sent."""
 
-    __slots__ = ("_current", "_origin", "_parser", "_queue", "_rest", "loop", "scheme", "transport", "writable")
+    __slots__ = ("_current", "_parser", "_queue", "_rest", "loop", "scheme", "transport", "writable")
 
     def __init__(self, registry: ClientRegistry, place: Place) -> None:
         super().__init__(registry, place)
@@ -70,8 +69,6 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         # Per connection.
         self.transport: asyncio.Transport
         self.scheme = "http"
-        # Client and scheme: a request is made of these and of its bytes.
-        self._origin = ""
         self._parser = RequestParser(self, registry.settings)
         self.writable = asyncio.Event()
         self.writable.set()
@@ -91,7 +88,6 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-        self._origin = f"{self.scheme} {self.peer}"
         self.begin_checks(self.place.since)
         if self.registry.stopping:
             self.shutdown()  # It was accepted when the listener closed.
@@ -130,15 +126,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         phase = self.phase
-        if phase is IDLE or phase is NEW:
-            if self._current is None and len(data) <= HEAD_MAX and not self.registry.stopping:
-                key = data, self._origin
-                if cached := self.registry.requests.get(key):
-                    self._begin_cached(cached)
-                else:
-                    self._parse(data, key)
-                return
-        elif phase in ENDING:
+        if phase in ENDING:
             self.drop(len(data))
             if len(data) > TURN_BYTES:
                 self.end_turn(b"")
@@ -163,37 +151,18 @@ class Http1Connection(FairConnection, asyncio.Protocol):
 
     # Requests.
 
-    def _begin_cached(self, request: Request) -> None:
-        """Begin a request whose bytes have come before. The parser would be in the same state after it."""
-        self.phase = IDLE
-        self._parser.head_bytes = 0
-        self.messages += 1
-        exchange = self._current = Http1Exchange(self, request, "1.1", False)
-        exchange.complete = True
-        exchange.begin()
-
-    def _parse(self, data: bytes, key: tuple[bytes, str] | None = None) -> None:
-        """Parse, and begin a request if none is in progress. ``key``: of the request in the cache."""
+    def _parse(self, data: bytes) -> None:
+        """Parse, and begin a request if none is in progress."""
         rest = self._parser.feed(data)
         if self._parser.refusal:
             self.reject(self._parser.refusal)
         elif rest is not None:
             self._rest = rest
-        elif key and self._queue:
-            self._cache_request(key)
         if self._queue:
             if self._current is None:
                 self._begin()
             else:
                 self.pause()
-
-    def _cache_request(self, key: tuple[bytes, str]) -> None:
-        """Cache a request that came alone and whole, if it has no body and the connection goes on behind it."""
-        exchange = self._queue[0]
-        is_alone = self.phase is IDLE and exchange.complete and len(self._queue) == 1
-        is_plain = exchange.version == "1.1" and not exchange.request.body
-        if is_alone and is_plain and self.registry.requests.seen_before(key):
-            self.registry.requests.put(key, exchange.request)
 
     def add_exchange(self, request: Request, version: str, closes: bool) -> Http1Exchange:
         """Queue an exchange for a head. ``closes``: the connection ends with its response, by the client's word.
@@ -284,7 +253,8 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         request = self._parser.refused_request()
         status, fields, text = refusal_response(refusal, self.registry.proxy.refused(request, refusal))
         is_head = "HEAD" in (self._parser.method, request.method)
-        self.transport.write(response_head(status, fields, b"connection: close") + (b"" if is_head else text))
+        head = response_head(status, as_lines([*fields, (b"connection", b"close")]))
+        self.transport.write(head + (b"" if is_head else text))
         self._linger(DISCARDING if self._parser.meets_upload(status, self.waiting) else LINGERING)
 
     def _linger(self, phase: Phase) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 from balancer.dispatch.active_requests import end_between_events, end_event_stream
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED
 from balancer.errors import SHUTTING_DOWN, ClientGone
-from balancer.frontend.http1_exchange import CHUNKED, FINAL, LARGE, NONE, ClientExchange
+from balancer.frontend.http1_exchange import CHUNKED, FINAL, ClientExchange
 from balancer.frontend.tunnel import CLOSE_SECONDS, Tunnel
-from balancer.http.chunked import last_chunk
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import NO_FIELDS, Headers, as_lines
 from balancer.http.serialize import response_head
 from balancer.upstream.base import UpstreamResponse
 
@@ -63,9 +62,8 @@ class Http1Exchange(ClientExchange):
         if self.state is COMPLETE:
             # It was ended between two events, before the task came to this point.
             raise ClientGone(SHUTTING_DOWN.token)
-        self._write_piece(data, more, trailers)
+        self.pass_on(data, more, trailers)
         if not more:
-            self.state = COMPLETE
             self.task = None
             return
         self._sent = b""
@@ -75,23 +73,6 @@ class Http1Exchange(ClientExchange):
         if self.ends_after_event:
             await end_between_events(self)
 
-    def _write_piece(self, data: bytes, more: bool, trailers: Headers) -> None:
-        """Write a piece in the framing of the response, with the head if that still waits."""
-        head = self._take_head(whole=not more)
-        tail = b""
-        if self.framing is NONE:
-            data = b""
-        elif self.framing is CHUNKED:
-            if data:
-                head += b"%x\r\n" % len(data)
-                tail = b"\r\n"
-            if not more:
-                tail += last_chunk(trailers)
-        if len(data) < LARGE:
-            self._connection.transport.write(head + data + tail)
-        else:
-            self._connection.transport.writelines([head, data, tail])
-
     async def finish(self) -> None:
         self.flush()
         self._send(b"0\r\n\r\n" if self.framing is CHUNKED else b"")
@@ -100,9 +81,8 @@ class Http1Exchange(ClientExchange):
     async def switch(self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]) -> None:
         self.state = STARTED
         upgrade = response.upgrade or self.request.upgrade
-        lines = b"connection: upgrade", b"upgrade: " + upgrade
-        head = response_head(101, headers, *lines, reason=response.reason)
-        self._send(head)
+        lines = as_lines([*headers, (b"connection", b"upgrade"), (b"upgrade", upgrade)], self.spelling)
+        self._send(response_head(101, lines, response.reason))
         # Only a client whose request names WebSocket speaks it, whatever protocol the member names.
         requested = [name.strip() for name in self.request.upgrade.lower().split(b",")]
         websocket = upgrade.lower() == b"websocket" and b"websocket" in requested

@@ -26,10 +26,6 @@ from balancer.errors import (
     TruncatedResponse,
     UpstreamError,
 )
-from balancer.http.headers import content_length
-from balancer.http.memo import HEAD_MAX as KNOWN_MAX
-from balancer.http.memo import Memo
-from balancer.http.serialize import response_lines
 from balancer.loop_time import LoopTime
 from balancer.outbox import Outbox
 from balancer.phase_checks import CHECK_STATES, check_phases
@@ -37,7 +33,7 @@ from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts
 from balancer.upstream.connection_limits import LimitedConnection
-from balancer.upstream.exchange import KnownHead, MemberExchange
+from balancer.upstream.exchange import MemberExchange
 from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, Phase
 from balancer.upstream.response_parser import ResponseParser
 
@@ -57,14 +53,13 @@ _view = memoryview(_buffer)
 
 
 class PoolCallbacks:
-    """The keeper of a connection while it is idle. ``heads``: response heads that have come before.
+    """The keeper of a connection while it is idle.
 
     ``last_byte_at``: a reading of ``clock`` at the last byte from the member, as far as that has been noticed.
     """
 
     clock: LoopTime
     outbox: Outbox
-    heads: Memo[bytes, KnownHead]
     last_byte_at: float
 
     def ended(self, connection: MemberConnection) -> None:
@@ -203,33 +198,19 @@ class MemberConnection(LimitedConnection):
         if exchange is None or self._unsent:
             self.fail(ConnectionDied(UNASKED, sent=False))  # No request waits for these bytes.
             return
-        head = b""
-        if not exchange.received and not exchange.is_head:
-            end = _buffer.find(b"\r\n\r\n", 0, count if count < KNOWN_MAX else KNOWN_MAX) + 4
-            head = bytes(_view[:end])
-            cached = self._callbacks.heads.get(head)
-            if cached and end + cached.length == count:
-                # The parser has had no bytes since the last complete response, and would be in the same state after
-                # these.
-                exchange.answer(cached, bytes(_view[end:count]))
-                self._end(exchange)
-                return
-        exchange.progress = exchange.received = True
+        exchange.progress = True
         if self.phase is TUNNEL:
             exchange.pieces.append(bytes(_view[:count]))
             self._pass_on(exchange)
         else:
-            self._parser.feed(exchange, _view[:count])
-            self._parsed(exchange, head, count)
+            self._parser.feed(exchange, _buffer, _view[:count])
+            self._parsed(exchange, count)
 
-    def _parsed(self, exchange: MemberExchange, head: bytes, count: int) -> None:
-        """Act on what ``count`` bytes, which began with ``head``, have made of the exchange."""
+    def _parsed(self, exchange: MemberExchange, count: int) -> None:
+        """Act on what ``count`` bytes have made of the exchange."""
         if self._exchange is not exchange:
             return  # An interim response has made the client end it.
         if exchange.complete:
-            plain = not (exchange.closes or exchange.interim_count or exchange.protocol_error)
-            if head and plain and self._callbacks.heads.seen_before(head):
-                self._cache_head(exchange, head, count - len(head))
             self._end(exchange)
         elif exchange.protocol_error:
             self._violate(exchange, exchange.protocol_error)
@@ -258,12 +239,6 @@ class MemberConnection(LimitedConnection):
         """Fail an exchange whose bytes are no response."""
         exchange.protocol_error = message
         self.fail(TruncatedResponse(message) if exchange.started else ProtocolViolation(message, sent=True))
-
-    def _cache_head(self, exchange: MemberExchange, head: bytes, length: int) -> None:
-        """Remember the head of a response that came whole, if all behind it is a body of Content-Length bytes."""
-        if content_length(exchange.headers) == sum(map(len, exchange.pieces)) == length > 0:
-            parts = exchange.status, exchange.headers, exchange.reason
-            self._callbacks.heads.put(head, KnownHead(*parts, length, response_lines(*parts)))
 
     def eof_received(self) -> bool:
         exchange = self._exchange

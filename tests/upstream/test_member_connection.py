@@ -9,7 +9,6 @@ import pytest
 
 from balancer.errors import ConnectionDied
 from balancer.http.headers import NO_FIELDS
-from balancer.http.memo import Memo
 from balancer.loop_time import loop_time
 from balancer.outbox import outbox
 from balancer.types import Address
@@ -66,7 +65,6 @@ class Transport(asyncio.Transport):
 
 class Callbacks(PoolCallbacks):
     def __init__(self) -> None:
-        self.heads = Memo()
         self.clock = loop_time()
         self.outbox = outbox()
         self.last_byte_at = 0.0
