@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from math import inf
 from random import Random
 
@@ -147,10 +147,7 @@ class Prober:
                 self._wakened.clear()
                 now = self._clock()
                 self._membership.warm_up(now)
-                while self._due and self._due[0][0] <= now:
-                    at, _, member = heappop(self._due)
-                    if at == member.probe_at:
-                        self._wait(member)
+                self._take_due(now)
                 again = self._start(now, probes)
                 await asyncio.sleep(TICK)
                 due = min(again, self._membership.warms_at(), self._due[0][0] if self._due else inf)
@@ -159,6 +156,20 @@ class Prober:
                         await self._wakened.wait()
                 except TimeoutError:
                     pass
+
+    def _take_due(self, now: float) -> None:
+        """Queue the members that are due, except those that need no probe: under load most of a thousand a second."""
+        due = self._due
+        while due and due[0][0] <= now:
+            at, number, member = due[0]
+            if at == member.probe_at and self._is_redundant(member) and member not in self._queues:
+                member.answered = False
+                member.probe_at = now + self._delay(member)
+                heapreplace(due, (member.probe_at, number, member))
+                continue
+            heappop(due)
+            if at == member.probe_at:
+                self._wait(member)
 
     def _schedule(self, member: Member) -> None:
         """Schedule a member, whose earlier entry is out of date."""

@@ -1,14 +1,15 @@
 """A keep-alive connection to a member: HTTP/1.1 on ``asyncio.BufferedProtocol``.
 
 Rules:
-* At most one exchange at a time. Bytes that arrive without one, or after a response is complete,
-  belong to no request: the connection is closed and never used again.
+* At most one exchange at a time. Bytes that arrive without one, before its request is written, or after a response is
+  complete, belong to no request: the connection is closed and never used again.
+* A request that is all at hand is written at the end of the turn (``balancer.outbox``). The end of the connection may
+  still be noticed in that turn: the request may go elsewhere then, whatever its method.
 * ``connection_lost`` alone shows that a connection is dead; no system call checks for it.
 * State of an exchange is on its ``MemberExchange``, which is made for it; ``phase`` is what the connection does.
 * After a 101 that the request allows, bytes are passed on as they are, both ways, and no limit of HTTP applies.
 * A head has HEAD_MAX bytes at most, and so has what comes between two pieces of a body.
-* ``check_deadline``, which the pool calls a few times a second, keeps the limits. There is no timer for an exchange,
-  let alone for a piece of body.
+* ``balancer.upstream.connection_limits`` has the limits of time.
 * All connections read into one buffer, whose size bounds what a single read can bring.
 
 This module has no coroutine: those of an exchange are in ``balancer.upstream.response``.
@@ -22,16 +23,16 @@ from math import inf
 from balancer.errors import (
     ConnectionDied,
     ProtocolViolation,
-    ResponseTimeout,
-    SilentResponse,
     TruncatedResponse,
     UpstreamError,
 )
 from balancer.loop_time import LoopTime
+from balancer.outbox import Outbox
 from balancer.phase_checks import CHECK_STATES, check_phases
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts
+from balancer.upstream.connection_limits import LimitedConnection
 from balancer.upstream.exchange import MemberExchange
 from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, Phase
 from balancer.upstream.response_parser import ResponseParser
@@ -39,6 +40,10 @@ from balancer.upstream.response_parser import ResponseParser
 # Bytes of one read. Reading pauses while the last bytes wait for the client: this is what a slow client costs here. It
 # pauses for a turn of the event loop as well, behind so many pieces: 5,000 chunks of one byte take 5 ms.
 READ_SIZE, PIECES_PER_TURN = 32 * 1024, 1000
+
+# Why a request on a reused connection has not been carried out.
+NOT_REACHED = "the member closed the idle connection before the request reached it"
+UNASKED = "the member sent bytes on the idle connection before the request was written"
 
 # Bytes of a response's head, or of chunk sizes and trailers in a row.
 HEAD_MAX = 64 * 1024
@@ -54,6 +59,7 @@ class PoolCallbacks:
     """
 
     clock: LoopTime
+    outbox: Outbox
     last_byte_at: float
 
     def ended(self, connection: MemberConnection) -> None:
@@ -65,19 +71,17 @@ class PoolCallbacks:
         raise NotImplementedError
 
 
-class MemberConnection(asyncio.BufferedProtocol):
+class MemberConnection(LimitedConnection):
     """A connection. ``writable``: None, or a future, done once the member takes more. ``idle_since``: the pool's."""
 
     __slots__ = (
-        "_callbacks", "_check_at", "_exchange", "_loop", "_parser", "_reused", "_silence", "_socket", "_transport",
-        "address", "idle_since", "phase", "timeouts", "writable",
+        "_loop", "_parser", "_reused", "_transport", "_unsent", "address", "idle_since", "phase", "writable",
     )  # fmt: skip
 
     def __init__(self, address: Address, timeouts: Timeouts, callbacks: PoolCallbacks) -> None:
+        super().__init__(timeouts, callbacks)
         # Global.
         self._loop = asyncio.get_running_loop()
-        self._callbacks = callbacks
-        self.timeouts = timeouts
 
         # Per connection.
         self.address = address
@@ -87,12 +91,9 @@ class MemberConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self._parser = ResponseParser(timeouts.idle)
         self._reused = False
-        # When to check the silence of the network next, and the seconds of silence that count.
-        self._check_at = 0.0
-        self._silence = tcp.SILENCE
 
-        # Per exchange.
-        self._exchange: MemberExchange | None = None
+        # Per exchange: a request that waits for the end of the turn: no byte of it has been written.
+        self._unsent = b""
 
     def __repr__(self) -> str:
         host, port = self.address
@@ -113,7 +114,16 @@ class MemberConnection(asyncio.BufferedProtocol):
             # (As ``set_deadline`` and ``LoopTime.time`` do, without two calls for each request.)
             exchange.timeout = timeout = self.timeouts.response
             exchange.deadline = self._loop.time() - self._callbacks.clock.lost + timeout
-        self._transport.write(data)
+            self._unsent = data
+            self._callbacks.outbox.add(self._send)
+        else:
+            self._transport.write(data)
+
+    def _send(self) -> None:
+        """Write the request that waits, unless the connection has ended in the same turn."""
+        if self.phase is not CLOSED and not self._transport.is_closing():
+            data, self._unsent = self._unsent, b""
+            self._transport.write(data)
 
     def resume(self) -> None:
         """Read again: the client has caught up."""
@@ -173,51 +183,6 @@ class MemberConnection(asyncio.BufferedProtocol):
             self._callbacks.ended(self)
         exchange.arrived()
 
-    # Limits.
-
-    def check_deadline(self, now: float) -> None:
-        """Fail the exchange if the member, or the network to it, has been silent for too long."""
-        exchange = self._exchange
-        if exchange:
-            if exchange.progress:
-                exchange.progress = False
-                self._callbacks.last_byte_at = now
-                if exchange.deadline != inf:
-                    exchange.deadline = now + exchange.timeout
-                return
-            if now > exchange.deadline:
-                self._fail_overdue(exchange)
-                return
-            if self._is_hung(exchange, now):
-                self.fail(ConnectionDied(f"the member has sent nothing for {self.timeouts.hung:g} s", sent=True))
-                return
-        if now >= self._check_at:
-            self._check_at = now + self._silence / 4  # A check costs 3 us, and thousands of connections may wait.
-            if tcp.is_silent(self._socket, self._silence):
-                self.fail(ConnectionDied("the network to the member is silent", sent=True))
-
-    def _fail_overdue(self, exchange: MemberExchange) -> None:
-        if exchange.started:
-            self.fail(SilentResponse(f"silent for {self.timeouts.idle:g} s in mid-body"))
-        else:
-            self.fail(ResponseTimeout(f"no response within {self.timeouts.response:g} s", sent=True))
-
-    def _is_hung(self, exchange: MemberExchange, now: float) -> bool:
-        """Whether a request that can go elsewhere waits for a member that has sent no byte for HUNG_TIMEOUT."""
-        if exchange.deadline == inf or not exchange.may_go_elsewhere:
-            return False
-        sent_at = exchange.deadline - exchange.timeout
-        return now - max(sent_at, self._callbacks.last_byte_at) > self.timeouts.hung
-
-    def check_network(self) -> None:
-        """Have the kernel check the network of this connection: no other to the member can be made.
-
-        A request that may not be repeated gains nothing by that. It waits as long as ever for the network to come back.
-        """
-        if self._exchange and self._exchange.may_go_elsewhere:
-            self._silence, self._check_at = tcp.DOUBTED_SILENCE, 0.0
-            tcp.watch_silence(self._socket, idle=1, probes=tcp.UNANSWERED)
-
     # asyncio's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -230,8 +195,8 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         exchange = self._exchange
-        if exchange is None:
-            self.abort()  # No request waits for these bytes.
+        if exchange is None or self._unsent:
+            self.fail(ConnectionDied(UNASKED, sent=False))  # No request waits for these bytes.
             return
         exchange.progress = True
         if self.phase is TUNNEL:
@@ -300,10 +265,12 @@ class MemberConnection(asyncio.BufferedProtocol):
 
     def _died(self, exchange: MemberExchange, error: Exception | None) -> UpstreamError:
         """Return the error of a connection that is closed before the response was there."""
+        if self._unsent:
+            return ConnectionDied(NOT_REACHED, sent=False)
         # Only an orderly end carries the kernel's last word: after a reset, bytes may have been read all the same.
         orderly = self._reused and error is None and exchange.one_segment and not exchange.received
         if orderly and tcp.took_nothing(self._socket, exchange.acknowledged):
-            return ConnectionDied("the member closed the idle connection before the request reached it", sent=False)
+            return ConnectionDied(NOT_REACHED, sent=False)
         return ConnectionDied(f"{_words(error)} before a response", sent=True)
 
     def pause_writing(self) -> None:

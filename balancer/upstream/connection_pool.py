@@ -18,6 +18,7 @@ from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import Headers, trailers
 from balancer.http.request import Body, Request
 from balancer.loop_time import Timer, loop_time
+from balancer.outbox import outbox
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.connection import MemberConnection, PoolCallbacks
@@ -149,6 +150,7 @@ class MemberPool(PoolCallbacks):
         self._active = active
         self._loop = asyncio.get_running_loop()
         self.clock = loop_time()
+        self.outbox = outbox()
         self.idle: dict[MemberConnection, None] = {}
         self.last_byte_at = -inf
         self.forgotten = False

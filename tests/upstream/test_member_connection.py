@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from balancer.errors import ConnectionDied
 from balancer.http.headers import NO_FIELDS
 from balancer.loop_time import loop_time
+from balancer.outbox import outbox
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.connection import MemberConnection, PoolCallbacks
@@ -49,6 +53,9 @@ class Transport(asyncio.Transport):
     def abort(self) -> None:
         self.ended = "abort"
 
+    def is_closing(self) -> bool:
+        return bool(self.ended)
+
     def pause_reading(self) -> None:
         self.reading = False
 
@@ -59,6 +66,7 @@ class Transport(asyncio.Transport):
 class Callbacks(PoolCallbacks):
     def __init__(self) -> None:
         self.clock = loop_time()
+        self.outbox = outbox()
         self.last_byte_at = 0.0
         self.calls: list[str] = []
 
@@ -78,9 +86,11 @@ class Connected:
         self.connection = MemberConnection(Address("10.0.0.9", 80), Timeouts(1, 2, 3), self.callbacks)
         self.connection.connection_made(self.transport)
 
-    def begin(self, *, is_head: bool = False, may_switch: bool = False) -> Response:
+    def begin(self, *, is_head: bool = False, may_switch: bool = False, turn_ends: bool = True) -> Response:
         response = Response(self.connection, is_head, True, may_switch, None)
         self.connection.begin(response, GET)
+        if turn_ends:
+            self.callbacks.outbox.flush()
         return response
 
     def feed(self, data: bytes) -> None:
@@ -112,6 +122,44 @@ async def test_exchange_with_keep_alive_returns_the_connection_to_idle() -> None
         assert (it.phase, response.complete, response.take()) == (IDLE, True, b"ok")
         assert it.callbacks.calls == ["ended"] * count
     assert it.transport.written == 3 * GET
+
+
+async def test_request_is_written_at_the_end_of_the_turn() -> None:
+    it = Connected()
+    it.begin(turn_ends=False)
+    assert it.transport.written == b""
+    await asyncio.sleep(0)
+    assert it.transport.written == GET
+
+
+async def test_connection_that_ends_before_the_request_is_written_has_had_no_byte_of_it() -> None:
+    it = Connected()
+    response = it.begin(turn_ends=False)
+    it.connection.connection_lost(None)
+    with pytest.raises(ConnectionDied) as caught:
+        await response.wait_for_head()
+    assert not caught.value.sent
+    await asyncio.sleep(0)
+    assert (it.transport.written, it.phase) == (b"", CLOSED)
+
+
+async def test_bytes_that_come_before_the_request_is_written_answer_no_request() -> None:
+    it = Connected()
+    response = it.begin(turn_ends=False)
+    it.feed(OK)
+    with pytest.raises(ConnectionDied) as caught:
+        await response.wait_for_head()
+    assert not caught.value.sent
+    await asyncio.sleep(0)
+    assert (it.transport.written, it.transport.ended, it.phase) == (b"", "abort", CLOSED)
+
+
+async def test_request_that_is_given_up_in_the_turn_is_not_written() -> None:
+    it = Connected()
+    it.begin(turn_ends=False)
+    it.connection.abort()
+    await asyncio.sleep(0)
+    assert it.transport.written == b""
 
 
 async def test_response_with_connection_close_closes_the_connection() -> None:
