@@ -2,24 +2,33 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage test-long test-versions lint types hooks lock dist docs bench drill simulate strictness abuse fuzz clean
+.PHONY: demo compile pure test coverage test-long test-versions lint types hooks lock dist docs bench drill simulate strictness abuse fuzz clean
 
 # Takes the environment of the tests where there is one already, or makes one of an eighth of its size.
 demo: $(if $(wildcard .venv/.ready),.venv/.ready,.venv/.demo)
 	$(BIN)/balancer demo
 
+# Compiles the modules that pyproject.toml names, in place, which takes about a minute. They refuse to be imported once their
+# sources have changed; what tests, measures or packs the sources removes them first.
+compile: .venv/.ready pure
+	BALANCER_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/balancer --version
+
+pure:
+	@if find balancer -name '*.so' -delete -print | grep -q .; then echo "removed what make compile made: pure Python"; fi
+
 # Tests run in three processes for two cores; those on the engine share its state and the machine's time, and run one after the other.
-test: .venv/.ready
+test: .venv/.ready pure
 	$(BIN)/pytest --numprocesses auto -m "not long" --ignore tests/engine
 	$(BIN)/pytest -m "not long" tests/engine
 
 # Which lines and branches the tests without an engine run, commands that they start included; fails below the floor in
 # pyproject.toml.
-coverage: .venv/.ready
+coverage: .venv/.ready pure
 	$(BIN)/pytest --numprocesses auto -m "not long" --ignore tests/engine --cov --cov-report term
 
 # What takes minutes: ten thousand schedules, the soak, drills on the engine.
-test-long: .venv/.ready
+test-long: .venv/.ready pure
 	$(BIN)/pytest --numprocesses auto -m long --ignore tests/engine
 	$(BIN)/pytest -m long tests/engine
 
@@ -28,7 +37,7 @@ test-long: .venv/.ready
 PURE := tests/config tests/discovery tests/dispatch tests/http tests/members tests/plugins tests/policies tests/telemetry
 SLOW := tests/discovery/test_dns_failures.py tests/discovery/test_headless.py tests/members/test_silence.py \
 	tests/plugins/test_installed.py
-test-versions:
+test-versions: pure
 	.ci/test-versions $(or $(OPTIONS),-m "not long" $(PURE) $(SLOW:%=--ignore=%))
 
 lint: .venv/.ready
@@ -50,7 +59,7 @@ hooks: .venv/.ready
 # make lock OPTIONS=--upgrade, or "--upgrade-package rich", takes newer ones. The file names no package index. What the images
 # install stands, in the same versions, in a requirements.lock with the hashes of all files of each version.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
-LOCKED := balancer/requirements balancer/http2-requirements balancer/otel-requirements worker/requirements
+LOCKED := balancer/requirements balancer/compile-requirements balancer/http2-requirements balancer/otel-requirements worker/requirements
 lock: .venv/.ready
 	$(COMPILE) --output-file constraints.txt $(OPTIONS) $(shell git ls-files '*requirements.txt' ':!docs') >/dev/null
 	for part in $(LOCKED); do \
@@ -119,7 +128,7 @@ docs/.cache/venv/.ready: docs/requirements.txt docs/constraints.txt
 		--requirement docs/requirements.txt
 	touch $@
 
-PARTS := constraints.txt pyproject.toml setup.py balancer/requirements.txt balancer/demo/requirements.txt worker/requirements.txt
+PARTS := constraints.txt pyproject.toml setup.py balancer/requirements.txt balancer/compile-requirements.txt balancer/demo/requirements.txt worker/requirements.txt
 
 # For `make demo`, and for the commands in the guides: without what lints and tests.
 .venv/.demo: $(PARTS)
@@ -132,5 +141,5 @@ PARTS := constraints.txt pyproject.toml setup.py balancer/requirements.txt balan
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,http2,otel]'
 	touch .venv/.demo $@
 
-clean:
+clean: pure
 	rm -rf .venv .cache build dist docs/.cache bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

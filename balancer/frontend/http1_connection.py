@@ -17,6 +17,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from mypy_extensions import mypyc_attr
+
 from balancer.dispatch.interfaces import ResponseState
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
@@ -58,6 +60,7 @@ NEW_SECONDS = 1.0
 PIPELINE_MAX = 100
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Http1Connection(FairConnection, asyncio.Protocol):
     """A client connection that speaks HTTP/1.1. ``writable``: set while the client takes what it is sent."""
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from balancer.dispatch.interfaces import COMPLETE, PENDING, ActiveRequest, DirectSink
+from mypy_extensions import mypyc_attr
+
+from balancer.dispatch.interfaces import COMPLETE, PENDING, DirectSink
 from balancer.dispatch.replay import REPLAY_BYTES
 from balancer.errors import ClientGone, Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY
@@ -43,10 +45,14 @@ class Framing(Enum):
     CLOSE = "close"  # only the end of the connection
 
 
-NONE, LENGTH, CHUNKED, CLOSE = Framing
+NONE: Final = Framing.NONE
+LENGTH: Final = Framing.LENGTH
+CHUNKED: Final = Framing.CHUNKED
+CLOSE: Final = Framing.CLOSE
 
 
-class ClientExchange(ActiveRequest, DirectSink):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ClientExchange(DirectSink):
     """A request and its response.
 
     ``version``: the HTTP that the client speaks. ``closes``: the connection has to end with this response.

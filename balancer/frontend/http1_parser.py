@@ -58,6 +58,9 @@ class RequestParser:
         "_replaced", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
     )  # fmt: skip
 
+    # What ``del`` may take away, for mypyc.
+    __deletable__ = ("_connection", "_parser")
+
     def __init__(self, connection: Http1Connection, limits: Settings) -> None:
         self._connection = connection
         self._limits = limits

@@ -9,13 +9,14 @@ Rules: RFC 9110 section 7.6.1 (hop-by-hop fields, and those that ``Connection`` 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from balancer.http.memo import cached
 
 Headers = list[tuple[bytes, bytes]]
 
 # Never added to.
-NO_FIELDS: Headers = []
+NO_FIELDS: Final[Headers] = []
 
 # An id that may be sent back although its request is not valid, and that the log holds whole.
 _SOUND_ID = re.compile(rb"[\x21-\x7e]{1,128}")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
 
+from mypy_extensions import mypyc_attr
+
 from balancer.config.settings import Settings
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import Body, Request
@@ -80,6 +82,7 @@ class UpstreamRequest:
     on_connect: Callable[[bool], None] | None = None
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class UpstreamResponse:
     """A member's response, from its head on. Header names are in lower case; those of this hop are left out.
 
@@ -119,6 +122,7 @@ class UpstreamResponse:
         raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PendingResponse(UpstreamResponse):
     """A response that is still to come. ``listener``: called at each progress.
 
@@ -140,6 +144,7 @@ class PendingResponse(UpstreamResponse):
         raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Upstream:
     """Sends requests to members."""
 

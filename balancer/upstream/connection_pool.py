@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
+from mypy_extensions import mypyc_attr
+
 from balancer import malloc
 from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import Headers, trailers
@@ -33,6 +35,7 @@ CLOSES_PER_TICK = 50
 SWEEP_MIN, SWEEP_MAX = 0.01, 0.5
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ConnectionPool(Upstream):
     """Connections to members. ``opened``: their number so far; ``requests``: sent on them so far."""
 

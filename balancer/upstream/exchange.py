@@ -11,6 +11,8 @@ from collections.abc import Callable
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
+from mypy_extensions import mypyc_attr
+
 from balancer.errors import TruncatedResponse, UpstreamError
 from balancer.http.headers import Headers
 from balancer.upstream.base import PendingResponse
@@ -29,6 +31,7 @@ class KnownHead(NamedTuple):
     lines: bytes
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class MemberExchange(PendingResponse):
     """A request and its response as it arrives.
 
