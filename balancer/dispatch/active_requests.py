@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -19,14 +19,13 @@ class ActiveRequests:
     """The requests in flight of all front ends, and the dispatcher that serves them.
 
     ``connections``: the open client connections, or None where a server beneath ASGI has them. ``dispatcher``: the one
-    for all requests, or None where ``choose`` has to be called for each. ``on_switch``: called after it has changed.
+    for all requests, or None where ``choose`` has to be called for each.
     """
 
     connections: Collection[object] | None = None
 
     def __init__(self, dispatcher: Dispatcher | None) -> None:
         self.dispatcher = dispatcher
-        self.on_switch: list[Callable[[], None]] = []
         self.in_flight: set[ActiveRequest] = set()
 
     def choose(self, request: Request) -> RequestHandler:

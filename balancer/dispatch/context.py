@@ -113,6 +113,7 @@ class RequestContext(RequestRecord):
 
     ``dispatcher``: the handler that has begun it. ``acquired`` and ``response``: the member that it was sent to without
     waiting, and that member's response, or None. ``hook_request``: the request as plug-ins see it, or None.
+    ``is_relaying``: the response has begun to go to the client without waiting.
     ``refusal``: a hook's refusal of the request or of its response. ``is_local_call``: this program made it, no client.
     ``prefix``: the path of the mount that it came through, or b"".
     """
@@ -123,6 +124,7 @@ class RequestContext(RequestRecord):
     prefix = b""
     acquired: Member | None = None
     response: PendingResponse | None = None
+    is_relaying = False
     body: ReplayableBody | None = None
     hook_request: AnyRequest = None
     refusal: Refusal | None = None

@@ -106,7 +106,7 @@ class Dispatcher(FastPathDispatcher):
         if context.is_local_call:
             headers = self._request_headers.of_local_call(request.headers, request.chunked)
         else:
-            headers = self._headers(request)
+            headers = self._request_headers.pairs(request)
         if context.prefix:
             headers = with_prefix(headers, context.prefix)
         if not request.id:
@@ -128,6 +128,9 @@ class Dispatcher(FastPathDispatcher):
 
     async def _exchange(self, context: RequestContext, sink: Sink) -> None:
         """Send the request to members until one answers, and pass its response on. Raises Refusal where none does."""
+        if context.is_relaying:
+            await self._finish_relay(context, sink)
+            return
         outgoing = self._outgoing(context, sink)
         attempts = _Attempts(QueuedRequest(context.hook_request or context.request))
         attempts.until = loop_time().time() + self._settings.queue_timeout
@@ -149,6 +152,17 @@ class Dispatcher(FastPathDispatcher):
             outgoing.repeatable = outgoing.repeatable and attempts.repeats < self._settings.retries
             if attempts.pause:
                 await asyncio.sleep(retry.PAUSE_SECONDS)
+
+    async def _finish_relay(self, context: RequestContext, sink: Sink) -> None:
+        """Pass on the rest of a response that has begun without waiting. Raises TruncatedResponse or ClientGone."""
+        response, member = context.response, context.acquired
+        assert response and member
+        try:
+            await _relay_body(response, sink, context)
+        finally:
+            await response.close()
+            context.attempt_duration = self._clock() - context.started
+            self.admission.release(member)
 
     async def _find_member(self, context: RequestContext, attempts: _Attempts, sink: Sink) -> Member:
         """Return the member acquired before, one that is free now, or one from the queue."""
@@ -288,6 +302,11 @@ async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, 
         await sink.switch(response, headers, count)
         return
     await sink.start(response.status, headers, response.reason)
+    await _relay_body(response, sink, record)
+
+
+async def _relay_body(response: UpstreamResponse, sink: Sink, record: RequestRecord) -> None:
+    """Pass a body on to its end."""
     more = True
     while more:
         piece, more = await response.read()

@@ -16,21 +16,20 @@ from balancer.config.settings import Settings
 from balancer.dispatch import retry
 from balancer.dispatch.admission import Admission
 from balancer.dispatch.context import RequestContext, RequestRecord, request_ids
-from balancer.dispatch.interfaces import DirectSink, RequestHandler, Trace
+from balancer.dispatch.interfaces import DirectSink, RequestHandler, Trace, is_event_stream
 from balancer.dispatch.queue import PendingQueue
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import Refusal
 from balancer.http import loops
 from balancer.http.clients import client_keys
-from balancer.http.headers import TRACE_FIELDS, Headers, with_request_id
-from balancer.http.request import AnyRequest, Request
-from balancer.http.request_headers import RequestHeaders, with_prefix
-from balancer.http.serialize import request_head
+from balancer.http.headers import TRACE_FIELDS, with_request_id
+from balancer.http.request import Request
+from balancer.http.request_headers import RequestHeaders
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.policies.base import Policy
 from balancer.types import Clock
-from balancer.upstream.base import Upstream
+from balancer.upstream.base import PendingResponse, Upstream
 
 _NONE: frozenset[Member] = frozenset()
 
@@ -84,30 +83,37 @@ class FastPathDispatcher(RequestHandler):
             context.span = self._trace(context)
         return context
 
-    def try_send_nowait(
-        self, context: RequestContext, sink: DirectSink, body: bytes, hook_request: AnyRequest = None
-    ) -> bool:
+    def may_repeat(self, request: Request) -> bool:
+        return request.method in self._repeatable
+
+    def try_send_nowait(self, context: RequestContext, sink: DirectSink, body: bytes) -> bool:
         """Send a request whose ``body`` is at hand, if that takes no waiting; return whether it was sent.
 
-        ``hook_request``: that of the context. (Looking it up here would cost every request, and most have none.)
         ``sink.on_response_progress`` is called at each progress of the response. After False (no member or idle
-        connection is available, or the request may be sent only once, or never), ``run`` has to be awaited.
+        connection is available, or the request must not be sent), ``run`` has to be awaited.
+
+        A request that may be sent only once comes here in the turn of the event loop after its arrival: closed
+        connections have been noticed by then.
         """
         request = context.request
         if context.body:
             context.body.keep(body)
             context.received = len(body)
-        if request.method not in self._repeatable or len(body) > self._max_body or context.span:
-            # A request that may be sent only once waits for one turn of the event loop, in which closed connections are
-            # noticed. ``run`` refuses a body that is too large. A traced request differs in its head.
-            return False
-        if not request.head and not self._render_head(request):
-            return False
-        member = context.acquired = self.admission.acquire(hook_request or request, _NONE)
+        if len(body) > self._max_body or context.span:
+            return False  # ``run`` refuses a body that is too large. A traced request differs in its head.
+        try:
+            lines = self._request_headers.lines(request)
+        except Refusal:
+            return False  # ``run`` refuses a request that has come back.
+        member = context.acquired = self.admission.acquire(context.hook_request or request, _NONE)
         if member is None:
             return False
-        head = request.head + b"\r\n" if request.id else b"%bx-request-id: %b\r\n\r\n" % (request.head, context.id)
-        response = self._upstream.send_nowait(member.address, request, head, body, sink.send_interim)
+        if not request.id:
+            lines += b"\r\nx-request-id: " + context.id
+        head = b"%b %b HTTP/1.1%b\r\n\r\n" % (request.method.encode(), request.stripped or request.target, lines)
+        response = self._upstream.send_nowait(
+            member.address, request, head, body, request.method in self._repeatable, sink.send_interim
+        )
         if response is None:
             return False
         context.member = member.address
@@ -115,38 +121,50 @@ class FastPathDispatcher(RequestHandler):
         response.listener = sink.on_response_progress
         return True
 
-    def _render_head(self, request: Request) -> bool:
-        """Render the head for members; return whether there is one. ``run`` refuses a request that has come back."""
-        try:
-            headers = self._headers(request)
-        except Refusal:
-            return False
-        request.head = request_head(request.method, request.stripped or request.target, headers)
-        return True
-
-    def on_response_progress(self, context: RequestContext, sink: DirectSink, hook_request: AnyRequest = None) -> None:
-        """Pass the response to a request sent without waiting on, if all of it is there; else continue in a task."""
+    def on_response_progress(self, context: RequestContext, sink: DirectSink) -> None:
+        """Pass on what there is of the response to a request sent without waiting; else continue in a task."""
         response, member = context.response, context.acquired
         assert response and member
-        response.listener = None
-        if not (response.complete and response.started):
+        now = self._clock()
+        is_whole = response.complete and not context.is_relaying
+        if not (
+            response.is_flowing
+            and (is_whole or sink.is_writable)
+            and (context.is_relaying or ((is_whole or _ends(response)) and self._begin_response(context, now)))
+        ):
+            response.listener = None
             sink.continue_in_task()
             return
-        now = self._clock()
-        self._membership.record_response(member, response.status, response.closes, now)
-        headers = response.headers
-        policy_headers = self._policy.response_headers(hook_request or context.request, member)
-        if policy_headers:
-            headers = headers + policy_headers
-        if self._sends_id:
-            headers = with_request_id(headers, context.id)
         body = response.take()
+        context.body_bytes += len(body)
+        if is_whole:
+            sink.answer(response, body)
+        else:
+            if not context.is_relaying:
+                context.is_relaying = True
+                sink.begin_response(response)
+            sink.pass_on(body, not response.complete, response.trailers)
+        if response.complete:
+            response.listener = None
+            context.duration = context.attempt_duration = now - context.started
+            self.admission.release(member)
+            self._on_done(context)
+
+    def _begin_response(self, context: RequestContext, now: float) -> bool:
+        """Record a response and complete its headers; return whether the client may get it.
+
+        Plug-ins may change the headers before that, or refuse the response.
+        """
+        response, member = context.response, context.acquired
+        assert response and member
+        self._membership.record_response(member, response.status, response.closes, now)
         context.status = response.status
-        context.body_bytes = len(body)
-        context.duration = context.attempt_duration = now - context.started
-        sink.answer(response, headers, body)
-        self.admission.release(member)
-        self._on_done(context)
+        policy_headers = self._policy.response_headers(context.hook_request or context.request, member)
+        if policy_headers:
+            response.headers = response.headers + policy_headers
+        if self._sends_id:
+            response.headers = with_request_id(response.headers, context.id)
+        return True
 
     def mark_requests(self, identity: str) -> None:
         """Mark each request, from now on, as one that has passed this pool; see ``balancer.http.loops``."""
@@ -160,9 +178,7 @@ class FastPathDispatcher(RequestHandler):
         self._on_done(record)
         return record.id
 
-    def _headers(self, request: Request) -> Headers:
-        """Return the headers as members get them. Raises Refusal for a request that has come back."""
-        headers = self._request_headers(
-            request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade
-        )
-        return with_prefix(headers, request.prefix) if request.prefix else headers
+
+def _ends(response: PendingResponse) -> bool:
+    """Whether a response ends by itself. Streams of events do not: a task ends them, between two events."""
+    return response.lines != b"" or not is_event_stream(response.headers)

@@ -78,6 +78,13 @@ class Sink:
         raise NotImplementedError
 
 
+def is_event_stream(headers: Headers) -> bool:
+    """Whether a response with these headers is server-sent events that may end after any event."""
+    fields = dict(headers)
+    plain = not fields.keys() & {b"content-length", b"content-encoding"}
+    return plain and fields.get(b"content-type", b"").startswith(b"text/event-stream")
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class ActiveRequest(Sink):
     """A client request of any front end: the sink of its response.
@@ -117,9 +124,7 @@ class ActiveRequest(Sink):
     @property
     def is_event_stream(self) -> bool:
         """Whether the response is server-sent events that may end after any event."""
-        fields = dict(self._headers)
-        plain = not fields.keys() & {b"content-length", b"content-encoding"}
-        return plain and fields.get(b"content-type", b"").startswith(b"text/event-stream")
+        return is_event_stream(self._headers)
 
     @property
     def is_between_events(self) -> bool:
@@ -139,13 +144,23 @@ class ActiveRequest(Sink):
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class DirectSink(ActiveRequest):
-    """A sink that takes a complete response without waiting."""
+    """A sink that takes a response without waiting."""
 
-    def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
-        """Send a whole response, with these headers in place of its own.
+    @property
+    def is_writable(self) -> bool:
+        """Whether the client is there and takes what it is sent."""
+        raise NotImplementedError
 
-        A client that has left is no error here.
-        """
+    def answer(self, response: PendingResponse, body: bytes) -> None:
+        """Send a whole response. A client that has left is no error here."""
+        raise NotImplementedError
+
+    def begin_response(self, response: PendingResponse) -> None:
+        """Begin a response that comes in pieces; a piece follows in the same step."""
+        raise NotImplementedError
+
+    def pass_on(self, data: bytes, more: bool, trailers: Headers) -> None:
+        """Send a piece of the body, as ``write`` does."""
         raise NotImplementedError
 
     def on_response_progress(self) -> None:
@@ -166,6 +181,10 @@ class RequestHandler:
     def begin(self, request: Request) -> RequestContext:
         """Return the context of a new request."""
         raise NotImplementedError
+
+    def may_repeat(self, request: Request) -> bool:
+        """Whether a request may be sent again after a member had it."""
+        return True
 
     def try_send_nowait(self, context: RequestContext, sink: DirectSink, body: bytes) -> bool:
         """See ``FastPathDispatcher.try_send_nowait``."""

@@ -13,8 +13,6 @@ from balancer.dispatch.active_requests import ActiveRequests
 from balancer.frontend.client_connection import ClientConnection
 from balancer.frontend.kernel_figures import acknowledged, read_little, received, untaken
 from balancer.frontend.places import Place, Places
-from balancer.http.memo import Memo
-from balancer.http.request import Request
 from balancer.loop_time import Timer, loop_time
 from balancer.telemetry.client_limits import ClientLimits
 
@@ -46,16 +44,9 @@ class ClientRegistry:
         proxy.connections = self.connections
         self._peak = 0
         self._sweeper: Timer | None = None
-        # Requests without a body that have come before, by their bytes and their origin.
-        self.requests: Memo[tuple[bytes, str], Request] = Memo()
-        proxy.on_switch.append(self._clear_requests)
         # Each answer is the last of its connection; seconds that a connection may idle after an answer.
         self.stopping = False
         self.idle_grace = 0.0
-
-    def _clear_requests(self) -> None:
-        """Empty the cache: routes have changed, and each request has to find its own anew."""
-        self.requests = Memo()
 
     def stop(self, idle_grace: float) -> None:
         """Make each answer the last of its connection: the listener is about to close.

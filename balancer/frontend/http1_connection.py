@@ -41,15 +41,16 @@ from balancer.frontend.client_connection import (
 )
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_exchange import ClientExchange, Framing
-from balancer.frontend.http1_parser import RequestParser
+from balancer.frontend.http1_parser import END_OF_HEAD, RequestParser
 from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.places import Place
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.frontend.turns import TURN_BYTES, FairConnection
 from balancer.http.headers import plain_address
-from balancer.http.memo import HEAD_MAX
 from balancer.http.request import Request
 from balancer.http.serialize import response_head
+from balancer.http.simple_heads import HEAD_MAX as SIMPLE_MAX
+from balancer.http.simple_heads import read_request
 from balancer.loop_time import loop_time
 
 # Seconds in which a client that has closed its side may still get its answers.
@@ -64,7 +65,7 @@ PIPELINE_MAX = 100
 class Http1Connection(FairConnection, asyncio.Protocol):
     """A client connection that speaks HTTP/1.1. ``writable``: set while the client takes what it is sent."""
 
-    __slots__ = ("_current", "_origin", "_parser", "_queue", "_rest", "loop", "scheme", "transport", "writable")
+    __slots__ = ("_current", "_parser", "_queue", "_rest", "loop", "scheme", "transport", "writable")
 
     def __init__(self, registry: ClientRegistry, place: Place) -> None:
         super().__init__(registry, place)
@@ -73,8 +74,6 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         # Per connection.
         self.transport: asyncio.Transport
         self.scheme = "http"
-        # Client and scheme: a request is made of these and of its bytes.
-        self._origin = ""
         self._parser = RequestParser(self, registry.settings)
         self.writable = asyncio.Event()
         self.writable.set()
@@ -94,7 +93,6 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer = plain_address(peer[0]) if isinstance(peer, tuple) else ""
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-        self._origin = f"{self.scheme} {self.peer}"
         self.begin_checks(self.place.since)
         if self.registry.stopping:
             self.shutdown()  # It was accepted when the listener closed.
@@ -134,12 +132,9 @@ class Http1Connection(FairConnection, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         phase = self.phase
         if phase is IDLE or phase is NEW:
-            if self._current is None and len(data) <= HEAD_MAX and not self.registry.stopping:
-                key = data, self._origin
-                if cached := self.registry.requests.get(key):
-                    self._begin_cached(cached)
-                else:
-                    self._parse(data, key)
+            if self._current is None and len(data) <= TURN_BYTES and not self.registry.stopping:
+                if not self._begin_simple(data):
+                    self._parse(data)
                 return
         elif phase in ENDING:
             self.drop(len(data))
@@ -166,37 +161,45 @@ class Http1Connection(FairConnection, asyncio.Protocol):
 
     # Requests.
 
-    def _begin_cached(self, request: Request) -> None:
-        """Begin a request whose bytes have come before. The parser would be in the same state after it."""
-        self.phase = IDLE
+    def _begin_simple(self, data: bytes) -> bool:
+        """Begin the request that ``data`` is, if it has a simple head; return whether it has.
+
+        Only its body goes to the parser, which is in the state behind a complete request.
+        """
+        end = data.find(END_OF_HEAD, 0, SIMPLE_MAX) + len(END_OF_HEAD)
+        if end < len(END_OF_HEAD):
+            return False
+        is_alone = end == len(data)
+        request = read_request(data if is_alone else data[:end], self.peer, self.scheme, self.limits)
+        if request is None or not (is_alone or request.length):
+            return False
         self._parser.head_bytes = 0
+        if request.length:
+            self._parser.begin_body(self.add_exchange(request, "1.1", False), request.length)
+            if not is_alone:
+                self._parse(data[end:])
+            else:
+                self._begin()
+            return True
+        self.phase = IDLE
         self.messages += 1
         exchange = self._current = Http1Exchange(self, request, "1.1", False)
         exchange.complete = True
         exchange.begin()
+        return True
 
-    def _parse(self, data: bytes, key: tuple[bytes, str] | None = None) -> None:
-        """Parse, and begin a request if none is in progress. ``key``: of the request in the cache."""
+    def _parse(self, data: bytes) -> None:
+        """Parse, and begin a request if none is in progress."""
         rest = self._parser.feed(data)
         if self._parser.refusal:
             self.reject(self._parser.refusal)
         elif rest is not None:
             self._rest = rest
-        elif key and self._queue:
-            self._cache_request(key)
         if self._queue:
             if self._current is None:
                 self._begin()
             else:
                 self.pause()
-
-    def _cache_request(self, key: tuple[bytes, str]) -> None:
-        """Cache a request that came alone and whole, if it has no body and the connection goes on behind it."""
-        exchange = self._queue[0]
-        is_alone = self.phase is IDLE and exchange.complete and len(self._queue) == 1
-        is_plain = exchange.version == "1.1" and not exchange.request.body
-        if is_alone and is_plain and self.registry.requests.seen_before(key):
-            self.registry.requests.put(key, exchange.request)
 
     def add_exchange(self, request: Request, version: str, closes: bool) -> Http1Exchange:
         """Queue an exchange for a head. ``closes``: the connection ends with its response, by the client's word.

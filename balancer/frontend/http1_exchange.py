@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mypy_extensions import mypyc_attr
 
-from balancer.dispatch.interfaces import COMPLETE, PENDING, DirectSink
+from balancer.dispatch.interfaces import COMPLETE, PENDING, STARTED, DirectSink
 from balancer.dispatch.replay import REPLAY_BYTES
 from balancer.errors import ClientGone, Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY
@@ -138,10 +138,20 @@ class ClientExchange(DirectSink):
         """Pass the request to its handler: its turn has come."""
         request, proxy = self.request, self._connection.registry.proxy
         proxy.in_flight.add(self)
-        handler = proxy.dispatcher or request.pool or proxy.choose(request)
-        context = self.context = handler.begin(request)
+        handler = proxy.dispatcher or proxy.choose(request)
+        self.context = handler.begin(request)
         body = b"" if request.body is None else self._take_whole()
-        if body is None or not handler.try_send_nowait(context, self, body):
+        if body is None:
+            self.continue_in_task()
+        elif handler.may_repeat(request):
+            self._send_nowait(body)
+        else:
+            self._connection.loop.call_soon(self._send_nowait, body)
+
+    def _send_nowait(self, body: bytes) -> None:
+        """Send the request, all of which is there, in this step if possible."""
+        # Its end may have been asked for since its turn came: a task has it then.
+        if self.task is None and not self.context.dispatcher.try_send_nowait(self.context, self, body):
             self.continue_in_task()
 
     def continue_in_task(self) -> None:
@@ -188,13 +198,12 @@ class ClientExchange(DirectSink):
             self._connection.phase = BODY
         self._send(response_head(status, headers))
 
-    def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
+    def answer(self, response: PendingResponse, body: bytes) -> None:
         self.state = COMPLETE
         transport = self._connection.transport
         if transport.is_closing():
             return
-        lines = response.lines if headers is response.headers else b""
-        head = self._render(response.status, headers, response.reason, lines)
+        head = self._render_response(response)
         if self.framing is NONE:
             body = b""
         elif self.framing is CHUNKED:
@@ -204,11 +213,45 @@ class ClientExchange(DirectSink):
         else:
             transport.writelines([head, body])
 
-    def _render(self, status: int, headers: Headers, reason: bytes, lines: bytes = b"") -> bytes:
+    @property
+    def is_writable(self) -> bool:
+        return self._connection.writable.is_set() and not self._connection.transport.is_closing()
+
+    def begin_response(self, response: PendingResponse) -> None:
+        self.state = STARTED
+        self._head = self._render_response(response)
+
+    def pass_on(self, data: bytes, more: bool, trailers: Headers) -> None:
+        """Write a piece in the framing of the response, with the head if that still waits."""
+        if not more:
+            self.state = COMPLETE
+        head = self._take_head(whole=not more)
+        tail = b""
+        if self.framing is NONE:
+            data = b""
+        elif self.framing is CHUNKED:
+            if data:
+                head += b"%x\r\n" % len(data)
+                tail = b"\r\n"
+            if not more:
+                tail += last_chunk(trailers)
+        transport = self._connection.transport
+        if len(data) < LARGE:
+            transport.write(head + data + tail)
+        else:
+            transport.writelines([head, data, tail])
+
+    def _render_response(self, response: PendingResponse) -> bytes:
+        """Return the head of a response; set ``framing`` and ``closes`` as ``_render`` does."""
+        if response.lines and self.request.method != "HEAD":
+            return self._end_head(response.lines)  # Its length is known.
+        return self._render(response.status, response.headers, response.reason)
+
+    def _render(self, status: int, headers: Headers, reason: bytes) -> bytes:
         """Return the head as bytes; set ``framing``, and ``closes`` where the framing needs it."""
         if status in NO_BODY or self.request.method == "HEAD":
             self.framing = NONE
-        head = lines or response_lines(status, headers, reason)
+        head = response_lines(status, headers, reason)
         # No value has a line break in it.
         if self.framing is not NONE and b"\r\ncontent-length: " not in head:
             if self.version == "1.1":
@@ -217,6 +260,10 @@ class ClientExchange(DirectSink):
             else:
                 self.framing = CLOSE
                 self.closes = True
+        return self._end_head(head)
+
+    def _end_head(self, head: bytes) -> bytes:
+        """Return a head with what it says of the connection, and its end."""
         if self.closes:
             head += b"\r\nconnection: close"
         elif self.version != "1.1":

@@ -241,6 +241,13 @@ class RequestParser:
         self._connection.phase = SWITCHING if exchange.request.upgrade else DONE if exchange.closes else IDLE
         exchange.complete_request()
 
+    def begin_body(self, exchange: ClientExchange, length: int) -> None:
+        """Expect a body of known length, whose head has been read elsewhere."""
+        self.exchange, self.left = exchange, length
+        self._method = exchange.request.method
+        self._connection.phase = HEAD
+        self._connection.phase = BODY
+
     def drop_body(self) -> None:
         """Drop the body under way: nothing more of it is read."""
         self.exchange = self._chunks = None

@@ -9,9 +9,8 @@ from typing import Any
 from balancer.dispatch.active_requests import end_between_events, end_event_stream
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED
 from balancer.errors import SHUTTING_DOWN, ClientGone
-from balancer.frontend.http1_exchange import CHUNKED, FINAL, LARGE, NONE, ClientExchange
+from balancer.frontend.http1_exchange import CHUNKED, FINAL, ClientExchange
 from balancer.frontend.tunnel import CLOSE_SECONDS, Tunnel
-from balancer.http.chunked import last_chunk
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.serialize import response_head
 from balancer.upstream.base import UpstreamResponse
@@ -63,9 +62,8 @@ class Http1Exchange(ClientExchange):
         if self.state is COMPLETE:
             # It was ended between two events, before the task came to this point.
             raise ClientGone(SHUTTING_DOWN.token)
-        self._write_piece(data, more, trailers)
+        self.pass_on(data, more, trailers)
         if not more:
-            self.state = COMPLETE
             self.task = None
             return
         self._sent = b""
@@ -74,23 +72,6 @@ class Http1Exchange(ClientExchange):
         self._sent = data
         if self.ends_after_event:
             await end_between_events(self)
-
-    def _write_piece(self, data: bytes, more: bool, trailers: Headers) -> None:
-        """Write a piece in the framing of the response, with the head if that still waits."""
-        head = self._take_head(whole=not more)
-        tail = b""
-        if self.framing is NONE:
-            data = b""
-        elif self.framing is CHUNKED:
-            if data:
-                head += b"%x\r\n" % len(data)
-                tail = b"\r\n"
-            if not more:
-                tail += last_chunk(trailers)
-        if len(data) < LARGE:
-            self._connection.transport.write(head + data + tail)
-        else:
-            self._connection.transport.writelines([head, data, tail])
 
     async def finish(self) -> None:
         self.flush()

@@ -14,7 +14,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 
-from balancer.http.memo import cached
+from balancer.http.value_cache import cached
 
 # An address with a port: 192.0.2.7:4711 or [2001:db8::7]:4711. Brackets alone count as well.
 _WITH_PORT = re.compile(r"(?P<v4>[0-9.]+):[0-9]+|\[(?P<v6>[0-9A-Fa-f:.]+)\](:[0-9]+)?")

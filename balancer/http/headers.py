@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from balancer.http.memo import cached
+from balancer.http.value_cache import cached
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -75,6 +75,20 @@ _MARKS = re.compile(rb"[^a-z0-9]")
 
 # Digits of a body's length: no body is longer, and every integer of 64 bits can hold it.
 LENGTH_DIGITS = 18
+
+
+def pairs(lines: bytes) -> Headers:
+    """Return the pairs of header lines with a line break before each, in which a space follows the colon."""
+    found: Headers = []
+    for line in lines.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b": ")
+        found.append((name.lower(), value.strip()))
+    return found
+
+
+def as_lines(headers: Headers) -> bytes:
+    """Return header lines with a line break before each."""
+    return b"".join([b"\r\n%b: %b" % pair for pair in headers])
 
 
 def connection(headers: Headers) -> bytes:

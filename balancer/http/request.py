@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from balancer.http.headers import Headers
+from balancer.http.headers import Headers, pairs
 
 # The extension of an ASGI scope with which a front end of this program hands over the target as its client wrote it.
 # The scope itself cannot say that a query is empty: that of /foo? is the same as that of /foo.
@@ -27,36 +26,65 @@ class Body(Protocol):
         """Return the next piece, or b"" at the end. Raises ClientGone if the client left before that."""
 
 
-@dataclass(slots=True)
 class Request:
-    """A client's request; several that are the same to the byte may share it.
+    """A client's request.
 
-    ``client``: the peer's IP address, or "" where there is none.
+    ``headers``: pairs, or None where ``block`` has them. ``client``: the peer's IP address, or "" where there is none.
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
     protocol that it names to switch to (RFC 9110 section 7.8), or b"". ``expects``: its body waits for 100
-    (Continue) (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"".
-    ``stripped``: the target as members get it, if that is another one, and ``prefix`` what it lacks. ``pool``: its
-    ``RequestHandler`` of ``balancer.dispatch``, once a route has been found. ``id``: the client's X-Request-ID, or b"".
-    Once rendered: ``head``: its head for members, without the end and what is this request's alone; ``entry``: its part
-    of the access log.
+    (Continue) (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"". ``id``: the client's X-Request-ID, or
+    b"". ``stripped``: the target as members get it, if that is another one, and ``prefix`` what it lacks.
+
+    Of a simple head (``balancer.http.simple_heads``) alone: ``block``: its header lines as they came; ``lines``: those
+    that go on as they are; ``forwarding``: values of ``Forwarded`` and ``X-Forwarded-*`` by name, or None; ``length``:
+    bytes of its body.
     """
 
-    method: str
-    target: bytes
-    headers: Headers
-    client: str
-    scheme: str = "http"
-    body: Body | None = None
-    chunked: bool = False
-    upgrade: bytes = b""
-    expects: bool = False
-    host: bytes = b""
-    id: bytes = b""
-    head: bytes = b""
-    entry: str = ""
-    prefix: bytes = b""
-    stripped: bytes = b""
-    pool: Any = None
+    block = b""
+    lines = b""
+    forwarding: dict[bytes, list[bytes]] | None = None
+    length = 0
+    prefix = b""
+    stripped = b""
+
+    def __init__(
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers | None,
+        client: str,
+        scheme: str = "http",
+        body: Body | None = None,
+        chunked: bool = False,
+        upgrade: bytes = b"",
+        expects: bool = False,
+        host: bytes = b"",
+        id: bytes = b"",
+    ) -> None:
+        self.method = method
+        self.target = target
+        self._headers = headers
+        self.client = client
+        self.scheme = scheme
+        self.body = body
+        self.chunked = chunked
+        self.upgrade = upgrade
+        self.expects = expects
+        self.host = host
+        self.id = id
+
+    @property
+    def headers(self) -> Headers:
+        """The headers as they came, or as hooks have changed them."""
+        headers = self._headers
+        if headers is None:
+            headers = self._headers = pairs(self.block)
+        return headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self._headers = headers
+        self.lines = b""
 
 
 # A request for a policy: a ``Request`` or, where there are plug-ins, the ``HookRequest`` of hooks that is

@@ -13,8 +13,9 @@ import re
 from collections.abc import Set
 
 from balancer.http import loops
-from balancer.http.headers import HOP_BY_HOP, X_FORWARDED, Headers, folded, nominated, response_headers
-from balancer.http.memo import ValueCache, cached
+from balancer.http.headers import HOP_BY_HOP, X_FORWARDED, Headers, as_lines, folded, nominated, response_headers
+from balancer.http.request import Request
+from balancer.http.value_cache import ValueCache, cached
 from balancer.types import IPNetwork
 
 _LISTS = frozenset({b"x-forwarded-for", b"forwarded"})
@@ -42,12 +43,14 @@ class RequestHeaders:
         self._own = own
         self._drop_underscores = drop_underscores
         self._mark: tuple[tuple[bytes, bytes], ...] = ()
+        self._mark_line = b""
         self._dropped = ValueCache(self._drops, 1024)
         self.trusts = cached(1024)(self._trusts)
 
     def mark(self, mark: bytes) -> None:
         """Mark each request, from now on, as one that has passed here; those that have the mark are refused."""
         self._mark = ((loops.FIELD, mark),)
+        self._mark_line = as_lines([*self._mark])
         self._dropped.clear()
 
     def _drops(self, name: bytes) -> bool:
@@ -95,6 +98,25 @@ class RequestHeaders:
             # Trailers pass, so a client may announce that it takes them (RFC 9110 section 10.1.4).
             passed += [(b"connection", b"te"), (b"te", te)]
         return passed
+
+    def pairs(self, request: Request) -> Headers:
+        """Return the headers for the member. Raises Refusal for a request that has come back."""
+        headers = self(request.headers, request.client, request.scheme, request.host, request.chunked, request.upgrade)
+        return with_prefix(headers, request.prefix) if request.prefix else headers
+
+    def lines(self, request: Request) -> bytes:
+        """Return the header lines for the member, with a line break before each.
+
+        Raises Refusal for a request that has come back.
+        """
+        client, scheme, host = request.client, request.scheme, request.host
+        if not request.lines or request.prefix or self._own:
+            return as_lines(self.pairs(request))
+        if request.forwarding and self.trusts(client):
+            hop = as_lines(_forwarding(request.forwarding, client, scheme, host))
+        else:
+            hop = _first_hop_lines((client, scheme, host))
+        return request.lines + hop + self._mark_line
 
     def _after_dropping(
         self, passed: Headers, headers: Headers, client: str, scheme: str, host: bytes
@@ -172,6 +194,12 @@ def _first_hop(hop: tuple[str, str, bytes]) -> tuple[tuple[bytes, bytes], ...]:
     ``hop``: the client's address, the scheme and the value of Host.
     """
     return tuple(_forwarding({}, *hop))
+
+
+@cached(1024, size=lambda hop: sum(map(len, hop)))
+def _first_hop_lines(hop: tuple[str, str, bytes]) -> bytes:
+    """Return the same as header lines."""
+    return as_lines([*_first_hop(hop)])
 
 
 def _forwarding(known: dict[bytes, list[bytes]], client_address: str, scheme_name: str, host: bytes) -> Headers:

@@ -24,6 +24,12 @@ def own_reason(status: int, reason: bytes) -> bytes:
     return reason if reason != _REASONS.get(status) and _REASON.fullmatch(reason) else b""
 
 
+def status_line(status: int, reason: bytes = b"") -> bytes:
+    """Return the first line of a response. ``reason``: the reason phrase, or b"" for the usual one of the status."""
+    line = None if reason else _STATUS_LINES.get(status)
+    return line or b"HTTP/1.1 %d %b" % (status, reason)
+
+
 def request_head(method: str, target: bytes, headers: Headers) -> bytes:
     """Return the head of a request without its end, so that fields can follow."""
     return b"\r\n".join([b" ".join((method.encode(), target, b"HTTP/1.1")), *map(b": ".join, headers), b""])
@@ -34,8 +40,7 @@ def response_lines(status: int, headers: Headers, reason: bytes = b"") -> bytes:
 
     ``reason``: the reason phrase, or b"" for the usual one of the status.
     """
-    line = None if reason else _STATUS_LINES.get(status)
-    return b"\r\n".join([line or b"HTTP/1.1 %d %b" % (status, reason), *map(b": ".join, headers)])
+    return b"\r\n".join([status_line(status, reason), *map(b": ".join, headers)])
 
 
 def response_head(status: int, headers: Headers, *more: bytes, reason: bytes = b"") -> bytes:

@@ -17,8 +17,8 @@ import re
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.http.headers import LENGTH_DIGITS, Headers, connection, connection_options, is_too_long
-from balancer.http.memo import cached
 from balancer.http.request import Request
+from balancer.http.value_cache import cached
 
 # RFC 9110 section 7.2 and RFC 3986 section 3.2.2: a host, perhaps with a port.
 # Runs of characters are taken as one (++), or a long host takes a millisecond.
@@ -108,7 +108,7 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
         # HTTP/1.0 may come without; members get HTTP/1.1 (RFC 9112 section 3.3).
         host = (f"[{limits.alias}]" if ":" in limits.alias else limits.alias).encode("ascii")
         fields.insert(0, (b"host", host))
-    elif not _is_host(host):
+    elif not is_host(host):
         raise malformed("the Host is not one")
     if b"#" in target:
         raise malformed("a request target has no fragment")
@@ -119,7 +119,7 @@ def check(  # noqa: C901, PLR0915 - one pass over the head of every request, wit
     if chunked or (length and length.strip(b"0")):
         if is_too_long(length):
             raise _length_too_long()
-        request.body = _PENDING
+        request.body = PENDING_BODY
         request.chunked = bool(chunked)
     if version == "1.0":
         return request, b"keep-alive" not in tokens
@@ -166,7 +166,8 @@ def _carries_http(upgrade: bytes) -> bool:
 
 
 @cached(1024)
-def _is_host(value: bytes) -> bool:
+def is_host(value: bytes) -> bool:
+    """Whether a value is that of a Host: a name or an address, perhaps with a port."""
     return _HOST.fullmatch(value) is not None
 
 
@@ -179,7 +180,7 @@ def _absolute(method: bytes, target: bytes, fields: Headers, host: bytes, has_ho
     if target == b"*" and method == b"OPTIONS":
         return target, host
     found = _ABSOLUTE.fullmatch(target)
-    if not found or not _is_host(found[2]):
+    if not found or not is_host(found[2]):
         raise malformed("the request target is neither a path nor a URL")
     scheme, authority, path = found.groups()
     if has_host and _name_and_port(authority, scheme) != _name_and_port(host, scheme):
@@ -198,7 +199,7 @@ def _name_and_port(authority: bytes, scheme: bytes) -> tuple[bytes, bytes]:
     return name, (port and (port.lstrip(b"0") or b"0")) or _DEFAULT_PORTS[scheme.lower()]
 
 
-class _Pending:
+class _PendingBody:
     """A placeholder for the body of a request until its exchange begins."""
 
     ended = False
@@ -208,4 +209,4 @@ class _Pending:
         raise AssertionError("a body is not read before its exchange begins")
 
 
-_PENDING = _Pending()
+PENDING_BODY = _PendingBody()

@@ -2,8 +2,7 @@
 
 Rules:
 * Hooks and policies get one object for a request, whose fields only ``on_request`` may change.
-* Where there are hooks for requests, each request is an object of its own, with a head of its own for the member.
-  Cached objects (``balancer.http.memo``) stay as they were, because a hook may decide otherwise the next time.
+* Where there are hooks for requests, the log has the request as it came, and members get another one.
 """
 
 from __future__ import annotations
@@ -39,30 +38,19 @@ class HookedDispatcher(Dispatcher):
         hook_request.headers.freeze()
         return context
 
-    def try_send_nowait(
-        self, context: RequestContext, sink: DirectSink, body: bytes, hook_request: HookRequest | None = None
-    ) -> bool:
-        return context.refusal is None and super().try_send_nowait(context, sink, body, context.hook_request)
+    def try_send_nowait(self, context: RequestContext, sink: DirectSink, body: bytes) -> bool:
+        return context.refusal is None and super().try_send_nowait(context, sink, body)
 
     async def _exchange(self, context: RequestContext, sink: Sink) -> None:
         if not context.response:
             _raise(context)
         await super()._exchange(context, sink)
 
-    def on_response_progress(
-        self, context: RequestContext, sink: DirectSink, hook_request: HookRequest | None = None
-    ) -> None:
-        response = context.response
-        if response and response.complete and response.started:
-            before = response.headers
-            self._call_response_hooks(context, response)
-            if context.refusal:
-                context.stop_listening()
-                sink.continue_in_task()  # ``_on_response_head`` follows.
-                return
-            if response.headers is not before:
-                response.lines = b""
-        super().on_response_progress(context, sink, context.hook_request)
+    def _begin_response(self, context: RequestContext, now: float) -> bool:
+        assert context.response
+        self._call_response_hooks(context, context.response)
+        # ``_on_response_head`` follows where there is a refusal.
+        return context.refusal is None and super()._begin_response(context, now)
 
     def _on_response_head(self, context: RequestContext, response: UpstreamResponse) -> None:
         if not context.refusal:
@@ -74,7 +62,8 @@ class HookedDispatcher(Dispatcher):
         if self._chain.has_response_hooks and context.member and context.hook_request:
             hook_response = HookResponse(response.status, response.headers, context.member)
             context.refusal = self._chain.response(context.hook_request, hook_response)
-            response.headers = hook_response.headers.pairs
+            if hook_response.headers.pairs is not response.headers:
+                response.headers = hook_response.headers.pairs
 
 
 def _raise(context: RequestContext) -> None:

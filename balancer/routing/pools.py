@@ -58,18 +58,14 @@ class RoutedProxy(Proxy):
     def switch(self, table: Table, pools: dict[str, Dispatcher]) -> None:
         """Lead requests by these routes to these pools, by their names, from the next one on."""
         self._table, self._pools = table, pools
-        for on_switch in self.on_switch:
-            on_switch()
 
     def choose(self, request: Request) -> RequestHandler:
         """Return the handler of a request; called in the step that begins it."""
         try:
-            request.pool = self._pools[self._table.find(request).name]
+            return self._pools[self._table.find(request).name]
         except Refusal as refusal:
             # Its traceback would keep alive the frames that it came through.
-            request.pool = NoRouteHandler(refusal.with_traceback(None), self._on_done, self._clock, self._new_id)
-        pool: RequestHandler = request.pool
-        return pool
+            return NoRouteHandler(refusal.with_traceback(None), self._on_done, self._clock, self._new_id)
 
     def refused(self, request: Request, refusal: Refusal) -> bytes:
         """Record a request that a front end has refused before any dispatcher had it; return its id."""

@@ -30,9 +30,9 @@ from urllib.parse import quote
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.http.memo import ValueCache
 from balancer.http.request import Request
 from balancer.http.validation import malformed
+from balancer.http.value_cache import ValueCache
 from balancer.routing.path_safety import UNCLEAR, most_permissive, resolve_harmless
 
 # Hosts whose routes are cached: a client can make up hosts.

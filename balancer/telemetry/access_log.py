@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import TextIO
 
 from balancer.dispatch.context import ID_MAX, RequestRecord
-from balancer.http.request import Request
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
 from balancer.words import counted
@@ -36,12 +35,6 @@ def _second(whole: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
-def _request_fields(request: Request) -> str:
-    """Return client, method and target as JSON."""
-    target = request.target.decode("latin-1")
-    return f'"client":{_quote(request.client)},"method":{_quote(request.method)},"target":{_quote(target)}'
-
-
 _member = lru_cache(maxsize=4096)(Address.__str__)
 
 
@@ -53,13 +46,12 @@ def as_json(record: RequestRecord, wall_clock: float) -> str:
     quoted.
     """
     request = record.request
-    if not request.entry:
-        request.entry = _request_fields(request)
     milliseconds = int(wall_clock * 1000)
     member = record.member
     line = (
         f'{{"time":"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}+00:00",'
-        f"{request.entry},"
+        f'"client":{_quote(request.client)},"method":{_quote(request.method)},'
+        f'"target":{_quote(request.target.decode("latin-1"))},'
         f'"status":{record.status},"bytes":{record.body_bytes},"duration_ms":{record.duration * 1000:.2f},'
         f'"member":"{_member(member) if member else ""}","request_id":'
         f"{_quote(record.id[:ID_MAX].decode('latin-1'))}"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mypy_extensions import mypyc_attr
 
 from balancer.config.settings import Settings
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import NO_FIELDS, Headers, pairs
 from balancer.http.request import Body, Request
 from balancer.types import Address
 
@@ -86,17 +86,32 @@ class UpstreamRequest:
 class UpstreamResponse:
     """A member's response, from its head on. Header names are in lower case; those of this hop are left out.
 
+    ``lines``: the head as HTTP/1.1 without its end, where it came in a simple form and is as it came, else b"".
     ``reason``: the phrase of its status line, or b"" for the usual one. ``closes``: the member ends the connection with
     this response. ``trailers``: complete once all has been read. After status 101 the bytes are not a body but those of
     the protocol ``upgrade``: ``read`` returns them as they come, and ``write`` sends some.
     """
 
     status: int = 0
+    lines: bytes = b""
     reason: bytes = b""
-    headers: Headers = NO_FIELDS
+    _headers: Headers | None = None
     closes: bool = False
     trailers: Headers = NO_FIELDS
     upgrade: bytes = b""
+
+    @property
+    def headers(self) -> Headers:
+        """The headers for the client; they may be replaced."""
+        headers = self._headers
+        if headers is None:
+            headers = self._headers = pairs(self.lines)
+        return headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self._headers = headers
+        self.lines = b""
 
     def read(self) -> Coroutine[Any, Any, tuple[bytes, bool]]:
         """Return the next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
@@ -127,13 +142,17 @@ class PendingResponse(UpstreamResponse):
     """A response that is still to come. ``listener``: called at each progress.
 
     ``started``: its head is there. ``complete``: all of it is there; ``take`` returns the body, or the part since the
-    last call. ``lines``: the head as HTTP/1.1 without its end, where it is at hand, else b"".
+    last call.
     """
 
     listener: Callable[[], None] | None = None
     complete: bool = False
     started: bool = False
-    lines: bytes = b""
+
+    @property
+    def is_flowing(self) -> bool:
+        """Whether ``take`` returns a part of the body, or the end of it, and nothing has to be waited for or undone."""
+        raise NotImplementedError
 
     def take(self) -> bytes:
         """Return the part of the body that has come since the last call."""
@@ -154,12 +173,14 @@ class Upstream:
         request: Request,
         head: bytes,
         body: bytes,
+        repeatable: bool,
         on_interim: Callable[[int, Headers], None],
     ) -> PendingResponse | None:
-        """Send a request that may be repeated, and all of its body, if an idle connection takes them without waiting.
+        """Send a request and all of its body, if an idle connection takes them without waiting.
 
-        Return None otherwise. ``request`` is the client's. ``head`` is the request head for members, which is valid:
-        it comes from one that was parsed as HTTP/1.1. For ``on_interim`` see ``UpstreamRequest``.
+        Return None otherwise. ``repeatable``: it may be sent to another member after that. ``request`` is the client's.
+        ``head`` is the request head for members, which is valid: it comes from one that was parsed as HTTP/1.1. For
+        ``on_interim`` see ``UpstreamRequest``.
         """
         raise NotImplementedError
 

@@ -29,18 +29,16 @@ from balancer.errors import (
     TruncatedResponse,
     UpstreamError,
 )
-from balancer.http.headers import content_length
-from balancer.http.memo import HEAD_MAX as KNOWN_MAX
-from balancer.http.memo import Memo
-from balancer.http.serialize import response_lines
+from balancer.http.simple_heads import HEAD_MAX as SIMPLE_MAX
+from balancer.http.simple_heads import read_response
 from balancer.loop_time import LoopTime
 from balancer.phase_checks import CHECK_STATES, check_phases
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts
-from balancer.upstream.exchange import KnownHead, MemberExchange
+from balancer.upstream.exchange import MemberExchange
 from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, Phase
-from balancer.upstream.response_parser import ResponseParser
+from balancer.upstream.response_parser import BYTES_AFTER, ResponseParser
 
 # Bytes of one read. Reading pauses while the last bytes wait for the client: this is what a slow client costs here. It
 # pauses for a turn of the event loop as well, behind so many pieces: 5,000 chunks of one byte take 5 ms.
@@ -55,13 +53,12 @@ _view = memoryview(_buffer)
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class PoolCallbacks:
-    """The keeper of a connection while it is idle. ``heads``: response heads that have come before.
+    """The keeper of a connection while it is idle.
 
     ``last_byte_at``: a reading of ``clock`` at the last byte from the member, as far as that has been noticed.
     """
 
     clock: LoopTime
-    heads: Memo[bytes, KnownHead]
     last_byte_at: float
 
     def ended(self, connection: MemberConnection) -> None:
@@ -241,33 +238,57 @@ class MemberConnection(asyncio.BufferedProtocol):
         if exchange is None:
             self.abort()  # No request waits for these bytes.
             return
-        head = b""
-        if not exchange.received and not exchange.is_head:
-            end = _buffer.find(b"\r\n\r\n", 0, count if count < KNOWN_MAX else KNOWN_MAX) + 4
-            head = bytes(_view[:end])
-            cached = self._callbacks.heads.get(head)
-            if cached and end + cached.length == count:
-                # The parser has had no bytes since the last complete response, and would be in the same state after
-                # these.
-                exchange.answer(cached, bytes(_view[end:count]))
-                self._end(exchange)
-                return
+        if exchange.left:
+            self._take_body(exchange, 0, count)
+            return
+        if not exchange.received and self._read_simple(exchange, count):
+            return
         exchange.progress = exchange.received = True
         if self.phase is TUNNEL:
             exchange.pieces.append(bytes(_view[:count]))
             self._pass_on(exchange)
         else:
             self._parser.feed(exchange, _view[:count])
-            self._parsed(exchange, head, count)
+            self._parsed(exchange, count)
 
-    def _parsed(self, exchange: MemberExchange, head: bytes, count: int) -> None:
-        """Act on what ``count`` bytes, which began with ``head``, have made of the exchange."""
+    def _read_simple(self, exchange: MemberExchange, count: int) -> bool:
+        """Read a simple head and what has come of its body; return whether that is what has come.
+
+        httptools gets nothing of it, and is in the state behind a complete response.
+        """
+        end = _buffer.find(b"\r\n\r\n", 0, count if count < SIMPLE_MAX else SIMPLE_MAX) + 4
+        if end < 4 or exchange.is_head:
+            return False
+        head = read_response(bytes(_view[:end]))
+        if head is None or end + head.length < count:
+            return False
+        exchange.begin_response(head, self.timeouts.idle)
+        self._take_body(exchange, end, count)
+        return True
+
+    def _take_body(self, exchange: MemberExchange, start: int, end: int) -> None:
+        """Take a piece of a body of known length: the bytes of the buffer from ``start`` to ``end``."""
+        exchange.progress = True
+        size = end - start
+        if size > exchange.left:
+            exchange.protocol_error = BYTES_AFTER
+            size = exchange.left
+        exchange.left -= size
+        if size:
+            exchange.pieces.append(bytes(_view[start : start + size]))
+        if not exchange.left:
+            exchange.complete = True
+            self._end(exchange)
+        elif size:
+            self._pass_on(exchange)
+        else:
+            exchange.arrived()
+
+    def _parsed(self, exchange: MemberExchange, count: int) -> None:
+        """Act on what ``count`` bytes have made of the exchange."""
         if self._exchange is not exchange:
             return  # An interim response has made the client end it.
         if exchange.complete:
-            plain = not (exchange.closes or exchange.interim_count or exchange.protocol_error)
-            if head and plain and self._callbacks.heads.seen_before(head):
-                self._cache_head(exchange, head, count - len(head))
             self._end(exchange)
         elif exchange.protocol_error:
             self._violate(exchange, exchange.protocol_error)
@@ -296,12 +317,6 @@ class MemberConnection(asyncio.BufferedProtocol):
         """Fail an exchange whose bytes are no response."""
         exchange.protocol_error = message
         self.fail(TruncatedResponse(message) if exchange.started else ProtocolViolation(message, sent=True))
-
-    def _cache_head(self, exchange: MemberExchange, head: bytes, length: int) -> None:
-        """Remember the head of a response that came whole, if all behind it is a body of Content-Length bytes."""
-        if content_length(exchange.headers) == sum(map(len, exchange.pieces)) == length > 0:
-            parts = exchange.status, exchange.headers, exchange.reason
-            self._callbacks.heads.put(head, KnownHead(*parts, length, response_lines(*parts)))
 
     def eof_received(self) -> bool:
         exchange = self._exchange

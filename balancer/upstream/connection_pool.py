@@ -18,13 +18,11 @@ from mypy_extensions import mypyc_attr
 from balancer import malloc
 from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import Headers, trailers
-from balancer.http.memo import Memo
 from balancer.http.request import Body, Request
 from balancer.loop_time import Timer, loop_time
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.connection import MemberConnection, PoolCallbacks
-from balancer.upstream.exchange import KnownHead
 from balancer.upstream.response import Response
 
 # Below the 5 s after which a uvicorn member closes an idle connection, by more than one sweep.
@@ -43,7 +41,6 @@ class ConnectionPool(Upstream):
         self._timeouts = timeouts
         self._member_pools: dict[Address, MemberPool] = {}
         self._active: set[MemberConnection] = set()
-        self._heads: Memo[bytes, KnownHead] = Memo()
         shortest = min(timeouts.response, timeouts.idle, timeouts.hung)
         self._sweep_seconds = min(SWEEP_MAX, max(SWEEP_MIN, shortest / 4))
         self._sweeper: Timer | None = None
@@ -65,7 +62,7 @@ class ConnectionPool(Upstream):
 
     def member_pool(self, address: Address) -> MemberPool:
         """Return the connections to a member, of which there may be none."""
-        return self._member_pools.setdefault(address, MemberPool(self._active, self._heads))
+        return self._member_pools.setdefault(address, MemberPool(self._active))
 
     def send_nowait(
         self,
@@ -73,6 +70,7 @@ class ConnectionPool(Upstream):
         request: Request,
         head: bytes,
         body: bytes,
+        repeatable: bool,
         on_interim: Callable[[int, Headers], None],
     ) -> Response | None:
         member_pool = self._member_pools.get(address)
@@ -83,7 +81,7 @@ class ConnectionPool(Upstream):
         data = head
         if request.body:
             data += frame(body, request.body, request.chunked, last=True)
-        response = Response(connection, request.method == "HEAD", True, request.upgrade != b"", on_interim)
+        response = Response(connection, request.method == "HEAD", repeatable, request.upgrade != b"", on_interim)
         connection.begin(response, data)
         return response
 
@@ -150,9 +148,8 @@ class ConnectionPool(Upstream):
 class MemberPool(PoolCallbacks):
     """The connections to one member: ``idle`` is a stack, whose order of insertion is that of their last use."""
 
-    def __init__(self, active: set[MemberConnection], heads: Memo[bytes, KnownHead]) -> None:
+    def __init__(self, active: set[MemberConnection]) -> None:
         self._active = active
-        self.heads = heads
         self._loop = asyncio.get_running_loop()
         self.clock = loop_time()
         self.idle: dict[MemberConnection, None] = {}

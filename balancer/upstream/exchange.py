@@ -9,26 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mypy_extensions import mypyc_attr
 
 from balancer.errors import TruncatedResponse, UpstreamError
 from balancer.http.headers import Headers
+from balancer.http.simple_heads import SimpleResponse
 from balancer.upstream.base import PendingResponse
 
 if TYPE_CHECKING:
     from balancer.upstream.connection import MemberConnection
-
-
-class KnownHead(NamedTuple):
-    """The content of a response head that came before. ``length``: of the body; ``lines``: the head for a client."""
-
-    status: int
-    headers: Headers
-    reason: bytes
-    length: int
-    lines: bytes
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -50,10 +41,11 @@ class MemberExchange(PendingResponse):
     one_segment: bool = True
     acknowledged: int | None = None
 
-    # The response. Whether any byte of it has come; interim responses so far; bytes since there was last something to
-    # pass on. Whether its body lasts until the connection is closed; whether the member has switched protocols; why the
-    # bytes cannot be a response, or "".
+    # The response. Whether any byte of it has come; bytes of its body that are still to come, where httptools does not
+    # read it; interim responses so far; bytes since there was last something to pass on. Whether its body lasts until
+    # the connection is closed; whether the member has switched protocols; why the bytes cannot be a response, or "".
     received: bool = False
+    left: int = 0
     interim_count: int = 0
     unproductive: int = 0
     lasts_until_close: bool = False
@@ -116,11 +108,17 @@ class MemberExchange(PendingResponse):
             self.timeout = timeout
             self.deadline = now + timeout
 
-    def answer(self, head: KnownHead, body: bytes) -> None:
-        """Complete the response with a head that has come before."""
-        self.status, self.headers, self.reason, _, self.lines = head
-        self.started = self.complete = True
-        self.pieces.append(body)
+    @property
+    def is_flowing(self) -> bool:
+        if self.complete:
+            return self.started
+        return self.pieces != [] and not (self.paused or self.switched or self._error)
+
+    def begin_response(self, head: SimpleResponse, timeout: float) -> None:
+        """Take the head of a response. ``timeout``: as for ``set_deadline``."""
+        self.status, self.left, self.lines = head
+        self.started = self.received = self.progress = True
+        self.timeout = timeout
 
     def take(self) -> bytes:
         pieces, self.pieces = self.pieces, []

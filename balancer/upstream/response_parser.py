@@ -30,7 +30,7 @@ from balancer.upstream.exchange import MemberExchange
 # Interim responses before a final one.
 INTERIM_MAX = 20
 
-_BYTES_AFTER = "bytes after the end of the response"
+BYTES_AFTER = "bytes after the end of the response"
 _SWITCHED_UNASKED = "the member switched protocols unasked"
 _SWITCHED_EARLY = "the member switched protocols while the client waits for 100 (Continue)"
 _INTERIM_BODY = "an interim response with a body"
@@ -76,7 +76,7 @@ class ResponseParser:
         """Begin a head; after a complete response it is a protocol error."""
         exchange = self.exchange
         if exchange and exchange.complete:
-            exchange.protocol_error = _BYTES_AFTER
+            exchange.protocol_error = BYTES_AFTER
 
     def on_status(self, piece: bytes) -> None:
         """Take a piece of a reason phrase."""
@@ -134,7 +134,7 @@ class ResponseParser:
         if exchange is None:
             return
         if exchange.complete:
-            exchange.protocol_error = _BYTES_AFTER
+            exchange.protocol_error = BYTES_AFTER
         elif not exchange.protocol_error:
             exchange.pieces.append(piece)
 

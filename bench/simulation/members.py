@@ -216,7 +216,13 @@ class Links(Upstream):
         self._idle: dict[Address, list[float]] = {}
 
     def send_nowait(
-        self, address: Address, request: Request, head: bytes, body: bytes, inform: Callable[[int, Headers], None]
+        self,
+        address: Address,
+        request: Request,
+        head: bytes,
+        body: bytes,
+        repeatable: bool,
+        inform: Callable[[int, Headers], None],
     ) -> Exchange | None:
         return Exchange(self, self._world.containers[address]) if self._take_idle(address) else None
 

@@ -194,8 +194,7 @@ class World(Observer):
         draw = self._clients.random
         client = int(draw() * CLIENTS * len(self.setup.speeds))
         method = "POST" if draw() < POSTS else "GET"
-        # What clients send does not matter, so nothing is rendered: the head that members would get is given.
-        request = Request(method, b"/", NO_FIELDS, str(client), head=b"GET /", id=b"-")
+        request = Request(method, b"/", NO_FIELDS, str(client), id=b"-")
         _Request(self, self._balancers[int(draw() * len(self._balancers))].dispatcher, request)
         if self._arrived < self.setup.requests:
             self.loop.call_at(self._began + next(self._arrivals), self._arrive)
@@ -303,7 +302,7 @@ class _Request(DirectSink):
     def continue_in_task(self) -> None:
         self._world.spawn(self._dispatcher.run(self._context, self))
 
-    def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
+    def answer(self, response: PendingResponse, body: bytes) -> None:
         pass
 
     def send_interim(self, status: int, headers: Headers) -> None:

@@ -61,11 +61,10 @@ def dispatcher() -> HookedDispatcher:
 
 
 def test_request_is_its_own(dispatcher: HookedDispatcher) -> None:
-    shared = Request("GET", b"/x", [(b"host", b"a")], "192.0.2.1", "https", host=b"a", head=b"known")
+    shared = Request("GET", b"/x", [(b"host", b"a")], "192.0.2.1", "https", host=b"a")
     own = dispatcher.begin(shared).request
-    assert own is not shared and own.head == b""
-    own.head = shared.head
-    assert own == shared
+    assert own is not shared
+    assert vars(own) == vars(shared)
 
 
 async def test_requests_that_are_equal_stay_one_without_hooks_for_requests() -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from balancer.frontend import client_registry
 from balancer.hooks import HeaderFields, Hooks
 from balancer.members.health import State
 from balancer.members.member import Member as KnownMember
@@ -44,23 +42,6 @@ async def test_clients_own_id_is_kept() -> None:
     async with Member() as member, balance(member, hooks=[Counting()]) as running, running.client() as client:
         head = await ask(client, b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: mine\r\n\r\n")
         assert fields_of(head, b"x-request-id") == fields_of(member.received[0], b"x-request-id") == [b"mine"]
-
-
-async def test_request_known_by_its_bytes_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[client_registry.ClientRegistry] = []
-    real = client_registry.ClientRegistry.__init__
-
-    def noted(self: client_registry.ClientRegistry, *parts: Any) -> None:
-        made.append(self)
-        real(self, *parts)
-
-    monkeypatch.setattr(client_registry.ClientRegistry, "__init__", noted)
-    async with Member() as member, balance(member, hooks=[Counting()]) as running, running.client() as client:
-        for _ in range(4):
-            await ask(client)
-        ((known,),) = [list(it.requests._values.values()) for it in made]
-        assert known.headers == [(b"host", b"a")]
-        assert known.head == b""
 
 
 @pytest.mark.usefixtures("each_way")

@@ -139,7 +139,7 @@ class World(Observer, Upstream):
     # The seams.
 
     def send_nowait(
-        self, address: Address, request: Request, head: bytes, body: bytes, inform: Any
+        self, address: Address, request: Request, head: bytes, body: bytes, repeatable: bool, inform: Any
     ) -> PendingResponse | None:
         container = self.containers.get(address)
         if container is None or container.mood in ("refuses", "unreachable") or self.rng.random() < 0.3:
@@ -364,8 +364,7 @@ class _Pending(_Response, PendingResponse):
     def __init__(self, world: World, container: Container, request: UpstreamRequest) -> None:
         super().__init__(world, closes=False)
         self.listener: Callable[[], None] | None = None
-        self.complete = self.started = False
-        self.lines = b""
+        self.complete = self.started = self._flows = False
         self._answering = world.loop.create_task(world.answer(container, request))
         self._answering.add_done_callback(self._arrived)
 
@@ -373,9 +372,23 @@ class _Pending(_Response, PendingResponse):
         if not answering.cancelled() and answering.exception() is None:
             self.closes = answering.result().closes
             self.started = True
-            self.complete = self._world.rng.random() < 0.7
+            self._go_on(0.5)
+        elif self.listener:
+            self.listener()
+
+    def _go_on(self, ends: float) -> None:
+        """A piece of the body, which is the last with this probability; another one follows, or a task reads on."""
+        rng = self._world.rng
+        self.complete = rng.random() < ends
+        self._flows = not self.complete and rng.random() < 0.7
+        if self._flows:
+            self._world.loop.call_later(rng.random() * 0.05, self._go_on, 0.8)
         if self.listener:
             self.listener()
+
+    @property
+    def is_flowing(self) -> bool:
+        return self.complete or self._flows
 
     def take(self) -> bytes:
         return b"x"
@@ -438,10 +451,21 @@ class _DirectSink(_Sink, DirectSink):
         if self.ended:
             self._over.set_result(None)
 
-    def answer(self, response: PendingResponse, headers: Headers, body: bytes) -> None:
-        assert not self._over.done() and self._task is None
+    @property
+    def is_writable(self) -> bool:
+        return self._world.rng.random() < 0.9
+
+    def answer(self, response: PendingResponse, body: bytes) -> None:
+        self.begin_response(response)
+        self.pass_on(body, False, NO_FIELDS)
+
+    def begin_response(self, response: PendingResponse) -> None:
         self._world.started[self._target] += 1
-        self.ended = True
+        assert self._world.started[self._target] == 1, "two responses to one request"
+
+    def pass_on(self, data: bytes, more: bool, trailers: Headers) -> None:
+        assert not self._over.done() and self._task is None and not self.ended
+        self.ended = not more
 
     def continue_in_task(self) -> None:
         assert self._task is None

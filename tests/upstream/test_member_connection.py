@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 from balancer.http.headers import NO_FIELDS
-from balancer.http.memo import Memo
 from balancer.loop_time import loop_time
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
@@ -59,7 +58,6 @@ class Transport(asyncio.Transport):
 
 class Callbacks(PoolCallbacks):
     def __init__(self) -> None:
-        self.heads = Memo()
         self.clock = loop_time()
         self.last_byte_at = 0.0
         self.calls: list[str] = []

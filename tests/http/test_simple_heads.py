@@ -1,0 +1,233 @@
+"""What ``simple_heads`` returns of a head is nothing, or what httptools and the checks behind it make of it."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import Any
+
+import httptools
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from balancer.config.settings import Settings
+from balancer.errors import Refusal
+from balancer.http.headers import Headers, content_length, pairs
+from balancer.http.request import Request
+from balancer.http.request_headers import RequestHeaders
+from balancer.http.serialize import status_line
+from balancer.http.simple_heads import SimpleResponse, read_request, read_response
+from balancer.http.validation import check
+from balancer.upstream.response_parser import read_headers
+from tests.support.corpus import MALFORMED, REQUESTS, RESPONSES
+
+LIMITS = Settings(alias="apps", max_header_bytes=4096, max_uri_bytes=512, max_headers=20)
+END = b"\r\n\r\n"
+
+NAMES = [
+    b"Host", b"host", b"Connection", b"Content-Length", b"content-length", b"Keep-Alive", b"Transfer-Encoding", b"TE",
+    b"Upgrade", b"Upgrade-Insecure-Requests", b"Expect", b"Trailer", b"Proxy-Authorization", b"Proxy-Connection",
+    b"CDN-Loop", b"Forwarded", b"X-Forwarded-For", b"X-Forwarded-Proto", b"x-forwarded-host", b"X-Forwarded-Prefix",
+    b"X_Forwarded_For", b"X-Request-ID", b"X-Balancer-Error", b"Cookie", b"Set-Cookie", b"Date", b"ETag", b"Accept",
+    b"User-Agent", b"Te-x", b"Hosts", b"C", b"Content-Length-X", b"", b"X Y", b"X:", b"traceparent",
+]  # fmt: skip
+VALUES = [
+    b"", b"a", b"a.example:81", b"keep-alive", b"Keep-Alive", b"close", b"keep-alive, x-gone", b"0", b"5", b"05", b"+5",
+    b"5, 5", b"1234567890123456", b"chunked", b"trailers", b"100-continue", b"websocket", b"192.0.2.1, 192.0.2.2",
+    b"for=192.0.2.1;proto=https", b"https", b"/shop", b"an id", b"a;b=\"c\"", b" a ", b"\ta", b"a\x00", b"a\x7f",
+    b"a\xe9", b"a\rb", b"a\nb", b"a\r\n b", b"a" * 600, b"*/*;q=0.8",
+]  # fmt: skip
+SEPARATORS = st.sampled_from([b": ", b": ", b": ", b": ", b": ", b":", b":  ", b" : ", b":\t", b""])
+LINE_ENDS = st.sampled_from([b"\r\n"] * 20 + [b"\n", b"\r", b" \r\n", b"\t\r\n", b"\r\r\n"])
+LINES = st.builds(
+    lambda name, separator, value, end: name + separator + value + end,
+    st.sampled_from(NAMES), SEPARATORS, st.sampled_from(VALUES) | st.binary(max_size=8), LINE_ENDS,
+)  # fmt: skip
+HOSTED = st.just(b"Host: a.example\r\n") | LINES
+BLOCKS = st.lists(LINES, max_size=6).map(b"".join)
+REQUEST_LINES = st.sampled_from(
+    [b"GET / HTTP/1.1\r\n"] * 4
+    + [
+        b"POST /p?x=%20y HTTP/1.1\r\n", b"HEAD /h HTTP/1.1\r\n", b"OPTIONS * HTTP/1.1\r\n", b"LIST / HTTP/1.1\r\n",
+        b"GET / HTTP/1.0\r\n", b"GET /a#b HTTP/1.1\r\n", b'GET /"<>\\^`{|} HTTP/1.1\r\n', b"GET http://a/ HTTP/1.1\r\n",
+        b"GET /" + b"a" * 600 + b" HTTP/1.1\r\n", b"GET /\xe9 HTTP/1.1\r\n", b"GET  / HTTP/1.1\r\n",
+        b"TRACE / HTTP/1.1\r\n", b"CONNECT a:1 HTTP/1.1\r\n", b"PUT //a//b HTTP/1.1\r\n", b"GET / HTTP/1.1\n",
+    ]
+)  # fmt: skip
+STATUS_LINES = st.sampled_from(
+    [b"HTTP/1.1 200 OK\r\n"] * 4
+    + [
+        b"HTTP/1.1 404 Not Found\r\n", b"HTTP/1.1 200 Fine\r\n", b"HTTP/1.1 200 \r\n", b"HTTP/1.1 200\r\n",
+        b"HTTP/1.0 200 OK\r\n", b"HTTP/1.1 204 No Content\r\n", b"HTTP/1.1 304 Not Modified\r\n",
+        b"HTTP/1.1 100 Continue\r\n", b"HTTP/1.1 599 X\r\n", b"HTTP/1.1 101 Switching Protocols\r\n",
+    ]
+)  # fmt: skip
+
+
+class Slow:
+    """What httptools makes of a head, and the checks of requests."""
+
+    def __init__(self, parser: type[Any], head: bytes) -> None:
+        self.target = self.reason = b""
+        self.headers: Headers = []
+        self.complete = False
+        self.parser = parser(self)
+        try:
+            self.parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError:
+            self.complete = False
+
+    def on_url(self, piece: bytes) -> None:
+        self.target += piece
+
+    def on_status(self, piece: bytes) -> None:
+        self.reason += piece
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value.rstrip()))
+
+    def on_headers_complete(self) -> None:
+        assert not self.complete, "there are two heads"
+        self.complete = True
+        self.keeps_alive = self.parser.should_keep_alive()
+
+
+def slow_request(head: bytes) -> tuple[Request, bool] | None:
+    slow = Slow(httptools.HttpRequestParser, head)
+    if not slow.complete:
+        return None
+    version, method = slow.parser.get_http_version(), slow.parser.get_method()
+    try:
+        return check(method, slow.target, slow.headers, version, len(head), LIMITS)
+    except Refusal:
+        return None
+
+
+def compare_request(head: bytes) -> bool:
+    """Whether the head is simple."""
+    simple = read_request(head, "192.0.2.7", "http", LIMITS)
+    if simple is None:
+        return False
+    slow = slow_request(head)
+    assert slow, "simple, and refused"
+    request, closes = slow
+    request.client = "192.0.2.7"
+    assert not (closes or request.chunked or request.upgrade or request.expects)
+    for trusted in ((ip_network("192.0.2.0/24"),), ()):
+        for drops in (False, True):
+            rules = RequestHeaders(trusted, drop_underscores=drops)
+            rules.mark(b"balancer-mark")
+            assert pairs(rules.lines(simple)) == rules.pairs(request)
+    assert simple.headers == request.headers
+    for name in ("method", "target", "client", "scheme", "chunked", "upgrade", "expects", "host", "id"):
+        assert getattr(simple, name) == getattr(request, name), name
+    assert (simple.body is None) == (request.body is None)
+    assert simple.length == (content_length(request.headers) if request.body else 0)
+    return True
+
+
+def compare_response(head: bytes) -> bool:
+    """Whether the head is simple."""
+    simple = read_response(head)
+    if simple is None:
+        return False
+    slow = Slow(httptools.HttpResponseParser, head)
+    assert slow.complete, "simple, and refused"
+    headers, has_length, chunked, error = read_headers(slow.headers)
+    assert has_length and not chunked and not error and slow.keeps_alive
+    assert slow.parser.get_http_version() == "1.1"
+    assert simple == SimpleResponse(slow.parser.get_status_code(), content_length(headers), simple.lines)
+    assert simple.lines.startswith(status_line(simple.status) + b"\r\n")
+    assert status_line(simple.status).endswith(b" " + slow.reason)
+    assert pairs(simple.lines) == headers
+    return True
+
+
+@given(REQUEST_LINES, st.lists(LINES, max_size=2).map(b"".join), HOSTED, BLOCKS)
+@example(b"GET / HTTP/1.1\r\n", b"", b"Host: a\r\n", b"X: a\x00\r\n")
+@example(b"GET / HTTP/1.1\r\n", b"X-Request-ID: \r\n", b"Host: a\r\n", b"X-Request-ID: 5\r\n")
+@example(b"GET / HTTP/1.1\r\n", b"X-Forwarded-For: 192.0.2.1\r\n", b"Host: a\r\n", b"Forwarded: for=192.0.2.2\r\n")
+def test_simple_request_is_what_the_checks_make_of_it(line: bytes, before: bytes, host: bytes, after: bytes) -> None:
+    compare_request(line + before + host + after + b"\r\n")
+
+
+@given(STATUS_LINES, BLOCKS, st.just(b"Content-Length: 5\r\n") | LINES, BLOCKS)
+def test_simple_response_is_what_the_parser_makes_of_it(start: bytes, one: bytes, two: bytes, three: bytes) -> None:
+    compare_response(start + one + two + three + b"\r\n")
+
+
+HEADS = [message.partition(END)[0] + END for message in (*REQUESTS.values(), *MALFORMED.values())]
+
+
+@given(st.sampled_from(HEADS), st.integers(0, 200), st.binary(max_size=3), st.integers(0, 3))
+def test_simple_request_with_a_few_other_bytes_is_what_the_checks_make_of_it(
+    head: bytes, place: int, piece: bytes, cut: int
+) -> None:
+    place = min(place, len(head))
+    changed = head[:place] + piece + head[place + cut :]
+    compare_request(changed.partition(END)[0] + END)
+
+
+@given(
+    st.sampled_from([response.partition(END)[0] + END for response, _ in RESPONSES.values()]),
+    st.integers(0, 200),
+    st.binary(max_size=3),
+    st.integers(0, 3),
+)
+def test_simple_response_with_a_few_other_bytes_is_what_the_parser_makes_of_it(
+    head: bytes, place: int, piece: bytes, cut: int
+) -> None:
+    place = min(place, len(head))
+    changed = head[:place] + piece + head[place + cut :]
+    compare_response(changed.partition(END)[0] + END)
+
+
+BROWSER = (
+    b"GET /items/7?n=1 HTTP/1.1\r\nHost: shop.example\r\nConnection: keep-alive\r\nUpgrade-Insecure-Requests: 1\r\n"
+    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64) Chrome/126.0.0.0\r\nAccept: text/html,*/*;q=0.8\r\n"
+    b"Sec-Fetch-Mode: navigate\r\nReferer: http://shop.example/\r\nAccept-Encoding: br\r\nCookie: a=1\r\n\r\n"
+)
+POST = b"POST /api HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 300\r\n\r\n"
+PROXIED = (
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 198.51.100.7\r\nX-Forwarded-Proto: https\r\n"
+    b"X-Forwarded-Host: shop.example\r\nX-Request-ID: 0123456789abcdef\r\n\r\n"
+)
+NGINX = (
+    b"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Sun, 29 Nov 2026 21:37:31 GMT\r\nContent-Type: text/html\r\n"
+    b'Content-Length: 4096\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nETag: "1"\r\nSet-Cookie: a=b\r\n\r\n'
+)
+UVICORN = b"HTTP/1.1 201 Created\r\ndate: Sun, 29 Nov 2026 21:37:31 GMT\r\ncontent-length: 0\r\nte-x: 1\r\n\r\n"
+IN_LOWER_CASE = PROXIED.lower().replace(b"get", b"GET").replace(b"http/", b"HTTP/")
+
+
+@pytest.mark.parametrize("head", [BROWSER, POST, PROXIED, IN_LOWER_CASE])
+def test_requests_of_browsers_programs_and_proxies_are_simple(head: bytes) -> None:
+    assert compare_request(head)
+
+
+@pytest.mark.parametrize("head", [NGINX, UVICORN])
+def test_responses_of_servers_are_simple(head: bytes) -> None:
+    assert compare_response(head)
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_request_is_not_simple(name: str) -> None:
+    whole = MALFORMED[name]
+    if whole.partition(END)[0] + END == whole:
+        assert read_request(whole, "", "http", LIMITS) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "head"),
+    [
+        ({"max_headers": 8}, BROWSER),
+        ({"max_uri_bytes": 10}, BROWSER),
+        ({"max_header_bytes": len(BROWSER) - 1}, BROWSER),
+    ],
+    ids=["headers", "URI", "bytes"],
+)
+def test_request_beyond_a_limit_is_not_simple(limits: dict[str, Any], head: bytes) -> None:
+    assert read_request(head, "", "http", Settings(alias="apps")) is not None
+    assert read_request(head, "", "http", Settings(alias="apps", **limits)) is None
