@@ -17,8 +17,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from mypy_extensions import mypyc_attr
-
 from balancer.dispatch.interfaces import ResponseState
 from balancer.dispatch.refusals import refusal_response
 from balancer.errors import Refusal
@@ -40,9 +38,8 @@ from balancer.frontend.client_connection import (
     Phase,
 )
 from balancer.frontend.client_registry import ClientRegistry
-from balancer.frontend.http1_exchange import ClientExchange, Framing
+from balancer.frontend.http1_exchange import Framing, Http1Exchange
 from balancer.frontend.http1_parser import END_OF_HEAD, RequestParser
-from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.places import Place
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.frontend.turns import TURN_BYTES, FairConnection
@@ -61,7 +58,6 @@ NEW_SECONDS = 1.0
 PIPELINE_MAX = 100
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Http1Connection(FairConnection, asyncio.Protocol):
     """A client connection that speaks HTTP/1.1. ``writable``: set while the client takes what it is sent."""
 
@@ -218,7 +214,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
             self.pause()
         exchange.begin()
 
-    def exchange_ended(self, exchange: ClientExchange) -> None:
+    def exchange_ended(self, exchange: Http1Exchange) -> None:
         """Begin the next exchange after one that has ended, or end the connection."""
         self._current = None
         if self.phase is CLOSED:

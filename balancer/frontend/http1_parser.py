@@ -20,7 +20,7 @@ import httptools
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING
-from balancer.frontend.http1_exchange import ClientExchange
+from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.http.chunked import ChunkedReader, MalformedChunk
 from balancer.http.headers import Headers, content_length, sound_request_id, without_underscores
 from balancer.http.request import Request
@@ -82,7 +82,7 @@ class RequestParser:
         self._replaced = b""
 
         # Of the body that comes in: the reader of its chunks, if it has any.
-        self.exchange: ClientExchange | None = None
+        self.exchange: Http1Exchange | None = None
         self._chunks: ChunkedReader | None = None
         self.left = 0
 
@@ -197,7 +197,7 @@ class RequestParser:
             return b""
         return data
 
-    def _feed_body(self, exchange: ClientExchange, data: bytes) -> bytes:
+    def _feed_body(self, exchange: Http1Exchange, data: bytes) -> bytes:
         """Pass on a body of known length; return the bytes behind it."""
         left = self.left - len(data)
         piece, rest = (data, b"") if left >= 0 else (data[: self.left], data[self.left :])
@@ -228,20 +228,20 @@ class RequestParser:
             self._complete(exchange)
         return rest
 
-    def _pass_on(self, exchange: ClientExchange, piece: bytes) -> None:
+    def _pass_on(self, exchange: Http1Exchange, piece: bytes) -> None:
         connection = self._connection
         connection.phase = BODY
         connection.body.received += len(piece)
         exchange.feed(piece)
 
-    def _complete(self, exchange: ClientExchange) -> None:
+    def _complete(self, exchange: Http1Exchange) -> None:
         """End a request: all of it has come."""
         self.exchange = self._chunks = None
         self.head_bytes = 0
         self._connection.phase = SWITCHING if exchange.request.upgrade else DONE if exchange.closes else IDLE
         exchange.complete_request()
 
-    def begin_body(self, exchange: ClientExchange, length: int) -> None:
+    def begin_body(self, exchange: Http1Exchange, length: int) -> None:
         """Expect a body of known length, whose head has been read elsewhere."""
         self.exchange, self.left = exchange, length
         self._method = exchange.request.method

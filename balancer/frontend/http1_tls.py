@@ -6,7 +6,7 @@ import asyncio
 
 from balancer.errors import Refusal
 from balancer.frontend.http1_connection import Http1Connection
-from balancer.frontend.http1_streaming import Http1Exchange
+from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.http.request import Request
 from balancer.http.validation import malformed
 

@@ -23,7 +23,7 @@ from balancer.loop_time import Timer, loop_time
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.connection import MemberConnection, PoolCallbacks
-from balancer.upstream.response import Response
+from balancer.upstream.exchange import MemberExchange
 
 # Below the 5 s after which a uvicorn member closes an idle connection, by more than one sweep.
 KEEPALIVE_SECONDS = 4.0
@@ -72,7 +72,7 @@ class ConnectionPool(Upstream):
         body: bytes,
         repeatable: bool,
         on_interim: Callable[[int, Headers], None],
-    ) -> Response | None:
+    ) -> MemberExchange | None:
         member_pool = self._member_pools.get(address)
         connection = member_pool and member_pool.take()
         if not connection:
@@ -81,7 +81,7 @@ class ConnectionPool(Upstream):
         data = head
         if request.body:
             data += frame(body, request.body, request.chunked, last=True)
-        response = Response(connection, request.method == "HEAD", repeatable, request.upgrade != b"", on_interim)
+        response = MemberExchange(connection, request.method == "HEAD", repeatable, request.upgrade != b"", on_interim)
         connection.begin(response, data)
         return response
 

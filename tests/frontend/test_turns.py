@@ -8,17 +8,17 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from balancer.config.settings import Settings
-from balancer.frontend import http1_connection
+from balancer.frontend import http1_streaming
 from balancer.frontend.client_connection import CLOSED, LINGERING
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
-from balancer.frontend.http1_streaming import Http1Exchange
+from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.frontend.turns import TURN_BYTES
-from balancer.http.headers import Headers
 from tests.support.builds import COMPILED
 from tests.support.flood import DOORS, HTTP1, HTTP2, MEBI, Flood, Turns, door, sink
 from tests.support.messages import GET
@@ -286,12 +286,13 @@ class Closed(Recorded):
 async def test_client_that_leaves_in_the_turn_of_its_answer_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     begun = asyncio.Event()
 
-    class Observed(Http1Exchange):
-        async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
-            await super().start(status, headers, reason)
-            it.connection.transport.close()
-            it.connection.connection_lost(None)
-            begun.set()
+    start = http1_streaming.start
+
+    async def observed(exchange: Http1Exchange, *head: Any) -> None:
+        await start(exchange, *head)
+        it.connection.transport.close()
+        it.connection.connection_lost(None)
+        begun.set()
 
     async def slow(connection: Connection) -> None:
         await connection.head()
@@ -299,7 +300,7 @@ async def test_client_that_leaves_in_the_turn_of_its_answer_is_no_error(caplog: 
         await connection.to_end()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http1_connection, "Http1Exchange", Observed)
+        patch.setattr(http1_streaming, "start", observed)
         async with Member(slow) as member, balance(member) as running:
             it = Bare(running, Closed())
             it.connection.data_received(GET)
