@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo compile pure test coverage test-long test-versions lint types hooks lock dist docs bench drill simulate strictness abuse fuzz clean
+.PHONY: demo compile pure test test-compiled coverage test-long test-versions lint types hooks lock dist docs bench drill simulate strictness abuse fuzz clean
 
 # Takes the environment of the tests where there is one already, or makes one of an eighth of its size.
 demo: $(if $(wildcard .venv/.ready),.venv/.ready,.venv/.demo)
@@ -21,6 +21,22 @@ pure:
 test: .venv/.ready pure
 	$(BIN)/pytest --numprocesses auto -m "not long" --ignore tests/engine
 	$(BIN)/pytest -m "not long" tests/engine
+
+# What concerns the way of a request, over the compiled build: in a copy, so that the sources here stay pure.
+ON_THE_WAY := tests/asgi tests/core tests/dispatch tests/fuzz tests/frontend tests/http tests/members tests/plugins tests/policies \
+	tests/telemetry tests/upstream tests/wire tests/test_builds.py tests/test_cost_per_byte.py tests/test_library.py tests/test_transport.py
+test-compiled: build/compiled/.ready
+	cd build/compiled && PYTHONPATH=$(CURDIR)/build/compiled ../../$(BIN)/python -m pytest --numprocesses auto \
+		$(or $(OPTIONS),-m "not long" $(ON_THE_WAY))
+
+# A copy of what git knows, with what the sources of now have compiled to. (Its version line says so, or make fails.)
+build/compiled/.ready: .venv/.ready $(shell git ls-files balancer tests examples worker bench) pyproject.toml setup.py
+	rm -rf build/compiled
+	mkdir -p build/compiled
+	git ls-files -z --cached | xargs -0 cp --parents --target-directory build/compiled
+	cd build/compiled && BALANCER_COMPILE=1 ../../$(BIN)/python setup.py --quiet build_ext --inplace
+	cd build/compiled && ../../$(BIN)/python -m balancer --version | grep compiled
+	touch $@
 
 # Which lines and branches the tests without an engine run, commands that they start included; fails below the floor in
 # pyproject.toml.
@@ -66,13 +82,20 @@ lock: .venv/.ready
 		$(COMPILE) --generate-hashes --constraint constraints.txt --output-file $$part.lock $$part.txt >/dev/null || exit 1; \
 	done
 
-# Leaves the sdist and the wheel in dist/, once the wheel has been tried in an environment of its own.
-dist: .venv/.ready
-	rm -rf dist build
+# Leaves the sdist, the pure wheel and one that is compiled for this Python and machine in dist/, once each wheel has been tried
+# in an environment of its own.
+dist: .venv/.ready pure
+	rm -rf dist build/lib* build/bdist* build/venv build/venv-compiled
 	$(BIN)/python -m build --no-isolation --outdir dist
-	$(PYTHON) -m venv build/venv
-	build/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(echo dist/*.whl)[demo]"
-	$(BIN)/python -m tests.support.installed build/venv/bin/python
+	BALANCER_COMPILE=1 $(BIN)/python -m build --no-isolation --wheel --outdir dist
+	$(call try,build/venv,$$(echo dist/*-none-any.whl),pure Python)
+	$(call try,build/venv-compiled,$$(echo dist/*-cp*.whl),compiled by mypyc)
+
+define try
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$(2)[demo]"
+	$(BIN)/python -m tests.support.installed $(1)/bin/python "$(3)"
+endef
 
 # Options: make bench OPTIONS="--loads get-32 --rounds 2", and see bench/README.md.
 bench: .venv/.ready bench/.cache/venv/.ready
