@@ -124,6 +124,7 @@ class Dispatcher(FastPathDispatcher):
             expects=request.expects,
             on_interim=sink.send_interim,
             on_connect=sink.on_connect if context.is_local_call else None,
+            spelling=request.spelling,
         )
 
     async def _exchange(self, context: RequestContext, sink: Sink) -> None:
@@ -294,6 +295,7 @@ def _member_in(ended: asyncio.Future[Member | Refusal]) -> Member | None:
 async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, headers: Headers) -> None:
     """Pass a response on to its end, with these headers in place of its own."""
     record.status = response.status
+    sink.spelling = response.spelling
     if response.status == SWITCHING_PROTOCOLS:
 
         def count(passed: int) -> None:

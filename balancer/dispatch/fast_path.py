@@ -25,6 +25,7 @@ from balancer.http.clients import client_keys
 from balancer.http.headers import TRACE_FIELDS, with_request_id
 from balancer.http.request import Request
 from balancer.http.request_headers import RequestHeaders
+from balancer.http.serialize import request_head
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.policies.base import Policy
@@ -110,7 +111,7 @@ class FastPathDispatcher(RequestHandler):
             return False
         if not request.id:
             lines += b"\r\nx-request-id: " + context.id
-        head = b"%b %b HTTP/1.1%b\r\n\r\n" % (request.method.encode(), request.stripped or request.target, lines)
+        head = request_head(request.method, request.stripped or request.target, lines)
         response = self._upstream.send_nowait(
             member.address, request, head, body, request.method in self._repeatable, sink.send_interim
         )

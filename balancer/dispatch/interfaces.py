@@ -15,7 +15,7 @@ from mypy_extensions import mypyc_attr
 
 from balancer.dispatch.context import RequestContext, RequestRecord, Span
 from balancer.errors import ClientGone, Refusal
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import AS_THEY_ARE, NO_FIELDS, Headers, Spelling
 from balancer.http.request import Request
 from balancer.upstream.base import PendingResponse, UpstreamResponse
 
@@ -42,10 +42,11 @@ COMPLETE: Final = ResponseState.COMPLETE
 class Sink:
     """The receiver of a response. ``start`` and ``write`` wait while the client takes no more, and raise ClientGone.
 
-    ``state``: of the response.
+    ``state``: of the response. ``spelling``: of the names of its headers, where the member gives one.
     """
 
     state: ResponseState = PENDING
+    spelling: Spelling = AS_THEY_ARE
 
     def send_interim(self, status: int, headers: Headers) -> None:
         """Pass an interim response on (RFC 9110 section 15.2), or drop it where the sink cannot."""

@@ -39,15 +39,13 @@ from balancer.frontend.client_connection import (
 )
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_exchange import Framing, Http1Exchange
-from balancer.frontend.http1_parser import END_OF_HEAD, RequestParser
+from balancer.frontend.http1_parser import RequestParser
 from balancer.frontend.places import Place
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.frontend.turns import TURN_BYTES, FairConnection
-from balancer.http.headers import plain_address
+from balancer.http.headers import as_lines, plain_address
 from balancer.http.request import Request
 from balancer.http.serialize import response_head
-from balancer.http.simple_heads import HEAD_MAX as SIMPLE_MAX
-from balancer.http.simple_heads import read_request
 from balancer.loop_time import loop_time
 
 # Seconds in which a client that has closed its side may still get its answers.
@@ -127,12 +125,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         phase = self.phase
-        if phase is IDLE or phase is NEW:
-            if self._current is None and len(data) <= TURN_BYTES and not self.registry.stopping:
-                if not self._begin_simple(data):
-                    self._parse(data)
-                return
-        elif phase in ENDING:
+        if phase in ENDING:
             self.drop(len(data))
             if len(data) > TURN_BYTES:
                 self.end_turn(b"")
@@ -156,33 +149,6 @@ class Http1Connection(FairConnection, asyncio.Protocol):
             self._go_on()
 
     # Requests.
-
-    def _begin_simple(self, data: bytes) -> bool:
-        """Begin the request that ``data`` is, if it has a simple head; return whether it has.
-
-        Only its body goes to the parser, which is in the state behind a complete request.
-        """
-        end = data.find(END_OF_HEAD, 0, SIMPLE_MAX) + len(END_OF_HEAD)
-        if end < len(END_OF_HEAD):
-            return False
-        is_alone = end == len(data)
-        request = read_request(data if is_alone else data[:end], self.peer, self.scheme, self.limits)
-        if request is None or not (is_alone or request.length):
-            return False
-        self._parser.head_bytes = 0
-        if request.length:
-            self._parser.begin_body(self.add_exchange(request, "1.1", False), request.length)
-            if not is_alone:
-                self._parse(data[end:])
-            else:
-                self._begin()
-            return True
-        self.phase = IDLE
-        self.messages += 1
-        exchange = self._current = Http1Exchange(self, request, "1.1", False)
-        exchange.complete = True
-        exchange.begin()
-        return True
 
     def _parse(self, data: bytes) -> None:
         """Parse, and begin a request if none is in progress."""
@@ -286,7 +252,8 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         request = self._parser.refused_request()
         status, fields, text = refusal_response(refusal, self.registry.proxy.refused(request, refusal))
         is_head = "HEAD" in (self._parser.method, request.method)
-        self.transport.write(response_head(status, fields, b"connection: close") + (b"" if is_head else text))
+        head = response_head(status, as_lines([*fields, (b"connection", b"close")]))
+        self.transport.write(head + (b"" if is_head else text))
         self._linger(DISCARDING if self._parser.meets_upload(status, self.waiting) else LINGERING)
 
     def _linger(self, phase: Phase) -> None:

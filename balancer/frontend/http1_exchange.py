@@ -19,9 +19,9 @@ from balancer.frontend import http1_streaming
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.http.chunked import chunk, last_chunk
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import NO_FIELDS, Headers, as_lines
 from balancer.http.request import Request
-from balancer.http.serialize import NO_BODY, response_head, response_lines
+from balancer.http.serialize import NO_BODY, response_head, status_line
 from balancer.upstream.base import PendingResponse, UpstreamResponse
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Http1Exchange(DirectSink):
             if self.complete or self._connection.phase is not AWAIT_CONTINUE:
                 return  # The body is there already, or on its way.
             self._connection.phase = BODY
-        self._send(response_head(status, headers))
+        self._send(response_head(status, as_lines(headers)))
 
     def answer(self, response: PendingResponse, body: bytes) -> None:
         self.state = COMPLETE
@@ -239,15 +239,15 @@ class Http1Exchange(DirectSink):
         """Return the head of a response; set ``framing`` and ``closes`` as ``_render`` does."""
         if response.lines and self.request.method != "HEAD":
             return self._end_head(response.lines)  # Its length is known.
+        self.spelling = response.spelling
         return self._render(response.status, response.headers, response.reason)
 
     def _render(self, status: int, headers: Headers, reason: bytes) -> bytes:
         """Return the head as bytes; set ``framing``, and ``closes`` where the framing needs it."""
         if status in NO_BODY or self.request.method == "HEAD":
             self.framing = NONE
-        head = response_lines(status, headers, reason)
-        # No value has a line break in it.
-        if self.framing is not NONE and b"\r\ncontent-length: " not in head:
+        head = status_line(status, reason) + as_lines(headers, self.spelling)
+        if self.framing is not NONE and not any(name == b"content-length" for name, _ in headers):
             if self.version == "1.1":
                 self.framing = CHUNKED
                 head += b"\r\ntransfer-encoding: chunked"

@@ -1,6 +1,7 @@
 """The bytes of a client's connection as requests: httptools for heads, and the rules that it leaves to its user.
 
-* httptools gets heads alone. Bodies are framed here: by Content-Length, or in chunks (``balancer.http.chunked``).
+* httptools gets heads alone, and none that is simple (``balancer.http.simple_heads``). Bodies are framed here: by
+  Content-Length, or in chunks (``balancer.http.chunked``).
 * A malformed or ambiguous request becomes no exchange: ``refusal`` has the reason, and nothing behind it is read
   (RFC 9112 section 9.2; ``balancer.http.validation``).
 * Bytes beside a body in its chunks are bounded as a head is.
@@ -22,8 +23,10 @@ from balancer.errors import Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING
 from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.http.chunked import ChunkedReader, MalformedChunk
-from balancer.http.headers import Headers, content_length, sound_request_id, without_underscores
+from balancer.http.headers import Headers, Spelling, content_length, sound_request_id, without_underscores
 from balancer.http.request import Request
+from balancer.http.simple_heads import HEAD_MAX as SIMPLE_MAX
+from balancer.http.simple_heads import read_request
 from balancer.http.validation import TOKEN, check, headers_too_large, malformed
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ class RequestParser:
 
     __slots__ = (
         "_begun", "_chunks", "_connection", "_headers", "_is_split", "_limits", "_method", "_parser", "_refused",
-        "_replaced", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
+        "_replaced", "_spelling", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
     )  # fmt: skip
 
     # What ``del`` may take away, for mypyc.
@@ -74,6 +77,7 @@ class RequestParser:
         # empty line before it has begun with CR, and its LF is still to come.
         self._target = b""
         self._headers: Headers = []
+        self._spelling: Spelling = {}
         self.head_bytes = 0
         self._tail = b""
         self._is_split = False
@@ -103,6 +107,8 @@ class RequestParser:
         """Parse the next head, as far as it has come; return the bytes behind it."""
         if (self._is_split or data[0] in _LINE_BREAKS) and not (data := self._skip_empty_lines(data)):
             return b""
+        if not self.head_bytes and (end := self._feed_simple(data)):
+            return data[end:]
         tail = self._tail
         found = (tail + data if tail else data).find(END_OF_HEAD)
         end = len(data) if found < 0 else found + len(END_OF_HEAD) - len(tail)
@@ -121,6 +127,32 @@ class RequestParser:
         if self.head_bytes > self._limits.max_header_bytes and not (self.refusal or self.exchange):
             self.refusal = headers_too_large(self._limits)
         return data[end:]
+
+    def _feed_simple(self, data: bytes) -> int:
+        """Make an exchange of a simple head that is whole; return its bytes, or 0.
+
+        httptools gets nothing of it, and is in the state behind a complete request.
+        """
+        connection = self._connection
+        end = data.find(END_OF_HEAD, 0, SIMPLE_MAX) + len(END_OF_HEAD)
+        if end < len(END_OF_HEAD) or not (connection.phase is IDLE or connection.phase is NEW):
+            return 0
+        head = data if end == len(data) else data[:end]
+        request = read_request(head, connection.peer, connection.scheme, self._limits)
+        if request is None:
+            return 0
+        try:
+            exchange = connection.add_exchange(request, "1.1", False)
+        except Refusal:
+            return 0  # So it is below.
+        self._method = request.method
+        if request.length:
+            connection.phase = HEAD
+            connection.phase = BODY
+            self.exchange, self.left = exchange, request.length
+        else:
+            self._complete(exchange)
+        return end
 
     def _whole_method(self, piece: bytes) -> bytes:
         """Return what httptools gets of a piece of a head: nothing until the method is whole, and then a known one."""
@@ -155,7 +187,7 @@ class RequestParser:
         if not found or found[0] in _AS_THEY_ARE or head[found.end() : found.end() + 1] != b" ":
             return b""
         self._parser = httptools.HttpRequestParser(self)  # The old one may have begun with it.
-        self._target, self._headers = b"", []
+        self._target, self._headers, self._spelling = b"", [], {}
         self._replaced = found[0]
         return _SUBSTITUTE + head[found.end() :]
 
@@ -241,13 +273,6 @@ class RequestParser:
         self._connection.phase = SWITCHING if exchange.request.upgrade else DONE if exchange.closes else IDLE
         exchange.complete_request()
 
-    def begin_body(self, exchange: Http1Exchange, length: int) -> None:
-        """Expect a body of known length, whose head has been read elsewhere."""
-        self.exchange, self.left = exchange, length
-        self._method = exchange.request.method
-        self._connection.phase = HEAD
-        self._connection.phase = BODY
-
     def drop_body(self) -> None:
         """Drop the body under way: nothing more of it is read."""
         self.exchange = self._chunks = None
@@ -290,8 +315,11 @@ class RequestParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
+        lowered = name.lower()
+        if lowered != name:
+            self._spelling[lowered] = name
         # httptools leaves the white space behind a value.
-        self._headers.append((name.lower(), value.rstrip()))
+        self._headers.append((lowered, value.rstrip()))
 
     def on_headers_complete(self) -> None:
         connection = self._connection
@@ -307,6 +335,7 @@ class RequestParser:
         try:
             request, closes = check(method, target, headers, version, self.head_bytes, self._limits)
             request.client, request.scheme = connection.peer, connection.scheme
+            request.spelling, self._spelling = self._spelling, {}
             exchange = connection.add_exchange(request, version, closes)
         except Refusal as refusal:
             self.refusal = refusal

@@ -14,7 +14,7 @@ from balancer.dispatch.active_requests import end_between_events
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED
 from balancer.errors import SHUTTING_DOWN, ClientGone
 from balancer.frontend.tunnel import CLOSE_SECONDS, Tunnel
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import NO_FIELDS, Headers, as_lines
 from balancer.http.serialize import response_head
 from balancer.upstream.base import UpstreamResponse
 
@@ -98,9 +98,8 @@ async def switch(
     """Pass bytes of another protocol on both ways."""
     exchange.state = STARTED
     upgrade = response.upgrade or exchange.request.upgrade
-    lines = b"connection: upgrade", b"upgrade: " + upgrade
-    head = response_head(101, headers, *lines, reason=response.reason)
-    exchange._send(head)
+    lines = as_lines([*headers, (b"connection", b"upgrade"), (b"upgrade", upgrade)], exchange.spelling)
+    exchange._send(response_head(101, lines, response.reason))
     # Only a client whose request names WebSocket speaks it, whatever protocol the member names.
     requested = [name.strip() for name in exchange.request.upgrade.lower().split(b",")]
     websocket = upgrade.lower() == b"websocket" and b"websocket" in requested

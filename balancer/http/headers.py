@@ -18,6 +18,11 @@ Headers = list[tuple[bytes, bytes]]
 # Never added to.
 NO_FIELDS: Final[Headers] = []
 
+# Names as their sender has written them, by the same in lower case, where they differ. HTTP/1.1 passes them on so: what
+# is old or naive at the other end may know one spelling alone, although none means anything (RFC 9110 section 5.1).
+Spelling = dict[bytes, bytes]
+AS_THEY_ARE: Final[Spelling] = {}
+
 # An id that may be sent back although its request is not valid, and that the log holds whole.
 _SOUND_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -77,17 +82,23 @@ _MARKS = re.compile(rb"[^a-z0-9]")
 LENGTH_DIGITS = 18
 
 
-def pairs(lines: bytes) -> Headers:
+def read_lines(lines: bytes) -> tuple[Headers, Spelling]:
     """Return the pairs of header lines with a line break before each, in which a space follows the colon."""
     found: Headers = []
+    spelling: Spelling = {}
     for line in lines.split(b"\r\n")[1:]:
         name, _, value = line.partition(b": ")
-        found.append((name.lower(), value.strip()))
-    return found
+        lowered = name.lower()
+        if lowered != name:
+            spelling[lowered] = name
+        found.append((lowered, value.strip()))
+    return found, spelling
 
 
-def as_lines(headers: Headers) -> bytes:
+def as_lines(headers: Headers, spelling: Spelling = AS_THEY_ARE) -> bytes:
     """Return header lines with a line break before each."""
+    if spelling:
+        return b"".join([b"\r\n%b: %b" % (spelling.get(name, name), value) for name, value in headers])
     return b"".join([b"\r\n%b: %b" % pair for pair in headers])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from balancer.http.headers import Headers, pairs
+from balancer.http.headers import AS_THEY_ARE, Headers, read_lines
 
 # The extension of an ASGI scope with which a front end of this program hands over the target as its client wrote it.
 # The scope itself cannot say that a query is empty: that of /foo? is the same as that of /foo.
@@ -38,9 +38,10 @@ class Request:
 
     Of a simple head (``balancer.http.simple_heads``) alone: ``block``: its header lines as they came; ``lines``: those
     that go on as they are; ``forwarding``: values of ``Forwarded`` and ``X-Forwarded-*`` by name, or None; ``length``:
-    bytes of its body.
+    bytes of its body. ``spelling``: of the names in ``headers``, once they are pairs.
     """
 
+    spelling = AS_THEY_ARE
     block = b""
     lines = b""
     forwarding: dict[bytes, list[bytes]] | None = None
@@ -79,7 +80,8 @@ class Request:
         """The headers as they came, or as hooks have changed them."""
         headers = self._headers
         if headers is None:
-            headers = self._headers = pairs(self.block)
+            headers, self.spelling = read_lines(self.block)
+            self._headers = headers
         return headers
 
     @headers.setter

@@ -111,7 +111,7 @@ class RequestHeaders:
         """
         client, scheme, host = request.client, request.scheme, request.host
         if not request.lines or request.prefix or self._own:
-            return as_lines(self.pairs(request))
+            return as_lines(self.pairs(request), request.spelling)
         if request.forwarding and self.trusts(client):
             hop = as_lines(_forwarding(request.forwarding, client, scheme, host))
         else:

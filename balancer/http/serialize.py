@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
-from balancer.http.headers import Headers
-
 # Statuses whose responses have no body, whatever their fields say (RFC 9112 section 6.3), besides 1xx.
 NO_BODY = frozenset({204, 304})
 
@@ -30,19 +28,11 @@ def status_line(status: int, reason: bytes = b"") -> bytes:
     return line or b"HTTP/1.1 %d %b" % (status, reason)
 
 
-def request_head(method: str, target: bytes, headers: Headers) -> bytes:
-    """Return the head of a request without its end, so that fields can follow."""
-    return b"\r\n".join([b" ".join((method.encode(), target, b"HTTP/1.1")), *map(b": ".join, headers), b""])
+def request_head(method: str, target: bytes, lines: bytes) -> bytes:
+    """Return the head of a request. ``lines``: of headers, with a line break before each."""
+    return b"%b %b HTTP/1.1%b\r\n\r\n" % (method.encode(), target, lines)
 
 
-def response_lines(status: int, headers: Headers, reason: bytes = b"") -> bytes:
-    """Return the head of a response without its end, so that fields can follow.
-
-    ``reason``: the reason phrase, or b"" for the usual one of the status.
-    """
-    return b"\r\n".join([status_line(status, reason), *map(b": ".join, headers)])
-
-
-def response_head(status: int, headers: Headers, *more: bytes, reason: bytes = b"") -> bytes:
-    """Return the head of a response; ``more`` are field lines. For ``reason`` see ``response_lines``."""
-    return b"\r\n".join([response_lines(status, headers, reason), *more, b"\r\n"])
+def response_head(status: int, lines: bytes, reason: bytes = b"") -> bytes:
+    """Return the head of a response. ``lines``: of headers, with a line break before each. For ``reason`` see above."""
+    return b"%b%b\r\n\r\n" % (status_line(status, reason), lines)

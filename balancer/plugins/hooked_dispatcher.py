@@ -85,7 +85,9 @@ def _copy(request: Request) -> Request:
     if options := connection(headers):
         gone = nominated(options) | {b"connection"}
         headers = [pair for pair in headers if pair[0] not in gone]
-    return Request(
+    request_copy = Request(
         request.method, request.target, headers, request.client, request.scheme, request.body, request.chunked,
         request.upgrade, request.expects, request.host, request.id,
     )  # fmt: skip
+    request_copy.spelling = request.spelling
+    return request_copy

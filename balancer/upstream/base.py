@@ -10,14 +10,14 @@ subclasses are declared here by their type, so that this module has none.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, NamedTuple
 
 from mypy_extensions import mypyc_attr
 
 from balancer.config.settings import Settings
-from balancer.http.headers import NO_FIELDS, Headers, pairs
+from balancer.http.headers import AS_THEY_ARE, NO_FIELDS, Headers, Spelling, read_lines
 from balancer.http.request import Body, Request
 from balancer.types import Address
 
@@ -80,6 +80,7 @@ class UpstreamRequest:
     expects: bool = False
     on_interim: Callable[[int, Headers], None] | None = None
     on_connect: Callable[[bool], None] | None = None
+    spelling: Spelling = field(default_factory=dict)
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -87,13 +88,15 @@ class UpstreamResponse:
     """A member's response, from its head on. Header names are in lower case; those of this hop are left out.
 
     ``lines``: the head as HTTP/1.1 without its end, where it came in a simple form and is as it came, else b"".
-    ``reason``: the phrase of its status line, or b"" for the usual one. ``closes``: the member ends the connection with
-    this response. ``trailers``: complete once all has been read. After status 101 the bytes are not a body but those of
-    the protocol ``upgrade``: ``read`` returns them as they come, and ``write`` sends some.
+    ``spelling``: of the names in ``headers``, once they are pairs. ``reason``: the phrase of its status line, or b""
+    for the usual one. ``closes``: the member ends the connection with this response. ``trailers``: complete once all
+    has been read. After status 101 the bytes are not a body but those of the protocol ``upgrade``: ``read`` returns
+    them as they come, and ``write`` sends some.
     """
 
     status: int = 0
     lines: bytes = b""
+    spelling: Spelling = AS_THEY_ARE
     reason: bytes = b""
     _headers: Headers | None = None
     closes: bool = False
@@ -105,7 +108,8 @@ class UpstreamResponse:
         """The headers for the client; they may be replaced."""
         headers = self._headers
         if headers is None:
-            headers = self._headers = pairs(self.lines)
+            headers, self.spelling = read_lines(self.lines)
+            self._headers = headers
         return headers
 
     @headers.setter

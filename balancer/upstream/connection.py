@@ -29,8 +29,6 @@ from balancer.errors import (
     TruncatedResponse,
     UpstreamError,
 )
-from balancer.http.simple_heads import HEAD_MAX as SIMPLE_MAX
-from balancer.http.simple_heads import read_response
 from balancer.loop_time import LoopTime
 from balancer.phase_checks import CHECK_STATES, check_phases
 from balancer.types import Address
@@ -38,7 +36,7 @@ from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts
 from balancer.upstream.exchange import MemberExchange
 from balancer.upstream.phase import ACTIVE, CLOSED, IDLE, TRANSITIONS, TUNNEL, Phase
-from balancer.upstream.response_parser import BYTES_AFTER, ResponseParser
+from balancer.upstream.response_parser import ResponseParser
 
 # Bytes of one read. Reading pauses while the last bytes wait for the client: this is what a slow client costs here. It
 # pauses for a turn of the event loop as well, behind so many pieces: 5,000 chunks of one byte take 5 ms.
@@ -238,51 +236,13 @@ class MemberConnection(asyncio.BufferedProtocol):
         if exchange is None:
             self.abort()  # No request waits for these bytes.
             return
-        if exchange.left:
-            self._take_body(exchange, 0, count)
-            return
-        if not exchange.received and self._read_simple(exchange, count):
-            return
-        exchange.progress = exchange.received = True
+        exchange.progress = True
         if self.phase is TUNNEL:
             exchange.pieces.append(bytes(_view[:count]))
             self._pass_on(exchange)
         else:
-            self._parser.feed(exchange, _view[:count])
+            self._parser.feed(exchange, _buffer, _view[:count])
             self._parsed(exchange, count)
-
-    def _read_simple(self, exchange: MemberExchange, count: int) -> bool:
-        """Read a simple head and what has come of its body; return whether that is what has come.
-
-        httptools gets nothing of it, and is in the state behind a complete response.
-        """
-        end = _buffer.find(b"\r\n\r\n", 0, count if count < SIMPLE_MAX else SIMPLE_MAX) + 4
-        if end < 4 or exchange.is_head:
-            return False
-        head = read_response(bytes(_view[:end]))
-        if head is None or end + head.length < count:
-            return False
-        exchange.begin_response(head, self.timeouts.idle)
-        self._take_body(exchange, end, count)
-        return True
-
-    def _take_body(self, exchange: MemberExchange, start: int, end: int) -> None:
-        """Take a piece of a body of known length: the bytes of the buffer from ``start`` to ``end``."""
-        exchange.progress = True
-        size = end - start
-        if size > exchange.left:
-            exchange.protocol_error = BYTES_AFTER
-            size = exchange.left
-        exchange.left -= size
-        if size:
-            exchange.pieces.append(bytes(_view[start : start + size]))
-        if not exchange.left:
-            exchange.complete = True
-            self._end(exchange)
-        elif size:
-            self._pass_on(exchange)
-        else:
-            exchange.arrived()
 
     def _parsed(self, exchange: MemberExchange, count: int) -> None:
         """Act on what ``count`` bytes have made of the exchange."""

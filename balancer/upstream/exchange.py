@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from balancer.errors import TruncatedResponse, UpstreamError
 from balancer.http.headers import Headers
-from balancer.http.simple_heads import SimpleResponse
 from balancer.upstream import response
 from balancer.upstream.base import PendingResponse
 
@@ -111,12 +110,6 @@ class MemberExchange(PendingResponse):
         if self.complete:
             return self.started
         return self.pieces != [] and not (self.paused or self.switched or self._error)
-
-    def begin_response(self, head: SimpleResponse, timeout: float) -> None:
-        """Take the head of a response. ``timeout``: as for ``set_deadline``."""
-        self.status, self.left, self.lines = head
-        self.started = self.received = self.progress = True
-        self.timeout = timeout
 
     def take(self) -> bytes:
         pieces, self.pieces = self.pieces, []

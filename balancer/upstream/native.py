@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from balancer.errors import LOCAL_RESOURCE_ERRNOS, ConnectionDied, Refusal, connect_failed
-from balancer.http.headers import Headers
+from balancer.http.headers import as_lines
 from balancer.http.serialize import request_head
 from balancer.loop_time import Limit, loop_time
 from balancer.types import Address
@@ -29,7 +29,7 @@ class NativeUpstream(ConnectionPool):
     """
 
     async def send(self, address: Address, request: UpstreamRequest) -> MemberExchange:
-        data = encode_head(request.method, request.target, request.headers)
+        data = encode_head(request)
         member_pool = self.member_pool(address)
         connection = None if request.fresh else member_pool.take()
         if connection is None:
@@ -90,13 +90,13 @@ class NativeUpstream(ConnectionPool):
         self._close_all()
 
 
-def encode_head(method: str, target: bytes, headers: Headers) -> bytes:
+def encode_head(request: UpstreamRequest) -> bytes:
     """Return a request head as bytes (RFC 9112 section 3). Raises Refusal if a header would break out of its line.
 
     An HTTP/1.1 server never lets such a request in; one that speaks HTTP/2 may.
     """
-    head = request_head(method, target, headers) + b"\r\n"
-    lines = len(headers) + 2
-    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head or b" " in target:
+    head = request_head(request.method, request.target, as_lines(request.headers, request.spelling))
+    lines = len(request.headers) + 2
+    if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head or b" " in request.target:
         raise Refusal(400, "malformed_request", "the request has a line break or a NUL in its target or a header field")
     return head

@@ -1,5 +1,6 @@
 """The bytes of a connection to a member as responses: httptools, and the rules that it leaves to its user.
 
+* A response with a simple head (``balancer.http.simple_heads``) needs no httptools, nor does its body.
 * A response's end is that of RFC 9112 section 6.3: nothing after HEAD, 204 and 304, else chunked, else
   Content-Length, else the close of the connection. What cannot be framed is a protocol error.
 * A 101 that the request allows ends HTTP on the connection (RFC 9110 section 7.8). One that was not is a protocol
@@ -18,6 +19,7 @@ from balancer.http.headers import (
     HOP_BY_HOP,
     LENGTH_DIGITS,
     Headers,
+    Spelling,
     content_length,
     is_too_long,
     nominated,
@@ -25,12 +27,15 @@ from balancer.http.headers import (
     without_length,
 )
 from balancer.http.serialize import own_reason
+from balancer.http.simple_heads import HEAD_MAX as SIMPLE_MAX
+from balancer.http.simple_heads import read_response
 from balancer.upstream.exchange import MemberExchange
 
 # Interim responses before a final one.
 INTERIM_MAX = 20
 
-BYTES_AFTER = "bytes after the end of the response"
+_END_OF_HEAD = b"\r\n\r\n"
+_BYTES_AFTER = "bytes after the end of the response"
 _SWITCHED_UNASKED = "the member switched protocols unasked"
 _SWITCHED_EARLY = "the member switched protocols while the client waits for 100 (Continue)"
 _INTERIM_BODY = "an interim response with a body"
@@ -42,7 +47,7 @@ class ResponseParser:
     ``idle_timeout``: seconds that an exchange gives the member once its head is there.
     """
 
-    __slots__ = ("_headers", "_idle_timeout", "_parser", "_reason", "exchange")
+    __slots__ = ("_headers", "_idle_timeout", "_parser", "_reason", "_spelling", "exchange")
     # What ``del`` may take away, for mypyc.
     __deletable__ = ("_parser",)
 
@@ -51,11 +56,18 @@ class ResponseParser:
         self._parser = httptools.HttpResponseParser(self)
         # Header lines since the last head, or trailers; and the reason phrase of a head.
         self._headers: Headers = []
+        self._spelling: Spelling = {}
         self._reason = b""
         self.exchange: MemberExchange | None = None
 
-    def feed(self, exchange: MemberExchange, data: memoryview) -> None:
-        """Parse bytes of the exchange under way."""
+    def feed(self, exchange: MemberExchange, buffer: bytearray, data: memoryview) -> None:
+        """Parse bytes of the exchange under way: ``data`` is the beginning of ``buffer``."""
+        is_first, exchange.received = not exchange.received, True
+        if exchange.left:
+            _take_body(exchange, data)
+            return
+        if is_first and not exchange.is_head and self._read_simple(exchange, buffer, data):
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -65,6 +77,24 @@ class ResponseParser:
                 exchange.pieces.append(bytes(data[upgrade.args[0] :]))
         except httptools.HttpParserError as error:
             exchange.protocol_error = str(error)
+
+    def _read_simple(self, exchange: MemberExchange, buffer: bytearray, data: memoryview) -> bool:
+        """Take a simple head and what has come of its body; return whether that is what has come.
+
+        httptools gets nothing of it, and is in the state behind a complete response.
+        """
+        size = len(data)
+        end = buffer.find(_END_OF_HEAD, 0, size if size < SIMPLE_MAX else SIMPLE_MAX) + len(_END_OF_HEAD)
+        if end < len(_END_OF_HEAD):
+            return False
+        head = read_response(bytes(data[:end]))
+        if head is None or end + head.length < size:
+            return False
+        exchange.status, exchange.left, exchange.lines = head
+        exchange.started = True
+        exchange.timeout = self._idle_timeout
+        _take_body(exchange, data[end:])
+        return True
 
     def close(self) -> None:
         """Free httptools' parser, which refers to this object's methods: reference counts alone then free both."""
@@ -76,7 +106,7 @@ class ResponseParser:
         """Begin a head; after a complete response it is a protocol error."""
         exchange = self.exchange
         if exchange and exchange.complete:
-            exchange.protocol_error = BYTES_AFTER
+            exchange.protocol_error = _BYTES_AFTER
 
     def on_status(self, piece: bytes) -> None:
         """Take a piece of a reason phrase."""
@@ -84,8 +114,11 @@ class ResponseParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer behind a body."""
+        lowered = name.lower()
+        if lowered != name:
+            self._spelling[lowered] = name
         # httptools leaves the white space behind a value, which is not part of it (RFC 9112 section 5).
-        self._headers.append((name.lower(), value.rstrip()))
+        self._headers.append((lowered, value.rstrip()))
 
     def on_headers_complete(self) -> None:
         """Write the head on the exchange."""
@@ -93,6 +126,7 @@ class ResponseParser:
         if exchange is None or exchange.complete or exchange.protocol_error:
             return
         received, self._headers = self._headers, []
+        exchange.spelling, self._spelling = self._spelling, {}
         reason, self._reason = self._reason, b""
         headers, has_length, chunked, error = read_headers(received)
         status = self._parser.get_status_code()
@@ -134,7 +168,7 @@ class ResponseParser:
         if exchange is None:
             return
         if exchange.complete:
-            exchange.protocol_error = BYTES_AFTER
+            exchange.protocol_error = _BYTES_AFTER
         elif not exchange.protocol_error:
             exchange.pieces.append(piece)
 
@@ -146,6 +180,18 @@ class ResponseParser:
             if self._headers:
                 exchange.trailers = trailers(self._headers)
         self._headers = []
+
+
+def _take_body(exchange: MemberExchange, data: memoryview) -> None:
+    """Take a piece of a body of known length."""
+    size = len(data)
+    if size > exchange.left:
+        exchange.protocol_error = _BYTES_AFTER
+        data = data[: exchange.left]
+    exchange.left -= len(data)
+    if data:
+        exchange.pieces.append(bytes(data))
+    exchange.complete = not exchange.left
 
 
 def _switch(exchange: MemberExchange, headers: Headers, received: Headers) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
-from balancer.http.headers import Headers, content_length, pairs
+from balancer.http.headers import Headers, content_length, read_lines
 from balancer.http.request import Request
 from balancer.http.request_headers import RequestHeaders
 from balancer.http.serialize import status_line
@@ -119,7 +119,7 @@ def compare_request(head: bytes) -> bool:
         for drops in (False, True):
             rules = RequestHeaders(trusted, drop_underscores=drops)
             rules.mark(b"balancer-mark")
-            assert pairs(rules.lines(simple)) == rules.pairs(request)
+            assert read_lines(rules.lines(simple))[0] == rules.pairs(request)
     assert simple.headers == request.headers
     for name in ("method", "target", "client", "scheme", "chunked", "upgrade", "expects", "host", "id"):
         assert getattr(simple, name) == getattr(request, name), name
@@ -141,7 +141,7 @@ def compare_response(head: bytes) -> bool:
     assert simple == SimpleResponse(slow.parser.get_status_code(), content_length(headers), simple.lines)
     assert simple.lines.startswith(status_line(simple.status) + b"\r\n")
     assert status_line(simple.status).endswith(b" " + slow.reason)
-    assert pairs(simple.lines) == headers
+    assert read_lines(simple.lines)[0] == headers
     return True
 
 
