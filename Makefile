@@ -2,24 +2,49 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage test-long test-versions lint types hooks lock dist docs bench drill simulate strictness abuse fuzz clean
+.PHONY: demo compile pure test test-compiled coverage test-long test-versions lint types hooks lock dist docs bench drill simulate strictness abuse fuzz clean
 
 # Takes the environment of the tests where there is one already, or makes one of an eighth of its size.
 demo: $(if $(wildcard .venv/.ready),.venv/.ready,.venv/.demo)
 	$(BIN)/balancer demo
 
+# Compiles the modules that pyproject.toml names, in place, which takes about a minute. They refuse to be imported once their
+# sources have changed; what tests, measures or packs the sources removes them first.
+compile: .venv/.ready pure
+	BALANCER_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/balancer --version
+
+pure:
+	@if find balancer -name '*.so' -delete -print | grep -q .; then echo "removed what make compile made: pure Python"; fi
+
 # Tests run in two processes for each core; those on the engine share its state and the machine's time, and run one after the other.
-test: .venv/.ready
+test: .venv/.ready pure
 	$(BIN)/pytest --numprocesses auto -m "not long" --ignore tests/engine
 	$(BIN)/pytest -m "not long" tests/engine
 
+# What concerns the way of a request, over the compiled build: in a copy, so that the sources here stay pure.
+ON_THE_WAY := tests/asgi tests/core tests/dispatch tests/fuzz tests/frontend tests/http tests/members tests/plugins tests/policies \
+	tests/telemetry tests/upstream tests/wire tests/test_builds.py tests/test_cost_per_byte.py tests/test_library.py tests/test_transport.py
+test-compiled: build/compiled/.ready
+	cd build/compiled && PYTHONPATH=$(CURDIR)/build/compiled ../../$(BIN)/python -m pytest --numprocesses auto \
+		$(or $(OPTIONS),-m "not long" $(ON_THE_WAY))
+
+# A copy of what git knows, with what the sources of now have compiled to. (Its version line says so, or make fails.)
+build/compiled/.ready: .venv/.ready $(shell git ls-files balancer tests examples worker bench) pyproject.toml setup.py
+	rm -rf build/compiled
+	mkdir -p build/compiled
+	git ls-files -z --cached | xargs -0 cp --parents --target-directory build/compiled
+	cd build/compiled && BALANCER_COMPILE=1 ../../$(BIN)/python setup.py --quiet build_ext --inplace
+	cd build/compiled && ../../$(BIN)/python -m balancer --version | grep compiled
+	touch $@
+
 # Which lines and branches the tests without an engine run, commands that they start included; fails below the floor in
 # pyproject.toml.
-coverage: .venv/.ready
+coverage: .venv/.ready pure
 	$(BIN)/pytest --numprocesses auto -m "not long" --ignore tests/engine --cov --cov-report term
 
 # What takes minutes: ten thousand schedules, the soak, drills on the engine.
-test-long: .venv/.ready
+test-long: .venv/.ready pure
 	$(BIN)/pytest --numprocesses auto -m long --ignore tests/engine
 	$(BIN)/pytest -m long tests/engine
 
@@ -28,7 +53,7 @@ test-long: .venv/.ready
 PURE := tests/config tests/discovery tests/dispatch tests/http tests/members tests/plugins tests/policies tests/telemetry
 SLOW := tests/discovery/test_dns_failures.py tests/discovery/test_headless.py tests/members/test_silence.py \
 	tests/plugins/test_installed.py
-test-versions:
+test-versions: pure
 	.ci/test-versions $(or $(OPTIONS),-m "not long" $(PURE) $(SLOW:%=--ignore=%))
 
 lint: .venv/.ready
@@ -50,20 +75,27 @@ hooks: .venv/.ready
 # make lock OPTIONS=--upgrade, or "--upgrade-package rich", takes newer ones. The file names no package index. What the images
 # install stands, in the same versions, in a requirements.lock with the hashes of all files of each version.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
-LOCKED := balancer/requirements balancer/http2-requirements balancer/otel-requirements worker/requirements
+LOCKED := balancer/requirements balancer/compile-requirements balancer/http2-requirements balancer/otel-requirements worker/requirements
 lock: .venv/.ready
 	$(COMPILE) --output-file constraints.txt $(OPTIONS) $(shell git ls-files '*requirements.txt' ':!docs') >/dev/null
 	for part in $(LOCKED); do \
 		$(COMPILE) --generate-hashes --constraint constraints.txt --output-file $$part.lock $$part.txt >/dev/null || exit 1; \
 	done
 
-# Leaves the sdist and the wheel in dist/, once the wheel has been tried in an environment of its own.
-dist: .venv/.ready
-	rm -rf dist build
+# Leaves the sdist, the pure wheel and one that is compiled for this Python and machine in dist/, once each wheel has been tried
+# in an environment of its own.
+dist: .venv/.ready pure
+	rm -rf dist build/lib* build/bdist* build/venv build/venv-compiled
 	$(BIN)/python -m build --no-isolation --outdir dist
-	$(PYTHON) -m venv build/venv
-	build/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(echo dist/*.whl)[demo]"
-	$(BIN)/python -m tests.support.installed build/venv/bin/python
+	BALANCER_COMPILE=1 $(BIN)/python -m build --no-isolation --wheel --outdir dist
+	$(call try,build/venv,$$(echo dist/*-none-any.whl),pure Python)
+	$(call try,build/venv-compiled,$$(echo dist/*-cp*.whl),compiled by mypyc)
+
+define try
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$(2)[demo]"
+	$(BIN)/python -m tests.support.installed $(1)/bin/python "$(3)"
+endef
 
 # Options: make bench OPTIONS="--loads get-32 --rounds 2", and see bench/README.md.
 bench: .venv/.ready bench/.cache/venv/.ready
@@ -120,7 +152,7 @@ docs/.cache/venv/.ready: docs/requirements.txt docs/constraints.txt
 		--requirement docs/requirements.txt
 	touch $@
 
-PARTS := constraints.txt pyproject.toml setup.py balancer/requirements.txt balancer/demo/requirements.txt worker/requirements.txt
+PARTS := constraints.txt pyproject.toml setup.py balancer/requirements.txt balancer/compile-requirements.txt balancer/demo/requirements.txt worker/requirements.txt
 
 # For `make demo`, and for the commands in the guides: without what lints and tests.
 .venv/.demo: $(PARTS)
@@ -133,5 +165,5 @@ PARTS := constraints.txt pyproject.toml setup.py balancer/requirements.txt balan
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,http2,otel]'
 	touch .venv/.demo $@
 
-clean:
+clean: pure
 	rm -rf .venv .cache build dist docs/.cache bench/.cache tests/fuzz/.cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

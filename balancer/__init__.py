@@ -5,7 +5,10 @@ an ``httpx.AsyncClient``; see docs/guides/library.md. Both are imported at their
 ``balancer serve`` listens before it imports anything heavy.
 """
 
+from balancer.build import check_fresh
 from balancer.version import __version__
+
+check_fresh()
 
 __all__ = ["BalancedTransport", "LoadBalancer", "Settings", "SettingsError", "__version__"]
 

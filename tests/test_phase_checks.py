@@ -16,6 +16,7 @@ from balancer.frontend.client_connection import ClientConnection
 from balancer.phase_checks import CheckedPhase, IllegalTransition, check_phases
 from balancer.upstream import phase as member_phase
 from balancer.upstream.connection import MemberConnection
+from tests.support.builds import checks_states
 
 Table = dict[Any, frozenset[Any]]
 
@@ -80,11 +81,13 @@ def test_first_phase_other_than_the_tables_is_an_error(phases: type[Enum], table
             checked(table, first).phase = phase
 
 
+@checks_states
 @pytest.mark.parametrize("connection", [MemberConnection, ClientConnection])
 def test_connections_of_the_tests_check_their_phases(connection: type) -> None:
     assert isinstance(vars(connection)["phase"], CheckedPhase)
 
 
+@checks_states
 @pytest.mark.parametrize("value", ["", "1"])
 def test_environment_decides_whether_connections_check_their_phases(value: str) -> None:
     code = (

@@ -28,6 +28,7 @@ from prometheus_client.samples import Sample
 from starlette.requests import Request
 from starlette.responses import Response
 
+from balancer import build
 from balancer.admin.pool_view import Usage, View, by_name
 from balancer.errors import LOG_ONLY, REASONS, TOKENS
 from balancer.members.health import State
@@ -120,7 +121,7 @@ class Spec(NamedTuple):
 POOL = ("pool",)
 MEMBER = ("pool", "member")
 METRICS = (
-    Spec("balancer_build_info", "info", ("version", "python_version"), "What is running; always 1."),
+    Spec("balancer_build_info", "info", ("version", "python_version", "build"), "What is running; always 1."),
     Spec("balancer_process_cpu_seconds_total", "counter", ("process",), "CPU time of a process that serves."),
     Spec("balancer_process_resident_memory_bytes", "gauge", ("process",), "Memory of a process that serves."),
     Spec(
@@ -207,7 +208,11 @@ class PoolCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return all metrics with the samples of this moment."""
         found = _Families()
-        found.add("balancer_build_info", {"version": __version__, "python_version": platform.python_version()}, 1)
+        found.add(
+            "balancer_build_info",
+            {"version": __version__, "python_version": platform.python_version(), "build": build.kind()},
+            1,
+        )
         for usage in self._processes():
             of_process = {"process": str(usage.number)}
             found.add("balancer_process_cpu_seconds_total", of_process, usage.cpu)

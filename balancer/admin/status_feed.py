@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from balancer import build
 from balancer.admin.history import CHART, Json, MemberHistory, Pool
 from balancer.admin.pool_view import View, by_name
 from balancer.admin.subscriber import Subscriber, iso, sse
@@ -271,6 +272,7 @@ class StatusFeed:
             "number": self.number,
             "time": self._now(),
             "version": __version__,
+            "build": build.describe(),
             **self._about,
             "interval": INTERVAL,
             "samples": CHART,
@@ -302,6 +304,7 @@ class StatusFeed:
         self._take_changes()
         return {
             "version": __version__,
+            "build": build.describe(),
             "time": iso(self._now()),
             "pools": [self._status(pool) for pool in self.pools()],
         }

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from random import Random
 from typing import TYPE_CHECKING
 
+from balancer import build
 from balancer.cli import flags
 from balancer.cli.output import Output, command_output
 from balancer.config.cpu import usable_cores
@@ -58,7 +59,7 @@ def _run(argv: Sequence[str] | None, output: Output) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = flags.Parser(prog="balancer", description="HTTP load balancer with DNS discovery.")
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action="version", version=f"{__version__} ({build.describe()})")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, add_flags, text in (
         ("serve", _serve, flags.add_settings, "run the load balancer"),

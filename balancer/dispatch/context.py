@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from mypy_extensions import mypyc_attr
+
 from balancer.errors import Refusal, TruncatedResponse, UpstreamError
 from balancer.http.headers import Headers
 from balancer.http.request import AnyRequest, Request
@@ -47,6 +49,7 @@ class Attempt(NamedTuple):
         return f"{self.member}: {self.words}"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RequestRecord:
     """The outcome of a request.
 
@@ -97,12 +100,14 @@ class RequestRecord:
         self.attempts = [*self.attempts, Attempt(member, failure.reason, str(failure))]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Span:
     """A request's part of a trace. ``fields``: headers that pass it on to the member (W3C Trace Context)."""
 
     fields: Headers
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RequestContext(RequestRecord):
     """A request in progress. ``span``: its part of a trace, if it is traced.
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from math import inf
 
+from mypy_extensions import mypyc_attr
+
 from balancer.config.settings import Settings
 from balancer.dispatch import retry
 from balancer.dispatch.admission import Admission
@@ -33,6 +35,7 @@ from balancer.upstream.base import PendingResponse, Upstream
 _NONE: frozenset[Member] = frozenset()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class FastPathDispatcher(RequestHandler):
     """Hands requests to members. ``on_done`` is called once for every request, with its record.
 

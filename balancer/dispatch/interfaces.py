@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from enum import Enum
-from typing import Any
+from typing import Any, Final
+
+from mypy_extensions import mypyc_attr
 
 from balancer.dispatch.context import RequestContext, RequestRecord, Span
 from balancer.errors import ClientGone, Refusal
@@ -31,9 +33,12 @@ class ResponseState(Enum):
     COMPLETE = "complete"
 
 
-PENDING, STARTED, COMPLETE = ResponseState
+PENDING: Final = ResponseState.PENDING
+STARTED: Final = ResponseState.STARTED
+COMPLETE: Final = ResponseState.COMPLETE
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Sink:
     """The receiver of a response. ``start`` and ``write`` wait while the client takes no more, and raise ClientGone.
 
@@ -81,6 +86,7 @@ def is_event_stream(headers: Headers) -> bool:
     return plain and fields.get(b"content-type", b"").startswith(b"text/event-stream")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ActiveRequest(Sink):
     """A client request of any front end: the sink of its response.
 
@@ -90,12 +96,15 @@ class ActiveRequest(Sink):
     event.
     """
 
+    # What ``del`` may take away, for mypyc.
+    __deletable__ = ("context",)
+
     context: RequestContext
     task: asyncio.Task[Any] | None = None
-    close_reason: Refusal | ClientGone | None = None
+    close_reason: Exception | None = None
     ends_after_event = False
     # Of the response: its headers, and the last piece of its body that has been sent whole.
-    _headers: Headers = []  # noqa: RUF012 - replaced, never changed
+    _headers: Headers = NO_FIELDS
     _sent = b""
 
     def end(self, refusal: Refusal | None = None) -> None:
@@ -134,7 +143,8 @@ class ActiveRequest(Sink):
         """Stop watching for the client to leave."""
 
 
-class DirectSink(Sink):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class DirectSink(ActiveRequest):
     """A sink that takes a response without waiting."""
 
     @property
@@ -163,6 +173,7 @@ class DirectSink(Sink):
         raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RequestHandler:
     """A handler of requests for front ends, such as a ``Dispatcher``. ``name``: of the pool, or ""."""
 

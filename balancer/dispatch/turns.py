@@ -40,7 +40,7 @@ class SharedBound:
 
     def __init__(self, limit: int, share: float) -> None:
         self.limit = limit
-        self.share = max(1, part(limit, share))
+        self.share = max(1, int(part(limit, share)))
         self.total = 0
         # By client: what it holds in all, and what each of its requests holds, in order of arrival.
         self._held: dict[str, int] = {}

@@ -19,6 +19,8 @@ from enum import Enum
 from math import inf
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.frontend.progress import Progress, body_refusal, unread_words
@@ -123,6 +125,7 @@ def unread_timeout(settings: Settings) -> float:
     return settings.stream_idle_timeout
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ClientConnection:
     """A client connection. ``peer``: the client's IP address, or "" without one. ``messages``: requests so far.
 

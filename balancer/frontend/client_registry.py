@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 
+from mypy_extensions import mypyc_attr
+
 from balancer import malloc
 from balancer.config.settings import Settings
 from balancer.dispatch.active_requests import ActiveRequests
@@ -24,11 +26,12 @@ TRIM_PEAK = 100
 LUMP = 1 << 20
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ClientRegistry:
     """The connections of a listener, and their limits.
 
     ``limits``: those that clients have reached. ``places``: of the connections that were accepted, whatever they speak.
-    ``connections``: those that have come to HTTP.
+    ``connections``: those that have come to HTTP. ``emptied``: set once the last of them has ended.
     """
 
     def __init__(self, proxy: ActiveRequests, settings: Settings, limits: ClientLimits | None = None) -> None:
@@ -37,11 +40,10 @@ class ClientRegistry:
         self.limits = limits or ClientLimits()
         self.places = Places(settings, self.limits)
         self.connections: set[RegisteredConnection] = set()
+        self.emptied = asyncio.Event()
         proxy.connections = self.connections
         self._peak = 0
         self._sweeper: Timer | None = None
-        # Set once the last connection has ended; None where nothing waits for that.
-        self._emptied: asyncio.Event | None = None
         # Each answer is the last of its connection; seconds that a connection may idle after an answer.
         self.stopping = False
         self.idle_grace = 0.0
@@ -59,13 +61,6 @@ class ClientRegistry:
         for connection in list(self.connections):
             connection.shutdown()
 
-    async def wait_empty(self) -> None:
-        """Wait until the last connection has ended."""
-        self._emptied = self._emptied or asyncio.Event()
-        while self.connections:
-            self._emptied.clear()
-            await self._emptied.wait()
-
     def admit(self, connection: RegisteredConnection) -> None:
         """Add a connection that has come to HTTP. Raises Refusal where there are too many."""
         self.connections.add(connection)
@@ -80,8 +75,8 @@ class ClientRegistry:
         """Remove a connection that has ended."""
         self.connections.discard(connection)
         connection.place.free()
-        if self._emptied and not self.connections:
-            self._emptied.set()
+        if not self.connections:
+            self.emptied.set()
 
     def _start_round(self) -> list[RegisteredConnection]:
         """Return all connections; give memory back whenever half of a peak has left."""
@@ -107,6 +102,7 @@ class ClientRegistry:
             self._sweeper = None
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RegisteredConnection(ClientConnection):
     """A connection of a listener. ``registry``: the listener's. ``place``: where it is counted."""
 

@@ -38,9 +38,8 @@ from balancer.frontend.client_connection import (
     Phase,
 )
 from balancer.frontend.client_registry import ClientRegistry
-from balancer.frontend.http1_exchange import ClientExchange, Framing
+from balancer.frontend.http1_exchange import Framing, Http1Exchange
 from balancer.frontend.http1_parser import RequestParser
-from balancer.frontend.http1_streaming import Http1Exchange
 from balancer.frontend.places import Place
 from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.frontend.turns import TURN_BYTES, FairConnection
@@ -181,7 +180,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
             self.pause()
         exchange.begin()
 
-    def exchange_ended(self, exchange: ClientExchange) -> None:
+    def exchange_ended(self, exchange: Http1Exchange) -> None:
         """Begin the next exchange after one that has ended, or end the connection."""
         self._current = None
         if self.phase is CLOSED:

@@ -1,34 +1,33 @@
 """A request of an HTTP/1.1 client, as far as it does not wait: the source of its body and the sink of its response.
 
 An exchange is made for one request and never used again, so that nothing of it reaches the next one on its connection.
-``balancer.frontend.http1_streaming`` adds what waits; this module has no coroutine.
+``balancer.frontend.http1_streaming`` has what waits; this module has no coroutine.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from balancer.dispatch.interfaces import COMPLETE, PENDING, STARTED, ActiveRequest, DirectSink
+from balancer.dispatch.active_requests import end_event_stream
+from balancer.dispatch.interfaces import COMPLETE, PENDING, STARTED, DirectSink
 from balancer.dispatch.replay import REPLAY_BYTES
 from balancer.errors import ClientGone, Refusal
+from balancer.frontend import http1_streaming
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY
-from balancer.frontend.tunnel import HIGH_WATER
+from balancer.frontend.tunnel import HIGH_WATER, Tunnel
 from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import NO_FIELDS, Headers, as_lines
 from balancer.http.request import Request
 from balancer.http.serialize import NO_BODY, response_head, status_line
-from balancer.upstream.base import PendingResponse
+from balancer.upstream.base import PendingResponse, UpstreamResponse
 
 if TYPE_CHECKING:
     from balancer.frontend.http1_connection import Http1Connection
 
 _KEEP_ALIVE = b"\r\nconnection: keep-alive"
-
-# Statuses from which an answer that comes before the end of the request's body is no part of a conversation.
-FINAL = 300
 
 # Bytes from which a piece is handed to the kernel beside the head rather than copied behind it.
 LARGE = 8 * 1024
@@ -43,10 +42,13 @@ class Framing(Enum):
     CLOSE = "close"  # only the end of the connection
 
 
-NONE, LENGTH, CHUNKED, CLOSE = Framing
+NONE: Final = Framing.NONE
+LENGTH: Final = Framing.LENGTH
+CHUNKED: Final = Framing.CHUNKED
+CLOSE: Final = Framing.CLOSE
 
 
-class ClientExchange(ActiveRequest, DirectSink):
+class Http1Exchange(DirectSink):
     """A request and its response.
 
     ``version``: the HTTP that the client speaks. ``closes``: the connection has to end with this response.
@@ -63,6 +65,8 @@ class ClientExchange(ActiveRequest, DirectSink):
     # Of the response: its head, until it is sent.
     framing = LENGTH
     _head = b""
+    # Behind a switch of protocols.
+    tunnel: Tunnel | None = None
 
     def __init__(self, connection: Http1Connection, request: Request, version: str, closes: bool) -> None:
         self._connection = connection
@@ -110,7 +114,7 @@ class ClientExchange(ActiveRequest, DirectSink):
 
     def read(self) -> Coroutine[Any, Any, bytes]:
         """Return the next piece of the body, or b"" at its end; see ``balancer.http.request.Body``."""
-        raise NotImplementedError
+        return http1_streaming.read(self)
 
     def _take_whole(self) -> bytes | None:
         """Take the whole body, if it has come and is small enough to be sent again; else return None."""
@@ -149,11 +153,7 @@ class ClientExchange(ActiveRequest, DirectSink):
             self.continue_in_task()
 
     def continue_in_task(self) -> None:
-        self.task = self._connection.loop.create_task(self._serve())
-
-    def _serve(self) -> Coroutine[Any, Any, None]:
-        """Await the dispatcher, then ``_clean_up``."""
-        raise NotImplementedError
+        self.task = self._connection.loop.create_task(http1_streaming.serve(self))
 
     def on_response_progress(self) -> None:
         context = self.context
@@ -295,3 +295,22 @@ class ClientExchange(ActiveRequest, DirectSink):
         transport = self._connection.transport
         if not transport.is_closing():
             transport.write(data)
+
+    # What waits.
+
+    def start(self, status: int, headers: Headers, reason: bytes = b"") -> Coroutine[Any, Any, None]:
+        return http1_streaming.start(self, status, headers, reason)
+
+    def write(self, data: bytes, more: bool, trailers: Headers = NO_FIELDS) -> Coroutine[Any, Any, None]:
+        return http1_streaming.write(self, data, more, trailers)
+
+    def finish(self) -> Coroutine[Any, Any, None]:
+        return http1_streaming.finish(self)
+
+    def switch(
+        self, response: UpstreamResponse, headers: Headers, count: Callable[[int], None]
+    ) -> Coroutine[Any, Any, None]:
+        return http1_streaming.switch(self, response, headers, count)
+
+    def begin_shutdown(self) -> Coroutine[Any, Any, None] | None:
+        return http1_streaming.end_tunnel(self, self.tunnel) if self.tunnel else end_event_stream(self)

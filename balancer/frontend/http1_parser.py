@@ -21,7 +21,7 @@ import httptools
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING
-from balancer.frontend.http1_exchange import ClientExchange
+from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.http.chunked import ChunkedReader, MalformedChunk
 from balancer.http.headers import Headers, Spelling, content_length, sound_request_id, without_underscores
 from balancer.http.request import Request
@@ -61,6 +61,9 @@ class RequestParser:
         "_replaced", "_spelling", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
     )  # fmt: skip
 
+    # What ``del`` may take away, for mypyc.
+    __deletable__ = ("_connection", "_parser")
+
     def __init__(self, connection: Http1Connection, limits: Settings) -> None:
         self._connection = connection
         self._limits = limits
@@ -83,7 +86,7 @@ class RequestParser:
         self._replaced = b""
 
         # Of the body that comes in: the reader of its chunks, if it has any.
-        self.exchange: ClientExchange | None = None
+        self.exchange: Http1Exchange | None = None
         self._chunks: ChunkedReader | None = None
         self.left = 0
 
@@ -226,7 +229,7 @@ class RequestParser:
             return b""
         return data
 
-    def _feed_body(self, exchange: ClientExchange, data: bytes) -> bytes:
+    def _feed_body(self, exchange: Http1Exchange, data: bytes) -> bytes:
         """Pass on a body of known length; return the bytes behind it."""
         left = self.left - len(data)
         piece, rest = (data, b"") if left >= 0 else (data[: self.left], data[self.left :])
@@ -257,13 +260,13 @@ class RequestParser:
             self._complete(exchange)
         return rest
 
-    def _pass_on(self, exchange: ClientExchange, piece: bytes) -> None:
+    def _pass_on(self, exchange: Http1Exchange, piece: bytes) -> None:
         connection = self._connection
         connection.phase = BODY
         connection.body.received += len(piece)
         exchange.feed(piece)
 
-    def _complete(self, exchange: ClientExchange) -> None:
+    def _complete(self, exchange: Http1Exchange) -> None:
         """End a request: all of it has come."""
         self.exchange = self._chunks = None
         self.head_bytes = 0

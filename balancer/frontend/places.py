@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from mypy_extensions import mypyc_attr
+
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.http.clients import client_keys
@@ -59,6 +61,7 @@ class Place:
             self._places.free(self)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Places:
     """The places of all connections, with their limits. ``limits``: counts those that clients reach.
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 
+from mypy_extensions import mypyc_attr
+
 from balancer.frontend.client_registry import ClientRegistry, RegisteredConnection
 from balancer.frontend.places import Place
 
@@ -19,6 +21,7 @@ from balancer.frontend.places import Place
 TURN_BYTES = 16 * 1024
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class FairConnection(RegisteredConnection):
     """A client connection whose bytes are parsed in turns. A piece of at most TURN_BYTES costs no call."""
 

@@ -9,18 +9,19 @@ Rules: RFC 9110 section 7.6.1 (hop-by-hop fields, and those that ``Connection`` 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from balancer.http.value_cache import cached
 
 Headers = list[tuple[bytes, bytes]]
 
 # Never added to.
-NO_FIELDS: Headers = []
+NO_FIELDS: Final[Headers] = []
 
 # Names as their sender has written them, by the same in lower case, where they differ. HTTP/1.1 passes them on so: what
 # is old or naive at the other end may know one spelling alone, although none means anything (RFC 9110 section 5.1).
 Spelling = dict[bytes, bytes]
-AS_THEY_ARE: Spelling = {}
+AS_THEY_ARE: Final[Spelling] = {}
 
 # An id that may be sent back although its request is not valid, and that the log holds whole.
 _SOUND_ID = re.compile(rb"[\x21-\x7e]{1,128}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from balancer.http.headers import AS_THEY_ARE, Headers, read_lines
@@ -22,7 +23,7 @@ class Body(Protocol):
     def trailers(self) -> Headers:
         """Fields that came after the last chunk (RFC 9112 section 7.1.2)."""
 
-    async def read(self) -> bytes:
+    def read(self) -> Coroutine[Any, Any, bytes]:
         """Return the next piece, or b"" at the end. Raises ClientGone if the client left before that."""
 
 

@@ -13,6 +13,8 @@ most, since some read longer ones as other numbers.
 from __future__ import annotations
 
 import re
+from collections.abc import Coroutine
+from typing import Any
 
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
@@ -205,7 +207,7 @@ class _PendingBody:
     ended = False
     trailers: Headers = []  # noqa: RUF012 - it is never changed
 
-    async def read(self) -> bytes:
+    def read(self) -> Coroutine[Any, Any, bytes]:
         raise AssertionError("a body is not read before its exchange begins")
 
 

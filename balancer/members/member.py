@@ -64,7 +64,7 @@ class Member:
     weight: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.weight = self.endpoint.weight
+        self.weight = float(self.endpoint.weight)
 
     @property
     def address(self) -> Address:

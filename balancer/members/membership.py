@@ -210,7 +210,7 @@ class Membership:
             if member.endpoint is not endpoint and member.endpoint != endpoint:
                 member.endpoint = endpoint
                 if member not in self._warming:
-                    member.weight = endpoint.weight
+                    member.weight = float(endpoint.weight)
                 self._place(member)
 
     def warm_up(self, now: float) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Sequence
 from typing import Protocol
 
+from mypy_extensions import mypyc_attr
+
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
@@ -32,6 +34,7 @@ class PolicyLike(Protocol):
         """Choose a member for one request; see ``Policy.choose``."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Policy:
     """Base class of policies: chooses among the members that it was last built with.
 

@@ -9,6 +9,8 @@ from hashlib import blake2b
 from itertools import islice
 from struct import Struct
 
+from mypy_extensions import mypyc_attr
+
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
 from balancer.policies.base import Policy
@@ -32,6 +34,7 @@ _SALTS = [number.to_bytes(8) for number in range((RING_POINTS + 7) // 8)]
 Key = Callable[[AnyRequest], bytes | str]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class HashRing(Policy):
     """Gives the same key to the same member; a member that comes or goes moves no keys but its own.
 

@@ -7,12 +7,15 @@ from collections.abc import Collection, Container, Sequence
 from itertools import accumulate
 from random import Random
 
+from mypy_extensions import mypyc_attr
+
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
 from balancer.policies.base import Policy
 from balancer.policies.weights import DRAWS, TABLE_MAX, Shares, weights_of
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RandomChoice(Policy):
     """Draws each member with a probability in proportion to its weight.
 
@@ -70,6 +73,7 @@ class RandomChoice(Policy):
         return group.members[min(int(part * len(group.members)), len(group.members) - 1)]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LeastRequests(RandomChoice):
     """Draws two members and chooses the one that has fewer requests in flight for its weight.
 

@@ -6,6 +6,8 @@ from bisect import bisect
 from collections.abc import Collection, Container, Sequence
 from random import Random
 
+from mypy_extensions import mypyc_attr
+
 from balancer.http.request import AnyRequest
 from balancer.members.member import BY_ADDRESS, Member
 from balancer.policies.base import Policy
@@ -16,6 +18,7 @@ from balancer.policies.weights import DRAWS, TABLE_MAX, Shares, weighted_round
 GOLDEN = 0.6180339887498949
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RoundRobin(Policy):
     """Gives each request to the next member. A member of weight 3 stands three times in a round, spread over it.
 

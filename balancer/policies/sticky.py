@@ -7,6 +7,8 @@ from collections.abc import Collection, Container, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
+from mypy_extensions import mypyc_attr
+
 from balancer.http.headers import Headers
 from balancer.http.request import AnyRequest, Request
 from balancer.members.member import Member
@@ -28,6 +30,7 @@ def _cookie(name: bytes) -> re.Pattern[bytes]:
     return re.compile(rb"(?:^|;)[ \t]*+%b(?:=([^;]*+)|[ \t]*+(?:;|$))" % re.escape(name))
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Sticky(Policy):
     """Sends a client's requests to the member that a cookie names; ``inner`` chooses without one and for new clients.
 

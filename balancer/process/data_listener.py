@@ -10,9 +10,10 @@ from functools import partial
 import uvicorn
 
 from balancer.config.settings import Settings
-from balancer.frontend.acceptor import Acceptor, PlainConnection, TlsConnection
+from balancer.frontend.acceptor import Acceptor
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
+from balancer.frontend.http1_tls import PlainConnection, TlsConnection
 from balancer.frontend.kernel_figures import drop_finished
 from balancer.frontend.places import Place
 from balancer.frontend.tls import Certificate
@@ -98,7 +99,7 @@ class DataListener:
             async with Limit(within):
                 if self._certificate:
                     await self._wait_for_tls()
-                await self._registry.wait_empty()
+                await wait_empty(self._registry)
         except TimeoutError:
             for connection in list(self._registry.connections):
                 connection.abort()
@@ -108,3 +109,10 @@ class DataListener:
         while self._registry.connections:
             drop_finished(self._registry.connections)
             await asyncio.sleep(FINISHED_SECONDS)
+
+
+async def wait_empty(registry: ClientRegistry) -> None:
+    """Wait until the last connection of a registry has ended."""
+    while registry.connections:
+        registry.emptied.clear()
+        await registry.emptied.wait()

@@ -27,7 +27,7 @@ from balancer.frontend.tls import Certificate
 from balancer.loadbalancer import LoadBalancer
 from balancer.loop_time import Limit, loop_time
 from balancer.process.admin_listener import Admin, serve_admin
-from balancer.process.data_listener import DataListener
+from balancer.process.data_listener import DataListener, wait_empty
 from balancer.process.drains import Drains
 from balancer.process.handover import WorkerContext, WorkerSpec
 from balancer.process.log_setup import LOG_FORMAT
@@ -267,7 +267,7 @@ class Worker:
             self._admin.stop()  # From now on the new one answers.
         self._clients.stop(min(LEAVE_SECONDS, limit))
         await self._listener.close()
-        tasks = [asyncio.create_task(wait) for wait in (self._clients.wait_empty(), self._signals.stop.wait())]
+        tasks = [asyncio.create_task(wait) for wait in (wait_empty(self._clients), self._signals.stop.wait())]
         with suppress(TimeoutError):
             async with Limit(limit):
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, NamedTuple
 
+from mypy_extensions import mypyc_attr
+
 from balancer.config.settings import Settings
 from balancer.http.headers import AS_THEY_ARE, NO_FIELDS, Headers, Spelling, read_lines
 from balancer.http.request import Body, Request
@@ -81,6 +83,7 @@ class UpstreamRequest:
     spelling: Spelling = field(default_factory=dict)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class UpstreamResponse:
     """A member's response, from its head on. Header names are in lower case; those of this hop are left out.
 
@@ -138,6 +141,7 @@ class UpstreamResponse:
         raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PendingResponse(UpstreamResponse):
     """A response that is still to come. ``listener``: called at each progress.
 
@@ -163,6 +167,7 @@ class PendingResponse(UpstreamResponse):
         raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Upstream:
     """Sends requests to members."""
 

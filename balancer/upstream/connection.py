@@ -20,6 +20,8 @@ from __future__ import annotations
 import asyncio
 from math import inf
 
+from mypy_extensions import mypyc_attr
+
 from balancer.errors import (
     ConnectionDied,
     ProtocolViolation,
@@ -52,6 +54,7 @@ _buffer = bytearray(READ_SIZE)
 _view = memoryview(_buffer)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PoolCallbacks:
     """The keeper of a connection while it is idle.
 

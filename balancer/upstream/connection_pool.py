@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
+from mypy_extensions import mypyc_attr
+
 from balancer import malloc
 from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import Headers, trailers
@@ -22,7 +24,7 @@ from balancer.outbox import outbox
 from balancer.types import Address
 from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.connection import MemberConnection, PoolCallbacks
-from balancer.upstream.response import Response
+from balancer.upstream.exchange import MemberExchange
 
 # Below the 5 s after which a uvicorn member closes an idle connection, by more than one sweep.
 KEEPALIVE_SECONDS = 4.0
@@ -32,6 +34,7 @@ CLOSES_PER_TICK = 50
 SWEEP_MIN, SWEEP_MAX = 0.01, 0.5
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ConnectionPool(Upstream):
     """Connections to members. ``opened``: their number so far; ``requests``: sent on them so far."""
 
@@ -70,7 +73,7 @@ class ConnectionPool(Upstream):
         body: bytes,
         repeatable: bool,
         on_interim: Callable[[int, Headers], None],
-    ) -> Response | None:
+    ) -> MemberExchange | None:
         member_pool = self._member_pools.get(address)
         connection = member_pool and member_pool.take()
         if not connection:
@@ -79,7 +82,7 @@ class ConnectionPool(Upstream):
         data = head
         if request.body:
             data += frame(body, request.body, request.chunked, last=True)
-        response = Response(connection, request.method == "HEAD", repeatable, request.upgrade != b"", on_interim)
+        response = MemberExchange(connection, request.method == "HEAD", repeatable, request.upgrade != b"", on_interim)
         connection.begin(response, data)
         return response
 

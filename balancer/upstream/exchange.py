@@ -1,18 +1,19 @@
 """A request to a member and its response, as far as nothing waits.
 
 An exchange is made for one request and is never used again, so that nothing of it reaches the next one on its
-connection. ``balancer.upstream.response`` adds what waits.
+connection. ``balancer.upstream.response`` has what waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from balancer.errors import TruncatedResponse, UpstreamError
 from balancer.http.headers import Headers
+from balancer.upstream import response
 from balancer.upstream.base import PendingResponse
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class MemberExchange(PendingResponse):
-    """A request and its response as it arrives.
+    """A request and its response as it arrives; see ``balancer.upstream.base.PendingResponse``.
 
     ``is_head``: the method is HEAD. ``repeatable``: another member may get the request. ``may_switch``: it names
     another protocol. ``on_interim``: called with status and headers of each interim response.
@@ -127,3 +128,31 @@ class MemberExchange(PendingResponse):
             error = TruncatedResponse(str(error))
         self._error = error
         self.arrived()
+
+    def abandon(self) -> None:
+        """End the exchange before its end: unless the response is complete, the connection is closed."""
+        if self.switched:
+            self._connection.finish()
+        elif not self.complete and not self._error:
+            self._error = TruncatedResponse("abandoned")
+            self._connection.abort()
+
+    # What waits.
+
+    def wait_for_head(self) -> Coroutine[Any, Any, None]:
+        return response.wait_for_head(self)
+
+    def wait_for_body(self, within: float) -> Coroutine[Any, Any, None]:
+        return response.wait_for_body(self, within)
+
+    def read(self) -> Coroutine[Any, Any, tuple[bytes, bool]]:
+        return response.read(self)
+
+    def write(self, data: bytes) -> Coroutine[Any, Any, None]:
+        return response.write(self, data)
+
+    def write_eof(self) -> Coroutine[Any, Any, None]:
+        return response.write_eof(self)
+
+    def close(self) -> Coroutine[Any, Any, None]:
+        return response.close(self)

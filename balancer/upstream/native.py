@@ -17,8 +17,9 @@ from balancer.types import Address
 from balancer.upstream.base import Connections, UpstreamRequest
 from balancer.upstream.connection import MemberConnection
 from balancer.upstream.connection_pool import ConnectionPool, MemberPool, frame
+from balancer.upstream.exchange import MemberExchange
 from balancer.upstream.phase import CLOSED
-from balancer.upstream.response import Response
+from balancer.upstream.response import start_upload
 
 
 class NativeUpstream(ConnectionPool):
@@ -27,7 +28,7 @@ class NativeUpstream(ConnectionPool):
     ``requests``: sent on them so far.
     """
 
-    async def send(self, address: Address, request: UpstreamRequest) -> Response:
+    async def send(self, address: Address, request: UpstreamRequest) -> MemberExchange:
         data = encode_head(request)
         member_pool = self.member_pool(address)
         connection = None if request.fresh else member_pool.take()
@@ -47,13 +48,13 @@ class NativeUpstream(ConnectionPool):
         except BaseException:
             connection.abort()
             raise
-        response = Response(
+        response = MemberExchange(
             connection, request.method == "HEAD", request.repeatable, request.upgrade != b"", request.on_interim
         )
         response.uploaded = rest is None
         connection.begin(response, data)
         if rest is not None:
-            response.start_upload(rest, request.chunked, request.expects)
+            start_upload(response, rest, request.chunked, request.expects)
         await response.wait_for_head()
         return response
 

@@ -48,6 +48,8 @@ class ResponseParser:
     """
 
     __slots__ = ("_headers", "_idle_timeout", "_parser", "_reason", "_spelling", "exchange")
+    # What ``del`` may take away, for mypyc.
+    __deletable__ = ("_parser",)
 
     def __init__(self, idle_timeout: float) -> None:
         self._idle_timeout = idle_timeout

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from balancer import __version__
+from balancer import __version__, build
 from balancer.cli.flags import GROUPS
 from balancer.cli.main import main
 from balancer.config.display import flag, variable
@@ -176,7 +176,7 @@ def test_help_names_the_flag_and_the_variable_of_every_setting(
 def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
-    assert (caught.value.code, capsys.readouterr().out) == (0, f"{__version__}\n")
+    assert (caught.value.code, capsys.readouterr().out) == (0, f"{__version__} ({build.describe()})\n")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from balancer.telemetry.state_log import FLIPS_LOGGED, NAMED, FlipLog, named
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.connection import MemberConnection
-from balancer.upstream.connection_pool import CLOSES_PER_TICK
+from balancer.upstream.connection_pool import CLOSES_PER_TICK, MemberPool
 from balancer.upstream.native import NativeUpstream
 
 
@@ -48,22 +48,24 @@ def test_changes_of_state_are_logged_one_by_one_up_to_a_limit_and_then_summed_up
     assert caplog.messages[-1] == "10.0.0.0:80 up: found in DNS"
 
 
-async def test_idle_connections_of_many_members_are_closed_some_at_a_time_and_never_used_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_idle_connections_of_many_members_are_closed_some_at_a_time_and_never_used_again() -> None:
     closed = 0
 
-    def abort(self: MemberConnection) -> None:
-        nonlocal closed
-        closed += 1
+    class Transport(asyncio.Transport):
+        def abort(self) -> None:
+            nonlocal closed
+            closed += 1
 
-    monkeypatch.setattr(MemberConnection, "abort", abort)
+    def idle(member_pool: MemberPool) -> None:
+        connection = MemberConnection(address, timeouts, member_pool)
+        connection._transport = Transport()
+        member_pool.ended(connection)
+
     timeouts = Timeouts(1, 1, 1)
     upstream = NativeUpstream(timeouts)
     addresses = [it.address for it in members(3 * CLOSES_PER_TICK)]
     for address in addresses:
-        member_pool = upstream.member_pool(address)
-        member_pool.ended(MemberConnection(address, timeouts, member_pool))
+        idle(upstream.member_pool(address))
     assert upstream.idle == len(addresses)
     for address in addresses:
         upstream.forget(address)
@@ -72,7 +74,6 @@ async def test_idle_connections_of_many_members_are_closed_some_at_a_time_and_ne
         await asyncio.sleep(0)
         assert closed == rounds * CLOSES_PER_TICK
     for address in addresses:
-        member_pool = upstream.member_pool(address)
-        member_pool.ended(MemberConnection(address, timeouts, member_pool))
+        idle(upstream.member_pool(address))
     await upstream.close()
     assert closed == 6 * CLOSES_PER_TICK, "to close leaves nothing for later"

@@ -16,21 +16,21 @@ from balancer.http.request import Request
 from balancer.members.member import Member
 from balancer.policies import Policy
 from tests.support.schedules import run
-from tests.support.virtual import VirtualLoop
+from tests.support.virtual import SteppedLoop
 
 SCHEDULES = 500
 MANY_SCHEDULES = 10_000
 SHARDS = 10
 
 
-def run_all(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_all(seeds: range) -> None:
     """Run the schedules of these seeds; a failure names its own."""
-    loop = VirtualLoop()
+    loop = SteppedLoop()
     answered = repeated = 0
     try:
         for seed in seeds:
             try:
-                world = run(seed, loop, monkeypatch)
+                world = run(seed, loop)
             except BaseException as error:
                 error.add_note(f"schedule {seed}")
                 raise
@@ -44,14 +44,14 @@ def run_all(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("shard", range(2))
-def test_invariants_hold_under_any_schedule(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
-    run_all(range(shard, SCHEDULES, 2), monkeypatch)
+def test_invariants_hold_under_any_schedule(shard: int, quiet: None) -> None:
+    run_all(range(shard, SCHEDULES, 2))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_rules_hold_in_ten_thousand_schedules(shard: int, monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
-    run_all(range(SCHEDULES + shard, MANY_SCHEDULES, SHARDS), monkeypatch)
+def test_rules_hold_in_ten_thousand_schedules(shard: int, quiet: None) -> None:
+    run_all(range(SCHEDULES + shard, MANY_SCHEDULES, SHARDS))
 
 
 class _Overtaking(Policy):
@@ -66,11 +66,11 @@ class _Overtaking(Policy):
 
 def test_checks_can_fail(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     monkeypatch.setattr("balancer.loadbalancer.make_policy", lambda *_: _Overtaking())
-    loop = VirtualLoop()
+    loop = SteppedLoop()
     failures = 0
     for seed in range(30):
         try:
-            run(seed, loop, monkeypatch)
+            run(seed, loop)
         except (AssertionError, ExceptionGroup):
             failures += 1
             for task in asyncio.all_tasks(loop):

@@ -51,5 +51,5 @@ def test_wheel_metadata_names_licence_authors_and_extras(wheel: ZipFile) -> None
     metadata = Parser().parsestr(wheel.read(path).decode())
     assert metadata["License-Expression"] == "BSD-3-Clause"
     assert metadata["Author"] == "the balancer contributors"
-    assert metadata.get_all("Provides-Extra") == ["demo", "http2", "otel", "dev"]
+    assert metadata.get_all("Provides-Extra") == ["compile", "demo", "http2", "otel", "dev"]
     assert len(names(wheel, ".dist-info/licenses/LICENSE")) == 1

@@ -8,17 +8,19 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from balancer.config.settings import Settings
-from balancer.frontend import http1_connection
+from balancer.frontend import http1_streaming
 from balancer.frontend.client_connection import CLOSED, LINGERING
 from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
-from balancer.frontend.http1_streaming import Http1Exchange
+from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.frontend.turns import TURN_BYTES
 from balancer.http.headers import Headers
+from tests.support.builds import COMPILED
 from tests.support.doors import HTTP1 as DOORS_OF_HTTP1
 from tests.support.doors import OWN, Door, Reply
 from tests.support.flood import HTTP1, HTTP2, MEBI, Flood, Turns, sink
@@ -36,6 +38,8 @@ FLOOD = 24 * MEBI
 async def test_flood_takes_a_bounded_piece_of_each_turn_and_requests_go_on(
     name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if COMPILED and kind in HTTP1:
+        pytest.skip("what a compiled parser takes in each turn cannot be counted from outside")
     turns = Turns(monkeypatch)
     async with Member(sink) as member, OWN[name].open(member, tmp_path) as here, here.asking() as ask:
         assert await ask() == Reply(200)
@@ -285,12 +289,13 @@ class Closed(Recorded):
 async def test_client_that_leaves_in_the_turn_of_its_answer_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     begun = asyncio.Event()
 
-    class Observed(Http1Exchange):
-        async def start(self, status: int, headers: Headers, reason: bytes = b"") -> None:
-            await super().start(status, headers, reason)
-            it.connection.transport.close()
-            it.connection.connection_lost(None)
-            begun.set()
+    start = http1_streaming.start
+
+    async def observed(exchange: Http1Exchange, *head: Any) -> None:
+        await start(exchange, *head)
+        it.connection.transport.close()
+        it.connection.connection_lost(None)
+        begun.set()
 
     async def slow(connection: Connection) -> None:
         await connection.head()
@@ -298,7 +303,7 @@ async def test_client_that_leaves_in_the_turn_of_its_answer_is_no_error(caplog: 
         await connection.to_end()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http1_connection, "Http1Exchange", Observed)
+        patch.setattr(http1_streaming, "start", observed)
         async with Member(slow) as member, balance(member) as running:
             it = Bare(running, Closed())
             it.connection.data_received(GET)

@@ -23,7 +23,7 @@ from balancer.members.member import Member
 from balancer.policies import Policy
 from balancer.types import Address
 from tests.support.schedules import World, run
-from tests.support.virtual import VirtualLoop
+from tests.support.virtual import SteppedLoop
 
 SCHEDULES = 200
 MANY_SCHEDULES = 1500
@@ -128,16 +128,16 @@ class WildWorld(World):
         return {"policy": Wild(rng, self.did), "hooks": hooks}
 
 
-def run_all(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_all(seeds: range) -> None:
     """Run the schedules of these seeds; a failure names its own."""
     did: Counter[str] = Counter()
     WildWorld.did = did
-    loop = VirtualLoop()
+    loop = SteppedLoop()
     answered = 0
     try:
         for seed in seeds:
             try:
-                world = run(seed, loop, monkeypatch, WildWorld)
+                world = run(seed, loop, WildWorld)
             except BaseException as error:
                 error.add_note(f"schedule {seed}")
                 raise
@@ -148,22 +148,22 @@ def run_all(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(did.values()) > len(seeds) / 10 and len(did) == 9, did
 
 
-def test_plug_ins_lose_no_request_and_no_slot_whatever_they_do(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
-    run_all(range(SCHEDULES), monkeypatch)
+def test_plug_ins_lose_no_request_and_no_slot_whatever_they_do(quiet: None) -> None:
+    run_all(range(SCHEDULES))
 
 
 @pytest.mark.long
-def test_plug_ins_lose_nothing_in_many_schedules(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
-    run_all(range(SCHEDULES, MANY_SCHEDULES), monkeypatch)
+def test_plug_ins_lose_nothing_in_many_schedules(quiet: None) -> None:
+    run_all(range(SCHEDULES, MANY_SCHEDULES))
 
 
 def test_plug_ins_without_the_guard_lose_requests_and_slots(monkeypatch: pytest.MonkeyPatch, quiet: None) -> None:
     monkeypatch.setattr("balancer.plugins.loader.GuardedPolicy", lambda policy, *_: policy)
-    loop = VirtualLoop()
+    loop = SteppedLoop()
     failures = 0
     for seed in range(10):
         try:
-            run(seed, loop, monkeypatch, WildWorld)
+            run(seed, loop, WildWorld)
         except BaseException:
             failures += 1
             for task in asyncio.all_tasks(loop):

@@ -1,6 +1,7 @@
-"""``python -m tests.support.installed PYTHON``: try an installed balancer as a user does, for ``make dist``.
+"""``python -m tests.support.installed PYTHON BUILD``: try an installed balancer as a user does, for ``make dist``.
 
-``PYTHON`` is the interpreter of the environment that the wheel is installed in. The commands run in an empty folder,
+``PYTHON`` is the interpreter of the environment that the wheel is installed in, and ``BUILD`` how its version line
+begins to describe the build. The commands run in an empty folder,
 so that none of them finds the package in the checkout.
 """
 
@@ -23,7 +24,8 @@ LIMIT_SECONDS = 60.0
 class Installed:
     """An environment in which the wheel is installed."""
 
-    def __init__(self, python: Path, cwd: Path) -> None:
+    def __init__(self, python: Path, build: str, cwd: Path) -> None:
+        self.build = build
         self._bin = python.parent
         self._cwd = cwd
 
@@ -41,7 +43,7 @@ class Installed:
 
 
 async def check_version(installed: Installed) -> None:
-    assert (await installed.run("balancer", "--version")).strip() == __version__
+    assert (await installed.run("balancer", "--version")).startswith(f"{__version__} ({installed.build}")
 
 
 async def check_files(installed: Installed) -> None:
@@ -69,13 +71,13 @@ async def check_demo(installed: Installed) -> None:
     assert "answering: worker-1" in output and " 0 failed" in output, output
 
 
-async def main(python: Path) -> None:
+async def main(python: Path, build: str) -> None:
     with TemporaryDirectory() as folder:
-        installed = Installed(python, Path(folder))
+        installed = Installed(python, build, Path(folder))
         for check in (check_version, check_files, check_check, check_demo):
             await check(installed)
 
 
 if __name__ == "__main__":
     # Absolute, but not resolved: the interpreter of an environment is a link.
-    asyncio.run(main(Path(sys.argv[1]).absolute()))
+    asyncio.run(main(Path(sys.argv[1]).absolute(), sys.argv[2]))

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-import pytest
-
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
-from balancer.dispatch import admission
 from balancer.dispatch.context import RequestContext, RequestRecord
 from balancer.dispatch.interfaces import DirectSink, Sink
 from balancer.dispatch.retry import IDEMPOTENT
@@ -28,7 +24,7 @@ from balancer.members.probe import Verdict
 from balancer.telemetry.observer import Observer
 from balancer.types import Address
 from balancer.upstream.base import PendingResponse, Upstream, UpstreamRequest, UpstreamResponse
-from tests.support.virtual import VirtualLoop
+from tests.support.virtual import SteppedLoop
 
 # Virtual seconds in which things happen; then the world is at peace, and everything must come to its end.
 TROUBLE = 2.5
@@ -68,7 +64,7 @@ def _settle(exchange: asyncio.Future[str], how: str) -> None:
 class World(Observer, Upstream):
     """The outside of one schedule; is the balancer's upstream, resolver and probe."""
 
-    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+    def __init__(self, seed: int, loop: SteppedLoop) -> None:
         self.rng = rng = Random(seed)
         self.loop = loop
         self.trouble = True
@@ -79,6 +75,9 @@ class World(Observer, Upstream):
         self.written: Counter[bytes] = Counter()
         self.finished: Counter[bytes] = Counter()
         self.started: Counter[bytes] = Counter()
+        # Requests that each member has been given so far.
+        self.requests: dict[Member, int] = {}
+        self.fault: AssertionError | None = None
         self.limit = rng.choice([0, 0, 1, 2])
         self.settings = Settings(
             resolve_interval=0.3,
@@ -107,6 +106,8 @@ class World(Observer, Upstream):
     # What must never be.
 
     def check(self) -> None:
+        if self.fault:
+            raise self.fault
         members = self.balancer.membership
         for member in members.members.values():
             assert member.in_flight >= 0
@@ -115,12 +116,22 @@ class World(Observer, Upstream):
             free = [it for it in members.available if it.in_flight < self.balancer.dispatcher.admission.effective_limit]
             assert not free, "somebody waits while a member is free"
 
+    def follow(self) -> None:
+        """Look at the members that have got a request in the step before."""
+        for member in {*self.requests, *self.balancer.membership.members.values()}:
+            if member.requests > self.requests.get(member, 0):
+                self.requests[member] = member.requests
+                try:
+                    self.occupy(member)
+                except AssertionError as error:
+                    self.fault = self.fault or error  # The loop would only log it.
+
     def occupy(self, member: Member) -> None:
         assert member.state in (State.UP, State.SUSPECT) or (member.state is State.DOWN and member.ejected)
         assert self.balancer.membership.members.get(member.address) is member, "a member that left was chosen"
         if self.in_flight and self.rng.random() < 0.05:
             # The worst moment to leave: between being given a member and learning of it.
-            self.loop.call_soon(self.rng.choice(list(self.in_flight.values())).cancel)
+            self.rng.choice(list(self.in_flight.values())).cancel()
 
     def done(self, record: RequestRecord) -> None:
         self.finished[record.request.target] += 1
@@ -470,26 +481,11 @@ class _DirectSink(_Sink, DirectSink):
             self._over.set_result(None)
 
 
-@contextmanager
-def occupied(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    real = admission._occupy
-
-    def checked(member: Member) -> Member:
-        world.occupy(member)
-        return real(member)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(admission, "_occupy", checked)
-        yield
-
-
-def run(
-    seed: int, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch, make: Callable[[int, VirtualLoop], World] = World
-) -> World:
+def run(seed: int, loop: SteppedLoop, make: Callable[[int, SteppedLoop], World] = World) -> World:
     world = make(seed, loop)
     world.began = loop.time()
     loop.after_each = world.check
-    with occupied(world, monkeypatch):
-        loop.run_until_complete(world.live())
+    loop.after_step = world.follow
+    loop.run_until_complete(world.live())
     assert not asyncio.all_tasks(loop)
     return world

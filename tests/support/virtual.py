@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from asyncio import Handle, TimerHandle
 from collections.abc import Callable
+from contextvars import Context
+from typing import Any
 
 
 class _Leaping(selectors.SelectSelector):
@@ -32,3 +35,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         super()._run_once()  # type: ignore[misc]
         self.after_each()
+
+
+class SteppedLoop(VirtualLoop):
+    """``after_step``: called behind every callback, and so behind every step of a task."""
+
+    after_step: Callable[[], None] = staticmethod(lambda: None)
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]
+        return super().call_soon(self._step, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> TimerHandle:
+        return super().call_at(when, self._step, callback, *args, context=context)
+
+    def _step(self, callback: Callable[..., object], *args: Any) -> None:
+        callback(*args)
+        self.after_step()

@@ -14,6 +14,7 @@ from balancer.outbox import outbox
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.connection import MemberConnection, PoolCallbacks
+from balancer.upstream.exchange import MemberExchange
 from balancer.upstream.phase import (
     ACTIVE,
     CLOSED,
@@ -21,7 +22,7 @@ from balancer.upstream.phase import (
     TUNNEL,
     Phase,
 )
-from balancer.upstream.response import Response
+from balancer.upstream.response import start_upload
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -86,8 +87,8 @@ class Connected:
         self.connection = MemberConnection(Address("10.0.0.9", 80), Timeouts(1, 2, 3), self.callbacks)
         self.connection.connection_made(self.transport)
 
-    def begin(self, *, is_head: bool = False, may_switch: bool = False, turn_ends: bool = True) -> Response:
-        response = Response(self.connection, is_head, True, may_switch, None)
+    def begin(self, *, is_head: bool = False, may_switch: bool = False, turn_ends: bool = True) -> MemberExchange:
+        response = MemberExchange(self.connection, is_head, True, may_switch, None)
         self.connection.begin(response, GET)
         if turn_ends:
             self.callbacks.outbox.flush()
@@ -203,10 +204,10 @@ async def test_exchange_leaves_nothing_for_the_next() -> None:
 
 async def test_upload_ends_with_its_connection() -> None:
     it = Connected()
-    response = Response(it.connection, False, False, False, None)
+    response = MemberExchange(it.connection, False, False, False, None)
     response.uploaded = False
     it.connection.begin(response, GET)
-    response.start_upload(Body(), chunked=True, awaits_continue=False)
+    start_upload(response, Body(), chunked=True, awaits_continue=False)
     await asyncio.sleep(0)
     task = response.upload_task
     assert task and not task.done()
@@ -221,23 +222,23 @@ async def test_repr_shows_the_phase_and_the_exchange() -> None:
     shown = "<MemberConnection 10.0.0.9:80 "
     assert repr(it.connection) == f"{shown}idle, new>"
     response = it.begin()
-    assert repr(it.connection) == f"{shown}active, <Response head>>"
+    assert repr(it.connection) == f"{shown}active, <MemberExchange head>>"
     it.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")
-    assert repr(it.connection) == f"{shown}active, <Response body 200 paused>>"
+    assert repr(it.connection) == f"{shown}active, <MemberExchange body 200 paused>>"
     assert await response.read() == (b"part", True)
-    assert repr(it.connection) == f"{shown}active, <Response body 200>>"
+    assert repr(it.connection) == f"{shown}active, <MemberExchange body 200>>"
     it.feed(b"whole")
     assert repr(it.connection) == f"{shown}idle, reused>"
-    assert repr(response) == "<Response complete 200>"
+    assert repr(response) == "<MemberExchange complete 200>"
     response = it.begin(may_switch=True)
     response.uploaded = False
-    assert repr(response) == "<Response head uploading>"
+    assert repr(response) == "<MemberExchange head uploading>"
     response.uploaded = True
     it.feed(SWITCH)
-    assert repr(it.connection) == f"{shown}tunnel, <Response switched 101 paused>>"
+    assert repr(it.connection) == f"{shown}tunnel, <MemberExchange switched 101 paused>>"
     it.connection.connection_lost(ConnectionResetError("reset"))
     assert repr(it.connection) == f"{shown}closed, reused>"
-    assert repr(response) == "<Response failed 101 paused>"
+    assert repr(response) == "<MemberExchange failed 101 paused>"
 
 
 async def test_read_of_many_pieces_is_the_last_of_its_turn_even_where_a_reader_waits() -> None:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from balancer.frontend.http1_connection import Http1Connection
-from balancer.frontend.http1_exchange import ClientExchange
+from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.http.request import Request
 from balancer.telemetry.access_log import AccessLog
 from balancer.telemetry.stats import Stats
@@ -335,7 +335,7 @@ async def test_connection_whose_request_was_refused_is_freed_by_counting_referen
     """The garbage collector comes rarely, and each would wait for it with its head."""
 
     def left() -> int:
-        return sum(issubclass(type(it), Http1Connection | ClientExchange | Request) for it in gc.get_objects())
+        return sum(issubclass(type(it), Http1Connection | Http1Exchange | Request) for it in gc.get_objects())
 
     async with Member(forget_all) as member, balance(member, max_body_bytes=100) as running:
         gc.collect()

@@ -134,6 +134,7 @@ function onWhole(message) {
   off.hidden = members.enabled;
   put(off, "Drain and undrain are off: the admin port does not listen on loopback and BALANCER_ADMIN_TOKEN is not set.");
   put(byId("version"), message.version);
+  byId("version").title = message.build;
   drawPools();
   draw(message.events);
 }
