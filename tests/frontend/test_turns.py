@@ -19,7 +19,6 @@ from balancer.frontend.client_registry import ClientRegistry
 from balancer.frontend.http1_connection import Http1Connection
 from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.frontend.turns import TURN_BYTES
-from balancer.http.headers import Headers
 from tests.support.builds import COMPILED
 from tests.support.doors import HTTP1 as DOORS_OF_HTTP1
 from tests.support.doors import OWN, Door, Reply
