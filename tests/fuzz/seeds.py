@@ -39,7 +39,7 @@ def seeds() -> Iterator[bytes]:
         yield b"\xffL" + _GET + b"\xff2" + _GET + b"\xffo" + response + end + b"\xffm" + response + end
         yield _TUNNEL + b"\xffm" + response + end + _NEXT
         if not closes:
-            # By the third time, heads are known.
+            # The same again and again, and then in two pieces.
             again = b"\xff1" + _GET + b"\xffm" + response + b"\xff|"
             yield 4 * again + again[:-middle] + b"\xff|" + again[-middle:]
     yield 3 * (b"GET /4 HTTP/1.1\r\nHost: a\r\n\r\n\xff|") + b"\r\n\xff|GET /4 HTTP/1.1\r\nHost: a\r\n\r\nGET"

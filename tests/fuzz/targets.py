@@ -16,6 +16,7 @@ DICTIONARIES = HERE / "dictionaries"
 
 TARGETS = {
     "http1": "tests.fuzz.case",
+    "heads": "tests.fuzz.heads",
     "http2": "tests.fuzz.http2",
     "proxy": "tests.fuzz.proxy",
     "dns": "tests.fuzz.dns_answer",

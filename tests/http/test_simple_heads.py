@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from typing import Any
 
-import httptools
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from balancer.config.settings import Settings
-from balancer.errors import Refusal
-from balancer.http.headers import Headers, content_length, read_lines
-from balancer.http.request import Request
-from balancer.http.request_headers import RequestHeaders
-from balancer.http.serialize import status_line
-from balancer.http.simple_heads import SimpleResponse, read_request, read_response
-from balancer.http.validation import check
-from balancer.upstream.response_parser import read_headers
+from balancer.http.simple_heads import read_request
 from tests.support.corpus import MALFORMED, REQUESTS, RESPONSES
-
-LIMITS = Settings(alias="apps", max_header_bytes=4096, max_uri_bytes=512, max_headers=20)
-END = b"\r\n\r\n"
+from tests.support.lanes import END, LIMITS, compare_request, compare_response
 
 NAMES = [
     b"Host", b"host", b"Connection", b"Content-Length", b"content-length", b"Keep-Alive", b"Transfer-Encoding", b"TE",
@@ -62,87 +51,6 @@ STATUS_LINES = st.sampled_from(
         b"HTTP/1.1 100 Continue\r\n", b"HTTP/1.1 599 X\r\n", b"HTTP/1.1 101 Switching Protocols\r\n",
     ]
 )  # fmt: skip
-
-
-class Slow:
-    """What httptools makes of a head, and the checks of requests."""
-
-    def __init__(self, parser: type[Any], head: bytes) -> None:
-        self.target = self.reason = b""
-        self.headers: Headers = []
-        self.complete = False
-        self.parser = parser(self)
-        try:
-            self.parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            pass
-        except httptools.HttpParserError:
-            self.complete = False
-
-    def on_url(self, piece: bytes) -> None:
-        self.target += piece
-
-    def on_status(self, piece: bytes) -> None:
-        self.reason += piece
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value.rstrip()))
-
-    def on_headers_complete(self) -> None:
-        assert not self.complete, "there are two heads"
-        self.complete = True
-        self.keeps_alive = self.parser.should_keep_alive()
-
-
-def slow_request(head: bytes) -> tuple[Request, bool] | None:
-    slow = Slow(httptools.HttpRequestParser, head)
-    if not slow.complete:
-        return None
-    version, method = slow.parser.get_http_version(), slow.parser.get_method()
-    try:
-        return check(method, slow.target, slow.headers, version, len(head), LIMITS)
-    except Refusal:
-        return None
-
-
-def compare_request(head: bytes) -> bool:
-    """Whether the head is simple."""
-    simple = read_request(head, "192.0.2.7", "http", LIMITS)
-    if simple is None:
-        return False
-    slow = slow_request(head)
-    assert slow, "simple, and refused"
-    request, closes = slow
-    request.client = "192.0.2.7"
-    assert not (closes or request.chunked or request.upgrade or request.expects)
-    for trusted in ((ip_network("192.0.2.0/24"),), ()):
-        for drops in (False, True):
-            rules = RequestHeaders(trusted, drop_underscores=drops)
-            rules.mark(b"balancer-mark")
-            assert read_lines(rules.lines(simple))[0] == rules.pairs(request)
-    assert simple.headers == request.headers
-    for name in ("method", "target", "client", "scheme", "chunked", "upgrade", "expects", "host", "id"):
-        assert getattr(simple, name) == getattr(request, name), name
-    assert (simple.body is None) == (request.body is None)
-    assert simple.length == (content_length(request.headers) if request.body else 0)
-    return True
-
-
-def compare_response(head: bytes) -> bool:
-    """Whether the head is simple."""
-    simple = read_response(head)
-    if simple is None:
-        return False
-    slow = Slow(httptools.HttpResponseParser, head)
-    assert slow.complete, "simple, and refused"
-    headers, has_length, chunked, error = read_headers(slow.headers)
-    assert has_length and not chunked and not error and slow.keeps_alive
-    assert slow.parser.get_http_version() == "1.1"
-    assert simple == SimpleResponse(slow.parser.get_status_code(), content_length(headers), simple.lines)
-    assert simple.lines.startswith(status_line(simple.status) + b"\r\n")
-    assert status_line(simple.status).endswith(b" " + slow.reason)
-    assert read_lines(simple.lines)[0] == headers
-    return True
 
 
 @given(REQUEST_LINES, st.lists(LINES, max_size=2).map(b"".join), HOSTED, BLOCKS)
