@@ -13,7 +13,7 @@ from heapq import heapreplace
 from typing import TYPE_CHECKING
 
 from balancer.errors import ConnectFailed, ConnectionDied, ResponseTimeout, UpstreamError
-from balancer.http.headers import NO_FIELDS, Headers
+from balancer.http.headers import Headers
 from balancer.http.request import Request
 from balancer.members.health import HealthEvent
 from balancer.members.probe import Verdict
@@ -141,10 +141,6 @@ class Exchange(PendingResponse):
         "_container", "_fault", "_links", "_waiter", "arrives", "closes", "complete", "listener", "started", "timer",
     )  # fmt: skip
     status = 200
-    headers: Headers = NO_FIELDS
-    trailers: Headers = NO_FIELDS
-    upgrade = b""
-    lines = b""
     timer: asyncio.TimerHandle
     listener: Callable[[], None] | None
 
@@ -157,6 +153,10 @@ class Exchange(PendingResponse):
         self.arrives = 0.0
         self.started = self.complete = self.closes = False
         container.take(self)
+
+    @property
+    def is_flowing(self) -> bool:
+        return self.complete
 
     def answered(self) -> None:
         """The answer has arrived."""
