@@ -47,6 +47,7 @@ from balancer.http.headers import as_lines, plain_address
 from balancer.http.request import Request
 from balancer.http.serialize import response_head
 from balancer.loop_time import loop_time
+from balancer.outbox import outbox
 
 # Seconds in which a client that has closed its side may still get its answers.
 HALF_CLOSED_SECONDS = 0.5
@@ -59,12 +60,15 @@ PIPELINE_MAX = 100
 class Http1Connection(FairConnection, asyncio.Protocol):
     """A client connection that speaks HTTP/1.1. ``writable``: set while the client takes what it is sent."""
 
-    __slots__ = ("_current", "_parser", "_queue", "_rest", "loop", "scheme", "transport", "writable")
+    __slots__ = (
+        "_current", "_outbox", "_parser", "_queue", "_rest", "_unsent", "loop", "scheme", "transport", "writable",
+    )  # fmt: skip
 
     def __init__(self, registry: ClientRegistry, place: Place) -> None:
         super().__init__(registry, place)
         # Global.
         self.loop = asyncio.get_running_loop()
+        self._outbox = outbox()
         # Per connection.
         self.transport: asyncio.Transport
         self.scheme = "http"
@@ -75,6 +79,8 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         self._current: Http1Exchange | None = None
         self._queue: deque[Http1Exchange] = deque()
         self._rest = b""
+        # Answers that wait for the end of the turn.
+        self._unsent = b""
 
     def __repr__(self) -> str:
         use = f"answers {self._current!r}" if self._current else "answers nothing"
@@ -108,6 +114,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
 
         It has left, or it only sends no more (RFC 9112 section 9.6): nothing distinguishes the two.
         """
+        self.send_unsent()
         receiving = self._parser.exchange
         if self.phase not in ENDING:
             self.phase = DONE
@@ -147,6 +154,25 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         self.writable.set()
         if self._current is None and self.phase not in ENDED:
             self._go_on()
+
+    # What is sent.
+
+    def send_soon(self, data: bytes) -> None:
+        """Send an answer at the end of the turn (``balancer.outbox``), or before whatever else is sent or closes."""
+        if not self._unsent:
+            self._outbox.add(self.send_unsent)
+        self._unsent += data
+
+    def send_unsent(self) -> None:
+        """Send what waits for the end of the turn, unless the client has left: uvloop raises then."""
+        if self._unsent:
+            data, self._unsent = self._unsent, b""
+            if not self.transport.is_closing():
+                self.transport.write(data)
+
+    def close(self) -> None:
+        self.send_unsent()
+        super().close()
 
     # Requests.
 
@@ -247,6 +273,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
             self._send_error(refusal)
 
     def _send_error(self, refusal: Refusal) -> None:
+        self.send_unsent()
         if self.transport.is_closing():
             return
         request = self._parser.refused_request()
@@ -261,6 +288,7 @@ class Http1Connection(FairConnection, asyncio.Protocol):
         self.phase = phase
         self._parser.drop_body()
         self._queue.clear()
+        self.send_unsent()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
         elif phase is LINGERING:

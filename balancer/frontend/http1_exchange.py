@@ -203,8 +203,9 @@ class Http1Exchange(DirectSink):
         elif self.framing is CHUNKED:
             body = chunk(body) + last_chunk(response.trailers)
         if len(body) < LARGE:
-            transport.write(head + body)
+            self._connection.send_soon(head + body)
         else:
+            self._connection.send_unsent()
             transport.writelines([head, body])
 
     @property
@@ -230,6 +231,7 @@ class Http1Exchange(DirectSink):
             if not more:
                 tail += last_chunk(trailers)
         transport = self._connection.transport
+        self._connection.send_unsent()
         if len(data) < LARGE:
             transport.write(head + data + tail)
         else:
@@ -293,6 +295,7 @@ class Http1Exchange(DirectSink):
     def _send(self, data: bytes) -> None:
         """Write to the client, unless it has left in the same turn of the event loop: uvloop raises then."""
         transport = self._connection.transport
+        self._connection.send_unsent()
         if not transport.is_closing():
             transport.write(data)
 
