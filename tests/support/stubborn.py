@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from tests.support.before_http import Door
 from tests.support.tls import trusting
-from tests.support.wire import LIMIT, Connection, Running
+from tests.support.wire import LIMIT, Connection, Running, in_lower_case
 
 
 class StubbornConnection:
@@ -56,7 +56,7 @@ class StubbornConnection:
         while b"\r\n\r\n" not in self._data:
             self._data += await self.read(65536)
         head, mark, self._data = self._data.partition(b"\r\n\r\n")
-        return head + mark
+        return in_lower_case(head + mark)
 
     async def exactly(self, size: int) -> bytes:
         while len(self._data) < size:

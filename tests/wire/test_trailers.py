@@ -25,7 +25,7 @@ async def test_requests_trailers_reach_the_member(at_once: bool) -> None:
         for part in [b"".join(parts)] if at_once else parts:
             await client.send(part)
         assert (await client.head()).startswith(b"HTTP/1.1 200 ")
-        assert b"\r\ntrailer: X-Sum\r\n" in member.received[0]
+        assert b"\r\nTrailer: X-Sum\r\n" in member.received[0]
         assert member.received[0].endswith(b"3\r\nabc\r\n0\r\nx-sum: 1\r\n\r\n")
 
 
