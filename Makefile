@@ -84,10 +84,10 @@ lock: .venv/.ready
 
 # Leaves the sdist, the pure wheel and one that is compiled for this Python and machine in dist/, once each wheel has been tried
 # in an environment of its own.
-dist: .venv/.ready pure
+dist: .venv/.ready pure build/compiled/.ready
 	rm -rf dist build/lib* build/bdist* build/venv build/venv-compiled
 	$(BIN)/python -m build --no-isolation --outdir dist
-	BALANCER_COMPILE=1 $(BIN)/python -m build --no-isolation --wheel --outdir dist
+	cd build/compiled && BALANCER_COMPILE=1 ../../$(BIN)/python -m build --no-isolation --wheel --outdir ../../dist
 	$(call try,build/venv,$$(echo dist/*-none-any.whl),pure Python)
 	$(call try,build/venv-compiled,$$(echo dist/*-cp*.whl),compiled by mypyc)
 

@@ -60,8 +60,6 @@ class RequestParser:
         "_begun", "_chunks", "_connection", "_headers", "_is_split", "_limits", "_method", "_parser", "_refused",
         "_replaced", "_spelling", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
     )  # fmt: skip
-
-    # What ``del`` may take away, for mypyc.
     __deletable__ = ("_connection", "_parser")
 
     def __init__(self, connection: Http1Connection, limits: Settings) -> None:
@@ -82,8 +80,7 @@ class RequestParser:
         self._tail = b""
         self._is_split = False
         # Its method as far as it has come, where it comes in pieces; and a method that a substitute stands for.
-        self._begun = b""
-        self._replaced = b""
+        self._begun = self._replaced = b""
 
         # Of the body that comes in: the reader of its chunks, if it has any.
         self.exchange: Http1Exchange | None = None
