@@ -153,7 +153,12 @@ async def test_watch_of_an_address_without_a_server_counts_a_failure() -> None:
 async def test_method_and_headers_are_sent_as_given() -> None:
     given = ["X-Tenant: ä:b", "Host:shop.example", "X-Twice:1", "X-Twice:2", "User-Agent:me"]
     flags = [it for header in given for it in ("--header", header)]
-    async with Member() as member:
+
+    async def as_it_came(connection: Connection) -> None:
+        await connection.until(b"\r\n\r\n")
+        await connection.send(OK)
+
+    async with Member(as_it_came) as member:
         status, _, _ = await watch(url(member), "--count", "1", "--method", "post", *flags)
     assert status == 0
     (head,) = member.received
