@@ -159,9 +159,10 @@ class Http1Connection(FairConnection, asyncio.Protocol):
 
     def send_soon(self, data: bytes) -> None:
         """Send an answer at the end of the turn (``balancer.outbox``), or before whatever else is sent or closes."""
-        if not self._unsent:
-            self._outbox.add(self.send_unsent)
+        is_first = not self._unsent
         self._unsent += data
+        if is_first:
+            self._outbox.add(self.send_unsent)  # Perhaps it is sent at once.
 
     def send_unsent(self) -> None:
         """Send what waits for the end of the turn, unless the client has left: uvloop raises then."""

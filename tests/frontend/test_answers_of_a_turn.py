@@ -9,6 +9,7 @@ import pytest
 
 from balancer.frontend.client_connection import CLOSED
 from balancer.frontend.http1_connection import Http1Connection
+from balancer.outbox import MAX_WAITING, outbox
 from tests.frontend.test_turns import Bare, Recorded
 from tests.support.wire import Member, balance
 
@@ -38,6 +39,14 @@ async def test_answers_of_a_turn_are_sent_in_order_at_its_end(bare: Bare) -> Non
     assert bare.transport.written == b""
     await asyncio.sleep(0)
     assert bare.transport.written == ANSWER + b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+async def test_answer_that_fills_the_outbox_is_sent(bare: Bare) -> None:
+    for _ in range(MAX_WAITING - 1):
+        outbox().add(lambda: None)
+    bare.connection.send_soon(ANSWER)
+    await asyncio.sleep(0)
+    assert bare.transport.written == ANSWER
 
 
 def half_close(connection: Http1Connection) -> None:
