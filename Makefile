@@ -15,7 +15,7 @@ compile: .venv/.ready pure
 	$(BIN)/balancer --version
 
 pure:
-	@if find balancer -name '*.so' -delete -print | grep -q .; then echo "removed what make compile made: pure Python"; fi
+	@! find balancer -name '*.so' -delete -print | grep -q . || echo "removed what make compile made: pure Python"
 
 # Tests run in three processes for two cores; those on the engine share its state and the machine's time, and run one after the other.
 test: .venv/.ready pure
