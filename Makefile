@@ -24,7 +24,7 @@ test: .venv/.ready pure
 
 # What concerns the way of a request, over the compiled build: in a copy, so that the sources here stay pure.
 ON_THE_WAY := tests/asgi tests/core tests/dispatch tests/fuzz tests/frontend tests/http tests/members tests/plugins tests/policies \
-	tests/telemetry tests/upstream tests/wire tests/test_builds.py tests/test_cost_per_byte.py tests/test_library.py tests/test_transport.py
+	tests/process tests/telemetry tests/upstream tests/wire tests/test_builds.py tests/test_cost_per_byte.py tests/test_library.py tests/test_transport.py
 test-compiled: build/compiled/.ready
 	cd build/compiled && PYTHONPATH=$(CURDIR)/build/compiled ../../$(BIN)/python -m pytest --numprocesses auto \
 		$(or $(OPTIONS),-m "not long" $(ON_THE_WAY))
