@@ -209,8 +209,9 @@ def _merge_rows(member: Member, rows: Sequence[MemberRow]) -> None:
     judges = [row for row in rows if row.state is not State.JOINING] or rows
     member.state = max((row.state for row in judges), key=_STATES.index)
     agreeing = [row for row in judges if row.state is member.state]
-    first = min(agreeing, key=lambda row: row.since)
-    member.endpoint, member.since, member.reason = first.endpoint, first.since, first.reason
+    # A member is up since the last process has found it so, and in any other state since the first has.
+    decisive = (max if member.state is State.UP else min)(agreeing, key=lambda row: row.since)
+    member.endpoint, member.since, member.reason = decisive.endpoint, decisive.since, decisive.reason
     if len(agreeing) < len(judges):
         member.reason += f" (in {len(agreeing)} of {len(judges)} processes)"
     member.in_flight = sum(row.in_flight for row in rows)

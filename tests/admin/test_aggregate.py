@@ -134,6 +134,14 @@ async def test_member_is_as_bad_as_any_process_that_knows_it_says(fleet: Fleet) 
     assert (members[TWO].state, members[TWO].reason) == (State.UP, "up")
 
 
+async def test_member_is_up_since_the_last_process_said_so_and_down_since_the_first(fleet: Fleet) -> None:
+    """A process may miss that a container has gone, and another come; then its word is about the one before."""
+    fleet.report(0, 10, members={ONE: row(ONE, since=96.0), TWO: row(TWO, State.DOWN, since=96.0)})
+    fleet.report(1, 11, members={ONE: row(ONE, since=90.0), TWO: row(TWO, State.DOWN, since=90.0)})
+    members = fleet.pool.members
+    assert (members[ONE].since, members[TWO].since) == (96.0, 90.0)
+
+
 async def test_member_counts_as_up_where_it_is_up_in_every_process(fleet: Fleet) -> None:
     fleet.report(0, 10, members={ONE: row(ONE), TWO: row(TWO)})
     assert up(fleet.pool) == 0, "the other process has not reported"
