@@ -210,12 +210,13 @@ def _forwarding(known: dict[bytes, list[bytes]], client_address: str, scheme_nam
     """
     client, scheme = client_address.encode("ascii", "replace"), scheme_name.encode("ascii")
     out: Headers = [(name, value) for name, values in known.items() if name not in _LISTS for value in values]
-    for name, hop in (
-        (b"x-forwarded-for", client or b"unknown"),
-        (b"forwarded", _forwarded_element(client, scheme, host)),
-    ):
-        if name in known or not known.keys() & _LISTS:
-            out.append((name, b", ".join([*known.get(name, ()), hop])))
+    is_first = known.keys().isdisjoint(_LISTS)
+    if is_first or b"x-forwarded-for" in known:
+        hops = [*known.get(b"x-forwarded-for", ()), client or b"unknown"]
+        out.append((b"x-forwarded-for", b", ".join(hops)))
+    if is_first or b"forwarded" in known:
+        hops = [*known.get(b"forwarded", ()), _forwarded_element(client, scheme, host)]
+        out.append((b"forwarded", b", ".join(hops)))
     if b"x-forwarded-proto" not in known:
         out.append((b"x-forwarded-proto", scheme))
     if host and b"x-forwarded-host" not in known:
