@@ -48,7 +48,7 @@ _LINES: Final = re.compile(rb"(?:[0-9A-Za-z-]+: [^\r]*\r\n)*\r\n")
 # looked at first: (?i:) costs more.
 _HOP: Final = rb"[Cc](?i:onnection|ontent-length)|[KkPpTtUu](?i:eep-alive|roxy-[a-z]+|e|ransfer-encoding|pgrade)"
 _NOTED: Final = re.compile(
-    rb"(\r\n(?:" + _HOP + rb"|[CcEeFfHhXx](?i:dn-loop|xpect|orwarded|ost|-request-id|-forwarded-[0-9a-z-]+)): [^\r]*)"
+    rb"(\r\n(?:" + _HOP + rb"|[CcEeFfHhXx](?i:dn-loop|xpect|orwarded|ost|-request-id|-forwarded-[0-9a-z-]*)): [^\r]*)"
 )
 _HOP_LINES: Final = re.compile(rb"(\r\n(?:" + _HOP + rb"): [^\r]*)")
 

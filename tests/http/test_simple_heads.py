@@ -55,6 +55,7 @@ STATUS_LINES = st.sampled_from(
 
 @given(REQUEST_LINES, st.lists(LINES, max_size=2).map(b"".join), HOSTED, BLOCKS)
 @example(b"GET / HTTP/1.1\r\n", b"", b"Host: a\r\n", b"X: a\x00\r\n")
+@example(b"GET / HTTP/1.1\r\n", b"", b"Host: a\r\n", b"X-Forwarded-: \r\n")
 @example(b"GET / HTTP/1.1\r\n", b"X-Request-ID: \r\n", b"Host: a\r\n", b"X-Request-ID: 5\r\n")
 @example(b"GET / HTTP/1.1\r\n", b"X-Forwarded-For: 192.0.2.1\r\n", b"Host: a\r\n", b"Forwarded: for=192.0.2.2\r\n")
 def test_simple_request_is_what_the_checks_make_of_it(line: bytes, before: bytes, host: bytes, after: bytes) -> None:
