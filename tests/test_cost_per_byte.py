@@ -14,6 +14,7 @@ from balancer.http.chunked import ChunkedReader, MalformedChunk
 from balancer.http.proxy_protocol import Malformed, parse
 from balancer.http.request import Request
 from balancer.http.request_headers import RequestHeaders
+from balancer.http.simple_heads import read_request
 from balancer.http.validation import check
 from balancer.policies import make_policy
 from balancer.routing.path_safety import most_permissive, resolve_harmless
@@ -27,7 +28,7 @@ from tests.support.routes import table
 SIZE = 16 * 1024
 LIMIT = 0.1e-6
 
-LIMITS = Settings(max_uri_bytes=2 * SIZE)
+LIMITS = Settings(max_uri_bytes=2 * SIZE, max_header_bytes=4 * SIZE, max_headers=SIZE)
 trusting = RequestHeaders((ip_network("10.0.0.0/8"),))
 routes = table("/api", "/")
 sticky = make_policy(Settings(sticky_cookie="member"), Nought())
@@ -42,6 +43,13 @@ def cookie(value: bytes) -> None:
 
 def headers(name: bytes) -> Callable[[bytes], object]:
     return lambda value: trusting([(name, value)], "10.0.0.1", "http", b"a")
+
+
+def simple(lines: bytes) -> None:
+    """Read a head in the lane for simple ones, without its limits, and write its lines for a member."""
+    request = read_request(b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n\r\n", "10.0.0.1", "http", LIMITS)
+    if request:
+        trusting.lines(request)
 
 
 def chunked(data: bytes) -> None:
@@ -74,6 +82,12 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
         lambda value: check(b"GET", b"/", [(b"host", b"a"), (b"connection", value)], "1.1", SIZE, LIMITS),
         b",",
     ),
+    "lines of a simple head": (simple, b"a: b\r\n"),
+    "lines of a simple head, the last of them not": (lambda lines: simple(lines + b"a\r\n"), b"a: b\r\n"),
+    "a name in a simple head": (simple, b"a"),
+    "a value in a simple head": (lambda value: simple(b"a: " + value), b": "),
+    "forwarding in a simple head": (simple, b"X-Forwarded-For: 1.2.3.4\r\n"),
+    "options in a simple head": (simple, b"Connection: keep-alive\r\n"),
     "a PROXY header": (lambda data: parse(b"PROXY TCP4 " + data), b"1"),
     "chunks of ten bytes": (chunked, b"a\r\n0123456789\r\n"),
     "an extension of a chunk": (lambda data: chunked(b"1;" + data + b"\r\n"), b"a"),

@@ -2,7 +2,7 @@
 
 What is read here is a strict part of the grammar of RFC 9112, in which a head has one meaning only:
 
-* Bytes are visible ASCII, single spaces and CRLF. Names are letters, digits and "-", and a colon and a space follow.
+* Bytes are visible ASCII, spaces and CRLF. Names are letters, digits and "-", and a colon and a space follow.
 * A request has a path, HTTP/1.1 and one valid Host. A response has HTTP/1.1, a usual status with its usual phrase, one
   Content-Length, and a body that may follow.
 * No header has a say in where the message ends, but for one Content-Length of digits, and none asks for anything of
