@@ -13,6 +13,7 @@ from balancer.errors import Refusal, TruncatedResponse, UpstreamError
 from balancer.http.headers import Headers
 from balancer.http.request import AnyRequest, Request
 from balancer.members.member import Member
+from balancer.members.outcome import Outcome
 from balancer.types import Address
 from balancer.upstream.base import PendingResponse
 
@@ -113,7 +114,8 @@ class RequestContext(RequestRecord):
 
     ``dispatcher``: the handler that has begun it. ``acquired`` and ``response``: the member that it was sent to without
     waiting, and that member's response, or None. ``hook_request``: the request as plug-ins see it, or None.
-    ``is_relaying``: the response has begun to go to the client without waiting.
+    ``is_relaying``: the response has begun to go to the client without waiting. ``outcome``: of the attempt under
+    way, once its response or failure is there, where something learns from it.
     ``refusal``: a hook's refusal of the request or of its response. ``is_local_call``: this program made it, no client.
     ``prefix``: the path of the mount that it came through, or b"".
     """
@@ -125,6 +127,7 @@ class RequestContext(RequestRecord):
     acquired: Member | None = None
     response: PendingResponse | None = None
     is_relaying = False
+    outcome: Outcome | None = None
     body: ReplayableBody | None = None
     hook_request: AnyRequest = None
     refusal: Refusal | None = None

@@ -24,6 +24,7 @@ from balancer.http.request_headers import with_prefix
 from balancer.loop_time import Limit, loop_time
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
+from balancer.members.outcome import Outcome
 from balancer.upstream.base import UpstreamRequest, UpstreamResponse
 
 # Status in the log of a request whose client left before there was one (nginx's number).
@@ -142,13 +143,15 @@ class Dispatcher(FastPathDispatcher):
                 try:
                     response = await self._attempt(member, context, outgoing)
                 except UpstreamError as fault:
+                    self._note_outcome(context, 0, fault.reason, self._clock() - attempts.began)
                     self._after_failure(fault, member, context, attempts)
                 else:
+                    self._note_outcome(context, response.status, "", self._clock() - attempts.began)
                     await self._pass_on(response, member, context, sink)
                     return
             finally:
                 context.attempt_duration = max(0.0, self._clock() - attempts.began)
-                self.admission.release(member, attempts.queued)
+                self._end_attempt(context, member, attempts.queued)
             outgoing.fresh = attempts.repeats > 0
             outgoing.repeatable = outgoing.repeatable and attempts.repeats < self._settings.retries
             if attempts.pause:
@@ -160,10 +163,17 @@ class Dispatcher(FastPathDispatcher):
         assert response and member
         try:
             await _relay_body(response, sink, context)
+        except TruncatedResponse as error:
+            _note_break(context, error)
+            raise
         finally:
             await response.close()
             context.attempt_duration = self._clock() - context.started
-            self.admission.release(member)
+            self._end_attempt(context, member)
+
+    def _note_outcome(self, context: RequestContext, status: int, failure: str, first_byte: float) -> None:
+        if self._learners:
+            context.outcome = Outcome(status, failure, first_byte)
 
     async def _find_member(self, context: RequestContext, attempts: _Attempts, sink: Sink) -> Member:
         """Return the member acquired before, one that is free now, or one from the queue."""
@@ -229,6 +239,9 @@ class Dispatcher(FastPathDispatcher):
             if self._sends_id:
                 headers = with_request_id(headers, context.id)
             await _relay(response, sink, context, headers)
+        except TruncatedResponse as error:
+            _note_break(context, error)
+            raise
         finally:
             await response.close()
 
@@ -284,6 +297,12 @@ class Dispatcher(FastPathDispatcher):
         given = _member_in(ended)
         assert given
         return given
+
+
+def _note_break(context: RequestContext, error: TruncatedResponse) -> None:
+    """Note that a response has broken off."""
+    if context.outcome:
+        context.outcome.failure = error.reason
 
 
 def _member_in(ended: asyncio.Future[Member | Refusal]) -> Member | None:

@@ -17,7 +17,7 @@ from balancer.dispatch import retry
 from balancer.dispatch.admission import Admission
 from balancer.dispatch.context import RequestContext, RequestRecord, request_ids
 from balancer.dispatch.interfaces import DirectSink, RequestHandler, Trace, is_event_stream
-from balancer.dispatch.queue import PendingQueue
+from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import Refusal
 from balancer.http import loops
@@ -28,6 +28,7 @@ from balancer.http.request_headers import RequestHeaders
 from balancer.http.serialize import request_head
 from balancer.members.member import Member
 from balancer.members.membership import Membership
+from balancer.members.outcome import Learner, Outcome
 from balancer.policies.base import Policy
 from balancer.types import Clock
 from balancer.upstream.base import PendingResponse, Upstream
@@ -71,6 +72,13 @@ class FastPathDispatcher(RequestHandler):
         self._budget = retry.Budget()
         self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes, settings.max_queue_share)
         self.admission = Admission(membership, policy, self.queue, settings.max_requests_per_member)
+        self._learners: list[Learner] = []
+        if type(policy).finished is not Policy.finished:
+            self.report_to(policy.finished)
+
+    def report_to(self, learner: Learner) -> None:
+        """Call ``learner`` with the member and the outcome of each attempt from now on."""
+        self._learners.append(learner)
 
     def begin(self, request: Request) -> RequestContext:
         """Return the context of a new request."""
@@ -148,7 +156,7 @@ class FastPathDispatcher(RequestHandler):
         if response.complete:
             response.listener = None
             context.duration = context.attempt_duration = now - context.started
-            self.admission.release(member)
+            self._end_attempt(context, member)
             self._on_done(context)
 
     def _begin_response(self, context: RequestContext, now: float) -> bool:
@@ -160,12 +168,23 @@ class FastPathDispatcher(RequestHandler):
         assert response and member
         self._membership.record_response(member, response.status, response.closes, now)
         context.status = response.status
+        if self._learners:
+            context.outcome = Outcome(response.status, "", now - context.started)
         policy_headers = self._policy.response_headers(context.hook_request or context.request, member)
         if policy_headers:
             response.headers = response.headers + policy_headers
         if self._sends_id:
             response.headers = with_request_id(response.headers, context.id)
         return True
+
+    def _end_attempt(self, context: RequestContext, member: Member, queued: QueuedRequest | None = None) -> None:
+        """Take a member back after an attempt, and pass on what came of it."""
+        self.admission.release(member, queued)
+        outcome, context.outcome = context.outcome, None
+        if outcome:
+            outcome.duration = context.attempt_duration
+            for learner in self._learners:
+                learner(member, outcome)
 
     def mark_requests(self, identity: str) -> None:
         """Mark each request, from now on, as one that has passed this pool; see ``balancer.http.loops``."""

@@ -18,6 +18,7 @@ from mypy_extensions import mypyc_attr
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
+from balancer.members.outcome import Outcome
 
 
 class PolicyLike(Protocol):
@@ -88,3 +89,11 @@ class Policy:
             Pairs (name, value), by default none: of bytes, or of text from a plug-in.
         """
         return NO_FIELDS
+
+    def finished(self, member: Member, outcome: Outcome) -> None:
+        """Take note of the outcome of an attempt at a member; called only where a policy defines it.
+
+        Args:
+            member: The member, whose ``in_flight`` no longer counts the attempt. It may have left since.
+            outcome: What came of it: status, failure, and times in seconds. It may be shared, and must not be changed.
+        """
