@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from balancer.config.display import PREFIX, as_text, flag, show, variable, without_userinfo
@@ -295,32 +295,6 @@ class Settings:
         if self.proxy_protocol and not self.trusted_proxies and not isinstance(self.bind, UnixSocket):
             found.append(("proxy_protocol", ("trusted_proxies",)))
         return found
-
-    def part(self, number: int, processes: int) -> Settings:
-        """Return the settings of process ``number`` (from 0): its part of each limit for all of them together.
-
-        Raises SettingsError where a limit cannot be shared out.
-        """
-        if processes == 1:
-            return self
-        parts = {}
-        problems = []
-        for name, least in (
-            ("max_requests_per_member", 1),
-            ("max_connections", 1),
-            ("queue_max", 0),
-            ("queue_max_bytes", 0),
-        ):
-            limit = getattr(self, name)
-            if 0 < limit < least * processes:
-                problems.append(
-                    f"{variable(name)}={limit} cannot be used with {processes} processes: it is shared out among them, "
-                    f"so it takes 0 or at least {processes}"
-                )
-            parts[name] = limit // processes + (number < limit % processes)
-        if problems:
-            raise SettingsError(problems)
-        return replace(self, **parts)
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return (variable, value in effect, meaning) of every setting, for people to read."""
