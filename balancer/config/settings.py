@@ -121,6 +121,9 @@ class Settings:
     health_host: str | None = setting(None, HOST, "Host of the requests for the readiness path")
     health_interval: float = setting(1.0, seconds(0.1, 3600), "time between two probes of a member")
     health_timeout: float = setting(5.0, seconds(0.1, 3600), "limit for the answer to a request for the readiness path")
+    health_rise: int = setting(
+        1, count(1, 100), "probes in a row that succeed before a member that was up before is up again"
+    )
     health_fall: int = setting(2, count(1, 100), "probes in a row that fail before a member is down")
     hung_timeout: float = setting(
         0.0,
