@@ -7,8 +7,8 @@ Rules:
   container until it is gone, so this, not DNS, shows a departure.
 * Busy is not hung, and no time separates them: the answer to a probe queues behind the work of a member with
   few threads. A probe unanswered for LATE_SECONDS makes a member a suspect, and nothing else.
-* A member goes down by probes only after HEALTH_FALL of them in a row have failed: by a bad status, or by no answer
-  within HEALTH_TIMEOUT.
+* A member goes down by probes only after HEALTH_FALL of them in a row have failed: by a bad status or body, or by no
+  answer within HEALTH_TIMEOUT.
 * A member that was up and is down or draining comes up after HEALTH_RISE probes in a row that succeed. A new one, and a
   suspect, which has not gone down, need one.
 * A suspect gets requests only while no member is up. A member becomes one by a late or failed probe. So does one that

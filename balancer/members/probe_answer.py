@@ -24,7 +24,7 @@ class _Body:
     """The beginning of a body, which httptools writes. It knows no parser, so that reference counts free both."""
 
     def __init__(self) -> None:
-        self.data = b""
+        self.data = bytearray()
         self.is_complete = False
 
     def on_body(self, data: bytes) -> None:

@@ -65,13 +65,13 @@ class TableBuilder:
         if strips and "" in paths:
             self.problems.append(f"{where} strip_prefix cannot be used without a path")
         values = self._values(where, own)
-        settings = replace(self._settings, **values)
-        self.problems += [
-            f"{where} {name}={own[name]!r} cannot be used without health_path"
-            for name in settings.without_health_path()
-            if name in own
-        ]
         if len(self.problems) > before:
+            return
+        settings = replace(self._settings, **values)
+        if useless := own.keys() & settings.without_health_path():
+            self.problems += [
+                f"{where} {name}={own[name]!r} cannot be used without health_path" for name in sorted(useless)
+            ]
             return
         self._names.setdefault(settings, name)
         self._places.setdefault(settings, place)
