@@ -21,8 +21,9 @@ from balancer.cli import flags
 from balancer.cli.output import Output, command_output
 from balancer.config.cpu import usable_cores
 from balancer.config.display import variable, without_userinfo
+from balancer.config.misspelt import misspelt
 from balancer.config.parts import part
-from balancer.config.settings import Settings, SettingsError, misspelt
+from balancer.config.settings import Settings, SettingsError
 from balancer.config.token_file import with_token
 from balancer.errors import FAILED, UNUSABLE
 from balancer.process.sockets import CannotListen, listening

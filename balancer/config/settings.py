@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from balancer.config.display import PREFIX, as_text, flag, show, variable, without_userinfo
+from balancer.config.display import as_text, flag, show, variable, without_userinfo
 from balancer.config.parsers import (
     ACCESS_LOG,
     ALIAS,
@@ -322,18 +322,3 @@ class Settings:
             (variable(field.name), show(getattr(self, field.name), field.metadata["kind"]), field.metadata["meaning"])
             for field in fields(self)
         ]
-
-
-def misspelt(environ: Mapping[str, str]) -> list[str]:
-    """Return a line for each ``BALANCER_*`` variable that is no setting and looks like one.
-
-    Others are left alone: orchestrators inject names such as ``BALANCER_SERVICE_HOST`` on their own.
-    """
-    known = [variable(field.name) for field in fields(Settings)]
-    lines = []
-    for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-            if close:
-                lines.append(f"{name} is not a setting and is ignored; did you mean {close[0]}?")
-    return lines

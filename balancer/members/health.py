@@ -135,8 +135,9 @@ def weigh(event: HealthEvent, in_row: int, rise: int, fall: int) -> HealthEvent:
 def next_probe(state: State, failures: int, interval: float, urgent: bool, rng: Random) -> float:
     """Return the seconds until the next probe of a member.
 
-    ``failures``: probes that failed in a row. A member that is new or down is probed every URGENT_INTERVAL at first and
-    ever less often, down to ``interval``. ``urgent``: no member is available, so it is always URGENT_INTERVAL.
+    ``failures``: probes that failed in a row. A member that is new or fails is probed every URGENT_INTERVAL at first
+    and ever less often, down to ``interval``; one that is down and well again, every ``interval``. ``urgent``: no
+    member is available, so it is always URGENT_INTERVAL.
     """
     if urgent:
         delay = URGENT_INTERVAL

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.config.display import show, variable
-from balancer.config.settings import RENAMED, Settings, SettingsError, misspelt
+from balancer.config.misspelt import misspelt
+from balancer.config.settings import RENAMED, Settings, SettingsError
 from balancer.routing.parse import parse_inline
 from balancer.types import Address, UnixSocket
 
