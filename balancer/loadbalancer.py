@@ -140,11 +140,9 @@ class LoadBalancer:
         self._prober = Prober(
             self.own_addresses.probe,
             self.membership,
-            settings.health_interval,
+            settings,
             clock,
             rng,
-            requests_path=settings.health_path is not None,
-            fall=settings.health_fall,
             on_answer=self.upstream.on_member_answered,
         )
         self._discovery = Discovery(

@@ -21,7 +21,9 @@ from balancer.cli import flags
 from balancer.cli.output import Output, command_output
 from balancer.config.cpu import usable_cores
 from balancer.config.display import variable, without_userinfo
-from balancer.config.settings import Settings, SettingsError, misspelt
+from balancer.config.misspelt import misspelt
+from balancer.config.parts import part
+from balancer.config.settings import Settings, SettingsError
 from balancer.config.token_file import with_token
 from balancer.errors import FAILED, UNUSABLE
 from balancer.process.sockets import CannotListen, listening
@@ -143,7 +145,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         routes = read(settings)
         processes = before.processes or _processes(settings)
         for pool in [settings, *(routes.pools.values() if routes else ())]:
-            pool.part(0, processes)
+            part(pool, 0, processes)
         if os.environ.pop(TRIAL, None):
             # A trial for a reload: find out before anything changes whether all of the code is there.
             from balancer.plugins import loader

@@ -12,6 +12,8 @@ from balancer.types import Address, IPNetwork, UnixSocket
 
 # The policies that need no plug-in.
 POLICIES = ("round_robin", "least_requests", "random", "hash")
+# Characters of a text that reasons and logs quote.
+LINE_MAX = 200
 
 
 class Hint(ValueError):
@@ -182,6 +184,32 @@ def _url(text: str) -> str:
     return text
 
 
+def _statuses(text: str) -> frozenset[int]:
+    # Blanks for a route in one line, where a comma ends the route.
+    statuses = frozenset(status for entry in re.findall(r"[^\s,]+", text) for status in _status_range(entry))
+    if not statuses:
+        raise ValueError("no status")
+    return statuses
+
+
+def _status_range(text: str) -> range:
+    bounds = re.fullmatch(r"(?P<first>[0-9]{3})(?:-(?P<last>[0-9]{3}))?", text)
+    if not bounds:
+        raise Hint(f"{text!r} is neither a status nor a range")
+    first, last = int(bounds["first"]), int(bounds["last"] or bounds["first"])
+    if not 200 <= first <= 599 or not 200 <= last <= 599:
+        raise Hint(f"{text!r} is not within 200 to 599")
+    if first > last:
+        raise Hint(f"{text!r} ends before it begins")
+    return range(first, last + 1)
+
+
+def _line(text: str) -> str:
+    if len(text) > LINE_MAX or not text.isprintable():
+        raise ValueError("not one line")
+    return text
+
+
 def _between(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         number = float(text)
@@ -284,6 +312,8 @@ TOKEN_FILE = Kind(_file, "the path of a file with nothing but the token, white s
 TOKEN = Kind(_token, "a cookie name such as member")
 SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
+STATUSES = Kind(_statuses, "statuses from 200 to 599 with commas or blanks between, such as 200-399,401")
+LINE = Kind(_line, f"a text of one line, of at most {LINE_MAX} characters")
 URL = Kind(_url, "a URL such as http://collector:4318")
 # ``balancer.plugins.loader`` checks whether there is such a plug-in.
 POLICY = Kind(

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from balancer.config.display import PREFIX, as_text, flag, show, variable, without_userinfo
+from balancer.config.display import as_text, flag, show, variable, without_userinfo
 from balancer.config.parsers import (
     ACCESS_LOG,
     ALIAS,
     HASH_KEY,
     HOOKS,
     HOST,
+    LINE,
     LISTENER,
     LISTENER_OR_OFF,
     NAMESERVER,
@@ -31,6 +32,7 @@ from balancer.config.parsers import (
     PROCESSES,
     ROUTES,
     SECRET,
+    STATUSES,
     TOKEN,
     TOKEN_FILE,
     URL,
@@ -71,6 +73,10 @@ RENAMED = {
     "shutdown_seconds": "shutdown_timeout",
     "reload_seconds": "reload_timeout",
 }
+
+
+# Statuses of a member that is well (RFC 9110 section 15.3).
+HEALTHY = frozenset(range(200, 300))
 
 
 def setting(default: Any, kind: Kind, meaning: str) -> Any:
@@ -115,12 +121,19 @@ class Settings:
     max_requests_per_member: int = setting(
         0, count(0, 1_000_000), "requests that a member is given at a time; the rest wait their turn (0: no limit)"
     )
-    health_path: str | None = setting(
-        None, PATH, "readiness path of a member: 2xx is up, 503 is draining; without one, a TCP connect"
-    )
+    health_path: str | None = setting(None, PATH, "readiness path of a member; without one, a probe is a TCP connect")
     health_host: str | None = setting(None, HOST, "Host of the requests for the readiness path")
+    health_status: frozenset[int] = setting(
+        HEALTHY, STATUSES, "statuses of a member that is well; 503 means that it is draining, unless it is one of these"
+    )
+    health_body: str | None = setting(
+        None, LINE, "text that the first 64 KiB of the answer's body have to contain; any body will do unless set"
+    )
     health_interval: float = setting(1.0, seconds(0.1, 3600), "time between two probes of a member")
     health_timeout: float = setting(5.0, seconds(0.1, 3600), "limit for the answer to a request for the readiness path")
+    health_rise: int = setting(
+        1, count(1, 100), "probes in a row that succeed before a member that was up before is up again"
+    )
     health_fall: int = setting(2, count(1, 100), "probes in a row that fail before a member is down")
     hung_timeout: float = setting(
         0.0,
@@ -294,33 +307,14 @@ class Settings:
             found.append(("http2", ("tls_cert", "tls_key")))
         if self.proxy_protocol and not self.trusted_proxies and not isinstance(self.bind, UnixSocket):
             found.append(("proxy_protocol", ("trusted_proxies",)))
+        if not self.routes:
+            found += [(name, ("health_path",)) for name in self.without_health_path()]
         return found
 
-    def part(self, number: int, processes: int) -> Settings:
-        """Return the settings of process ``number`` (from 0): its part of each limit for all of them together.
-
-        Raises SettingsError where a limit cannot be shared out.
-        """
-        if processes == 1:
-            return self
-        parts = {}
-        problems = []
-        for name, least in (
-            ("max_requests_per_member", 1),
-            ("max_connections", 1),
-            ("queue_max", 0),
-            ("queue_max_bytes", 0),
-        ):
-            limit = getattr(self, name)
-            if 0 < limit < least * processes:
-                problems.append(
-                    f"{variable(name)}={limit} cannot be used with {processes} processes: it is shared out among them, "
-                    f"so it takes 0 or at least {processes}"
-                )
-            parts[name] = limit // processes + (number < limit % processes)
-        if problems:
-            raise SettingsError(problems)
-        return replace(self, **parts)
+    def without_health_path(self) -> list[str]:
+        """Return the settings of requests for the readiness path that are set, where no path is."""
+        of_path = {"health_host": None, "health_status": HEALTHY, "health_body": None}
+        return [name for name, default in of_path.items() if not self.health_path and getattr(self, name) != default]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return (variable, value in effect, meaning) of every setting, for people to read."""
@@ -328,18 +322,3 @@ class Settings:
             (variable(field.name), show(getattr(self, field.name), field.metadata["kind"]), field.metadata["meaning"])
             for field in fields(self)
         ]
-
-
-def misspelt(environ: Mapping[str, str]) -> list[str]:
-    """Return a line for each ``BALANCER_*`` variable that is no setting and looks like one.
-
-    Others are left alone: orchestrators inject names such as ``BALANCER_SERVICE_HOST`` on their own.
-    """
-    known = [variable(field.name) for field in fields(Settings)]
-    lines = []
-    for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-            if close:
-                lines.append(f"{name} is not a setting and is ignored; did you mean {close[0]}?")
-    return lines

@@ -7,8 +7,10 @@ Rules:
   container until it is gone, so this, not DNS, shows a departure.
 * Busy is not hung, and no time separates them: the answer to a probe queues behind the work of a member with
   few threads. A probe unanswered for LATE_SECONDS makes a member a suspect, and nothing else.
-* A member goes down by probes only after HEALTH_FALL of them in a row have failed: by a bad status, or by no answer
-  within HEALTH_TIMEOUT.
+* A member goes down by probes only after HEALTH_FALL of them in a row have failed: by a bad status or body, or by no
+  answer within HEALTH_TIMEOUT.
+* A member that was up and is down or draining comes up after HEALTH_RISE probes in a row that succeed. A new one, and a
+  suspect, which has not gone down, need one.
 * A suspect gets requests only while no member is up. A member becomes one by a late or failed probe. So does one that
   used to keep connections open and now announces ``Connection: close`` CLOSES_TO_SUSPECT times in a row, as a draining
   one does. One that always closes, or that closes now and then, does not count. Nor does a refusal of the request
@@ -46,6 +48,7 @@ class HealthEvent(StrEnum):
     """An observation of a member that may change its state."""
 
     PROBE_OK = "probe succeeded"
+    PROBE_RISING = "probe succeeded, and more have to"
     PROBE_UNANSWERED = "no answer to a probe"
     PROBE_FAILED = "probe failed"
     PROBES_FAILED = "too many probes in a row failed"
@@ -118,20 +121,23 @@ TRANSITIONS: dict[State, dict[HealthEvent, State]] = {
 JITTER = 0.2
 
 
-def weigh(event: HealthEvent, failures: int, fall: int) -> HealthEvent:
-    """Return the event of a probe's outcome: of failures, the ``fall``-th in a row is PROBES_FAILED.
+def weigh(event: HealthEvent, in_row: int, rise: int, fall: int) -> HealthEvent:
+    """Return the event of a probe's outcome.
 
-    ``failures``: probes in a row that have failed, this one included.
+    A failure is PROBES_FAILED from the ``fall``-th in a row on, and a success is PROBE_RISING before the ``rise``-th.
+    ``in_row``: probes that have failed, or succeeded, one after the other, this one included.
     """
-    failed = event in (HealthEvent.PROBE_UNANSWERED, HealthEvent.PROBE_FAILED)
-    return HealthEvent.PROBES_FAILED if failed and failures >= fall else event
+    if event in (HealthEvent.PROBE_UNANSWERED, HealthEvent.PROBE_FAILED):
+        return HealthEvent.PROBES_FAILED if in_row >= fall else event
+    return HealthEvent.PROBE_RISING if event is HealthEvent.PROBE_OK and in_row < rise else event
 
 
 def next_probe(state: State, failures: int, interval: float, urgent: bool, rng: Random) -> float:
     """Return the seconds until the next probe of a member.
 
-    ``failures``: probes that failed in a row. A member that is new or down is probed every URGENT_INTERVAL at first and
-    ever less often, down to ``interval``. ``urgent``: no member is available, so it is always URGENT_INTERVAL.
+    ``failures``: probes that failed in a row. A member that is new or fails is probed every URGENT_INTERVAL at first
+    and ever less often, down to ``interval``; one that is down and well again, every ``interval``. ``urgent``: no
+    member is available, so it is always URGENT_INTERVAL.
     """
     if urgent:
         delay = URGENT_INTERVAL

@@ -29,6 +29,9 @@ class Member:
         drained: Whether it gets no more requests, by hand.
         drained_since: When that was last changed.
         failed_at: When contact with it last failed.
+        probe_failures: Probes in a row that have failed.
+        probe_successes: Probes in a row that have succeeded since it came into its state.
+        been_up: Whether it has been up.
         probes: Probes begun so far.
         probing: Probes under way.
         last_probe_answered: Number of the last probe that brought an answer.
@@ -49,6 +52,8 @@ class Member:
     probe_at: float = 0.0
     probed_at: float = 0.0
     probe_failures: int = 0
+    probe_successes: int = 0
+    been_up: bool = False
     failed_at: float = -inf
     probing: int = 0
     probes: int = 0
@@ -70,6 +75,11 @@ class Member:
     def address(self) -> Address:
         """Address that it listens on: ``host`` and ``port``."""
         return self.endpoint.address
+
+    @property
+    def is_returning(self) -> bool:
+        """Whether it has been up, and is down or draining."""
+        return self.been_up and self.state in (State.DOWN, State.DRAINING)
 
 
 BY_ADDRESS = attrgetter("endpoint.address")

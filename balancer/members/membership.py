@@ -292,7 +292,8 @@ class Membership:
 
     def _enter(self, member: Member, state: State, reason: str, now: float) -> None:
         member.state, member.reason, member.since = state, reason, now
-        member.closes = 0
+        member.closes = member.probe_successes = 0
+        member.been_up |= state is State.UP
         if state in (State.DOWN, State.LEAVING):
             self._warming.pop(member, None)
 

@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 
 from balancer.config.settings import Settings
 from balancer.errors import LOCAL_RESOURCE_ERRNOS, connect_failed
-from balancer.loop_time import Limit, loop_time
+from balancer.loop_time import Limit
 from balancer.members.health import HealthEvent
+from balancer.members.probe_answer import ProbeAnswer
 from balancer.types import Address
 
-# Bytes of an answer that are read; a longer one is cut off. Programs whose answer is cut off log a failure.
-ANSWER_MAX_BYTES = 2**20
+# Bytes of an answer that are read at a time.
+PIECE_BYTES = 2**16
 
 # An event of the member, or None where the probe shows none, and words for it.
 Verdict = tuple[HealthEvent | None, str]
@@ -21,7 +22,7 @@ Probe = Callable[[Address], Awaitable[Verdict]]
 
 def make_probe(settings: Settings) -> Probe:
     """Return the probe of the settings: HTTP where HEALTH_PATH is set, else a TCP connect."""
-    path, within, limit = settings.health_path, settings.connect_timeout, settings.health_timeout
+    path, within = settings.health_path, settings.connect_timeout
     request = b"" if path is None else health_request(settings)
 
     async def probe(address: Address) -> Verdict:
@@ -36,18 +37,8 @@ def make_probe(settings: Settings) -> Probe:
         try:
             if path is None:
                 return HealthEvent.PROBE_OK, "accepts connections"
-            clock = loop_time()
-            deadline = clock.time() + limit
-            async with Limit(limit, patient=True):
-                writer.write(request)
-                status_line = await reader.readline()
-            if status_line.startswith(b"HTTP/1."):
-                await _read_rest(reader, deadline - clock.time())
-            return _judge(path, status_line)
-        except TimeoutError:
-            return HealthEvent.PROBE_UNANSWERED, f"GET {path}: no answer within {limit:g} s"
-        except (OSError, ValueError) as error:
-            return HealthEvent.PROBE_FAILED, f"GET {path}: {error}"
+            writer.write(request)
+            return await _read(reader, settings)
         finally:
             writer.transport.abort()  # Close now: nothing is left to flush.
 
@@ -74,42 +65,19 @@ def service_name(alias: str) -> str:
     return ".".join(label for label in alias.rstrip(".").split(".") if not label.startswith("_")) or alias
 
 
-async def _read_rest(reader: asyncio.StreamReader, seconds: float) -> None:
-    """Read headers and body until their end, for ``seconds`` at most, up to ANSWER_MAX_BYTES.
-
-    What comes of it does not matter any more: the verdict is the status line's.
-    """
-    left, length, tail, is_chunked = ANSWER_MAX_BYTES, ANSWER_MAX_BYTES, b"", False
+async def _read(reader: asyncio.StreamReader, settings: Settings) -> Verdict:
+    """Read an answer to its end, as far as it comes within HEALTH_TIMEOUT; return what it says of the member."""
+    answer, timed_out = ProbeAnswer(settings), False
     try:
-        async with Limit(seconds):
-            while left > 0 and (line := await reader.readline()).strip():
-                left -= len(line)
-                name, _, value = line.lower().partition(b":")
-                if name == b"content-length" and value.strip().isdigit():
-                    length = int(value)
-                is_chunked = is_chunked or (name == b"transfer-encoding" and b"chunked" in value)
-            # A member that does not close the connection still has an answer that ends.
-            left = min(left, length)
-            while left > 0 and (piece := await reader.read(left)):
-                left -= len(piece)
-                tail = (tail + piece)[-5:]
-                if is_chunked and tail == b"0\r\n\r\n":
-                    return
-    except (TimeoutError, OSError, ValueError):
-        pass
-
-
-def _judge(path: str, status_line: bytes) -> Verdict:
-    """Judge a member's answer to ``GET path``: 2xx is up, 503 is draining, the rest is a failure."""
-    parts = status_line.split(maxsplit=2)
-    if not parts:
-        return HealthEvent.PROBE_FAILED, f"GET {path}: the connection was closed without an answer"
-    if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or not parts[1].isdigit():
-        return HealthEvent.PROBE_FAILED, f"GET {path}: not an HTTP answer"
-    status = int(parts[1])
-    words = f"GET {path}: {status}"
-    if 200 <= status <= 299:
-        return HealthEvent.PROBE_OK, words
-    if status == 503:
-        return HealthEvent.PROBE_DRAINING, words
-    return HealthEvent.PROBE_FAILED, f"{words} is neither 2xx nor 503"
+        async with Limit(settings.health_timeout, patient=True):
+            answer.begin(await reader.readline())
+            while not answer.is_over and (piece := await reader.read(PIECE_BYTES)):
+                answer.feed(piece)
+    except (OSError, ValueError) as error:
+        timed_out = isinstance(error, TimeoutError)
+        if not answer.status_line:
+            words = f"GET {settings.health_path}: "
+            if timed_out:
+                return HealthEvent.PROBE_UNANSWERED, f"{words}no answer within {settings.health_timeout:g} s"
+            return HealthEvent.PROBE_FAILED, f"{words}{error}"
+    return answer.judge(timed_out)

@@ -10,6 +10,7 @@ from heapq import heappop, heappush, heapreplace
 from math import inf
 from random import Random
 
+from balancer.config.settings import Settings
 from balancer.discovery.pace import URGENT_INTERVAL
 from balancer.loop_time import loop_time
 from balancer.members.health import LATE_SECONDS, HealthEvent, State, next_probe, weigh
@@ -86,28 +87,27 @@ class TokenBucket:
 class Prober:
     """Probes each member when it is due, or as soon after that as the bounds allow.
 
-    ``requests_path``: a probe shows more than that connections are accepted. ``fall``: failed probes in a row after
-    which a member is down. ``on_answer``: called with the address of a member whose process has answered.
+    ``on_answer``: called with the address of a member whose process has answered.
     """
 
     def __init__(
         self,
         probe: Probe,
         membership: Membership,
-        interval: float,
+        settings: Settings,
         clock: Clock,
         rng: Random,
-        requests_path: bool,
-        fall: int = 2,
         on_answer: Callable[[Address], None] = lambda address: None,
     ) -> None:
         self._probe = probe
         self._membership = membership
-        self._interval = interval
+        self._interval = settings.health_interval
+        # Whether a probe shows more than that connections are accepted.
+        self._requests_path = settings.health_path is not None
+        self._rise = settings.health_rise
+        self._fall = settings.health_fall
         self._clock = clock
         self._rng = rng
-        self._requests_path = requests_path
-        self._fall = fall
         self._on_answer = on_answer
         self._wakened = asyncio.Event()
         # When members are due: entries that are out of date are skipped when their time has come.
@@ -285,14 +285,23 @@ class Prober:
             if event is not None:
                 if self._requests_path and event in ANSWERS:
                     self._on_answer(member.address)
-                answers = event in (HealthEvent.PROBE_OK, HealthEvent.PROBE_DRAINING)
-                member.probe_failures = 0 if answers else member.probe_failures + 1
                 before = member.state
-                self._membership.observe(member, weigh(event, member.probe_failures, self._fall), now, reason)
+                self._take(member, event, now, reason)
                 next_at = now + self._delay(member)
                 member.probe_at = next_at if member.state is not before else min(member.probe_at, next_at)
         if member.state is not State.LEAVING:
             self._schedule(member)
+
+    def _take(self, member: Member, event: HealthEvent, now: float, reason: str) -> None:
+        """Count the outcome of a probe, and have the membership observe what it amounts to."""
+        succeeded = event is HealthEvent.PROBE_OK
+        member.probe_successes = member.probe_successes + 1 if succeeded else 0
+        member.probe_failures = 0 if succeeded or event is HealthEvent.PROBE_DRAINING else member.probe_failures + 1
+        rise = self._rise if member.is_returning else 1
+        amounts = weigh(event, member.probe_successes or member.probe_failures, rise, self._fall)
+        if amounts is HealthEvent.PROBE_RISING:
+            reason = f"{reason}, {member.probe_successes} of {rise} probes in a row"
+        self._membership.observe(member, amounts, now, reason)
 
     def _late(self, member: Member, number: int) -> None:
         """Note a late probe. It may still be answered, so the member may be busy as well as hung."""

@@ -20,6 +20,7 @@ from balancer import malloc
 from balancer.admin.ipc import pair
 from balancer.admin.pool_view import Usage
 from balancer.admin.process_report import Reporter
+from balancer.config.parts import part
 from balancer.config.settings import Settings, SettingsError
 from balancer.errors import FAILED, UNUSABLE
 from balancer.frontend.client_registry import ClientRegistry
@@ -161,7 +162,7 @@ class Worker:
     def __init__(self, config: WorkerConfig, context: WorkerContext) -> None:
         self._config = config
         self._context = context
-        self._settings = config.settings.part(config.number, config.processes)
+        self._settings = part(config.settings, config.number, config.processes)
         render = partial(as_text, coloured=sys.stdout.isatty()) if self._settings.access_log == "text" else as_json
         self._access_log = AccessLog(sys.stdout, render)
         self._tracing = self._make_tracing()
@@ -207,7 +208,7 @@ class Worker:
         def pool(settings: Settings) -> LoadBalancer:
             drains = Drains(self._context.drains, settings, lambda member: made.drain(member))
             made = LoadBalancer(
-                settings.part(config.number, config.processes),
+                part(settings, config.number, config.processes),
                 observers=[*self._observers, drains],
                 stats=Stats() if has_stats else None,
                 trace=self._tracing.begin if self._tracing else None,

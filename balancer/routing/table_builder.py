@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from balancer.config.display import variable
+from balancer.config.display import show, variable
 from balancer.config.parsers import Kind
 from balancer.config.settings import RENAMED, Settings, SettingsError
 from balancer.routing.table import Route, Table
@@ -17,9 +17,10 @@ from balancer.routing.table import Route, Table
 PER_POOL = frozenset(
     {
         "alias", "upstream_port", "dns_record", "resolver", "resolve_interval", "policy", "hash_key", "sticky_cookie",
-        "slow_start", "max_requests_per_member", "health_path", "health_host", "health_interval", "health_timeout",
-        "health_fall", "hung_timeout", "queue_timeout", "queue_max", "queue_max_bytes", "max_queue_share",
-        "connect_timeout", "response_timeout", "stream_idle_timeout", "retries", "max_body_bytes",
+        "slow_start", "max_requests_per_member", "health_path", "health_host", "health_status", "health_body",
+        "health_interval", "health_timeout", "health_rise", "health_fall", "hung_timeout", "queue_timeout", "queue_max",
+        "queue_max_bytes", "max_queue_share", "connect_timeout", "response_timeout", "stream_idle_timeout", "retries",
+        "max_body_bytes",
     }
 )  # fmt: skip
 # Keys that only a route has.
@@ -67,6 +68,11 @@ class TableBuilder:
         if len(self.problems) > before:
             return
         settings = replace(self._settings, **values)
+        if useless := own.keys() & settings.without_health_path():
+            self.problems += [
+                f"{where} {name}={own[name]!r} cannot be used without health_path" for name in sorted(useless)
+            ]
+            return
         self._names.setdefault(settings, name)
         self._places.setdefault(settings, place)
         for host in hosts:
@@ -123,6 +129,12 @@ class TableBuilder:
             Route(host, path, names[settings], strips) for (host, path), (settings, strips, _) in self._routes.items()
         ]
         self._check_cookies(routes, names)
+        if not self.problems and not any(pool.health_path for pool in names):
+            words = f"cannot be used without {variable('health_path')}, or a health_path of a route"
+            self.problems += [
+                f"{variable(name)}={show(getattr(self._settings, name), KINDS[name])!r} {words}"
+                for name in self._settings.without_health_path()
+            ]
         if self.problems:
             raise SettingsError(self.problems)
         return Table(routes, {name: settings for settings, name in names.items()})

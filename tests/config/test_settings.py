@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.config.display import show, variable
-from balancer.config.settings import RENAMED, Settings, SettingsError, misspelt
+from balancer.config.misspelt import misspelt
+from balancer.config.settings import RENAMED, Settings, SettingsError
 from balancer.routing.parse import parse_inline
 from balancer.types import Address, UnixSocket
 
@@ -71,6 +72,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("admin_bind", "10.0.0.0/24:9001", Address("10.0.0.0/24", 9001)),
         ("admin_bind", "[fd00::/64]:9001", Address("fd00::/64", 9001)),
         ("health_path", "/healthz?deep=1", "/healthz?deep=1"),
+        ("health_rise", "3", 3),
         ("queue_timeout", "0", 0.0),
         ("queue_max", "0", 0),
         ("trusted_proxies", "10.0.0.0/8, ::1,", (ip_network("10.0.0.0/8"), ip_network("::1/128"))),
@@ -123,6 +125,11 @@ def test_value_is_read(name: str, text: str, value: object) -> None:
         ("bind", "localhost:80", "ip:port, such as 0.0.0.0:80"),
         ("health_path", "healthz", "a path such as /healthz"),
         ("health_path", "/health z", "a path such as /healthz"),
+        ("health_status", ",", "statuses from 200 to 599 with commas or blanks between, such as 200-399,401"),
+        ("health_body", "a\nb", "a text of one line, of at most 200 characters"),
+        ("health_body", "a" * 201, "a text of one line, of at most 200 characters"),
+        ("health_body", "\udcff", "a text of one line, of at most 200 characters"),
+        ("health_rise", "0", "a whole number from 1 to 100"),
         ("queue_max", "1.5", "a whole number from 0 to 1000000"),
         ("queue_max", "-1", "a whole number from 0 to 1000000"),
         ("max_queue_share", "0", "a number from 0.01 to 1"),
@@ -162,6 +169,44 @@ def test_network_that_is_none_is_named_with_the_one_that_was_meant(text: str, hi
     assert caught.value.problems == [f"trusted_proxies={text!r} cannot be used: it takes {accepted}; {hint}"]
 
 
+@pytest.mark.parametrize(
+    ("text", "statuses", "shown"),
+    [
+        ("204", {204}, "204"),
+        ("200-202,401", {200, 201, 202, 401}, "200-202,401"),
+        ("\n  401\n  200-201, 202\n", {200, 201, 202, 401}, "200-202,401"),
+        ("200 401", {200, 401}, "200,401"),
+        ("503,502,502-504", {502, 503, 504}, "502-504"),
+        ("200-599", set(range(200, 600)), "200-599"),
+    ],
+)
+def test_statuses_are_single_or_ranges_in_any_order(text: str, statuses: set[int], shown: str) -> None:
+    settings = Settings.load({"BALANCER_HEALTH_PATH": "/up", "BALANCER_HEALTH_STATUS": text})
+    assert settings.health_status == statuses
+    assert dict(row[:2] for row in settings.rows())["BALANCER_HEALTH_STATUS"] == shown
+    assert Settings.of(health_path="/up", health_status=statuses) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("2xx", "'2xx' is neither a status nor a range"),
+        ("200..299", "'200..299' is neither a status nor a range"),
+        ("200 - 204", "'-' is neither a status nor a range"),
+        ("200,40l", "'40l' is neither a status nor a range"),
+        ("²00", "'²00' is neither a status nor a range"),
+        ("101", "'101' is not within 200 to 599"),
+        ("200-600", "'200-600' is not within 200 to 599"),
+        ("200,299-200", "'299-200' ends before it begins"),
+    ],
+)
+def test_what_is_wrong_with_statuses_is_named(text: str, hint: str) -> None:
+    accepted = "statuses from 200 to 599 with commas or blanks between, such as 200-399,401"
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"BALANCER_HEALTH_STATUS": text})
+    assert caught.value.problems == [f"BALANCER_HEALTH_STATUS={text!r} cannot be used: it takes {accepted}; {hint}"]
+
+
 NETWORKS = (ip_network("10.0.0.0/8"), ip_network("::1/128"))
 
 
@@ -196,7 +241,7 @@ def _values() -> dict[str, str]:
     values = {it.name: show(it.default, it.metadata["kind"]) for it in fields(Settings)}
     own = {
         "routes": "=apps", "resolver": "::1", "sticky_cookie": "a", "health_path": "/a", "health_host": "a",
-        "trusted_proxies": "::1", "tls_cert": "/a", "tls_key": "/a", "hooks": "a", "otel_endpoint": "http://a",
+        "health_body": "a", "trusted_proxies": "::1", "tls_cert": "/a", "tls_key": "/a", "hooks": "a", "otel_endpoint": "http://a",
     }  # fmt: skip
     return values | own
 
@@ -289,6 +334,9 @@ TLS = {"BALANCER_TLS_CERT": "/cert.pem", "BALANCER_TLS_KEY": "/key.pem"}
             {"BALANCER_PROXY_PROTOCOL": "on"},
             "BALANCER_PROXY_PROTOCOL='on' cannot be used without BALANCER_TRUSTED_PROXIES",
         ),
+        ({"BALANCER_HEALTH_BODY": "ok"}, "BALANCER_HEALTH_BODY='ok' cannot be used without BALANCER_HEALTH_PATH"),
+        ({"BALANCER_HEALTH_STATUS": "401"}, "BALANCER_HEALTH_STATUS='401' cannot be used without BALANCER_HEALTH_PATH"),
+        ({"BALANCER_HEALTH_HOST": "shop"}, "BALANCER_HEALTH_HOST='shop' cannot be used without BALANCER_HEALTH_PATH"),
     ],
 )
 def test_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str], line: str) -> None:
@@ -303,6 +351,9 @@ def test_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str],
         TLS,
         TLS | {"BALANCER_HTTP2": "on"},
         {"BALANCER_HTTP2": "off", "BALANCER_PROXY_PROTOCOL": "off"},
+        {"BALANCER_HEALTH_STATUS": "200-299", "BALANCER_HEALTH_RISE": "3"},
+        {"BALANCER_HEALTH_BODY": "ok", "BALANCER_HEALTH_PATH": "/up"},
+        {"BALANCER_HEALTH_BODY": "ok", "BALANCER_ROUTES": "/a=a;health_path=/up,=apps"},
         {"BALANCER_PROXY_PROTOCOL": "on", "BALANCER_TRUSTED_PROXIES": "10.0.0.1"},
         {"BALANCER_PROXY_PROTOCOL": "on", "BALANCER_BIND": "unix:/run/balancer.sock"},
     ],

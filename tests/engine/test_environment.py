@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from balancer.config.settings import misspelt
+from balancer.config.misspelt import misspelt
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.engine

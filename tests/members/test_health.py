@@ -70,8 +70,14 @@ def test_only_a_successful_probe_makes_a_member_available(happened: list[HealthE
 @pytest.mark.parametrize("event", HealthEvent)
 def test_only_the_last_of_so_many_failures_in_a_row_takes_a_member_down(event: HealthEvent) -> None:
     failed = event in (HealthEvent.PROBE_UNANSWERED, HealthEvent.PROBE_FAILED)
-    assert [weigh(event, failures, 3) for failures in (1, 2)] == [event] * 2
-    assert weigh(event, 3, 3) is (HealthEvent.PROBES_FAILED if failed else event)
+    assert [weigh(event, in_row, rise=1, fall=3) for in_row in (1, 2)] == [event] * 2
+    assert weigh(event, 3, rise=1, fall=3) is (HealthEvent.PROBES_FAILED if failed else event)
+
+
+@pytest.mark.parametrize("event", HealthEvent)
+def test_only_the_last_of_so_many_successes_in_a_row_counts_as_one(event: HealthEvent) -> None:
+    rising = HealthEvent.PROBE_RISING if event is HealthEvent.PROBE_OK else event
+    assert [weigh(event, in_row, rise=3, fall=9) for in_row in (1, 2, 3, 4)] == [rising, rising, event, event]
 
 
 @given(st.sampled_from(State), st.integers(0, 10**6), st.floats(0.1, 3600), st.booleans(), st.randoms())

@@ -244,10 +244,10 @@ def test_member_that_is_not_up_has_the_last_probes_word_for_a_reason() -> None:
     told: list[str] = []
     membership = Membership(on_reason=lambda member: told.append(member.reason))
     (member,) = learn(membership, found(1)).joined
-    for words in ("connection refused", "connection refused", "GET /: 301 is neither 2xx nor 503"):
+    for words in ("connection refused", "connection refused", "GET /: 301 is none of 200-299,503"):
         membership.observe(member, HealthEvent.REFUSED, 1.0, words)
         assert member.reason == words
-    assert told == ["connection refused", "GET /: 301 is neither 2xx nor 503"]
+    assert told == ["connection refused", "GET /: 301 is none of 200-299,503"]
     learn(membership, found(1), now=2.0)
     membership.observe(member, HealthEvent.PROBE_OK, 3.0, "GET /: 200")
     membership.observe(member, HealthEvent.PROBE_OK, 4.0, "GET /: 204")

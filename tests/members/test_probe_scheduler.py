@@ -9,7 +9,10 @@ from itertools import pairwise
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
@@ -34,7 +37,9 @@ HANG = 1.0
 class System:
     """Members that answer probes after ``seconds``, hang (no answer for HANG seconds) or refuse."""
 
-    def __init__(self, loop: VirtualLoop, members: int, seconds: float = 0.001) -> None:
+    def __init__(
+        self, loop: VirtualLoop, members: int, seconds: float = 0.001, settings: Settings | None = None
+    ) -> None:
         self.loop = loop
         self.seconds = seconds
         self.hung: set[Address] = set()
@@ -43,9 +48,7 @@ class System:
         self.under_way: Counter[Address] = Counter()
         self.most = 0
         self.membership = Membership(on_flip=self.flipped, on_unnamed=self.confirm)
-        self.prober = Prober(
-            self.probe, self.membership, interval=1.0, clock=loop.time, rng=Random(1), requests_path=False
-        )
+        self.prober = Prober(self.probe, self.membership, settings or Settings(), clock=loop.time, rng=Random(1))
         self.found: list[Endpoint] = []
         self.join(members)
 
@@ -241,3 +244,112 @@ def test_members_that_leave_while_they_wait_are_not_asked() -> None:
         assert not {it.address for it in gone} & {whom for _, whom in system.asked}
 
     play(script, 1010)
+
+
+# Outcomes of probes: succeeded, failed, not answered, draining.
+OUTCOMES = {
+    "+": HealthEvent.PROBE_OK,
+    "-": HealthEvent.PROBE_FAILED,
+    "?": HealthEvent.PROBE_UNANSWERED,
+    "d": HealthEvent.PROBE_DRAINING,
+}
+
+
+class Outcomes:
+    """One member whose probes have these outcomes; ``states`` that it was in after each, and ``reasons``."""
+
+    def __init__(self, outcomes: str, rise: int, fall: int) -> None:
+        self.states: list[State] = []
+        self.reasons: list[str] = []
+        loop = VirtualLoop()
+        try:
+            loop.run_until_complete(self._play(loop, outcomes, Settings(health_rise=rise, health_fall=fall)))
+        finally:
+            loop.close()
+
+    async def _play(self, loop: VirtualLoop, outcomes: str, settings: Settings) -> None:
+        events = iter(outcomes)
+        ends = asyncio.Event()
+
+        async def probe(address: Address) -> Verdict:
+            self._note()
+            if (outcome := next(events, None)) is None:
+                ends.set()
+                await asyncio.sleep(HANG)
+            return OUTCOMES[outcome or "?"], "200"
+
+        membership = Membership()
+        prober = Prober(probe, membership, settings, clock=loop.time, rng=Random(1))
+
+        def resolve() -> None:
+            answer = Answer("A", Outcome.FOUND, frozenset({Endpoint(Address("10.0.0.1", 80))}))
+            prober.join(membership.reconcile(Snapshot((answer,), loop.time())).joined)
+
+        def confirm() -> None:
+            loop.call_soon(resolve)
+
+        membership.on_unnamed = confirm
+        resolve()
+        (self._member,) = membership.members.values()
+        task = loop.create_task(prober.run())
+        await ends.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    def _note(self) -> None:
+        self.states.append(self._member.state)
+        self.reasons.append(self._member.reason)
+
+    @property
+    def comings(self) -> int:
+        """How often it came up again after it had gone."""
+        gone = [state in (State.DOWN, State.DRAINING) for state in self.states if state is not State.SUSPECT]
+        return sum(before and not after for before, after in pairwise(gone))
+
+
+rises_and_falls = st.integers(1, 5)
+
+
+@given(st.text(OUTCOMES, max_size=30), rises_and_falls, rises_and_falls)
+@settings(max_examples=60, deadline=None)
+def test_member_that_answers_well_is_up_after_rise_probes_whatever_came_before(
+    before: str, rise: int, fall: int
+) -> None:
+    assert Outcomes(before + rise * "+", rise, fall).states[-1] is State.UP
+
+
+@given(st.text(OUTCOMES, max_size=30), rises_and_falls, rises_and_falls)
+@settings(max_examples=60, deadline=None)
+def test_member_that_was_up_comes_back_only_by_rise_probes_in_a_row(outcomes: str, rise: int, fall: int) -> None:
+    states = Outcomes("+" + outcomes, rise, fall).states[1:]
+    for place, (before, after) in enumerate(pairwise(states), 1):
+        if before in (State.DOWN, State.DRAINING) and after is State.UP:
+            assert ("+" + outcomes)[: place + 1].endswith(rise * "+")
+        if after is State.DOWN and before is not State.DOWN:
+            assert fall <= place and not set(outcomes[place - fall : place]) & {"+", "d"}
+
+
+@given(st.sampled_from(["+-", "+?", "+d", "-+", "+-?"]), st.integers(1, 5), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_member_whose_probes_alternate_does_not_flap(turn: str, rise: int, fall: int) -> None:
+    """A rise above 1 keeps it out once it has gone, whatever it says; a fall above 1 keeps a failing one in."""
+    comings = Outcomes("+" + 10 * turn, rise, fall).comings
+    if rise > 1 or (fall > turn.count("-") + turn.count("?") and "d" not in turn):
+        assert not comings
+
+
+@pytest.mark.parametrize("ill", ["-", "?", "d", "----", "d-?"])
+def test_new_member_comes_up_by_one_probe_whatever_the_rise(ill: str) -> None:
+    assert Outcomes(ill + "+", rise=5, fall=2).states[-1] is State.UP
+
+
+def test_suspect_is_up_again_by_one_probe_whatever_the_rise() -> None:
+    assert Outcomes("+-+", rise=5, fall=2).states[1:] == [State.UP, State.SUSPECT, State.UP]
+
+
+@pytest.mark.parametrize(("ill", "state"), [("--", State.DOWN), ("d", State.DRAINING)])
+def test_member_that_comes_back_says_how_many_probes_have_succeeded(ill: str, state: State) -> None:
+    it = Outcomes(f"+{ill}++-+++", rise=3, fall=2)
+    reasons = ["200, 1 of 3 probes in a row", "200, 2 of 3 probes in a row", "200"]
+    assert it.reasons[-6:] == [*reasons, *reasons]
+    assert it.states[-7:] == [state] * 6 + [State.UP]

@@ -137,6 +137,14 @@ def test_file_has_a_table_for_each_route() -> None:
             "BALANCER_ROUTES: 'a=b;dns_record=best' dns_record='best' cannot be used: it takes one of",
         ),
         ("a=b;strip_prefix=on", "BALANCER_ROUTES: 'a=b;strip_prefix=on' strip_prefix cannot be used without a path"),
+        (
+            "a=b;health_body=ok",
+            "BALANCER_ROUTES: 'a=b;health_body=ok' health_body='ok' cannot be used without health_path",
+        ),
+        (
+            "a=b;health_status=2xx",
+            "BALANCER_ROUTES: 'a=b;health_status=2xx' health_status='2xx' cannot be used: it takes",
+        ),
         ("a/b=c;strip_prefix=yes", "BALANCER_ROUTES: 'a/b=c;strip_prefix=yes' strip_prefix='yes' cannot be used: it"),
         ("a:80=b", "BALANCER_ROUTES: 'a:80=b' host='a:80' cannot be used: it takes a host such as shop.example or"),
         ("*=b", "BALANCER_ROUTES: '*=b' host='*' cannot be used: it takes a host such as shop.example or *.shop"),
@@ -269,6 +277,27 @@ def test_file_of_the_guide_leads_where_it_says() -> None:
         assert (routes.find(seen).name, seen.stripped.decode()) == (name, stripped)
     assert found(routes, "other.example", "//api") == "400 malformed_request"
     assert found(routes, "other.example", "/files//a%2Fb") == "apps"
+
+
+def test_route_has_a_health_check_of_its_own() -> None:
+    settings = Settings(health_path="/up", health_body="ready", health_rise=3)
+    text = "/api=api;health_path=/;health_status=200-399 401;health_body=;health_rise=2;health_fall=5,=apps"
+    pools = parse_inline(text, settings).pools
+    api, apps = pools["api"], pools["apps"]
+    assert (api.health_path, api.health_body, api.health_rise, api.health_fall) == ("/", None, 2, 5)
+    assert api.health_status == {*range(200, 400), 401}
+    assert apps == settings
+
+
+def test_health_check_for_all_routes_needs_one_with_a_path() -> None:
+    settings = Settings(health_body="ready", health_status=frozenset({401}))
+    assert parse_inline("/a=a;health_path=/up,=apps", settings).pools["a"].health_body == "ready"
+    with pytest.raises(SettingsError) as caught:
+        parse_inline("/a=a,=apps", settings)
+    assert caught.value.problems == [
+        "BALANCER_HEALTH_STATUS='401' cannot be used without BALANCER_HEALTH_PATH, or a health_path of a route",
+        "BALANCER_HEALTH_BODY='ready' cannot be used without BALANCER_HEALTH_PATH, or a health_path of a route",
+    ]
 
 
 def test_guide_names_every_setting_of_a_pool() -> None:

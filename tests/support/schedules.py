@@ -93,6 +93,7 @@ class World(Observer, Upstream):
             sticky_cookie=rng.choice([None, "member"]),
             slow_start=rng.choice([0.0, 1.0]),
             health_path=rng.choice([None, "/healthz"]),
+            health_rise=rng.choice([1, 1, 3]),
         )
         self.balancer = LoadBalancer(
             self.settings, upstream=self, resolve=self.resolve, probe=self.probe, observers=[self],

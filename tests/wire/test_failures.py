@@ -11,7 +11,7 @@ import pytest
 from balancer.config.settings import Settings
 from balancer.demo.system import free_port
 from balancer.dispatch import dispatcher
-from balancer.members.health import State
+from balancer.members.health import HealthEvent, State
 from balancer.members.probe import health_request
 from balancer.types import Address
 from tests.support.messages import LAST_GET as GET
@@ -249,8 +249,8 @@ async def test_503_after_the_queue_time_out_says_why_no_member_is_up(caplog: pyt
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "GET /ready: 400 is neither 2xx nor 503"),
-        (b"HTTP/1.1 301 Moved\r\n\r\n", "GET /ready: 301 is neither 2xx nor 503"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "GET /ready: 400 is none of 200-299,503"),
+        (b"HTTP/1.1 301 Moved\r\n\r\n", "GET /ready: 301 is none of 200-299,503"),
         (b"220 mail.example ESMTP\r\n", "GET /ready: not an HTTP answer"),
         (b"", "GET /ready: the connection was closed without an answer"),
         (None, "GET /ready: no answer within 0.3 s"),
@@ -383,3 +383,48 @@ async def test_member_that_closes_behind_requests_it_refuses_is_not_suspected(st
         for _ in range(10):
             await running.exchange(GET.replace(b"\r\n\r\n", b"\r\nX-Bad: 1\r\n\r\n"))
         assert running.balancer.membership.members[one.address].state is State.UP
+
+
+@pytest.mark.parametrize("path", ["/ready", None])
+async def test_member_that_refused_a_request_comes_back_after_rise_probes(path: str | None) -> None:
+    """Its many probes that succeeded before it went do not count."""
+    settings: dict[str, Any] = {"health_path": path, "health_interval": 0.1, "health_rise": 3}
+    async with Member() as other, Member() as one, balance(one, other, **settings) as running:
+        member = running.balancer.membership.members[one.address]
+        before = member.probes
+        await eventually(lambda: member.probes >= before + 5)
+        reasons: list[str] = []
+        running.balancer.membership.on_reason = lambda it: reasons.append(it.reason)
+        running.balancer.membership.observe(
+            member, HealthEvent.REFUSED, running.balancer.clock(), "refused", by_request=True
+        )
+        assert member.state is State.DOWN
+        await eventually(lambda: member.state is State.UP)
+        ok = "GET /ready: 200" if path else "accepts connections"
+        assert [it for it in reasons if "DNS" not in it] == [f"{ok}, {count} of 3 probes in a row" for count in (1, 2)]
+
+
+async def test_reason_of_a_member_whose_body_lacks_the_text_is_on_the_page_and_in_the_answer() -> None:
+    bodies = {"text": b"starting"}
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.head()
+            body = bodies["text"]
+            await connection.send(b"HTTP/1.1 401 A\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    settings: dict[str, Any] = {"health_path": "/ready", "health_body": "ready", "health_status": frozenset({401})}
+    words = "GET /ready: 401, but the body lacks 'ready'"
+    async with (
+        Member(script) as member,
+        balance(member, wait=False, health_interval=0.1, queue_timeout=0.1, **settings) as running,
+    ):
+        members = running.balancer.membership.members
+        await eventually(lambda: [it.reason for it in members.values()] == [words])
+        assert f"{member.address}: {words})".encode() in await running.exchange(GET)
+        bodies["text"] = b"ready"
+        await running.available(1)
+        assert members[member.address].reason == "GET /ready: 401"
+        bodies["text"] = b"stopping"
+        await eventually(lambda: members[member.address].state is State.DOWN)
+        assert members[member.address].reason == words
