@@ -23,6 +23,8 @@ from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import Trace
 from balancer.forks import OwnRandom, abandon, renew_in_child
 from balancer.loop_time import loop_time
+from balancer.members.ejection import EjectionKind
+from balancer.members.ejector import Ejector
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
@@ -35,7 +37,7 @@ from balancer.plugins.hooked_dispatcher import HookedDispatcher
 from balancer.policies.base import PolicyLike
 from balancer.policies.factory import make_policy
 from balancer.telemetry.observer import Observer, all_done
-from balancer.telemetry.state_log import FlipLog, log_drain, named, of_pool
+from balancer.telemetry.state_log import FlipLog, log_drain, log_ejection, named, of_pool
 from balancer.telemetry.stats import Stats
 from balancer.types import Address, Clock, Receive, Scope, Send
 from balancer.upstream.base import Connections, Timeouts, Upstream
@@ -160,6 +162,7 @@ class LoadBalancer:
             self.membership, self.dispatcher.admission, lambda delay, call: loop_time().call_later(delay, call), clock
         )
         self._flip_log = FlipLog(lambda: self.name)
+        self.ejector = Ejector(self.membership, rng, self._on_ejection)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loop is not running_loop():
@@ -189,6 +192,7 @@ class LoadBalancer:
         # Only here, because processes may have been forked since this was made.
         self.dispatcher.mark_requests(self.identity or secrets.token_hex(8))
         loops = [loop.create_task(self._discovery.run()), loop.create_task(self._prober.run())]
+        loops.append(loop.create_task(self._judge()))
         self._life = loop.create_task(self._live(loops, self.upstream))
 
     async def _live(self, loops: list[asyncio.Task[None]], upstream: Upstream) -> None:
@@ -299,6 +303,25 @@ class LoadBalancer:
             for observer in self._observers:
                 observer.drained(member)
         self._availability_changed()
+
+    def eject(self, member: Member, seconds: float) -> None:
+        """Eject a member by hand for so many seconds: it gets requests only while no other is up; a trial follows."""
+        self.ejector.eject(member, EjectionKind.MANUAL, "by hand", self.clock(), seconds)
+
+    def restore(self, member: Member) -> None:
+        """Give a member that is ejected or on trial its whole share of requests again."""
+        self.ejector.restore(member)
+
+    def _on_ejection(self, member: Member) -> None:
+        log_ejection(self.name, member, self.clock())
+        for observer in self._observers:
+            observer.ejected(member)
+        self._availability_changed()
+
+    async def _judge(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self.ejector.step(self.clock())
 
     def _deliver(self, snapshot: Snapshot) -> None:
         before, self.snapshot = self.snapshot, snapshot

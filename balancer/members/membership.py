@@ -23,6 +23,7 @@ from itertools import islice
 from math import inf
 
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.members.ejection import Ejection
 from balancer.members.health import CLOSES_TO_SUSPECT, CONTACT_LOST, REFUSALS, TRANSITIONS, HealthEvent, State
 from balancer.members.member import BY_ADDRESS, Member, Tier, tier_of
 from balancer.types import Address
@@ -87,7 +88,7 @@ class Membership:
     _available: tuple[Member, ...] | None = ()
     # Members that came to, left or changed on the best tier since the last ``pop_changes``; None for too many, or all.
     _changed: dict[Member, None] | None = None
-    _ejected: dict[Member, None] = field(default_factory=dict)
+    _down_by_requests: dict[Member, None] = field(default_factory=dict)
     _warming: dict[Member, float] = field(default_factory=dict)
     # Next steps of members that warm up: when, a number that makes entries comparable, the member, and which tenth.
     _steps: list[tuple[float, int, Member, int]] = field(default_factory=list)
@@ -126,9 +127,9 @@ class Membership:
         """Whether so much has changed since ``pop_changes`` that a policy should not wait for the next request."""
         return self._changed is None or len(self._changed) >= UPDATE_POLICY_AFTER
 
-    def ejected(self) -> Iterable[Member]:
+    def down_by_requests(self) -> Iterable[Member]:
         """Return the members that only failed requests have taken down."""
-        return (member for member in self._ejected if not member.drained)
+        return (member for member in self._down_by_requests if not member.drained)
 
     def shortage(self) -> str:
         """Return words for the lack of members: how many there are, and the reasons of the first NAMED."""
@@ -190,7 +191,7 @@ class Membership:
         tiers = {member.tier for member in left if member.tier}
         for member in left:
             self._enter(member, State.LEAVING, HealthEvent.LEFT_DNS.value, now)
-            self._ejected.pop(member, None)
+            self._down_by_requests.pop(member, None)
             self._unnamed.pop(member, None)
         for tier in tiers:
             if stay := [member for member in self._tiers[tier] if member.state is not State.LEAVING]:
@@ -209,8 +210,7 @@ class Membership:
             endpoint = endpoints[address]
             if member.endpoint is not endpoint and member.endpoint != endpoint:
                 member.endpoint = endpoint
-                if member not in self._warming:
-                    member.weight = float(endpoint.weight)
+                self._set_weight(member)
                 self._place(member)
 
     def warm_up(self, now: float) -> None:
@@ -235,10 +235,15 @@ class Membership:
             # Later than now in any case, whatever the rounding.
             at = max(member.warm_since + (part + 1) * self.slow_start / 10, now + self.slow_start / 1000)
             heappush(self._steps, (at, self._stepped, member, part))
-        weight = member.endpoint.weight * part / 10
-        if member.weight != weight:
-            member.weight = weight
+        before = member.weight
+        self._set_weight(member, part)
+        if member.weight != before:
             self._place(member)
+
+    def _set_weight(self, member: Member, tenths: int = 10) -> None:
+        """Give a member so many tenths of its weight; one tenth while it is on trial."""
+        is_on_trial = member.ejection is not None and member.ejection.on_trial
+        member.weight = member.endpoint.weight * (1 if is_on_trial else tenths) / 10
 
     def observe(
         self, member: Member, event: HealthEvent, now: float, reason: str = "", *, by_request: bool = False
@@ -247,9 +252,9 @@ class Membership:
 
         ``by_request``: a user's request brought it, not a probe.
         """
-        if not by_request and member.ejected:
-            member.ejected = False
-            self._ejected.pop(member, None)
+        if not by_request and member.down_by_requests:
+            member.down_by_requests = False
+            self._down_by_requests.pop(member, None)
         if event in CONTACT_LOST:
             member.failed_at = now
         before = member.state
@@ -265,11 +270,11 @@ class Membership:
             self._explain(member, reason)
             return
         self._enter(member, after, reason or event.value, now)
-        member.ejected = by_request and after is State.DOWN
-        if member.ejected:
-            self._ejected[member] = None
+        member.down_by_requests = by_request and after is State.DOWN
+        if member.down_by_requests:
+            self._down_by_requests[member] = None
         else:
-            self._ejected.pop(member, None)
+            self._down_by_requests.pop(member, None)
         if after is State.UP and before in (State.JOINING, State.DOWN) and self.slow_start:
             member.warm_since = now
             self._warming[member] = now
@@ -295,12 +300,20 @@ class Membership:
         member.closes = 0
         if state in (State.DOWN, State.LEAVING):
             self._warming.pop(member, None)
+        if state is State.LEAVING:
+            member.ejection = None
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, whatever its state; or (``drained`` is false) as many as its state allows."""
         if member.drained != drained:
             member.drained = drained
             self._place(member)
+
+    def set_ejection(self, member: Member, ejection: Ejection | None) -> None:
+        """Take over a member's ejection, which may have changed: None gives it its share of requests again."""
+        member.ejection = ejection
+        self._set_weight(member)
+        self._place(member)
 
     def record_response(self, member: Member, status: int, closes: bool, now: float) -> None:
         """Note a response of a member. ``closes``: it announced the end of its connection."""

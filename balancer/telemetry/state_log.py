@@ -63,6 +63,18 @@ def log_drain(name: str, member: Member, drained: bool, where: str = "") -> None
     log.info("%s%s %s by hand%s", of_pool(name), member.address, words, where)
 
 
+def log_ejection(name: str, member: Member, now: float) -> None:
+    """Log that a member was ejected, is on trial or restored. ``name``: of its pool, or ""."""
+    ejection = member.ejection
+    if ejection is None:
+        words = "restored"
+    elif ejection.on_trial:
+        words = "on trial"
+    else:
+        words = f"ejected for {ejection.until - now:.1f} s: {ejection.reason}"
+    log.info("%s%s %s", of_pool(name), member.address, words)
+
+
 def named(members: Sequence[Member]) -> str:
     """Return the addresses of members, for a log line; of very many, the first."""
     names = ", ".join(str(member.address) for member in members[:NAMED])

@@ -168,9 +168,9 @@ def test_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
     membership, (a, b) = all_up(1, 2)
     membership.observe(a, HealthEvent.REFUSED, 1.0, by_request=True)
     membership.observe(b, HealthEvent.REFUSED, 1.0)
-    assert list(membership.ejected()) == [a]
+    assert list(membership.down_by_requests()) == [a]
     membership.observe(a, HealthEvent.REFUSED, 2.0)
-    assert list(membership.ejected()) == []
+    assert list(membership.down_by_requests()) == []
 
 
 def test_members_can_be_asked_whether_they_are_available() -> None:
@@ -407,7 +407,7 @@ def test_drained_member_is_no_last_resort() -> None:
     membership, (one,) = all_up(1)
     membership.observe(one, HealthEvent.REFUSED, 1.0, by_request=True)
     membership.drain(one)
-    assert list(membership.ejected()) == []
+    assert list(membership.down_by_requests()) == []
 
 
 def test_address_that_returns_is_not_drained_any_more() -> None:
