@@ -313,7 +313,8 @@ class LoadBalancer:
         self.ejector.restore(member)
 
     def _on_ejection(self, member: Member) -> None:
-        log_ejection(self.name, member, self.clock())
+        member.ejection_changed = self.clock()
+        log_ejection(self.name, member)
         for observer in self._observers:
             observer.ejected(member)
         self._availability_changed()

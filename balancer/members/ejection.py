@@ -39,3 +39,12 @@ class Ejection:
     def __repr__(self) -> str:
         stage = "on trial" if self.on_trial else "ejected"
         return f"<Ejection {stage}, {self.kind.value}: {self.reason}>"
+
+
+def describe(ejection: Ejection | None) -> str:
+    """Return words for the stage of a member's ejection, which may be over."""
+    if ejection is None:
+        return "restored"
+    if ejection.on_trial:
+        return "on trial"
+    return f"ejected for {ejection.until - ejection.since:.0f} s: {ejection.reason}"

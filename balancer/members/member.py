@@ -39,6 +39,7 @@ class Member:
         closes: Responses in a row that announced the end of their connection.
         down_by_requests: Whether it is down because requests failed to connect, and no probe has ended since.
         ejection: Why it is out for failing while it answers, or on trial after that; None for neither.
+        ejection_changed: When that last changed.
         tier: Its place among those that may be chosen, or None.
     """
 
@@ -61,6 +62,7 @@ class Member:
     closes: int = 0
     down_by_requests: bool = False
     ejection: Ejection | None = None
+    ejection_changed: float = 0.0
     drained: bool = False
     drained_since: float = 0.0
     warm_since: float = 0.0

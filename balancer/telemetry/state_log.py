@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
 
+from balancer.members.ejection import describe
 from balancer.members.health import State
 from balancer.members.member import Member
 
@@ -63,16 +64,9 @@ def log_drain(name: str, member: Member, drained: bool, where: str = "") -> None
     log.info("%s%s %s by hand%s", of_pool(name), member.address, words, where)
 
 
-def log_ejection(name: str, member: Member, now: float) -> None:
+def log_ejection(name: str, member: Member) -> None:
     """Log that a member was ejected, is on trial or restored. ``name``: of its pool, or ""."""
-    ejection = member.ejection
-    if ejection is None:
-        words = "restored"
-    elif ejection.on_trial:
-        words = "on trial"
-    else:
-        words = f"ejected for {ejection.until - now:.1f} s: {ejection.reason}"
-    log.info("%s%s %s", of_pool(name), member.address, words)
+    log.info("%s%s %s", of_pool(name), member.address, describe(member.ejection))
 
 
 def named(members: Sequence[Member]) -> str:

@@ -13,8 +13,9 @@ import pytest
 
 from balancer.admin.aggregate import CATCH_UP, STALE, Aggregator, MergedPool
 from balancer.admin.ipc import PACKET, Channel, pair
+from balancer.admin.member_rows import MemberRow
 from balancer.admin.pool_view import Usage
-from balancer.admin.process_report import Drain, MemberRow, PoolReport, Report
+from balancer.admin.process_report import Drain, PoolReport, Report
 from balancer.admin.readiness import up
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Endpoint
