@@ -122,6 +122,12 @@ class Settings:
     health_interval: float = setting(1.0, seconds(0.1, 3600), "time between two probes of a member")
     health_timeout: float = setting(5.0, seconds(0.1, 3600), "limit for the answer to a request for the readiness path")
     health_fall: int = setting(2, count(1, 100), "probes in a row that fail before a member is down")
+    eject: bool = setting(
+        True, ON_OFF, "whether a member that fails or is slow while the others are not is taken out for a while"
+    )
+    eject_max_percent: int = setting(
+        50, count(0, 100), "how many of the members that are up may be ejected; one stays in any case"
+    )
     hung_timeout: float = setting(
         0.0,
         seconds(0, 86400),

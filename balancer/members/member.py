@@ -9,6 +9,7 @@ from operator import attrgetter
 from balancer.discovery.snapshot import Endpoint
 from balancer.members.ejection import Ejection
 from balancer.members.health import State
+from balancer.members.tally import Tally
 from balancer.types import Address
 
 # Place of a member among those that may be chosen: first those that are up, then suspects, then the ejected, for an
@@ -40,6 +41,7 @@ class Member:
         down_by_requests: Whether it is down because requests failed to connect, and no probe has ended since.
         ejection: Why it is out for failing while it answers, or on trial after that; None for neither.
         ejection_changed: When that last changed.
+        tally: What its attempts have come to lately; None until one is counted.
         tier: Its place among those that may be chosen, or None.
     """
 
@@ -63,6 +65,7 @@ class Member:
     down_by_requests: bool = False
     ejection: Ejection | None = None
     ejection_changed: float = 0.0
+    tally: Tally | None = None
     drained: bool = False
     drained_since: float = 0.0
     warm_since: float = 0.0

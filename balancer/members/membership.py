@@ -18,7 +18,6 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from itertools import islice
 from math import inf
 
@@ -26,6 +25,7 @@ from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.members.ejection import Ejection
 from balancer.members.health import CLOSES_TO_SUSPECT, CONTACT_LOST, REFUSALS, TRANSITIONS, HealthEvent, State
 from balancer.members.member import BY_ADDRESS, Member, Tier, tier_of
+from balancer.members.slow_start import SlowStart
 from balancer.types import Address
 from balancer.words import counted
 
@@ -33,8 +33,6 @@ EMPTY_POLLS = 3
 # Members named in one sentence.
 NAMED = 3
 
-# Members whose weight rises in one step, so that thousands that came up together do not make a long one.
-WARMED_PER_STEP = 100
 # With more changes than this, and than half of the members, the policy is built anew, which costs no more.
 SINGLE_CHANGES_MAX = 128
 # Changes after which the policy is updated, so that no request has to pay for thousands.
@@ -89,10 +87,10 @@ class Membership:
     # Members that came to, left or changed on the best tier since the last ``pop_changes``; None for too many, or all.
     _changed: dict[Member, None] | None = None
     _down_by_requests: dict[Member, None] = field(default_factory=dict)
-    _warming: dict[Member, float] = field(default_factory=dict)
-    # Next steps of members that warm up: when, a number that makes entries comparable, the member, and which tenth.
-    _steps: list[tuple[float, int, Member, int]] = field(default_factory=list)
-    _stepped: int = 0
+    _slow_start: SlowStart = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._slow_start = SlowStart(self.slow_start, self._reweighed)
 
     @property
     def available(self) -> tuple[Member, ...]:
@@ -214,36 +212,23 @@ class Membership:
                 self._place(member)
 
     def warm_up(self, now: float) -> None:
-        """Raise the weights of new members, a tenth at a time, and of WARMED_PER_STEP members at most."""
-        for _ in range(WARMED_PER_STEP):
-            if not (self._steps and self._steps[0][0] <= now):
-                break
-            _, _, member, _ = heappop(self._steps)
-            if self._warming.get(member) == member.warm_since:
-                self._warm(member, now)
+        """Raise the weights of members that came up; see ``SlowStart``."""
+        self._slow_start.step(now)
 
     def warms_at(self) -> float:
         """Return when ``warm_up`` has something to do next, a clock reading in seconds."""
-        return self._steps[0][0] if self._steps else inf
+        return self._slow_start.next_at()
 
-    def _warm(self, member: Member, now: float) -> None:
-        part = min(10, max(1, int(10 * (now - member.warm_since) / self.slow_start)))
-        if part == 10:
-            del self._warming[member]
-        else:
-            self._stepped += 1
-            # Later than now in any case, whatever the rounding.
-            at = max(member.warm_since + (part + 1) * self.slow_start / 10, now + self.slow_start / 1000)
-            heappush(self._steps, (at, self._stepped, member, part))
+    def _set_weight(self, member: Member) -> None:
+        """Give a member its weight: a part of it while it warms up, and a tenth on trial."""
+        is_on_trial = member.ejection is not None and member.ejection.on_trial
+        member.weight = member.endpoint.weight * (1 if is_on_trial else self._slow_start.tenths(member)) / 10
+
+    def _reweighed(self, member: Member) -> None:
         before = member.weight
-        self._set_weight(member, part)
+        self._set_weight(member)
         if member.weight != before:
             self._place(member)
-
-    def _set_weight(self, member: Member, tenths: int = 10) -> None:
-        """Give a member so many tenths of its weight; one tenth while it is on trial."""
-        is_on_trial = member.ejection is not None and member.ejection.on_trial
-        member.weight = member.endpoint.weight * (1 if is_on_trial else tenths) / 10
 
     def observe(
         self, member: Member, event: HealthEvent, now: float, reason: str = "", *, by_request: bool = False
@@ -275,10 +260,8 @@ class Membership:
             self._down_by_requests[member] = None
         else:
             self._down_by_requests.pop(member, None)
-        if after is State.UP and before in (State.JOINING, State.DOWN) and self.slow_start:
-            member.warm_since = now
-            self._warming[member] = now
-            self._warm(member, now)
+        if after is State.UP and before in (State.JOINING, State.DOWN):
+            self._slow_start.begin(member, now)
         self._place(member)
         self.on_flip(member, before, event)
 
@@ -299,7 +282,7 @@ class Membership:
         member.state, member.reason, member.since = state, reason, now
         member.closes = 0
         if state in (State.DOWN, State.LEAVING):
-            self._warming.pop(member, None)
+            self._slow_start.end(member)
         if state is State.LEAVING:
             member.ejection = None
 
