@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from random import Random
 from typing import Any
@@ -23,6 +23,8 @@ from balancer.dispatch.dispatcher import Dispatcher
 from balancer.dispatch.interfaces import Trace
 from balancer.forks import OwnRandom, abandon, renew_in_child
 from balancer.loop_time import loop_time
+from balancer.members.ejection import EjectionKind
+from balancer.members.ejector import STEP_SECONDS, Ejector
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
@@ -34,17 +36,18 @@ from balancer.plugins.hook_api import Hooks
 from balancer.plugins.hooked_dispatcher import HookedDispatcher
 from balancer.policies.base import PolicyLike
 from balancer.policies.factory import make_policy
+from balancer.pool_figures import PoolFigures
 from balancer.telemetry.observer import Observer, all_done
-from balancer.telemetry.state_log import FlipLog, log_drain, named, of_pool
+from balancer.telemetry.state_log import FlipLog, log_drain, log_ejection, named, of_pool
 from balancer.telemetry.stats import Stats
-from balancer.types import Address, Clock, Receive, Scope, Send
-from balancer.upstream.base import Connections, Timeouts, Upstream
+from balancer.types import Clock, Receive, Scope, Send
+from balancer.upstream.base import Timeouts, Upstream
 from balancer.upstream.native import NativeUpstream
 
 log = logging.getLogger(__name__)
 
 
-class LoadBalancer:
+class LoadBalancer(PoolFigures):
     """An ASGI application that balances its requests over the members behind an alias; mounted, or by itself.
 
     It starts with ``async with``, its lifespan or its first request, and ends with its event loop. It lives in one
@@ -69,12 +72,8 @@ class LoadBalancer:
         TypeError: A keyword is not the name of a setting.
     """
 
-    # Parts of one event loop, which are made anew for the next.
-    membership: Membership
+    # Of one event loop, as its parts are, which are made anew for the next.
     snapshot: Snapshot | None
-    upstream: Upstream
-    dispatcher: Dispatcher
-    proxy: Proxy
 
     def __init__(
         self,
@@ -112,8 +111,7 @@ class LoadBalancer:
         self.clock = clock
         # Text that the processes of one balancer share; without it, each event loop has one of its own.
         self.identity = ""
-        # The front end of its requests, where that is another's.
-        self.listener: Proxy | None = None
+        self.listener = None
         # The event loop of this object, and the task that ends it there.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: asyncio.Task[None] | None = None
@@ -158,6 +156,16 @@ class LoadBalancer:
             self.membership, self.dispatcher.admission, lambda delay, call: loop_time().call_later(delay, call), clock
         )
         self._flip_log = FlipLog(lambda: self.name)
+        self.ejector = Ejector(
+            self.membership,
+            rng,
+            clock,
+            self._on_ejection,
+            settings.eject_max_percent / 100,
+            compares_latency=settings.policy != "hash" and not settings.sticky_cookie,
+        )
+        if settings.eject:
+            self.dispatcher.report_to(self.ejector.learn)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loop is not running_loop():
@@ -187,6 +195,7 @@ class LoadBalancer:
         # Only here, because processes may have been forked since this was made.
         self.dispatcher.mark_requests(self.identity or secrets.token_hex(8))
         loops = [loop.create_task(self._discovery.run()), loop.create_task(self._prober.run())]
+        loops.append(loop.create_task(self._judge()))
         self._life = loop.create_task(self._live(loops, self.upstream))
 
     async def _live(self, loops: list[asyncio.Task[None]], upstream: Upstream) -> None:
@@ -236,36 +245,6 @@ class LoadBalancer:
         return [self]
 
     @property
-    def members(self) -> Mapping[Address, Member]:
-        """All members by address, whatever their state."""
-        return self.membership.members
-
-    @property
-    def available(self) -> int:
-        """Number of members that may be given requests."""
-        return len(self.membership.available)
-
-    @property
-    def queued(self) -> int:
-        """Number of requests that wait for a member."""
-        return len(self.dispatcher.queue)
-
-    @property
-    def active(self) -> int:
-        """Number of requests in progress, with those that wait."""
-        return self.proxy.active
-
-    @property
-    def clients(self) -> Collection[object] | None:
-        """The open connections of clients; None where they are not counted."""
-        return (self.listener or self.proxy).connections
-
-    @property
-    def connections(self) -> Connections | None:
-        """The connections to members; None where the upstream does not count them."""
-        return self.upstream.counts() if isinstance(self.upstream, NativeUpstream) else None
-
-    @property
     def name(self) -> str:
         """The name of the pool where there are several, else ""."""
         return self.dispatcher.name
@@ -297,6 +276,26 @@ class LoadBalancer:
             for observer in self._observers:
                 observer.drained(member)
         self._availability_changed()
+
+    def eject(self, member: Member, seconds: float) -> None:
+        """Eject a member by hand for so many seconds: it gets requests only while no other is up; a trial follows."""
+        self.ejector.eject(member, EjectionKind.MANUAL, "by hand", seconds)
+
+    def restore(self, member: Member) -> None:
+        """Give a member that is ejected or on trial its whole share of requests again."""
+        self.ejector.restore(member)
+
+    def _on_ejection(self, member: Member) -> None:
+        member.ejection_changed = self.clock()
+        log_ejection(self.name, member)
+        for observer in self._observers:
+            observer.ejected(member)
+        self._availability_changed()
+
+    async def _judge(self) -> None:
+        while True:
+            await asyncio.sleep(STEP_SECONDS)
+            self.ejector.step()
 
     def _deliver(self, snapshot: Snapshot) -> None:
         before, self.snapshot = self.snapshot, snapshot
@@ -338,6 +337,7 @@ class LoadBalancer:
             return  # ``_deliver`` follows, once all flips are reported.
         if member.state is State.UP and before in (State.JOINING, State.DOWN):
             self._release.came_up()
+            self.ejector.came_up(member)
         self._availability_changed()
         if member.state is State.SUSPECT and self.settings.health_path:
             self._prober.wake([member])  # Its answer may be that it drains, which a TCP connect cannot show.

@@ -7,6 +7,8 @@ Rules:
 * Events with the same words within WINDOW seconds are one, with the counts of all.
 * Events at the start of a process that replaces another are left out.
 * A drain is for all processes, also those that come later, until the member leaves.
+* A member is ejected as long as any process has it so: each judges by its own requests. The reason has their number.
+* An ejection by hand is for all processes of the moment.
 * A process that has not reported for STALE seconds keeps its counts, but has no requests and no states.
 """
 
@@ -19,8 +21,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from balancer.admin.ipc import Channel
+from balancer.admin.member_rows import MemberRow, merge_rows
 from balancer.admin.pool_view import Usage
-from balancer.admin.process_report import INTERVAL, Drain, FullReportRequest, MemberRow, PoolReport, Report
+from balancer.admin.process_report import INTERVAL, Drain, Eject, FullReportRequest, Order, PoolReport, Report
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Snapshot
 from balancer.members.health import State
@@ -38,7 +41,6 @@ STALE = 5.0
 CATCH_UP = 5.0
 
 # From the best to the worst.
-_STATES = (State.UP, State.JOINING, State.SUSPECT, State.DRAINING, State.DOWN, State.LEAVING)
 _LEVELS = (Level.GOOD, Level.INFO, Level.WARNING, Level.BAD)
 
 
@@ -57,7 +59,7 @@ class ProcessPool:
 
     def take(self, report: PoolReport) -> bool:
         """Take in a report; return whether members have come, gone or changed their state."""
-        before = {address: (member.state, member.drained) for address, member in self.members.items()}
+        before = {address: member.condition for address, member in self.members.items()}
         for address in report.left:
             self.members.pop(address, None)
         self.members |= report.members
@@ -71,7 +73,7 @@ class ProcessPool:
         self.settings = report.settings
         self.available, self.queued, self.active = report.available, report.queued, report.active
         self.connections = report.connections
-        return before != {address: (member.state, member.drained) for address, member in self.members.items()}
+        return before != {address: member.condition for address, member in self.members.items()}
 
 
 @dataclass
@@ -166,6 +168,12 @@ class MergedPool:
         self.drains[member.address] = member.drained = drained
         self._aggregator.broadcast(Drain(self._key, member.address, drained))
 
+    def eject(self, member: Member, seconds: float) -> None:
+        self._aggregator.broadcast(Eject(self._key, member.address, seconds))
+
+    def restore(self, member: Member) -> None:
+        self._aggregator.broadcast(Eject(self._key, member.address, None))
+
     def retire(self, part: ProcessPool) -> None:
         """Keep the counts of a process that has ended."""
         self._past.add(part.stats)
@@ -197,28 +205,11 @@ class MergedPool:
             address: self.members.get(address) or Member(found[0].endpoint, 0.0) for address, found in rows.items()
         }
         for address, member in members.items():
-            _merge_rows(member, rows[address])
+            merge_rows(member, rows[address])
         self.drains = {address: drain for address, drain in self.drains.items() if address in members}
         for address, drained in self.drains.items():
             members[address].drained = drained
         self.members = members
-
-
-def _merge_rows(member: Member, rows: Sequence[MemberRow]) -> None:
-    """Set a member to what rows of several processes amount to."""
-    judges = [row for row in rows if row.state is not State.JOINING] or rows
-    member.state = max((row.state for row in judges), key=_STATES.index)
-    agreeing = [row for row in judges if row.state is member.state]
-    # A member is up since the last process has found it so, and in any other state since the first has.
-    decisive = (max if member.state is State.UP else min)(agreeing, key=lambda row: row.since)
-    member.endpoint, member.since, member.reason = decisive.endpoint, decisive.since, decisive.reason
-    if len(agreeing) < len(judges):
-        member.reason += f" (in {len(agreeing)} of {len(judges)} processes)"
-    member.in_flight = sum(row.in_flight for row in rows)
-    member.requests = sum(row.requests for row in rows)
-    drained = [row for row in rows if row.drained]
-    member.drained = bool(drained)
-    member.drained_since = min(row.drained_since for row in drained or rows)
 
 
 class Aggregator:
@@ -246,10 +237,10 @@ class Aggregator:
         for channel in self._channels:
             channel.close()
 
-    def broadcast(self, message: FullReportRequest | Drain) -> None:
-        """Send a message to all processes."""
+    def broadcast(self, order: Order) -> None:
+        """Send an order to all processes."""
         for channel in self._channels:
-            channel.send(message)
+            channel.send(order)
 
     def current(self) -> list[MergedPool]:
         """Return the pools, as of the last reports."""

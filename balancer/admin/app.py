@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import mimetypes
-import re
 import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from balancer.admin.auth import CHALLENGE, deny, has_token, prove
-from balancer.admin.history import Pool
+from balancer.admin.actions import ACTIONS, action_endpoint
+from balancer.admin.auth import CHALLENGE, has_token, prove
 from balancer.admin.places import deny_page
 from balancer.admin.pool_view import Usage, View
 from balancer.admin.prometheus import metrics_endpoint
 from balancer.admin.readiness import readiness_endpoint
-from balancer.admin.responses import FRESH, Secured, problem, refusal
+from balancer.admin.responses import FRESH, Secured, Unusable, headers_by_name, problem, refusal
 from balancer.admin.status_feed import StatusFeed
 from balancer.admin.subscriber import Subscriber
 from balancer.config.settings import Settings
-from balancer.members.member import Member
 from balancer.telemetry.client_limits import ClientLimits
 from balancer.telemetry.stats import Stats
 
 HERE = Path(__file__).parent
-
-# Bytes that the body of an action may have.
-MAX_BODY_BYTES = 4096
-
-# What JSON can escape and UTF-8 cannot say: half of a pair of surrogates (RFC 8259 section 8.2).
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Supervised(NamedTuple):
@@ -120,34 +111,11 @@ def _api(
         Route("/api/status", state),
         Route("/api/events", events),
         Route("/api/settings", settings_in_effect),
-        Route("/api/members/{address}/drain", _action(settings, feed, True), methods=["POST"]),
-        Route("/api/members/{address}/undrain", _action(settings, feed, False), methods=["POST"]),
+        *(
+            Route(f"/api/members/{{address}}/{name}", action_endpoint(settings, feed, act), methods=["POST"])
+            for name, act in ACTIONS.items()
+        ),
     ]
-
-
-def _action(settings: Callable[[], Settings], feed: StatusFeed, drained: bool) -> Callable[[Request], Any]:
-    """Return the endpoint that drains a member, or undrains it."""
-
-    async def act(request: Request) -> Response:
-        if denial := deny(settings(), _by_name(request.headers)):
-            return refusal(denial)
-        action, address = await _read_action(request), request.path_params["address"]
-        if action.name is not None:
-            for pool, member in _members(feed.pools(), address, action.pool):
-                _check_name(member, action.name, await feed.confirm(pool, member))
-        found = _members(feed.pools(), address, action.pool)
-        for pool, member in found:
-            pool.view.drain(member, drained)
-        return JSONResponse(
-            {
-                "address": str(found[0][1].address),
-                "drained": drained,
-                "pools": [pool.name for pool, _ in found],
-                "in_flight": sum(member.in_flight for _, member in found),
-            }
-        )
-
-    return act
 
 
 async def _proof(challenge: str | None, token: str | None, supervised: Supervised | None) -> str | None:
@@ -159,18 +127,6 @@ async def _proof(challenge: str | None, token: str | None, supervised: Supervise
     return await asyncio.to_thread(prove, token, challenge, supervised.pid, supervised.generation)
 
 
-def _by_name(headers: Headers) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
-
-
-class Unusable(HTTPException):
-    """A request that cannot be served; ``error`` is one word for it."""
-
-    def __init__(self, status: int, error: str, reason: str) -> None:
-        super().__init__(status, reason)
-        self.error = error
-
-
 async def _in_json(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
@@ -179,57 +135,6 @@ async def _in_json(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         return problem(405, "method_not_allowed", f"{request.scope['path']} takes {headers.get('Allow')}", headers)
     return problem(404, "not_found", "there is no such path; /openapi.json says what there is", headers)
-
-
-class Action(NamedTuple):
-    """The body of an action: the pool, and the name that the member's container should have."""
-
-    pool: str | None = None
-    name: str | None = None
-
-
-async def _read_action(request: Request) -> Action:
-    text = b""
-    try:
-        async for piece in request.stream():
-            text += piece
-            if len(text) > MAX_BODY_BYTES:
-                raise Unusable(413, "too_large", f"the body may have {MAX_BODY_BYTES} bytes")
-    except ClientDisconnect:
-        raise Unusable(400, "bad_body", "the body did not come whole") from None
-    try:
-        body = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        body = None
-    fields = body if isinstance(body, dict) else {"": body}
-    if not fields.keys() <= {*Action._fields} or not all(
-        value is None or (isinstance(value, str) and not _HALF.search(value)) for value in fields.values()
-    ):
-        example = '{"pool": "apps", "name": "shop-worker-1"}'
-        takes = f"the body may be empty or a JSON object with the pool, the container's name or both, such as {example}"
-        raise Unusable(400, "bad_body", takes)
-    return Action(**fields)
-
-
-def _check_name(member: Member, wanted: str, now: str) -> None:
-    """Raise Unusable where the address is another container's by now."""
-    if now != wanted:
-        words = f"{member.address} is {now or 'a container without a known name'} by now, not {wanted}: nothing changes"
-        raise Unusable(409, "another_name", words)
-
-
-def _members(pools: Sequence[Pool], text: str, name: str | None) -> list[tuple[Pool, Member]]:
-    """Return the members of an address, in the pool of that name or in all. Raises Unusable if there is none."""
-    named = [pool for pool in pools if name in (None, pool.name)]
-    if not named:
-        known = ", ".join(pool.name for pool in pools)
-        raise Unusable(404, "no_such_pool", f"there is no pool {name!r}; there is {known}")
-    candidates = [(pool, member) for pool in named for member in pool.view.members.values()]
-    found = [(pool, member) for pool, member in candidates if str(member.address) == text]
-    if not found:
-        some = ", ".join(sorted(str(member.address) for _, member in candidates)[:5]) or "none just now"
-        raise Unusable(404, "no_such_member", f"{text!r} is no member; members are named by ip:port: {some}")
-    return found
 
 
 class Stream:
@@ -243,7 +148,7 @@ class Stream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "GET":
             raise HTTPException(405, headers={"Allow": "GET"})
-        settings, headers = self._settings(), _by_name(Headers(scope=scope))
+        settings, headers = self._settings(), headers_by_name(Headers(scope=scope))
         client: str = scope["client"][0] if scope["client"] else ""
         if denial := deny_page(settings, self._feed.subscribers, client, headers):
             if denial.status == 503:

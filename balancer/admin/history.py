@@ -18,6 +18,7 @@ from math import inf
 from typing import Any
 
 from balancer.admin.pool_view import View
+from balancer.members.ejection import Ejection
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.events import Event
@@ -243,7 +244,10 @@ class Pool:
                     self._changed[event.number] = event
 
     def member_rows(self, wall: Callable[[float], float]) -> dict[int, list[Any]]:
-        """Return rows of members: number, address, name, state, reason, since, drained since (0: not)."""
+        """Return rows of members: number, address, name, state, reason, since, drained since (0: not), ejection.
+
+        An ejection is 0 for none, or kind, reason, since, until and whether the trial has begun.
+        """
         return {
             track.number: [
                 track.number,
@@ -253,6 +257,7 @@ class Pool:
                 member.reason,
                 round(wall(member.since), 1),
                 round(wall(member.drained_since), 1) if member.drained else 0,
+                _ejection_row(member.ejection, wall) if member.ejection else 0,
             ]
             for member, track in self.tracks.items()
         }
@@ -293,6 +298,11 @@ class Pool:
             "failed_attempts": sum(total.failed_attempts.values()),
             "available": self.view.available,
         }
+
+
+def _ejection_row(ejection: Ejection, wall: Callable[[float], float]) -> list[Any]:
+    since, until = round(wall(ejection.since), 1), round(wall(ejection.until), 1)
+    return [ejection.kind.value, ejection.reason, since, until, ejection.on_trial]
 
 
 def refusals(stats: Stats) -> int:

@@ -69,6 +69,12 @@ class View(Protocol):
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, or requests again; those that it has are finished."""
 
+    def eject(self, member: Member, seconds: float) -> None:
+        """Give a member requests only while no other is up, for so many seconds; a trial follows."""
+
+    def restore(self, member: Member) -> None:
+        """Give a member that is ejected or on trial its whole share of requests again."""
+
 
 class Usage(NamedTuple):
     """A process that serves. ``cpu``: seconds that it has used so far; ``memory``: its resident bytes.

@@ -6,15 +6,14 @@ import asyncio
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from balancer.admin.ipc import Channel
+from balancer.admin.member_rows import MemberRow
 from balancer.admin.pool_view import Usage
 from balancer.config.settings import Settings
-from balancer.discovery.snapshot import Endpoint, Snapshot
+from balancer.discovery.snapshot import Snapshot
 from balancer.loadbalancer import LoadBalancer
-from balancer.members.health import State
-from balancer.members.member import Member
 from balancer.routing.pools import Pools
 from balancer.telemetry.client_limits import ClientLimits
 from balancer.telemetry.events import Event
@@ -28,27 +27,6 @@ MIN_REPORT_INTERVAL = 0.1
 
 K = TypeVar("K")
 T = TypeVar("T")
-
-
-class MemberRow(NamedTuple):
-    """A member in a report; the fields are those of ``Member``."""
-
-    endpoint: Endpoint
-    since: float
-    state: State
-    reason: str
-    in_flight: int
-    requests: int
-    drained: bool
-    drained_since: float
-
-    @classmethod
-    def of(cls, member: Member) -> MemberRow:
-        """Return the row of a member."""
-        return cls(
-            member.endpoint, member.since, member.state, member.reason, member.in_flight, member.requests,
-            member.drained, member.drained_since,
-        )  # fmt: skip
 
 
 @dataclass
@@ -105,6 +83,19 @@ class Drain:
 
 
 @dataclass
+class Eject:
+    """An order to eject a member for so many ``seconds``, or (None) to restore it."""
+
+    pool: str
+    address: Address
+    seconds: float | None
+
+
+# What the process that shows all others sends to them.
+Order = FullReportRequest | Drain | Eject
+
+
+@dataclass
 class _LastReport:
     """The last report on a pool, with the fingerprints of its tallies."""
 
@@ -146,14 +137,19 @@ class Reporter:
         finally:
             self._channel.close()
 
-    def _receive(self, message: FullReportRequest | Drain) -> None:
-        if isinstance(message, FullReportRequest):
+    def _receive(self, order: Order) -> None:
+        if isinstance(order, FullReportRequest):
             self._whole = True
             self._due.set()
             return
         for pool in self._balancer.current():
-            if display_name(pool) == message.pool and (member := pool.members.get(message.address)):
-                pool.drain(member, message.drained)
+            if display_name(pool) == order.pool and (member := pool.members.get(order.address)):
+                if isinstance(order, Drain):
+                    pool.drain(member, order.drained)
+                elif order.seconds is None:
+                    pool.restore(member)
+                else:
+                    pool.eject(member, order.seconds)
 
     def _report(self) -> None:
         if self._whole:

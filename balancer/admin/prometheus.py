@@ -31,6 +31,7 @@ from starlette.responses import Response
 from balancer import build
 from balancer.admin.pool_view import Usage, View, by_name
 from balancer.errors import LOG_ONLY, REASONS, TOKENS
+from balancer.members.ejection import EjectionKind
 from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.telemetry.client_limits import ClientLimits
@@ -149,6 +150,7 @@ METRICS = (
     Spec("balancer_members", "gauge", (*POOL, "state"), "Members in this state."),
     Spec("balancer_members_available", "gauge", POOL, "Members that may be given requests."),
     Spec("balancer_state_changes_total", "counter", (*POOL, "state", "event"), "Times members came into this state."),
+    Spec("balancer_ejections_total", "counter", (*POOL, "kind"), "Times members were ejected, by what for."),
     Spec("balancer_dns_answers_total", "counter", (*POOL, "record", "outcome"), "Answers to queries for the alias."),
     Spec(
         "balancer_dns_answer_age_seconds",
@@ -169,6 +171,8 @@ METRICS = (
     Spec("balancer_upstream_requests_total", "counter", POOL, "Requests sent on connections to members."),
     Spec("balancer_member_state", "gauge", (*MEMBER, "state"), "1 for the state that the member is in, else 0."),
     Spec("balancer_member_drained", "gauge", MEMBER, "1 for a member that is drained by hand, else 0."),
+    Spec("balancer_member_ejected", "gauge", MEMBER, "1 for a member that is ejected, else 0."),
+    Spec("balancer_member_on_trial", "gauge", MEMBER, "1 for a member on trial after an ejection, else 0."),
     Spec("balancer_member_state_changes_total", "counter", (*MEMBER, "state"), "Times it came into this state."),
     Spec("balancer_member_requests_in_flight", "gauge", MEMBER, "Requests that the member has."),
     Spec(
@@ -306,6 +310,8 @@ def _add_stats(found: _Families, labels: Labels, stats: Stats) -> None:
     found.add_histogram("balancer_queue_duration_seconds", labels, stats.queued_classes, stats.queued_seconds)
     for (state, event), number in sorted(stats.flips.items()):
         found.add("balancer_state_changes_total", {**labels, "state": state, "event": event.name.lower()}, number)
+    for kind in EjectionKind:
+        found.add("balancer_ejections_total", {**labels, "kind": kind.value}, stats.ejections[kind])
 
 
 def _add_dns(found: _Families, labels: Labels, pool: View, stats: Stats) -> None:
@@ -324,6 +330,8 @@ def _add_member(found: _Families, labels: Labels, member: Member) -> None:
     for state in STATES:
         found.add("balancer_member_state", {**labels, "state": state}, member.state is state)
     found.add("balancer_member_drained", labels, member.drained)
+    found.add("balancer_member_ejected", labels, member.ejection is not None and not member.ejection.on_trial)
+    found.add("balancer_member_on_trial", labels, member.ejection is not None and member.ejection.on_trial)
     found.add("balancer_member_requests_in_flight", labels, member.in_flight)
 
 

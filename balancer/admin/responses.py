@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -53,3 +54,15 @@ class Secured:
                 return
 
         await self._app(scope, receive, secured if scope["type"] == "http" else send)
+
+
+class Unusable(HTTPException):
+    """A request that cannot be served; ``error`` is one word for it."""
+
+    def __init__(self, status: int, error: str, reason: str) -> None:
+        super().__init__(status, reason)
+        self.error = error
+
+
+def headers_by_name(headers: Headers) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}

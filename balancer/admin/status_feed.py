@@ -16,6 +16,7 @@ from typing import Any
 
 from balancer import build
 from balancer.admin.history import CHART, Json, MemberHistory, Pool
+from balancer.admin.member_json import member_json
 from balancer.admin.pool_view import View, by_name
 from balancer.admin.subscriber import Subscriber, iso, sse
 from balancer.discovery.container_names import ContainerNames
@@ -319,30 +320,9 @@ class StatusFeed:
             **summary,
             "dns": self.dns(pool),
             "members": [
-                self._member(pool, member, values[pool.tracks[member].number], summary["recent"])
+                member_json(pool, member, values[pool.tracks[member].number], summary["recent"], self.wall)
                 for member in sorted(pool.tracks, key=lambda member: member.address)
             ],
-        }
-
-    def _member(self, pool: Pool, member: Member, row: list[Any], lately: int) -> Json:
-        _, in_flight, rate, recent, p50, p99, requests, failed, _ = row
-        track = pool.tracks[member]
-        return {
-            "address": str(member.address),
-            "name": track.name or None,
-            "state": member.state.value,
-            "reason": member.reason,
-            "since": iso(self.wall(member.since)),
-            "drained": member.drained,
-            "drained_since": iso(self.wall(member.drained_since)) if member.drained else None,
-            "in_flight": in_flight,
-            "rate": rate,
-            "share": round(recent / lately, 4) if lately else 0,
-            "p50_ms": p50,
-            "p99_ms": p99,
-            "requests": requests,
-            "failed": failed,
-            "failed_attempts": track.counted(pool.stats.members.get(member.address))[2],
         }
 
     def _now(self) -> float:

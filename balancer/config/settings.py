@@ -135,6 +135,12 @@ class Settings:
         1, count(1, 100), "probes in a row that succeed before a member that was up before is up again"
     )
     health_fall: int = setting(2, count(1, 100), "probes in a row that fail before a member is down")
+    eject: bool = setting(
+        True, ON_OFF, "whether a member that fails or is slow while the others are not is taken out for a while"
+    )
+    eject_max_percent: int = setting(
+        50, count(0, 100), "how many of the members that are up may be ejected; one stays in any case"
+    )
     hung_timeout: float = setting(
         0.0,
         seconds(0, 86400),

@@ -130,7 +130,7 @@ class Admission:
         """
         if self._membership.has_available:
             return None
-        for member in self._membership.ejected():
+        for member in self._membership.down_by_requests():
             if member not in queued.tried and member.in_flight < self._limit:
                 return _occupy(member)
         return None

@@ -7,10 +7,13 @@ from math import inf
 from operator import attrgetter
 
 from balancer.discovery.snapshot import Endpoint
+from balancer.members.ejection import Ejection
 from balancer.members.health import State
+from balancer.members.tally import Tally
 from balancer.types import Address
 
-# Place of a member among those that may be chosen: first those that are up, then suspects; of these, by SRV priority.
+# Place of a member among those that may be chosen: first those that are up, then suspects, then the ejected, for an
+# attempt is better than a refusal; of these, by SRV priority.
 Tier = tuple[int, int]
 
 
@@ -38,7 +41,10 @@ class Member:
         answered: Whether it has answered a request since it was last due for a probe.
         keeps_alive: Whether it has let a connection stay open after a response.
         closes: Responses in a row that announced the end of their connection.
-        ejected: Whether it is down because requests failed to connect, and no probe has ended since.
+        down_by_requests: Whether it is down because requests failed to connect, and no probe has ended since.
+        ejection: Why it is out for failing while it answers, or on trial after that; None for neither.
+        ejection_changed: When that last changed.
+        tally: What its attempts have come to lately; None until one is counted.
         tier: Its place among those that may be chosen, or None.
     """
 
@@ -61,7 +67,10 @@ class Member:
     answered: bool = False
     keeps_alive: bool = False
     closes: int = 0
-    ejected: bool = False
+    down_by_requests: bool = False
+    ejection: Ejection | None = None
+    ejection_changed: float = 0.0
+    tally: Tally | None = None
     drained: bool = False
     drained_since: float = 0.0
     warm_since: float = 0.0
@@ -84,9 +93,14 @@ class Member:
 
 BY_ADDRESS = attrgetter("endpoint.address")
 _RANKS = {State.UP: 0, State.SUSPECT: 1}
+_EJECTED = 2
 
 
 def tier_of(member: Member) -> Tier | None:
     """Return the member's place among those that may be chosen, or None."""
     rank = None if member.drained else _RANKS.get(member.state)
-    return None if rank is None else (rank, member.endpoint.priority)
+    if rank is None:
+        return None
+    if member.ejection and not member.ejection.on_trial:
+        rank += _EJECTED
+    return rank, member.endpoint.priority

@@ -18,13 +18,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from itertools import islice
 from math import inf
 
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
+from balancer.members.ejection import Ejection
 from balancer.members.health import CLOSES_TO_SUSPECT, CONTACT_LOST, REFUSALS, TRANSITIONS, HealthEvent, State
 from balancer.members.member import BY_ADDRESS, Member, Tier, tier_of
+from balancer.members.slow_start import SlowStart
 from balancer.types import Address
 from balancer.words import counted
 
@@ -32,8 +33,6 @@ EMPTY_POLLS = 3
 # Members named in one sentence.
 NAMED = 3
 
-# Members whose weight rises in one step, so that thousands that came up together do not make a long one.
-WARMED_PER_STEP = 100
 # With more changes than this, and than half of the members, the policy is built anew, which costs no more.
 SINGLE_CHANGES_MAX = 128
 # Changes after which the policy is updated, so that no request has to pay for thousands.
@@ -87,11 +86,11 @@ class Membership:
     _available: tuple[Member, ...] | None = ()
     # Members that came to, left or changed on the best tier since the last ``pop_changes``; None for too many, or all.
     _changed: dict[Member, None] | None = None
-    _ejected: dict[Member, None] = field(default_factory=dict)
-    _warming: dict[Member, float] = field(default_factory=dict)
-    # Next steps of members that warm up: when, a number that makes entries comparable, the member, and which tenth.
-    _steps: list[tuple[float, int, Member, int]] = field(default_factory=list)
-    _stepped: int = 0
+    _down_by_requests: dict[Member, None] = field(default_factory=dict)
+    _slow_start: SlowStart = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._slow_start = SlowStart(self.slow_start, self._reweighed)
 
     @property
     def available(self) -> tuple[Member, ...]:
@@ -126,9 +125,9 @@ class Membership:
         """Whether so much has changed since ``pop_changes`` that a policy should not wait for the next request."""
         return self._changed is None or len(self._changed) >= UPDATE_POLICY_AFTER
 
-    def ejected(self) -> Iterable[Member]:
+    def down_by_requests(self) -> Iterable[Member]:
         """Return the members that only failed requests have taken down."""
-        return (member for member in self._ejected if not member.drained)
+        return (member for member in self._down_by_requests if not member.drained)
 
     def shortage(self) -> str:
         """Return words for the lack of members: how many there are, and the reasons of the first NAMED."""
@@ -190,7 +189,7 @@ class Membership:
         tiers = {member.tier for member in left if member.tier}
         for member in left:
             self._enter(member, State.LEAVING, HealthEvent.LEFT_DNS.value, now)
-            self._ejected.pop(member, None)
+            self._down_by_requests.pop(member, None)
             self._unnamed.pop(member, None)
         for tier in tiers:
             if stay := [member for member in self._tiers[tier] if member.state is not State.LEAVING]:
@@ -209,35 +208,26 @@ class Membership:
             endpoint = endpoints[address]
             if member.endpoint is not endpoint and member.endpoint != endpoint:
                 member.endpoint = endpoint
-                if member not in self._warming:
-                    member.weight = float(endpoint.weight)
+                self._set_weight(member)
                 self._place(member)
 
     def warm_up(self, now: float) -> None:
-        """Raise the weights of new members, a tenth at a time, and of WARMED_PER_STEP members at most."""
-        for _ in range(WARMED_PER_STEP):
-            if not (self._steps and self._steps[0][0] <= now):
-                break
-            _, _, member, _ = heappop(self._steps)
-            if self._warming.get(member) == member.warm_since:
-                self._warm(member, now)
+        """Raise the weights of members that came up; see ``SlowStart``."""
+        self._slow_start.step(now)
 
     def warms_at(self) -> float:
         """Return when ``warm_up`` has something to do next, a clock reading in seconds."""
-        return self._steps[0][0] if self._steps else inf
+        return self._slow_start.next_at()
 
-    def _warm(self, member: Member, now: float) -> None:
-        part = min(10, max(1, int(10 * (now - member.warm_since) / self.slow_start)))
-        if part == 10:
-            del self._warming[member]
-        else:
-            self._stepped += 1
-            # Later than now in any case, whatever the rounding.
-            at = max(member.warm_since + (part + 1) * self.slow_start / 10, now + self.slow_start / 1000)
-            heappush(self._steps, (at, self._stepped, member, part))
-        weight = member.endpoint.weight * part / 10
-        if member.weight != weight:
-            member.weight = weight
+    def _set_weight(self, member: Member) -> None:
+        """Give a member its weight: a part of it while it warms up, and a tenth on trial."""
+        is_on_trial = member.ejection is not None and member.ejection.on_trial
+        member.weight = member.endpoint.weight * (1 if is_on_trial else self._slow_start.tenths(member)) / 10
+
+    def _reweighed(self, member: Member) -> None:
+        before = member.weight
+        self._set_weight(member)
+        if member.weight != before:
             self._place(member)
 
     def observe(
@@ -247,9 +237,9 @@ class Membership:
 
         ``by_request``: a user's request brought it, not a probe.
         """
-        if not by_request and member.ejected:
-            member.ejected = False
-            self._ejected.pop(member, None)
+        if not by_request and member.down_by_requests:
+            member.down_by_requests = False
+            self._down_by_requests.pop(member, None)
         if event in CONTACT_LOST:
             member.failed_at = now
         before = member.state
@@ -265,15 +255,13 @@ class Membership:
             self._explain(member, reason)
             return
         self._enter(member, after, reason or event.value, now)
-        member.ejected = by_request and after is State.DOWN
-        if member.ejected:
-            self._ejected[member] = None
+        member.down_by_requests = by_request and after is State.DOWN
+        if member.down_by_requests:
+            self._down_by_requests[member] = None
         else:
-            self._ejected.pop(member, None)
-        if after is State.UP and before in (State.JOINING, State.DOWN) and self.slow_start:
-            member.warm_since = now
-            self._warming[member] = now
-            self._warm(member, now)
+            self._down_by_requests.pop(member, None)
+        if after is State.UP and before in (State.JOINING, State.DOWN):
+            self._slow_start.begin(member, now)
         self._place(member)
         self.on_flip(member, before, event)
 
@@ -295,13 +283,21 @@ class Membership:
         member.closes = member.probe_successes = 0
         member.been_up |= state is State.UP
         if state in (State.DOWN, State.LEAVING):
-            self._warming.pop(member, None)
+            self._slow_start.end(member)
+        if state is State.LEAVING:
+            member.ejection = None
 
     def drain(self, member: Member, drained: bool = True) -> None:
         """Give a member no more requests, whatever its state; or (``drained`` is false) as many as its state allows."""
         if member.drained != drained:
             member.drained = drained
             self._place(member)
+
+    def set_ejection(self, member: Member, ejection: Ejection | None) -> None:
+        """Take over a member's ejection, which may have changed: None gives it its share of requests again."""
+        member.ejection = ejection
+        self._set_weight(member)
+        self._place(member)
 
     def record_response(self, member: Member, status: int, closes: bool, now: float) -> None:
         """Note a response of a member. ``closes``: it announced the end of its connection."""

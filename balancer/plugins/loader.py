@@ -31,7 +31,7 @@ HOOKS_GROUP = "balancer.hooks"
 
 # Methods by the number of their arguments.
 _OF_POLICIES = {"build": 1, "choose": 2}
-_OF_OBSERVERS = {"done": 1, "resolved": 2, "flipped": 3, "drained": 1}
+_OF_OBSERVERS = {"done": 1, "resolved": 2, "flipped": 3, "drained": 1, "ejected": 1}
 
 _NUMBERS = "no argument", "one argument", "two arguments", "three arguments"
 

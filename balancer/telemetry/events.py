@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from balancer.discovery.snapshot import Snapshot
 from balancer.dispatch.context import RequestRecord
+from balancer.members.ejection import describe
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
@@ -39,6 +40,7 @@ class EventKind(StrEnum):
     FAILED = "failed"
     REFUSED = "refused"
     DRAINED = "drained"
+    EJECTED = "ejected"
 
 
 class Level(StrEnum):
@@ -87,7 +89,7 @@ class Event:
 class Events(Observer):
     """The events of a pool. ``recent`` and ``dns``: in the order in which they began.
 
-    ``on_change``: called when members came, went, changed their state or were drained.
+    ``on_change``: called when members came, went, changed their state, were drained or ejected.
     """
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
@@ -142,6 +144,13 @@ class Events(Observer):
         words = "drained by hand" if member.drained else "no longer drained"
         level = Level.WARNING if member.drained else Level.GOOD
         self._add(member.drained_since, EventKind.DRAINED, level, f"{member.address} {words}", member.address)
+        self.on_change()
+
+    def ejected(self, member: Member) -> None:
+        out = member.ejection and not member.ejection.on_trial
+        level = Level.BAD if out else Level.INFO if member.ejection else Level.GOOD
+        words = f"{member.address} {describe(member.ejection)}"
+        self._add(member.ejection_changed, EventKind.EJECTED, level, words, member.address)
         self.on_change()
 
     def failed(self, record: RequestRecord) -> None:

@@ -44,6 +44,9 @@ class Observer:
     def drained(self, member: Member) -> None:
         """Take note of a member that was drained by hand, or undrained: see ``member.drained``."""
 
+    def ejected(self, member: Member) -> None:
+        """Take note of a member that was ejected, goes on trial or is restored: see ``member.ejection``."""
+
 
 def all_done(observers: Sequence[Observer]) -> Callable[[RequestRecord], None]:
     """Return one function that calls ``done`` of the observers that override it."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from math import inf
 
+from balancer.members.ejection import describe
 from balancer.members.health import State
 from balancer.members.member import Member
 
@@ -61,6 +62,11 @@ def log_drain(name: str, member: Member, drained: bool, where: str = "") -> None
     """Log that a member was drained by hand, or no longer is. ``name``: of its pool, or ""."""
     words = "drained" if drained else "no longer drained"
     log.info("%s%s %s by hand%s", of_pool(name), member.address, words, where)
+
+
+def log_ejection(name: str, member: Member) -> None:
+    """Log that a member was ejected, is on trial or restored. ``name``: of its pool, or ""."""
+    log.info("%s%s %s", of_pool(name), member.address, describe(member.ejection))
 
 
 def named(members: Sequence[Member]) -> str:

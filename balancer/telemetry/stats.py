@@ -15,6 +15,7 @@ from typing import Any
 from balancer.discovery.snapshot import Answer, Outcome, Snapshot
 from balancer.dispatch.context import RequestRecord
 from balancer.errors import LOG_ONLY, TOKENS
+from balancer.members.ejection import EjectionKind
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
@@ -101,7 +102,7 @@ class Stats(Observer):
     long, and ``queued_classes`` as those of a Tally. ``dns``: answers
     by record type and rcode, or "empty", "timeout" or "error". ``answered``: by record type, when (a reading of the
     balancer's clock) DNS last gave a conclusive answer. ``flips``: changes of members into a state, by event.
-    ``events``: recent ones.
+    ``ejections``: of members, by kind. ``events``: recent ones.
     """
 
     def __init__(self) -> None:
@@ -123,6 +124,7 @@ class Stats(Observer):
         self.answered: dict[str, float] = {}
         self.changes = 0
         self.flips: Counter[tuple[State, HealthEvent]] = Counter()
+        self.ejections: Counter[EjectionKind] = Counter()
         self.events = Events()
 
     @property
@@ -155,6 +157,7 @@ class Stats(Observer):
             self.answered[record] = max(when, self.answered.get(record, when))
         self.changes += other.changes
         self.flips.update(other.flips)
+        self.ejections.update(other.ejections)
 
     def count_anew(self, parts: Iterable[Stats]) -> None:
         """Replace all counts by the sum of these; the events stay."""
@@ -224,6 +227,11 @@ class Stats(Observer):
 
     def drained(self, member: Member) -> None:
         self.events.drained(member)
+
+    def ejected(self, member: Member) -> None:
+        if member.ejection and not member.ejection.on_trial:
+            self.ejections[member.ejection.kind] += 1
+        self.events.ejected(member)
 
     def resolved(self, snapshot: Snapshot, change: Change) -> None:
         self.events.resolved(snapshot, change)

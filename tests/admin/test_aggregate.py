@@ -13,13 +13,15 @@ import pytest
 
 from balancer.admin.aggregate import CATCH_UP, STALE, Aggregator, MergedPool
 from balancer.admin.ipc import PACKET, Channel, pair
+from balancer.admin.member_rows import EjectionRow, MemberRow
 from balancer.admin.pool_view import Usage
-from balancer.admin.process_report import Drain, MemberRow, PoolReport, Report
+from balancer.admin.process_report import Drain, Eject, PoolReport, Report
 from balancer.admin.readiness import up
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Endpoint
 from balancer.dispatch.context import RequestRecord
 from balancer.http.request import Request
+from balancer.members.ejection import EjectionKind
 from balancer.members.health import State
 from balancer.telemetry.events import Event, EventKind, Level
 from balancer.telemetry.stats import Stats, Tally
@@ -198,6 +200,35 @@ async def test_drain_reaches_those_that_do_not_know_of_it(fleet: Fleet) -> None:
     async with asyncio.timeout(5):
         while fleet.told.count(Drain("apps", ONE, True)) < 3:
             await asyncio.sleep(0.001)  # Twice to all, once more to the one that said otherwise.
+
+
+async def test_member_is_ejected_as_long_as_any_process_has_it_so(fleet: Fleet) -> None:
+    def ejected(until: float, on_trial: bool = False) -> MemberRow:
+        return row(ONE, ejection=EjectionRow(EjectionKind.FAILURES, "5xx: 9 of 9", 95.0, until, 1, on_trial))
+
+    fleet.report(0, 10, members={ONE: row(ONE)})
+    fleet.report(1, 11, members={ONE: row(ONE)})
+    fleet.report(0, 10, whole=False, members={ONE: ejected(105.0)})
+    shown = fleet.pool.members[ONE].ejection
+    assert shown
+    assert (shown.reason, shown.until, shown.on_trial) == ("5xx: 9 of 9 (in 1 of 2 processes)", 105.0, False)
+    fleet.report(1, 11, whole=False, members={ONE: ejected(102.0, on_trial=True)})
+    shown = fleet.pool.members[ONE].ejection
+    assert shown
+    assert (shown.until, shown.on_trial) == (105.0, False)
+    fleet.report(0, 10, whole=False, members={ONE: row(ONE)})
+    fleet.report(1, 11, whole=False, members={ONE: row(ONE)})
+    assert fleet.pool.members[ONE].ejection is None
+
+
+async def test_ejection_by_hand_reaches_all_processes(fleet: Fleet) -> None:
+    fleet.report(0, 10, members={ONE: row(ONE)})
+    fleet.pool.eject(fleet.pool.members[ONE], 30.0)
+    fleet.pool.restore(fleet.pool.members[ONE])
+    async with asyncio.timeout(5):
+        while fleet.told.count(Eject("apps", ONE, None)) < 2:
+            await asyncio.sleep(0.001)
+    assert fleet.told.count(Eject("apps", ONE, 30.0)) == 2
 
 
 async def test_log_line_of_a_drain_names_the_pool_where_there_are_several(

@@ -135,6 +135,36 @@ async def test_drained_member_finishes_what_it_has_and_gets_no_more() -> None:
         assert texts[-1] == f"{one.address} no longer drained"
 
 
+async def test_ejected_member_gets_no_more_while_another_is_up_until_it_is_restored() -> None:
+    async with (
+        Member() as one,
+        Member() as two,
+        balance(one, two, stats=Stats()) as running,
+        administer(running) as port,
+    ):
+        response = await port.act("eject", one.address, {"seconds": 30})
+        check("Ejected", response.json())
+        assert response.json() == {
+            "address": str(one.address), "ejected": True, "seconds": 30, "pools": ["apps"], "in_flight": 0
+        }  # fmt: skip
+        for _ in range(5):
+            await running.exchange(GET)
+        assert (requests(one), requests(two)) == (0, 5)
+        status = (await port.get("/api/status")).json()
+        check("Status", status)
+        ejection = (await port.member(one.address))["ejection"]
+        assert (ejection["kind"], ejection["reason"], ejection["on_trial"]) == ("manual", "by hand", False)
+        response = await port.act("restore", one.address)
+        check("Restored", response.json())
+        assert response.json()["ejected"] is False
+        assert (await port.member(one.address))["ejection"] is None
+        for _ in range(4):
+            await running.exchange(GET)
+        assert requests(one) == 2
+        texts = [it["text"] for it in (await port.get("/api/events")).json()["events"]]
+        assert texts[-2:] == [f"{one.address} ejected for 30 s: by hand", f"{one.address} restored"]
+
+
 async def test_actions_ask_for_the_token_and_the_page_for_none() -> None:
     async with (
         Member() as one,
@@ -228,6 +258,12 @@ async def test_settings_show_no_password_of_a_url() -> None:
         ("/api/members/{one}/drain", b"[" * 4000, 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
         ("/api/members/{one}/drain", b"\xff", 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
         ("/api/members/{one}/drain", b" " * 5000, 413, "too_large", "4096 bytes"),
+        ("/api/members/{one}/drain", b'{"seconds": 5}', 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
+        ("/api/members/{one}/restore", b'{"seconds": 5}', 400, "bad_body", '{"pool": "apps", "name": "shop-worker-1"}'),
+        ("/api/members/{one}/eject", b'{"seconds": 0}', 400, "bad_body", "seconds takes a number from 1 to 3600"),
+        ("/api/members/{one}/eject", b'{"seconds": "5"}', 400, "bad_body", "seconds takes a number from 1 to 3600"),
+        ("/api/members/{one}/eject", b'{"seconds": true}', 400, "bad_body", "seconds takes a number from 1 to 3600"),
+        ("/api/members/{one}/eject", b'{"seconds": NaN}', 400, "bad_body", "seconds takes a number from 1 to 3600"),
         ("/api/members/{one}/stop", b"", 404, "not_found", "/openapi.json says what there is"),
         ("/api/status", b"", 405, "method_not_allowed", "/api/status takes "),
         ("/api/stream", b"", 405, "method_not_allowed", "/api/stream takes GET"),
@@ -241,7 +277,8 @@ async def test_bad_input_is_told_what_is_accepted(
         assert (response.status_code, response.json()["error"]) == (status, error)
         assert words in response.json()["reason"]
         check("Problem", response.json())
-        assert not (await port.member(one.address))["drained"]
+        member = await port.member(one.address)
+        assert (member["drained"], member["ejection"]) == (False, None)
 
 
 async def test_url_is_not_given_to_the_standard_librarys_cache(monkeypatch: pytest.MonkeyPatch) -> None:

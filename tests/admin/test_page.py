@@ -102,6 +102,20 @@ async def test_keyboard_sorts_reads_the_chart_and_drains() -> None:
         await expect(page.locator("#announce")).to_contain_text("10.0.0.2:80 drained by hand")
 
 
+async def test_ejected_member_is_shown_with_its_figures_and_restored_by_a_button() -> None:
+    async with shown(MANY[:3]) as (page, running, _, _):
+        member = running.balancer.membership.members[MANY[1]]
+        running.balancer.eject(member, 60)
+        row = page.locator("#rows tr", has_text="10.0.0.2:80")
+        await expect(row.locator(".badge")).to_have_text("⊘ ejected")
+        await expect(row.locator(".why")).to_contain_text("by hand; for 5")
+        await expect(page.get_by_role("button", name="Restore 10.0.0.1:80")).to_be_hidden()
+        await page.get_by_role("button", name="Restore 10.0.0.2:80").click()
+        await expect(row.locator(".badge")).to_have_text("✓ up")
+        await expect(page.get_by_role("list", name="Events").get_by_text("10.0.0.2:80 restored")).to_be_visible()
+        assert member.ejection is None
+
+
 async def test_container_that_takes_the_address_of_another_is_a_row_of_its_own() -> None:
     zone = Zone()
 

@@ -21,6 +21,7 @@ from balancer.dispatch.context import Attempt, RequestRecord
 from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
+from balancer.members.ejection import Ejection, EjectionKind
 from balancer.members.health import HealthEvent
 from balancer.telemetry.stats import Stats
 from balancer.types import Address
@@ -134,6 +135,28 @@ async def test_members_have_one_state_each() -> None:
     assert it.get("balancer_member_drained", pool="apps", member=str(ONE)) == 1
     assert it.get("balancer_state_changes_total", pool="apps", state="down", event="refused") == 1
     assert it.get("balancer_member_state_changes_total", pool="apps", member=str(TWO), state="down") == 1
+
+
+async def test_ejections_are_counted_by_kind() -> None:
+    pool = busy()
+    assert (balancer := Scrape((await scrape(pool)).text)).get(
+        "balancer_ejections_total", pool="apps", kind="manual"
+    ) == 0
+    assert balancer.get("balancer_member_ejected", pool="apps", member=str(ONE)) == 0
+    member, stats = pool.membership.members[ONE], pool.stats
+    assert stats
+    member.ejection = Ejection(EjectionKind.FAILURES, "5xx: 9 of 9, others 0 of 20", 0.0, 10.0)
+    stats.ejected(member)
+    it = Scrape((await scrape(pool)).text)
+    assert it.get("balancer_ejections_total", pool="apps", kind="failures") == 1
+    assert it.get("balancer_member_ejected", pool="apps", member=str(ONE)) == 1
+    assert it.get("balancer_member_on_trial", pool="apps", member=str(ONE)) == 0
+    member.ejection.on_trial = True
+    stats.ejected(member)
+    it = Scrape((await scrape(pool)).text)
+    assert it.get("balancer_ejections_total", pool="apps", kind="failures") == 1
+    assert it.get("balancer_member_ejected", pool="apps", member=str(ONE)) == 0
+    assert it.get("balancer_member_on_trial", pool="apps", member=str(ONE)) == 1
 
 
 async def test_dns_answers_are_counted_and_silence_makes_the_last_one_old() -> None:

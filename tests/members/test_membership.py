@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.members.health import CLOSES_TO_SUSPECT, HealthEvent, State
 from balancer.members.member import Member
-from balancer.members.membership import EMPTY_POLLS, WARMED_PER_STEP, Change, Membership
+from balancer.members.membership import EMPTY_POLLS, Change, Membership
+from balancer.members.slow_start import WARMED_PER_STEP
 from balancer.types import Address
 
 NXDOMAIN = Answer("A", Outcome.EMPTY, rcode="NXDOMAIN")
@@ -28,9 +29,9 @@ def learn(membership: Membership, *answers: Answer, now: float = 0.0) -> Change:
     return membership.reconcile(Snapshot(answers, now))
 
 
-def all_up(*endpoints: Endpoint | int) -> tuple[Membership, list[Member]]:
+def all_up(*endpoints: Endpoint | int, slow_start: float = 0.0) -> tuple[Membership, list[Member]]:
     """A membership of these endpoints, each of which was probed with success."""
-    membership = Membership()
+    membership = Membership(slow_start=slow_start)
     joined = list(learn(membership, found(*endpoints)).joined)
     for member in joined:
         membership.observe(member, HealthEvent.PROBE_OK, 0.0)
@@ -133,8 +134,8 @@ def test_new_weight_reaches_the_policy_and_keeps_the_member() -> None:
 
 
 def test_member_that_came_up_warms_up_in_tenths() -> None:
-    membership, (old,) = all_up(1)
-    membership.slow_start = 10.0
+    membership, (old,) = all_up(1, slow_start=10.0)
+    membership.warm_up(50.0)
     (new,) = learn(membership, found(1, at(2, weight=4))).joined
     membership.observe(new, HealthEvent.PROBE_OK, 100.0)
     weights = []
@@ -156,8 +157,8 @@ def test_member_that_came_up_warms_up_in_tenths() -> None:
     ],
 )
 def test_only_a_member_that_was_down_starts_slowly_again(events: list[HealthEvent], starts_anew: bool) -> None:
-    membership, (member,) = all_up(1)
-    membership.slow_start = 10.0
+    membership, (member,) = all_up(1, slow_start=10.0)
+    membership.warm_up(20.0)
     for event in events:
         membership.observe(member, event, 50.0)
         learn(membership, found(1), now=50.0)
@@ -168,9 +169,9 @@ def test_member_is_accused_by_requests_until_a_probe_has_looked() -> None:
     membership, (a, b) = all_up(1, 2)
     membership.observe(a, HealthEvent.REFUSED, 1.0, by_request=True)
     membership.observe(b, HealthEvent.REFUSED, 1.0)
-    assert list(membership.ejected()) == [a]
+    assert list(membership.down_by_requests()) == [a]
     membership.observe(a, HealthEvent.REFUSED, 2.0)
-    assert list(membership.ejected()) == []
+    assert list(membership.down_by_requests()) == []
 
 
 def test_members_can_be_asked_whether_they_are_available() -> None:
@@ -407,7 +408,7 @@ def test_drained_member_is_no_last_resort() -> None:
     membership, (one,) = all_up(1)
     membership.observe(one, HealthEvent.REFUSED, 1.0, by_request=True)
     membership.drain(one)
-    assert list(membership.ejected()) == []
+    assert list(membership.down_by_requests()) == []
 
 
 def test_address_that_returns_is_not_drained_any_more() -> None:

@@ -128,7 +128,7 @@ class World(Observer, Upstream):
                     self.fault = self.fault or error  # The loop would only log it.
 
     def occupy(self, member: Member) -> None:
-        assert member.state in (State.UP, State.SUSPECT) or (member.state is State.DOWN and member.ejected)
+        assert member.state in (State.UP, State.SUSPECT) or (member.state is State.DOWN and member.down_by_requests)
         assert self.balancer.membership.members.get(member.address) is member, "a member that left was chosen"
         if self.in_flight and self.rng.random() < 0.05:
             # The worst moment to leave: between being given a member and learning of it.

@@ -5,6 +5,7 @@ import pytest
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.context import Attempt, RequestRecord
 from balancer.http.request import Request
+from balancer.members.ejection import Ejection, EjectionKind
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change, Membership
@@ -146,6 +147,26 @@ def test_many_that_come_or_go_at_once_are_one_event() -> None:
         "10.0.0.1:80, 10.0.0.2:80, 10.0.0.3:80 and 2 more joined",
         "10.0.0.4:80 and 10.0.0.5:80 left DNS",
     ]
+
+
+def test_ejection_is_told_with_its_figures_and_so_is_its_end() -> None:
+    it = Events()
+    member = Member(Endpoint(ONE), 0.0)
+    member.ejection = Ejection(EjectionKind.FAILURES, "5xx: 31 of 40, others 2 of 160", 7.0, 17.0)
+    member.ejection_changed = 7.0
+    it.ejected(member)
+    member.ejection.on_trial, member.ejection_changed = True, 17.0
+    it.ejected(member)
+    member.ejection, member.ejection_changed = None, 20.0
+    it.ejected(member)
+    assert texts(it) == [
+        "172.18.0.5:80 ejected for 10 s: 5xx: 31 of 40, others 2 of 160",
+        "172.18.0.5:80 on trial",
+        "172.18.0.5:80 restored",
+    ]
+    assert [(event.when, event.level) for event in it.recent] == [
+        (7.0, Level.BAD), (17.0, Level.INFO), (20.0, Level.GOOD)
+    ]  # fmt: skip
 
 
 def test_drain_by_hand_is_told_at_its_time() -> None:

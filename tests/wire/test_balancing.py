@@ -148,7 +148,7 @@ async def test_member_that_only_failed_requests_is_tried_rather_than_refused() -
         member.probing = OVERLAP  # no probe will come
         await one.stop()
         assert b"x-balancer-error: no_member" in await running.exchange(GET)
-        assert member.ejected
+        assert member.down_by_requests
         await one.start_again()
         assert (await running.exchange(GET)).endswith(b"ok")
 

@@ -10,15 +10,37 @@ const BADGES = {
   suspect: ["warning", "? suspect"],
   draining: ["warning", "◆ draining"],
   drained: ["warning", "◆ drained by hand"],
+  ejected: ["bad", "⊘ ejected"],
+  trial: ["warning", "◔ on trial"],
   down: ["bad", "✕ down"],
 };
-const URGENCY = ["down", "suspect", "draining", "drained", "joining", "up"];
+const URGENCY = ["down", "ejected", "suspect", "trial", "draining", "drained", "joining", "up"];
 const NUMBERS = { share: "recent", rate: "rate", flight: "flight", p50: "p50", p99: "p99", failed: "failed", failed_attempts: "failed_attempts" };
 
-export const stateOf = (member) => (member.drained && member.state !== "down" ? "drained" : member.state);
+/** The state of a member, or what stands beside it and decides what it gets: a drain by hand, an ejection. */
+export function stateOf(member) {
+  if (member.state === "down") return "down";
+  if (member.drained) return "drained";
+  if (member.ejection) return member.ejection.onTrial ? "trial" : "ejected";
+  return member.state;
+}
+
+/** Why a member is in its state. ``now``: seconds since 1970. */
+function why(member, now) {
+  switch (stateOf(member)) {
+    case "drained":
+      return `${member.flight ? counted(member.flight, "request") + " to finish" : "gets no requests"}, for ${duration(now - member.drained)}`;
+    case "ejected":
+      return `${member.ejection.reason}; for ${duration(member.ejection.until - now)} more`;
+    case "trial":
+      return `gets a tenth of its share, for ${duration(now - member.ejection.until)}; was ejected: ${member.ejection.reason}`;
+    default:
+      return `${member.reason}, for ${duration(now - member.since)}`;
+  }
+}
 
 export class Members {
-  /** ``act(member, drained)`` is called for a press of the button. */
+  /** ``act(member, action)`` is called for a press of a button, with the name of the action. */
   constructor(act) {
     this.act = act;
     this.body = byId("rows");
@@ -151,6 +173,7 @@ export class Members {
       bar: make("progress", { max: "1", "aria-hidden": "true" }),
       share: make("span"),
       button: make("button", { type: "button", class: "quiet" }),
+      restore: make("button", { type: "button", class: "quiet" }, "Restore"),
     };
     const member = cell("member");
     row.who = make("div", { class: "who" }, row.swatch, make("div", {}, row.name, row.address));
@@ -162,12 +185,15 @@ export class Members {
     const numbers = [["rate", "Req/s"], ["flight", "In flight"], ["p50", "p50"], ["p99", "p99"], ["failed", "Failed"], ["failed_attempts", "Failed attempts"]];
     for (const [key, label] of numbers) row[key] = cell("n", label);
     const act = cell("act");
-    act.append(row.button);
+    act.append(row.restore, row.button);
     row.tr = make("tr", { role: "row" }, member, state, share, ...numbers.map(([key]) => row[key]), act);
-    row.button.addEventListener("click", () => {
-      const known = this.pool.members.get(number);
-      if (known) this.act(known, !known.drained);
-    });
+    const press = (button, action) =>
+      button.addEventListener("click", () => {
+        const known = this.pool.members.get(number);
+        if (known) this.act(known, action(known));
+      });
+    press(row.button, (known) => (known.drained ? "undrain" : "drain"));
+    press(row.restore, () => "restore");
     return row;
   }
 
@@ -182,8 +208,7 @@ export class Members {
     const [level, word] = BADGES[state] ?? ["", state];
     put(row.badge, word);
     if (row.badge.className !== `badge ${level}`.trim()) row.badge.className = `badge ${level}`.trim();
-    const since = duration(this.now - (state === "drained" ? it.drained : it.since));
-    put(row.why, state === "drained" ? `${it.flight ? counted(it.flight, "request") + " to finish" : "gets no requests"}, for ${since}` : `${it.reason}, for ${since}`);
+    put(row.why, why(it, this.now));
     const share = this.pool.summary.recent ? it.recent / this.pool.summary.recent : 0;
     if (row.bar.value !== share) row.bar.value = share;
     put(row.share, `${(share * 100).toFixed(share && share < 0.1 ? 1 : 0)} %`);
@@ -200,8 +225,11 @@ export class Members {
       row.labelled = it.name;
       put(row.button, label);
       row.button.setAttribute("aria-label", `${label} ${it.name} ${it.address}`.replace("  ", " "));
+      row.restore.setAttribute("aria-label", `Restore ${it.name} ${it.address}`.replace("  ", " "));
+      row.restore.title = "give it its whole share of requests again";
       row.button.title = it.drained ? "give it requests again" : "give it no more requests; those that it has are finished";
     }
-    row.button.disabled = !this.enabled;
+    row.button.disabled = row.restore.disabled = !this.enabled;
+    row.restore.hidden = !it.ejection;
   }
 }

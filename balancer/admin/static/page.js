@@ -14,7 +14,7 @@ const TOKEN = "balancer-admin-token";
 
 const state = { pools: new Map(), chosen: null, events: new Map(), about: {}, skew: 0 };
 const chart = new Chart();
-const members = new Members(drain);
+const members = new Members(act);
 
 const serverNow = () => Date.now() / 1000 + state.skew;
 const pool = () => state.pools.get(state.chosen);
@@ -75,9 +75,10 @@ class Pool {
     }
   }
 
-  takeMember([number, address, name, what, reason, since, drained]) {
+  takeMember([number, address, name, what, reason, since, drained, out]) {
     const known = this.members.get(number) ?? { number, flight: 0, rate: 0, recent: 0, p50: null, p99: null, requests: 0, failed: 0, failed_attempts: 0 };
-    Object.assign(known, { address, name, state: what, reason, since, drained, key: sortKey(address) });
+    const ejection = out ? { reason: out[1], until: out[3], onTrial: out[4] } : null;
+    Object.assign(known, { address, name, state: what, reason, since, drained, ejection, key: sortKey(address) });
     this.members.set(number, known);
     if (!this.series.has(number)) this.series.set(number, { number, rates: [], gone: false });
     Object.assign(this.series.get(number), { address, name, label: name || address });
@@ -103,7 +104,7 @@ function takeEvents(events) {
   for (const event of events) {
     if (!state.events.has(event.id)) fresh.push(event);
     event.date = new Date(event.time);
-    event.mark = { joined: "joined", left: "left", drained: "drained", state: { bad: "bad", good: "good" }[event.level] }[event.kind];
+    event.mark = { joined: "joined", left: "left", drained: "drained", ejected: event.level === "good" ? "good" : "bad", state: { bad: "bad", good: "good" }[event.level] }[event.kind];
     state.events.set(event.id, event);
   }
   for (const id of state.events.keys()) {
@@ -132,7 +133,7 @@ function onWhole(message) {
   byId("open-token").hidden = message.access !== "token";
   const off = byId("actions-off");
   off.hidden = members.enabled;
-  put(off, "Drain and undrain are off: the admin port does not listen on loopback and BALANCER_ADMIN_TOKEN is not set.");
+  put(off, "Drain, undrain and restore are off: the admin port does not listen on loopback and BALANCER_ADMIN_TOKEN is not set.");
   put(byId("version"), message.version);
   byId("version").title = message.build;
   drawPools();
@@ -269,16 +270,18 @@ function announce(fresh) {
 
 // ---- what can be done
 
-async function drain(member, drained, again = false) {
+const DONE = { drain: "gets no more requests", undrain: "gets requests again", restore: "gets its share again" };
+
+async function act(member, action) {
   const headers = { "Content-Type": "application/json" };
   const token = sessionStorage.getItem(TOKEN);
   if (state.about.access === "token") {
-    if (!token) return askToken(() => drain(member, drained, true));
+    if (!token) return askToken(() => act(member, action));
     headers.Authorization = `Bearer ${token}`;
   }
   let response;
   try {
-    response = await fetch(`/api/members/${encodeURIComponent(member.address)}/${drained ? "drain" : "undrain"}`, {
+    response = await fetch(`/api/members/${encodeURIComponent(member.address)}/${action}`, {
       method: "POST",
       headers,
       // Who presses the button means the container, not whichever has its address by now.
@@ -289,13 +292,13 @@ async function drain(member, drained, again = false) {
   }
   if (response.status === 401) {
     sessionStorage.removeItem(TOKEN);
-    return askToken(() => drain(member, drained, true), wrong);
+    return askToken(() => act(member, action), wrong);
   }
   if (!response.ok) {
     const problem = await response.json().catch(() => ({ reason: response.statusText }));
     return toast(problem.reason);
   }
-  toast(`${member.name || member.address} ${drained ? "gets no more requests" : "gets requests again"}`);
+  toast(`${member.name || member.address} ${DONE[action]}`);
 }
 
 let toasting;
@@ -307,7 +310,7 @@ function toast(text) {
   toasting = setTimeout(() => (box.hidden = true), 5000);
 }
 
-const asked = "Drain and undrain ask for the value of BALANCER_ADMIN_TOKEN, and pages that send it have places of their own. It is kept until this tab is closed.";
+const asked = "Drain, undrain and restore ask for the value of BALANCER_ADMIN_TOKEN, and pages that send it have places of their own. It is kept until this tab is closed.";
 const wrong = "That is not the token. It is the value of BALANCER_ADMIN_TOKEN.";
 let withToken = null;
 function askToken(then, why = asked) {
