@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from balancer.types import Address, IPNetwork, UnixSocket
 
 # The policies that need no plug-in.
-POLICIES = ("round_robin", "least_requests", "random", "hash")
+POLICIES = ("round_robin", "least_requests", "least_latency", "random", "hash")
 
 
 class Hint(ValueError):

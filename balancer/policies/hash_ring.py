@@ -13,6 +13,7 @@ from mypy_extensions import mypyc_attr
 
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
+from balancer.members.outcome import Outcome
 from balancer.policies.base import Policy
 from balancer.policies.weights import WEIGHT_STEPS, Shares
 
@@ -165,6 +166,13 @@ class HashRing(Policy):
             if not exclude or member not in exclude:
                 return member
         return self._walk(place >> self._shift, at, exclude) or self._fallback.choose(request, exclude)
+
+    def finished(self, member: Member, outcome: Outcome) -> None:
+        self._fallback.finished(member, outcome)
+
+    @property
+    def learns(self) -> bool:
+        return self._fallback.learns or type(self).finished is not HashRing.finished
 
     def _walk(self, number: int, at: int, exclude: Container[Member]) -> Member | None:
         """Return the owner of the next point from the one at ``at`` of a piece on."""
