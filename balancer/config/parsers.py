@@ -264,6 +264,10 @@ def _hash_key(text: str) -> tuple[str, str]:
     return (source, _token(name)) if name or source != "client" else (source, "")
 
 
+def _balance_factor(text: str) -> int:
+    return 0 if text == "0" else _number(text, 101, 10_000)
+
+
 ALIAS = Kind(_alias, "a DNS name such as apps or _http._tcp.apps, or an IP address")
 PORT = Kind(_port, "a port from 1 to 65535")
 LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, a port alone (0.0.0.0), or unix:/path")
@@ -284,6 +288,7 @@ TOKEN_FILE = Kind(_file, "the path of a file with nothing but the token, white s
 TOKEN = Kind(_token, "a cookie name such as member")
 SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
+BALANCE_FACTOR = Kind(_balance_factor, "0, or a whole number from 101 to 10000")
 URL = Kind(_url, "a URL such as http://collector:4318")
 # ``balancer.plugins.loader`` checks whether there is such a plug-in.
 POLICY = Kind(

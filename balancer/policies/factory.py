@@ -30,7 +30,7 @@ def make_policy(settings: Settings, rng: Random, clock: Clock, plug_in: Policy |
         case "random":
             policy = RandomChoice(rng)
         case "hash":
-            policy = HashRing(_make_key(settings), RoundRobin(rng))
+            policy = HashRing(_make_key(settings), RoundRobin(rng), settings.hash_balance_factor)
         case "round_robin":
             policy = RoundRobin(rng)
         case name:

@@ -16,10 +16,11 @@ from balancer.routing.table import Route, Table
 # The settings that a route may have of its own. All others are the listener's, or the process's.
 PER_POOL = frozenset(
     {
-        "alias", "upstream_port", "dns_record", "resolver", "resolve_interval", "policy", "hash_key", "sticky_cookie",
-        "slow_start", "max_requests_per_member", "health_path", "health_host", "health_interval", "health_timeout",
-        "health_fall", "hung_timeout", "queue_timeout", "queue_max", "queue_max_bytes", "max_queue_share",
-        "connect_timeout", "response_timeout", "stream_idle_timeout", "retries", "max_body_bytes",
+        "alias", "upstream_port", "dns_record", "resolver", "resolve_interval", "policy", "hash_key",
+        "hash_balance_factor", "sticky_cookie", "slow_start", "max_requests_per_member", "health_path", "health_host",
+        "health_interval", "health_timeout", "health_fall", "hung_timeout", "queue_timeout", "queue_max",
+        "queue_max_bytes", "max_queue_share", "connect_timeout", "response_timeout", "stream_idle_timeout", "retries",
+        "max_body_bytes",
     }
 )  # fmt: skip
 # Keys that only a route has.
@@ -67,6 +68,10 @@ class TableBuilder:
         if len(self.problems) > before:
             return
         settings = replace(self._settings, **values)
+        for key, needed in settings.incomplete():
+            if key in own:
+                self.problems.append(f"{where} {key}={own[key]!r} cannot be used without {' and '.join(needed)}")
+                return
         self._names.setdefault(settings, name)
         self._places.setdefault(settings, place)
         for host in hosts:

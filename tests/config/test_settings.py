@@ -289,6 +289,14 @@ TLS = {"BALANCER_TLS_CERT": "/cert.pem", "BALANCER_TLS_KEY": "/key.pem"}
             {"BALANCER_PROXY_PROTOCOL": "on"},
             "BALANCER_PROXY_PROTOCOL='on' cannot be used without BALANCER_TRUSTED_PROXIES",
         ),
+        (
+            {"BALANCER_HASH_BALANCE_FACTOR": "125", "BALANCER_POLICY": "random"},
+            "BALANCER_HASH_BALANCE_FACTOR='125' cannot be used without BALANCER_POLICY=hash",
+        ),
+        (
+            {"BALANCER_HASH_BALANCE_FACTOR": "100", "BALANCER_POLICY": "hash"},
+            "BALANCER_HASH_BALANCE_FACTOR='100' cannot be used: it takes 0, or a whole number from 101 to 10000",
+        ),
     ],
 )
 def test_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str], line: str) -> None:

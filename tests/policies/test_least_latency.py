@@ -203,7 +203,7 @@ def test_member_at_a_tenth_of_the_speed_gets_little_and_has_its_share_within_10_
             return got[slow] / sum(got.values())
 
         found.append(await share(slow_for))
-        slow.speed = 1.0
+        world.set_speed(slow, 1.0)
         await asyncio.sleep(8.0)
         found.append(await share(2.0))
 
