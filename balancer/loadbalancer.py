@@ -130,7 +130,7 @@ class LoadBalancer(PoolFigures):
         self.upstream = self._given_upstream or NativeUpstream(Timeouts.of(settings))
         hooked = plugged.policy or plugged.hooks.has_hooks
         make_dispatcher = partial(HookedDispatcher, plugged.hooks) if hooked else Dispatcher
-        policy = make_policy(settings, rng, plugged.policy)
+        policy = make_policy(settings, rng, clock, plugged.policy)
         self.dispatcher = make_dispatcher(
             settings, self.membership, policy, self.upstream, all_done(self._observers), clock, self._trace
         )

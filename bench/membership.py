@@ -70,7 +70,9 @@ class Pool:
     def __init__(self, settings: Settings, count: int, weights: int = 1) -> None:
         self.membership = Membership()
         self.membership.reconcile(Snapshot((Answer("A", Outcome.FOUND, endpoints(count, weights=weights)),), 0.0))
-        self.admission = Admission(self.membership, make_policy(settings, Random(1)), PendingQueue(0, 0))
+        self.admission = Admission(
+            self.membership, make_policy(settings, Random(1), time.monotonic), PendingQueue(0, 0)
+        )
         for member in self.membership.members.values():
             self.membership.observe(member, HealthEvent.PROBE_OK, 0.0)
         # ClientRegistry that differ, so that a hash is asked for different places.

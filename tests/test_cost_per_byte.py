@@ -31,7 +31,7 @@ LIMIT = 0.1e-6
 LIMITS = Settings(max_uri_bytes=2 * SIZE, max_header_bytes=4 * SIZE, max_headers=SIZE)
 trusting = RequestHeaders((ip_network("10.0.0.0/8"),))
 routes = table("/api", "/")
-sticky = make_policy(Settings(sticky_cookie="member"), Nought())
+sticky = make_policy(Settings(sticky_cookie="member"), Nought(), lambda: 0.0)
 sticky.build(members(1, 1))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from ipaddress import ip_network
 from random import Random
@@ -128,7 +129,7 @@ def test_policy_may_be_a_name_or_an_object_and_so_may_hooks() -> None:
     name = f"{__name__}:Welcome"
     balancer = LoadBalancer("apps", resolver="127.0.0.1", policy="random", hooks=[name, Welcome()])
     assert (balancer.settings.policy, balancer.settings.hooks) == ("random", (name,))
-    LoadBalancer("apps", resolver="127.0.0.1", policy=make_policy(Settings(), Random()))
+    LoadBalancer("apps", resolver="127.0.0.1", policy=make_policy(Settings(), Random(), time.monotonic))
     with pytest.raises(SettingsError, match="cannot be used"):
         LoadBalancer("apps", resolver="127.0.0.1", policy="fastest")
 

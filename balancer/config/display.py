@@ -14,8 +14,9 @@ _USERINFO = re.compile(r"(?<=://)[^/?#@\s]*@")
 
 
 def variable(name: str) -> str:
-    """Return the environment variable of a field: ``BALANCER_RESOLVE_INTERVAL``."""
-    return PREFIX + name.upper()
+    """Return the environment variable of a field, perhaps with a value: ``BALANCER_RESOLVE_INTERVAL=1``."""
+    field, equals, value = name.partition("=")
+    return f"{PREFIX}{field.upper()}{equals}{value}"
 
 
 def flag(name: str) -> str:

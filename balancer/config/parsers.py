@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from balancer.types import Address, IPNetwork, UnixSocket
 
 # The policies that need no plug-in.
-POLICIES = ("round_robin", "least_requests", "random", "hash")
+POLICIES = ("round_robin", "least_requests", "least_latency", "random", "hash")
 # Characters of a text that reasons and logs quote.
 LINE_MAX = 200
 
@@ -292,6 +292,10 @@ def _hash_key(text: str) -> tuple[str, str]:
     return (source, _token(name)) if name or source != "client" else (source, "")
 
 
+def _balance_factor(text: str) -> int:
+    return 0 if text == "0" else _number(text, 101, 10_000)
+
+
 ALIAS = Kind(_alias, "a DNS name such as apps or _http._tcp.apps, or an IP address")
 PORT = Kind(_port, "a port from 1 to 65535")
 LISTENER = Kind(_listener, "ip:port, such as 0.0.0.0:80 or [::]:80, a port alone (0.0.0.0), or unix:/path")
@@ -314,6 +318,7 @@ SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end o
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
 STATUSES = Kind(_statuses, "statuses from 200 to 599 with commas or blanks between, such as 200-399,401")
 LINE = Kind(_line, f"a text of one line, of at most {LINE_MAX} characters")
+BALANCE_FACTOR = Kind(_balance_factor, "0, or a whole number from 101 to 10000")
 URL = Kind(_url, "a URL such as http://collector:4318")
 # ``balancer.plugins.loader`` checks whether there is such a plug-in.
 POLICY = Kind(

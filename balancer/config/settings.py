@@ -16,6 +16,7 @@ from balancer.config.display import as_text, flag, show, variable, without_useri
 from balancer.config.parsers import (
     ACCESS_LOG,
     ALIAS,
+    BALANCE_FACTOR,
     HASH_KEY,
     HOOKS,
     HOST,
@@ -111,6 +112,9 @@ class Settings:
     policy: str = setting("round_robin", POLICY, "who gets the next request")
     hash_key: tuple[str, str] = setting(
         ("client", ""), HASH_KEY, "what the hash policy tells requests apart by; those without it take turns"
+    )
+    hash_balance_factor: int = setting(
+        0, BALANCE_FACTOR, "percent of its fair part of the requests in flight that hash gives a member (0: any number)"
     )
     sticky_cookie: str | None = setting(
         None, TOKEN, "name of a cookie that keeps a client at its member, whatever the policy; no cookie unless set"
@@ -304,23 +308,24 @@ class Settings:
     def incomplete(self) -> list[tuple[str, tuple[str, ...]]]:
         """Return the settings that have no effect, or cannot be used, without others: each with those that it needs."""
         tls = bool(self.tls_cert and self.tls_key)
-        found: list[tuple[str, tuple[str, ...]]] = []
-        if self.tls_cert and not tls:
-            found.append(("tls_cert", ("tls_key",)))
-        if self.tls_key and not tls:
-            found.append(("tls_key", ("tls_cert",)))
-        if self.http2 and not tls:
-            found.append(("http2", ("tls_cert", "tls_key")))
-        if self.proxy_protocol and not self.trusted_proxies and not isinstance(self.bind, UnixSocket):
-            found.append(("proxy_protocol", ("trusted_proxies",)))
-        if not self.routes:
-            found += [(name, ("health_path",)) for name in self.without_health_path()]
-        return found
+        trusts = self.trusted_proxies or isinstance(self.bind, UnixSocket)
+        needs: list[tuple[object, str, tuple[str, ...]]] = [
+            (self.tls_cert and not tls, "tls_cert", ("tls_key",)),
+            (self.tls_key and not tls, "tls_key", ("tls_cert",)),
+            (self.http2 and not tls, "http2", ("tls_cert", "tls_key")),
+            (self.proxy_protocol and not trusts, "proxy_protocol", ("trusted_proxies",)),
+        ]
+        found = [(name, needed) for lacks, name, needed in needs if lacks]
+        return found if self.routes else found + self.incomplete_in_pool()
 
-    def without_health_path(self) -> list[str]:
-        """Return the settings of requests for the readiness path that are set, where no path is."""
-        of_path = {"health_host": None, "health_status": HEALTHY, "health_body": None}
-        return [name for name, default in of_path.items() if not self.health_path and getattr(self, name) != default]
+    def incomplete_in_pool(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Return those of them that a route may have of its own."""
+        needs: list[tuple[object, str, tuple[str, ...]]] = [
+            (self.hash_balance_factor and self.policy != "hash", "hash_balance_factor", ("policy=hash",)),
+        ]
+        for name, default in (("health_host", None), ("health_status", HEALTHY), ("health_body", None)):
+            needs.append((not self.health_path and getattr(self, name) != default, name, ("health_path",)))
+        return [(name, needed) for lacks, name, needed in needs if lacks]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return (variable, value in effect, meaning) of every setting, for people to read."""

@@ -73,7 +73,7 @@ class FastPathDispatcher(RequestHandler):
         self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes, settings.max_queue_share)
         self.admission = Admission(membership, policy, self.queue, settings.max_requests_per_member)
         self._learners: list[Learner] = []
-        if type(policy).finished is not Policy.finished:
+        if policy.learns:
             self.report_to(policy.finished)
 
     def report_to(self, learner: Learner) -> None:

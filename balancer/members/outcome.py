@@ -19,6 +19,8 @@ class Outcome:
         duration: The time to the end of the attempt. The client's own pace is part of it.
     """
 
+    __slots__ = ("duration", "failure", "first_byte", "status")
+
     def __init__(self, status: int, failure: str, first_byte: float, duration: float = 0.0) -> None:
         self.status = status
         self.failure = failure

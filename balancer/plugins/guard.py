@@ -18,6 +18,7 @@ from types import TracebackType
 
 from balancer.http.headers import NO_FIELDS, Headers
 from balancer.members.member import Member
+from balancer.members.outcome import Outcome
 from balancer.plugins.hook_api import HeaderFields, HookRequest
 from balancer.policies.base import Policy, PolicyLike
 from balancer.policies.round_robin import RoundRobin
@@ -114,6 +115,7 @@ class GuardedPolicy(Policy):
         self._built = False
         method: Callable[[HookRequest, Member], Headers] | None = getattr(policy, "response_headers", None)
         self._response_headers = None if getattr(method, "__func__", None) is Policy.response_headers else method
+        self._finished: Callable[[Member, Outcome], None] | None = getattr(policy, "finished", None)
 
     def build(self, members: Sequence[Member]) -> None:
         self._turns.build(members)
@@ -165,3 +167,15 @@ class GuardedPolicy(Policy):
             self._reports.failed(f"response_headers of {self._name}", error, "the response goes on without")
             return NO_FIELDS
         return headers.pairs
+
+    def finished(self, member: Member, outcome: Outcome) -> None:
+        assert self._finished
+        try:
+            # A copy: others learn from the same outcome.
+            self._finished(member, Outcome(outcome.status, outcome.failure, outcome.first_byte, outcome.duration))
+        except FAILURES as error:
+            self._reports.failed(f"finished of {self._name}", error, "the policy does without this outcome")
+
+    @property
+    def learns(self) -> bool:
+        return self._policy.learns if isinstance(self._policy, Policy) else self._finished is not None

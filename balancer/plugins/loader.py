@@ -232,8 +232,9 @@ def _check_policy(made: _Made) -> PolicyLike:
     optional = {"update": 3} if isinstance(policy, Policy) else {}
     if hasattr(policy, "mark"):
         raise _Broken("mark is response_headers now")
-    if getattr(policy, "response_headers", None) is not None:
-        optional["response_headers"] = 2
+    for name in ("response_headers", "finished"):
+        if getattr(policy, name, None) is not None:
+            optional[name] = 2
     _check_methods(made, _OF_POLICIES | optional)
     return cast(PolicyLike, policy)
 

@@ -24,8 +24,8 @@ from balancer.members.outcome import Outcome
 class PolicyLike(Protocol):
     """Whatever a program or a plug-in may give as a policy: a ``Policy``, or any object with these two methods.
 
-    A ``response_headers`` such as that of ``Policy`` is called, too, where there is one. A guard stands between these
-    objects and requests, and is itself a ``Policy``.
+    A ``response_headers`` or ``finished`` such as that of ``Policy`` is called, too, where there is one. A guard stands
+    between these objects and requests, and is itself a ``Policy``.
     """
 
     def build(self, members: Sequence[Member], /) -> None:
@@ -91,9 +91,14 @@ class Policy:
         return NO_FIELDS
 
     def finished(self, member: Member, outcome: Outcome) -> None:
-        """Take note of the outcome of an attempt at a member; called only where a policy defines it.
+        """Take note of the outcome of an attempt at a member; called only where ``learns``.
 
         Args:
             member: The member, whose ``in_flight`` no longer counts the attempt. It may have left since.
             outcome: What came of it: status, failure, and times in seconds. It may be shared, and must not be changed.
         """
+
+    @property
+    def learns(self) -> bool:
+        """Whether outcomes go to ``finished``: by default, where a class defines it. Read once, at the start."""
+        return type(self).finished is not Policy.finished

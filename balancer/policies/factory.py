@@ -10,12 +10,14 @@ from balancer.http.request import AnyRequest, header_pairs
 from balancer.http.request_headers import RequestHeaders
 from balancer.policies.base import Policy
 from balancer.policies.hash_ring import HashRing, Key
+from balancer.policies.least_latency import LeastLatency
 from balancer.policies.random_choice import LeastRequests, RandomChoice
 from balancer.policies.round_robin import RoundRobin
 from balancer.policies.sticky import Sticky, cookie_of
+from balancer.types import Clock
 
 
-def make_policy(settings: Settings, rng: Random, plug_in: Policy | None = None) -> Policy:
+def make_policy(settings: Settings, rng: Random, clock: Clock, plug_in: Policy | None = None) -> Policy:
     """Return the policy of the settings; ``plug_in`` replaces those of this package."""
     policy: Policy
     match settings.policy:
@@ -23,10 +25,12 @@ def make_policy(settings: Settings, rng: Random, plug_in: Policy | None = None) 
             policy = plug_in
         case "least_requests":
             policy = LeastRequests(rng)
+        case "least_latency":
+            policy = LeastLatency(rng, clock)
         case "random":
             policy = RandomChoice(rng)
         case "hash":
-            policy = HashRing(_make_key(settings), RoundRobin(rng))
+            policy = HashRing(_make_key(settings), RoundRobin(rng), settings.hash_balance_factor)
         case "round_robin":
             policy = RoundRobin(rng)
         case name:

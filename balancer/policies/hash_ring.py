@@ -13,7 +13,9 @@ from mypy_extensions import mypyc_attr
 
 from balancer.http.request import AnyRequest
 from balancer.members.member import Member
+from balancer.members.outcome import Outcome
 from balancer.policies.base import Policy
+from balancer.policies.load_bound import LoadBound
 from balancer.policies.weights import WEIGHT_STEPS, Shares
 
 # Points of a member of full weight on the hash ring: a member's share of the keys is then within 8 % (one
@@ -46,9 +48,11 @@ class HashRing(Policy):
     Args:
         key: Function of a request that returns its key as text or bytes, empty if it has none.
         fallback: Chooses where there is no key, and where 2,000 points in a row are of excluded members.
+        balance_factor: Percentage of its part of the requests in flight that a member gets at most, above 100. What is
+            more goes to the next member on the ring. 0 for no bound.
     """
 
-    def __init__(self, key: Key, fallback: Policy) -> None:
+    def __init__(self, key: Key, fallback: Policy, balance_factor: int = 0) -> None:
         self._key = key
         self._fallback = fallback
         self._shift = PLACE_BITS
@@ -63,6 +67,7 @@ class HashRing(Policy):
         self._counts: dict[Member, int] = {}
         self._shares = Shares()
         self._full = 0.0
+        self._bound = LoadBound(balance_factor, self._shares) if balance_factor else None
 
     def build(self, members: Sequence[Member]) -> None:
         self._fallback.build(members)
@@ -76,6 +81,8 @@ class HashRing(Policy):
         self._change(members, removed, added)
 
     def _change(self, members: Sequence[Member], removed: Collection[Member], added: Collection[Member]) -> None:
+        if self._bound:
+            self._bound.update(members)
         full, self._full = self._full, self._shares.heaviest
         self._take_out(removed)
         # If the heaviest member is another one, so is the share of each.
@@ -158,13 +165,26 @@ class HashRing(Policy):
         # Behind all points of the same place.
         data = key.encode() if isinstance(key, str) else key
         place = int.from_bytes(blake2b(data, digest_size=8).digest()) >> CUT << NUMBER_BITS | NUMBER
-        piece = self._pieces[place >> self._shift]
+        number = place >> self._shift
+        piece = self._pieces[number]
         at = bisect(piece, place)
+        busy = self._bound.excluding(exclude) if self._bound else exclude
         if at < len(piece):
             member = self._members[piece[at] & NUMBER]
-            if not exclude or member not in exclude:
+            if not busy or member not in busy:
                 return member
-        return self._walk(place >> self._shift, at, exclude) or self._fallback.choose(request, exclude)
+        found = self._walk(number, at, busy)
+        if found is None and self._bound:
+            # A member with more than its part is better than none.
+            found = self._walk(number, at, exclude)
+        return found or self._fallback.choose(request, exclude)
+
+    def finished(self, member: Member, outcome: Outcome) -> None:
+        self._fallback.finished(member, outcome)
+
+    @property
+    def learns(self) -> bool:
+        return self._fallback.learns or type(self).finished is not HashRing.finished
 
     def _walk(self, number: int, at: int, exclude: Container[Member]) -> Member | None:
         """Return the owner of the next point from the one at ``at`` of a piece on."""

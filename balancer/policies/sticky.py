@@ -12,6 +12,7 @@ from mypy_extensions import mypyc_attr
 from balancer.http.headers import Headers
 from balancer.http.request import AnyRequest, Request
 from balancer.members.member import Member
+from balancer.members.outcome import Outcome
 from balancer.policies.base import Policy
 
 
@@ -70,6 +71,13 @@ class Sticky(Policy):
         secure = b"; Secure" if request.scheme == "https" else b""
         value = b"%b=%b; Path=/; HttpOnly; SameSite=Lax%b" % (self._name, _digest(member), secure)
         return [*fields, (b"set-cookie", value)]
+
+    def finished(self, member: Member, outcome: Outcome) -> None:
+        self._inner.finished(member, outcome)
+
+    @property
+    def learns(self) -> bool:
+        return self._inner.learns
 
 
 def _digest(member: Member) -> bytes:

@@ -35,6 +35,7 @@ class Shares:
         self._places: dict[Member, tuple[float, int]] = {}
         self._order: list[Group] = []
         self._ends: list[float] = [0.0]
+        self._floor = 0.0
 
     def build(self, members: Sequence[Member]) -> None:
         """Take over all members."""
@@ -55,7 +56,7 @@ class Shares:
                 group.members.append(member)
         self.equal = len(self._groups) <= 1
         if not self.equal:
-            floor = self.heaviest / WEIGHT_STEPS
+            floor = self._floor = self.heaviest / WEIGHT_STEPS
             self._order = list(self._groups.values())
             self._ends = list(accumulate(max(floor, weight) * len(one.members) for weight, one in self._groups.items()))
 
@@ -75,6 +76,12 @@ class Shares:
     def heaviest(self) -> float:
         """The largest weight."""
         return max(self._groups, default=0.0)
+
+    def part(self, member: Member) -> float:
+        """Return the part of all, from 0 to 1, that is a member's by weight."""
+        if self.equal:
+            return 1.0 / len(self._places)
+        return max(self._floor, member.weight) / self._ends[-1]
 
     def at(self, turn: float) -> tuple[Group, float]:
         """Return the group that a turn from 0 to 1 falls to by weight, and how far into its share, from 0 to 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -16,10 +16,11 @@ from balancer.routing.table import Route, Table
 # The settings that a route may have of its own. All others are the listener's, or the process's.
 PER_POOL = frozenset(
     {
-        "alias", "upstream_port", "dns_record", "resolver", "resolve_interval", "policy", "hash_key", "sticky_cookie",
-        "slow_start", "max_requests_per_member", "health_path", "health_host", "health_status", "health_body",
-        "health_interval", "health_timeout", "health_rise", "health_fall", "eject", "eject_max_percent", "hung_timeout",
-        "queue_timeout", "queue_max",        "queue_max_bytes", "max_queue_share", "connect_timeout", "response_timeout", "stream_idle_timeout", "retries",
+        "alias", "upstream_port", "dns_record", "resolver", "resolve_interval", "policy", "hash_key",
+        "hash_balance_factor", "sticky_cookie", "slow_start", "max_requests_per_member", "health_path", "health_host",
+        "health_status", "health_body", "health_interval", "health_timeout", "health_rise", "health_fall", "eject",
+        "eject_max_percent", "hung_timeout", "queue_timeout", "queue_max", "queue_max_bytes", "max_queue_share",
+        "connect_timeout", "response_timeout", "stream_idle_timeout", "retries",
         "max_body_bytes",
     }
 )  # fmt: skip
@@ -68,9 +69,10 @@ class TableBuilder:
         if len(self.problems) > before:
             return
         settings = replace(self._settings, **values)
-        if useless := own.keys() & settings.without_health_path():
+        useless = [(key, needed) for key, needed in settings.incomplete_in_pool() if key in own]
+        if useless:
             self.problems += [
-                f"{where} {name}={own[name]!r} cannot be used without health_path" for name in sorted(useless)
+                f"{where} {key}={own[key]!r} cannot be used without {' and '.join(needed)}" for key, needed in useless
             ]
             return
         self._names.setdefault(settings, name)
@@ -120,6 +122,15 @@ class TableBuilder:
                     self.problems.append(f"{where} {name}={value!r} {error}")
         return values
 
+    def _check_complete(self, pools: Collection[Settings]) -> None:
+        """Note settings of the environment that have no effect in any pool."""
+        useless = [dict(pool.incomplete_in_pool()) for pool in pools]
+        for name, needed in self._settings.incomplete_in_pool():
+            if all(name in of_pool for of_pool in useless):
+                written = f"{variable(name)}={show(getattr(self._settings, name), KINDS[name])!r}"
+                words = " and ".join(f"{variable(key)}, or a {key} of a route" for key in needed)
+                self.problems.append(f"{written} cannot be used without {words}")
+
     def table(self, where: str) -> Table:
         """Return the table. Raises SettingsError with a line for each fault."""
         if not self._routes and not self.problems:
@@ -129,12 +140,8 @@ class TableBuilder:
             Route(host, path, names[settings], strips) for (host, path), (settings, strips, _) in self._routes.items()
         ]
         self._check_cookies(routes, names)
-        if not self.problems and not any(pool.health_path for pool in names):
-            words = f"cannot be used without {variable('health_path')}, or a health_path of a route"
-            self.problems += [
-                f"{variable(name)}={show(getattr(self._settings, name), KINDS[name])!r} {words}"
-                for name in self._settings.without_health_path()
-            ]
+        if not self.problems:
+            self._check_complete(names)
         if self.problems:
             raise SettingsError(self.problems)
         return Table(routes, {name: settings for settings, name in names.items()})

@@ -54,6 +54,13 @@ async def restart(world: World) -> None:
             coming.create_task(again.start(world.rng.uniform(*BOOT)))
 
 
+async def recovering(world: World) -> None:
+    """The slowest member has the speed of the others after half of the run."""
+    slowest = min(world.containers.values(), key=lambda container: container.speed)
+    await asyncio.sleep(0.5 * world.setup.seconds)
+    world.set_speed(slowest, 1.0)
+
+
 def equal(members: int) -> tuple[float, ...]:
     return (1.0,) * members
 
@@ -65,6 +72,11 @@ def unequal(members: int) -> tuple[float, ...]:
 
 def one_slow(members: int) -> tuple[float, ...]:
     return 0.1, *equal(members - 1)
+
+
+def mixed(members: int) -> tuple[float, ...]:
+    """Of four, one at twice the speed and one at half of it."""
+    return tuple((2.0, 1.0, 1.0, 0.5)[number % 4] for number in range(members))
 
 
 @dataclass(frozen=True)
@@ -82,19 +94,22 @@ SCENARIOS = {
     "equal": Scenario("Equal members", load=0.7),
     "unequal": Scenario("Unequal members: every fourth at half the speed", unequal),
     "slow": Scenario("One slow member: a tenth of the speed", one_slow),
+    "recovering": Scenario("One recovering member: a tenth of the speed for half of the run", one_slow, recovering),
+    "mixed": Scenario("Heterogeneous members: of four, one at twice the speed and one at half of it", mixed, load=0.4),
     "rolling": Scenario("Rolling deploy: ten steps of a tenth", events=rolling, load=0.7),
     # So that a second's requests can wait.
     "restart": Scenario("Thundering restart: all go, then all come", events=restart, settings={"queue_max": 100_000}),
 }
 
 
-POLICIES = ("round_robin", "least_requests", "random", "hash")
+POLICIES = ("round_robin", "least_requests", "least_latency", "random", "hash")
 # Where there is a limit for each member, it is twice what a member works on at a time.
 LIMIT = ("max_requests_per_member", 8)
 
 # What is compared, and the settings of the balancers for it.
 VARIANTS: dict[str, tuple[tuple[str, Any], ...]] = {
     **{policy: (("policy", policy),) for policy in POLICIES},
+    "hash, factor 125": (("policy", "hash"), ("hash_balance_factor", 125)),
     "round_robin, limit 8": (("policy", "round_robin"), LIMIT),
     "least_requests, limit 8": (("policy", "least_requests"), LIMIT),
 }

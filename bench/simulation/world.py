@@ -258,6 +258,12 @@ class World(Observer):
         self._serving += serves - served
         self._capacity = self._capacity + container.speed * (serves - served) if self._serving else 0.0
 
+    def set_speed(self, container: Container, speed: float) -> None:
+        """The container goes on at another speed; what it has been given takes as long as before."""
+        self.turns(container, True, False)
+        container.speed = speed
+        self.turns(container, False, True)
+
     def _count_from_now(self) -> None:
         self._counted_from = self.loop.time()
         self._turn = 0.0

@@ -60,7 +60,7 @@ def test_table_and_chart_have_a_row_for_each_run(capsys: pytest.CaptureFixture[s
     rows = [it.split("|")[1].strip() for it in words.splitlines() if it.startswith("| ") and "---" not in it]
     labels = [it for it in rows if it]
     assert labels.count("round_robin") == labels.count("hash") == 3
-    assert len(labels) == 3 * 6 + 1
+    assert len(labels) == 3 * 8 + 1
     texts = [it.text for it in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert [it for it in texts if it in labels] == labels
 

@@ -337,6 +337,14 @@ TLS = {"BALANCER_TLS_CERT": "/cert.pem", "BALANCER_TLS_KEY": "/key.pem"}
         ({"BALANCER_HEALTH_BODY": "ok"}, "BALANCER_HEALTH_BODY='ok' cannot be used without BALANCER_HEALTH_PATH"),
         ({"BALANCER_HEALTH_STATUS": "401"}, "BALANCER_HEALTH_STATUS='401' cannot be used without BALANCER_HEALTH_PATH"),
         ({"BALANCER_HEALTH_HOST": "shop"}, "BALANCER_HEALTH_HOST='shop' cannot be used without BALANCER_HEALTH_PATH"),
+        (
+            {"BALANCER_HASH_BALANCE_FACTOR": "125", "BALANCER_POLICY": "random"},
+            "BALANCER_HASH_BALANCE_FACTOR='125' cannot be used without BALANCER_POLICY=hash",
+        ),
+        (
+            {"BALANCER_HASH_BALANCE_FACTOR": "100", "BALANCER_POLICY": "hash"},
+            "BALANCER_HASH_BALANCE_FACTOR='100' cannot be used: it takes 0, or a whole number from 101 to 10000",
+        ),
     ],
 )
 def test_setting_that_would_do_nothing_alone_is_refused(environ: dict[str, str], line: str) -> None:

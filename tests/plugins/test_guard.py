@@ -17,7 +17,7 @@ from balancer.http.request import Request
 from balancer.members.member import Member
 from balancer.plugins.guard import KINDS_MAX, GuardedPolicy, Reports, describe
 from balancer.plugins.hook_chain import HookChain
-from balancer.policies import Policy
+from balancer.policies import HashRing, LeastLatency, Outcome, Policy, RoundRobin, Sticky
 from balancer.types import Address
 from tests.support.nought import Nought
 
@@ -178,6 +178,89 @@ def test_marks_are_checked_like_the_fields_of_hooks(caplog: pytest.LogCaptureFix
     # The last two are of one kind.
     assert len(lines(caplog)) == 3
     assert guarded(Scripted(B)).response_headers(ANY, B) == []
+
+
+class Learning(Scripted):
+    """Keeps what came of attempts."""
+
+    def __init__(self, *answers: Any) -> None:
+        super().__init__(*answers)
+        self.outcomes: list[tuple[Member, Outcome]] = []
+
+    def finished(self, member: Member, outcome: Outcome) -> None:
+        self.outcomes.append((member, outcome))
+
+
+class ByMethods:
+    """No ``Policy``, but for its methods."""
+
+    def __init__(self, finished: Any) -> None:
+        self.finished = finished
+
+    def build(self, members: Sequence[Member]) -> None: ...
+
+    def choose(self, request: HookRequest, exclude: Container[Member]) -> Member | None:
+        return None
+
+
+class LearningRing(HashRing):
+    def __init__(self, fallback: Policy) -> None:
+        super().__init__(lambda request: b"", fallback)
+        self.finishes = 0
+
+    def finished(self, member: Member, outcome: Outcome) -> None:
+        self.finishes += 1
+        super().finished(member, outcome)
+
+
+def ring(fallback: Policy) -> HashRing:
+    return HashRing(lambda request: b"", fallback)
+
+
+OUTCOME = Outcome(200, "", 0.01, 0.02)
+
+
+def test_only_policies_that_define_finished_learn() -> None:
+    assert not guarded(Scripted(A)).learns
+    assert guarded(Learning(A)).learns
+    assert guarded(LeastLatency(Nought(), lambda: 0.0)).learns
+    assert guarded(LearningRing(RoundRobin(Nought()))).learns
+    for wrap in (ring, lambda policy: Sticky("member", policy), lambda policy: guarded(ring(policy))):
+        assert not wrap(RoundRobin(Nought())).learns
+        assert wrap(Learning(A)).learns
+    for finished in (None, print):
+        policy: Any = ByMethods(finished)
+        assert GuardedPolicy(policy, Reports(), Nought()).learns == (finished is print)
+
+
+def test_outcomes_pass_through_every_layer() -> None:
+    learning = Learning(A)
+    extended = LearningRing(learning)
+    Sticky("member", guarded(extended)).finished(A, OUTCOME)
+    assert extended.finishes == 1
+    [(member, outcome)] = learning.outcomes
+    assert member is A and repr(outcome) == repr(OUTCOME)
+
+
+def test_policy_that_changes_an_outcome_changes_its_own() -> None:
+    learning = Learning(A)
+    guarded(learning).finished(A, OUTCOME)
+    learning.outcomes[0][1].status = 500
+    assert OUTCOME.status == 200
+
+
+def test_finished_that_raises_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Scripted):
+        def finished(self, member: Member, outcome: Outcome) -> None:
+            raise LookupError("what was it?")
+
+    policy = guarded(Broken(A))
+    for _ in range(3):
+        policy.finished(A, OUTCOME)
+    [line] = lines(caplog)
+    assert line.startswith("finished of the policy ")
+    assert "raised LookupError: what was it?" in line and "the policy does without this outcome" in line
+    assert policy.choose(ANY) is A
 
 
 def test_policy_by_its_methods_alone_needs_no_mark() -> None:

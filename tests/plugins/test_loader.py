@@ -70,6 +70,8 @@ SOURCE = """
             yield
     class Marking(Plain):
         async def response_headers(self, request, member): ...
+    class Learning(Plain):
+        def finished(self, member): ...
     class Marked(Plain):
         def mark(self, request, member): ...
     class Updating(Last):
@@ -213,7 +215,7 @@ def test_entry_point_of_two_packages_is_refused(tmp_path: Path) -> None:
 def test_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:
     install(tmp_path, "shop", policies={"last": "shop:Last", "first": "shop:Plain"}, hooks={"fist": "shop:Seeing"})
     assert problem(policy="fist") == (
-        "it takes round_robin, least_requests, random, hash, the name of an entry point in the group "
+        "it takes round_robin, least_requests, least_latency, random, hash, the name of an entry point in the group "
         "balancer.policies, or module:class; entry points that are installed: first, last"
     )
     assert problem(hooks=("last",)).endswith("; entry points that are installed: fist")
@@ -251,6 +253,7 @@ NOT_RUN = "and a call would run nothing of it"
         ("shop:Generating", f"choose of shop:Generating is a generator function, {NOT_RUN}"),
         ("shop:Marked", "mark is response_headers now"),
         ("shop:Marking", f"response_headers of shop:Marking is a coroutine function, {NOT_RUN}"),
+        ("shop:Learning", "finished of shop:Learning is called with two arguments, and takes (member)"),
         ("shop:Updating", "update of shop:Updating is called with three arguments, and takes (members)"),
         ("shop:classes", "shop:classes makes the class Plain; pass an instance: Plain()"),
         ("shop:Asking", "shop:Asking asks for url, size, and can get settings and rng"),
@@ -446,7 +449,7 @@ def test_hooks_are_called_in_the_order_of_their_names(shop: Any) -> None:
 
 def test_sticky_cookie_works_on_top() -> None:
     settings = Settings(policy="shop:Last", sticky_cookie="member")
-    policy = make_policy(settings, Random(0), loader.load(settings, Random(0)).policy)
+    policy = make_policy(settings, Random(0), lambda: 0.0, loader.load(settings, Random(0)).policy)
     assert isinstance(policy, Sticky)
     members = [Member(Endpoint(Address(f"10.0.0.{it}", 80)), 0.0) for it in range(2)]
     policy.build(members)
@@ -455,7 +458,7 @@ def test_sticky_cookie_works_on_top() -> None:
 
 @pytest.mark.parametrize("text", ["a b", "a:", ":b", "a:b:c", "a-b:c", "a/b", "1a:b", "a:b()", "a.:b", "a..b:c", "a,b"])
 def test_policy_name_that_is_none_is_refused_by_the_settings(text: str) -> None:
-    with pytest.raises(SettingsError, match="it takes round_robin, least_requests, random, hash, the name of an entry"):
+    with pytest.raises(SettingsError, match=r"it takes round_robin, .*, hash, the name of an entry"):
         Settings.load({"BALANCER_POLICY": text})
 
 

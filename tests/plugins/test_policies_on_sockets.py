@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Container, Sequence
 from random import Random
 from typing import Any
@@ -13,7 +14,7 @@ from balancer.config.settings import Settings
 from balancer.hooks import HookRequest
 from balancer.http.headers import Headers
 from balancer.members.member import Member as KnownMember
-from balancer.policies import HashRing, LeastRequests, Policy, make_policy
+from balancer.policies import HashRing, LeastRequests, Outcome, Policy, make_policy
 from tests.support.hooked import Counting, ask, fields_of, request_hook, response_hook
 from tests.support.messages import GET
 from tests.support.wire import Member, balance
@@ -116,7 +117,7 @@ async def test_policy_may_extend_one_of_the_balancers_own(settings: dict[str, An
 async def test_policy_of_the_balancers_own_may_be_given_as_an_object(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = make_policy(Settings.of(policy="hash", hash_key=kind), Random(1))
+    policy = make_policy(Settings.of(policy="hash", hash_key=kind), Random(1), time.monotonic)
     async with (
         Member() as one,
         Member() as other,
@@ -127,6 +128,40 @@ async def test_policy_of_the_balancers_own_may_be_given_as_an_object(
             await ask(client, b"GET / HTTP/1.1\r\nHost: a\r\nX-Tenant: a\r\nCookie: session=1\r\n\r\n")
     assert sorted(len(it.received) for it in (one, other)) == [0, 1]
     assert not [it for it in caplog.records if it.levelno == logging.ERROR]
+
+
+class Learning:
+    """Leaves the choice to others, and keeps what came of it; no ``Policy``, but for its methods."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[KnownMember, Outcome]] = []
+
+    def build(self, members: Sequence[KnownMember]) -> None: ...
+
+    def choose(self, request: HookRequest, exclude: Container[KnownMember]) -> KnownMember | None:
+        return None
+
+    def finished(self, member: KnownMember, outcome: Outcome) -> None:
+        self.outcomes.append((member, outcome))
+        raise LookupError("does it break the request?")
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("settings", [{}, {"sticky_cookie": "member"}], ids=["plain", "sticky"])
+async def test_policy_gets_the_outcome_of_each_attempt(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = Learning()
+    async with (
+        Member() as member,
+        balance(member, own_policy=policy, **settings) as running,
+        running.client() as client,
+    ):
+        for _ in range(3):
+            assert (await ask(client)).startswith(b"HTTP/1.1 200")
+    assert [(outcome.status, outcome.failure) for _, outcome in policy.outcomes] == 3 * [(200, "")]
+    assert {str(known.address) for known, _ in policy.outcomes} == {str(member.address)}
+    assert len([it for it in caplog.records if it.levelno == logging.ERROR]) == 1
 
 
 async def test_policies_see_what_hooks_have_changed() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from balancer.http.request import Request
 from balancer.members.member import Member
 from balancer.policies import HashRing, RoundRobin
 from balancer.policies.hash_ring import PIECE_MAX, RING_POINTS
+from balancer.policies.load_bound import CHUNK
 from tests.support.nought import Nought
-from tests.support.policies import ANY, keyed, members, of, one, owners, request
+from tests.support.policies import ANY, given_cookie, keyed, members, of, one, owners, request
 
 
 @pytest.mark.parametrize("size", [2, 3, 10, 50])
@@ -128,3 +131,114 @@ def test_ring_goes_by_text_as_by_bytes() -> None:
         it = request((b"x-key", b"%d" % key))
         assert text.choose(HookRequest(it)) is raw.choose(it)
     assert [text.choose(HookRequest(ANY)) for _ in range(3)] == fit[:3]
+
+
+# Bounded loads.
+
+HOT = request((b"x-key", b"hot"))
+
+
+def bounded(fit: Sequence[Member], factor: int = 125) -> HashRing:
+    policy = HashRing(lambda it: dict(it.headers).get(b"x-key", b""), RoundRobin(Nought()), factor)
+    policy.build(fit)
+    return policy
+
+
+def begin(policy: HashRing, it: Request = HOT) -> Member:
+    member = one(policy, it)
+    member.in_flight += 1
+    return member
+
+
+def test_requests_of_a_hot_key_go_on_to_the_next_members_on_the_ring() -> None:
+    fit = members(*[1] * 10)
+    policy = bounded(fit)
+    for requests in range(1, 200):
+        begin(policy)
+        assert max(it.in_flight for it in fit) <= ceil(1.25 * requests / 10)
+
+
+def test_key_stays_where_it_is_while_the_load_is_low() -> None:
+    fit = members(*[1] * 10)
+    policy, free = bounded(fit), bounded(fit, 0)
+    for key in range(200):
+        it = request((b"x-key", b"%d" % key))
+        owner = one(free, it)
+        assert [one(policy, it) for _ in range(3)] == [owner] * 3
+    for busy in fit:
+        busy.in_flight = 4
+    # Each has four of fifty and a quarter, rounded up six, that it may have.
+    assert [begin(policy) for _ in range(2)] == [one(free, HOT)] * 2
+    assert begin(policy) is not one(free, HOT)
+
+
+def test_key_comes_back_once_its_owner_has_room() -> None:
+    fit = members(*[1] * 10)
+    policy = bounded(fit)
+    owner = one(policy, HOT)
+    owner.in_flight = 1
+    assert one(policy, HOT) is not owner
+    owner.in_flight = 0
+    assert one(policy, HOT) is owner
+
+
+@given(
+    weights=st.lists(st.integers(0, 5), min_size=1, max_size=8),
+    factor=st.integers(101, 400),
+    steps=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 7)), max_size=60),
+)
+def test_no_member_gets_more_than_its_bound(weights: list[int], factor: int, steps: list[tuple[int, int]]) -> None:
+    fit = members(*weights)
+    policy = bounded(fit, factor)
+    floored = [max(it, max(weights) / 100) for it in weights] if any(weights) else [1] * len(fit)
+    for key, ends in steps:
+        busy = fit[ends % len(fit)]
+        busy.in_flight = max(0, busy.in_flight - 1)
+        member = begin(policy, request((b"x-key", b"%d" % key)))
+        part = floored[fit.index(member)] / sum(floored)
+        requests = sum(it.in_flight for it in fit)
+        assert member.in_flight <= ceil(factor / 100 * requests * part + 1e-9)
+
+
+def test_member_with_more_than_its_part_is_better_than_none() -> None:
+    fit = members(1, 1)
+    policy = bounded(fit)
+    fit[0].in_flight = 9
+    assert one(policy, HOT, {fit[1]}) is fit[0]
+    assert policy.choose(HOT, set(fit)) is None
+
+
+def test_requests_without_a_key_have_no_bound() -> None:
+    fit = members(1, 1)
+    policy = bounded(fit)
+    fit[0].in_flight = 9
+    assert [policy.choose(ANY) for _ in range(2)] == fit
+
+
+def test_many_members_are_counted_some_at_each_choice() -> None:
+    fit = members(*[1] * (10 * CHUNK))
+    policy = bounded(fit)
+    for it in fit:
+        it.in_flight = 8
+    for _ in range(10):
+        one(policy, HOT)
+    owner = one(policy, HOT)
+    owner.in_flight = 10
+    assert one(policy, HOT) is owner
+    owner.in_flight = 11
+    assert one(policy, HOT) is not owner
+    gone = fit[3 * CHUNK :]
+    policy.update(fit[: 3 * CHUNK], [], gone)
+    policy.update(fit, gone, [])
+    for _ in range(10):
+        one(policy, HOT)
+    assert policy._bound and policy._bound._total == sum(it.in_flight for it in fit)
+
+
+def test_cookie_keeps_a_client_at_a_member_with_more_than_its_part() -> None:
+    policy = of(policy="hash", hash_balance_factor=125, sticky_cookie="member")
+    new = request()
+    member = one(policy, new)
+    member.in_flight = 9
+    assert one(policy, request(given_cookie(policy.response_headers(new, member)))) is member
+    assert one(policy, new) is not member

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from balancer.discovery.snapshot import Endpoint
 from balancer.hooks import HookRequest
 from balancer.members.member import Member
-from balancer.policies import HashRing, LeastRequests, Policy, RandomChoice, RoundRobin
+from balancer.policies import HashRing, LeastLatency, LeastRequests, Policy, RandomChoice, RoundRobin
 from balancer.policies.weights import TABLE_MAX, WEIGHT_STEPS
 from balancer.types import Address
 from tests.support.nought import Nought
@@ -87,10 +87,11 @@ def test_round_keeps_weights_to_one_part_in_a_hundred(weights: list[int], turns:
     assert [shares(policy, fit, sum(turns)) for _ in range(2)] == [turns, turns]
 
 
-EVERY = {
+EVERY: dict[str, Callable[[], Policy]] = {
     "round_robin": lambda: RoundRobin(Random(1)),
     "random": lambda: RandomChoice(Random(1)),
     "least_requests": lambda: LeastRequests(Random(1)),
+    "least_latency": lambda: LeastLatency(Random(1), lambda: 0.0),
     "hash": keyed,
 }
 every_policy = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY.keys())
@@ -156,11 +157,11 @@ def test_many_unequal_members_get_their_shares_to_within_a_few_turns(weights: Se
 # Distributions. Limits are five standard deviations: with these seeds they hold for certain.
 
 
-@pytest.mark.parametrize("make", [EVERY["random"], EVERY["least_requests"]], ids=["random", "least_requests"])
+@pytest.mark.parametrize("name", ["random", "least_requests", "least_latency"])
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1), (3, 1), (1, 2, 3, 4), (100, 0)])
-def test_idle_members_are_drawn_in_proportion_to_weights(make: Callable[[], Policy], weights: tuple[int, ...]) -> None:
+def test_idle_members_are_drawn_in_proportion_to_weights(name: str, weights: tuple[int, ...]) -> None:
     fit = members(*weights)
-    policy = make()
+    policy = EVERY[name]()
     policy.build(fit)
     requests = 20_000
     floored = [max(it, max(weights) / WEIGHT_STEPS) for it in weights]
@@ -282,6 +283,7 @@ BROWSER = request((b"host", b"a"), (b"cookie", b"member=0; session=\xe9"), (b"x-
     [
         {"policy": "round_robin"},
         {"policy": "least_requests"},
+        {"policy": "least_latency"},
         {"policy": "random"},
         {"policy": "hash"},
         {"policy": "hash", "hash_key": ("header", "X-Tenant")},

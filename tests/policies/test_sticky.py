@@ -13,7 +13,7 @@ from tests.support.policies import ANY, given_cookie, members, one, request
 
 
 def sticky(name: str = "member") -> tuple[Policy, list[Member]]:
-    policy = make_policy(Settings(sticky_cookie=name), Nought())
+    policy = make_policy(Settings(sticky_cookie=name), Nought(), lambda: 0.0)
     fit = members(1, 1, 1)
     policy.build(fit)
     return policy, fit

@@ -42,6 +42,14 @@ def test_compact_form() -> None:
     assert {it.queue_timeout for it in routes.pools.values()} == {3}
 
 
+def test_balance_factor_is_one_route_s_own_or_that_of_all() -> None:
+    own = parse_inline("/a=a;policy=hash;hash_balance_factor=150,=b", Settings())
+    assert [pool.hash_balance_factor for pool in own.pools.values()] == [150, 0]
+    # A route with another policy has the factor of all in vain, and no fault.
+    shared = parse_inline("/a=a;policy=random,=b", Settings(policy="hash", hash_balance_factor=125))
+    assert [pool.hash_balance_factor for pool in shared.pools.values()] == [125, 125]
+
+
 def test_route_goes_on_after_a_semicolon_on_another_line() -> None:
     routes = parse_inline("shop.example=shop:8080;\n  policy=hash\n  ;health_path=/healthz\n=apps\n", SETTINGS)
     assert [str(it) for it in routes.routes] == ["shop.example/", "/"]
@@ -144,6 +152,10 @@ def test_file_has_a_table_for_each_route() -> None:
         (
             "a=b;health_status=2xx",
             "BALANCER_ROUTES: 'a=b;health_status=2xx' health_status='2xx' cannot be used: it takes",
+        ),
+        (
+            "a=b;hash_balance_factor=125",
+            "BALANCER_ROUTES: 'a=b;hash_balance_factor=125' hash_balance_factor='125' cannot be used without policy=",
         ),
         ("a/b=c;strip_prefix=yes", "BALANCER_ROUTES: 'a/b=c;strip_prefix=yes' strip_prefix='yes' cannot be used: it"),
         ("a:80=b", "BALANCER_ROUTES: 'a:80=b' host='a:80' cannot be used: it takes a host such as shop.example or"),

@@ -58,7 +58,7 @@ def one(policy: Policy, it: Request | HookRequest, exclude: Container[Member] = 
 
 
 def of(**settings: Any) -> Policy:
-    policy = make_policy(Settings(**settings), Random(1))
+    policy = make_policy(Settings(**settings), Random(1), lambda: 0.0)
     policy.build(members(*[1] * 20))
     return policy
 

@@ -21,7 +21,7 @@ from balancer.hooks import Hooks
 from balancer.loadbalancer import LoadBalancer
 from balancer.members import probe_scheduler
 from balancer.members.probe import Probe
-from balancer.policies import Policy
+from balancer.policies import PolicyLike
 from balancer.process.data_listener import DataListener
 from balancer.process.sockets import listen
 from balancer.routing.pools import Pools
@@ -267,7 +267,7 @@ async def balance(
     resolve: Resolve | None = None,
     upstream: Upstream | None = None,
     probe: Probe | None = None,
-    own_policy: Policy | None = None,
+    own_policy: PolicyLike | None = None,
     hooks: Sequence[Hooks] = (),
     stats: Stats | None = None,
     wait: bool = True,
