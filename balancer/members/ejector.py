@@ -45,7 +45,7 @@ SPAN_SECONDS = 30.0
 BLOCK = 12
 BLOCK_SECONDS = 30.0
 # A slow member: its median is this many times that of the others, and so much longer.
-SLOW_FACTOR = 4.0
+SLOW_FACTOR = 3.0
 SLOW_SECONDS = 0.02
 # The evidence that ejects it: half the squares of z, added up over two blocks or more.
 SLOWNESS = 21.0
@@ -72,7 +72,7 @@ class Ejector:
 
     ``on_change``: called with a member that was ejected, goes on trial or is restored. ``max_share``: the part of the
     members that are up which may be out at a time. ``compares_latency``: any member may get any request, so that slow
-    requests make no member look slow.
+    requests make no member look slow. ``everyone``: the attempts at all members.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Ejector:
         self._compares_latency = compares_latency
         # Members that are ejected or on trial.
         self._out: dict[Member, None] = {}
-        self._everyone = Counts()
+        self.everyone = Counts()
         self._block_since = 0.0
         # The latency that nine of ten answers of all members had at most, in the last block.
         self._usual = inf
@@ -108,7 +108,7 @@ class Ejector:
                 self._on_failure(member, tally, outcome, words)
             if words or outcome.failure:
                 return
-        self._everyone.answered += 1
+        self.everyone.answered += 1
         tally.answered += 1
         tally.latencies[class_of(outcome.first_byte)] += 1
         if member.ejection:
@@ -149,7 +149,7 @@ class Ejector:
                 self._begin_trial(member, ejection)
             elif ejection.on_trial and member.tally:
                 self._end_trial(member, member.tally, now)
-        self._everyone.fade(FADE)
+        self.everyone.fade(FADE)
         tallies = {member: member.tally for member in self._membership.members.values() if member.tally}
         for member, tally in tallies.items():
             tally.fade(FADE)
@@ -163,7 +163,7 @@ class Ejector:
 
     def _on_failure(self, member: Member, tally: Tally, outcome: Outcome, words: str) -> None:
         now = self._clock()
-        everyone, ejection = self._everyone, member.ejection
+        everyone, ejection = self.everyone, member.ejection
         if now - outcome.duration >= tally.judged_from and (ejection is None or ejection.on_trial):
             failed = everyone.recent_failed - tally.recent_failed + PRIOR_FAILED
             answered = everyone.recent_answered - tally.recent_answered
@@ -187,8 +187,8 @@ class Ejector:
         failed = tally.failed - tally.span_failed
         total = failed + tally.answered - tally.span_answered
         # Those of all do not have its last failure yet.
-        others_failed = self._everyone.failed + 1 - tally.all_failed - failed
-        others_total = others_failed + self._everyone.answered - tally.all_answered - (total - failed)
+        others_failed = self.everyone.failed + 1 - tally.all_failed - failed
+        others_total = others_failed + self.everyone.answered - tally.all_answered - (total - failed)
         if exact_p(failed, total, others_failed, others_total) <= CONFIRMED and self._has_room(member):
             reason = f"{tally.words}: {failed} of {total}, others {others_failed} of {others_total}"
             self._eject(member, tally, EjectionKind.FAILURES, reason, now)
@@ -246,18 +246,21 @@ class Ejector:
         """Look for slow members once a block is full; begin the next."""
         counts = [0] * CLASSES
         for tally in tallies.values():
-            for number, count in enumerate(tally.latencies):
-                counts[number] += count
-        total = sum(counts)
-        is_full = total >= BLOCK * len(tallies)
+            counts = [count + more for count, more in zip(counts, tally.latencies, strict=True)]
+        is_full = sum(counts) >= BLOCK * len(tallies)
         if not is_full and now - self._block_since < BLOCK_SECONDS:
             return
-        for member, tally in tallies.items():
-            if is_full and member.ejection is None:
-                self._judge_latency(member, tally, counts, now)
-            tally.latencies = [0] * CLASSES
         if is_full:
             self._usual = quantile(counts, USUAL)
+            # A median that is above that of the others is above that of all.
+            least = max(quantile(counts), SLOW_SECONDS)
+            for member, tally in tallies.items():
+                if member.ejection is None and quantile(tally.latencies) > least:
+                    self._judge_latency(member, tally, counts, now)
+                else:
+                    tally.slowness = 0.0
+        for tally in tallies.values():
+            tally.latencies = [0] * CLASSES
         self._block_since = now
 
     def _judge_latency(self, member: Member, tally: Tally, counts: list[int], now: float) -> None:

@@ -60,6 +60,10 @@ class JudgedPool:
             self.ejector.step()
         self.now = until
 
+    def wait_for_step(self) -> None:
+        """Let time pass until the ejector takes its next step, and that be done."""
+        self.wait(self._step_at - self.now)
+
     def request(self) -> Member:
         """Give a request to a member, by turns, and return the member; ``finish`` ends the attempt."""
         if self._built_for != self.membership.generation:
