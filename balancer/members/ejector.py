@@ -22,7 +22,7 @@ from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.members.outcome import Outcome
-from balancer.members.tally import Counts, Tally, words_of
+from balancer.members.tally import LATEST, Counts, Tally, words_of
 from balancer.types import Clock
 
 # Seconds between two steps, and what a step leaves of the recent counts: half of them are left after a minute.
@@ -97,22 +97,31 @@ class Ejector:
         # The latency that nine of ten answers of all members had at most, in the last block.
         self._usual = inf
 
-    def learn(self, member: Member, outcome: Outcome) -> None:
-        """Take in the outcome of an attempt."""
+    def answered(self, member: Member, first_byte: float) -> None:
+        """Count an answer of a member, whose head came after so many seconds. Each request pays for this."""
         tally = member.tally
         if tally is None:
             tally = member.tally = Tally()
-        if outcome.failure or outcome.status >= 500:
-            words = words_of(outcome)
-            if words:
-                self._on_failure(member, tally, outcome, words)
-            if words or outcome.failure:
-                return
         self.everyone.answered += 1
-        tally.answered += 1
-        tally.latencies[class_of(outcome.first_byte)] += 1
-        if member.ejection:
-            self._on_trial_answer(member, tally, member.ejection, outcome)
+        tally.answered = answered = tally.answered + 1
+        tally.latest[answered % LATEST] = first_byte
+        if member.ejection is not None:
+            self._on_trial_answer(member, tally, member.ejection, first_byte)
+
+    def failed(self, member: Member, outcome: Outcome) -> None:
+        """Take in the outcome of an attempt that has failed, or whose status is 500 or more."""
+        words = words_of(outcome)
+        if words:
+            tally = member.tally
+            if tally is None:
+                tally = member.tally = Tally()
+            if outcome.failure and 0 < outcome.status < 500:
+                # Its head was counted as an answer.
+                self.everyone.answered -= 1
+                tally.answered -= 1
+            self._on_failure(member, tally, outcome, words)
+        elif not outcome.failure:
+            self.answered(member, outcome.first_byte)
 
     def eject(self, member: Member, kind: EjectionKind, reason: str, seconds: float) -> None:
         """Eject a member for so many seconds; a trial follows."""
@@ -153,6 +162,7 @@ class Ejector:
         tallies = {member: member.tally for member in self._membership.members.values() if member.tally}
         for member, tally in tallies.items():
             tally.fade(FADE)
+            tally.take_latest()
             waiting = tally.waiting(member.requests, member.in_flight)
             if waiting:
                 tally.latencies[class_of(STEP_SECONDS)] += waiting
@@ -223,12 +233,12 @@ class Ejector:
         ejection.on_trial = True
         self._set(member, ejection)
 
-    def _on_trial_answer(self, member: Member, tally: Tally, ejection: Ejection, outcome: Outcome) -> None:
+    def _on_trial_answer(self, member: Member, tally: Tally, ejection: Ejection, first_byte: float) -> None:
         now = self._clock()
-        if not ejection.on_trial or now - outcome.duration < tally.judged_from:
+        if not ejection.on_trial or now - first_byte < tally.judged_from:
             return
         tally.trial_answers += 1
-        if outcome.first_byte > self._usual and outcome.first_byte > SLOW_SECONDS:
+        if first_byte > self._usual and first_byte > SLOW_SECONDS:
             tally.trial_slow += 1
         self._end_trial(member, tally, now)
 

@@ -71,7 +71,7 @@ def a_day(case: Case, seed: int) -> Counter[str]:
             pool.now += (next_failure - done) / (end - done) * STEP_SECONDS * 0.99
             tallies[number].answered = next_failure // MEMBERS - failed_of[number]
             everyone.answered = next_failure - everyone.failed
-            pool.ejector.learn(members[number], ERROR)
+            pool.ejector.failed(members[number], ERROR)
             failed_of[number] += 1
             next_failure += 1 + int(log(1 - rng.random()) / gap)
         done = end

@@ -77,7 +77,10 @@ class JudgedPool:
 
     def finish(self, member: Member, outcome: Outcome) -> None:
         member.in_flight -= 1
-        self.ejector.learn(member, outcome)
+        if 0 < outcome.status < 500:
+            self.ejector.answered(member, outcome.first_byte)
+        if outcome.failure or outcome.status >= 500:
+            self.ejector.failed(member, outcome)
 
     def serve(self, seconds: float, per_second: float, answer: Callable[[Member], Outcome]) -> Counter[Member]:
         """Send requests at a steady rate, each answered at once; return how many each member got."""
