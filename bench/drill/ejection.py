@@ -135,6 +135,12 @@ async def offer(target: Address, seconds: float) -> list[str]:
     return statuses
 
 
+def set_fault(workers: Sequence[Worker], fault: str) -> None:
+    """Let members have a fault from now on, or be well."""
+    for worker in workers:
+        worker.fault = fault
+
+
 async def measure(count: int, fault: str, ailing: int = 1) -> Run:
     """Let ``ailing`` of the members have a fault for BAD seconds; the figures are those of the first."""
     async with members(count) as (zone, workers), balancer(zone) as target:
@@ -143,15 +149,12 @@ async def measure(count: int, fault: str, ailing: int = 1) -> Run:
         began = time.monotonic()
         await offer(target, GOOD_BEFORE)
         before = bad.share(others, began, time.monotonic())
-        for worker in workers[:ailing]:
-            worker.fault = fault
         began = time.monotonic()
-        statuses = await offer(target, BAD)
-        noticed = bad.share(others, began + NOTICED, time.monotonic())
-        for worker in workers:
-            worker.fault = ""
-        well = time.monotonic()
-        statuses += await offer(target, AFTER)
+        well = began + BAD
+        set_fault(workers[:ailing], fault)
+        asyncio.get_running_loop().call_later(BAD, set_fault, workers, "")
+        statuses = await offer(target, BAD + AFTER)
+        noticed = bad.share(others, began + NOTICED, well)
         returned = bad.share(others, well + RETURNED, well + RETURNED + LAST)
     failed: dict[str, int] = {}
     for status in statuses:

@@ -189,7 +189,7 @@ def test_ejected_members_get_requests_while_no_other_is_up() -> None:
     pool.membership.observe(good, HealthEvent.PROBE_OK, pool.now + 1)
     assert pool.membership.available == (good,)
     pool.ejector.restore(bad)
-    assert pool.membership.available == (bad, good)
+    assert set(pool.membership.available) == {bad, good}
 
 
 def test_ejected_member_that_was_down_comes_back_on_trial() -> None:
@@ -206,8 +206,7 @@ def test_long_good_time_makes_the_next_ejection_a_first_one() -> None:
     for _ in range(2):
         pool.serve(60, 100, lambda member: GOOD)
         pool.serve(5, 100, only(bad, ERROR))
-        assert bad.ejection
-    assert bad.ejection.times == 2
+    assert bad.ejection and bad.ejection.times == 2
     pool.serve(700, 20, lambda member: GOOD)
     pool.serve(5, 100, only(bad, ERROR))
     assert bad.ejection and bad.ejection.times == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -148,7 +149,7 @@ async def test_member_ejected_by_hand_comes_back_by_a_trial() -> None:
 @pytest.mark.parametrize(
     "settings", [{}, {"policy": "hash", "hash_key": ("header", "host")}, {"sticky_cookie": "m"}, {"policy": "random"}]
 )
-async def test_only_member_that_is_left_gets_requests_though_it_is_ejected(settings: dict[str, object]) -> None:
+async def test_only_member_that_is_left_gets_requests_though_it_is_ejected(settings: dict[str, Any]) -> None:
     async with Worker() as one, Worker() as two, balance(one, two, **settings) as running:
         running.balancer.eject(running.balancer.members[one.address], 60)
         assert await send(running, 10) == {b"200": 10}
