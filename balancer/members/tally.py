@@ -105,7 +105,7 @@ class Tally(Counts):
         """Take in a failure: add to the score what it says, less what the answers since the last one said.
 
         That is the logarithm of how much likelier they are from a member that is WORSE (Page's CUSUM, 1954).
-        ``rate``: at which attempts at the others fail. ``everyone``: counts of all, without this failure.
+        ``rate``: at which attempts at the others fail. ``everyone``: counts of all members.
         """
         if rate >= 1.0:
             rate = 1.0 - 1e-9
@@ -119,7 +119,16 @@ class Tally(Counts):
         elif words != self.words:
             self.words = "failures"
         self.failed += 1
+        everyone.failed += 1
         self.score = min(self.score + log(worse / rate), cap)
+
+    def span(self, everyone: Counts) -> tuple[int, int, int, int]:
+        """Return the attempts since the score was last 0: failed and all, first of this member, then of the others."""
+        # An answer that broke off is one no more: there may be fewer than at the beginning.
+        failed, answered = self.failed - self.span_failed, max(0, self.answered - self.span_answered)
+        others_failed = everyone.failed - self.all_failed - failed
+        others_answered = max(0, everyone.answered - self.all_answered - answered)
+        return failed, failed + answered, others_failed, others_failed + others_answered
 
     def take_latest(self) -> None:
         """Add the latest times to first byte to the block: all since the last call, or the last LATEST of them."""
