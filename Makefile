@@ -101,7 +101,7 @@ endef
 bench: .venv/.ready bench/.cache/venv/.ready
 	bench/.cache/venv/bin/python -m bench $(OPTIONS)
 
-# Options: make drill OPTIONS="--plain", "--asgi", "--only pause", "--rolling 100000", "--websockets", "--overload" (the last
+# Options: make drill OPTIONS="--plain", "--asgi", "--only pause", "--rolling 100000", "--websockets", "--overload", "--ejection" (the last two
 # without Docker; BALANCER_ settings from the environment apply). --plain and --asgi go with each other and with the rest.
 drill: .venv/.ready
 	$(BIN)/python -m bench.drill $(OPTIONS)

@@ -165,7 +165,7 @@ class LoadBalancer(PoolFigures):
             compares_latency=settings.policy != "hash" and not settings.sticky_cookie,
         )
         if settings.eject:
-            self.dispatcher.report_to(self.ejector.learn)
+            self.dispatcher.ejector = self.ejector
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._loop is not running_loop():

@@ -24,7 +24,6 @@ from balancer.http.request_headers import with_prefix
 from balancer.loop_time import Limit, loop_time
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
-from balancer.members.outcome import Outcome
 from balancer.upstream.base import UpstreamRequest, UpstreamResponse
 
 # Status in the log of a request whose client left before there was one (nginx's number).
@@ -146,7 +145,7 @@ class Dispatcher(FastPathDispatcher):
                     self._note_outcome(context, 0, fault.reason, self._clock() - attempts.began)
                     self._after_failure(fault, member, context, attempts)
                 else:
-                    self._note_outcome(context, response.status, "", self._clock() - attempts.began)
+                    self._note_head(context, member, response.status, self._clock() - attempts.began)
                     await self._pass_on(response, member, context, sink)
                     return
             finally:
@@ -164,16 +163,12 @@ class Dispatcher(FastPathDispatcher):
         try:
             await _relay_body(response, sink, context)
         except TruncatedResponse as error:
-            _note_break(context, error)
+            self._note_break(context, error)
             raise
         finally:
             await response.close()
             context.attempt_duration = self._clock() - context.started
             self._end_attempt(context, member)
-
-    def _note_outcome(self, context: RequestContext, status: int, failure: str, first_byte: float) -> None:
-        if self._learners:
-            context.outcome = Outcome(status, failure, first_byte)
 
     async def _find_member(self, context: RequestContext, attempts: _Attempts, sink: Sink) -> Member:
         """Return the member acquired before, one that is free now, or one from the queue."""
@@ -240,7 +235,7 @@ class Dispatcher(FastPathDispatcher):
                 headers = with_request_id(headers, context.id)
             await _relay(response, sink, context, headers)
         except TruncatedResponse as error:
-            _note_break(context, error)
+            self._note_break(context, error)
             raise
         finally:
             await response.close()
@@ -297,12 +292,6 @@ class Dispatcher(FastPathDispatcher):
         given = _member_in(ended)
         assert given
         return given
-
-
-def _note_break(context: RequestContext, error: TruncatedResponse) -> None:
-    """Note that a response has broken off."""
-    if context.outcome:
-        context.outcome.failure = error.reason
 
 
 def _member_in(ended: asyncio.Future[Member | Refusal]) -> Member | None:

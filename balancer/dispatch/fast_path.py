@@ -19,13 +19,14 @@ from balancer.dispatch.context import RequestContext, RequestRecord, request_ids
 from balancer.dispatch.interfaces import DirectSink, RequestHandler, Trace, is_event_stream
 from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.dispatch.replay import ReplayableBody
-from balancer.errors import Refusal
+from balancer.errors import Refusal, TruncatedResponse
 from balancer.http import loops
 from balancer.http.clients import client_keys
 from balancer.http.headers import TRACE_FIELDS, with_request_id
 from balancer.http.request import Request
 from balancer.http.request_headers import RequestHeaders
 from balancer.http.serialize import request_head
+from balancer.members.ejector import Ejector
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.members.outcome import Learner, Outcome
@@ -72,6 +73,8 @@ class FastPathDispatcher(RequestHandler):
         self._budget = retry.Budget()
         self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes, settings.max_queue_share)
         self.admission = Admission(membership, policy, self.queue, settings.max_requests_per_member)
+        # Judges members by their attempts, where that is wanted.
+        self.ejector: Ejector | None = None
         self._learners: list[Learner] = []
         if policy.learns:
             self.report_to(policy.finished)
@@ -168,8 +171,7 @@ class FastPathDispatcher(RequestHandler):
         assert response and member
         self._membership.record_response(member, response.status, response.closes, now)
         context.status = response.status
-        if self._learners:
-            context.outcome = Outcome(response.status, "", now - context.started)
+        self._note_head(context, member, response.status, now - context.started)
         policy_headers = self._policy.response_headers(context.hook_request or context.request, member)
         if policy_headers:
             response.headers = response.headers + policy_headers
@@ -177,12 +179,34 @@ class FastPathDispatcher(RequestHandler):
             response.headers = with_request_id(response.headers, context.id)
         return True
 
+    def _note_head(self, context: RequestContext, member: Member, status: int, first_byte: float) -> None:
+        """Note the head of a response, which came after so many seconds."""
+        ejector = self.ejector
+        if ejector is not None and status < 500:
+            ejector.answered(member, first_byte)
+            if not self._learners:
+                return
+        self._note_outcome(context, status, "", first_byte)
+
+    def _note_outcome(self, context: RequestContext, status: int, failure: str, first_byte: float) -> None:
+        if self._learners or self.ejector is not None:
+            context.outcome = Outcome(status, failure, first_byte)
+
+    def _note_break(self, context: RequestContext, error: TruncatedResponse) -> None:
+        """Note that a response has broken off."""
+        if context.outcome is None:
+            self._note_outcome(context, context.status, "", self._clock() - context.started)
+        if context.outcome:
+            context.outcome.failure = error.reason
+
     def _end_attempt(self, context: RequestContext, member: Member, queued: QueuedRequest | None = None) -> None:
         """Take a member back after an attempt, and pass on what came of it."""
         self.admission.release(member, queued)
         outcome, context.outcome = context.outcome, None
         if outcome:
             outcome.duration = context.attempt_duration
+            if self.ejector is not None and (outcome.failure or outcome.status >= 500):
+                self.ejector.failed(member, outcome)
             for learner in self._learners:
                 learner(member, outcome)
 

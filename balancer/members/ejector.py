@@ -22,7 +22,7 @@ from balancer.members.health import State
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.members.outcome import Outcome
-from balancer.members.tally import Counts, Tally, words_of
+from balancer.members.tally import LATEST, Counts, Tally, words_of
 from balancer.types import Clock
 
 # Seconds between two steps, and what a step leaves of the recent counts: half of them are left after a minute.
@@ -38,19 +38,21 @@ THRESHOLD = 21.0
 # How likely the difference from the others may be by chance, for a member that is accused; seconds between two such
 # comparisons, and the longest time over which they are made.
 CONFIRMED = 0.001
-TEST_SECONDS = 0.1
+TEST_SECONDS = 0.02
 SPAN_SECONDS = 30.0
 
 # Latencies of a member, on average, that make a block, and the seconds after which one that is not full is dropped.
 BLOCK = 12
 BLOCK_SECONDS = 30.0
 # A slow member: its median is this many times that of the others, and so much longer.
-SLOW_FACTOR = 4.0
+SLOW_FACTOR = 3.0
 SLOW_SECONDS = 0.02
 # The evidence that ejects it: half the squares of z, added up over two blocks or more.
 SLOWNESS = 21.0
-# The part of all answers that took no longer than usual.
+# An answer of a trial is slow if it is slow beside the median, and beside what this part of all answers took at most.
+# The factor is the width of a class.
 USUAL = 0.9
+USUAL_FACTOR = 1.5
 
 # Seconds of a first ejection, and of the longest; the part by which chance makes one longer.
 FIRST_SECONDS = 10.0
@@ -61,8 +63,7 @@ FORGIVEN_AFTER = 600.0
 # Good answers that end a trial, or the seconds in which one is enough.
 TRIAL_ANSWERS = 10
 TRIAL_SECONDS = 5.0
-# How likely the failures of a trial may be at the rate of the others. Answers slower than usual that end it, if most
-# are.
+# How likely the failures of a trial may be at the rate of the others. Slow answers that end it, if most are slow.
 TRIAL_CHANCE = 0.1
 TRIAL_SLOW = 3
 
@@ -72,7 +73,7 @@ class Ejector:
 
     ``on_change``: called with a member that was ejected, goes on trial or is restored. ``max_share``: the part of the
     members that are up which may be out at a time. ``compares_latency``: any member may get any request, so that slow
-    requests make no member look slow.
+    requests make no member look slow. ``everyone``: the attempts at all members.
     """
 
     def __init__(
@@ -92,27 +93,36 @@ class Ejector:
         self._compares_latency = compares_latency
         # Members that are ejected or on trial.
         self._out: dict[Member, None] = {}
-        self._everyone = Counts()
+        self.everyone = Counts()
         self._block_since = 0.0
-        # The latency that nine of ten answers of all members had at most, in the last block.
-        self._usual = inf
+        # The latency above which an answer of a trial is slow.
+        self._slow_above = inf
 
-    def learn(self, member: Member, outcome: Outcome) -> None:
-        """Take in the outcome of an attempt."""
+    def answered(self, member: Member, first_byte: float) -> None:
+        """Count an answer of a member, whose head came after so many seconds. Each request pays for this."""
         tally = member.tally
         if tally is None:
             tally = member.tally = Tally()
-        if outcome.failure or outcome.status >= 500:
-            words = words_of(outcome)
-            if words:
-                self._on_failure(member, tally, outcome, words)
-            if words or outcome.failure:
-                return
-        self._everyone.answered += 1
-        tally.answered += 1
-        tally.latencies[class_of(outcome.first_byte)] += 1
-        if member.ejection:
-            self._on_trial_answer(member, tally, member.ejection, outcome)
+        self.everyone.answered += 1
+        tally.answered = answered = tally.answered + 1
+        tally.latest[answered % LATEST] = first_byte
+        if member.ejection is not None:
+            self._on_trial_answer(member, tally, member.ejection, first_byte)
+
+    def failed(self, member: Member, outcome: Outcome) -> None:
+        """Take in the outcome of an attempt that has failed, or whose status is 500 or more."""
+        words = words_of(outcome)
+        if words:
+            tally = member.tally
+            if tally is None:
+                tally = member.tally = Tally()
+            if outcome.failure and 0 < outcome.status < 500:
+                # Its head was counted as an answer.
+                self.everyone.answered -= 1
+                tally.answered -= 1
+            self._on_failure(member, tally, outcome, words)
+        elif not outcome.failure:
+            self.answered(member, outcome.first_byte)
 
     def eject(self, member: Member, kind: EjectionKind, reason: str, seconds: float) -> None:
         """Eject a member for so many seconds; a trial follows."""
@@ -149,25 +159,24 @@ class Ejector:
                 self._begin_trial(member, ejection)
             elif ejection.on_trial and member.tally:
                 self._end_trial(member, member.tally, now)
-        self._everyone.fade(FADE)
+        self.everyone.fade(FADE)
         tallies = {member: member.tally for member in self._membership.members.values() if member.tally}
         for member, tally in tallies.items():
             tally.fade(FADE)
+            tally.take_latest()
             waiting = tally.waiting(member.requests, member.in_flight)
             if waiting:
                 tally.latencies[class_of(STEP_SECONDS)] += waiting
-                if self._usual < STEP_SECONDS:
+                if self._slow_above < STEP_SECONDS:
                     tally.trial_slow += waiting
         if self._compares_latency and tallies:
             self._compare_latencies(tallies, now)
 
     def _on_failure(self, member: Member, tally: Tally, outcome: Outcome, words: str) -> None:
         now = self._clock()
-        everyone, ejection = self._everyone, member.ejection
+        everyone, ejection = self.everyone, member.ejection
         if now - outcome.duration >= tally.judged_from and (ejection is None or ejection.on_trial):
-            failed = everyone.recent_failed - tally.recent_failed + PRIOR_FAILED
-            answered = everyone.recent_answered - tally.recent_answered
-            rate = max(FLOOR, failed / (failed + answered + PRIOR))
+            rate = self._rate_of_others(tally)
             tally.add_failure(words, rate, everyone, now, THRESHOLD + 1)
             if ejection:
                 tally.trial_failures += 1
@@ -179,16 +188,22 @@ class Ejector:
                 self._accuse(member, tally, now)
         else:
             tally.failed += 1
-        everyone.failed += 1
+            everyone.failed += 1
+
+    def _rate_of_others(self, tally: Tally) -> float:
+        """Return the rate of failures of the others: lately, or since the score was last 0, which knows sooner."""
+        failed = self.everyone.recent_failed - tally.recent_failed + PRIOR_FAILED
+        answered = self.everyone.recent_answered - tally.recent_answered
+        rate = max(FLOOR, failed / (failed + answered + PRIOR))
+        if tally.score > 0.0:
+            _, _, failed_now, total_now = tally.span(self.everyone)
+            rate = max(rate, failed_now / (total_now + 1))
+        return rate
 
     def _accuse(self, member: Member, tally: Tally, now: float) -> None:
         """Compare the failures of a member with those of the others in the same time; eject it if they confirm it."""
         tally.tested_at = now
-        failed = tally.failed - tally.span_failed
-        total = failed + tally.answered - tally.span_answered
-        # Those of all do not have its last failure yet.
-        others_failed = self._everyone.failed + 1 - tally.all_failed - failed
-        others_total = others_failed + self._everyone.answered - tally.all_answered - (total - failed)
+        failed, total, others_failed, others_total = tally.span(self.everyone)
         if exact_p(failed, total, others_failed, others_total) <= CONFIRMED and self._has_room(member):
             reason = f"{tally.words}: {failed} of {total}, others {others_failed} of {others_total}"
             self._eject(member, tally, EjectionKind.FAILURES, reason, now)
@@ -223,12 +238,12 @@ class Ejector:
         ejection.on_trial = True
         self._set(member, ejection)
 
-    def _on_trial_answer(self, member: Member, tally: Tally, ejection: Ejection, outcome: Outcome) -> None:
+    def _on_trial_answer(self, member: Member, tally: Tally, ejection: Ejection, first_byte: float) -> None:
         now = self._clock()
-        if not ejection.on_trial or now - outcome.duration < tally.judged_from:
+        if not ejection.on_trial or now - first_byte < tally.judged_from:
             return
         tally.trial_answers += 1
-        if outcome.first_byte > self._usual and outcome.first_byte > SLOW_SECONDS:
+        if first_byte > self._slow_above:
             tally.trial_slow += 1
         self._end_trial(member, tally, now)
 
@@ -237,7 +252,7 @@ class Ejector:
         answers, slow = tally.trial_answers, tally.trial_slow
         if 2 * slow > answers:
             if slow >= TRIAL_SLOW:
-                reason = f"latency on trial: {slow} of {max(slow, answers)} above {_seconds(self._usual)}"
+                reason = f"latency on trial: {slow} of {max(slow, answers)} above {_seconds(self._slow_above)}"
                 self._eject(member, tally, EjectionKind.LATENCY, reason, now)
         elif answers >= TRIAL_ANSWERS or (answers and now - tally.judged_from >= TRIAL_SECONDS):
             self.restore(member)
@@ -246,18 +261,22 @@ class Ejector:
         """Look for slow members once a block is full; begin the next."""
         counts = [0] * CLASSES
         for tally in tallies.values():
-            for number, count in enumerate(tally.latencies):
-                counts[number] += count
-        total = sum(counts)
-        is_full = total >= BLOCK * len(tallies)
+            counts = [count + more for count, more in zip(counts, tally.latencies, strict=True)]
+        is_full = sum(counts) >= BLOCK * sum(any(tally.latencies) for tally in tallies.values())
         if not is_full and now - self._block_since < BLOCK_SECONDS:
             return
-        for member, tally in tallies.items():
-            if is_full and member.ejection is None:
-                self._judge_latency(member, tally, counts, now)
-            tally.latencies = [0] * CLASSES
         if is_full:
-            self._usual = quantile(counts, USUAL)
+            middle = quantile(counts)
+            self._slow_above = max(SLOW_FACTOR * middle, middle + SLOW_SECONDS, USUAL_FACTOR * quantile(counts, USUAL))
+            # A median that is above that of the others is above that of all.
+            least = max(middle, SLOW_SECONDS)
+            for member, tally in tallies.items():
+                if member.ejection is None and quantile(tally.latencies) > least:
+                    self._judge_latency(member, tally, counts, now)
+                else:
+                    tally.slowness = 0.0
+        for tally in tallies.values():
+            tally.latencies = [0] * CLASSES
         self._block_since = now
 
     def _judge_latency(self, member: Member, tally: Tally, counts: list[int], now: float) -> None:

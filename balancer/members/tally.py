@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import log
 
-from balancer.members.comparison import CLASSES
+from balancer.members.comparison import CLASSES, class_of
 from balancer.members.outcome import Outcome
 
 # The failures that are a member's own, in words for people. A refused or unreachable connection is none of these: it
@@ -19,6 +19,9 @@ FAILURES = {
 STATUSES = "5xx"
 # Statuses that say what a server cannot do for anyone (RFC 9110 sections 15.6.2 and 15.6.6). The request asked for it.
 OF_THE_REQUEST = frozenset({501, 505})
+
+# Answers between two steps whose latency counts: enough for the test, however many there are.
+LATEST = 64
 
 # How much worse a failing member is than the others: at least this part of what succeeds there fails with it.
 WORSE = 0.3
@@ -63,7 +66,8 @@ class Tally(Counts):
     """The attempts at one member. Times are clock readings in seconds.
 
     Attributes:
-        latencies: Times to first byte since the last look at them, by class.
+        latest: Times to first byte of the last LATEST answers, in seconds; that of the n-th is at ``n % LATEST``.
+        latencies: Times to first byte in this block, by class.
         slowness: The evidence that it is slow.
         judged_from: When it came on trial: what began before says nothing about it as it is now.
         times: Ejections in a row. ``restored_at``: when the last one ended.
@@ -72,7 +76,9 @@ class Tally(Counts):
 
     def __init__(self) -> None:
         super().__init__()
+        self.latest = [0.0] * LATEST
         self.latencies = [0] * CLASSES
+        self._classed = 0
         self.slowness = 0.0
         self.judged_from = 0.0
         self.times = 0
@@ -99,12 +105,12 @@ class Tally(Counts):
         """Take in a failure: add to the score what it says, less what the answers since the last one said.
 
         That is the logarithm of how much likelier they are from a member that is WORSE (Page's CUSUM, 1954).
-        ``rate``: at which attempts at the others fail. ``everyone``: counts of all, without this failure.
+        ``rate``: at which attempts at the others fail. ``everyone``: counts of all members.
         """
         if rate >= 1.0:
             rate = 1.0 - 1e-9
         worse = rate + (1 - rate) * WORSE
-        answers, self._answered_before = self.answered - self._answered_before, self.answered
+        answers, self._answered_before = max(0, self.answered - self._answered_before), self.answered
         self.score -= answers * log((1 - rate) / (1 - worse))
         if self.score <= 0.0:
             self.score, self.words, self.span_since = 0.0, words, now
@@ -113,7 +119,22 @@ class Tally(Counts):
         elif words != self.words:
             self.words = "failures"
         self.failed += 1
+        everyone.failed += 1
         self.score = min(self.score + log(worse / rate), cap)
+
+    def span(self, everyone: Counts) -> tuple[int, int, int, int]:
+        """Return the attempts since the score was last 0: failed and all, first of this member, then of the others."""
+        # An answer that broke off is one no more: there may be fewer than at the beginning.
+        failed, answered = self.failed - self.span_failed, max(0, self.answered - self.span_answered)
+        others_failed = everyone.failed - self.all_failed - failed
+        others_answered = max(0, everyone.answered - self.all_answered - answered)
+        return failed, failed + answered, others_failed, others_failed + others_answered
+
+    def take_latest(self) -> None:
+        """Add the latest times to first byte to the block: all since the last call, or the last LATEST of them."""
+        for number in range(max(self._classed, self.answered - LATEST) + 1, self.answered + 1):
+            self.latencies[class_of(self.latest[number % LATEST])] += 1
+        self._classed = self.answered
 
     def waiting(self, given: int, in_flight: int) -> int:
         """Return how many requests have come between the last two steps and still wait, at least.

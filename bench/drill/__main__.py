@@ -10,6 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+from bench.drill.ejection import ejection
 from bench.drill.overload import Problem, overload
 from bench.drill.report import Row, table
 from bench.drill.rolling import roll
@@ -46,16 +47,20 @@ def main() -> int:
     instead.add_argument(
         "--overload", action="store_true", help="three times what the members can do, with and without the limit"
     )
+    instead.add_argument(
+        "--ejection", action="store_true", help="one member of 2, 3 and 50 is bad for ten seconds, in four ways"
+    )
     arguments = parser.parse_args()
-    if arguments.overload and arguments.asgi:
-        parser.error("--overload is only for the balancer's own front end")
+    without_docker = overload if arguments.overload else ejection if arguments.ejection else None
+    if without_docker and arguments.asgi:
+        parser.error("--overload and --ejection are only for the balancer's own front end")
     if arguments.rolling:
         return asyncio.run(_rolling(arguments))
     if arguments.websockets:
         return asyncio.run(_websockets(arguments))
-    if arguments.overload:
+    if without_docker:
         try:
-            return asyncio.run(overload())
+            return asyncio.run(without_docker())
         except Problem as problem:
             print(problem, file=sys.stderr)
             return 2

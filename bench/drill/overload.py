@@ -135,7 +135,7 @@ async def offer(target: Address, rate: float, length: float, rng: random.Random)
 
     async def visit() -> None:
         began = time.monotonic()
-        status = await _request(upstream, target)
+        status = await request(upstream, target)
         now = time.monotonic()
         answers.append(Answer(status, now - began, now))
 
@@ -149,7 +149,8 @@ async def offer(target: Address, rate: float, length: float, rng: random.Random)
     return answers
 
 
-async def _request(upstream: NativeUpstream, target: Address) -> str:
+async def request(upstream: NativeUpstream, target: Address) -> str:
+    """Send a GET; return its status with the balancer's token, or what else became of it."""
     try:
         response = await upstream.send(target, UpstreamRequest("GET", b"/", [(b"host", b"overload")]))
         try:
@@ -203,7 +204,7 @@ async def _answering(address: Address, process: Process) -> None:
     for _ in range(100):
         if process.returncode is not None:
             raise Problem(f"balancer serve ended with status {process.returncode}")
-        if (status := await _request(upstream, address)) == "200":
+        if (status := await request(upstream, address)) == "200":
             break
         await asyncio.sleep(0.1)
     await upstream.close()

@@ -60,6 +60,10 @@ class JudgedPool:
             self.ejector.step()
         self.now = until
 
+    def wait_for_step(self) -> None:
+        """Let time pass until the ejector takes its next step, and that be done."""
+        self.wait(self._step_at - self.now)
+
     def request(self) -> Member:
         """Give a request to a member, by turns, and return the member; ``finish`` ends the attempt."""
         if self._built_for != self.membership.generation:
@@ -73,7 +77,10 @@ class JudgedPool:
 
     def finish(self, member: Member, outcome: Outcome) -> None:
         member.in_flight -= 1
-        self.ejector.learn(member, outcome)
+        if 0 < outcome.status < 500:
+            self.ejector.answered(member, outcome.first_byte)
+        if outcome.failure or outcome.status >= 500:
+            self.ejector.failed(member, outcome)
 
     def serve(self, seconds: float, per_second: float, answer: Callable[[Member], Outcome]) -> Counter[Member]:
         """Send requests at a steady rate, each answered at once; return how many each member got."""
