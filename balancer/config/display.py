@@ -41,6 +41,8 @@ def show(value: object, kind: Kind) -> str:
             return "client"
         case ("header" | "cookie", str()) if kind is HASH_KEY:
             return ":".join(value)
+        case frozenset():
+            return ",".join(ranges(value)) or kind.unset
         case tuple():
             return ",".join(map(str, value)) or kind.unset
         case str() if kind is URL:
@@ -52,10 +54,17 @@ def show(value: object, kind: Kind) -> str:
     return str(value)
 
 
+def ranges(numbers: frozenset[int]) -> list[str]:
+    """Return numbers in rising order, those that follow each other as a range: ``["200-299", "401"]``."""
+    firsts = sorted(number for number in numbers if number - 1 not in numbers)
+    lasts = sorted(number for number in numbers if number + 1 not in numbers)
+    return [f"{first}-{last}" if first < last else f"{first}" for first, last in zip(firsts, lasts, strict=True)]
+
+
 def as_text(value: object, kind: Kind) -> str:
     """Return a value in the form of a variable, to the last digit, secrets as well."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list | tuple) and not isinstance(value, Address | UnixSocket) and kind is not HASH_KEY:
+    if isinstance(value, list | set | tuple) and not isinstance(value, Address | UnixSocket) and kind is not HASH_KEY:
         return ",".join(map(str, value))
     return str(value) if isinstance(value, float) else show(value, kind)

@@ -182,6 +182,26 @@ def _url(text: str) -> str:
     return text
 
 
+def _statuses(text: str, low: int, high: int) -> frozenset[int]:
+    # Blanks for a route in one line, where a comma ends the route.
+    found = frozenset(status for entry in re.findall(r"[^\s,]+", text) for status in _status_range(entry, low, high))
+    if not found:
+        raise ValueError("no status")
+    return found
+
+
+def _status_range(text: str, low: int, high: int) -> range:
+    bounds = re.fullmatch(r"(?P<first>[0-9]{3})(?:-(?P<last>[0-9]{3}))?", text)
+    if not bounds:
+        raise Hint(f"{text!r} is neither a status nor a range")
+    first, last = int(bounds["first"]), int(bounds["last"] or bounds["first"])
+    if not low <= first <= high or not low <= last <= high:
+        raise Hint(f"{text!r} is not within {low} to {high}")
+    if first > last:
+        raise Hint(f"{text!r} ends before it begins")
+    return range(first, last + 1)
+
+
 def _between(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         number = float(text)
@@ -205,6 +225,12 @@ def share(low: float) -> Kind:
 def count(low: int, high: int) -> Kind:
     """Return the kind of a whole number."""
     return Kind(lambda text: _number(text, low, high), f"a whole number from {low} to {high}")
+
+
+def statuses(low: int, high: int, example: str) -> Kind:
+    """Return the kind of a set of statuses, with ranges as shorthand."""
+    words = f"statuses from {low} to {high} with commas or blanks between, such as {example}"
+    return Kind(lambda text: _statuses(text, low, high), words)
 
 
 def _processes(text: str) -> int | str:
@@ -282,6 +308,8 @@ NETWORKS = Kind(
 PEM_FILE = Kind(_file, "the path of a PEM file")
 TOKEN_FILE = Kind(_file, "the path of a file with nothing but the token, white space around it apart")
 TOKEN = Kind(_token, "a cookie name such as member")
+FAILURES = statuses(400, 599, "502,503,504")
+HEADER = Kind(_token, "a header name such as Idempotency-Key")
 SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
 URL = Kind(_url, "a URL such as http://collector:4318")

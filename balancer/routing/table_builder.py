@@ -19,7 +19,8 @@ PER_POOL = frozenset(
         "alias", "upstream_port", "dns_record", "resolver", "resolve_interval", "policy", "hash_key", "sticky_cookie",
         "slow_start", "max_requests_per_member", "health_path", "health_host", "health_interval", "health_timeout",
         "health_fall", "hung_timeout", "queue_timeout", "queue_max", "queue_max_bytes", "max_queue_share",
-        "connect_timeout", "response_timeout", "stream_idle_timeout", "retries", "max_body_bytes",
+        "connect_timeout", "response_timeout", "stream_idle_timeout", "retries", "retry_status",
+        "idempotency_header", "max_body_bytes",
     }
 )  # fmt: skip
 # Keys that only a route has.

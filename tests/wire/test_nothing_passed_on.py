@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,13 +132,14 @@ async def test_put_is_repeated_elsewhere_with_its_body(way: Way, name: str, tmp_
 @pytest.mark.parametrize("name", ["half a status line", "a head", "garbage"])
 async def test_post_is_not_repeated_with_a_key_or_without(way: Way, name: str, in_pieces: bool, tmp_path: Path) -> None:
     fault = FAULTS[name]
+    status: dict[str, Any] = {"retry_status": frozenset({502})}
     keys: Sequence[Sequence[tuple[bytes, bytes]]] = ((), ((b"Idempotency-Key", b"1"),))
 
     async def fail(connection: Connection) -> None:
         await connection.until(b"body")
         await fault.play(connection, in_pieces)
 
-    async with Member(fail) as one, Member(fail) as two, way.open(tmp_path, one, two) as opened:
+    async with Member(fail) as one, Member(fail) as two, way.open(tmp_path, one, two, **status) as opened:
         token = "bad_response" if fault.reason == "not_http" else "member_failed"
         for fields in keys:
             assert await opened.ask(method=b"POST", body=b"body", fields=fields) == Reply(502, token)
