@@ -35,7 +35,7 @@ WAIT_MAX = 1.0
 async def drop(
     dispatcher: Dispatcher, response: UpstreamResponse, member: Member, context: RequestContext, attempts: Attempts
 ) -> bool:
-    """Drop a response of ``member`` with such a status, if its request can be sent again; return whether it can.
+    """Drop a response of ``member`` with such a status, if its request can be sent again; return whether that is done.
 
     ``context.acquired`` is the member of the next attempt then.
     """
