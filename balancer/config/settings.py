@@ -147,7 +147,7 @@ class Settings:
         frozenset(), FAILURES, "statuses for which a request that may run twice, or has a key, is sent again elsewhere"
     )
     idempotency_header: str = setting(
-        "Idempotency-Key", HEADER, "header by which a POST says that it may be sent again for its status"
+        "Idempotency-Key", HEADER, "header by which a client says that its POST may be sent again for a status"
     )
     max_body_bytes: int = setting(0, count(0, 1 << 50), "bytes that the body of a request may have (0: no limit)")
     max_header_bytes: int = setting(32 * 1024, count(1024, 1 << 20), "bytes that the head of a request may have")

@@ -62,7 +62,7 @@ async def wait_for_body(exchange: MemberExchange, within: float) -> None:
         exchange.abandon()
         raise
     # Also behind pieces that came together with the error: none has been passed on.
-    if isinstance(exchange._error, TruncatedResponse) and not exchange.complete:
+    if isinstance(exchange._error, TruncatedResponse) and not (exchange.complete or exchange.switched):
         kind = ProtocolViolation if exchange.protocol_error else ConnectionDied
         raise kind(f"{exchange._error} behind the response head", sent=True)
 
