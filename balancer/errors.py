@@ -80,6 +80,15 @@ class ProtocolViolation(UpstreamError):
     reason = "not_http"
 
 
+class RetriedStatus(UpstreamError):
+    """The member answered with a status of RETRY_STATUS, and its response was dropped."""
+
+    reason = "status"
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"answered {status}", sent=True)
+
+
 class TruncatedResponse(Exception):
     """A response body ended early: the client's connection must not be ended cleanly."""
 
@@ -93,7 +102,7 @@ class SilentResponse(TruncatedResponse):
 
 
 # Values of the ``reason`` of an UpstreamError, or of a response that broke off.
-REASONS = frozenset({"refused", "unreachable", "died", "timeout", "not_http", "truncated", "silent"})
+REASONS = frozenset({"refused", "unreachable", "died", "timeout", "not_http", "status", "truncated", "silent"})
 
 
 class ClientGone(Exception):

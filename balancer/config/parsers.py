@@ -184,21 +184,21 @@ def _url(text: str) -> str:
     return text
 
 
-def _statuses(text: str) -> frozenset[int]:
+def _statuses(text: str, low: int, high: int) -> frozenset[int]:
     # Blanks for a route in one line, where a comma ends the route.
-    statuses = frozenset(status for entry in re.findall(r"[^\s,]+", text) for status in _status_range(entry))
-    if not statuses:
+    found = frozenset(status for entry in re.findall(r"[^\s,]+", text) for status in _status_range(entry, low, high))
+    if not found:
         raise ValueError("no status")
-    return statuses
+    return found
 
 
-def _status_range(text: str) -> range:
+def _status_range(text: str, low: int, high: int) -> range:
     bounds = re.fullmatch(r"(?P<first>[0-9]{3})(?:-(?P<last>[0-9]{3}))?", text)
     if not bounds:
         raise Hint(f"{text!r} is neither a status nor a range")
     first, last = int(bounds["first"]), int(bounds["last"] or bounds["first"])
-    if not 200 <= first <= 599 or not 200 <= last <= 599:
-        raise Hint(f"{text!r} is not within 200 to 599")
+    if not low <= first <= high or not low <= last <= high:
+        raise Hint(f"{text!r} is not within {low} to {high}")
     if first > last:
         raise Hint(f"{text!r} ends before it begins")
     return range(first, last + 1)
@@ -233,6 +233,12 @@ def share(low: float) -> Kind:
 def count(low: int, high: int) -> Kind:
     """Return the kind of a whole number."""
     return Kind(lambda text: _number(text, low, high), f"a whole number from {low} to {high}")
+
+
+def statuses(low: int, high: int, example: str) -> Kind:
+    """Return the kind of a set of statuses, with ranges as shorthand."""
+    words = f"statuses from {low} to {high} with commas or blanks between, such as {example}"
+    return Kind(lambda text: _statuses(text, low, high), words)
 
 
 def _processes(text: str) -> int | str:
@@ -314,9 +320,11 @@ NETWORKS = Kind(
 PEM_FILE = Kind(_file, "the path of a PEM file")
 TOKEN_FILE = Kind(_file, "the path of a file with nothing but the token, white space around it apart")
 TOKEN = Kind(_token, "a cookie name such as member")
+FAILURES = statuses(400, 599, "502,503,504")
+HEADER = Kind(_token, "a header name such as Idempotency-Key")
 SECRET = Kind(_secret, "8 to 256 letters, digits and -._~+/, with = at the end only", secret=True)
 HASH_KEY = Kind(_hash_key, "client, header:<name> or cookie:<name>")
-STATUSES = Kind(_statuses, "statuses from 200 to 599 with commas or blanks between, such as 200-399,401")
+STATUSES = statuses(200, 599, "200-399,401")
 LINE = Kind(_line, f"a text of one line, of at most {LINE_MAX} characters")
 BALANCE_FACTOR = Kind(_balance_factor, "0, or a whole number from 101 to 10000")
 URL = Kind(_url, "a URL such as http://collector:4318")

@@ -17,7 +17,9 @@ from balancer.config.parsers import (
     ACCESS_LOG,
     ALIAS,
     BALANCE_FACTOR,
+    FAILURES,
     HASH_KEY,
+    HEADER,
     HOOKS,
     HOST,
     LINE,
@@ -92,9 +94,7 @@ class Settings:
     alias: str = setting("apps", ALIAS, "the name to resolve")
     upstream_port: int = setting(80, PORT, "port of the members that A and AAAA records name (SRV brings its own)")
     routes: str | None = setting(
-        None,
-        ROUTES,
-        "which requests go to which alias, by host and path; SIGHUP reads the file again",
+        None, ROUTES, "which requests go to which alias, by host and path; SIGHUP reads the file again"
     )
     dns_record: str = setting("a", choice("a", "aaaa", "a+aaaa", "srv"), "which records to ask for")
     resolver: Address | None = setting(None, NAMESERVER, "the DNS server; the system's unless set")
@@ -166,6 +166,12 @@ class Settings:
     retries: int = setting(
         2, count(0, 5), "how often a request that may run twice (GET, not POST) is sent again after a member dropped it"
     )
+    retry_status: frozenset[int] = setting(
+        frozenset(), FAILURES, "statuses for which a request that may run twice, or has a key, is sent again elsewhere"
+    )
+    idempotency_header: str = setting(
+        "Idempotency-Key", HEADER, "header by which a client says that its POST may be sent again for a status"
+    )
     max_body_bytes: int = setting(0, count(0, 1 << 50), "bytes that the body of a request may have (0: no limit)")
     max_header_bytes: int = setting(32 * 1024, count(1024, 1 << 20), "bytes that the head of a request may have")
     max_headers: int = setting(100, count(10, 10_000), "fields that the head of a request may have")
@@ -208,9 +214,7 @@ class Settings:
         False, ON_OFF, "whether every response has the X-Request-ID of the log; the balancer's own always have"
     )
     otel_endpoint: str | None = setting(
-        None,
-        URL,
-        "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs the extra otel",
+        None, URL, "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs the extra otel"
     )
     processes: int | str = setting(
         1, PROCESSES, "how many processes serve; auto is one for each core that the balancer may use"

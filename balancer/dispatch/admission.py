@@ -56,19 +56,26 @@ class Admission:
         # Members that a gradual release waits for.
         self._missing = 0
 
-    def acquire(self, request: AnyRequest, tried: Container[Member]) -> Member | None:
+    def acquire(self, request: AnyRequest, tried: Container[Member], again: bool = True) -> Member | None:
         """Return a member for the request, to be released after it; None if the request has to wait.
 
-        ``tried``: members that failed it before.
+        ``tried``: members that failed it before. ``again``: one of them is better than none.
         """
         if self._queue.waiting:
             return None
-        member = self._choose(request, tried)
+        member = self._choose(request, tried, again)
         if member is None and self.releasing_gradually:
             # No request is left of those that waited for members to come back.
             self.end_gradual_release()
-            member = self._choose(request, tried)
+            member = self._choose(request, tried, again)
         return member and _occupy(member)
+
+    def keep(self, member: Member) -> Member | None:
+        """Return the member of a request once more, for its next attempt, before it is released after the last one.
+
+        None if it is not available any more.
+        """
+        return _occupy(member) if self._membership.is_available(member) else None
 
     def wait(self, queued: QueuedRequest, patience: float) -> None:
         """Queue a request for at most ``patience`` seconds. Raises Refusal where waiting is of no use."""
@@ -145,13 +152,13 @@ class Admission:
         self._queue.take_turn(queued)
         return True
 
-    def _choose(self, request: AnyRequest, tried: Container[Member]) -> Member | None:
+    def _choose(self, request: AnyRequest, tried: Container[Member], again: bool = True) -> Member | None:
         if self._built_for != self._membership.generation:
             self._update_policy()
         if self.effective_limit == inf and not tried:
             return self._policy.choose(request)
         member = self._policy.choose(request, _Excluded(self.effective_limit, tried))
-        if member is None and tried:
+        if member is None and tried and again:
             member = self._policy.choose(request, _Excluded(self.effective_limit, ()))
         return member
 

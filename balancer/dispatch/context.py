@@ -37,8 +37,8 @@ class Attempt(NamedTuple):
 
     Attributes:
         member: The member's address.
-        reason: One of the words ``refused``, ``unreachable``, ``died``, ``timeout``, ``not_http``, ``truncated``,
-            ``silent`` (docs/reference/errors.md).
+        reason: One of the words ``refused``, ``unreachable``, ``died``, ``timeout``, ``not_http``, ``status``,
+            ``truncated``, ``silent`` (docs/reference/errors.md).
         words: The whole reason, for people to read.
     """
 

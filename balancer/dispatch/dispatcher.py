@@ -7,10 +7,10 @@ what follows a failure, and ``balancer.members.membership`` which members may be
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from math import inf
 
-from balancer.dispatch import retry
+from balancer.dispatch import retry, status_retry
+from balancer.dispatch.attempts import Attempts
 from balancer.dispatch.context import RequestContext, RequestRecord
 from balancer.dispatch.fast_path import FastPathDispatcher
 from balancer.dispatch.interfaces import Sink
@@ -34,22 +34,6 @@ SWITCHING_PROTOCOLS = 101
 # Seconds for which a response head waits for the first piece of its body. Servers write the two in a row; a member
 # that is killed between them costs no request, because nothing has been passed on.
 HEAD_DELAY = 0.01
-
-
-@dataclass(slots=True)
-class _Attempts:
-    """The attempts that a request has left.
-
-    ``until``: the reading of ``LoopTime`` up to which it may wait for a member. ``repeats``: repeats after a member had
-    the request. ``pause``: the next attempt comes after a pause. ``began``: the reading at which the last attempt
-    began; infinite if it came to no connection.
-    """
-
-    queued: QueuedRequest
-    until: float = 0.0
-    repeats: int = 0
-    pause: bool = False
-    began: float = 0.0
 
 
 class Dispatcher(FastPathDispatcher):
@@ -133,7 +117,7 @@ class Dispatcher(FastPathDispatcher):
             await self._finish_relay(context, sink)
             return
         outgoing = self._outgoing(context, sink)
-        attempts = _Attempts(QueuedRequest(context.hook_request or context.request))
+        attempts = Attempts(QueuedRequest(context.hook_request or context.request))
         attempts.until = loop_time().time() + self._settings.queue_timeout
         while True:
             member = await self._find_member(context, attempts, sink)
@@ -146,12 +130,15 @@ class Dispatcher(FastPathDispatcher):
                     self._after_failure(fault, member, context, attempts)
                 else:
                     self._note_head(context, member, response.status, self._clock() - attempts.began)
-                    await self._pass_on(response, member, context, sink)
-                    return
+                    if response.status not in self._retry_status or not await status_retry.drop(
+                        self, response, member, context, attempts
+                    ):
+                        await self._pass_on(response, member, context, sink)
+                        return
             finally:
                 context.attempt_duration = max(0.0, self._clock() - attempts.began)
                 self._end_attempt(context, member, attempts.queued)
-            outgoing.fresh = attempts.repeats > 0
+            outgoing.fresh = attempts.fresh
             outgoing.repeatable = outgoing.repeatable and attempts.repeats < self._settings.retries
             if attempts.pause:
                 await asyncio.sleep(retry.PAUSE_SECONDS)
@@ -170,7 +157,7 @@ class Dispatcher(FastPathDispatcher):
             context.attempt_duration = self._clock() - context.started
             self._end_attempt(context, member)
 
-    async def _find_member(self, context: RequestContext, attempts: _Attempts, sink: Sink) -> Member:
+    async def _find_member(self, context: RequestContext, attempts: Attempts, sink: Sink) -> Member:
         """Return the member acquired before, one that is free now, or one from the queue."""
         member, context.acquired = context.acquired, None
         member = member or self.admission.acquire(attempts.queued.request, attempts.queued.tried)
@@ -193,9 +180,7 @@ class Dispatcher(FastPathDispatcher):
         await response.wait_for_body(HEAD_DELAY)
         return response
 
-    def _after_failure(
-        self, fault: UpstreamError, member: Member, context: RequestContext, attempts: _Attempts
-    ) -> None:
+    def _after_failure(self, fault: UpstreamError, member: Member, context: RequestContext, attempts: Attempts) -> None:
         """Prepare another attempt after one that has failed. Raises Refusal where there must be none."""
         now, began = self._clock(), attempts.began
         context.tried(member.address, fault)
@@ -214,9 +199,7 @@ class Dispatcher(FastPathDispatcher):
         attempts.pause = False
         if fault.sent:
             # The time in which a member had the request was not spent waiting for a member.
-            attempts.until = loop_time().time() + self._settings.queue_timeout
-            attempts.repeats += 1
-            attempts.pause = attempts.repeats > 1
+            attempts.repeat(loop_time().time() + self._settings.queue_timeout, died=True)
         elif loop_time().time() > attempts.until + self._settings.connect_timeout:
             # The last attempt began while the request might still have waited, and failed slowly.
             raise self._no_member(context) from fault

@@ -62,6 +62,10 @@ class FastPathDispatcher(RequestHandler):
         self._clock = clock
         # The methods of requests that may be sent again after a member had them.
         self._repeatable = retry.IDEMPOTENT if settings.retries else frozenset[str]()
+        # Statuses of responses that a task decides about; most pools have none. The header of a request's key.
+        self._retry_status = settings.retry_status if settings.retries else frozenset[int]()
+        self._retries_by_status = len(self._retry_status) > 0
+        self._key_header = settings.idempotency_header.lower().encode()
         self._max_body = settings.max_body_bytes or inf
         self._request_headers = RequestHeaders(
             settings.trusted_proxies, TRACE_FIELDS if trace else frozenset(), settings.drop_underscore_headers
@@ -142,7 +146,14 @@ class FastPathDispatcher(RequestHandler):
         if not (
             response.is_flowing
             and (is_whole or sink.is_writable)
-            and (context.is_relaying or ((is_whole or _ends(response)) and self._begin_response(context, now)))
+            and (
+                context.is_relaying
+                or (
+                    (is_whole or _ends(response))
+                    and not (self._retries_by_status and response.status in self._retry_status)
+                    and self._begin_response(context, now)
+                )
+            )
         ):
             response.listener = None
             sink.continue_in_task()

@@ -51,6 +51,11 @@ class ReplayableBody:
         """Bytes of the body that are kept."""
         return self._size if self.in_hand else 0
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the body has come and is kept."""
+        return self.in_hand and self._source_ended
+
     def rewind(self) -> None:
         """Read from the beginning again."""
         self._position = 0

@@ -5,11 +5,13 @@ Rules, in this order:
 2. No byte of a response was passed on, and the connection died or what came is not HTTP: repeat. That is done only if
    the method is idempotent (RFC 9110 section 9.2.2) and the body is still in hand, and RETRIES times at most. A pause
    comes before each repeat but the first: members that stop together drop what they have within a tenth of a second.
-3. A response byte has reached the client, or the client left: never (such a failure does not come here).
-4. Otherwise the client receives an error. A request that is not idempotent is never sent twice.
+3. A member has answered with a status of RETRY_STATUS: repeat it as in rule 2, or any method if it has a key
+   (``balancer.dispatch.status_retry``). No connection that died is repeated for its key.
+4. A response byte has reached the client, or the client left: never (such a failure does not come here).
+5. Otherwise the client receives an error. A request that is not idempotent is never sent twice without its key.
 
-Repeats (rule 2) have a budget: more load does not help members that drop requests. Other attempts (rule 1) need none:
-an unsent request is no load. A member without a connection is not tried again until a probe has succeeded.
+Repeats (rules 2 and 3) have a budget: more load does not help members that drop requests. Other attempts (rule 1) need
+none: an unsent request is no load. A member without a connection is not tried again until a probe has succeeded.
 """
 
 from __future__ import annotations
@@ -44,10 +46,14 @@ class Budget:
             self._advance(int(now))
         self._requests[self._second % BUDGET_SECONDS] += 1
 
+    def has_room(self, now: float) -> bool:
+        """Whether the budget allows a repeat."""
+        self._advance(int(now))
+        return sum(self._repeats) < BUDGET_FLOOR + BUDGET_SHARE * sum(self._requests)
+
     def spend(self, now: float) -> bool:
         """Count a repeat if the budget allows it; return whether it does."""
-        self._advance(int(now))
-        if sum(self._repeats) >= BUDGET_FLOOR + BUDGET_SHARE * sum(self._requests):
+        if not self.has_room(now):
             return False
         self._repeats[self._second % BUDGET_SECONDS] += 1
         return True
@@ -57,6 +63,15 @@ class Budget:
         for past in range(max(self._second + 1, second - BUDGET_SECONDS + 1), second + 1):
             self._requests[past % BUDGET_SECONDS] = self._repeats[past % BUDGET_SECONDS] = 0
         self._second = second
+
+
+def may_repeat_answered(method: str, has_key: bool, body_in_hand: bool, repeats: int, limit: int) -> bool:
+    """Whether a request that a member has answered with a status of RETRY_STATUS may be sent again.
+
+    ``has_key``: its client says that it may run twice. ``body_in_hand``: all of its body. The others are those of
+    ``decide``.
+    """
+    return (method in IDEMPOTENT or has_key) and body_in_hand and repeats < limit
 
 
 def decide(

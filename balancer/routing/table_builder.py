@@ -20,7 +20,7 @@ PER_POOL = frozenset(
         "hash_balance_factor", "sticky_cookie", "slow_start", "max_requests_per_member", "health_path", "health_host",
         "health_status", "health_body", "health_interval", "health_timeout", "health_rise", "health_fall", "eject",
         "eject_max_percent", "hung_timeout", "queue_timeout", "queue_max", "queue_max_bytes", "max_queue_share",
-        "connect_timeout", "response_timeout", "stream_idle_timeout", "retries",
+        "connect_timeout", "response_timeout", "stream_idle_timeout", "retries", "retry_status", "idempotency_header",
         "max_body_bytes",
     }
 )  # fmt: skip

@@ -117,6 +117,10 @@ class UpstreamResponse:
         self._headers = headers
         self.lines = b""
 
+    def drop(self) -> None:
+        """End a response that no client gets, without waiting. Its connection stays if the rest is short and there."""
+        raise NotImplementedError
+
     def read(self) -> Coroutine[Any, Any, tuple[bytes, bool]]:
         """Return the next piece of the body and whether more follows. Raises TruncatedResponse if it ends early."""
         raise NotImplementedError

@@ -129,6 +129,9 @@ class MemberExchange(PendingResponse):
         self._error = error
         self.arrived()
 
+    def drop(self) -> None:
+        self.abandon()  # A response whose end has been read has given its connection back.
+
     def abandon(self) -> None:
         """End the exchange before its end: unless the response is complete, the connection is closed."""
         if self.switched:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -26,6 +26,7 @@ from balancer.loop_time import Limit, Timer, loop_time
 from balancer.types import Address
 from balancer.upstream import tcp
 from balancer.upstream.base import Timeouts, Upstream, UpstreamRequest, UpstreamResponse
+from balancer.upstream.drain import drain
 from balancer.upstream.httpx_library import EITHER, HttpxLibrary, any_library, fault_of, faults, library_of, words_of
 
 if TYPE_CHECKING:
@@ -96,10 +97,10 @@ class HttpxUpstream(Upstream):
             with faults(httpx):
                 response = await self._head(member, outgoing, request.repeatable)
         except BaseException:
-            self._release(member)
+            self.release(member)
             raise
         limits["read"] = self._timeouts.idle
-        answer = _Response(response, self._timeouts.idle, member, self._release)
+        answer = _Response(response, self._timeouts.idle, member, self)
         if response.status_code == 101 and not (request.upgrade and answer.switched):
             await answer.close()
             raise ProtocolViolation("the member switched protocols unasked", sent=True)
@@ -151,17 +152,23 @@ class HttpxUpstream(Upstream):
     async def close(self) -> None:
         for address in list(self._members):
             self.forget(address)
-        await asyncio.gather(*self._closing)
+        while self._closing:
+            await asyncio.gather(*self._closing)
 
-    def _release(self, member: _Member) -> None:
+    def release(self, member: _Member) -> None:
+        """Count an exchange with a member off."""
         member.in_use -= 1
         self._close_if_unused(member)
 
     def _close_if_unused(self, member: _Member) -> None:
         if member.forgotten and not member.in_use:
-            task = asyncio.get_running_loop().create_task(member.transport.aclose())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self.close_soon(member.transport.aclose())
+
+    def close_soon(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Run what closes something, in a task that ``close`` waits for."""
+        task = asyncio.get_running_loop().create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
 
 @dataclass(slots=True)
@@ -177,7 +184,7 @@ class _Member:
 
 
 class _Response(UpstreamResponse):
-    def __init__(self, response: Any, idle: float, member: _Member, release: Callable[[_Member], None]) -> None:
+    def __init__(self, response: Any, idle: float, member: _Member, upstream: HttpxUpstream) -> None:
         self._idle = idle
         self._loop = asyncio.get_running_loop()
         self._clock = loop_time()
@@ -193,7 +200,8 @@ class _Response(UpstreamResponse):
         # httpcore reads trailers and keeps them to itself.
         self.trailers: Headers = []
         self._response = response
-        self._release: Callable[[_Member], None] | None = release
+        # Until it is closed.
+        self._upstream: HttpxUpstream | None = upstream
         self._library, self._httpx = member.library, member.library.httpx
         self._pieces = aiter(response.stream)
         # The read that ``wait_for_body`` has begun.
@@ -221,6 +229,10 @@ class _Response(UpstreamResponse):
                     raise fault_of(error.__cause__, self._httpx) from error
                 raise ConnectionDied(str(error), sent=True) from error
             raise
+
+    def drop(self) -> None:
+        if self._upstream:
+            self._upstream.close_soon(drain(self))
 
     async def read(self) -> tuple[bytes, bool]:
         first, self._first = self._first, None
@@ -251,15 +263,15 @@ class _Response(UpstreamResponse):
         """Do nothing: httpcore's streams cannot be closed one way. The end of the response closes both."""
 
     async def close(self) -> None:
-        release, self._release = self._release, None
-        if release:
+        upstream, self._upstream = self._upstream, None
+        if upstream:
             if self._first:
                 self._first.cancel()
                 await asyncio.wait([self._first])
             try:
                 await self._response.aclose()
             finally:
-                release(self._member)
+                upstream.release(self._member)
 
 
 def _traced(request: UpstreamRequest) -> dict[str, Any]:

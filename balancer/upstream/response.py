@@ -14,7 +14,7 @@ from balancer.errors import ConnectionDied, ProtocolViolation, TruncatedResponse
 from balancer.http.chunked import chunk, last_chunk
 from balancer.http.headers import NO_FIELDS, trailers
 from balancer.http.request import Body
-from balancer.loop_time import loop_time
+from balancer.loop_time import Limit, loop_time
 
 if TYPE_CHECKING:
     from balancer.upstream.exchange import MemberExchange
@@ -51,20 +51,25 @@ async def _wait_for_upload(exchange: MemberExchange, upload: asyncio.Task[None])
 
 
 async def wait_for_body(exchange: MemberExchange, within: float) -> None:
-    if exchange.pieces or exchange.complete or exchange.switched:
-        return
-    timer = asyncio.get_running_loop().call_later(within, exchange.arrived)
     try:
-        if not exchange._error:
-            await _wait(exchange)
-        if not exchange.pieces and isinstance(exchange._error, TruncatedResponse):
-            kind = ProtocolViolation if exchange.protocol_error else ConnectionDied
-            raise kind(f"{exchange._error} behind the response head", sent=True)
+        if _is_awaited(exchange):
+            async with Limit(within):
+                while _is_awaited(exchange):
+                    await _wait(exchange)
+    except TimeoutError:
+        return
     except BaseException:
         exchange.abandon()
         raise
-    finally:
-        timer.cancel()
+    # Also behind pieces that came together with the error: none has been passed on.
+    if isinstance(exchange._error, TruncatedResponse) and not (exchange.complete or exchange.switched):
+        kind = ProtocolViolation if exchange.protocol_error else ConnectionDied
+        raise kind(f"{exchange._error} behind the response head", sent=True)
+
+
+def _is_awaited(exchange: MemberExchange) -> bool:
+    """Whether neither a piece of the body, nor its end, nor an error is there."""
+    return not (exchange.pieces or exchange.complete or exchange.switched or exchange._error)
 
 
 async def read(exchange: MemberExchange) -> tuple[bytes, bool]:

@@ -18,7 +18,15 @@ from balancer.admin.prometheus import METRICS, PoolCollector, metrics_endpoint
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.context import Attempt, RequestRecord
-from balancer.errors import REASONS, TOKENS, ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout
+from balancer.errors import (
+    REASONS,
+    TOKENS,
+    ConnectFailed,
+    ConnectionDied,
+    ProtocolViolation,
+    ResponseTimeout,
+    RetriedStatus,
+)
 from balancer.http.request import Request
 from balancer.loadbalancer import LoadBalancer
 from balancer.members.ejection import Ejection, EjectionKind
@@ -313,7 +321,7 @@ def test_pool_without_stats_still_says_how_it_is() -> None:
 def test_every_token_and_reason_that_there_is_has_a_series_from_the_start() -> None:
     explained = {line.split("`")[1] for line in ERRORS.splitlines() if line.startswith(("| 4", "| 5")) and "`" in line}
     assert explained == TOKENS
-    faults = ConnectionDied, ResponseTimeout, ProtocolViolation
+    faults = ConnectionDied, ResponseTimeout, ProtocolViolation, RetriedStatus
     assert {it.reason for it in faults} | {
         ConnectFailed("", refused=refused).reason for refused in (True, False)
     } == REASONS - {"truncated", "silent"}

@@ -76,6 +76,10 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("queue_timeout", "0", 0.0),
         ("queue_max", "0", 0),
         ("trusted_proxies", "10.0.0.0/8, ::1,", (ip_network("10.0.0.0/8"), ip_network("::1/128"))),
+        ("retry_status", "503", frozenset({503})),
+        ("retry_status", "502-504,429", frozenset({429, 502, 503, 504})),
+        ("retry_status", " 502 503\n504", frozenset({502, 503, 504})),
+        ("idempotency_header", "X-Key", "X-Key"),
         ("access_log", "OFF", False),
         ("access_log", "text", "text"),
     ],
@@ -137,6 +141,12 @@ def test_value_is_read(name: str, text: str, value: object) -> None:
         ("max_queue_share", "nan", "a number from 0.01 to 1"),
         ("client_prefix_v6", "0", "a whole number from 1 to 128"),
         ("trusted_proxies", "10.0.0.1/8", "networks in CIDR notation"),
+        ("retry_status", ",", "statuses from 400 to 599 with commas or blanks between, such as 502,503,504"),
+        ("retry_status", "200", "'200' is not within 400 to 599"),
+        ("retry_status", "503,600", "'600' is not within 400 to 599"),
+        ("retry_status", "504-502", "'504-502' ends before it begins"),
+        ("retry_status", "5xx", "'5xx' is neither a status nor a range"),
+        ("idempotency_header", "a key", "a header name such as Idempotency-Key"),
         ("access_log", "yes", "on, off or text"),
         ("http2", "yes", "on or off"),
     ],
@@ -242,6 +252,7 @@ def _values() -> dict[str, str]:
     own = {
         "routes": "=apps", "resolver": "::1", "sticky_cookie": "a", "health_path": "/a", "health_host": "a",
         "health_body": "a", "trusted_proxies": "::1", "tls_cert": "/a", "tls_key": "/a", "hooks": "a", "otel_endpoint": "http://a",
+        "retry_status": "503",
     }  # fmt: skip
     return values | own
 

@@ -384,6 +384,27 @@ def test_release_waits_as_long_as_members_took_to_come_back_lately() -> None:
     assert outages.waits[2:] == [3.0, GATHER_SECONDS_MAX]
 
 
+def test_member_that_failed_a_request_is_no_other_one() -> None:
+    system = System(2, limit=1)
+    one, two = system.members
+    acquire = system.admission.acquire
+    assert acquire(REQUEST, {one}, again=False) is two
+    assert acquire(REQUEST, {one}, again=False) is None  # It is busy.
+    assert acquire(REQUEST, {one}) is one
+    assert acquire(REQUEST, {one, two}, again=False) is None
+
+
+def test_member_is_kept_for_the_next_attempt_while_it_is_available() -> None:
+    system = System(1, limit=1)
+    (member,) = system.members
+    assert system.take() is member
+    assert system.admission.keep(member) is member
+    system.admission.release(member)
+    assert (member.in_flight, system.admission.acquire(REQUEST, ())) == (1, None)
+    system.down(member)
+    assert system.admission.keep(member) is None
+
+
 def test_members_that_come_at_the_start_are_evidence_too() -> None:
     outages = Outages(2)
     outages.begin(0)

@@ -11,6 +11,7 @@ from balancer.dispatch.retry import (
     IDEMPOTENT,
     Budget,
     decide,
+    may_repeat_answered,
 )
 from balancer.errors import ConnectFailed, ConnectionDied, ProtocolViolation, ResponseTimeout, UpstreamError
 
@@ -61,6 +62,14 @@ def test_request_that_a_member_may_have_seen_is_repeated_to_the_limit_and_only_i
         assert method in IDEMPOTENT and in_hand and repeats < limit
 
 
+@given(methods, st.booleans(), st.booleans(), st.integers(0, 6), st.integers(0, 5))
+def test_request_with_an_answer_is_repeated_to_the_limit_and_only_if_idempotent_or_with_a_key(
+    method: str, has_key: bool, in_hand: bool, repeats: int, limit: int
+) -> None:
+    expected = in_hand and repeats < limit and (has_key or method in IDEMPOTENT)
+    assert may_repeat_answered(method, has_key, in_hand, repeats, limit) is expected
+
+
 def test_repeat_that_the_budget_does_not_allow_is_told_the_client() -> None:
     refusal = decide(DIED, "GET", True, 0, 2, afford=lambda: False)
     assert refusal
@@ -89,6 +98,13 @@ def test_budget_is_a_fifth_of_the_requests_and_a_floor() -> None:
         budget.count_request(100.5)
     assert spent(budget, 100.9) == BUDGET_FLOOR + 200
     assert not budget.spend(109.9)
+
+
+def test_budget_that_is_asked_for_room_is_not_spent() -> None:
+    budget = Budget()
+    assert all(budget.has_room(100.0) for _ in range(2 * BUDGET_FLOOR))
+    assert spent(budget, 100.0) == BUDGET_FLOOR
+    assert not budget.has_room(100.0)
 
 
 def test_retry_budget_ignores_what_is_long_ago() -> None:

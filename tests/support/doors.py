@@ -159,7 +159,8 @@ class OpenDoor:
     async def reply(client: Connection) -> Reply:
         """Return the response that a connection gets next."""
         try:
-            head = await client.head()
+            while (head := await client.head()).startswith(b"HTTP/1.1 1"):
+                pass
             length = head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
             body = await client.exactly(int(length or b"0"))
         except (asyncio.IncompleteReadError, ConnectionError):

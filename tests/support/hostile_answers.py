@@ -54,7 +54,7 @@ def _bad_framing(fields: bytes, name: str, body: bytes = b"ok", rule: str = "911
 def _bad_chunks(
     body: bytes, name: str, rule: str = "9112 §7.1", closes: bool = False, becomes: str = BAD_GATEWAY
 ) -> Answer:
-    """Where a piece of the body comes first, that is passed on with the head (CUT)."""
+    """Where the connection ends behind a piece of the body, that is passed on with the head (CUT)."""
     return Answer(name, rule, _CHUNKED + body, becomes, closes=closes)
 
 
@@ -156,14 +156,14 @@ ANSWER_BODIES = (
     _bad_chunks(b" 2\r\nok\r\n0\r\n\r\n", "a space before the size in a response"),
     _bad_chunks(b"2 \r\nok\r\n0\r\n\r\n", "a space after the size in a response"),
     _bad_chunks(b"2\nok\r\n0\r\n\r\n", "a bare LF after the size in a response"),
-    _bad_chunks(b"2\r\nok\n0\r\n\r\n", "a bare LF after the data in a response", becomes=CUT),
+    _bad_chunks(b"2\r\nok\n0\r\n\r\n", "a bare LF after the data in a response"),
     _bad_chunks(b"2;a\nb\r\nok\r\n0\r\n\r\n", "a bare LF in an extension in a response", "9112 §7.1.1"),
-    _bad_chunks(b"1\r\nok\r\n0\r\n\r\n", "more than the size in a response", becomes=CUT),
-    _bad_chunks(b"3\r\nok\r\n0\r\n\r\n", "less than the size in a response", becomes=CUT),
+    _bad_chunks(b"1\r\nok\r\n0\r\n\r\n", "more than the size in a response"),
+    _bad_chunks(b"3\r\nok\r\n0\r\n\r\n", "less than the size in a response"),
     _bad_chunks(b"2\r\nok\r\n", "chunks that end early", closes=True, becomes=CUT),
     Answer("a body that ends early", "9112 §8", _200 + b"Content-Length: 3\r\n\r\nok", CUT, closes=True),
-    _bad_chunks(b"2\r\nok\r\n0\r\nX\r\n\r\n", "a trailer without a colon in a response", "9112 §5", becomes=CUT),
-    _bad_chunks(b"2\r\nok\r\n0\r\nX: a\0b\r\n\r\n", "a NUL in a trailer of a response", "9110 §5.5", becomes=CUT),
+    _bad_chunks(b"2\r\nok\r\n0\r\nX\r\n\r\n", "a trailer without a colon in a response", "9112 §5"),
+    _bad_chunks(b"2\r\nok\r\n0\r\nX: a\0b\r\n\r\n", "a NUL in a trailer of a response", "9110 §5.5"),
 )
 
 ANSWER_SIZES = (

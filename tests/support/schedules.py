@@ -88,6 +88,7 @@ class World(Observer, Upstream):
             health_timeout=0.3,
             response_timeout=PATIENCE,
             retries=rng.choice([0, 2, 5]),
+            retry_status=rng.choice([frozenset(), frozenset({503})]),
             max_requests_per_member=self.limit,
             policy=rng.choice(["round_robin", "least_requests", "random", "hash"]),
             sticky_cookie=rng.choice([None, "member"]),
@@ -282,6 +283,8 @@ class World(Observer, Upstream):
         method = rng.choice(METHODS)
         body = _Body(self, rng.randint(1, 4)) if method not in ("GET", "HEAD") else None
         headers: Headers = [(b"cookie", b"member=%x" % rng.getrandbits(64))] if rng.random() < 0.3 else []
+        if has_key := rng.random() < 0.3:
+            headers.append((b"idempotency-key", b"1"))
         request = Request(method, target, headers, f"192.0.2.{rng.randrange(9)}", body=body)
         sink: _Sink
         if body is None and rng.random() < 0.5:
@@ -302,7 +305,8 @@ class World(Observer, Upstream):
             assert sink.ended, "a request came to its end without a response"
         assert visit.done()
         assert self.finished[target] == 1
-        assert self.written[target] <= (1 + self.settings.retries if method in IDEMPOTENT else 1), "a request ran twice"
+        may_run_twice = method in IDEMPOTENT or (has_key and self.settings.retry_status)
+        assert self.written[target] <= (1 + self.settings.retries if may_run_twice else 1), "a request ran twice"
 
 
 class _Body:
@@ -327,12 +331,12 @@ class _Body:
 
 
 class _Response(UpstreamResponse):
-    status = 200
     upgrade = b""
     trailers = NO_FIELDS
 
     def __init__(self, world: World, closes: bool) -> None:
-        self.headers: Headers = []
+        self.status = 503 if world.rng.random() < 0.1 else 200
+        self.headers: Headers = [(b"retry-after", b"%d" % world.rng.randint(0, 2))] if self.status == 503 else []
         self.closes = closes
         self._world = world
         self._pieces = world.rng.randint(0, 3)
@@ -357,6 +361,9 @@ class _Response(UpstreamResponse):
 
     async def close(self) -> None:
         pass
+
+    def drop(self) -> None:
+        assert self.status in self._world.settings.retry_status
 
 
 class _Pending(_Response, PendingResponse):
