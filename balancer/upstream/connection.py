@@ -12,7 +12,7 @@ Rules:
 * ``balancer.upstream.connection_limits`` has the limits of time.
 * All connections read into one buffer, whose size bounds what a single read can bring. Behind a read that fills it,
   the others have their turn first: libuv would read up to 32 times in a row.
-* A client that is slow to take what came gets smaller reads: they are what it costs here.
+* Behind bytes that have waited for a client, or came in many pieces, reads are small: they are what waits here.
 
 This module has no coroutine: those of an exchange are in ``balancer.upstream.response``.
 """
@@ -44,8 +44,8 @@ from balancer.upstream.response_parser import ResponseParser
 # Bytes of one read. Head and body of 64 KiB, which many servers send at a time, fit in one: read by 32 KiB, such a
 # response took three reads and three writes.
 READ_SIZE = 128 * 1024
-# The same where the last bytes have waited so many seconds for the client, or came in so many pieces: 5,000 chunks of
-# one byte take 5 ms. Reading pauses meanwhile.
+# The same behind bytes that have waited so many seconds for the client, or came in more than so many pieces. Reading
+# pauses until they are taken. (A first read may bring 21,000 chunks of one byte, which take 4 ms.)
 SMALL_READ_SIZE, SLOW_SECONDS, PIECES_PER_TURN = 32 * 1024, 0.01, 1000
 
 # Why a request on a reused connection has not been carried out.

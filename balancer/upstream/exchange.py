@@ -49,8 +49,8 @@ class MemberExchange(PendingResponse):
     switched: bool = False
     protocol_error: str = ""
 
-    # Reading. Whether it waits for the client; the reading of the loop's clock from which on that counts as slow, and
-    # whether it was the last time; the future that a reader waits for; the error that ended the exchange.
+    # Reading. Whether it waits for the client, from which time of the loop on the client is slow, and whether the next
+    # reads are small; the future that a reader waits for; the error that ended the exchange.
     paused: bool = False
     slow_from: float = inf
     reads_little: bool = False
