@@ -59,7 +59,8 @@ HOW_TO_READ = f"""\
 * p50 and p99 are those of a closed loop at full speed, not of a lightly loaded balancer.
 * Peak memory is the sum over the candidate's processes; pages that they share count for each.
 * Under *steady*, requests come at a rate of their own, and p50 and p99 count from when each was due; *from-to* is
-  that of p99, and *of {BASELINE}* the ratio of p99. *no proxy* is the member alone, asked by the same generator.
+  that of p99, and *of {BASELINE}* the ratio of p99. *no proxy* is the member alone, asked by the same generator. There,
+  where the system lets, what is measured goes before all other processes, which would have half of a core otherwise.
 * (!) marks a candidate with errors."""
 
 

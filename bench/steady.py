@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.candidates import BALANCER, BASELINE, COMPILED, Candidate
 from bench.loads import Load, Sample
+from bench.processes import undisturbed
 from bench.rounds import Entrants, Say, alternate, reasons, started, summarize
 from bench.upstreams import Upstreams
 
@@ -40,13 +41,15 @@ def run_steady(
 ) -> dict[str, Any]:
     """The balancer's most in a closed loop; then everybody at that share of it, as results.json has them.
 
-    It is the most of the compiled balancer where that takes part.
+    It is the most of the compiled balancer where that takes part. Other processes of the machine stay out of the
+    figures, where the system lets: see ``undisturbed``.
     """
     name = name_of(full)
     wanted = [candidate for candidate in candidates if candidate.name not in TOO_SLOW]
     failures: dict[str, str] = {}
     load = replace(full, name=name, description="")
     with ExitStack() as stack:
+        first = stack.enter_context(undisturbed(upstreams.server))
         running = started(load, wanted, upstreams, cores[0], directory, failures, say, stack)
         entrants: Entrants = {DIRECT: (upstreams.server, upstreams.members[0])} | running
         most = 0.0
@@ -54,7 +57,7 @@ def run_steady(
         if ours:
             alone = alternate(full, {ours: entrants[ours]}, rounds, seconds, cores[1], failures, say)
             most = median(sample.requests / sample.seconds for sample in alone[ours]) if alone else 0.0
-            load = _load(full, ours, most, share)
+            load = _load(full, ours, most, share, first)
         samples = alternate(load, entrants, rounds, seconds, cores[1], failures, say) if most else {}
         peaks = {name: server.peak_kib() / 1024 for name, (server, _) in entrants.items()}
     figures = {name: _summarize(load, taken, peaks[name]) for name, taken in samples.items()}
@@ -72,14 +75,17 @@ def run_steady(
     }
 
 
-def _load(full: Load, ours: str, most: float, share: float) -> Load:
+def _load(full: Load, ours: str, most: float, share: float, first: bool) -> Load:
+    """``first``: what is measured goes before all other processes."""
     rate = round(share * most, -2)
+    neighbours = "wait for what is measured" if first else "share the cores"
     return replace(
         full,
         name=name_of(full),
         rate=rate,
         description=f"{full.description}; {rate:.0f} requests/s at random times, {share:.0%} of the {most:.0f} "
-        f"that {ours} answers at the most; latency from when each was due",
+        f"that {ours} answers at the most; latency from when each was due; other processes of the machine "
+        f"{neighbours}",
     )
 
 

@@ -128,7 +128,7 @@ def running_upstreams(
     (directory / "16m").write_bytes(os.urandom(MIB) * LARGE_MIB)
     with (directory / "1g").open("wb") as file:
         file.truncate(HUGE_MIB * MIB)
-    (directory / "pages").mkdir()
+    (directory / "pages").mkdir(exist_ok=True)
     for name, size in BODIES.items():
         (directory / "pages" / name).write_bytes((ANSWER * (size // len(ANSWER) + 1)).encode()[:size])
     config = directory / "upstream.conf"

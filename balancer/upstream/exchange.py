@@ -49,8 +49,11 @@ class MemberExchange(PendingResponse):
     switched: bool = False
     protocol_error: str = ""
 
-    # Reading. Whether it waits for the client; the future that a reader waits for; the error that ended the exchange.
+    # Reading. Whether it waits for the client, from which time of the loop on the client is slow, and whether the next
+    # reads are small; the future that a reader waits for; the error that ended the exchange.
     paused: bool = False
+    slow_from: float = inf
+    reads_little: bool = False
     _waiter: asyncio.Future[None] | None = None
     _error: Exception | None = None
 

@@ -13,7 +13,7 @@ from balancer.loop_time import loop_time
 from balancer.outbox import outbox
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
-from balancer.upstream.connection import MemberConnection, PoolCallbacks
+from balancer.upstream.connection import READ_SIZE, SLOW_SECONDS, SMALL_READ_SIZE, MemberConnection, PoolCallbacks
 from balancer.upstream.exchange import MemberExchange
 from balancer.upstream.phase import (
     ACTIVE,
@@ -93,6 +93,11 @@ class Connected:
         if turn_ends:
             self.callbacks.outbox.flush()
         return response
+
+    @property
+    def next_read(self) -> int:
+        """Bytes that the next read brings at most."""
+        return len(self.connection.get_buffer(-1))
 
     def feed(self, data: bytes) -> None:
         self.connection.get_buffer(-1)[: len(data)] = data
@@ -253,3 +258,55 @@ async def test_read_of_many_pieces_is_the_last_of_its_turn_even_where_a_reader_w
         assert it.transport.reading is reads
         assert await reading == (b"a" * chunks, True)
         assert it.transport.reading
+
+
+async def test_head_and_body_of_64_kib_take_one_read() -> None:
+    it = Connected()
+    response = it.begin()
+    it.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n" + bytes(65536))
+    assert response.complete
+    assert (len(response.take()), it.transport.reading) == (65536, True)
+
+
+async def test_read_that_fills_the_buffer_is_the_last_of_its_turn_even_where_a_reader_waits() -> None:
+    it = Connected()
+    response = it.begin()
+    it.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    reading = asyncio.create_task(response.read())
+    await asyncio.sleep(0)
+    it.feed(bytes(READ_SIZE))
+    assert not it.transport.reading
+    assert await reading == (bytes(READ_SIZE), True)
+    await asyncio.sleep(0)
+    assert it.transport.reading
+
+
+async def test_read_that_fills_the_buffer_does_not_make_a_paused_connection_read_on() -> None:
+    it = Connected()
+    response = it.begin()
+    it.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n".ljust(READ_SIZE, b"x"))
+    await asyncio.sleep(0.01)
+    assert (response.paused, it.transport.reading) == (True, False)
+    await response.read()
+    assert it.transport.reading
+
+
+async def test_reader_that_lets_bytes_wait_gets_small_reads_until_it_keeps_up() -> None:
+    it = Connected()
+    response = it.begin()
+    it.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n1")
+    assert it.next_read == READ_SIZE
+    await asyncio.sleep(3 * SLOW_SECONDS)
+    await response.read()
+    assert it.next_read == SMALL_READ_SIZE
+    it.feed(b"2")
+    await response.read()
+    assert it.next_read == READ_SIZE
+
+
+async def test_response_in_many_pieces_gets_small_reads() -> None:
+    it = Connected()
+    response = it.begin()
+    it.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 1001)
+    await response.read()
+    assert it.next_read == SMALL_READ_SIZE
