@@ -125,7 +125,7 @@ def test_responses_of_servers_are_simple(head: bytes) -> None:
 def test_malformed_request_is_not_simple(name: str) -> None:
     whole = MALFORMED[name]
     if whole.partition(END)[0] + END == whole:
-        assert read_request(whole, "", "http", LIMITS) is None
+        assert read_request(whole, None, "", "http", LIMITS) is None
 
 
 @pytest.mark.parametrize(
@@ -138,5 +138,5 @@ def test_malformed_request_is_not_simple(name: str) -> None:
     ids=["headers", "URI", "bytes"],
 )
 def test_request_beyond_a_limit_is_not_simple(limits: dict[str, Any], head: bytes) -> None:
-    assert read_request(head, "", "http", Settings(alias="apps")) is not None
-    assert read_request(head, "", "http", Settings(alias="apps", **limits)) is None
+    assert read_request(head, None, "", "http", Settings(alias="apps")) is not None
+    assert read_request(head, None, "", "http", Settings(alias="apps", **limits)) is None
