@@ -62,8 +62,8 @@ class RequestParser:
     """
 
     __slots__ = (
-        "_begun", "_chunks", "_connection", "_headers", "_is_split", "_known", "_limits", "_method", "_parser", "_refused",
-        "_replaced", "_spelling", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
+        "_begun", "_chunks", "_connection", "_headers", "_is_split", "_known", "_limits", "_method", "_parser",
+        "_refused", "_replaced", "_spelling", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
     )  # fmt: skip
     __deletable__ = ("_connection", "_parser")
 

@@ -91,8 +91,8 @@ END_OF_HEAD: Final = b"\r\n\r\n"
 class MessageHeaders:
     """The headers of a message: lines, and pairs once something reads them.
 
-    ``lines``: those of a simple head as they came (``balancer.http.simple_heads``), else b"". ``spelling``: of the names
-    in ``headers``, once they are pairs.
+    ``lines``: those of a simple head (``balancer.http.simple_heads``) that is as it came, else b"". ``spelling``: of
+    the names in ``headers``, once they are pairs.
     """
 
     lines: bytes = b""

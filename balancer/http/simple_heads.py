@@ -12,6 +12,11 @@ Whatever else comes is None here and goes to httptools and the checks behind it:
 ambiguous bytes, because it has none. So what it returns is nothing, or what they return
 (tests/http/test_simple_heads.py, and the fuzzers). Header pairs are made only where a policy or a hook reads them.
 
+Most programs send the same header lines again and again, with other targets, and many members the same head. So each
+connection remembers the last block of them, and the same bytes are not read again. That is safe, because what is read
+is a function of these bytes alone: a block that came before ends where it ended then, and says what it said. The
+request line, and limits that it has a part in, are looked at each time. Blocks that differ cost one comparison.
+
 Lines of headers are bytes in which a line break stands before each line.
 """
 
@@ -30,7 +35,7 @@ from balancer.http.validation import PENDING_BODY, is_host
 # Longer heads, and heads with more headers, are rare.
 HEAD_MAX: Final = 8 * 1024
 _HEADERS_MAX: Final = 100
-# Bytes of the longest head that a connection remembers.
+# Bytes of the longest block that a connection remembers: so it keeps 2 KiB at most, for the lines that go on as well.
 KNOWN_MAX: Final = 1024
 # Digits of a Content-Length.
 _LENGTH_DIGITS: Final = 15
@@ -92,9 +97,7 @@ def _read_block(text: bytes) -> HeaderBlock | None:
     return HeaderBlock(text, b"".join(lines), host, id, max(0, length), forwarding)
 
 
-def read_request(
-    data: bytes, known: HeaderBlock | None, client: str, scheme: str, limits: Settings
-) -> Request | None:
+def read_request(data: bytes, known: HeaderBlock | None, client: str, scheme: str, limits: Settings) -> Request | None:
     """Return the request whose head is at the beginning of ``data``, if it is simple, whole and within the limits.
 
     ``known``: the block of a request before. ``client``, ``scheme``: as those of the request.

@@ -87,8 +87,7 @@ class UpstreamRequest:
 class UpstreamResponse(MessageHeaders):
     """A member's response, from its head on. Headers of this hop are left out.
 
-    ``lines``: of a simple head that is as it came, with the status line, else b"". ``reason``: the phrase of its status line, or b""
-    for the usual one. ``closes``: the member ends the connection with this response. ``trailers``: complete once all
+    ``lines`` begin with the status line. ``reason``: the phrase of that, or b"" for the usual one. ``closes``: the member ends the connection with this response. ``trailers``: complete once all
     has been read. After status 101 the bytes are not a body but those of the protocol ``upgrade``: ``read`` returns
     them as they come, and ``write`` sends some.
     """

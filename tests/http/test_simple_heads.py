@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from balancer.config.settings import Settings
 from balancer.http.simple_heads import read_request
 from tests.support.corpus import MALFORMED, REQUESTS, RESPONSES
-from tests.support.lanes import END, LIMITS, compare_request, compare_response
+from tests.support.lanes import END, LIMITS, compare_request, compare_response, read, told
 
 NAMES = [
     b"Host", b"host", b"Connection", b"Content-Length", b"content-length", b"Keep-Alive", b"Transfer-Encoding", b"TE",
@@ -91,6 +91,17 @@ def test_simple_response_with_a_few_other_bytes_is_what_the_parser_makes_of_it(
     place = min(place, len(head))
     changed = head[:place] + piece + head[place + cut :]
     compare_response(changed.partition(END)[0] + END)
+
+
+@given(REQUEST_LINES, HOSTED, BLOCKS, st.sampled_from([b"", b"X: y\r\n", b"\r\n", END]) | LINES, st.integers(0, 400))
+def test_request_behind_another_is_what_it_is_alone(
+    line: bytes, host: bytes, rest: bytes, more: bytes, cut: int
+) -> None:
+    known = read(b"GET /before HTTP/1.1\r\n" + host + rest + b"\r\n")
+    for block in (host + rest, host + rest + more, host + more + rest, more + host + rest, host):
+        whole = line + block + b"\r\n" + more
+        for data in (whole, whole[:cut], whole[: -len(rest) or None]):
+            assert told(read(data, known.block if known else None)) == told(read(data))
 
 
 BROWSER = (

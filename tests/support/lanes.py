@@ -10,7 +10,7 @@ import httptools
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.http.headers import Headers, content_length, read_lines
-from balancer.http.request import Request
+from balancer.http.request import HeaderBlock, Request
 from balancer.http.request_headers import RequestHeaders
 from balancer.http.serialize import status_line
 from balancer.http.simple_heads import read_request, read_response
@@ -62,9 +62,27 @@ def slow_request(head: bytes) -> tuple[Request, bool] | None:
         return None
 
 
+def read(data: bytes, known: HeaderBlock | None = None) -> Request | None:
+    return read_request(data, known, "192.0.2.7", "http", LIMITS)
+
+
+def told(request: Request | None) -> object:
+    """All that is read of a simple head, to be compared."""
+    if request is None:
+        return None
+    block = request.block
+    assert block
+    line = (request.method, request.target, request.client, request.scheme, request.head_bytes, request.body is None)
+    return (*line, request.host, request.id, *(getattr(block, name) for name in HeaderBlock.__slots__))
+
+
 def compare_request(head: bytes) -> bool:
-    """Whether the head is simple."""
-    simple = read_request(head, None, "192.0.2.7", "http", LIMITS)
+    """Whether the head is simple. It is so behind the same head, and before other bytes, as well."""
+    head = head[: head.find(END) + len(END)]  # A line break before what the caller has added makes an end of its own.
+    simple = read(head)
+    again = read(head + head, simple.block if simple else None)
+    assert told(again) == told(simple)
+    assert simple is None or (again and again.block is simple.block)
     if simple is None:
         return False
     slow = slow_request(head)
