@@ -47,7 +47,7 @@ def headers(name: bytes) -> Callable[[bytes], object]:
 
 def simple(lines: bytes) -> None:
     """Read a head in the lane for simple ones, without its limits, and write its lines for a member."""
-    request = read_request(b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n\r\n", "10.0.0.1", "http", LIMITS)
+    request = read_request(b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n\r\n", None, "10.0.0.1", "http", LIMITS)
     if request:
         trusting.lines(request)
 

@@ -23,16 +23,21 @@ from balancer.errors import Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING
 from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.http.chunked import ChunkedReader, MalformedChunk
-from balancer.http.headers import Headers, Spelling, content_length, sound_request_id, without_underscores
-from balancer.http.request import Request
-from balancer.http.simple_heads import HEAD_MAX as SIMPLE_MAX
-from balancer.http.simple_heads import read_request
+from balancer.http.headers import (
+    END_OF_HEAD,
+    Headers,
+    Spelling,
+    content_length,
+    sound_request_id,
+    without_underscores,
+)
+from balancer.http.request import HeaderBlock, Request
+from balancer.http.simple_heads import KNOWN_MAX, read_request
 from balancer.http.validation import TOKEN, check, headers_too_large, malformed
 
 if TYPE_CHECKING:
     from balancer.frontend.http1_connection import Http1Connection
 
-END_OF_HEAD = b"\r\n\r\n"
 _EMPTY_LINES = re.compile(rb"(?:\r?\n)*+")
 _LINE_BREAKS = b"\r\n"
 # Refusals of clients in good faith, which may be in the middle of an upload and read the answer behind it.
@@ -57,8 +62,8 @@ class RequestParser:
     """
 
     __slots__ = (
-        "_begun", "_chunks", "_connection", "_headers", "_is_split", "_limits", "_method", "_parser", "_refused",
-        "_replaced", "_spelling", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
+        "_begun", "_chunks", "_connection", "_headers", "_is_split", "_known", "_limits", "_method", "_parser",
+        "_refused", "_replaced", "_spelling", "_tail", "_target", "exchange", "head_bytes", "left", "refusal",
     )  # fmt: skip
     __deletable__ = ("_connection", "_parser")
 
@@ -67,6 +72,8 @@ class RequestParser:
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
         self.refusal: Refusal | None = None
+        # The header block of the last simple head.
+        self._known: HeaderBlock | None = None
         # The method read last, and the refused request as far as it was read.
         self._method = ""
         self._refused: Request | None = None
@@ -131,25 +138,27 @@ class RequestParser:
         httptools gets nothing of it, and is in the state behind a complete request.
         """
         connection = self._connection
-        end = data.find(END_OF_HEAD, 0, SIMPLE_MAX) + len(END_OF_HEAD)
-        if end < len(END_OF_HEAD) or not (connection.phase is IDLE or connection.phase is NEW):
+        if not (connection.phase is IDLE or connection.phase is NEW):
             return 0
-        head = data if end == len(data) else data[:end]
-        request = read_request(head, connection.peer, connection.scheme, self._limits)
+        request = read_request(data, self._known, connection.peer, connection.scheme, self._limits)
         if request is None:
             return 0
+        block = request.block
+        assert block
         try:
             exchange = connection.add_exchange(request, "1.1", False)
         except Refusal:
             return 0  # So it is below.
         self._method = request.method
-        if request.length:
+        if len(block.lines) <= KNOWN_MAX:
+            self._known = block
+        if block.length:
             connection.phase = HEAD
             connection.phase = BODY
-            self.exchange, self.left = exchange, request.length
+            self.exchange, self.left = exchange, block.length
         else:
             self._complete(exchange)
-        return end
+        return request.head_bytes
 
     def _whole_method(self, piece: bytes) -> bytes:
         """Return what httptools gets of a piece of a head: nothing until the method is whole, and then a known one."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from balancer.http.value_cache import cached
 
 Headers = list[tuple[bytes, bytes]]
@@ -82,11 +84,44 @@ _MARKS = re.compile(rb"[^a-z0-9]")
 LENGTH_DIGITS = 18
 
 
+END_OF_HEAD: Final = b"\r\n\r\n"
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class MessageHeaders:
+    """The headers of a message: lines, and pairs once something reads them.
+
+    ``lines``: those of a simple head (``balancer.http.simple_heads``) that is as it came, else b"". ``spelling``: of
+    the names in ``headers``, once they are pairs.
+    """
+
+    lines: bytes = b""
+    spelling: Spelling = AS_THEY_ARE
+    _headers: Headers | None = None
+
+    @property
+    def headers(self) -> Headers:
+        """The headers as pairs with names in lower case; they may be replaced."""
+        headers = self._headers
+        if headers is None:
+            headers, self.spelling = read_lines(self.lines)
+            self._headers = headers
+        return headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self._headers = headers
+        self.lines = b""
+
+
 def read_lines(lines: bytes) -> tuple[Headers, Spelling]:
-    """Return the pairs of header lines with a line break before each, in which a space follows the colon."""
+    """Return the pairs of header lines with a line break before each, in which a space follows the colon.
+
+    What is before the first line break, and the end of the head, are left out.
+    """
     found: Headers = []
     spelling: Spelling = {}
-    for line in lines.split(b"\r\n")[1:]:
+    for line in lines.removesuffix(END_OF_HEAD).split(b"\r\n")[1:]:
         name, _, value = line.partition(b": ")
         lowered = name.lower()
         if lowered != name:

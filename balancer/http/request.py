@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from balancer.http.headers import AS_THEY_ARE, Headers, read_lines
+from balancer.http.headers import Headers, MessageHeaders
 
 # The extension of an ASGI scope with which a front end of this program hands over the target as its client wrote it.
 # The scope itself cannot say that a query is empty: that of /foo? is the same as that of /foo.
@@ -27,25 +27,41 @@ class Body(Protocol):
         """Return the next piece, or b"" at the end. Raises ClientGone if the client left before that."""
 
 
-class Request:
+class HeaderBlock:
+    """What the header lines of a simple request say (``balancer.http.simple_heads``). Immutable: requests share it.
+
+    ``lines``: as they came, with a line break before each and the end of the head. ``passed``: those that go on as they
+    are. ``host``, ``id``: as those of the request. ``length``: bytes of its body. ``forwarding``: values of
+    ``Forwarded`` and ``X-Forwarded-*`` by name.
+    """
+
+    __slots__ = ("forwarding", "host", "id", "length", "lines", "passed")
+
+    def __init__(
+        self, lines: bytes, passed: bytes, host: bytes, id: bytes, length: int, forwarding: dict[bytes, list[bytes]]
+    ) -> None:
+        self.lines = lines
+        self.passed = passed
+        self.host = host
+        self.id = id
+        self.length = length
+        self.forwarding = forwarding
+
+
+class Request(MessageHeaders):
     """A client's request.
 
-    ``headers``: pairs, or None where ``block`` has them. ``client``: the peer's IP address, or "" where there is none.
+    ``headers``: pairs, or None where ``lines`` has them. ``client``: the peer's IP address, or "" where there is none.
     ``chunked``: the body's length is not announced, so it goes on in chunks. ``upgrade``: the
     protocol that it names to switch to (RFC 9110 section 7.8), or b"". ``expects``: its body waits for 100
     (Continue) (RFC 9110 section 10.1.1). ``host``: the value of its Host, or b"". ``id``: the client's X-Request-ID, or
     b"". ``stripped``: the target as members get it, if that is another one, and ``prefix`` what it lacks.
 
-    Of a simple head (``balancer.http.simple_heads``) alone: ``block``: its header lines as they came; ``lines``: those
-    that go on as they are; ``forwarding``: values of ``Forwarded`` and ``X-Forwarded-*`` by name, or None; ``length``:
-    bytes of its body. ``spelling``: of the names in ``headers``, once they are pairs.
+    Of a simple head alone: ``block``: what its lines say, or None; ``head_bytes``: all of it.
     """
 
-    spelling = AS_THEY_ARE
-    block = b""
-    lines = b""
-    forwarding: dict[bytes, list[bytes]] | None = None
-    length = 0
+    block: HeaderBlock | None = None
+    head_bytes = 0
     prefix = b""
     stripped = b""
 
@@ -74,20 +90,6 @@ class Request:
         self.expects = expects
         self.host = host
         self.id = id
-
-    @property
-    def headers(self) -> Headers:
-        """The headers as they came, or as hooks have changed them."""
-        headers = self._headers
-        if headers is None:
-            headers, self.spelling = read_lines(self.block)
-            self._headers = headers
-        return headers
-
-    @headers.setter
-    def headers(self, headers: Headers) -> None:
-        self._headers = headers
-        self.lines = b""
 
 
 # A request for a policy: a ``Request`` or, where there are plug-ins, the ``HookRequest`` of hooks that is

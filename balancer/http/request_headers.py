@@ -110,13 +110,14 @@ class RequestHeaders:
         Raises Refusal for a request that has come back.
         """
         client, scheme, host = request.client, request.scheme, request.host
-        if not request.lines or request.prefix or self._own:
+        block = request.block
+        if block is None or not request.lines or request.prefix or self._own:
             return as_lines(self.pairs(request), request.spelling)
-        if request.forwarding and self.trusts(client):
-            hop = as_lines(_forwarding(request.forwarding, client, scheme, host))
+        if block.forwarding and self.trusts(client):
+            hop = as_lines(_forwarding(block.forwarding, client, scheme, host))
         else:
             hop = _first_hop_lines((client, scheme, host))
-        return request.lines + hop + self._mark_line
+        return block.passed + hop + self._mark_line
 
     def _after_dropping(
         self, passed: Headers, headers: Headers, client: str, scheme: str, host: bytes

@@ -12,6 +12,11 @@ Whatever else comes is None here and goes to httptools and the checks behind it:
 ambiguous bytes, because it has none. So what it returns is nothing, or what they return
 (tests/http/test_simple_heads.py, and the fuzzers). Header pairs are made only where a policy or a hook reads them.
 
+Most programs send the same header lines again and again, with other targets, and many members the same head. So each
+connection remembers the last block of them, and the same bytes are not read again. That is safe, because what is read
+is a function of these bytes alone: a block that came before ends where it ended then, and says what it said. The
+request line, and limits that it has a part in, are looked at each time. Blocks that differ cost one comparison.
+
 Lines of headers are bytes in which a line break stands before each line.
 """
 
@@ -19,16 +24,19 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final
 
 from balancer.config.settings import Settings
-from balancer.http.headers import X_FORWARDED
-from balancer.http.request import Request
+from balancer.http.headers import END_OF_HEAD, X_FORWARDED
+from balancer.http.request import HeaderBlock, Request
 from balancer.http.serialize import status_line
 from balancer.http.validation import PENDING_BODY, is_host
 
-# Longer heads are rare.
+# Longer heads, and heads with more headers, are rare.
 HEAD_MAX: Final = 8 * 1024
+_HEADERS_MAX: Final = 100
+# Bytes of the longest block that a connection remembers: so it keeps 2 KiB at most, for the lines that go on as well.
+KNOWN_MAX: Final = 1024
 # Digits of a Content-Length.
 _LENGTH_DIGITS: Final = 15
 
@@ -38,11 +46,8 @@ _STATUSES: Final = {
     status_line(status): status.value for status in HTTPStatus if status >= 200 and status not in (204, 205, 304)
 }
 
-# Bytes that a line cannot have become spaces in a translation with this table.
-_PLAIN: Final = bytes(byte if 0x20 <= byte <= 0x7E or byte in b"\r\n" else 0x20 for byte in range(256))
-_REQUEST_LINE: Final = re.compile(rb"([A-Z]+) (/[!$-;=?-\[\]_a-z~]*) HTTP/1\.1\r\n")
-# Nothing but CR ends a value: it costs a third of a set of characters. That no LF is in it is counted.
-_LINES: Final = re.compile(rb"(?:[0-9A-Za-z-]+: [^\r]*\r\n)*\r\n")
+_REQUEST_LINE: Final = re.compile(rb"([A-Z]+) (/[!$-;=?-\[\]_a-z~]*) HTTP/1\.1(?=\r\n)")
+_LINES: Final = re.compile(rb"(?:\r\n[0-9A-Za-z-]+: [ -~]*){0,%d}\r\n\r\n" % _HEADERS_MAX)
 
 # Headers that frame the message or are for this hop, and those that the balancer writes anew. The first letter is
 # looked at first: (?i:) costs more.
@@ -53,17 +58,8 @@ _NOTED: Final = re.compile(
 _HOP_LINES: Final = re.compile(rb"(\r\n(?:" + _HOP + rb"): [^\r]*)")
 
 
-# Host, Content-Length, X-Request-ID, and the values of ``Forwarded`` and ``X-Forwarded-*`` by name.
-_Noted = tuple[bytes, bytes, bytes, dict[bytes, list[bytes]]]
-
-
-def _is_plain(head: bytes, start: int) -> bool:
-    """Whether all lines of a head, from the header lines at ``start`` on, are plain."""
-    return (
-        head.translate(_PLAIN) == head
-        and head.count(b"\r") == head.count(b"\n")
-        and _LINES.fullmatch(head, start) is not None
-    )
+# Host, X-Request-ID, Content-Length or -1, and the values of ``Forwarded`` and ``X-Forwarded-*`` by name.
+_Noted = tuple[bytes, bytes, int, dict[bytes, list[bytes]]]
 
 
 def _read_noted(lines: list[bytes]) -> _Noted | None:
@@ -86,56 +82,72 @@ def _read_noted(lines: list[bytes]) -> _Noted | None:
             lines[place] = b""
         else:
             return None
-    return host, length, id, forwarding
+    return host, id, int(length) if length else -1, forwarding
 
 
-def read_request(head: bytes, client: str, scheme: str, limits: Settings) -> Request | None:
-    """Return the request that a head makes, if it is simple and within the limits.
+def _read_block(text: bytes) -> HeaderBlock | None:
+    """Return what header lines say, if they are those of a simple request. ``text``: as ``HeaderBlock.lines``."""
+    if _LINES.fullmatch(text) is None:
+        return None
+    lines = _NOTED.split(text[:-4])
+    noted = _read_noted(lines)
+    if noted is None or not noted[0]:
+        return None
+    host, id, length, forwarding = noted
+    return HeaderBlock(text, b"".join(lines), host, id, max(0, length), forwarding)
 
-    ``head``: all of it, with the empty line at its end. ``client``, ``scheme``: as those of the request.
+
+def read_request(data: bytes, known: HeaderBlock | None, client: str, scheme: str, limits: Settings) -> Request | None:
+    """Return the request whose head is at the beginning of ``data``, if it is simple, whole and within the limits.
+
+    ``known``: the block of a request before. ``client``, ``scheme``: as those of the request.
     """
-    found = _REQUEST_LINE.match(head)
-    if found is None or len(head) > limits.max_header_bytes or not _is_plain(head, found.end()):
+    found = _REQUEST_LINE.match(data)
+    if found is None:
+        return None
+    start = found.end()
+    if known is not None and data.startswith(known.lines, start):
+        block: HeaderBlock | None = known
+    else:
+        end = data.find(END_OF_HEAD, start, HEAD_MAX) + len(END_OF_HEAD)
+        block = _read_block(data[start:end]) if end > start else None
+    if block is None or start + len(block.lines) > limits.max_header_bytes:
         return None
     method = _METHODS.get(found[1])
     target = found[2]
-    if method is None or len(target) > limits.max_uri_bytes or head.count(b"\n") - 2 > limits.max_headers:
+    if method is None or len(target) > limits.max_uri_bytes:
         return None
-    block = head[found.end() - 2 : -4]
-    lines = _NOTED.split(block)
-    noted = _read_noted(lines)
-    if noted is None:
+    if limits.max_headers < _HEADERS_MAX and block.lines.count(b"\n") - 2 > limits.max_headers:
         return None
-    host, length, id, forwarding = noted
-    if not host:
-        return None
-    request = Request(method, target, None, client, scheme, host=host, id=id)
+    request = Request(method, target, None, client, scheme, host=block.host, id=block.id)
+    request.lines = block.lines
     request.block = block
-    request.lines = b"".join(lines)
-    if forwarding:
-        request.forwarding = forwarding
-    if length and length.strip(b"0"):
-        request.length = int(length)
+    request.head_bytes = start + len(block.lines)
+    if block.length:
         request.body = PENDING_BODY
     return request
 
 
-class SimpleResponse(NamedTuple):
+class SimpleResponse:
     """A response head. ``length``: of the body; ``lines``: the head as a client gets it, without its end."""
 
-    status: int
-    length: int
-    lines: bytes
+    __slots__ = ("head", "length", "lines", "status")
+
+    def __init__(self, head: bytes, status: int, length: int, lines: bytes) -> None:
+        self.head = head
+        self.status = status
+        self.length = length
+        self.lines = lines
 
 
 def read_response(head: bytes) -> SimpleResponse | None:
     """Return what a response head says, if it is simple. ``head``: all of it, with the empty line at its end."""
     start = head.find(b"\r\n")
     status = _STATUSES.get(head[:start])
-    if status is None or not _is_plain(head, start + 2):
+    if status is None or _LINES.fullmatch(head, start) is None:
         return None
     lines = _HOP_LINES.split(head[:-4])
     noted = _read_noted(lines)
-    if noted is None or not noted[1]:
+    if noted is None or noted[2] < 0:
         return None
-    return SimpleResponse(status, int(noted[1]), b"".join(lines))
+    return SimpleResponse(head, status, noted[2], b"".join(lines))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mypy_extensions import mypyc_attr
 
 from balancer.config.settings import Settings
-from balancer.http.headers import AS_THEY_ARE, NO_FIELDS, Headers, Spelling, read_lines
+from balancer.http.headers import NO_FIELDS, Headers, MessageHeaders, Spelling
 from balancer.http.request import Body, Request
 from balancer.types import Address
 
@@ -84,38 +84,19 @@ class UpstreamRequest:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class UpstreamResponse:
-    """A member's response, from its head on. Header names are in lower case; those of this hop are left out.
+class UpstreamResponse(MessageHeaders):
+    """A member's response, from its head on. Headers of this hop are left out.
 
-    ``lines``: the head as HTTP/1.1 without its end, where it came in a simple form and is as it came, else b"".
-    ``spelling``: of the names in ``headers``, once they are pairs. ``reason``: the phrase of its status line, or b""
-    for the usual one. ``closes``: the member ends the connection with this response. ``trailers``: complete once all
+    ``lines`` begin with the status line. ``reason``: the phrase of that, or b"" for the usual one. ``closes``: the member ends the connection with this response. ``trailers``: complete once all
     has been read. After status 101 the bytes are not a body but those of the protocol ``upgrade``: ``read`` returns
     them as they come, and ``write`` sends some.
     """
 
     status: int = 0
-    lines: bytes = b""
-    spelling: Spelling = AS_THEY_ARE
     reason: bytes = b""
-    _headers: Headers | None = None
     closes: bool = False
     trailers: Headers = NO_FIELDS
     upgrade: bytes = b""
-
-    @property
-    def headers(self) -> Headers:
-        """The headers for the client; they may be replaced."""
-        headers = self._headers
-        if headers is None:
-            headers, self.spelling = read_lines(self.lines)
-            self._headers = headers
-        return headers
-
-    @headers.setter
-    def headers(self, headers: Headers) -> None:
-        self._headers = headers
-        self.lines = b""
 
     def drop(self) -> None:
         """End a response that no client gets, without waiting. Its connection stays if the rest is short and there."""

@@ -16,6 +16,7 @@ from math import inf
 import httptools
 
 from balancer.http.headers import (
+    END_OF_HEAD,
     HOP_BY_HOP,
     LENGTH_DIGITS,
     Headers,
@@ -27,14 +28,12 @@ from balancer.http.headers import (
     without_length,
 )
 from balancer.http.serialize import own_reason
-from balancer.http.simple_heads import HEAD_MAX as SIMPLE_MAX
-from balancer.http.simple_heads import read_response
+from balancer.http.simple_heads import HEAD_MAX, KNOWN_MAX, SimpleResponse, read_response
 from balancer.upstream.exchange import MemberExchange
 
 # Interim responses before a final one.
 INTERIM_MAX = 20
 
-_END_OF_HEAD = b"\r\n\r\n"
 _BYTES_AFTER = "bytes after the end of the response"
 _SWITCHED_UNASKED = "the member switched protocols unasked"
 _SWITCHED_EARLY = "the member switched protocols while the client waits for 100 (Continue)"
@@ -47,13 +46,15 @@ class ResponseParser:
     ``idle_timeout``: seconds that an exchange gives the member once its head is there.
     """
 
-    __slots__ = ("_headers", "_idle_timeout", "_parser", "_reason", "_spelling", "exchange")
+    __slots__ = ("_headers", "_idle_timeout", "_known", "_parser", "_reason", "_spelling", "exchange")
     # What ``del`` may take away, for mypyc.
     __deletable__ = ("_parser",)
 
     def __init__(self, idle_timeout: float) -> None:
         self._idle_timeout = idle_timeout
         self._parser = httptools.HttpResponseParser(self)
+        # The last simple head.
+        self._known: SimpleResponse | None = None
         # Header lines since the last head, or trailers; and the reason phrase of a head.
         self._headers: Headers = []
         self._spelling: Spelling = {}
@@ -84,13 +85,18 @@ class ResponseParser:
         httptools gets nothing of it, and is in the state behind a complete response.
         """
         size = len(data)
-        end = buffer.find(_END_OF_HEAD, 0, size if size < SIMPLE_MAX else SIMPLE_MAX) + len(_END_OF_HEAD)
-        if end < len(_END_OF_HEAD):
+        head = self._known
+        if head is None or len(head.head) > size or not buffer.startswith(head.head):
+            end = buffer.find(END_OF_HEAD, 0, min(size, HEAD_MAX)) + len(END_OF_HEAD)
+            head = read_response(bytes(data[:end])) if end >= len(END_OF_HEAD) else None
+            if head is None:
+                return False
+            if end <= KNOWN_MAX:
+                self._known = head
+        end = len(head.head)
+        if end + head.length < size:
             return False
-        head = read_response(bytes(data[:end]))
-        if head is None or end + head.length < size:
-            return False
-        exchange.status, exchange.left, exchange.lines = head
+        exchange.status, exchange.left, exchange.lines = head.status, head.length, head.lines
         exchange.started = True
         exchange.timeout = self._idle_timeout
         _take_body(exchange, data[end:])

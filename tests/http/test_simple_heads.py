@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from balancer.config.settings import Settings
 from balancer.http.simple_heads import read_request
 from tests.support.corpus import MALFORMED, REQUESTS, RESPONSES
-from tests.support.lanes import END, LIMITS, compare_request, compare_response
+from tests.support.lanes import END, LIMITS, compare_request, compare_response, read, told
 
 NAMES = [
     b"Host", b"host", b"Connection", b"Content-Length", b"content-length", b"Keep-Alive", b"Transfer-Encoding", b"TE",
@@ -93,6 +93,17 @@ def test_simple_response_with_a_few_other_bytes_is_what_the_parser_makes_of_it(
     compare_response(changed.partition(END)[0] + END)
 
 
+@given(REQUEST_LINES, HOSTED, BLOCKS, st.sampled_from([b"", b"X: y\r\n", b"\r\n", END]) | LINES, st.integers(0, 400))
+def test_request_behind_another_is_what_it_is_alone(
+    line: bytes, host: bytes, rest: bytes, more: bytes, cut: int
+) -> None:
+    known = read(b"GET /before HTTP/1.1\r\n" + host + rest + b"\r\n")
+    for block in (host + rest, host + rest + more, host + more + rest, more + host + rest, host):
+        whole = line + block + b"\r\n" + more
+        for data in (whole, whole[:cut], whole[: -len(rest) or None]):
+            assert told(read(data, known.block if known else None)) == told(read(data))
+
+
 BROWSER = (
     b"GET /items/7?n=1 HTTP/1.1\r\nHost: shop.example\r\nConnection: keep-alive\r\nUpgrade-Insecure-Requests: 1\r\n"
     b"User-Agent: Mozilla/5.0 (X11; Linux x86_64) Chrome/126.0.0.0\r\nAccept: text/html,*/*;q=0.8\r\n"
@@ -125,7 +136,7 @@ def test_responses_of_servers_are_simple(head: bytes) -> None:
 def test_malformed_request_is_not_simple(name: str) -> None:
     whole = MALFORMED[name]
     if whole.partition(END)[0] + END == whole:
-        assert read_request(whole, "", "http", LIMITS) is None
+        assert read_request(whole, None, "", "http", LIMITS) is None
 
 
 @pytest.mark.parametrize(
@@ -138,5 +149,5 @@ def test_malformed_request_is_not_simple(name: str) -> None:
     ids=["headers", "URI", "bytes"],
 )
 def test_request_beyond_a_limit_is_not_simple(limits: dict[str, Any], head: bytes) -> None:
-    assert read_request(head, "", "http", Settings(alias="apps")) is not None
-    assert read_request(head, "", "http", Settings(alias="apps", **limits)) is None
+    assert read_request(head, None, "", "http", Settings(alias="apps")) is not None
+    assert read_request(head, None, "", "http", Settings(alias="apps", **limits)) is None

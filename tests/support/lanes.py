@@ -10,10 +10,10 @@ import httptools
 from balancer.config.settings import Settings
 from balancer.errors import Refusal
 from balancer.http.headers import Headers, content_length, read_lines
-from balancer.http.request import Request
+from balancer.http.request import HeaderBlock, Request
 from balancer.http.request_headers import RequestHeaders
 from balancer.http.serialize import status_line
-from balancer.http.simple_heads import SimpleResponse, read_request, read_response
+from balancer.http.simple_heads import read_request, read_response
 from balancer.http.validation import check
 from balancer.upstream.response_parser import read_headers
 
@@ -62,9 +62,27 @@ def slow_request(head: bytes) -> tuple[Request, bool] | None:
         return None
 
 
+def read(data: bytes, known: HeaderBlock | None = None) -> Request | None:
+    return read_request(data, known, "192.0.2.7", "http", LIMITS)
+
+
+def told(request: Request | None) -> object:
+    """All that is read of a simple head, to be compared."""
+    if request is None:
+        return None
+    block = request.block
+    assert block
+    line = (request.method, request.target, request.client, request.scheme, request.head_bytes, request.body is None)
+    return (*line, request.host, request.id, *(getattr(block, name) for name in HeaderBlock.__slots__))
+
+
 def compare_request(head: bytes) -> bool:
-    """Whether the head is simple."""
-    simple = read_request(head, "192.0.2.7", "http", LIMITS)
+    """Whether the head is simple. It is so behind the same head, and before other bytes, as well."""
+    head = head[: head.find(END) + len(END)]  # A line break before what the caller has added makes an end of its own.
+    simple = read(head)
+    again = read(head + head, simple.block if simple else None)
+    assert told(again) == told(simple)
+    assert simple is None or (again and again.block is simple.block)
     if simple is None:
         return False
     slow = slow_request(head)
@@ -81,7 +99,9 @@ def compare_request(head: bytes) -> bool:
     for name in ("method", "target", "client", "scheme", "chunked", "upgrade", "expects", "host", "id"):
         assert getattr(simple, name) == getattr(request, name), name
     assert (simple.body is None) == (request.body is None)
-    assert simple.length == (content_length(request.headers) if request.body else 0)
+    assert simple.head_bytes == len(head)
+    assert simple.block
+    assert simple.block.length == (content_length(request.headers) if request.body else 0)
     return True
 
 
@@ -95,7 +115,8 @@ def compare_response(head: bytes) -> bool:
     headers, has_length, chunked, error = read_headers(slow.headers)
     assert has_length and not chunked and not error and slow.keeps_alive
     assert slow.parser.get_http_version() == "1.1"
-    assert simple == SimpleResponse(slow.parser.get_status_code(), content_length(headers), simple.lines)
+    assert (simple.status, simple.length) == (slow.parser.get_status_code(), content_length(headers))
+    assert simple.head == head
     assert simple.lines.startswith(status_line(simple.status) + b"\r\n")
     assert status_line(simple.status).endswith(b" " + slow.reason)
     assert read_lines(simple.lines)[0] == headers
