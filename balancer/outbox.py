@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 # So that no write waits for a whole turn of thousands of connections. A larger bound would save few more wake-ups.
-MAX_WAITING = 16
+MAX_WAITING: Final = 16
 
 _outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from balancer.asgi.scope import client, target
 from balancer.config.settings import Settings
-from balancer.dispatch.active_requests import end_between_events, end_event_stream
-from balancer.dispatch.dispatcher import CLIENT_GONE
+from balancer.dispatch.course import CLIENT_GONE
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED, ActiveRequest
+from balancer.dispatch.serving import end_between_events, end_event_stream
 from balancer.errors import ClientGone, Refusal
 from balancer.frontend.progress import Progress, body_refusal
 from balancer.http.headers import NO_FIELDS, Headers, has_body, host, request_id, without_length

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from itertools import chain, count
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mypy_extensions import mypyc_attr
 
@@ -23,13 +24,33 @@ if TYPE_CHECKING:
 
 
 # Bytes of an X-Request-ID that a line of the log, or the text of a refusal, holds.
-ID_MAX = 128
+ID_MAX: Final = 128
+
+_LAST_DIGITS: Final = [b"%02x" % number for number in range(256)]
 
 
 def request_ids() -> Callable[[], bytes]:
-    """Return a function that makes request ids: a random prefix for each process, and a number."""
-    pattern = b"%b-%%08x" % secrets.token_hex(8).encode()
-    return map(pattern.__mod__, itertools.count(1)).__next__
+    """Return a function that makes request ids: a random prefix for each process, and a number of eight digits.
+
+    They are made in blocks: to write a number takes longer than to put its last digits behind the others.
+    """
+    prefix = secrets.token_hex(8).encode()
+
+    def block(number: int) -> list[bytes]:
+        digits = b"%b-%06x" % (prefix, number)
+        return [digits + last for last in _LAST_DIGITS]
+
+    return partial(next, chain.from_iterable(map(block, count())))
+
+
+def in_turn(functions: Sequence[Callable[[RequestRecord], None]]) -> Callable[[RequestRecord], None]:
+    """Return one function that calls these with a record."""
+
+    def call(record: RequestRecord) -> None:
+        for function in functions:
+            function(record)
+
+    return call
 
 
 class Attempt(NamedTuple):

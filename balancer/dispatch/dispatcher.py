@@ -1,77 +1,53 @@
 """The course of a request, from the choice of a member to the last byte of the response.
 
 This module is independent of ASGI: it takes a request and a sink for the response. ``balancer.dispatch.retry`` decides
-what follows a failure, and ``balancer.members.membership`` which members may be chosen.
+what follows a failure, and ``balancer.members.membership`` which members may be chosen. ``balancer.dispatch.course``
+has what waits; this module has no coroutine.
 """
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Coroutine
 from math import inf
+from typing import Any
 
-from balancer.dispatch import retry, status_retry
+from mypy_extensions import mypyc_attr
+
+from balancer.dispatch import course, retry
 from balancer.dispatch.attempts import Attempts
 from balancer.dispatch.context import RequestContext, RequestRecord
 from balancer.dispatch.fast_path import FastPathDispatcher
 from balancer.dispatch.interfaces import Sink
-from balancer.dispatch.queue import QueuedRequest
-from balancer.dispatch.refusals import overloaded, refuse, too_large
-from balancer.dispatch.replay import ReplayableBody
-from balancer.errors import SHUTTING_DOWN, ClientGone, ConnectFailed, Refusal, TruncatedResponse, UpstreamError
-from balancer.http.headers import NO_FIELDS, Headers, content_length, with_request_id
+from balancer.dispatch.refusals import too_large
+from balancer.errors import ConnectFailed, Refusal, UpstreamError
+from balancer.http.headers import content_length
 from balancer.http.request import Request
 from balancer.http.request_headers import with_prefix
-from balancer.loop_time import Limit, loop_time
+from balancer.loop_time import loop_time
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.upstream.base import UpstreamRequest, UpstreamResponse
 
-# Status in the log of a request whose client left before there was one (nginx's number).
-CLIENT_GONE = 499
 
-SWITCHING_PROTOCOLS = 101
-
-# Seconds for which a response head waits for the first piece of its body. Servers write the two in a row; a member
-# that is killed between them costs no request, because nothing has been passed on.
-HEAD_DELAY = 0.01
-
-
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Dispatcher(FastPathDispatcher):
     """Hands requests to members, and waits where that is needed."""
 
-    async def handle(self, request: Request, sink: Sink) -> None:
+    def handle(self, request: Request, sink: Sink) -> Coroutine[Any, Any, None]:
         """Answer the request; see ``run``."""
-        await self.run(self.begin(request), sink)
+        return self.run(self.begin(request), sink)
 
-    async def run(self, context: RequestContext, sink: Sink) -> None:
+    def run(self, context: RequestContext, sink: Sink) -> Coroutine[Any, Any, None]:
         """Answer the request, with all waiting and retries.
 
         Raises TruncatedResponse when the response has begun and cannot be completed: the caller
         must break the client's connection rather than end it cleanly.
         """
-        try:
-            await self._exchange(context, sink)
-        except Refusal as refusal:
-            context.error, context.reason = refusal.token, refusal.reason
-            await refuse(refusal, sink, context)
-        except TruncatedResponse as error:
-            context.error = "truncated"
-            if context.member:
-                context.tried(context.member, error)
-            raise
-        except (ClientGone, asyncio.CancelledError) as error:
-            # The message of a cancellation is the token of its reason.
-            context.error = str(error) or "client_gone"
-            status = CLIENT_GONE
-            if context.error == SHUTTING_DOWN.token:
-                status, context.reason = SHUTTING_DOWN.status, SHUTTING_DOWN.reason
-            context.status = context.status or status
-            raise
-        finally:
-            if context.body:
-                context.received = context.body.received
-            context.duration = self._clock() - context.started
-            self._on_done(context)
+        return course.run(self, context, sink)
+
+    def _exchange(self, context: RequestContext, sink: Sink) -> Coroutine[Any, Any, None]:
+        """Send the request to members until one answers, and pass its response on. Raises Refusal where none does."""
+        return course.exchange(self, context, sink)
 
     def _on_response_head(self, context: RequestContext, response: UpstreamResponse) -> None:
         """Let plug-ins change the headers of a response before any of it is passed on.
@@ -111,75 +87,6 @@ class Dispatcher(FastPathDispatcher):
             spelling=request.spelling,
         )
 
-    async def _exchange(self, context: RequestContext, sink: Sink) -> None:
-        """Send the request to members until one answers, and pass its response on. Raises Refusal where none does."""
-        if context.is_relaying:
-            await self._finish_relay(context, sink)
-            return
-        outgoing = self._outgoing(context, sink)
-        attempts = Attempts(QueuedRequest(context.hook_request or context.request))
-        attempts.until = loop_time().time() + self._settings.queue_timeout
-        while True:
-            member = await self._find_member(context, attempts, sink)
-            attempts.began = context.started if context.response else self._clock()
-            try:
-                try:
-                    response = await self._attempt(member, context, outgoing)
-                except UpstreamError as fault:
-                    self._note_outcome(context, 0, fault.reason, self._clock() - attempts.began)
-                    self._after_failure(fault, member, context, attempts)
-                else:
-                    self._note_head(context, member, response.status, self._clock() - attempts.began)
-                    if response.status not in self._retry_status or not await status_retry.drop(
-                        self, response, member, context, attempts
-                    ):
-                        await self._pass_on(response, member, context, sink)
-                        return
-            finally:
-                context.attempt_duration = max(0.0, self._clock() - attempts.began)
-                self._end_attempt(context, member, attempts.queued)
-            outgoing.fresh = attempts.fresh
-            outgoing.repeatable = outgoing.repeatable and attempts.repeats < self._settings.retries
-            if attempts.pause:
-                await asyncio.sleep(retry.PAUSE_SECONDS)
-
-    async def _finish_relay(self, context: RequestContext, sink: Sink) -> None:
-        """Pass on the rest of a response that has begun without waiting. Raises TruncatedResponse or ClientGone."""
-        response, member = context.response, context.acquired
-        assert response and member
-        try:
-            await _relay_body(response, sink, context)
-        except TruncatedResponse as error:
-            self._note_break(context, error)
-            raise
-        finally:
-            await response.close()
-            context.attempt_duration = self._clock() - context.started
-            self._end_attempt(context, member)
-
-    async def _find_member(self, context: RequestContext, attempts: Attempts, sink: Sink) -> Member:
-        """Return the member acquired before, one that is free now, or one from the queue."""
-        member, context.acquired = context.acquired, None
-        member = member or self.admission.acquire(attempts.queued.request, attempts.queued.tried)
-        if member is None:
-            sink.on_queue(True)
-            member = await self._wait_for_member(attempts.queued, context.body, attempts.until, context)
-            sink.on_queue(False)
-        context.member = member.address
-        context.retries = len(context.attempts)
-        return member
-
-    async def _attempt(self, member: Member, context: RequestContext, outgoing: UpstreamRequest) -> UpstreamResponse:
-        """Send the request to a member, if it has not been sent without waiting. Raises UpstreamError."""
-        pending, context.response = context.response, None
-        if pending:
-            await pending.wait_for_head()
-            response: UpstreamResponse = pending
-        else:
-            response = await self._upstream.send(member.address, outgoing)
-        await response.wait_for_body(HEAD_DELAY)
-        return response
-
     def _after_failure(self, fault: UpstreamError, member: Member, context: RequestContext, attempts: Attempts) -> None:
         """Prepare another attempt after one that has failed. Raises Refusal where there must be none."""
         now, began = self._clock(), attempts.began
@@ -206,23 +113,6 @@ class Dispatcher(FastPathDispatcher):
         if context.body:
             context.body.rewind()
 
-    async def _pass_on(self, response: UpstreamResponse, member: Member, context: RequestContext, sink: Sink) -> None:
-        """Pass a member's response on to its end. Raises TruncatedResponse, ClientGone, or a hook's Refusal."""
-        if response.status != SWITCHING_PROTOCOLS:
-            self._membership.record_response(member, response.status, response.closes, self._clock())
-        try:
-            self._on_response_head(context, response)
-            policy_headers = self._policy.response_headers(context.hook_request or context.request, member)
-            headers = response.headers + policy_headers if policy_headers else response.headers
-            if self._sends_id:
-                headers = with_request_id(headers, context.id)
-            await _relay(response, sink, context, headers)
-        except TruncatedResponse as error:
-            self._note_break(context, error)
-            raise
-        finally:
-            await response.close()
-
     def _no_member(self, record: RequestRecord) -> Refusal:
         last = f"; last attempt: {record.attempts[-1]}" if record.attempts else ""
         why = f"{self._settings.alias}: {self._membership.shortage()}{last}"
@@ -230,78 +120,3 @@ class Dispatcher(FastPathDispatcher):
 
     def _afford_repeat(self) -> bool:
         return self._budget.spend(self._clock())
-
-    async def _wait_for_member(
-        self, queued: QueuedRequest, body: ReplayableBody | None, until: float, record: RequestRecord
-    ) -> Member:
-        """Queue the request until its turn comes and a member can take it. Raises Refusal if none can."""
-        began = self._clock()
-        ended: asyncio.Future[Member | Refusal] = asyncio.get_running_loop().create_future()
-
-        def end(outcome: Member | Refusal) -> bool:
-            if ended.done():
-                return False
-            ended.set_result(outcome)
-            return True
-
-        queued.give = queued.refuse = end
-        queued.client = self._key_of(self._request_headers.origin(record.request.headers, record.request.client))
-        queued.in_hand = body.size if body else 0
-        patience = max(0.0, until - loop_time().time())
-        is_queued = False
-        try:
-            self.admission.wait(queued, patience)
-            is_queued = True
-            async with Limit(patience):
-                outcome = await ended
-            if isinstance(outcome, Refusal):
-                raise outcome
-        except (Refusal, TimeoutError) as error:
-            if not _member_in(ended):
-                if member := self.admission.fallback(queued):
-                    return member
-                if isinstance(error, Refusal):
-                    raise
-                raise (overloaded() if self._membership.has_available else self._no_member(record)) from None
-        except asyncio.CancelledError:
-            if member := _member_in(ended):
-                self.admission.release(member, queued)
-            raise
-        finally:
-            self.queue.discard(queued)
-            if is_queued:
-                record.queued += self._clock() - began
-        self.queue.record_wait(queued, self._clock() - began)
-        given = _member_in(ended)
-        assert given
-        return given
-
-
-def _member_in(ended: asyncio.Future[Member | Refusal]) -> Member | None:
-    """Return the member that a request has got, or None if its wait has had another end, or none yet."""
-    outcome = ended.result() if ended.done() and not ended.cancelled() else None
-    return outcome if isinstance(outcome, Member) else None
-
-
-async def _relay(response: UpstreamResponse, sink: Sink, record: RequestRecord, headers: Headers) -> None:
-    """Pass a response on to its end, with these headers in place of its own."""
-    record.status = response.status
-    sink.spelling = response.spelling
-    if response.status == SWITCHING_PROTOCOLS:
-
-        def count(passed: int) -> None:
-            record.body_bytes += passed
-
-        await sink.switch(response, headers, count)
-        return
-    await sink.start(response.status, headers, response.reason)
-    await _relay_body(response, sink, record)
-
-
-async def _relay_body(response: UpstreamResponse, sink: Sink, record: RequestRecord) -> None:
-    """Pass a body on to its end."""
-    more = True
-    while more:
-        piece, more = await response.read()
-        record.body_bytes += len(piece)
-        await sink.write(piece, more, NO_FIELDS if more else response.trailers)

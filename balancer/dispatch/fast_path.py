@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from math import inf
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
@@ -34,7 +35,7 @@ from balancer.policies.base import Policy
 from balancer.types import Clock
 from balancer.upstream.base import PendingResponse, Upstream
 
-_NONE: frozenset[Member] = frozenset()
+_NONE: Final[frozenset[Member]] = frozenset()
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

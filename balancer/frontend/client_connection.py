@@ -57,6 +57,9 @@ class Phase(Enum):
     LINGERING = "lingering"  # its side of the connection to be closed
     CLOSED = "closed"
 
+    # By identity: that of Enum is a call of Python, and each read looks a phase up in a set.
+    __hash__ = object.__hash__
+
 
 NEW: Final = Phase.NEW
 HEAD: Final = Phase.HEAD

@@ -11,9 +11,9 @@ from collections.abc import Callable, Coroutine
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from balancer.dispatch.active_requests import end_event_stream
 from balancer.dispatch.interfaces import COMPLETE, PENDING, STARTED, DirectSink
 from balancer.dispatch.replay import REPLAY_BYTES
+from balancer.dispatch.serving import end_event_stream
 from balancer.errors import ClientGone, Refusal
 from balancer.frontend import http1_streaming
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from balancer.dispatch.active_requests import end_between_events
 from balancer.dispatch.interfaces import COMPLETE, END_OF_EVENT, PENDING, STARTED
+from balancer.dispatch.serving import end_between_events
 from balancer.errors import SHUTTING_DOWN, ClientGone
 from balancer.frontend.tunnel import CLOSE_SECONDS, Tunnel
 from balancer.http.headers import NO_FIELDS, Headers, as_lines

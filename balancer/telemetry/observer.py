@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from balancer.discovery.snapshot import Snapshot
-from balancer.dispatch.context import RequestRecord
+from balancer.dispatch.context import RequestRecord, in_turn
 from balancer.members.health import HealthEvent, State
 from balancer.members.member import Member
 from balancer.members.membership import Change
@@ -51,11 +51,4 @@ class Observer:
 def all_done(observers: Sequence[Observer]) -> Callable[[RequestRecord], None]:
     """Return one function that calls ``done`` of the observers that override it."""
     functions = [observer.done for observer in observers if type(observer).done is not Observer.done]
-    if len(functions) == 1:
-        return functions[0]
-
-    def done(record: RequestRecord) -> None:
-        for function in functions:
-            function(record)
-
-    return done
+    return functions[0] if len(functions) == 1 else in_turn(functions)

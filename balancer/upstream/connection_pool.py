@@ -3,7 +3,7 @@
 Each member has a stack of idle connections: the one used last is used next, so that surplus ones expire. Taking one
 and giving it back cost the same with one connection as with thousands: no lock, no scan of a list, no system call.
 
-``balancer.upstream.native`` adds what waits: connecting, and sending a body.
+``balancer.upstream.sending`` has what waits: connecting, and sending a body.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from math import inf
-
-from mypy_extensions import mypyc_attr
 
 from balancer import malloc
 from balancer.http.chunked import chunk, last_chunk
@@ -34,7 +32,6 @@ CLOSES_PER_TICK = 50
 SWEEP_MIN, SWEEP_MAX = 0.01, 0.5
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class ConnectionPool(Upstream):
     """Connections to members. ``opened``: their number so far; ``requests``: sent on them so far."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from typing import Any
+from typing import Any, Final
 
 _LINUX = sys.platform == "linux"
 
@@ -26,7 +26,7 @@ UNANSWERED = 2
 SILENCE, DOUBTED_SILENCE = 6.0, 1.5
 
 # Bytes that fit into one segment on any path: the member reads them as a whole or not at all.
-ONE_SEGMENT = 1200
+ONE_SEGMENT: Final = 1200
 
 
 def watch_silence(sock: Any, idle: int = 3, probes: int = 3) -> None:

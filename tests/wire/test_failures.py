@@ -10,7 +10,7 @@ import pytest
 
 from balancer.config.settings import Settings
 from balancer.demo.system import free_port
-from balancer.dispatch import dispatcher
+from balancer.dispatch import course
 from balancer.members.health import HealthEvent, State
 from balancer.members.probe import health_request
 from balancer.types import Address
@@ -154,7 +154,7 @@ NOTHING_TO_PASS_ON = pytest.mark.parametrize(
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head waits longer for its body than a busy machine takes to say that the connection has ended."""
-    monkeypatch.setattr(dispatcher, "HEAD_DELAY", LIMIT)
+    monkeypatch.setattr(course, "HEAD_DELAY", LIMIT)
 
 
 def fails_after(sent: bytes) -> Script:
