@@ -87,9 +87,10 @@ class UpstreamRequest:
 class UpstreamResponse(MessageHeaders):
     """A member's response, from its head on. Headers of this hop are left out.
 
-    ``lines`` begin with the status line. ``reason``: the phrase of that, or b"" for the usual one. ``closes``: the member ends the connection with this response. ``trailers``: complete once all
-    has been read. After status 101 the bytes are not a body but those of the protocol ``upgrade``: ``read`` returns
-    them as they come, and ``write`` sends some.
+    ``lines`` begin with the status line. ``reason``: the phrase of that, or b"" for the usual one. ``closes``: the
+    member ends the connection with this response. ``trailers``: complete once all has been read. After status 101 the
+    bytes are not a body but those of the protocol ``upgrade``: ``read`` returns them as they come, and ``write`` sends
+    some.
     """
 
     status: int = 0
