@@ -23,15 +23,8 @@ from balancer.errors import Refusal
 from balancer.frontend.client_connection import AWAIT_CONTINUE, BODY, DONE, HEAD, IDLE, NEW, SWITCHING
 from balancer.frontend.http1_exchange import Http1Exchange
 from balancer.http.chunked import ChunkedReader, MalformedChunk
-from balancer.http.headers import (
-    END_OF_HEAD,
-    Headers,
-    Spelling,
-    content_length,
-    sound_request_id,
-    without_underscores,
-)
-from balancer.http.request import HeaderBlock, Request
+from balancer.http.headers import Headers, Spelling, content_length, sound_request_id, without_underscores
+from balancer.http.request import END_OF_HEAD, HeaderBlock, Request
 from balancer.http.simple_heads import KNOWN_MAX, read_request
 from balancer.http.validation import TOKEN, check, headers_too_large, malformed
 
@@ -141,10 +134,8 @@ class RequestParser:
         if not (connection.phase is IDLE or connection.phase is NEW):
             return 0
         request = read_request(data, self._known, connection.peer, connection.scheme, self._limits)
-        if request is None:
+        if request is None or (block := request.block) is None:
             return 0
-        block = request.block
-        assert block
         try:
             exchange = connection.add_exchange(request, "1.1", False)
         except Refusal:

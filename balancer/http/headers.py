@@ -84,9 +84,6 @@ _MARKS = re.compile(rb"[^a-z0-9]")
 LENGTH_DIGITS = 18
 
 
-END_OF_HEAD: Final = b"\r\n\r\n"
-
-
 @mypyc_attr(allow_interpreted_subclasses=True)
 class MessageHeaders:
     """The headers of a message: lines, and pairs once something reads them.
@@ -121,7 +118,7 @@ def read_lines(lines: bytes) -> tuple[Headers, Spelling]:
     """
     found: Headers = []
     spelling: Spelling = {}
-    for line in lines.removesuffix(END_OF_HEAD).split(b"\r\n")[1:]:
+    for line in lines.removesuffix(b"\r\n\r\n").split(b"\r\n")[1:]:
         name, _, value = line.partition(b": ")
         lowered = name.lower()
         if lowered != name:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from balancer.http.headers import Headers, MessageHeaders
 
@@ -25,6 +25,9 @@ class Body(Protocol):
 
     def read(self) -> Coroutine[Any, Any, bytes]:
         """Return the next piece, or b"" at the end. Raises ClientGone if the client left before that."""
+
+
+END_OF_HEAD: Final = b"\r\n\r\n"
 
 
 class HeaderBlock:

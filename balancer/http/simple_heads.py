@@ -27,8 +27,8 @@ from http import HTTPStatus
 from typing import Final
 
 from balancer.config.settings import Settings
-from balancer.http.headers import END_OF_HEAD, X_FORWARDED
-from balancer.http.request import HeaderBlock, Request
+from balancer.http.headers import X_FORWARDED
+from balancer.http.request import END_OF_HEAD, HeaderBlock, Request
 from balancer.http.serialize import status_line
 from balancer.http.validation import PENDING_BODY, is_host
 

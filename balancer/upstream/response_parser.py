@@ -16,7 +16,6 @@ from math import inf
 import httptools
 
 from balancer.http.headers import (
-    END_OF_HEAD,
     HOP_BY_HOP,
     LENGTH_DIGITS,
     Headers,
@@ -27,6 +26,7 @@ from balancer.http.headers import (
     trailers,
     without_length,
 )
+from balancer.http.request import END_OF_HEAD
 from balancer.http.serialize import own_reason
 from balancer.http.simple_heads import HEAD_MAX, KNOWN_MAX, SimpleResponse, read_response
 from balancer.upstream.exchange import MemberExchange
