@@ -162,7 +162,7 @@ class LoadBalancer(PoolFigures):
             clock,
             self._on_ejection,
             settings.eject_max_percent / 100,
-            compares_latency=settings.policy != "hash" and not settings.sticky_cookie,
+            compares_latency=not (plugged.policy or settings.policy == "hash" or settings.sticky_cookie),
         )
         if settings.eject:
             self.dispatcher.ejector = self.ejector

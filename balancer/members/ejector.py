@@ -25,9 +25,11 @@ from balancer.members.outcome import Outcome
 from balancer.members.tally import LATEST, Counts, Tally, words_of
 from balancer.types import Clock
 
-# Seconds between two steps, and what a step leaves of the recent counts: half of them are left after a minute.
+# Seconds between two steps.
 STEP_SECONDS = 0.5
-FADE = 0.5 ** (STEP_SECONDS / 60)
+# Seconds after which the recent counts are cut, and what is left of them: half after a minute.
+FADE_SECONDS = 15.0
+FADE = 0.5 ** (FADE_SECONDS / 60)
 
 # The rate of failures that is assumed of the others where they have fewer, and what is added to their counts.
 FLOOR = 0.01
@@ -94,7 +96,7 @@ class Ejector:
         # Members that are ejected or on trial.
         self._out: dict[Member, None] = {}
         self.everyone = Counts()
-        self._block_since = 0.0
+        self._block_since = self._faded_at = 0.0
         # The latency above which an answer of a trial is slow.
         self._slow_above = inf
 
@@ -159,18 +161,22 @@ class Ejector:
                 self._begin_trial(member, ejection)
             elif ejection.on_trial and member.tally:
                 self._end_trial(member, member.tally, now)
-        self.everyone.fade(FADE)
-        tallies = {member: member.tally for member in self._membership.members.values() if member.tally}
-        for member, tally in tallies.items():
-            tally.fade(FADE)
-            tally.take_latest()
-            waiting = tally.waiting(member.requests, member.in_flight)
-            if waiting:
-                tally.latencies[class_of(STEP_SECONDS)] += waiting
-                if self._slow_above < STEP_SECONDS:
-                    tally.trial_slow += waiting
-        if self._compares_latency and tallies:
-            self._compare_latencies(tallies, now)
+        members = self._membership.members.values()
+        if now - self._faded_at >= FADE_SECONDS:
+            self._faded_at = now
+            self.everyone.fade(FADE)
+            for member in members:
+                if member.tally:
+                    member.tally.fade(FADE)
+        busy = {
+            member: member.tally for member in members if member.tally and not member.tally.is_idle(member.requests)
+        }
+        for member, tally in busy.items():
+            waiting = tally.take_latencies(member.requests, member.in_flight, class_of(STEP_SECONDS))
+            if self._slow_above < STEP_SECONDS:
+                tally.trial_slow += waiting
+        if self._compares_latency and busy:
+            self._compare_latencies(busy, now)
 
     def _on_failure(self, member: Member, tally: Tally, outcome: Outcome, words: str) -> None:
         now = self._clock()
@@ -258,11 +264,11 @@ class Ejector:
             self.restore(member)
 
     def _compare_latencies(self, tallies: dict[Member, Tally], now: float) -> None:
-        """Look for slow members once a block is full; begin the next."""
+        """Look for slow members of those with attempts in this block, once it is full; begin the next."""
         counts = [0] * CLASSES
         for tally in tallies.values():
             counts = [count + more for count, more in zip(counts, tally.latencies, strict=True)]
-        is_full = sum(counts) >= BLOCK * sum(any(tally.latencies) for tally in tallies.values())
+        is_full = sum(counts) >= BLOCK * len(tallies)
         if not is_full and now - self._block_since < BLOCK_SECONDS:
             return
         if is_full:
@@ -276,7 +282,7 @@ class Ejector:
                 else:
                     tally.slowness = 0.0
         for tally in tallies.values():
-            tally.latencies = [0] * CLASSES
+            tally.begin_block()
         self._block_since = now
 
     def _judge_latency(self, member: Member, tally: Tally, counts: list[int], now: float) -> None:

@@ -79,6 +79,7 @@ class Tally(Counts):
         self.latest = [0.0] * LATEST
         self.latencies = [0] * CLASSES
         self._classed = 0
+        self._in_block = False
         self.slowness = 0.0
         self.judged_from = 0.0
         self.times = 0
@@ -130,19 +131,30 @@ class Tally(Counts):
         others_answered = max(0, everyone.answered - self.all_answered - answered)
         return failed, failed + answered, others_failed, others_failed + others_answered
 
-    def take_latest(self) -> None:
-        """Add the latest times to first byte to the block: all since the last call, or the last LATEST of them."""
+    def is_idle(self, given: int) -> bool:
+        """Whether nothing has happened since the last step. ``given``: all requests that it got so far."""
+        is_settled = self._given[0] == self._given[1] == given
+        return is_settled and self.answered + self.failed == self._finished[0] and not self._in_block
+
+    def take_latencies(self, given: int, in_flight: int, late: int) -> int:
+        """Add the latest latencies to the block, and requests that wait in class ``late``; return how many wait.
+
+        These are requests given to it between the last two steps, of which it cannot have finished so many.
+        ``in_flight``: all that it has not finished.
+        """
         for number in range(max(self._classed, self.answered - LATEST) + 1, self.answered + 1):
             self.latencies[class_of(self.latest[number % LATEST])] += 1
         self._classed = self.answered
-
-    def waiting(self, given: int, in_flight: int) -> int:
-        """Return how many requests have come between the last two steps and still wait, at least.
-
-        ``given``: all requests that it got so far. ``in_flight``: those that it has not finished.
-        """
         finished = self.answered + self.failed
         new = given - self._given[0]
         unfinished = self._given[0] - self._given[1] - (finished - self._finished[1])
         self._given, self._finished = (given, self._given[0]), (finished, self._finished[0])
-        return max(0, min(in_flight - new, unfinished))
+        waiting = max(0, min(in_flight - new, unfinished))
+        self.latencies[late] += waiting
+        self._in_block = True
+        return waiting
+
+    def begin_block(self) -> None:
+        """Begin a block without latencies."""
+        self.latencies = [0] * CLASSES
+        self._in_block = False

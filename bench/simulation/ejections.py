@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -47,6 +47,20 @@ CASES = (
 )
 
 
+class DrawnTally(Tally):
+    """A tally whose latencies are drawn by class: ``draw`` returns those of a step."""
+
+    def __init__(self, draw: Callable[[], Iterable[int]]) -> None:
+        super().__init__()
+        self._draw = draw
+
+    def take_latencies(self, given: int, in_flight: int, late: int) -> int:
+        counts = self.latencies
+        for latency in self._draw():
+            counts[latency] += 1
+        return 0
+
+
 def a_day(case: Case, seed: int) -> Counter[str]:
     """Return the false ejections of one day by kind, with the attempts under "attempts".
 
@@ -56,13 +70,20 @@ def a_day(case: Case, seed: int) -> Counter[str]:
     rng, pool, found = Random(seed), JudgedPool(MEMBERS, seed=seed), Counter[str]()
     drawn = [class_of(MEDIAN * rng.lognormvariate(0, SIGMA)) for _ in range(DRAWN)]
     members, everyone = pool.members, pool.ejector.everyone
-    tallies = [Tally() for _ in members]
+    each = round(RATE * STEP_SECONDS)
+    shift = 0
+
+    def draw() -> Iterable[int]:
+        place = int(rng.random() * (DRAWN - each))
+        of_step = drawn[place : place + each]
+        return [latency + shift for latency in of_step] if shift else of_step
+
+    tallies = [DrawnTally(draw) for _ in members]
     for member, tally in zip(members, tallies, strict=True):
         member.tally = tally
     failed_of = [0] * MEMBERS
-    each = round(RATE * STEP_SECONDS)
     gap = log(1 - case.failing)
-    done, until_change, shift = 0, 0.0, 0
+    done, until_change = 0, 0.0
     next_failure = int(log(1 - rng.random()) / gap)
     for _ in range(round(DAY / STEP_SECONDS)):
         end = done + each * MEMBERS
@@ -79,10 +100,6 @@ def a_day(case: Case, seed: int) -> Counter[str]:
             until_change, shift = pool.now + rng.expovariate(1 / 20), rng.randint(0, 2 * (TOGETHER.bit_length() - 1))
         for number, tally in enumerate(tallies):
             tally.answered = done // MEMBERS - failed_of[number]
-            counts = tally.latencies
-            place = int(rng.random() * (DRAWN - each))
-            for latency in drawn[place : place + each]:
-                counts[latency + shift] += 1
         everyone.answered = done - everyone.failed
         pool.wait_for_step()
         if pool.changes:

@@ -263,6 +263,11 @@ class World(Observer, Upstream):
     def happen(self) -> None:
         address = Address(f"10.0.0.{self.rng.randrange(5)}", 80)
         container = self.containers.get(address)
+        if self.rng.random() < 0.1 and (member := self.balancer.members.get(address)):
+            if member.ejection:
+                self.balancer.restore(member)
+            else:
+                self.balancer.eject(member, self.rng.random())
         if container is None:
             self.start(address)
         elif self.rng.random() < 0.25:
