@@ -216,6 +216,7 @@ def _merge_rows(member: Member, rows: Sequence[MemberRow]) -> None:
         member.reason += f" (in {len(agreeing)} of {len(judges)} processes)"
     member.in_flight = sum(row.in_flight for row in rows)
     member.requests = sum(row.requests for row in rows)
+    member.limit = sum(row.limit for row in rows)
     drained = [row for row in rows if row.drained]
     member.drained = bool(drained)
     member.drained_since = min(row.drained_since for row in drained or rows)

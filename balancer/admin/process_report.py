@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple, TypeVar
 
 from balancer.admin.ipc import Channel
@@ -41,13 +42,14 @@ class MemberRow(NamedTuple):
     requests: int
     drained: bool
     drained_since: float
+    limit: float = inf
 
     @classmethod
     def of(cls, member: Member) -> MemberRow:
         """Return the row of a member."""
         return cls(
             member.endpoint, member.since, member.state, member.reason, member.in_flight, member.requests,
-            member.drained, member.drained_since,
+            member.drained, member.drained_since, member.limit,
         )  # fmt: skip
 
 

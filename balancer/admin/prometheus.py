@@ -172,6 +172,9 @@ METRICS = (
     Spec("balancer_member_state_changes_total", "counter", (*MEMBER, "state"), "Times it came into this state."),
     Spec("balancer_member_requests_in_flight", "gauge", MEMBER, "Requests that the member has."),
     Spec(
+        "balancer_member_request_limit", "gauge", MEMBER, "Requests that it is given at a time, where there is a limit."
+    ),
+    Spec(
         "balancer_member_requests_total",
         "counter",
         (*MEMBER, "method", "code"),
@@ -325,6 +328,8 @@ def _add_member(found: _Families, labels: Labels, member: Member) -> None:
         found.add("balancer_member_state", {**labels, "state": state}, member.state is state)
     found.add("balancer_member_drained", labels, member.drained)
     found.add("balancer_member_requests_in_flight", labels, member.in_flight)
+    if member.limit < math.inf:
+        found.add("balancer_member_request_limit", labels, member.limit)
 
 
 def _add_tally(found: _Families, labels: Labels, tally: Tally) -> None:

@@ -325,7 +325,7 @@ class StatusFeed:
         }
 
     def _member(self, pool: Pool, member: Member, row: list[Any], lately: int) -> Json:
-        _, in_flight, rate, recent, p50, p99, requests, failed, _ = row
+        _, in_flight, rate, recent, p50, p99, requests, failed, _, limit = row
         track = pool.tracks[member]
         return {
             "address": str(member.address),
@@ -336,6 +336,7 @@ class StatusFeed:
             "drained": member.drained,
             "drained_since": iso(self.wall(member.drained_since)) if member.drained else None,
             "in_flight": in_flight,
+            "limit": limit,
             "rate": rate,
             "share": round(recent / lately, 4) if lately else 0,
             "p50_ms": p50,

@@ -28,7 +28,6 @@ from balancer.config.parsers import (
     PEM_FILE,
     POLICY,
     PORT,
-    PROCESSES,
     ROUTES,
     SECRET,
     TOKEN,
@@ -37,6 +36,7 @@ from balancer.config.parsers import (
     Kind,
     choice,
     count,
+    count_or_auto,
     seconds,
     share,
 )
@@ -112,8 +112,11 @@ class Settings:
     slow_start: float = setting(
         0.0, seconds(0, 3600), "time in which the share of a member that came up rises from a tenth to the full"
     )
-    max_requests_per_member: int = setting(
-        0, count(0, 1_000_000), "requests that a member is given at a time; the rest wait their turn (0: no limit)"
+    max_requests_per_member: int | str = setting(
+        0,
+        count_or_auto(0, 1_000_000),
+        "requests that a member is given at a time; the rest wait their turn (0: no limit; auto: as many as each member"
+        " answers without making them wait)",
     )
     health_path: str | None = setting(
         None, PATH, "readiness path of a member: 2xx is up, 503 is draining; without one, a TCP connect"
@@ -190,7 +193,7 @@ class Settings:
         "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs the extra otel",
     )
     processes: int | str = setting(
-        1, PROCESSES, "how many processes serve; auto is one for each core that the balancer may use"
+        1, count_or_auto(1, 64), "how many processes serve; auto is one for each core that the balancer may use"
     )
     shutdown_delay: float = setting(
         0.0,
@@ -303,7 +306,8 @@ class Settings:
         """
         if processes == 1:
             return self
-        parts = {}
+        # A limit that finds itself has to know how many look for it.
+        parts: dict[str, Any] = {"processes": processes}
         problems = []
         for name, least in (
             ("max_requests_per_member", 1),
@@ -312,6 +316,8 @@ class Settings:
             ("queue_max_bytes", 0),
         ):
             limit = getattr(self, name)
+            if limit == "auto":
+                continue
             if 0 < limit < least * processes:
                 problems.append(
                     f"{variable(name)}={limit} cannot be used with {processes} processes: it is shared out among them, "

@@ -13,7 +13,7 @@ from math import inf
 from balancer.dispatch import retry
 from balancer.dispatch.context import RequestContext, RequestRecord
 from balancer.dispatch.fast_path import FastPathDispatcher
-from balancer.dispatch.interfaces import Sink
+from balancer.dispatch.interfaces import Sink, is_event_stream
 from balancer.dispatch.queue import QueuedRequest
 from balancer.dispatch.refusals import overloaded, refuse, too_large
 from balancer.dispatch.replay import ReplayableBody
@@ -143,10 +143,10 @@ class Dispatcher(FastPathDispatcher):
                 try:
                     response = await self._attempt(member, context, outgoing)
                 except UpstreamError as fault:
-                    self._note_outcome(context, 0, fault.reason, self._clock() - attempts.began)
+                    self._note_outcome(context, 0, fault.reason, attempts.began)
                     self._after_failure(fault, member, context, attempts)
                 else:
-                    self._note_outcome(context, response.status, "", self._clock() - attempts.began)
+                    self._note_outcome(context, response.status, "", attempts.began)
                     await self._pass_on(response, member, context, sink)
                     return
             finally:
@@ -171,9 +171,11 @@ class Dispatcher(FastPathDispatcher):
             context.attempt_duration = self._clock() - context.started
             self._end_attempt(context, member)
 
-    def _note_outcome(self, context: RequestContext, status: int, failure: str, first_byte: float) -> None:
+    def _note_outcome(self, context: RequestContext, status: int, failure: str, began: float) -> None:
         if self._learners:
-            context.outcome = Outcome(status, failure, first_byte)
+            if context.body:
+                began = max(began, context.body.ended_at)
+            context.outcome = Outcome(status, failure, self._clock() - began)
 
     async def _find_member(self, context: RequestContext, attempts: _Attempts, sink: Sink) -> Member:
         """Return the member acquired before, one that is free now, or one from the queue."""
@@ -230,8 +232,12 @@ class Dispatcher(FastPathDispatcher):
 
     async def _pass_on(self, response: UpstreamResponse, member: Member, context: RequestContext, sink: Sink) -> None:
         """Pass a member's response on to its end. Raises TruncatedResponse, ClientGone, or a hook's Refusal."""
-        if response.status != SWITCHING_PROTOCOLS:
+        is_switch = response.status == SWITCHING_PROTOCOLS
+        if not is_switch:
             self._membership.record_response(member, response.status, response.closes, self._clock())
+        is_stream = self._limits is not None and (is_switch or is_event_stream(response.headers))
+        if is_stream:
+            self._count_stream(context, member, 1)
         try:
             self._on_response_head(context, response)
             policy_headers = self._policy.response_headers(context.hook_request or context.request, member)
@@ -243,7 +249,15 @@ class Dispatcher(FastPathDispatcher):
             _note_break(context, error)
             raise
         finally:
+            if is_stream:
+                self._count_stream(context, member, -1)
             await response.close()
+
+    def _count_stream(self, context: RequestContext, member: Member, change: int) -> None:
+        """Count a WebSocket or server-sent events that begin (1) or end (-1) for the limit that finds itself."""
+        assert self._limits and context.outcome
+        context.outcome.is_stream = True
+        self._limits.count_stream(member, change)
 
     def _no_member(self, record: RequestRecord) -> Refusal:
         last = f"; last attempt: {record.attempts[-1]}" if record.attempts else ""

@@ -17,6 +17,8 @@ from balancer.dispatch import retry
 from balancer.dispatch.admission import Admission
 from balancer.dispatch.context import RequestContext, RequestRecord, request_ids
 from balancer.dispatch.interfaces import DirectSink, RequestHandler, Trace, is_event_stream
+from balancer.dispatch.limit_finder import LimitFinder
+from balancer.dispatch.limits import START
 from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import Refusal
@@ -26,6 +28,7 @@ from balancer.http.headers import TRACE_FIELDS, with_request_id
 from balancer.http.request import Request
 from balancer.http.request_headers import RequestHeaders
 from balancer.http.serialize import request_head
+from balancer.loop_time import loop_time
 from balancer.members.member import Member
 from balancer.members.membership import Membership
 from balancer.members.outcome import Learner, Outcome
@@ -71,8 +74,16 @@ class FastPathDispatcher(RequestHandler):
         self._trace = trace
         self._budget = retry.Budget()
         self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes, settings.max_queue_share)
-        self.admission = Admission(membership, policy, self.queue, settings.max_requests_per_member)
+        limit, processes = settings.max_requests_per_member, settings.processes
+        self.admission = Admission(membership, policy, self.queue, START if isinstance(limit, str) else limit)
         self._learners: list[Learner] = []
+        self._limits: LimitFinder | None = None
+        if isinstance(limit, str):
+            parts = 1 if isinstance(processes, str) else processes
+            self._limits = LimitFinder(
+                membership, self.admission, lambda delay, call: loop_time().call_later(delay, call), clock, parts
+            )
+            self.report_to(self._limits.learn)
         if type(policy).finished is not Policy.finished:
             self.report_to(policy.finished)
 
@@ -87,7 +98,7 @@ class FastPathDispatcher(RequestHandler):
         context = RequestContext(request, now, request.id or self._new_id())
         context.dispatcher = self
         if request.body:
-            context.body = ReplayableBody(request.body, self._max_body)
+            context.body = ReplayableBody(request.body, self._max_body, self._clock)
         if self._trace:
             context.span = self._trace(context)
         return context
@@ -185,6 +196,8 @@ class FastPathDispatcher(RequestHandler):
             outcome.duration = context.attempt_duration
             for learner in self._learners:
                 learner(member, outcome)
+        elif self._limits:
+            self._limits.left(member, context.attempt_duration)
 
     def mark_requests(self, identity: str) -> None:
         """Mark each request, from now on, as one that has passed this pool; see ``balancer.http.loops``."""

@@ -65,6 +65,7 @@ class Membership:
     """The members and their states.
 
     ``slow_start``: seconds in which the weight of a member that came up rises to its full value.
+    ``first_limit``: the limit with which a new member begins.
     ``on_flip``: called with a member, its previous state and the event after every change of state.
     ``on_reason``: called with a member whose reason has changed while its state has not. ``on_unnamed``: called when a
     member would come up if DNS named it.
@@ -76,6 +77,7 @@ class Membership:
     on_unnamed: Callable[[], None] = lambda: None
     members: dict[Address, Member] = field(default_factory=dict)
     slow_start: float = 0.0
+    first_limit: float = inf
     generation: int = 0
     _record_sets: dict[str, _RecordSet] = field(default_factory=dict)
     _snapshot: Snapshot | None = None
@@ -161,7 +163,10 @@ class Membership:
                 current = wanted.get(endpoint.address)
                 if current is None or (endpoint.priority, -endpoint.weight) < (current.priority, -current.weight):
                     wanted[endpoint.address] = endpoint
-        joined = [Member(wanted[address], since=now) for address in sorted(wanted.keys() - self.members)]
+        joined = [
+            Member(wanted[address], since=now, limit=self.first_limit)
+            for address in sorted(wanted.keys() - self.members)
+        ]
         left = [self.members.pop(address) for address in sorted(self.members.keys() - wanted)]
         states = [member.state for member in left]
         self._remove(left, now)

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+from bench.drill.limits import KINDS, compare_all
 from bench.drill.overload import Problem, overload
 from bench.drill.report import Row, table
 from bench.drill.rolling import roll
@@ -46,7 +47,11 @@ def main() -> int:
     instead.add_argument(
         "--overload", action="store_true", help="three times what the members can do, with and without the limit"
     )
+    parser.add_argument("--workers", help=f"with --overload: only these of {','.join(KINDS)}, with limits of all sorts")
     arguments = parser.parse_args()
+    kinds = (arguments.workers or ",".join(KINDS)).split(",")
+    if unknown := set(kinds) - KINDS.keys():
+        parser.error(f"--workers {','.join(sorted(unknown))}: there are {', '.join(KINDS)}")
     if arguments.overload and arguments.asgi:
         parser.error("--overload is only for the balancer's own front end")
     if arguments.rolling:
@@ -55,7 +60,8 @@ def main() -> int:
         return asyncio.run(_websockets(arguments))
     if arguments.overload:
         try:
-            return asyncio.run(overload())
+            worst = 0 if arguments.workers else asyncio.run(overload())
+            return worst or asyncio.run(compare_all(kinds))
         except Problem as problem:
             print(problem, file=sys.stderr)
             return 2
