@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import exp, inf
 from random import Random
@@ -241,34 +241,41 @@ def best_fixed(kind: Kind, times: str, load: float, halved: bool = False) -> tup
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print goodput as a share of that with the best fixed limit."""
+    """Print goodput as a share of the capacity, or of that with the best fixed limit."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.simulation.limits", description=(__doc__ or "").split(":")[0]
+        prog="python -m bench.simulation.limits", description="Limits that find themselves."
     )
-    parser.add_argument(
-        "--loads", default=",".join(map(str, LOADS)), help="multiples of the capacity; default: %(default)s"
-    )
+    parser.add_argument("--only", default=",".join(KINDS), help="some of %(default)s")
+    parser.add_argument("--loads", default=",".join(map(str, LOADS)), help="multiples of the capacity: %(default)s")
     parser.add_argument("--balancers", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--start", type=int, default=4, help="limit to begin with; default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--fixed", action="store_true", help="beside the best of some fixed limits, not the capacity")
     given = parser.parse_args(arguments)
-    print("| member | times | load | best limit | 10 to 20 s | 30 to 50 s | halved at 20 s: 40 to 50 s |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    for name, kind in KINDS.items():
+    print("| member | times | load | 10 to 20 s | 30 to 50 s | halved at 20 s: 40 to 50 s | limits found |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | --- |")
+    for name in given.only.split(","):
         for times in TIMES:
             for load in map(float, given.loads.split(",")):
-                best, limit = best_fixed(kind, times, load)
-                best_halved, _ = best_fixed(kind, times, load, halved=True)
-                setup = Setup(kind, times, load, start=given.start, balancers=given.balancers, seed=given.seed)
-                steady = World(setup).run()
-                halved = World(Setup(**{**vars(setup), "halved_at": HALVED_AT})).run()
-                shares = (
-                    steady.goodput(SETTLED, 2 * SETTLED) / best,
-                    steady.goodput(30.0, END) / best,
-                    halved.goodput(HALVED_AT + 20, END) / best_halved,
-                )
-                cells = " | ".join(f"{share:.0%}" for share in shares)
-                print(f"| {name} | {times} | {load:g} | {limit} | {cells} |", flush=True)
+                setup = Setup(KINDS[name], times, load, 0, given.start, inf, END, given.balancers, given.seed)
+                print(f"| {name} | {times} | {load:g} | {_row(setup, given.fixed)} |", flush=True)
+
+
+def _row(setup: Setup, fixed: bool) -> str:
+    """Return the cells of a table for one kind of member and load."""
+    kind, times, load = setup.kind, setup.times, setup.load
+    most = min(1.0, load) * kind.capacity
+    best, best_halved = most, min(load, 0.5) * kind.capacity
+    if fixed:
+        best, best_halved = best_fixed(kind, times, load)[0], best_fixed(kind, times, load, halved=True)[0]
+    steady, halved = World(setup).run(), World(replace(setup, halved_at=HALVED_AT)).run()
+    shares = (
+        steady.goodput(SETTLED, 2 * SETTLED) / best,
+        steady.goodput(30.0, END) / best,
+        halved.goodput(HALVED_AT + 20, END) / best_halved,
+    )
+    found = ", ".join(f"{side.found.size:.0f}" for sides in steady.sides for side in sides if side.found)
+    return " | ".join([*(f"{share:.0%}" for share in shares), found])
 
 
 if __name__ == "__main__":
