@@ -74,6 +74,7 @@ def busy(alias: str = "apps") -> Pool:
     )
     pool.serve(None, "BREW", 503, duration=10.0, queued=10.0, error="no_member")
     pool.see(TWO, HealthEvent.REFUSED)
+    pool.members[ONE].limit = 8.0
     return pool
 
 
