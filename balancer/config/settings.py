@@ -115,8 +115,7 @@ class Settings:
     max_requests_per_member: int | str = setting(
         0,
         count_or_auto(0, 1_000_000),
-        "requests that a member is given at a time; the rest wait their turn (0: no limit; auto: as many as each member"
-        " answers without making them wait)",
+        "requests that a member is given at a time; the rest wait their turn (0: no limit; auto: it finds itself)",
     )
     health_path: str | None = setting(
         None, PATH, "readiness path of a member: 2xx is up, 503 is draining; without one, a TCP connect"
@@ -306,7 +305,6 @@ class Settings:
         """
         if processes == 1:
             return self
-        # A limit that finds itself has to know how many look for it.
         parts: dict[str, Any] = {"processes": processes}
         problems = []
         for name, least in (

@@ -12,22 +12,23 @@ from tests.support.wire import OK, Connection, Member, Running, balance, eventua
 
 pytestmark = pytest.mark.usefixtures("each_way")
 
-# Requests at a time of all clients, and what a worker takes for one, in seconds.
-CLIENTS, SERVICE = 24, 0.01
+# Requests at a time of all clients.
+CLIENTS = 24
 EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n"
 
 
 class Worker:
-    """A worker of so many threads: the rest wait in its backlog."""
+    """A worker of so many threads: the rest wait in its backlog. ``service``: seconds for a request."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, service: float) -> None:
         self._threads = asyncio.Semaphore(threads)
+        self._service = service
 
     async def __call__(self, connection: Connection) -> None:
         while True:
             await connection.head()
             async with self._threads:
-                await asyncio.sleep(SERVICE)
+                await asyncio.sleep(self._service)
             await connection.send(OK)
 
 
@@ -43,22 +44,22 @@ async def visit(running: Running, seconds: float) -> int:
     return answers
 
 
-async def limit_found(threads: int, seconds: float) -> tuple[float, int]:
-    """Return the limit that is found for a worker with so many threads, and the number of answers."""
-    async with Member(Worker(threads)) as member, balance(member, max_requests_per_member="auto") as running:
+async def limit_found(worker: Worker, seconds: float) -> tuple[float, int]:
+    """Return the limit that is found for a worker, and the number of answers."""
+    async with Member(worker) as member, balance(member, max_requests_per_member="auto") as running:
         answers = await asyncio.gather(*[visit(running, seconds) for _ in range(CLIENTS)])
         (found,) = running.balancer.members.values()
         return found.limit, sum(answers)
 
 
 async def test_worker_that_does_one_thing_at_a_time_gets_few_requests() -> None:
-    limit, answers = await limit_found(1, 4.0)
+    limit, answers = await limit_found(Worker(1, 0.01), 4.0)
     assert limit <= CLIENTS / 2
     assert answers > 50
 
 
 async def test_worker_with_many_threads_gets_many_requests() -> None:
-    limit, _ = await limit_found(CLIENTS, 4.0)
+    limit, _ = await limit_found(Worker(CLIENTS, 0.2), 5.0)
     assert limit >= 8
 
 
