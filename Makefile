@@ -102,7 +102,7 @@ bench: .venv/.ready bench/.cache/venv/.ready
 	bench/.cache/venv/bin/python -m bench $(OPTIONS)
 
 # Options: make drill OPTIONS="--plain", "--asgi", "--only pause", "--rolling 100000", "--websockets", "--overload", "--ejection" (the last two
-# without Docker; BALANCER_ settings from the environment apply). --plain and --asgi go with each other and with the rest.
+# without Docker; BALANCER_ settings from the environment apply; --workers sync,threads,asyncio with --overload). --plain and --asgi go with each other and with the rest.
 drill: .venv/.ready
 	$(BIN)/python -m bench.drill $(OPTIONS)
 

@@ -263,7 +263,10 @@ class Pool:
         }
 
     def value_rows(self) -> dict[int, list[Any]]:
-        """Return rows: number, in flight, requests a second, recent ones, p50, p99, in all, failed, failed attempts."""
+        """Return rows: number, in flight, requests a second, recent ones, p50, p99, in all, failed, and so on.
+
+        The last two are failed attempts, and the limit or None.
+        """
         rows = {}
         for member, track in self.tracks.items():
             requests, failed, failed_attempts = track.counted(self.stats.members.get(member.address))
@@ -275,6 +278,7 @@ class Pool:
                 requests,
                 failed,
                 sum(failed_attempts.values()),
+                None if member.limit == inf else int(member.limit),
             ]
         return rows
 

@@ -17,7 +17,7 @@ def member_json(pool: Pool, member: Member, row: list[Any], lately: int, wall: C
     ``row``: its row of ``Pool.value_rows``. ``lately``: requests of the whole pool in the last ten seconds. ``wall``:
     returns the seconds since 1970 of a reading of the clock.
     """
-    _, in_flight, rate, recent, p50, p99, requests, failed, _ = row
+    _, in_flight, rate, recent, p50, p99, requests, failed, _, limit = row
     track = pool.tracks[member]
     return {
         "address": str(member.address),
@@ -29,6 +29,7 @@ def member_json(pool: Pool, member: Member, row: list[Any], lately: int, wall: C
         "drained_since": iso(wall(member.drained_since)) if member.drained else None,
         "ejection": ejection_json(member.ejection, wall) if member.ejection else None,
         "in_flight": in_flight,
+        "limit": limit,
         "rate": rate,
         "share": round(recent / lately, 4) if lately else 0,
         "p50_ms": p50,

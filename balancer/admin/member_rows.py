@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 from balancer.discovery.snapshot import Endpoint
@@ -37,6 +38,7 @@ class MemberRow(NamedTuple):
     drained: bool
     drained_since: float
     ejection: EjectionRow | None = None
+    limit: float = inf
 
     @classmethod
     def of(cls, member: Member) -> MemberRow:
@@ -46,6 +48,7 @@ class MemberRow(NamedTuple):
             member.endpoint, member.since, member.state, member.reason, member.in_flight, member.requests,
             member.drained, member.drained_since,
             EjectionRow(it.kind, it.reason, it.since, it.until, it.times, it.on_trial) if it else None,
+            member.limit,
         )  # fmt: skip
 
     @property
@@ -65,6 +68,7 @@ def merge_rows(member: Member, rows: Sequence[MemberRow]) -> None:
     member.reason = decisive.reason + _in_some(agreeing, judges)
     member.in_flight = sum(row.in_flight for row in rows)
     member.requests = sum(row.requests for row in rows)
+    member.limit = sum(row.limit for row in rows)
     drained = [row for row in rows if row.drained]
     member.drained = bool(drained)
     member.drained_since = min(row.drained_since for row in drained or rows)

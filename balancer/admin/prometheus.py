@@ -19,7 +19,6 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -29,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from balancer import build
+from balancer.admin.metric_specs import METRICS, Spec
 from balancer.admin.pool_view import Usage, View, by_name
 from balancer.errors import LOG_ONLY, REASONS, TOKENS
 from balancer.members.ejection import EjectionKind
@@ -108,86 +108,6 @@ class _Family(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return [self._family]
-
-
-class Spec(NamedTuple):
-    """A metric. ``kind``: Prometheus' word for its type; ``labels``: names that distinguish its series."""
-
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    words: str
-
-
-POOL = ("pool",)
-MEMBER = ("pool", "member")
-METRICS = (
-    Spec("balancer_build_info", "info", ("version", "python_version", "build"), "What is running; always 1."),
-    Spec("balancer_process_cpu_seconds_total", "counter", ("process",), "CPU time of a process that serves."),
-    Spec("balancer_process_resident_memory_bytes", "gauge", ("process",), "Memory of a process that serves."),
-    Spec(
-        "balancer_log_lines_dropped_total",
-        "counter",
-        ("process", "stream"),
-        "Log lines that a process dropped, because the stream was not read or could not be written.",
-    ),
-    Spec("balancer_client_limits_total", "counter", ("process", "limit"), "Bounds that clients have reached."),
-    Spec("balancer_client_connections", "gauge", (), "Connections of clients that are open."),
-    Spec("balancer_unrouted_requests_total", "counter", ("method", "code"), "Requests that no route led to a pool."),
-    Spec(
-        "balancer_requests_total", "counter", (*POOL, "method", "code"), "Requests that are over, by class of status."
-    ),
-    Spec("balancer_request_duration_seconds", "histogram", POOL, "Time from a request's head to its last byte."),
-    Spec("balancer_requests_in_flight", "gauge", POOL, "Requests in progress, with those that wait for a member."),
-    Spec("balancer_request_body_bytes_total", "counter", POOL, "Bytes of bodies that came from clients."),
-    Spec("balancer_response_body_bytes_total", "counter", POOL, "Bytes of bodies that went to clients."),
-    Spec("balancer_errors_total", "counter", (*POOL, "error"), "Requests that ended so: X-Balancer-Error's token."),
-    Spec("balancer_retries_total", "counter", POOL, "Attempts after the first, of all requests."),
-    Spec("balancer_failed_attempts_total", "counter", (*POOL, "reason"), "Attempts at a member that failed."),
-    Spec("balancer_queued_requests", "gauge", POOL, "Requests that wait for a member."),
-    Spec("balancer_queued_requests_limit", "gauge", POOL, "How many requests may wait for a member."),
-    Spec("balancer_queue_duration_seconds", "histogram", POOL, "How long requests waited that had to."),
-    Spec("balancer_members", "gauge", (*POOL, "state"), "Members in this state."),
-    Spec("balancer_members_available", "gauge", POOL, "Members that may be given requests."),
-    Spec("balancer_state_changes_total", "counter", (*POOL, "state", "event"), "Times members came into this state."),
-    Spec("balancer_ejections_total", "counter", (*POOL, "kind"), "Times members were ejected, by what for."),
-    Spec("balancer_dns_answers_total", "counter", (*POOL, "record", "outcome"), "Answers to queries for the alias."),
-    Spec(
-        "balancer_dns_answer_age_seconds",
-        "gauge",
-        (*POOL, "record"),
-        "Seconds since the last conclusive DNS answer; +Inf before it.",
-    ),
-    Spec("balancer_dns_addresses", "gauge", (*POOL, "record"), "Addresses in the last answer, whatever its outcome."),
-    Spec(
-        "balancer_dns_truncated_answers_total",
-        "counter",
-        (*POOL, "record"),
-        "Answers that came over TCP, because they did not fit into UDP.",
-    ),
-    Spec("balancer_dns_changes_total", "counter", POOL, "Answers by which members came or went."),
-    Spec("balancer_upstream_connections", "gauge", (*POOL, "state"), "Connections to members that are open."),
-    Spec("balancer_upstream_connections_opened_total", "counter", POOL, "Connections to members that there have been."),
-    Spec("balancer_upstream_requests_total", "counter", POOL, "Requests sent on connections to members."),
-    Spec("balancer_member_state", "gauge", (*MEMBER, "state"), "1 for the state that the member is in, else 0."),
-    Spec("balancer_member_drained", "gauge", MEMBER, "1 for a member that is drained by hand, else 0."),
-    Spec("balancer_member_ejected", "gauge", MEMBER, "1 for a member that is ejected, else 0."),
-    Spec("balancer_member_on_trial", "gauge", MEMBER, "1 for a member on trial after an ejection, else 0."),
-    Spec("balancer_member_state_changes_total", "counter", (*MEMBER, "state"), "Times it came into this state."),
-    Spec("balancer_member_requests_in_flight", "gauge", MEMBER, "Requests that the member has."),
-    Spec(
-        "balancer_member_requests_total",
-        "counter",
-        (*MEMBER, "method", "code"),
-        "Requests that it was the last to get.",
-    ),
-    Spec("balancer_member_request_duration_seconds", "summary", MEMBER, "Durations of the attempts at it."),
-    Spec("balancer_member_request_body_bytes_total", "counter", MEMBER, "Bytes of bodies that came from clients."),
-    Spec("balancer_member_response_body_bytes_total", "counter", MEMBER, "Bytes of bodies that went to clients."),
-    Spec(
-        "balancer_member_failed_attempts_total", "counter", (*MEMBER, "reason"), "Attempts at the member that failed."
-    ),
-)
 
 
 class PoolCollector(Collector):
@@ -333,6 +253,8 @@ def _add_member(found: _Families, labels: Labels, member: Member) -> None:
     found.add("balancer_member_ejected", labels, member.ejection is not None and not member.ejection.on_trial)
     found.add("balancer_member_on_trial", labels, member.ejection is not None and member.ejection.on_trial)
     found.add("balancer_member_requests_in_flight", labels, member.in_flight)
+    if member.limit < math.inf:
+        found.add("balancer_member_request_limit", labels, member.limit)
 
 
 def _add_tally(found: _Families, labels: Labels, tally: Tally) -> None:

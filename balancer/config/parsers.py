@@ -241,8 +241,10 @@ def statuses(low: int, high: int, example: str) -> Kind:
     return Kind(lambda text: _statuses(text, low, high), words)
 
 
-def _processes(text: str) -> int | str:
-    return text if text == "auto" else _number(text, 1, 64)
+def count_or_auto(low: int, high: int) -> Kind:
+    """Return the kind of a whole number, or auto."""
+    accepts = f"a whole number from {low} to {high}, or auto"
+    return Kind(lambda text: text if text == "auto" else _number(text, low, high), accepts)
 
 
 def _number(text: str, low: int, high: int) -> int:
@@ -336,6 +338,5 @@ HOOKS = Kind(
     _plug_ins, "module:class or names of entry points in the group balancer.hooks, with commas or newlines between"
 )
 ON_OFF = Kind(_on_off, "on or off")
-PROCESSES = Kind(_processes, "a whole number from 1 to 64, or auto")
 ACCESS_LOG = Kind(_access_log, "on, off or text")
 ROUTES = Kind(_file, "routes such as shop.example=shop:8080,/api=api,=apps, or the path of a TOML file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from balancer.config.display import variable
 from balancer.config.settings import Settings, SettingsError
@@ -18,10 +19,12 @@ def part(settings: Settings, number: int, processes: int) -> Settings:
     """
     if processes == 1:
         return settings
-    parts = {}
+    parts: dict[str, Any] = {"processes": processes}
     problems = []
     for name, least in _SHARED:
         limit = getattr(settings, name)
+        if limit == "auto":
+            continue
         if 0 < limit < least * processes:
             problems.append(
                 f"{variable(name)}={limit} cannot be used with {processes} processes: it is shared out among them, "

@@ -32,7 +32,6 @@ from balancer.config.parsers import (
     PEM_FILE,
     POLICY,
     PORT,
-    PROCESSES,
     ROUTES,
     SECRET,
     STATUSES,
@@ -42,6 +41,7 @@ from balancer.config.parsers import (
     Kind,
     choice,
     count,
+    count_or_auto,
     seconds,
     share,
 )
@@ -104,7 +104,9 @@ class Settings:
         Address("127.0.0.1", 9000), LISTENER_OR_OFF, "where the balancer's own health and status are served"
     )
     admin_token: str | None = setting(
-        None, SECRET, "what drain and undrain ask for; without one they are refused unless the admin is on loopback"
+        None,
+        SECRET,
+        "what drain, eject and their like ask for; without one they are refused unless the admin is on loopback",
     )
     admin_token_file: str | None = setting(
         None, TOKEN_FILE, "file with that token, such as a secret of Docker's; SIGHUP reads it again"
@@ -122,8 +124,10 @@ class Settings:
     slow_start: float = setting(
         0.0, seconds(0, 3600), "time in which the share of a member that came up rises from a tenth to the full"
     )
-    max_requests_per_member: int = setting(
-        0, count(0, 1_000_000), "requests that a member is given at a time; the rest wait their turn (0: no limit)"
+    max_requests_per_member: int | str = setting(
+        0,
+        count_or_auto(0, 1_000_000),
+        "requests that a member is given at a time; the rest wait their turn (0: no limit; auto: it finds itself)",
     )
     health_path: str | None = setting(None, PATH, "readiness path of a member; without one, a probe is a TCP connect")
     health_host: str | None = setting(None, HOST, "Host of the requests for the readiness path")
@@ -217,7 +221,7 @@ class Settings:
         None, URL, "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs the extra otel"
     )
     processes: int | str = setting(
-        1, PROCESSES, "how many processes serve; auto is one for each core that the balancer may use"
+        1, count_or_auto(1, 64), "how many processes serve; auto is one for each core that the balancer may use"
     )
     shutdown_delay: float = setting(
         0.0,

@@ -1,7 +1,7 @@
 """Which request gets which member, and which waits for one. No I/O.
 
 Rules:
-* A member has at most ``limit`` requests at a time.
+* A member has at most its ``limit`` of requests at a time: the one of the settings, or one that finds itself.
 * No request waits while a member could take it (but see the last rule). While requests wait, a new one joins the queue.
 * A slot that becomes free goes to the request whose turn it is (``balancer.dispatch.turns``). That happens in the same
   step, so that no other can slip in between.
@@ -37,19 +37,25 @@ GATHER_MIN = 8
 
 
 class Admission:
-    """Gives members to requests and takes them back. ``limit``: requests at a time for each; 0 for no limit.
+    """Gives members to requests and takes them back.
+
+    ``limit``: requests at a time with which each member begins; 0 for no limit.
 
     ``on_shortage``: called when a request has to wait because no member is available; raises Refusal where none will.
 
     ``releasing_gradually``: members are coming back, and queued requests are shared out. ``effective_limit``: requests
-    at a time that a member gets now; during a gradual release perhaps fewer than its limit.
+    at a time that any member gets now, whatever its own limit; infinite but for a gradual release.
     """
 
-    def __init__(self, membership: Membership, policy: Policy, queue: PendingQueue, limit: int = 0) -> None:
+    def __init__(self, membership: Membership, policy: Policy, queue: PendingQueue, limit: float = 0) -> None:
         self._membership = membership
         self._policy = policy
         self._queue = queue
-        self._limit = self.effective_limit = limit or inf
+        self._has_limits = limit > 0
+        self.effective_limit = inf
+        membership.first_limit = limit or inf
+        for member in membership.members.values():
+            member.limit = membership.first_limit
         self.releasing_gradually = False
         self.on_shortage: Callable[[], None] = lambda: None
         self._built_for = -1
@@ -83,7 +89,7 @@ class Admission:
             self.on_shortage()
         if self.releasing_gradually and not self._queue.has_room(queued):
             # A member with more than its share is better than a refusal.
-            self.effective_limit = min(self._limit, self.effective_limit + 1)
+            self.effective_limit += 1
             self.assign_queued()
         self._queue.push(queued, patience, moving=self._membership.has_available and not self.releasing_gradually)
 
@@ -95,9 +101,27 @@ class Admission:
         member.in_flight -= 1
         if queued:
             self._queue.end_turn(queued)
-        if self._queue.waiting and member.in_flight < self.effective_limit and self._membership.is_available(member):
-            while (queued := self._queue.head()) and not self._give(queued, member):
-                pass
+        if self._queue.waiting:
+            self._fill(member)
+
+    def has_slot(self, member: Member) -> bool:
+        """Whether a member may have one more request now."""
+        return member.in_flight < member.limit and member.in_flight < self.effective_limit
+
+    def set_limit(self, member: Member, limit: float) -> None:
+        """Let a member have so many requests at a time from now on; those that it has are finished."""
+        if limit != member.limit:
+            before, member.limit = member.limit, limit
+            if self._membership.is_available(member):
+                self._queue.turns.slots += limit - before
+            if self._queue.waiting:
+                self._fill(member)
+
+    def _fill(self, member: Member) -> None:
+        """Give the free slots of a member, if it is available, to the requests whose turns are next."""
+        if self._membership.is_available(member):
+            while self.has_slot(member) and (queued := self._queue.head()):
+                self._give(queued, member)
 
     def assign_queued(self) -> None:
         """Give members to queued requests after a change of the members that are available."""
@@ -114,8 +138,7 @@ class Admission:
         members = sum(member.endpoint.priority <= lowest for member in self._membership.members.values())
         self._missing = members - len(available)
         self.releasing_gradually = waiting > 0 and self._missing > 0
-        share = max(GATHER_MIN, ceil(waiting / members)) if self.releasing_gradually else inf
-        self.effective_limit = min(self._limit, share)
+        self.effective_limit = max(GATHER_MIN, ceil(waiting / members)) if self.releasing_gradually else inf
 
     def count_back(self) -> None:
         """Take note of one more member that is back; a gradual release ends when the last of them has its share."""
@@ -127,7 +150,7 @@ class Admission:
     def end_gradual_release(self) -> None:
         """Stop waiting for missing members."""
         self.releasing_gradually = False
-        self.effective_limit = self._limit
+        self.effective_limit = inf
         self.assign_queued()
 
     def fallback(self, queued: QueuedRequest) -> Member | None:
@@ -138,7 +161,7 @@ class Admission:
         if self._membership.has_available:
             return None
         for member in self._membership.down_by_requests():
-            if member not in queued.tried and member.in_flight < self._limit:
+            if member not in queued.tried and member.in_flight < member.limit:
                 return _occupy(member)
         return None
 
@@ -155,7 +178,7 @@ class Admission:
     def _choose(self, request: AnyRequest, tried: Container[Member], again: bool = True) -> Member | None:
         if self._built_for != self._membership.generation:
             self._update_policy()
-        if self.effective_limit == inf and not tried:
+        if not self._has_limits and self.effective_limit == inf and not tried:
             return self._policy.choose(request)
         member = self._policy.choose(request, _Excluded(self.effective_limit, tried))
         if member is None and tried and again:
@@ -167,7 +190,8 @@ class Admission:
         first, self._built_for = self._built_for < 0, self._membership.generation
         changed = self._membership.pop_changes()
         available = self._membership.available
-        self._queue.turns.slots = self._limit * max(1, len(available))
+        if self._has_limits:
+            self._queue.turns.slots = sum([member.limit for member in available])
         if changed is None or first:
             self._policy.build(available)
         else:
@@ -239,10 +263,10 @@ def _occupy(member: Member) -> Member:
 class _Excluded:
     """The members that cannot take a request: they are busy, or they failed it before."""
 
-    def __init__(self, limit: float, tried: Container[Member]) -> None:
-        self._limit = limit
+    def __init__(self, most: float, tried: Container[Member]) -> None:
+        self._most = most
         self._tried = tried
 
     def __contains__(self, member: object) -> bool:
         assert isinstance(member, Member)
-        return member.in_flight >= self._limit or member in self._tried
+        return member.in_flight >= member.limit or member.in_flight >= self._most or member in self._tried

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from balancer.dispatch import retry, status_retry
 from balancer.dispatch.attempts import Attempts
 from balancer.dispatch.context import RequestContext, RequestRecord
-from balancer.dispatch.interfaces import Sink
+from balancer.dispatch.interfaces import Sink, is_event_stream
 from balancer.dispatch.queue import QueuedRequest
 from balancer.dispatch.refusals import overloaded, refuse
 from balancer.dispatch.replay import ReplayableBody
@@ -81,10 +81,11 @@ async def exchange(dispatcher: Dispatcher, context: RequestContext, sink: Sink) 
             try:
                 response = await _attempt(dispatcher, member, context, outgoing)
             except UpstreamError as fault:
-                dispatcher._note_outcome(context, 0, fault.reason, dispatcher._clock() - attempts.began)
+                dispatcher._note_outcome(context, 0, fault.reason, dispatcher._first_byte(context, attempts.began))
                 dispatcher._after_failure(fault, member, context, attempts)
             else:
-                dispatcher._note_head(context, member, response.status, dispatcher._clock() - attempts.began)
+                first_byte = dispatcher._first_byte(context, attempts.began)
+                dispatcher._note_head(context, member, response.status, first_byte)
                 if response.status not in dispatcher._retry_status or not await status_retry.drop(
                     dispatcher, response, member, context, attempts
                 ):
@@ -145,8 +146,12 @@ async def _pass_on(
     dispatcher: Dispatcher, response: UpstreamResponse, member: Member, context: RequestContext, sink: Sink
 ) -> None:
     """Pass a member's response on to its end. Raises TruncatedResponse, ClientGone, or a hook's Refusal."""
-    if response.status != SWITCHING_PROTOCOLS:
+    is_switch = response.status == SWITCHING_PROTOCOLS
+    if not is_switch:
         dispatcher._membership.record_response(member, response.status, response.closes, dispatcher._clock())
+    is_stream = dispatcher._limits is not None and (is_switch or is_event_stream(response.headers))
+    if is_stream:
+        dispatcher._count_stream(context, member, 1)
     try:
         dispatcher._on_response_head(context, response)
         policy_headers = dispatcher._policy.response_headers(context.hook_request or context.request, member)
@@ -158,6 +163,8 @@ async def _pass_on(
         dispatcher._note_break(context, error)
         raise
     finally:
+        if is_stream:
+            dispatcher._count_stream(context, member, -1)
         await response.close()
 
 

@@ -113,6 +113,12 @@ class Dispatcher(FastPathDispatcher):
         if context.body:
             context.body.rewind()
 
+    def _count_stream(self, context: RequestContext, member: Member, change: int) -> None:
+        """Count a WebSocket or server-sent events that begin (1) or end (-1) for the limit that finds itself."""
+        assert self._limits and context.outcome
+        context.outcome.is_stream = True
+        self._limits.count_stream(member, change)
+
     def _no_member(self, record: RequestRecord) -> Refusal:
         last = f"; last attempt: {record.attempts[-1]}" if record.attempts else ""
         why = f"{self._settings.alias}: {self._membership.shortage()}{last}"

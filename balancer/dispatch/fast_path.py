@@ -18,6 +18,8 @@ from balancer.dispatch import retry
 from balancer.dispatch.admission import Admission
 from balancer.dispatch.context import RequestContext, RequestRecord, request_ids
 from balancer.dispatch.interfaces import DirectSink, RequestHandler, Trace, is_event_stream
+from balancer.dispatch.limit_finder import LimitFinder
+from balancer.dispatch.limits import START
 from balancer.dispatch.queue import PendingQueue, QueuedRequest
 from balancer.dispatch.replay import ReplayableBody
 from balancer.errors import Refusal, TruncatedResponse
@@ -27,6 +29,7 @@ from balancer.http.headers import TRACE_FIELDS, with_request_id
 from balancer.http.request import Request
 from balancer.http.request_headers import RequestHeaders
 from balancer.http.serialize import request_head
+from balancer.loop_time import loop_time
 from balancer.members.ejector import Ejector
 from balancer.members.member import Member
 from balancer.members.membership import Membership
@@ -77,10 +80,18 @@ class FastPathDispatcher(RequestHandler):
         self._trace = trace
         self._budget = retry.Budget()
         self.queue = PendingQueue(settings.queue_max, settings.queue_max_bytes, settings.max_queue_share)
-        self.admission = Admission(membership, policy, self.queue, settings.max_requests_per_member)
+        limit, processes = settings.max_requests_per_member, settings.processes
+        self.admission = Admission(membership, policy, self.queue, START if isinstance(limit, str) else limit)
         # Judges members by their attempts, where that is wanted.
         self.ejector: Ejector | None = None
         self._learners: list[Learner] = []
+        self._limits: LimitFinder | None = None
+        if isinstance(limit, str):
+            parts = 1 if isinstance(processes, str) else processes
+            self._limits = LimitFinder(
+                membership, self.admission, lambda delay, call: loop_time().call_later(delay, call), clock, parts
+            )
+            self.report_to(self._limits.learn)
         if policy.learns:
             self.report_to(policy.finished)
 
@@ -95,7 +106,7 @@ class FastPathDispatcher(RequestHandler):
         context = RequestContext(request, now, request.id or self._new_id())
         context.dispatcher = self
         if request.body:
-            context.body = ReplayableBody(request.body, self._max_body)
+            context.body = ReplayableBody(request.body, self._max_body, self._clock)
         if self._trace:
             context.span = self._trace(context)
         return context
@@ -200,6 +211,10 @@ class FastPathDispatcher(RequestHandler):
                 return
         self._note_outcome(context, status, "", first_byte)
 
+    def _first_byte(self, context: RequestContext, began: float) -> float:
+        """Return the seconds since the member had all of a request: since ``began``, or the end of its upload."""
+        return self._clock() - (max(began, context.body.ended_at) if context.body else began)
+
     def _note_outcome(self, context: RequestContext, status: int, failure: str, first_byte: float) -> None:
         if self._learners or self.ejector is not None:
             context.outcome = Outcome(status, failure, first_byte)
@@ -221,6 +236,8 @@ class FastPathDispatcher(RequestHandler):
                 self.ejector.failed(member, outcome)
             for learner in self._learners:
                 learner(member, outcome)
+        elif self._limits:
+            self._limits.left(member, context.attempt_duration)
 
     def mark_requests(self, identity: str) -> None:
         """Mark each request, from now on, as one that has passed this pool; see ``balancer.http.loops``."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from math import inf
 
 from balancer.dispatch.refusals import too_large
 from balancer.http.headers import Headers
 from balancer.http.request import Body
 from balancer.http.validation import malformed
+from balancer.types import Clock
 
 # A request body up to this size stays in hand, so that the request can be sent again.
 REPLAY_BYTES = 64 * 1024
@@ -18,13 +20,16 @@ class ReplayableBody:
 
     ``limit``: bytes that it may have at most. ``in_hand``: all that has been read is kept. ``length``: bytes that its
     Content-Length announces, or None where there is none. A body of another length is refused: what is beyond it would
-    be another request for a member. HTTP/2 and servers of ASGI frame bodies in their own way.
+    be another request for a member. HTTP/2 and servers of ASGI frame bodies in their own way. ``ended_at``: reading of
+    the clock when its end was read, or -inf if all of it was there at once.
     """
 
     length: int | None = None
+    ended_at = -inf
 
-    def __init__(self, source: Body, limit: float = inf) -> None:
+    def __init__(self, source: Body, limit: float = inf, clock: Clock = time.monotonic) -> None:
         self._source = source
+        self._clock = clock
         self.limit = limit
         self._kept: list[bytes] = []
         self._size = 0  # of what has been read from the source so far
@@ -79,6 +84,8 @@ class ReplayableBody:
             return b""
         piece = await self._source.read()
         self._source_ended = not piece or self._source.ended
+        if self._source_ended:
+            self.ended_at = self._clock()
         self._size += len(piece)
         if self._size > self.limit:
             raise too_large(self.limit)

@@ -25,6 +25,7 @@ class Member:
         endpoint: Its place in DNS: address, and the priority and weight of SRV (RFC 2782).
         since: When it came into its state.
         in_flight: Requests that it has and has not finished.
+        limit: Requests that it is given at a time.
         requests: Requests that it has been given so far.
         state: Whether it gets requests (docs/concepts/members.md).
         reason: Cause of its state; unless it is up, the result of the last probe.
@@ -52,6 +53,7 @@ class Member:
     since: float
     # Attributes of every request come first, next to those of Python itself: there may be thousands of members.
     in_flight: int = 0
+    limit: float = inf
     requests: int = 0
     state: State = State.JOINING
     reason: str = "found in DNS"

@@ -63,8 +63,8 @@ class _RecordSet:
 class Membership:
     """The members and their states.
 
-    ``slow_start``: seconds in which the weight of a member that came up rises to its full value.
-    ``on_flip``: called with a member, its previous state and the event after every change of state.
+    ``slow_start``: seconds in which the weight of a member that came up rises to its full value. ``first_limit``: of a
+    new member. ``on_flip``: called with a member, its previous state and the event after every change of state.
     ``on_reason``: called with a member whose reason has changed while its state has not. ``on_unnamed``: called when a
     member would come up if DNS named it.
     ``generation``: number of changes of the available members, so that a policy is updated in time.
@@ -75,6 +75,7 @@ class Membership:
     on_unnamed: Callable[[], None] = lambda: None
     members: dict[Address, Member] = field(default_factory=dict)
     slow_start: float = 0.0
+    first_limit: float = inf
     generation: int = 0
     _record_sets: dict[str, _RecordSet] = field(default_factory=dict)
     _snapshot: Snapshot | None = None
@@ -160,7 +161,8 @@ class Membership:
                 current = wanted.get(endpoint.address)
                 if current is None or (endpoint.priority, -endpoint.weight) < (current.priority, -current.weight):
                     wanted[endpoint.address] = endpoint
-        joined = [Member(wanted[address], since=now) for address in sorted(wanted.keys() - self.members)]
+        limit = self.first_limit
+        joined = [Member(wanted[address], since=now, limit=limit) for address in sorted(wanted.keys() - self.members)]
         left = [self.members.pop(address) for address in sorted(self.members.keys() - wanted)]
         states = [member.state for member in left]
         self._remove(left, now)

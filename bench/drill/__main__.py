@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from bench.drill.ejection import ejection
+from bench.drill.limits import KINDS, compare_all
 from bench.drill.overload import Problem, overload
 from bench.drill.report import Row, table
 from bench.drill.rolling import roll
@@ -50,17 +51,23 @@ def main() -> int:
     instead.add_argument(
         "--ejection", action="store_true", help="one member of 2, 3 and 50 is bad for ten seconds, in four ways"
     )
+    parser.add_argument("--workers", help=f"with --overload: only these of {','.join(KINDS)}, with limits of all sorts")
     arguments = parser.parse_args()
-    without_docker = overload if arguments.overload else ejection if arguments.ejection else None
-    if without_docker and arguments.asgi:
+    kinds = (arguments.workers or ",".join(KINDS)).split(",")
+    if unknown := set(kinds) - KINDS.keys():
+        parser.error(f"--workers {','.join(sorted(unknown))}: there are {', '.join(KINDS)}")
+    if (arguments.overload or arguments.ejection) and arguments.asgi:
         parser.error("--overload and --ejection are only for the balancer's own front end")
     if arguments.rolling:
         return asyncio.run(_rolling(arguments))
     if arguments.websockets:
         return asyncio.run(_websockets(arguments))
-    if without_docker:
+    if arguments.overload or arguments.ejection:
         try:
-            return asyncio.run(without_docker())
+            if arguments.ejection:
+                return asyncio.run(ejection())
+            worst = 0 if arguments.workers else asyncio.run(overload())
+            return worst or asyncio.run(compare_all(kinds))
         except Problem as problem:
             print(problem, file=sys.stderr)
             return 2

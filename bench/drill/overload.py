@@ -1,7 +1,8 @@
 """More than the members can do, without Docker: what the limit on requests per member is worth.
 
-The members serve KNEE requests at once in SERVICE seconds each on average. More at once take longer each, and longer
-than in proportion, as in a process that thrashes: (n / KNEE) ** 1.5 times as long. The load is open: requests come
+The members serve so many requests at once in so many seconds each on average (``Kind``). With threads or asyncio, more
+at once take longer each, and longer than in proportion, as in a process that thrashes: (n / knee) ** 1.5 times as long.
+A sync worker takes one after the other; the rest wait in its backlog. The load is open: requests come
 at random at their rate whatever becomes of those before, as those of many independent users do. Who has no answer
 after PATIENCE seconds has left, and an answer that comes later is not counted.
 """
@@ -28,10 +29,6 @@ from balancer.upstream.native import NativeUpstream
 from bench.drill.rolling import percentile
 
 MEMBERS = 2
-KNEE = 8
-SERVICE = 0.04
-# Requests a second that all members together can answer.
-CAPACITY = MEMBERS * KNEE / SERVICE
 PATIENCE = 5.0
 # Offered loads, as multiples of the capacity.
 LOADS = (1.0, 3.0)
@@ -47,13 +44,34 @@ class Problem(Exception):
     """The measurement cannot be made; the message says why."""
 
 
-class Worker:
-    """A member that slows down when it is given more than it can do at once."""
+@dataclass(frozen=True)
+class Kind:
+    """A kind of worker: ``knee`` requests at once take ``service`` seconds each. ``in_turn``: the rest wait."""
 
-    def __init__(self, rng: random.Random) -> None:
+    name: str
+    knee: int
+    service: float
+    in_turn: bool = False
+
+    @property
+    def capacity(self) -> float:
+        """Requests a second that all members together can answer."""
+        return MEMBERS * self.knee / self.service
+
+
+THREADS = Kind("threads", 8, 0.04)
+
+
+class Worker:
+    """A member that slows down when it is given more than it can do at once. ``speed``: 0.5 takes twice the time."""
+
+    def __init__(self, rng: random.Random, kind: Kind) -> None:
         self._rng = rng
+        self._kind = kind
+        self._turns = asyncio.Semaphore(kind.knee if kind.in_turn else 1_000_000)
         self._busy = 0
         self.most = 0
+        self.speed = 1.0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -61,9 +79,9 @@ class Worker:
                 await reader.readuntil(b"\r\n\r\n")
                 self._busy += 1
                 self.most = max(self.most, self._busy)
-                slower = max(1.0, self._busy / KNEE) ** 1.5
                 try:
-                    await asyncio.sleep(SERVICE * slower * (0.5 + self._rng.random()))
+                    async with self._turns:
+                        await asyncio.sleep(self._service_time())
                 finally:
                     self._busy -= 1
                 writer.write(OK)
@@ -71,6 +89,11 @@ class Worker:
             pass
         finally:
             writer.close()
+
+    def _service_time(self) -> float:
+        kind = self._kind
+        slower = 1.0 if kind.in_turn else max(1.0, self._busy / kind.knee) ** 1.5
+        return kind.service / self.speed * slower * (0.5 + self._rng.random())
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +190,9 @@ async def request(upstream: NativeUpstream, target: Address) -> str:
 
 
 @asynccontextmanager
-async def members(rng: random.Random) -> AsyncIterator[tuple[Zone, list[Worker]]]:
+async def members(rng: random.Random, kind: Kind = THREADS) -> AsyncIterator[tuple[Zone, list[Worker]]]:
     """The members, and the zone that names them by SRV: on loopback each has a port of its own."""
-    zone, workers = Zone(), [Worker(rng) for _ in range(MEMBERS)]
+    zone, workers = Zone(), [Worker(rng, kind) for _ in range(MEMBERS)]
     zone.records["apps"] = []
     async with AsyncExitStack() as stack:
         for number, worker in enumerate(workers):
@@ -226,7 +249,7 @@ async def measure(*flags: str, length: float = LENGTH, warm_up: float = WARM_UP)
         # A balancer and members of their own: what the load before left behind is not this one's.
         async with members(rng) as (zone, workers), balancer(zone, *flags) as target:
             began = time.monotonic()
-            answers = await offer(target, load * CAPACITY, length, rng)
+            answers = await offer(target, load * THREADS.capacity, length, rng)
             levels.append(figures(load, answers, began, length, warm_up))
             most = max(worker.most for worker in workers)
     return levels, most
@@ -244,9 +267,10 @@ async def overload() -> int:
         return 2
     hold = {name: os.environ.get(name) for name in ("BALANCER_QUEUE_TIMEOUT", "BALANCER_QUEUE_MAX")}
     settings = ", ".join(f"{name}={value}" for name, value in hold.items() if value) or "default hold"
-    print(f"{MEMBERS} members for {CAPACITY:g} requests a second, {KNEE} at once each; clients wait {PATIENCE:g} s")
+    knee, capacity = THREADS.knee, THREADS.capacity
+    print(f"{MEMBERS} members for {capacity:g} requests a second, {knee} at once each; clients wait {PATIENCE:g} s")
     found = 1.0
-    for limit in (KNEE, 0):
+    for limit in (knee, 0):
         levels, most = await measure(f"{FLAG}={limit}")
         print(f"\n{FLAG} {limit}, {settings}: at most {most} requests at once on a member")
         print("\n".join([HEADING, *(level.line() for level in levels)]))

@@ -179,15 +179,15 @@ def test_another_container_at_an_address_is_another_row_with_figures_of_its_own(
         it.request(refused(), status=502)
     it.pool.sample(1.0)
     old = it.track().number
-    assert it.row(it.pool.value_rows())[6:] == [5, 5, 5]
+    assert it.row(it.pool.value_rows())[6:] == [5, 5, 5, None]
     assert it.name("two", 1.5)
     assert it.track().number != old
     assert [(gone.number, gone.name) for gone in it.pool.gone] == [(old, "one")]
-    assert it.row(it.pool.value_rows())[6:] == [0, 0, 0]
+    assert it.row(it.pool.value_rows())[6:] == [0, 0, 0, None]
     it.request()
     it.pool.sample(2.0)
     assert it.row(it.pool.value_rows())[2:4] == [1, 1]
-    assert it.row(it.pool.value_rows())[6:] == [1, 0, 0]
+    assert it.row(it.pool.value_rows())[6:] == [1, 0, 0, None]
     assert it.track().counted(it.stats.members[ONE]) == (1, 0, {})
     assert it.stats.total.count == 6
 

@@ -13,8 +13,9 @@ from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from balancer.admin.metric_specs import METRICS
 from balancer.admin.pool_view import by_name
-from balancer.admin.prometheus import METRICS, PoolCollector, metrics_endpoint
+from balancer.admin.prometheus import PoolCollector, metrics_endpoint
 from balancer.config.settings import Settings
 from balancer.discovery.snapshot import Answer, Endpoint, Outcome, Snapshot
 from balancer.dispatch.context import Attempt, RequestRecord
@@ -83,6 +84,7 @@ def busy(alias: str = "apps") -> Pool:
     )
     pool.serve(None, "BREW", 503, duration=10.0, queued=10.0, error="no_member")
     pool.see(TWO, HealthEvent.REFUSED)
+    pool.members[ONE].limit = 8.0
     return pool
 
 

@@ -190,6 +190,6 @@ async def test_members_that_are_given_no_more_than_they_can_do_reach_their_capac
     began = time.monotonic()
     (level,), most = await overload.measure(length=2.0, warm_up=0.5)
     assert time.monotonic() - began < 20
-    assert level.goodput > 0.3 * overload.CAPACITY
+    assert level.goodput > 0.3 * overload.THREADS.capacity
     assert 0 < most < 100
     assert set(level.others) == set()

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from promql_parser import parse_duration
 
-from balancer.admin.prometheus import METRICS, STATES
+from balancer.admin.metric_specs import METRICS
+from balancer.admin.prometheus import STATES
 from balancer.errors import LOG_ONLY, REASONS, TOKENS
 from balancer.members.health import TRANSITIONS, HealthEvent, State
 from balancer.telemetry.client_limits import LIMITS

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from balancer.admin.prometheus import METRICS, metrics_endpoint
+from balancer.admin.metric_specs import METRICS
+from balancer.admin.prometheus import metrics_endpoint
 from balancer.process.sockets import listen
 from balancer.types import Address
 from tests.support.mounting import make_listener

@@ -115,7 +115,7 @@ class World(Observer, Upstream):
             assert member.in_flight >= 0
             assert not self.limit or member.in_flight <= self.limit
         if self.balancer.dispatcher.queue:
-            free = [it for it in members.available if it.in_flight < self.balancer.dispatcher.admission.effective_limit]
+            free = [it for it in members.available if self.balancer.dispatcher.admission.has_slot(it)]
             assert not free, "somebody waits while a member is free"
 
     def follow(self) -> None:

@@ -213,7 +213,7 @@ export class Members {
     if (row.bar.value !== share) row.bar.value = share;
     put(row.share, `${(share * 100).toFixed(share && share < 0.1 ? 1 : 0)} %`);
     put(row.rate, count(it.rate));
-    put(row.flight, count(it.flight));
+    put(row.flight, count(it.flight) + (it.limit === null ? "" : ` of ${count(it.limit)}`));
     put(row.p50, latency(it.p50));
     put(row.p99, latency(it.p99));
     put(row.failed, count(it.failed));

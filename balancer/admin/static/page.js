@@ -76,7 +76,7 @@ class Pool {
   }
 
   takeMember([number, address, name, what, reason, since, drained, out]) {
-    const known = this.members.get(number) ?? { number, flight: 0, rate: 0, recent: 0, p50: null, p99: null, requests: 0, failed: 0, failed_attempts: 0 };
+    const known = this.members.get(number) ?? { number, flight: 0, rate: 0, recent: 0, p50: null, p99: null, requests: 0, failed: 0, failed_attempts: 0, limit: null };
     const ejection = out ? { reason: out[1], until: out[3], onTrial: out[4] } : null;
     Object.assign(known, { address, name, state: what, reason, since, drained, ejection, key: sortKey(address) });
     this.members.set(number, known);
@@ -85,9 +85,9 @@ class Pool {
     this.colours.take(number);
   }
 
-  takeValues([number, flight, rate, recent, p50, p99, requests, failed, failed_attempts]) {
+  takeValues([number, flight, rate, recent, p50, p99, requests, failed, failed_attempts, limit]) {
     const member = this.members.get(number);
-    if (member) Object.assign(member, { flight, rate, recent, p50, p99, requests, failed, failed_attempts });
+    if (member) Object.assign(member, { flight, rate, recent, p50, p99, requests, failed, failed_attempts, limit });
   }
 }
 
