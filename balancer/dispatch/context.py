@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mypy_extensions import mypyc_attr
@@ -32,7 +32,7 @@ _LAST_DIGITS: Final = [b"%02x" % number for number in range(256)]
 def request_ids() -> Callable[[], bytes]:
     """Return a function that makes request ids: a random prefix for each process, and a number of eight digits.
 
-    They are made in blocks: to write a number takes longer than to put its last digits behind the others.
+    Numbers begin with 1. They are made in blocks: to write one takes longer than to put its last digits behind others.
     """
     prefix = secrets.token_hex(8).encode()
 
@@ -40,7 +40,7 @@ def request_ids() -> Callable[[], bytes]:
         digits = b"%b-%06x" % (prefix, number)
         return [digits + last for last in _LAST_DIGITS]
 
-    return partial(next, chain.from_iterable(map(block, count())))
+    return partial(next, islice(chain.from_iterable(map(block, count())), 1, None))
 
 
 def in_turn(functions: Sequence[Callable[[RequestRecord], None]]) -> Callable[[RequestRecord], None]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.responses import PlainTextResponse
 
+import balancer.admin.actions
 import balancer.admin.app
 import balancer.admin.responses
 import balancer.discovery.dns_message
@@ -63,7 +64,7 @@ def exception_of_another_kind(patch: pytest.MonkeyPatch) -> None:
 
 
 def action_of_anybody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(balancer.admin.app, "deny", lambda settings, headers: None)
+    patch.setattr(balancer.admin.actions, "deny", lambda settings, headers: None)
 
 
 def action_under_any_host(patch: pytest.MonkeyPatch) -> None:

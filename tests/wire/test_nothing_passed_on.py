@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from balancer.dispatch import dispatcher
+from balancer.dispatch import course
 from tests.support.doors import Reply
 from tests.support.ways import WAYS, Way
 from tests.support.wire import LIMIT, OK, Connection, Member, Script, answer_all
@@ -74,7 +74,7 @@ in_one_and_in_pieces = pytest.mark.parametrize("in_pieces", [False, True], ids=[
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head waits longer for its body than a busy machine takes to notice that the connection has ended."""
-    monkeypatch.setattr(dispatcher, "HEAD_DELAY", LIMIT)
+    monkeypatch.setattr(course, "HEAD_DELAY", LIMIT)
 
 
 def faulty(fault: Fault, in_pieces: bool) -> Script:
