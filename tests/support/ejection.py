@@ -25,12 +25,14 @@ ERROR = Outcome(500, "", 0.005, 0.005)
 class JudgedPool:
     """Members that are up, and their ejector. ``changes``: what it has done, as (time, member, stage) in order."""
 
-    def __init__(self, members: int, max_share: float = 0.5, seed: int = 1) -> None:
+    def __init__(self, members: int, max_share: float = 0.5, seed: int = 1, compares_latency: bool = True) -> None:
         self.now = 0.0
         self.membership = Membership()
         endpoints = frozenset(Endpoint(Address(f"10.0.{n // 250}.{n % 250 + 1}", 80)) for n in range(members))
         self.name(endpoints)
-        self.ejector = Ejector(self.membership, Random(seed), lambda: self.now, self._changed, max_share)
+        self.ejector = Ejector(
+            self.membership, Random(seed), lambda: self.now, self._changed, max_share, compares_latency
+        )
         self.changes: list[tuple[float, Member, str]] = []
         self._policy = RoundRobin(Random(seed))
         self._built_for = -1
