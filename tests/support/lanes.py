@@ -19,6 +19,8 @@ from balancer.upstream.response_parser import read_headers
 
 LIMITS = Settings(alias="apps", max_header_bytes=4096, max_uri_bytes=512, max_headers=20)
 END = b"\r\n\r\n"
+# Of a HeaderBlock.
+PARTS = ("forwarding", "host", "id", "length", "lines", "passed")
 
 
 class Slow:
@@ -73,7 +75,7 @@ def told(request: Request | None) -> object:
     block = request.block
     assert block
     line = (request.method, request.target, request.client, request.scheme, request.head_bytes, request.body is None)
-    return (*line, request.host, request.id, *(getattr(block, name) for name in HeaderBlock.__slots__))
+    return (*line, request.host, request.id, *(getattr(block, name) for name in PARTS))
 
 
 def compare_request(head: bytes) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from balancer.upstream import sending
 from balancer.upstream.native import NativeUpstream
 from tests.support.leaks import Leaks, at_rest, nothing_left
 from tests.support.messages import GET, LAST_GET
@@ -158,14 +159,13 @@ async def test_leak_check_finds_an_exchange_that_something_still_names(monkeypat
 
     async with Member(answer_once) as member, balance(member) as running:
         leaks = await warmed_up(running)
-        upstream = running.balancer.upstream
-        send = upstream.send
+        send = sending.send
 
         async def keep(*arguments: Any, **options: Any) -> Any:
             kept.append(await send(*arguments, **options))
             return kept[-1]
 
-        monkeypatch.setattr(upstream, "send", keep)
+        monkeypatch.setattr(sending, "send", keep)
         await running.exchange(LAST_GET)
         await running.idle()
         running.records.clear()
