@@ -64,6 +64,7 @@ async def test_container_that_answers_503_costs_gets_nothing_and_runs_no_post_tw
         "BALANCER_TLS_KEY": "/tls/key.pem",
         "BALANCER_HTTP2": "on",
         "BALANCER_RETRY_STATUS": "502-504",
+        "BALANCER_EJECT": "off",  # It would be out after some ten requests.
         "BALANCER_ROUTES": "/plain=apps;retry_status=;strip_prefix=on,=apps",
     }
     compose = Compose("balancerbusy", files=("compose.yaml", str(override(tmp_path))), **settings)
