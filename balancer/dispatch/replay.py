@@ -58,8 +58,8 @@ class ReplayableBody:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the body has come and is kept."""
-        return self.in_hand and self._source_ended
+        """Whether all bytes of the body have come and are kept. (Over HTTP/2 its end may follow by itself.)"""
+        return self.in_hand and (self._source_ended or self._size == self.length)
 
     def rewind(self) -> None:
         """Read from the beginning again."""

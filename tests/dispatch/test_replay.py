@@ -50,6 +50,16 @@ async def test_small_body_is_the_same_each_time_it_is_sent(pieces: list[bytes], 
     assert body.in_hand
 
 
+async def test_body_is_whole_with_the_last_byte_of_its_length() -> None:
+    body = ReplayableBody(Pieces([b"bo", b"dy", b""]))
+    body.length = 4
+    whole = []
+    for _ in range(3):
+        await body.read()
+        whole.append(body.is_whole)
+    assert whole == [False, True, True]
+
+
 async def test_source_that_has_ended_is_not_asked_again() -> None:
     source = Pieces([b"a", b"b"])
     body = ReplayableBody(source)
