@@ -5,7 +5,8 @@ Rules:
 * Failures: each adds to a score what it says about the member, and answers subtract (``Tally.add_failure``). Past
   THRESHOLD, the attempts since the score was last 0 are compared with those at the others in that time.
 * Latency: twice a second, the times to first byte of a block are compared by their ranks, all over the same time. The
-  medians must differ by SLOW_FACTOR and by SLOW_SECONDS, in two blocks in a row.
+  medians must differ by SLOW_FACTOR and by SLOW_SECONDS, and all but a few of the member's be above the others' median,
+  in each block of SLOW_FOR.
 * No more than a share of the members that are up is out at a time, and one member at least is not.
 * An ejection ends with a trial: a tenth of the member's share, which one failure ends unless the others fail as well.
 """
@@ -49,8 +50,12 @@ BLOCK_SECONDS = 30.0
 # A slow member: its median is this many times that of the others, and so much longer.
 SLOW_FACTOR = 3.0
 SLOW_SECONDS = 0.02
-# The evidence that ejects it: half the squares of z, added up over two blocks or more.
+# Of its latencies, the part that may be as short as most of the others': a queue that has built up by chance comes and
+# goes within a block.
+QUICK = 0.1
+# The evidence that ejects it: half the squares of z, added up over blocks of so many seconds or more.
 SLOWNESS = 21.0
+SLOW_FOR = 1.5
 # An answer of a trial is slow if it is slow beside the median, and beside what this part of all answers took at most.
 # The factor is the width of a class.
 USUAL = 0.9
@@ -289,14 +294,19 @@ class Ejector:
         """Add a block to the evidence that a member is slow, or drop it all; eject the member if that is enough."""
         others = [count - mine for count, mine in zip(counts, tally.latencies, strict=True)]
         own_median, others_median = quantile(tally.latencies), quantile(others)
-        is_slow = own_median > others_median * SLOW_FACTOR and own_median > others_median + SLOW_SECONDS
+        is_slow = (
+            own_median > others_median * SLOW_FACTOR
+            and own_median > others_median + SLOW_SECONDS
+            and quantile(tally.latencies, QUICK) > others_median
+        )
         z = rank_z(tally.latencies, others) if is_slow else 0.0
         if z <= 0.0:
             tally.slowness = 0.0
             return
-        is_first = not tally.slowness
+        if not tally.slowness:
+            tally.slow_since = self._block_since
         tally.slowness += z * z / 2
-        if not is_first and tally.slowness >= SLOWNESS and self._has_room(member):
+        if now - tally.slow_since >= SLOW_FOR and tally.slowness >= SLOWNESS and self._has_room(member):
             reason = f"latency: median {_seconds(own_median)}, others {_seconds(others_median)}"
             self._eject(member, tally, EjectionKind.LATENCY, reason, now)
 

@@ -69,6 +69,7 @@ class Tally(Counts):
         latest: Times to first byte of the last LATEST answers, in seconds; that of the n-th is at ``n % LATEST``.
         latencies: Times to first byte in this block, by class.
         slowness: The evidence that it is slow.
+        slow_since: When that began.
         judged_from: When it came on trial: what began before says nothing about it as it is now.
         times: Ejections in a row. ``restored_at``: when the last one ended.
         trial_answers, trial_failures, trial_slow: Attempts of its trial, by what they came to.
@@ -81,6 +82,7 @@ class Tally(Counts):
         self._classed = 0
         self._in_block = False
         self.slowness = 0.0
+        self.slow_since = 0.0
         self.judged_from = 0.0
         self.times = 0
         self.restored_at = 0.0

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import bench
+from balancer.members.ejector import Ejector
+from balancer.members.member import Member
 from bench import simulate
 from bench.simulation.members import DELAY, Farewell
 from bench.simulation.report import table
@@ -99,6 +101,15 @@ def test_latency_is_what_queueing_theory_says() -> None:
         setup = replace(with_policy(policy), speeds=(1.0,) * members, requests=20_000, workers=1, load=load)
         # To the member and back, which theory leaves out.
         assert run(setup, nothing).mean - 2 * DELAY == pytest.approx(stay * setup.service, rel=0.05), policy
+
+
+@pytest.mark.long
+def test_queues_that_build_up_by_chance_eject_no_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    ejected: list[Member] = []
+    monkeypatch.setattr(Ejector, "eject", lambda ejector, member, *arguments: ejected.append(member))
+    setup = replace(with_policy("random"), speeds=(1.0,) * 100, requests=20_000, workers=1, load=0.5)
+    run(setup, nothing)
+    assert ejected == []
 
 
 def test_share_error_is_what_would_have_to_move() -> None:
