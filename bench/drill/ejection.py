@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from balancer.demo.dns_server import Zone
 from balancer.types import Address
 from balancer.upstream.base import Timeouts
 from balancer.upstream.native import NativeUpstream
-from bench.drill.overload import PATIENCE, balancer, request
+from bench.drill.overload import PATIENCE, balancer, members, request
 
 RATE = 100.0
 GOOD_BEFORE, BAD, AFTER = 5.0, 10.0, 22.0
@@ -104,20 +102,6 @@ HEADING = (
 )
 
 
-@asynccontextmanager
-async def members(count: int) -> AsyncIterator[tuple[Zone, list[Worker]]]:
-    """The members, and the zone that names them by SRV: on loopback each has a port of its own."""
-    zone, workers = Zone(), [Worker() for _ in range(count)]
-    zone.records["apps"] = []
-    async with AsyncExitStack() as stack:
-        for number, worker in enumerate(workers):
-            server = await stack.enter_async_context(await asyncio.start_server(worker.serve, "127.0.0.1", 0))
-            port = server.sockets[0].getsockname()[1]
-            zone.records["apps"].append(("SRV", f"0 1 {port} member-{number}.apps."))
-            zone.records[f"member-{number}.apps"] = [("A", "127.0.0.1")]
-        yield zone, workers
-
-
 async def offer(target: Address, seconds: float) -> list[str]:
     """Send GETs at a steady rate; return their statuses, and what else became of them."""
     upstream = NativeUpstream(Timeouts(connect=PATIENCE, response=PATIENCE, idle=PATIENCE))
@@ -143,7 +127,8 @@ def set_fault(workers: Sequence[Worker], fault: str) -> None:
 
 async def measure(count: int, fault: str, ailing: int = 1) -> Run:
     """Let ``ailing`` of the members have a fault for BAD seconds; the figures are those of the first."""
-    async with members(count) as (zone, workers), balancer(zone) as target:
+    workers = [Worker() for _ in range(count)]
+    async with members(workers) as zone, balancer(zone) as target:
         await asyncio.sleep(1)
         bad, *others = workers
         began = time.monotonic()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from bench.drill.overload import (
     FLAG,
+    MEMBERS,
     PATIENCE,
     Answer,
     Kind,
@@ -49,7 +50,8 @@ async def _halve(workers: Sequence[Worker], after: float) -> None:
 async def _run(kind: Kind, limit: str, halved_after: float, length: float) -> tuple[list[Answer], float]:
     """Return the answers under a load in whose course the workers' speed halves, and when it began."""
     rng = random.Random(1)
-    async with members(rng, kind) as (zone, workers), balancer(zone, f"{FLAG}={limit}", QUEUE) as target:
+    workers = [Worker(rng, kind) for _ in range(MEMBERS)]
+    async with members(workers) as zone, balancer(zone, f"{FLAG}={limit}", QUEUE) as target:
         began = time.monotonic()
         halving = asyncio.create_task(_halve(workers, halved_after))
         answers = await offer(target, LOAD * kind.capacity, length, rng)

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from balancer.demo.dns_server import DnsServer, Zone
 from balancer.demo.system import free_port
@@ -189,10 +190,17 @@ async def request(upstream: NativeUpstream, target: Address) -> str:
     return f"{response.status} {token}".strip()
 
 
+class Serving(Protocol):
+    """A member: what it does with a connection."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer what comes, until it ends."""
+
+
 @asynccontextmanager
-async def members(rng: random.Random, kind: Kind = THREADS) -> AsyncIterator[tuple[Zone, list[Worker]]]:
-    """The members, and the zone that names them by SRV: on loopback each has a port of its own."""
-    zone, workers = Zone(), [Worker(rng, kind) for _ in range(MEMBERS)]
+async def members(workers: Sequence[Serving]) -> AsyncIterator[Zone]:
+    """Have members serve; the zone names them by SRV, since on loopback each has a port of its own."""
+    zone = Zone()
     zone.records["apps"] = []
     async with AsyncExitStack() as stack:
         for number, worker in enumerate(workers):
@@ -200,7 +208,7 @@ async def members(rng: random.Random, kind: Kind = THREADS) -> AsyncIterator[tup
             port = server.sockets[0].getsockname()[1]
             zone.records["apps"].append(("SRV", f"0 1 {port} member-{number}.apps."))
             zone.records[f"member-{number}.apps"] = [("A", "127.0.0.1")]
-        yield zone, workers
+        yield zone
 
 
 @asynccontextmanager
@@ -247,7 +255,8 @@ async def measure(*flags: str, length: float = LENGTH, warm_up: float = WARM_UP)
     rng, levels = random.Random(1), []
     for load in LOADS:
         # A balancer and members of their own: what the load before left behind is not this one's.
-        async with members(rng) as (zone, workers), balancer(zone, *flags) as target:
+        workers = [Worker(rng, THREADS) for _ in range(MEMBERS)]
+        async with members(workers) as zone, balancer(zone, *flags) as target:
             began = time.monotonic()
             answers = await offer(target, load * THREADS.capacity, length, rng)
             levels.append(figures(load, answers, began, length, warm_up))
